@@ -1,0 +1,1 @@
+"""Weight averaging in deep learning: the mathematics, an EMA class to use, and experiments to learn from."""

@@ -1,0 +1,565 @@
+"""Which decay at which call: the families of averaging schedules, and their inverses.
+
+Number the calls of ``update()`` t = 0, 1, 2, ...  A schedule turns them into decays, and the average
+follows ``average_t = decays[t] * average_{t-1} + (1 - decays[t]) * value_t``.  A decay of 0 copies the
+value, a decay of 1 skips the call.
+
+Every family shares two settings.  Calls that are not a multiple of ``update_every`` are skipped.  Calls up to
+``update_after_step`` copy.  ``n`` counts the moves from 1 at the last of those copies, so ``n = 2`` is the
+first real average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+
+from emacore.averaging.filters import decay_from_half_life, half_life
+from emacore.averaging.weights import relative_width
+
+Floats = NDArray[np.float64]
+
+#: The largest relative width a power function can have: that of the running mean, 1 / sqrt(12).
+MAX_SIGMA_REL = 1 / math.sqrt(12)
+LARGEST_DECAY = 1 - 2.0**-53
+
+
+S = TypeVar("S", bound="Schedule")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Base of all families: which calls copy, which are skipped, and which move the average.
+
+    Args:
+        update_after_step: Calls up to and including this one copy the value (unit: calls, at least 0).
+        update_every: Only every so many calls does anything happen (unit: calls, at least 1).
+    """
+
+    update_after_step: int = field(default=0, kw_only=True)
+    update_every: int = field(default=1, kw_only=True)
+
+    #: The setting that the solvers below vary.
+    tuned: ClassVar[str] = "beta"
+
+    def __post_init__(self) -> None:
+        check_whole("update_after_step", self.update_after_step, 0)
+        check_whole("update_every", self.update_every, 1)
+
+    @property
+    def start(self) -> int:
+        """The call of the last copy: the average begins there, whatever came before."""
+        return self.update_after_step // self.update_every * self.update_every
+
+    def decays(self, num_steps: int) -> Floats:
+        """The decays of calls 0 to ``num_steps - 1``: float64, shape (num_steps,), each in [0, 1]."""
+        check_whole("num_steps", num_steps, 0)
+        return self.at(np.arange(num_steps))
+
+    def at(self, calls: ArrayLike) -> Floats:
+        """The decays of the given call numbers: float64, in the shape of ``calls``."""
+        numbers = np.asarray(calls)
+        decays = np.ones(numbers.shape)
+        acts = numbers % self.update_every == 0
+        decays[acts & (numbers <= self.start)] = 0.0
+        moves = acts & (numbers > self.start)
+        decays[moves] = self._decay(numbers[moves].astype(np.float64))
+        return decays
+
+    def move_number(self, calls: Floats) -> Floats:
+        """``n``: how many copies and moves there were by each call, counted from 1 at ``start``."""
+        return np.asarray((calls - self.start) / self.update_every + 1)
+
+    def reaches(self, decay: float) -> int | None:
+        """The first call whose decay is at least ``decay``, skipped calls aside; ``None`` if none ever is.
+
+        Raises:
+            ValueError: if ``decay`` is not in (0, 1].
+        """
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay must be in (0, 1], got {decay!r}")
+        first = self.start + self.update_every
+        estimate = first if self._decay(np.array([float(first)]))[0] >= decay else self._call_reaching(decay)
+        if not math.isfinite(estimate) or estimate > 2**53:
+            return None
+        # The closed form is exact only up to rounding, so its neighbours are looked at too.
+        nearest = round(estimate / self.update_every) * self.update_every
+        for call in range(max(nearest - self.update_every, first), nearest + 3 * self.update_every, self.update_every):
+            if self._decay(np.array([float(call)]))[0] >= decay:
+                return call
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The family's name and its settings, as plain values that JSON can hold."""
+        return {"family": type(self).__name__, **asdict(self)}
+
+    def _decay(self, calls: Floats) -> Floats:
+        """The decays of calls after ``start`` that are multiples of ``update_every``."""
+        raise NotImplementedError
+
+    def _call_reaching(self, decay: float) -> float:
+        """The call, as a real number, at which the decay has grown to ``decay``; infinity if it never does."""
+        raise NotImplementedError
+
+    def _call_of_move(self, move: float) -> float:
+        return self.start + (move - 1) * self.update_every
+
+
+@dataclass(frozen=True)
+class InversePower(Schedule):
+    """The article's rule, call by call: ``min(max(1 - (1 + e / inv_gamma) ** -power, min_value), beta)``.
+
+    ``e = t - update_after_step`` counts *raw calls*, not moves.  With ``update_every = k`` each decay therefore
+    reaches k times further back than the same number would at ``update_every = 1``: the first snapshots weigh
+    far more than the formula suggests.  The first call after the warm-up copies (its effective decay is 0),
+    and ``beta`` wins over ``min_value``.
+
+    Source: the EMA warm-up of K. Crowson, as in the package ema-pytorch 0.2.
+
+    Args:
+        beta: Largest decay, in [0, 1].
+        inv_gamma: Number of calls in which the warm-up takes its first bend; above 0.
+        power: Exponent of the warm-up; above 0.
+        min_value: Smallest decay, in [0, 1].
+    """
+
+    beta: float = 0.9999
+    inv_gamma: float = 1.0
+    power: float = 2 / 3
+    min_value: float = 0.0
+    update_after_step: int = field(default=100, kw_only=True)
+    update_every: int = field(default=10, kw_only=True)
+
+    tuned: ClassVar[str] = "power"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unit("beta", self.beta)
+        check_positive("inv_gamma", self.inv_gamma)
+        check_positive("power", self.power)
+        check_unit("min_value", self.min_value)
+
+    @property
+    def start(self) -> int:
+        """The first call after the warm-up that is a multiple of ``update_every``; it copies."""
+        return (self.update_after_step // self.update_every + 1) * self.update_every
+
+    def _decay(self, calls: Floats) -> Floats:
+        exponent = calls - self.update_after_step
+        # log1p and expm1 keep the digits of decays close to 0 and to 1.
+        warm = -np.expm1(-self.power * np.log1p(exponent / self.inv_gamma))
+        return np.minimum(np.maximum(warm, self.min_value), self.beta)
+
+    def _call_reaching(self, decay: float) -> float:
+        if decay > self.beta or decay == 1:
+            return math.inf
+        try:
+            return self.update_after_step + self.inv_gamma * math.expm1(-math.log1p(-decay) / self.power)
+        except OverflowError:
+            return math.inf
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same decay at every move: ``beta``.  The copy at the start keeps ``beta ** (n - 1)`` of the average.
+
+    With ``update_every = k`` the decay acts once in k calls, so the memory is k times longer.
+    """
+
+    beta: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unit("beta", self.beta)
+
+    def _decay(self, calls: Floats) -> Floats:
+        return np.full(calls.shape, self.beta)
+
+    def _call_reaching(self, decay: float) -> float:
+        return math.inf
+
+
+@dataclass(frozen=True)
+class BiasCorrected(Schedule):
+    """A zero start divided by ``1 - beta ** n``, written as decays: ``beta * (1 - beta ** (n-1)) / (1 - beta ** n)``.
+
+    Equal to ``pandas.Series.ewm(alpha=1 - beta, adjust=True).mean()`` over the moves.  Source: Kingma and Ba,
+    "Adam", 2015, section 3; the step-by-step form follows from dividing two neighbouring corrected averages.
+    """
+
+    beta: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unit("beta", self.beta)
+
+    def _decay(self, calls: Floats) -> Floats:
+        n = self.move_number(calls)
+        if self.beta == 0:
+            return np.zeros(calls.shape)
+        if self.beta == 1:
+            return np.asarray(1 - 1 / n)
+        log_beta = math.log(self.beta)
+        return np.asarray(self.beta * np.expm1((n - 1) * log_beta) / np.expm1(n * log_beta))
+
+    def _call_reaching(self, decay: float) -> float:
+        # decay = beta (1 - beta^(n-1)) / (1 - beta^n), solved for beta^n.
+        if self.beta == 1:
+            return self._call_of_move(1 / (1 - decay)) if decay < 1 else math.inf
+        if decay >= self.beta:  # it tends to beta from below
+            return math.inf
+        return self._call_of_move(math.log((self.beta - decay) / (1 - decay)) / math.log(self.beta))
+
+
+@dataclass(frozen=True)
+class RationalWarmup(Schedule):
+    """``min((1 + n) / (10 + n), beta)``: the warm-up of TensorFlow's ``ExponentialMovingAverage`` and of torch_ema.
+
+    Those two start from the weights before training and average the first update with decay 2/11; here the first
+    update (``n = 1``) is the copy, and from ``n = 2`` on the numbers are theirs.  ``n`` counts moves, as theirs does.
+    """
+
+    beta: float = 0.9999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unit("beta", self.beta)
+
+    def _decay(self, calls: Floats) -> Floats:
+        n = self.move_number(calls)
+        return np.minimum((1 + n) / (10 + n), self.beta)
+
+    def _call_reaching(self, decay: float) -> float:
+        if decay > self.beta or decay == 1:
+            return math.inf
+        return self._call_of_move((10 * decay - 1) / (1 - decay))
+
+
+@dataclass(frozen=True)
+class ExponentialRamp(Schedule):
+    """``beta * (1 - exp(-n / tau))``: the rule of the YOLO family of detection models.  ``n`` counts moves.
+
+    Args:
+        beta: The decay it tends to, in [0, 1].
+        tau: Number of moves in which 63 % of it are reached; above 0.
+    """
+
+    beta: float = 0.9999
+    tau: float = 2000.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unit("beta", self.beta)
+        check_positive("tau", self.tau)
+
+    def _decay(self, calls: Floats) -> Floats:
+        return np.asarray(-self.beta * np.expm1(-self.move_number(calls) / self.tau))
+
+    def _call_reaching(self, decay: float) -> float:
+        if decay >= self.beta:  # it tends to beta from below
+            return math.inf
+        return self._call_of_move(-self.tau * math.log1p(-decay / self.beta))
+
+
+@dataclass(frozen=True)
+class PowerFunction(Schedule):
+    """``(1 - 1/n) ** (gamma + 1)``: an average whose memory grows with the run, so it has no time scale of its own.
+
+    Give either ``gamma`` (at least 0; 0 is the running mean) or ``sigma_rel``, the standard deviation of the weights
+    in time, as a share of the run (in (0, 1/sqrt(12)]).  ``n`` counts moves.
+
+    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024, section 3.1
+    and appendix C.
+    """
+
+    gamma: float | None = None
+    sigma_rel: float | None = None
+
+    tuned: ClassVar[str] = "gamma"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.gamma is None) == (self.sigma_rel is None):
+            raise ValueError(
+                f"give exactly one of gamma and sigma_rel, got gamma={self.gamma!r}, sigma_rel={self.sigma_rel!r}"
+            )
+        if self.gamma is not None and not (math.isfinite(self.gamma) and self.gamma >= 0):
+            raise ValueError(f"gamma must be finite and at least 0, got {self.gamma!r}")
+        if self.sigma_rel is not None:
+            gamma_from_sigma_rel(self.sigma_rel)
+
+    @property
+    def exponent(self) -> float:
+        """``gamma``, whichever of the two was given."""
+        return self.gamma if self.gamma is not None else gamma_from_sigma_rel(self.sigma_rel or 0.0)
+
+    @property
+    def width(self) -> float:
+        """``sigma_rel``, whichever of the two was given."""
+        return self.sigma_rel if self.sigma_rel is not None else sigma_rel_from_gamma(self.gamma or 0.0)
+
+    def _decay(self, calls: Floats) -> Floats:
+        return np.exp((self.exponent + 1) * np.log1p(-1 / self.move_number(calls)))
+
+    def _call_reaching(self, decay: float) -> float:
+        if decay == 1:
+            return math.inf
+        return self._call_of_move(-1 / math.expm1(math.log(decay) / (self.exponent + 1)))
+
+
+@dataclass(frozen=True)
+class UniformAverage(Schedule):
+    """``1 - 1/n``: the plain mean of all snapshots since the start, the last copy included.
+
+    With ``update_after_step`` at a late step and ``update_every`` one cycle it is SWA (Izmailov et al., 2018).
+    """
+
+    tuned: ClassVar[str] = "update_after_step"
+
+    def _decay(self, calls: Floats) -> Floats:
+        return np.asarray(1 - 1 / self.move_number(calls))
+
+    def _call_reaching(self, decay: float) -> float:
+        return self._call_of_move(1 / (1 - decay)) if decay < 1 else math.inf
+
+
+FAMILIES: dict[str, type[Schedule]] = {
+    family.__name__: family
+    for family in (
+        InversePower,
+        Constant,
+        BiasCorrected,
+        RationalWarmup,
+        ExponentialRamp,
+        PowerFunction,
+        UniformAverage,
+    )
+}
+
+
+def schedule_from_dict(settings: Mapping[str, Any]) -> Schedule:
+    """The schedule that ``Schedule.to_dict`` described.
+
+    Raises:
+        ValueError: for an unknown family or setting, or a value that the family does not take.
+    """
+    rest = dict(settings)
+    name = rest.pop("family", None)
+    if name not in FAMILIES:
+        raise ValueError(f"schedule family must be one of {', '.join(FAMILIES)}; got {name!r}")
+    family = FAMILIES[name]
+    unknown = sorted(set(rest) - {f.name for f in fields(family)})
+    if unknown:
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(f.name for f in fields(family))}")
+    return family(**rest)
+
+
+def sigma_rel_from_gamma(gamma: float) -> float:
+    """Relative width of the power function of exponent ``gamma``: sqrt(g+1) / ((g+2) sqrt(g+3)); EDM2, equation 126."""
+    if not (math.isfinite(gamma) and gamma >= 0):
+        raise ValueError(f"gamma must be finite and at least 0, got {gamma!r}")
+    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
+
+
+def gamma_from_sigma_rel(sigma_rel: float) -> float:
+    """Exponent of the power function of relative width ``sigma_rel``, in (0, 1/sqrt(12)].
+
+    The largest real root of ``(g+2)^2 (g+3) = (g+1) / sigma_rel^2``, the inverse of :func:`sigma_rel_from_gamma`.
+    """
+    if not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
+        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {sigma_rel!r}")
+    inverse = sigma_rel**-2
+    roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
+    return max(float(roots.real.max()), 0.0)
+
+
+def power_reaching(decay: float, step: float, *, inv_gamma: float = 1.0, update_after_step: int = 0) -> float:
+    """The ``power`` with which :class:`InversePower` has grown to ``decay`` at call ``step``.
+
+    ``-log(1 - decay) / log(1 + e / inv_gamma)`` with ``e = step - update_after_step``.
+    """
+    _check_target(decay, step, update_after_step)
+    check_positive("inv_gamma", inv_gamma)
+    return -math.log1p(-decay) / math.log1p((step - update_after_step) / inv_gamma)
+
+
+def inv_gamma_reaching(decay: float, step: float, *, power: float = 2 / 3, update_after_step: int = 0) -> float:
+    """The ``inv_gamma`` with which :class:`InversePower` has grown to ``decay`` at call ``step``.
+
+    ``e / ((1 - decay) ** (-1 / power) - 1)`` with ``e = step - update_after_step``.
+    """
+    _check_target(decay, step, update_after_step)
+    check_positive("power", power)
+    return (step - update_after_step) / math.expm1(-math.log1p(-decay) / power)
+
+
+def last_move(schedule: Schedule, num_steps: int) -> int:
+    """The last call of a run of ``num_steps`` calls that is not skipped."""
+    check_whole("num_steps", num_steps, 1)
+    return (num_steps - 1) // schedule.update_every * schedule.update_every
+
+
+def final_half_life(schedule: Schedule, num_steps: int) -> float:
+    """Half-life, in steps, of the decay that acts at the end of a run of ``num_steps`` calls.
+
+    Zero where the run ends on a copy, infinite where nothing new is taken in any more.
+    """
+    decay = float(schedule.at([last_move(schedule, num_steps)])[0])
+    return half_life(decay) * schedule.update_every
+
+
+def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
+    """``schedule`` with its tuned setting changed so that the decay at the end of the run halves in ``steps`` steps.
+
+    Closed form for every family.  The tuned setting is the family's: ``power``, ``beta``, ``gamma``, or, for the
+    running mean, its start.
+
+    Raises:
+        ValueError: where no value of the setting does it; the message says what would.
+    """
+    check_positive("steps", steps)
+    call = last_move(schedule, num_steps)
+    if call <= schedule.start:
+        raise ValueError(
+            f"the average starts at step {schedule.start}, but the run ends at step {num_steps - 1}: "
+            "make the run longer or update_after_step and update_every smaller"
+        )
+    decay = decay_from_half_life(steps / schedule.update_every)
+    move = float(schedule.move_number(np.array([float(call)]))[0])
+    solved: dict[str, Any]
+    match schedule:
+        case InversePower():
+            solved = {
+                "power": power_reaching(
+                    decay, call, inv_gamma=schedule.inv_gamma, update_after_step=schedule.update_after_step
+                ),
+                "beta": max(schedule.beta, decay),
+            }
+        case BiasCorrected():
+            solved = {"beta": _bias_corrected_beta(decay, move)}
+        case RationalWarmup():
+            if decay > (1 + move) / (10 + move):
+                raise _out_of_reach("beta", schedule, steps, num_steps)
+            solved = {"beta": decay}
+        case ExponentialRamp():
+            solved = {"beta": -decay / math.expm1(-move / schedule.tau)}
+            if solved["beta"] > 1:
+                raise _out_of_reach("beta", schedule, steps, num_steps)
+        case PowerFunction():
+            gamma = math.log(decay) / math.log1p(-1 / move) - 1
+            if gamma < 0:
+                raise _out_of_reach("gamma", schedule, steps, num_steps)
+            solved = {"gamma": gamma, "sigma_rel": None}
+        case UniformAverage():
+            start = call - (round(1 / (1 - decay)) - 1) * schedule.update_every
+            if not 0 <= start < call:
+                raise _out_of_reach("update_after_step", schedule, steps, num_steps)
+            solved = {"update_after_step": start}
+        case _:
+            solved = {"beta": decay}
+    return replace(schedule, **solved)
+
+
+def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
+    """``schedule`` with its tuned setting changed so that the final average has a relative width of ``width``.
+
+    The relative width is EDM2's: the standard deviation in time of the weights, divided by the run length.  Found by
+    bisection on the exact weights of the run, so skipped calls and the copy at the start count.
+
+    Raises:
+        ValueError: where no value of the setting does it; the message gives the widths within reach.
+    """
+    check_positive("width", width)
+    if isinstance(schedule, PowerFunction):
+        schedule = replace(schedule, gamma=schedule.exponent, sigma_rel=None)
+    free = replace(schedule, beta=LARGEST_DECAY) if isinstance(schedule, InversePower) else schedule
+
+    def candidate(position: float) -> S:
+        setting: dict[str, Any] = {free.tuned: _tuned_value(free, num_steps, position)}
+        return replace(free, **setting)
+
+    def error(position: float) -> float:
+        return relative_width(candidate(position).decays(num_steps)) - width
+
+    # An average that barely moves is narrow again, around its start; the first crossing follows the run instead.
+    previous, reach = 0.0, [error(0.0)]
+    for position in np.linspace(0, 1, 65)[1:]:
+        reach.append(error(position))
+        if reach[-2] * reach[-1] <= 0:
+            found = candidate(float(brentq(error, previous, position, xtol=1e-12)))
+            if isinstance(found, InversePower) and isinstance(schedule, InversePower):
+                # The solution is that of a cap never reached; keep the user's cap where it was not.
+                largest = float(found.at([last_move(found, num_steps)])[0])
+                return replace(found, beta=max(schedule.beta, largest))
+            return found
+        previous = position
+    raise ValueError(
+        f"no {schedule.tuned} of {type(schedule).__name__} gives a relative width of {width:g} over {num_steps} "
+        f"steps; widths from {min(reach) + width:.3g} to {max(reach) + width:.3g} are within reach"
+    )
+
+
+def _tuned_value(schedule: Schedule, num_steps: int, position: float) -> float:
+    """The tuned setting at ``position`` in [0, 1] of its range, spaced as its effect is."""
+    match schedule.tuned:
+        case "power":
+            return float(1e-3 * 5e4**position)
+        case "gamma":
+            return math.expm1(position * math.log1p(1e7))
+        case "update_after_step":
+            return round(position * (num_steps - 1))
+        case _:
+            return -math.expm1(position * math.log1p(-LARGEST_DECAY))
+
+
+def check_whole(name: str, value: int, minimum: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+
+
+def check_unit(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def _check_target(decay: float, step: float, update_after_step: int) -> None:
+    if not 0 < decay < 1:
+        raise ValueError(f"decay must be in (0, 1), got {decay!r}")
+    if step <= update_after_step:
+        raise ValueError(f"step must be above update_after_step = {update_after_step}, got {step!r}")
+
+
+def _bias_corrected_beta(decay: float, move: float) -> float:
+    """The beta whose corrected decay at move ``move`` is ``decay``; it falls short of 1 - 1/n for every beta < 1."""
+
+    def error(log_rest: float) -> float:
+        return float(BiasCorrected(-math.expm1(log_rest))._decay(np.array([move - 1]))[0]) - decay
+
+    if decay >= 1 - 1 / move:
+        raise ValueError(
+            f"a bias-corrected average of {move:g} moves is at most the plain mean of them, a half-life of "
+            f"{half_life(1 - 1 / move):.4g} moves: ask for less, or make the run longer"
+        )
+    return -math.expm1(float(brentq(error, math.log(2.0**-53), math.log1p(-decay) + 1e-12, xtol=1e-14)))
+
+
+def _out_of_reach(name: str, schedule: Schedule, steps: float, num_steps: int) -> ValueError:
+    family = type(schedule).__name__
+    return ValueError(
+        f"no {name} of {family} gives a half-life of {steps:g} steps at the end of {num_steps} steps: "
+        "ask for a shorter one, or make the run longer"
+    )

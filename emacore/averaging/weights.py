@@ -1,0 +1,166 @@
+"""What an array of decays means: the recursion, the weight of each step, its age, its effective number.
+
+All functions take ``decays`` of shape (T,), float64, each in [0, 1], as a schedule yields them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import lapack
+
+Floats = NDArray[np.float64]
+
+
+def average(values: ArrayLike, decays: ArrayLike, initial: ArrayLike = 0.0) -> Floats:
+    """Run ``average_t = decays[t] * average_{t-1} + (1 - decays[t]) * values[t]`` over the whole sequence.
+
+    The recursion is a lower bidiagonal linear system with ones on its diagonal; LAPACK's forward substitution
+    (``dtbtrs``) performs the very same operations in the same order, so nothing can overflow and a product of a
+    million decays may vanish without harm.
+
+    Args:
+        values: Shape (T,) or (T, k).  A value that is not finite spreads to every later average, except where its
+            call is skipped (decay 1).
+        decays: Shape (T,).
+        initial: The average before the first call: a number, or shape (k,).
+
+    Returns:
+        The averages, float64, in the shape of ``values``.
+
+    Raises:
+        ValueError: if the shapes do not fit or a decay is outside [0, 1].
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    rates = checked_decays(decays)
+    if numbers.ndim not in (1, 2) or len(numbers) != len(rates):
+        raise ValueError(
+            f"values must have shape ({len(rates)},) or ({len(rates)}, k) like decays, got {numbers.shape}"
+        )
+    if not len(rates):
+        return numbers.copy()
+    columns = numbers.reshape(len(rates), -1)
+    gains = (1 - rates)[:, np.newaxis]
+    with np.errstate(invalid="ignore"):
+        right = np.asfortranarray(np.where(gains == 0, 0.0, gains * columns))
+    if rates[0]:
+        right[0] += rates[0] * np.asarray(initial, dtype=np.float64)
+    bands = np.empty((2, len(rates)), order="F")
+    bands[0] = 1.0
+    bands[1, :-1] = -rates[1:]
+    bands[1, -1] = 0.0
+    solution, info = lapack.dtbtrs(bands, right, uplo="L", diag="U", overwrite_b=1)
+    if info:
+        raise RuntimeError(f"LAPACK dtbtrs failed with info = {info}")
+    return np.ascontiguousarray(solution).reshape(numbers.shape)
+
+
+def weights(decays: ArrayLike, step: int = -1) -> Floats:
+    """The weight that each call's value has in the average after call ``step`` (the last one by default).
+
+    ``weights[s] = (1 - decays[s]) * decays[s+1] * ... * decays[step]``, and 0 for later calls.  Shape (T,).  Together
+    with :func:`initial_share` they add to 1.
+    """
+    rates = checked_decays(decays)
+    end = _end(rates, step)
+    result = np.zeros(len(rates))
+    result[:end] = (1 - rates[:end]) * _products_after(rates[:end])
+    return result
+
+
+def initial_share(decays: ArrayLike, step: int = -1) -> float:
+    """What is left, in the average after call ``step``, of the average before the first call: the product of decays."""
+    rates = checked_decays(decays)
+    return float(np.prod(rates[: _end(rates, step)]))
+
+
+def start_share(decays: ArrayLike, step: int = -1) -> float:
+    """The weight of where the average started: its last copy (decay 0), or the initial average if it never copied."""
+    rates = checked_decays(decays)
+    end = _end(rates, step)
+    copies = np.flatnonzero(rates[:end] == 0)
+    first = int(copies[-1]) + 1 if copies.size else 0
+    return float(np.prod(rates[first:end]))
+
+
+def mean_age(decays: ArrayLike, step: int = -1) -> float:
+    """The mean age, in steps, of what the average after call ``step`` holds.
+
+    The value of call ``step`` has age 0, and the initial average has the age of a call before the first.
+    """
+    ages, shares = _ages(decays, step)
+    return float(ages @ shares)
+
+
+def effective_count(decays: ArrayLike, step: int = -1) -> float:
+    """How many equally weighted snapshots average out independent noise as well: 1 / sum of squared weights (Kish)."""
+    _, shares = _ages(decays, step)
+    return float(1 / (shares @ shares))
+
+
+def relative_width(decays: ArrayLike, step: int = -1) -> float:
+    """Standard deviation in time of the weights, as a share of the steps so far (EDM2's sigma_rel)."""
+    ages, shares = _ages(decays, step)
+    variance = shares @ (ages - ages @ shares) ** 2
+    return math.sqrt(float(variance)) / (len(ages) - 1)
+
+
+def moving_average(values: ArrayLike, window: int) -> Floats:
+    """The mean of the last ``window`` values (of all so far, while there are fewer): the sliding family.
+
+    ``values`` has shape (T,) or (T, k); so has the result.
+
+    Raises:
+        ValueError: if ``window`` is below 1.
+    """
+    if isinstance(window, bool) or int(window) != window or window < 1:
+        raise ValueError(f"window must be a whole number of at least 1, got {window!r}")
+    numbers = np.asarray(values, dtype=np.float64)
+    if not len(numbers):
+        return numbers.copy()
+    # Centred first, so that the running sum stays small and the difference below keeps its digits.
+    centre = numbers.mean(axis=0)
+    sums = np.concatenate([np.zeros((1, *numbers.shape[1:])), np.cumsum(numbers - centre, axis=0)])
+    stop = np.arange(1, len(numbers) + 1)
+    start = np.maximum(stop - int(window), 0)
+    counts = (stop - start).reshape(-1, *[1] * (numbers.ndim - 1))
+    return np.asarray((sums[stop] - sums[start]) / counts + centre)
+
+
+def checked_decays(decays: ArrayLike) -> Floats:
+    """``decays`` as float64 of shape (T,).
+
+    Raises:
+        ValueError: if it has another shape or holds a number outside [0, 1].
+    """
+    rates = np.asarray(decays, dtype=np.float64)
+    if rates.ndim != 1:
+        raise ValueError(f"decays must have shape (T,), got {rates.shape}")
+    # Written so that a NaN fails the test too.
+    bad = np.flatnonzero(~((rates >= 0) & (rates <= 1)))
+    if bad.size:
+        raise ValueError(f"decays must be in [0, 1], but decays[{bad[0]}] is {rates[bad[0]]!r}")
+    return rates
+
+
+def _products_after(rates: Floats) -> Floats:
+    """``result[s]``: the product of all rates after s.  Built from the end, so it only ever shrinks towards 0."""
+    result = np.ones(len(rates))
+    result[:-1] = np.cumprod(rates[:0:-1])[::-1]
+    return result
+
+
+def _end(rates: Floats, step: int) -> int:
+    if not -len(rates) <= step < len(rates):
+        raise ValueError(f"step must be one of the {len(rates)} calls (or negative, from the end), got {step}")
+    return step % len(rates) + 1
+
+
+def _ages(decays: ArrayLike, step: int) -> tuple[Floats, Floats]:
+    """Ages, in steps, and weights of the initial average and of each call up to ``step``."""
+    rates = checked_decays(decays)
+    end = _end(rates, step)
+    shares = np.concatenate([[initial_share(rates, end - 1)], weights(rates[:end])])
+    return np.arange(end, -1, -1, dtype=np.float64), shares

@@ -1,0 +1,261 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from emacore.averaging import schedules
+from emacore.averaging.schedules import (
+    BiasCorrected,
+    Constant,
+    ExponentialRamp,
+    InversePower,
+    PowerFunction,
+    RationalWarmup,
+    Schedule,
+    UniformAverage,
+)
+from emacore.averaging.weights import average, relative_width, weights
+
+steps_between = st.integers(1, 12)
+warm_ups = st.integers(0, 60)
+decays = st.floats(0.0, 1.0)
+
+INVERSE_POWERS = st.builds(
+    InversePower,
+    beta=decays,
+    inv_gamma=st.floats(0.01, 1e4),
+    power=st.floats(0.01, 10),
+    min_value=decays,
+    update_after_step=warm_ups,
+    update_every=steps_between,
+)
+TIMING = {"update_after_step": warm_ups, "update_every": steps_between}
+ANY = st.one_of(
+    INVERSE_POWERS,
+    st.builds(Constant, decays, **TIMING),
+    st.builds(BiasCorrected, decays, **TIMING),
+    st.builds(RationalWarmup, decays, **TIMING),
+    st.builds(ExponentialRamp, decays, st.floats(0.1, 1e5), **TIMING),
+    st.builds(PowerFunction, st.floats(0, 100), **TIMING),
+    st.builds(UniformAverage, **TIMING),
+)
+
+
+def article_rule(num_steps, beta, inv_gamma, power, min_value, update_after_step, update_every):
+    """The rule of the article's class, one call after the other."""
+    result, moved = [], False
+    for t in range(num_steps):
+        if t % update_every != 0:
+            result.append(1.0)
+        elif t <= update_after_step or not moved:
+            moved = t > update_after_step
+            result.append(0.0)
+        else:
+            e = t - update_after_step
+            result.append(min(max(1 - (1 + e / inv_gamma) ** -power, min_value), beta))
+    return np.array(result)
+
+
+@given(INVERSE_POWERS)
+def test_inverse_power_follows_the_article_call_by_call(schedule):
+    settings = schedule.to_dict()
+    settings.pop("family")
+    np.testing.assert_allclose(schedule.decays(200), article_rule(200, **settings), rtol=0, atol=1e-12)
+
+
+def test_inverse_power_by_hand():
+    schedule = InversePower(beta=0.7, inv_gamma=2, power=1, min_value=0.35, update_after_step=1, update_every=1)
+    # calls 0 and 1 copy, 2 copies before it moves, then e = 2, 3, 4, ... of 1 - 1 / (1 + e/2)
+    np.testing.assert_allclose(schedule.decays(8), [0, 0, 0, 0.5, 0.6, 4 / 6, 0.7, 0.7], atol=1e-15)
+    assert schedule.start == 2
+
+
+def test_beta_wins_over_min_value():
+    assert InversePower(beta=0.5, min_value=0.9, update_after_step=0, update_every=1).decays(5)[-1] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("power", "decay", "step"),
+    [(2 / 3, 0.999, 31.6e3), (2 / 3, 0.9999, 1e6), (3 / 4, 0.999, 10e3), (3 / 4, 0.9999, 215.4e3)],
+)
+def test_steps_of_the_articles_notes(power, decay, step):
+    schedule = InversePower(beta=1.0, power=power, update_after_step=0, update_every=1)
+    assert schedule.reaches(decay) == pytest.approx(step, rel=2e-3)
+
+
+def test_the_cap_of_the_articles_experiment_never_acts():
+    schedule = InversePower(beta=0.999, power=2 / 3, update_after_step=100, update_every=1)
+    assert schedule.decays(5000)[-1] == pytest.approx(1 - 4900 ** (-2 / 3), abs=1e-6)
+    assert schedule.reaches(0.999) > 31_000
+
+
+@given(ANY, st.integers(1, 300))
+def test_decays_are_decays_and_copy_up_to_the_start(schedule, num_steps):
+    rates = schedule.decays(num_steps)
+    assert rates.shape == (num_steps,)
+    assert rates.dtype == np.float64
+    assert np.all((rates >= 0) & (rates <= 1))
+    calls = np.arange(num_steps)
+    acts = calls % schedule.update_every == 0
+    assert np.all(rates[~acts] == 1)
+    assert np.all(rates[acts & (calls <= schedule.start)] == 0)
+    assert schedule.start % schedule.update_every == 0
+
+
+@given(ANY, st.floats(0.01, 1.0))
+def test_reaches_names_the_first_call(schedule, decay):
+    if isinstance(schedule, (BiasCorrected, ExponentialRamp)):  # within rounding of its limit no call is the first
+        assume(abs(decay - schedule.beta) > 1e-6)
+    call = schedule.reaches(decay)
+    rates = schedule.decays(2000)
+    rates[np.arange(2000) % schedule.update_every != 0] = 0
+    found = np.flatnonzero(rates >= decay)
+    if call is None or call >= 2000:
+        assert not found.size
+    else:
+        assert found[0] == call
+
+
+def test_bias_corrected_equals_pandas():
+    values = np.random.default_rng(0).normal(size=400)
+    for beta in (0.0, 0.3, 0.9, 0.999):
+        expected = pd.Series(values).ewm(alpha=1 - beta, adjust=True).mean()
+        np.testing.assert_allclose(average(values, BiasCorrected(beta).decays(400)), expected, rtol=1e-10)
+
+
+def test_bias_corrected_is_the_zero_start_divided_by_what_is_left():
+    values = np.random.default_rng(1).normal(size=300)
+    plain = average(values, np.full(300, 0.97), initial=0.0)
+    corrected = plain / (1 - 0.97 ** np.arange(1, 301))
+    np.testing.assert_allclose(average(values, BiasCorrected(0.97).decays(300)), corrected, rtol=1e-12)
+
+
+def test_rational_warmup_counts_as_tensorflow_does():
+    np.testing.assert_allclose(RationalWarmup(0.9).decays(4), [0, 3 / 12, 4 / 13, 5 / 14])
+    assert RationalWarmup(0.9).decays(200)[-1] == 0.9
+
+
+def test_exponential_ramp_by_hand():
+    rates = ExponentialRamp(0.99, tau=10, update_after_step=2).decays(6)
+    np.testing.assert_allclose(rates[2:], [0, *(0.99 * (1 - math.exp(-n / 10)) for n in (2, 3, 4))])
+
+
+def test_uniform_average_is_the_mean_of_its_snapshots():
+    values = np.random.default_rng(2).normal(size=100)
+    np.testing.assert_allclose(average(values, UniformAverage().decays(100)), np.cumsum(values) / np.arange(1, 101))
+    swa = UniformAverage(update_after_step=40, update_every=10)
+    assert average(values, swa.decays(100))[-1] == pytest.approx(values[40:100:10].mean())
+
+
+def test_power_function_has_its_width_and_its_profile():
+    schedule = PowerFunction(sigma_rel=0.1)
+    assert relative_width(schedule.decays(20_000)) == pytest.approx(0.1, rel=1e-3)
+    profile = weights(PowerFunction(gamma=3).decays(5000))
+    expected = np.arange(1, 5001) ** 3.0
+    np.testing.assert_allclose(profile[100:], (expected / expected.sum())[100:], rtol=0.05)
+
+
+@given(st.floats(0, 1e4))
+def test_width_and_exponent_invert_each_other(gamma):
+    assert schedules.gamma_from_sigma_rel(schedules.sigma_rel_from_gamma(gamma)) == pytest.approx(
+        gamma, rel=1e-6, abs=1e-6
+    )
+    assert PowerFunction(gamma=gamma).width == pytest.approx(
+        PowerFunction(sigma_rel=PowerFunction(gamma=gamma).width).width
+    )
+
+
+@given(st.floats(0.05, 0.99999), st.integers(200, 10**7), st.floats(0.1, 100), st.floats(0.2, 5))
+def test_power_and_inv_gamma_reach_what_they_were_asked(decay, step, inv_gamma, power):
+    def at_step(schedule):
+        return schedule.at([step])[0]
+
+    solved = schedules.power_reaching(decay, step, inv_gamma=inv_gamma, update_after_step=100)
+    assert at_step(InversePower(1.0, inv_gamma, solved, update_every=1)) == pytest.approx(decay, abs=1e-9)
+    solved = schedules.inv_gamma_reaching(decay, step, power=power, update_after_step=100)
+    assert at_step(InversePower(1.0, solved, power, update_every=1)) == pytest.approx(decay, abs=1e-9)
+
+
+SOLVABLE = [
+    InversePower(beta=0.99, update_every=1),
+    InversePower(beta=0.99, update_every=10),
+    Constant(update_every=3),
+    BiasCorrected(),
+    RationalWarmup(),
+    ExponentialRamp(tau=200),
+    PowerFunction(gamma=1),
+    UniformAverage(update_every=5),
+]
+
+
+@pytest.mark.parametrize("schedule", SOLVABLE, ids=repr)
+@pytest.mark.parametrize("steps", [50, 300])
+def test_half_life_at_the_end_is_the_one_asked_for(schedule, steps):
+    solved = schedules.with_half_life(schedule, 5000, steps)
+    tolerance = 0.03 if isinstance(schedule, UniformAverage) else 1e-6  # its start is a whole number of cycles
+    assert schedules.final_half_life(solved, 5000) == pytest.approx(steps, rel=tolerance)
+    assert type(solved) is type(schedule)
+
+
+@pytest.mark.parametrize("schedule", SOLVABLE, ids=repr)
+@pytest.mark.parametrize("width", [0.03, 0.12])
+def test_relative_width_is_the_one_asked_for(schedule, width):
+    if isinstance(schedule, RationalWarmup) and width > 0.1:
+        with pytest.raises(ValueError, match="within reach"):
+            schedules.with_relative_width(schedule, 3000, width)
+        return
+    solved = schedules.with_relative_width(schedule, 3000, width)
+    tolerance = 0.02 if isinstance(schedule, UniformAverage) else 1e-5
+    assert relative_width(solved.decays(3000)) == pytest.approx(width, rel=tolerance)
+
+
+def test_what_cannot_be_reached_says_so():
+    with pytest.raises(ValueError, match="run ends at step 50"):
+        schedules.with_half_life(Constant(update_after_step=200), 51, 10)
+    with pytest.raises(ValueError, match="at most the plain mean"):
+        schedules.with_half_life(BiasCorrected(), 100, 500)
+    with pytest.raises(ValueError, match="half-life of 9000 steps"):
+        schedules.with_half_life(PowerFunction(gamma=0), 100, 9000)
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: InversePower(beta=1.5), "beta must be in .* got 1.5"),
+        (lambda: InversePower(beta=float("nan")), "beta"),
+        (lambda: InversePower(power=0), "power must be .* above 0, got 0"),
+        (lambda: InversePower(inv_gamma=-1), "inv_gamma"),
+        (lambda: Constant(update_every=0), "update_every must be a whole number of at least 1, got 0"),
+        (lambda: Constant(update_after_step=-1), "update_after_step"),
+        (lambda: Constant(update_every=2.5), "update_every"),
+        (lambda: PowerFunction(), "exactly one"),
+        (lambda: PowerFunction(gamma=1, sigma_rel=0.1), "exactly one"),
+        (lambda: PowerFunction(sigma_rel=0.4), "sigma_rel"),
+        (lambda: ExponentialRamp(tau=0), "tau"),
+        (lambda: schedules.schedule_from_dict({"family": "Nope"}), "one of InversePower.*'Nope'"),
+        (lambda: schedules.schedule_from_dict({"family": "Constant", "power": 1}), "no setting 'power'"),
+        (lambda: Constant().reaches(0), "decay must be in"),
+    ],
+)
+def test_wrong_settings_are_named(build, named):
+    with pytest.raises(ValueError, match=named):
+        build()
+
+
+@given(ANY)
+def test_dict_round_trip(schedule):
+    assert schedules.schedule_from_dict(schedule.to_dict()) == schedule
+
+
+def test_a_limit_is_never_reached():
+    assert BiasCorrected(0.9).reaches(0.9) is None
+    assert ExponentialRamp(0.9, tau=5).reaches(0.9) is None
+
+
+def test_families_are_all_listed():
+    assert set(schedules.FAMILIES.values()) == set(Schedule.__subclasses__())
+    assert replace(Constant(0.5), beta=0.25).beta == 0.25
