@@ -72,6 +72,10 @@ class Schedule:
         decays[moves] = self._decay(numbers[moves].astype(np.float64))
         return decays
 
+    def rule(self, call: int) -> float:
+        """The rule's decay at one call, whether or not the call is skipped; 0 during the warm-up."""
+        return float(self._decay(np.array([float(call)]))[0]) if call > self.update_after_step else 0.0
+
     def move_number(self, calls: Floats) -> Floats:
         """``n``: how many copies and moves there were by each call, counted from 1 at ``start``."""
         return np.asarray((calls - self.start) / self.update_every + 1)

@@ -1,0 +1,67 @@
+"""One update of EMA against ema-pytorch 0.8.3 and against the memory limit, on one thread.
+
+Run: python benchmarks/ema_update.py
+"""
+
+import torch
+from ema_pytorch import EMA as EMAPytorch
+from interleaved import medians, report
+from torch import nn
+
+from emacore import EMA
+
+SETTINGS = {"beta": 0.999, "update_after_step": 0, "update_every": 1}
+
+
+def article_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(20, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 1)
+    )
+
+
+class ResNet50Shapes(nn.Module):
+    """161 parameters in the shapes of ResNet-50: 25.6 million floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+        inputs = 64
+        for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+            for block in range(blocks):
+                convolutions = [(width, inputs, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+                if block == 0:
+                    convolutions.append((4 * width, inputs, 1, 1))
+                for shape in convolutions:
+                    shapes += [shape, shape[:1], shape[:1]]
+                inputs = 4 * width
+        shapes += [(1000, 2048), (1000,)]
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in shapes)
+
+
+def compare(title: str, build: type[nn.Module] | object, rounds: int, calls: int) -> None:
+    model = build()  # type: ignore[operator]
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    target = torch.zeros_like(flat)
+    ours = EMA(model, **SETTINGS)
+    theirs = EMAPytorch(model, **SETTINGS)
+    foreach = EMAPytorch(model, use_foreach=True, **SETTINGS)
+    tensors = len(list(model.parameters()))
+    seconds = medians(
+        {
+            "emacore.EMA": ours.update,
+            "ema-pytorch": theirs.update,
+            "ema-pytorch, use_foreach": foreach.update,
+            "one lerp_ over as many floats (memory limit)": lambda: target.lerp_(flat, 0.001),
+        },
+        rounds=rounds,
+        calls=calls,
+    )
+    report(f"{title}: {tensors} tensors, {len(flat):,} floats; x = ema-pytorch / candidate", seconds, "ema-pytorch")
+    limit = seconds["one lerp_ over as many floats (memory limit)"]
+    print(f"  emacore.EMA takes {seconds['emacore.EMA'] / limit:.2f} x the memory limit")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    compare("The article's network", article_network, rounds=25, calls=400)
+    compare("ResNet-50's shapes", ResNet50Shapes, rounds=25, calls=1)

@@ -1,0 +1,489 @@
+"""``EMA``: a drop-in average of a module's weights, under any schedule."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from operator import is_
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from emacore.averaging.schedules import InversePower, Schedule
+
+_COMPILED = "_orig_mod"
+_ACCUMULATOR = "accumulator."
+_BLOCK = 1024
+
+
+class EMA(nn.Module):
+    """Keeps a shadow copy of a module whose weights follow the module's as a moving average.
+
+    Calling the wrapper calls the shadow.  The shadow is in eval mode, and ``train()`` and ``eval()`` of the wrapper
+    reach neither it nor the training module.
+
+    Tensors are paired by name.  Floating-point and complex parameters and buffers are averaged, others (BatchNorm's
+    counter) are copied at every move.  Each :meth:`update` is one call of the schedule.
+
+    Args:
+        model: The module being trained.  A ``torch.compile``d or (Distributed)DataParallel one is looked into.
+        ema_model: The shadow, if it should not be a deep copy of ``model``.
+        beta, update_after_step, update_every, inv_gamma, power, min_value: Settings of
+            :class:`~emacore.averaging.schedules.InversePower`, the default schedule.
+        param_or_buffer_names_no_ema: Names that are copied at every move instead of averaged.
+        ignore_names: Names that stay as the last copy of the warm-up left them.
+        ignore_startswith_names: The same for all names that start so.
+        include_online_model: Whether ``model`` belongs to the module tree and so to ``state_dict()``.
+        schedule: Any schedule of :mod:`emacore.averaging.schedules`, in place of the six settings.
+        accumulator_dtype: The real dtype in which averages are kept.  By default each tensor's own, but float32 for
+            those of less than 32 bits, whose rounding would swallow the small steps of a decay near 1.  Accumulators
+            that differ from the shadow's dtype are part of ``state_dict()``.
+
+    Raises:
+        ValueError: for a setting out of range, a name that matches nothing, or a model that has no values yet.
+        TypeError: for a model that cannot be copied.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> ema = EMA(model, beta=0.9, update_after_step=0, update_every=1, power=1.0)
+        >>> for value in (1.0, 1.0, 4.0):  # copy, copy, then 2/3 of the old and 1/3 of the new
+        ...     _ = nn.init.constant_(model.weight, value)
+        ...     ema.update()
+        >>> [round(x, 4) for x in ema.ema_model.weight.flatten().tolist()]
+        [2.0, 2.0]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ema_model: nn.Module | None = None,
+        beta: float = 0.9999,
+        update_after_step: int = 100,
+        update_every: int = 10,
+        inv_gamma: float = 1.0,
+        power: float = 2 / 3,
+        min_value: float = 0.0,
+        param_or_buffer_names_no_ema: Collection[str] = (),
+        ignore_names: Collection[str] = (),
+        ignore_startswith_names: Collection[str] = (),
+        include_online_model: bool = True,
+        *,
+        schedule: Schedule | None = None,
+        accumulator_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        settings = InversePower(
+            beta, inv_gamma, power, min_value, update_after_step=update_after_step, update_every=update_every
+        )
+        if schedule is not None and settings != InversePower():
+            raise ValueError(f"give either schedule or its settings, not both: got {schedule!r} and {settings!r}")
+        if accumulator_dtype is not None and not accumulator_dtype.is_floating_point:
+            raise ValueError(f"accumulator_dtype must be a real floating-point dtype, got {accumulator_dtype}")
+        # An object of its own, because nn.Module's attribute assignment costs as much as averaging a tensor.
+        self._now = _Now()
+        self.schedule = settings if schedule is None else schedule
+        self.accumulator_dtype = accumulator_dtype
+        self.include_online_model = include_online_model
+        _check_has_values("model", model)
+        if include_online_model:
+            self.online_model = model
+        else:
+            self._hidden_model = [model]  # a list keeps it out of the module tree
+        if ema_model is None:
+            ema_model = _copy_of(unwrapped(model))
+        else:
+            _check_has_values("ema_model", ema_model)
+        self.ema_model = ema_model.requires_grad_(False).eval()
+        self.param_or_buffer_names_no_ema = _names("param_or_buffer_names_no_ema", param_or_buffer_names_no_ema)
+        self.ignore_names = _names("ignore_names", ignore_names)
+        self.ignore_startswith_names = _names("ignore_startswith_names", ignore_startswith_names)
+        self._check_names()
+        self._accumulators: dict[str, Tensor] = {}
+        self._now.plan = self._make_plan()
+
+    @property
+    def model(self) -> nn.Module:
+        """The training model."""
+        return self.online_model if self.include_online_model else self._hidden_model[0]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule; it may be replaced in the middle of a run and is asked from the next call on."""
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._now.block = []
+
+    @property
+    def step(self) -> Tensor:
+        """How many calls of :meth:`update` there have been: int64, shape (1,).  Assign to it to change it."""
+        return torch.tensor([self._now.step])
+
+    @step.setter
+    def step(self, value: int | Tensor) -> None:
+        self._now.step = int(value)
+
+    @property
+    def initted(self) -> Tensor:
+        """Whether the warm-up is over and the average has begun: bool, shape (1,).  Set it to false to begin anew."""
+        return torch.tensor([self._now.initted])
+
+    @initted.setter
+    def initted(self, value: bool | Tensor) -> None:
+        self._now.initted = bool(value)
+
+    def get_current_decay(self) -> float:
+        """The decay of the last call by the schedule's rule, even where that call was skipped or copied."""
+        return self.schedule.rule(self._now.step - 1)
+
+    def update(self) -> None:
+        """Take one call of the schedule: copy, move the average, or skip.
+
+        Raises:
+            RuntimeError: if the model gained, lost or reshaped a tensor, or inside :meth:`average_parameters`.
+        """
+        now = self._now
+        if now.in_average:
+            raise RuntimeError("update() inside average_parameters() would average the average; call it outside")
+        call = now.step
+        offset = call - now.block_start
+        if not 0 <= offset < len(now.block):
+            now.block_start, offset = call, 0
+            now.block = self._schedule.at(np.arange(call, call + _BLOCK)).tolist()
+        decay = now.block[offset]
+        if decay != 1.0:
+            plan = now.plan
+            if plan is None or plan.is_stale():
+                plan = now.plan = self._make_plan()
+            if now.initted and call > self._schedule.start:
+                plan.move(decay)
+            else:
+                plan.copy_all()
+                now.initted = call >= self._schedule.start
+        now.step = call + 1
+
+    @contextmanager
+    def average_parameters(self) -> Iterator[nn.Module]:
+        """Put the averages into the training model for the time of a ``with`` block; then restore it exactly.
+
+        Its mode is left alone: call ``model.eval()`` where that is meant.
+        """
+        if self._now.in_average:
+            raise RuntimeError("average_parameters() is already open: leave its with block first")
+        plan = self._now.plan = self._make_plan()
+        kept = [tensor.clone() for tensor in plan.model]
+        self._now.in_average = True
+        try:
+            torch._foreach_copy_(plan.model, plan.shadow)
+            yield self.model
+        finally:
+            self._now.in_average = False
+            torch._foreach_copy_(plan.model, kept)
+
+    def copy_to(self, module: nn.Module) -> None:
+        """Copy the averages into another module that has the same tensors by name.
+
+        Raises:
+            RuntimeError: if names or shapes differ.
+        """
+        pairs = _paired(unwrapped(module), self.ema_model, "module")
+        torch._foreach_copy_([to for to, _ in pairs.values()], [source for _, source in pairs.values()])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the shadow model."""
+        return self.ema_model(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the wrapper's own flag only: the shadow stays in eval mode, the training model in its own."""
+        self.training = mode
+        return self
+
+    def _make_plan(self) -> _Plan:
+        online = unwrapped(self.model)
+        pairs = _paired(self.ema_model, online, "model")
+        moved: list[tuple[Tensor, Tensor]] = []
+        wide: list[tuple[Tensor, Tensor, Tensor]] = []
+        copied: list[tuple[Tensor, Tensor]] = []
+        accumulators: dict[str, Tensor] = {}
+        for name, (shadow, source) in pairs.items():
+            if name in self.ignore_names or name.startswith(tuple(self.ignore_startswith_names)):
+                continue
+            if name in self.param_or_buffer_names_no_ema or not (shadow.is_floating_point() or shadow.is_complex()):
+                copied.append((shadow, source))
+                continue
+            dtype = _accumulator_dtype(shadow.dtype, self.accumulator_dtype)
+            kept = self._accumulators.get(name)
+            if dtype != shadow.dtype:
+                same = kept is not None and kept.dtype == dtype
+                accumulators[name] = kept if kept is not None and same else shadow.to(dtype)
+                wide.append((accumulators[name], shadow, source))
+                continue
+            if kept is not None:  # the shadow has been cast to the accumulator's dtype
+                shadow.copy_(kept)
+            if source.dtype == dtype and source.device == shadow.device:
+                moved.append((shadow, source))
+            else:
+                wide.append((shadow, shadow, source))
+        self._accumulators = accumulators
+        return _Plan(self.ema_model, online, list(pairs.values()), moved, wide, copied)
+
+    def _check_names(self) -> None:
+        known = set(_named_tensors(self.ema_model))
+        for argument in ("param_or_buffer_names_no_ema", "ignore_names"):
+            for name in sorted(getattr(self, argument) - known):
+                raise ValueError(f"{argument}: the model has no tensor {name!r}; it has {_listed(known)}")
+        for prefix in sorted(self.ignore_startswith_names):
+            if not any(name.startswith(prefix) for name in known):
+                raise ValueError(
+                    f"ignore_startswith_names: no tensor of the model starts with {prefix!r}; it has {_listed(known)}"
+                )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Accumulators follow to another device, but keep their dtype: that is what they are for.
+        self._accumulators = {name: t.to(fn(t).device) for name, t in self._accumulators.items()}
+        self._now.plan = None
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "initted"] = self.initted
+        destination[prefix + "step"] = self.step
+        for name, tensor in self._accumulators.items():
+            destination[prefix + _ACCUMULATOR + name] = tensor.clone()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in ("step", "initted"):
+            if prefix + name in state_dict:
+                setattr(self, name, state_dict.pop(prefix + name).reshape(-1)[0])
+            else:
+                missing_keys.append(prefix + name)
+        start = prefix + _ACCUMULATOR
+        devices = {name: t.device for name, t in _named_tensors(self.ema_model).items()}
+        self._accumulators = {
+            name: state_dict.pop(start + name).to(device, copy=True)
+            for name, device in devices.items()
+            if start + name in state_dict
+        }
+        for child in ("online_model", "ema_model"):
+            if child in self._modules:
+                _rename_wrapped(state_dict, f"{prefix}{child}.", list(getattr(self, child).state_dict()))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._now.plan = None
+
+
+def averaging_function(schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The schedule as ``avg_fn`` of ``torch.optim.swa_utils.AveragedModel`` (and of callbacks built on it).
+
+    ``AveragedModel`` copies at its first call and counts the calls after it from 1, so its ``num_averaged`` is the
+    schedule's call number t.
+    """
+
+    def averaged(average: Tensor, value: Tensor, num_averaged: Tensor | int) -> Tensor:
+        decay = float(schedule.at(int(num_averaged)))
+        if decay == 1.0:
+            return average
+        if decay == 0.0 or not (average.is_floating_point() or average.is_complex()):
+            return value
+        return torch.lerp(average, value.to(average.dtype), 1 - decay)
+
+    return averaged
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and (Distributed)DataParallel."""
+    while True:
+        if isinstance(inner := module._modules.get(_COMPILED), nn.Module):
+            module = inner
+        elif isinstance(module, (DataParallel, DistributedDataParallel)):
+            module = module.module
+        else:
+            return module
+
+
+class _Now:
+    """Where the wrapper stands; the plan and the block of decays are derived, and neither copied nor pickled."""
+
+    def __init__(self, step: int = 0, initted: bool = False) -> None:
+        self.step = step
+        self.initted = initted
+        self.in_average = False
+        self.plan: _Plan | None = None
+        self.block: list[float] = []
+        self.block_start = 0
+
+    def __reduce__(self) -> tuple[type[_Now], tuple[int, bool]]:
+        return _Now, (self.step, self.initted)
+
+
+class _Plan:
+    """Which tensors of the shadow and of the model go together, looked up once."""
+
+    def __init__(
+        self,
+        ema_model: nn.Module,
+        online: nn.Module,
+        pairs: list[tuple[Tensor, Tensor]],
+        moved: list[tuple[Tensor, Tensor]],
+        wide: list[tuple[Tensor, Tensor, Tensor]],
+        copied: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        self.shadow = [shadow for shadow, _ in pairs]
+        self.model = [source for _, source in pairs]
+        self.moved_shadow = [shadow for shadow, _ in moved]
+        self.moved_model = [source for _, source in moved]
+        self.wide = wide
+        self.copied = copied
+        # Identity of the model's parameters, buffers and submodules tells a replaced one; its modules' empty
+        # dictionaries tell a new one; addresses tell a tensor whose data was swapped, as module.half() does.  The
+        # detached aliases above keep the old memory alive, so its address cannot be given away meanwhile.
+        tables = [
+            table for module in online.modules() for table in (module._parameters, module._buffers, module._modules)
+        ]
+        self._empty = [table for table in tables if not table]
+        self._values = [table.values() for table in tables if table]
+        self._seen = [*chain.from_iterable(self._values), None]
+        self._tensors = [tie.tensor for module in (online, ema_model) for tie in _ties(module).values()]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+
+    def is_stale(self) -> bool:
+        same = not any(self._empty) and all(map(is_, chain(chain.from_iterable(self._values), (None,)), self._seen))
+        return not same or list(map(Tensor.data_ptr, self._tensors)) != self._addresses
+
+    def copy_all(self) -> None:
+        torch._foreach_copy_(self.shadow, self.model)
+        for accumulator, _, source in self.wide:
+            accumulator.copy_(source)
+
+    def move(self, decay: float) -> None:
+        if self.moved_shadow:
+            if decay:
+                torch._foreach_lerp_(self.moved_shadow, self.moved_model, 1.0 - decay)
+            else:  # a copy also replaces what is not finite
+                torch._foreach_copy_(self.moved_shadow, self.moved_model)
+        for accumulator, shadow, source in self.wide:
+            accumulator.lerp_(source.to(accumulator), 1.0 - decay) if decay else accumulator.copy_(source)
+            if accumulator is not shadow:
+                shadow.copy_(accumulator)
+        for shadow, source in self.copied:
+            shadow.copy_(source)
+
+
+class _Tie(NamedTuple):
+    tensor: Tensor
+    first_name: str
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by its name without wrappers' prefixes."""
+    return {name: tie.tensor for name, tie in _ties(module).items()}
+
+
+def _ties(module: nn.Module) -> dict[str, _Tie]:
+    first: dict[int, str] = {}
+    found: dict[str, _Tie] = {}
+    named: Iterable[tuple[str, Tensor]] = chain(
+        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    )
+    for raw, tensor in named:
+        name = raw.replace(f"{_COMPILED}.", "")
+        found[name] = _Tie(tensor, first.setdefault(id(tensor), name))
+    return found
+
+
+def _paired(to: nn.Module, source: nn.Module, role: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Detached aliases of the tensors of both, by name; a shared tensor once."""
+    one, other = _ties(to), _ties(source)
+    gained, lost = sorted(set(other) - set(one)), sorted(set(one) - set(other))
+    if role == "module":
+        gained, lost = lost, gained
+    if gained or lost:
+        changes = [f"has {_listed(gained)} more"] * bool(gained) + [f"lacks {_listed(lost)}"] * bool(lost)
+        raise RuntimeError(
+            f"the {role} and its average do not have the same tensors: the {role} {' and '.join(changes)}; "
+            "make a new EMA of it, or give its tensors back their names"
+        )
+    for name, tie in one.items():
+        if tie.tensor.shape != other[name].tensor.shape:
+            raise RuntimeError(
+                f"the {role}'s tensor {name!r} and its average differ in shape: "
+                f"{tuple(other[name].tensor.shape)} and {tuple(tie.tensor.shape)}; make a new EMA of it"
+            )
+        if tie.first_name != other[name].first_name:
+            raise RuntimeError(
+                f"{name!r} shares its tensor with another name in only one of the {role} and its average; "
+                "tie or untie both alike"
+            )
+    return {
+        name: (tie.tensor.detach(), other[name].tensor.detach()) for name, tie in one.items() if tie.first_name == name
+    }
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    try:
+        shadow = copy.deepcopy(model)
+    except Exception as error:
+        raise TypeError(
+            f"{type(model).__name__} cannot be copied ({error}); build a second one and pass it as ema_model"
+        ) from error
+    for parameter in shadow.parameters():
+        parameter.grad = None
+    return shadow
+
+
+def _check_has_values(role: str, module: nn.Module) -> None:
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{role}: {name!r} is lazy and has no shape yet; run one batch through it first")
+        if tensor.is_meta:
+            raise ValueError(f"{role}: {name!r} is on the meta device and has no values; load or initialise it first")
+
+
+def _accumulator_dtype(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    real = dtype.to_real()
+    accumulator = wanted or (torch.float32 if real.itemsize < 4 else real)
+    return accumulator.to_complex() if dtype.is_complex else accumulator
+
+
+def _names(argument: str, names: Collection[str]) -> frozenset[str]:
+    if isinstance(names, str):
+        raise TypeError(f"{argument} must be a collection of names, got the string {names!r}: write [{names!r}]")
+    return frozenset(names)
+
+
+def _listed(names: Collection[str], most: int = 6) -> str:
+    shown = [repr(name) for name in sorted(names)[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} others" if len(names) > most else "")
+
+
+def _rename_wrapped(state_dict: dict[str, Any], prefix: str, expected: list[str]) -> None:
+    """Give keys under ``prefix`` the names the module expects, where only wrappers' prefixes tell them apart."""
+    by_plain_name = {_plain(name): name for name in expected}
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        name = key[len(prefix) :]
+        wanted = by_plain_name.get(_plain(name), name)
+        if name not in expected and prefix + wanted not in state_dict:
+            state_dict[prefix + wanted] = state_dict.pop(key)
+
+
+def _plain(name: str) -> str:
+    return name.replace(f"{_COMPILED}.", "").removeprefix("module.")

@@ -1,0 +1,1 @@
+"""One run of the article's experiment: its settings, data, network and training."""

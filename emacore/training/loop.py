@@ -1,0 +1,193 @@
+"""One run, epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+
+from emacore.ema import EMA
+from emacore.training.config import OptimizerConfig, RunConfig, check_rows
+from emacore.training.data import load
+from emacore.training.history import COLUMNS, summarise
+from emacore.training.network import build
+
+#: Seconds between two looks at ``should_stop`` inside an epoch.
+_PATIENCE = 0.2
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What :func:`train` returns.
+
+    Args:
+        history: One row an epoch, the columns of :data:`emacore.training.history.COLUMNS`.
+        summary: The final metrics: metric, original, ema, improvement (percent).
+        stopped: "early stop", "max epochs", "stopped" or "diverged".
+        ema: The trained model and its average.
+    """
+
+    config: RunConfig
+    history: pd.DataFrame
+    summary: pd.DataFrame
+    stopped: str
+    ema: EMA
+
+
+def train(
+    config: RunConfig,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> RunResult:
+    """Train the network of ``config`` and its average, and evaluate both after each epoch.
+
+    The same config gives the same numbers, bit for bit, on the same machine with the same number of threads; the
+    caller's random state is left as it was.
+
+    Args:
+        on_epoch: Called with each row of the history as soon as it is complete.
+        should_stop: Asked after every epoch and a few times a second within one; an epoch that is cut short is dropped.
+
+    Raises:
+        ValueError: if the data do not fit the settings (also :class:`emacore.tables.TableError`).
+    """
+    data = load(config.data)
+    check_rows(len(data.x_train), config.optimizer.batch_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        run = _Run(config, *(torch.from_numpy(part) for part in data))
+        rows: list[dict[str, Any]] = []
+        stopped = "max epochs"
+        for epoch in range(1, config.max_epochs + 1):
+            row = run.epoch(epoch, should_stop or _never)
+            if row is None:
+                stopped = "stopped"
+                break
+            rows.append(row)
+            if on_epoch is not None:
+                on_epoch(row)
+            if not all(math.isfinite(row[name]) for name in ("train_loss", "val_loss_original", "val_loss_ema")):
+                stopped = "diverged"
+                break
+            if run.is_over(row):
+                stopped = "early stop"
+                break
+            if should_stop is not None and epoch < config.max_epochs and should_stop():
+                stopped = "stopped"
+                break
+    history = pd.DataFrame(rows, columns=list(COLUMNS))
+    return RunResult(config, history, summarise(history), stopped, run.ema)
+
+
+class _Run:
+    def __init__(self, config: RunConfig, x_train: Tensor, x_val: Tensor, y_train: Tensor, y_val: Tensor) -> None:
+        self.config = config
+        self.x_train, self.y_train, self.x_val, self.y_val = x_train, y_train, x_val, y_val
+        self.model = build(x_train.shape[1], config.network)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = _optimizer(self.parameters, config.optimizer)
+        self.rate_rule = _rate_rule(self.optimizer, config)
+        self.ema = EMA(self.model, schedule=config.schedule)
+        self.spread = float((y_val.double() - y_val.double().mean()).square().mean())
+        self.best = math.inf
+        self.best_epoch = 0
+        self.begin = perf_counter()
+
+    def epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """Train on every row once and evaluate; ``None`` if it was cut short."""
+        train_loss = self._pass(should_stop)
+        if train_loss is None:
+            return None
+        original = self._metrics(self.model)
+        ema = self._metrics(self.ema)
+        row = {"epoch": epoch, "train_loss": train_loss}
+        for name in ("loss", "mae", "r2"):
+            row[f"val_{name}_original"] = original[name]
+            row[f"val_{name}_ema"] = ema[name]
+        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        row["decay"] = self.ema.get_current_decay()
+        row["steps"] = int(self.ema.step)
+        row["seconds"] = perf_counter() - self.begin
+        self._adjust_rate(row)
+        return row
+
+    def is_over(self, row: dict[str, Any]) -> bool:
+        """Whether the stopping rule ends the run after this epoch."""
+        stopping = self.config.stopping
+        if stopping.curve == "none":
+            return False
+        if row[f"val_loss_{stopping.curve}"] < self.best:
+            self.best, self.best_epoch = row[f"val_loss_{stopping.curve}"], row["epoch"]
+        return bool(row["epoch"] - self.best_epoch >= stopping.patience)
+
+    def _pass(self, should_stop: Callable[[], bool]) -> float | None:
+        self.model.train()
+        # One permutation an epoch, applied at once: a DataLoader would collate the rows one by one.
+        order = torch.randperm(len(self.x_train))
+        size = self.config.optimizer.batch_size
+        losses: list[Tensor] = []
+        looked = perf_counter()
+        for x, y in zip(torch.split(self.x_train[order], size), torch.split(self.y_train[order], size), strict=True):
+            loss = mse_loss(self.model(x), y)
+            for parameter in self.parameters:  # Optimizer.zero_grad() spends as long on its profiler hook as on Adam
+                parameter.grad = None
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.ema.update()
+            losses.append(loss.detach())
+            if perf_counter() - looked > _PATIENCE:
+                if should_stop():
+                    return None
+                looked = perf_counter()
+        rows = torch.full((len(losses),), float(size))
+        rows[-1] = len(x)
+        return float(torch.stack(losses) @ rows) / len(order)
+
+    @torch.no_grad()
+    def _metrics(self, model: nn.Module) -> dict[str, float]:
+        self.model.eval()
+        error = (model(self.x_val) - self.y_val).double()
+        loss = float(error.square().mean())
+        return {"loss": loss, "mae": float(error.abs().mean()), "r2": _r2(loss, self.spread)}
+
+    def _adjust_rate(self, row: dict[str, Any]) -> None:
+        if isinstance(self.rate_rule, ReduceLROnPlateau):
+            self.rate_rule.step(row[f"val_loss_{self.config.optimizer.plateau_curve}"])
+        elif self.rate_rule is not None:
+            self.rate_rule.step()
+
+
+def _r2(loss: float, spread: float) -> float:
+    """1 - error / spread, with scikit-learn's convention for targets that are all alike."""
+    if spread == 0:
+        return 1.0 if loss == 0 else 0.0
+    return 1 - loss / spread
+
+
+def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+    if config.name == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, **settings)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, **settings)
+
+
+def _rate_rule(optimizer: torch.optim.Optimizer, config: RunConfig) -> ReduceLROnPlateau | CosineAnnealingLR | None:
+    settings = config.optimizer
+    if settings.rate_rule == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience)
+    if settings.rate_rule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=config.max_epochs)
+    return None
+
+
+def _never() -> bool:
+    return False
