@@ -35,9 +35,7 @@ def read_csv(source: bytes | str | Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise TableError(f"The file is not UTF-8 text (byte {error.start}). Save it as CSV UTF-8.") from error
     try:
-        table = pd.read_csv(
-            io.StringIO(text), sep=_delimiter(text), skipinitialspace=True, float_precision="round_trip"
-        )
+        table = pd.read_csv(io.StringIO(text), sep=_delimiter(text), skipinitialspace=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
         reason = str(error).strip().rstrip(".")
         raise TableError(f"The file is not a table: {reason}. Every row needs as many fields as the header.") from error

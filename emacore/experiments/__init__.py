@@ -1,0 +1,1 @@
+"""Many runs: kept in a store, and worked off by processes of their own."""

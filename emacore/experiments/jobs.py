@@ -1,0 +1,202 @@
+"""Runs in worker processes: queued, bounded, stoppable.
+
+The server holds one end of a pipe to each worker.  When the server ends, in whatever way, the pipe closes, and the
+worker enters its run as interrupted and ends too.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import joblib
+
+import emacore
+from emacore.experiments.store import RunLost, RunStore, StoreError, worker_name
+from emacore.training.config import RunConfig
+
+#: Seconds between a worker's looks at the store: for a new run, for a request to stop, and to show it is alive.
+POLL = 0.2
+
+
+def most_workers() -> int:
+    """How many runs train at a time: one core is left for the pages."""
+    return max(1, int(joblib.cpu_count()) - 1)
+
+
+class JobQueue:
+    """Works off the runs of ``store`` in processes of their own.  Use from several threads is safe.
+
+    Runs that an earlier server left behind are entered as interrupted; queued ones are taken up.
+
+    Args:
+        limit: Most runs at a time over all servers that share the store; by default one for each core but one.
+    """
+
+    def __init__(self, store: RunStore, limit: int | None = None) -> None:
+        self.store = store
+        self.limit = limit or most_workers()
+        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self.tend()
+
+    def submit(self, config: RunConfig) -> str:
+        """Queue a run and return its id."""
+        run_id = self.store.create(config)
+        self.tend()
+        return run_id
+
+    def stop(self, run_id: str) -> None:
+        """Stop a run; its epochs so far are kept.  A run that has ended stays as it is."""
+        self.store.request_stop(run_id)
+
+    def tend(self, *, warm: bool = False) -> None:
+        """Look after the workers: report those that died, and start as many as there is work for.
+
+        Args:
+            warm: Have one ready even if there is no work: importing torch takes seconds.
+        """
+        with self._lock:
+            self._bury_dead()
+            self.store.interrupt_abandoned()
+            counts = self.store.counts()
+            work = counts.get("queued", 0) + counts.get("running", 0)
+            for _ in range(min(self.limit, max(work, int(warm))) - len(self._workers)):
+                process = _start_worker(self.store.folder, self.limit)
+                self._workers[worker_name(process.pid, process.args[-1])] = process  # type: ignore[index, arg-type]
+
+    def close(self) -> None:
+        """Let the workers go; runs under way are entered as interrupted."""
+        with self._lock:
+            for process in self._workers.values():
+                process.stdin.close()  # type: ignore[union-attr]
+            for process in self._workers.values():
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            self._workers.clear()
+
+    def _bury_dead(self) -> None:
+        for name, process in list(self._workers.items()):
+            code = process.poll()
+            if code is not None:
+                how = f"signal {-code}" if code < 0 else f"exit status {code}"
+                self.store.fail_run_of(
+                    name,
+                    f"The worker process ended unexpectedly ({how}); what it said is in {_log(self.store.folder)}.",
+                )
+                process.stdin.close()  # type: ignore[union-attr]
+                del self._workers[name]
+
+
+def _start_worker(folder: Path, limit: int) -> subprocess.Popen[bytes]:
+    package = str(Path(emacore.__file__).parents[1])
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    # Not multiprocessing: its children run the parent's main module again, which under Streamlit is the whole app.
+    token = os.urandom(6).hex()
+    with _log(folder).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "emacore.experiments.jobs", str(folder), str(limit), token],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is the server's; the worker then sees the pipe close
+        )
+
+
+def _log(folder: Path) -> Path:
+    return folder / "worker.log"
+
+
+def work(folder: str, limit: int, name: str) -> None:
+    """A worker's life: take runs from the store, one after the other, until the server's end of the pipe closes."""
+    store = RunStore(folder)
+    current: list[str] = []
+    threading.Thread(target=_end_with_server, args=(store, name, current), daemon=True).start()
+    import torch
+
+    from emacore.training.loop import train
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            claimed = store.claim(name, limit)
+        except StoreError:
+            claimed = None  # locked or full for the moment; the pages tell it, the next look may find it well
+        if claimed is None:
+            time.sleep(POLL)
+            continue
+        current[:] = [claimed[0]]
+        carry_out(store, name, *claimed, train)
+        current.clear()
+
+
+def carry_out(store: RunStore, name: str, run_id: str, config: str, train: Callable[..., Any]) -> None:
+    """Train a claimed run into the store, and enter how it ended."""
+    stop, over = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        while not over.wait(POLL):
+            try:
+                if store.beat(run_id, name):
+                    stop.set()
+            except RunLost:
+                stop.set()
+            except StoreError:
+                continue
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        try:
+            result = train(
+                RunConfig.from_json(config),
+                on_epoch=lambda row: store.append(run_id, name, row),
+                should_stop=stop.is_set,
+            )
+            state, stopped, error = "stopped" if result.stopped == "stopped" else "done", result.stopped, None
+        except RunLost:
+            return
+        except (StoreError, ValueError) as problem:  # these are written for people
+            state, stopped, error = "failed", None, str(problem)
+        except Exception as problem:  # whatever it was, the run's reader must learn of it
+            traceback.print_exc()
+            state, stopped, error = "failed", None, f"{type(problem).__name__}: {problem}"
+        _insist(lambda: store.finish(run_id, name, state, stopped=stopped, error=error))
+    finally:
+        over.set()
+        thread.join()
+
+
+def _insist(write: Callable[[], None]) -> None:
+    """Try a few times.  If the store stays closed to us, the run lacks signs of life and counts as interrupted."""
+    for _ in range(3):
+        try:
+            write()
+        except StoreError:
+            time.sleep(1)
+        else:
+            return
+
+
+def _end_with_server(store: RunStore, name: str, current: list[str]) -> None:
+    sys.stdin.buffer.read()
+    for run_id in current:
+        with suppress(StoreError):
+            store.finish(run_id, name, "interrupted")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], int(sys.argv[2]), worker_name(os.getpid(), sys.argv[3]))

@@ -1,0 +1,330 @@
+"""The run store: every run's settings, state and history, in one SQLite file that several processes share.
+
+Imports no torch, so that pages stay light.  Workers write through :meth:`RunStore.append` and its neighbours;
+everybody else reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import platformdirs
+
+from emacore.training.config import RunConfig
+from emacore.training.history import COLUMNS, summarise
+
+#: States a run can be in.  "interrupted" means that its worker went away; what it had written is kept.
+STATES = ("queued", "running", "done", "stopped", "failed", "interrupted")
+FINAL_STATES = STATES[2:]
+#: Seconds without a sign of life after which a run's worker counts as gone.
+STALE_AFTER = 15.0
+VERSION = 1
+
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS runs (
+    id TEXT PRIMARY KEY, state TEXT NOT NULL, created REAL NOT NULL, started REAL, finished REAL, heartbeat REAL,
+    worker TEXT, stop_requested INTEGER NOT NULL DEFAULT 0, stopped TEXT, error TEXT, config TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS epochs (
+    run_id TEXT NOT NULL, epoch INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (run_id, epoch)
+) WITHOUT ROWID;
+PRAGMA user_version = {VERSION};
+"""
+
+
+class StoreError(RuntimeError):
+    """The store cannot do what was asked; the message is meant for the person using it."""
+
+
+class RunLost(StoreError):
+    """A worker tried to write a run that is not (any longer) its own."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run as the store knows it.  Times are seconds since 1970; ``summary`` is that of the last epoch so far."""
+
+    id: str
+    state: str
+    config: RunConfig
+    created: float
+    started: float | None
+    finished: float | None
+    stopped: str | None
+    error: str | None
+    summary: pd.DataFrame
+
+
+def default_folder() -> Path:
+    """``EMACORE_HOME`` if it is set, else the platform's folder for application data."""
+    return Path(os.environ.get("EMACORE_HOME") or platformdirs.user_data_dir("emacore", appauthor=False))
+
+
+class RunStore:
+    """The runs kept in ``folder`` (by default :func:`default_folder`); made if it is not there.
+
+    Raises:
+        StoreError: if the folder cannot be written, holds something else, or a newer version of the store.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else default_folder()
+        self.path = self.folder / "runs.sqlite"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"The run store's folder {self.folder} cannot be made: {error.strerror}.") from error
+        with self._connected() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > VERSION:
+                raise StoreError(
+                    f"The run store in {self.folder} was written by a newer version of this program "
+                    f"(format {version}, this one knows {VERSION}): update the program or set EMACORE_HOME elsewhere."
+                )
+            if version < VERSION:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_SCHEMA)
+
+    def runs(self) -> pd.DataFrame:
+        """All runs, newest first: id, state, created (UTC), seconds, epochs, stopped, error, config (JSON)."""
+        with self._connected() as connection:
+            rows = connection.execute(
+                "SELECT id, state, created, COALESCE(finished, heartbeat) - started, "
+                "(SELECT COUNT(*) FROM epochs WHERE run_id = id), stopped, error, config "
+                "FROM runs ORDER BY created DESC, rowid DESC"
+            ).fetchall()
+        table = pd.DataFrame(
+            rows, columns=["id", "state", "created", "seconds", "epochs", "stopped", "error", "config"]
+        )
+        table["created"] = pd.to_datetime(table["created"].astype("float64"), unit="s", utc=True)
+        return table
+
+    def history(self, run_id: str) -> pd.DataFrame:
+        """One row for each epoch written so far, with the columns of :func:`emacore.training.loop.train`'s history.
+
+        Raises:
+            StoreError: if there is no such run.
+        """
+        with self._connected() as connection:
+            self._row(connection, run_id)
+            rows = connection.execute("SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch", (run_id,)).fetchall()
+        return pd.DataFrame([json.loads(text) for (text,) in rows], columns=list(COLUMNS))
+
+    def result(self, run_id: str) -> StoredRun:
+        """A run's state, settings and final (or latest) metrics.
+
+        Raises:
+            StoreError: if there is no such run.
+        """
+        with self._connected() as connection:
+            row = self._row(connection, run_id)
+            last = connection.execute(
+                "SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch DESC LIMIT 1", (run_id,)
+            ).fetchall()
+        summary = summarise(pd.DataFrame([json.loads(text) for (text,) in last], columns=list(COLUMNS)))
+        fields = ("id", "state", "created", "started", "finished", "stopped", "error")
+        return StoredRun(config=RunConfig.from_json(row["config"]), summary=summary, **{f: row[f] for f in fields})
+
+    def create(self, config: RunConfig) -> str:
+        """Enter a run as queued and return its id."""
+        run_id = uuid.uuid4().hex[:12]
+        with self._connected() as connection:
+            connection.execute(
+                "INSERT INTO runs (id, state, created, config) VALUES (?, 'queued', ?, ?)",
+                (run_id, time.time(), config.to_json(indent=None)),
+            )
+        return run_id
+
+    def delete(self, run_id: str) -> None:
+        """Forget a run and its history.
+
+        Raises:
+            StoreError: if there is no such run, or it is running.
+        """
+        with self._connected() as connection, _transaction(connection):
+            if self._row(connection, run_id)["state"] == "running":
+                raise StoreError("The run is still training: stop it before deleting it.")
+            connection.execute("DELETE FROM epochs WHERE run_id = ?", (run_id,))
+            connection.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+
+    def request_stop(self, run_id: str) -> None:
+        """Ask a run to stop: at once if it is queued, after its current step if it runs; else nothing happens."""
+        with self._connected() as connection, _transaction(connection):
+            self._row(connection, run_id)
+            connection.execute(
+                "UPDATE runs SET state = 'stopped', stopped = 'stopped', finished = ? "
+                "WHERE id = ? AND state = 'queued'",
+                (time.time(), run_id),
+            )
+            connection.execute("UPDATE runs SET stop_requested = 1 WHERE id = ? AND state = 'running'", (run_id,))
+
+    def add_table(self, content: bytes) -> Path:
+        """Keep the bytes of a CSV beside the runs that train on it; the same bytes are kept once."""
+        path = self.folder / "tables" / f"{hashlib.sha256(content).hexdigest()[:16]}.csv"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists():
+                partial = path.with_suffix(f".{uuid.uuid4().hex}")
+                partial.write_bytes(content)
+                partial.replace(path)
+        except OSError as error:
+            raise StoreError(f"The table cannot be kept in {path.parent}: {error.strerror}.") from error
+        return path
+
+    def counts(self) -> dict[str, int]:
+        """How many runs there are in each state that has any."""
+        with self._connected() as connection:
+            return dict(connection.execute("SELECT state, COUNT(*) FROM runs GROUP BY state").fetchall())
+
+    def claim(self, worker: str, limit: int) -> tuple[str, str] | None:
+        """Take the oldest queued run (id, config as JSON) for ``worker``, unless ``limit`` runs are under way."""
+        with self._connected() as connection, _transaction(connection):
+            running = connection.execute("SELECT COUNT(*) FROM runs WHERE state = 'running'").fetchone()[0]
+            row = connection.execute(
+                "SELECT id, config FROM runs WHERE state = 'queued' ORDER BY created, rowid LIMIT 1"
+            ).fetchone()
+            if row is None or running >= limit:
+                return None
+            now = time.time()
+            connection.execute(
+                "UPDATE runs SET state = 'running', worker = ?, started = ?, heartbeat = ? WHERE id = ?",
+                (worker, now, now, row["id"]),
+            )
+        return row["id"], row["config"]
+
+    def append(self, run_id: str, worker: str, row: dict[str, Any]) -> None:
+        """Write one epoch; it is on disk when this returns.
+
+        Raises:
+            RunLost: if the run is not running as this worker's (it was deleted, or counted as interrupted).
+        """
+        with self._connected() as connection, _transaction(connection):
+            self._touch(connection, run_id, worker)
+            connection.execute("INSERT INTO epochs VALUES (?, ?, ?)", (run_id, row["epoch"], json.dumps(row)))
+
+    def beat(self, run_id: str, worker: str) -> bool:
+        """Give a sign of life; true if the run has been asked to stop.
+
+        Raises:
+            RunLost: as :meth:`append`.
+        """
+        with self._connected() as connection, _transaction(connection):
+            self._touch(connection, run_id, worker)
+            return bool(self._row(connection, run_id)["stop_requested"])
+
+    def finish(
+        self, run_id: str, worker: str, state: str, *, stopped: str | None = None, error: str | None = None
+    ) -> None:
+        """Enter the end of a run that is running as this worker's; else nothing happens."""
+        with self._connected() as connection:
+            connection.execute(
+                "UPDATE runs SET state = ?, stopped = ?, error = ?, finished = ? "
+                "WHERE id = ? AND worker = ? AND state = 'running'",
+                (state, stopped, error, time.time(), run_id, worker),
+            )
+
+    def fail_run_of(self, worker: str, error: str) -> None:
+        """Enter the run of a worker that died as failed; if it died before it took one, the run it was to take."""
+        now = time.time()
+        with self._connected() as connection, _transaction(connection):
+            failed = connection.execute(
+                "UPDATE runs SET state = 'failed', error = ?, finished = ? WHERE worker = ? AND state = 'running'",
+                (error, now, worker),
+            )
+            if not failed.rowcount:
+                connection.execute(
+                    "UPDATE runs SET state = 'failed', error = ?, finished = ? WHERE id = "
+                    "(SELECT id FROM runs WHERE state = 'queued' ORDER BY created, rowid LIMIT 1)",
+                    (error, now),
+                )
+
+    def interrupt_abandoned(self) -> None:
+        """Enter running runs as interrupted whose worker is gone: no sign of life, or no such process here."""
+        with self._connected() as connection:
+            rows = connection.execute("SELECT id, worker, heartbeat FROM runs WHERE state = 'running'").fetchall()
+            for row in rows:
+                if time.time() - row["heartbeat"] > STALE_AFTER or not _may_be_alive(row["worker"]):
+                    connection.execute(
+                        "UPDATE runs SET state = 'interrupted', finished = heartbeat "
+                        "WHERE id = ? AND worker = ? AND heartbeat = ? AND state = 'running'",
+                        tuple(row),
+                    )
+
+    def _touch(self, connection: sqlite3.Connection, run_id: str, worker: str) -> None:
+        touched = connection.execute(
+            "UPDATE runs SET heartbeat = ? WHERE id = ? AND worker = ? AND state = 'running'",
+            (time.time(), run_id, worker),
+        )
+        if not touched.rowcount:
+            raise RunLost(f"Run {run_id} is no longer this worker's.")
+
+    def _row(self, connection: sqlite3.Connection, run_id: str) -> sqlite3.Row:
+        row: sqlite3.Row | None = connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
+        if row is None:
+            raise StoreError(f"There is no run {run_id!r} in this store: it may have been deleted.")
+        return row
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        # A connection for each operation: cheap in SQLite, and nothing to share between threads or to leave open.
+        try:
+            with closing(sqlite3.connect(self.path, timeout=5, isolation_level=None)) as connection:
+                connection.row_factory = sqlite3.Row
+                connection.execute("PRAGMA synchronous = FULL")
+                yield connection
+        except sqlite3.Error as error:
+            raise StoreError(_sentence(error, self.folder)) from error
+
+
+def worker_name(pid: int, token: str) -> str:
+    """A worker's name, from which another process on the same machine can tell whether it still lives."""
+    return f"{pid}:{token}@{platform.node()}"
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def _may_be_alive(worker: str) -> bool:
+    name, _, node = worker.partition("@")
+    if node != platform.node() or os.name != "posix":
+        return True
+    try:
+        os.kill(int(name.partition(":")[0]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sentence(error: sqlite3.Error, folder: Path) -> str:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return f"The run store in {folder} is locked by another program: close that program, or try again."
+    if "full" in text:
+        return f"The disk that holds the run store ({folder}) is full: free some space, or set EMACORE_HOME elsewhere."
+    if "readonly" in text or "unable to open" in text:
+        return f"The run store in {folder} cannot be written: check its permissions, or set EMACORE_HOME elsewhere."
+    if "not a database" in text or "malformed" in text:
+        return f"The file runs.sqlite in {folder} is damaged or not a run store: move it away to begin a new one."
+    return f"The run store in {folder} failed: {text}."

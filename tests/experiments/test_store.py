@@ -1,0 +1,240 @@
+import multiprocessing
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from emacore import RunConfig
+from emacore.experiments import store as store_module
+from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder, worker_name
+from emacore.training.history import COLUMNS
+
+CONFIG = RunConfig()
+ME = worker_name(os.getpid(), "test")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path / "runs")
+
+
+def row(epoch, **changes):
+    return dict.fromkeys(COLUMNS, 0.1 * epoch) | {"epoch": epoch, "steps": 50 * epoch} | changes
+
+
+def claimed(store):
+    run_id = store.create(CONFIG)
+    assert store.claim(ME, 99) == (run_id, CONFIG.to_json(indent=None))
+    return run_id
+
+
+def test_a_run_from_queue_to_end(store):
+    run_id = store.create(CONFIG)
+    assert store.result(run_id).state == "queued"
+    assert store.claim(ME, 1)[0] == run_id
+    store.append(run_id, ME, row(1))
+    store.append(run_id, ME, row(2, val_loss_original=1 / 3))
+    assert store.history(run_id)["val_loss_original"].tolist() == [0.1, 1 / 3]
+    assert tuple(store.history(run_id).columns) == COLUMNS
+    assert not store.beat(run_id, ME)
+    store.finish(run_id, ME, "done", stopped="early stop")
+    result = RunStore(store.folder).result(run_id)
+    assert (result.state, result.stopped, result.error) == ("done", "early stop", None)
+    assert result.config == CONFIG
+    assert result.summary["original"][0] == 1 / 3
+    assert result.created <= result.started <= result.finished
+    table = store.runs()
+    assert table.loc[0, ["id", "state", "epochs"]].tolist() == [run_id, "done", 2]
+    assert RunConfig.from_json(table.loc[0, "config"]) == CONFIG
+    assert table["created"].dt.tz is not None
+
+
+def test_an_empty_store(store):
+    assert store.runs().empty
+    assert store.claim(ME, 1) is None
+    assert store.counts() == {}
+
+
+def test_newest_first_but_oldest_works_first_and_the_limit_holds(store):
+    ids = [store.create(replace(CONFIG, seed=n)) for n in range(3)]
+    assert store.runs()["id"].tolist() == ids[::-1]
+    assert store.claim(ME, 2)[0] == ids[0]
+    assert store.claim(ME, 2)[0] == ids[1]
+    assert store.claim(ME, 2) is None
+    store.finish(ids[0], ME, "done")
+    assert store.claim(ME, 2)[0] == ids[2]
+
+
+def test_not_a_number_survives(store):
+    run_id = claimed(store)
+    store.append(run_id, ME, row(1, train_loss=float("nan"), val_loss_ema=float("inf")))
+    history = store.history(run_id)
+    assert history["train_loss"].isna().all()
+    assert history["val_loss_ema"][0] == float("inf")
+
+
+def test_stopping(store):
+    queued, running = store.create(CONFIG), None
+    store.request_stop(queued)
+    assert store.result(queued).state == "stopped"
+    running = claimed(store)
+    store.request_stop(running)
+    assert store.result(running).state == "running"
+    assert store.beat(running, ME)
+    store.finish(running, ME, "stopped", stopped="stopped")
+    store.request_stop(running)
+    assert store.result(running).state == "stopped"
+
+
+def test_only_the_owner_writes_and_only_while_it_runs(store):
+    run_id = claimed(store)
+    with pytest.raises(RunLost):
+        store.append(run_id, "another", row(1))
+    store.finish(run_id, "another", "done")
+    assert store.result(run_id).state == "running"
+    store.finish(run_id, ME, "done")
+    with pytest.raises(RunLost):
+        store.append(run_id, ME, row(1))
+    assert store.history(run_id).empty
+
+
+def test_deleting(store):
+    run_id = claimed(store)
+    store.append(run_id, ME, row(1))
+    with pytest.raises(StoreError, match="still training: stop it"):
+        store.delete(run_id)
+    store.finish(run_id, ME, "done")
+    store.delete(run_id)
+    for read in (store.history, store.result, store.delete, store.request_stop):
+        with pytest.raises(StoreError, match="no run"):
+            read(run_id)
+    with sqlite3.connect(store.path) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM epochs").fetchone() == (0,)
+
+
+def test_runs_left_behind_read_interrupted(store, monkeypatch):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead, silent, alive = (store.create(CONFIG) for _ in range(3))
+    store.claim(worker_name(gone.pid, "x"), 9)
+    store.claim(worker_name(1, "x").replace("@", "@elsewhere-"), 9)
+    store.interrupt_abandoned()
+    assert [store.result(run).state for run in (dead, silent)] == ["interrupted", "running"]
+    now = time.time()
+    monkeypatch.setattr(store_module.time, "time", lambda: now + store_module.STALE_AFTER + 1)
+    store.claim(ME, 9)
+    store.interrupt_abandoned()
+    assert [store.result(run).state for run in (dead, silent, alive)] == ["interrupted", "interrupted", "running"]
+
+
+def test_a_worker_that_died_fails_its_run_or_the_one_it_was_to_take(store):
+    run_id, waiting = claimed(store), store.create(CONFIG)
+    store.fail_run_of(ME, "signal 9")
+    assert (store.result(run_id).state, store.result(run_id).error) == ("failed", "signal 9")
+    assert store.result(waiting).state == "queued"
+    store.fail_run_of("never-started", "exit status 1")
+    assert store.result(waiting).state == "failed"
+
+
+def test_a_newer_store_is_left_alone(tmp_path):
+    RunStore(tmp_path)
+    with sqlite3.connect(tmp_path / "runs.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match=r"newer version of this program \(format 99"):
+        RunStore(tmp_path)
+
+
+def test_what_is_not_a_store_is_told(tmp_path):
+    (tmp_path / "runs.sqlite").write_bytes(b"these are not the bytes you are looking for" * 40)
+    with pytest.raises(StoreError, match="damaged or not a run store: move it away"):
+        RunStore(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be made"):
+        RunStore(tmp_path / "file" / "below")
+
+
+def test_a_locked_store_is_told_and_loses_nothing(store, monkeypatch):
+    run_id = claimed(store)
+    real = sqlite3.connect
+    monkeypatch.setattr(store_module.sqlite3, "connect", lambda path, **k: real(path, **(k | {"timeout": 0.1})))
+    with real(store.path, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="locked by another program"):
+            store.append(run_id, ME, row(1))
+        other.execute("ROLLBACK")
+    store.append(run_id, ME, row(1))
+    assert len(store.history(run_id)) == 1
+
+
+def test_a_full_disk_is_told_and_what_was_written_stays(store, monkeypatch):
+    run_id = claimed(store)
+    store.append(run_id, ME, row(1))
+    real = sqlite3.connect
+
+    def small(path, **arguments):
+        connection = real(path, **arguments)
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite raises it to the pages there are
+        return connection
+
+    monkeypatch.setattr(store_module.sqlite3, "connect", small)
+
+    def fill():
+        for epoch in range(2, 500):
+            store.append(run_id, ME, row(epoch))
+
+    with pytest.raises(StoreError, match="full: free some space"):
+        fill()
+    monkeypatch.setattr(store_module.sqlite3, "connect", real)
+    assert store.history(run_id)["epoch"].tolist() == list(range(1, len(store.history(run_id)) + 1))
+
+
+def _write(folder, worker, first):
+    store = RunStore(folder)
+    for epoch in range(first, first + 20):
+        store.append(store.runs()["id"][0], worker, row(epoch))
+
+
+def test_several_processes_share_it(store):
+    claimed(store)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_write, args=(store.folder, ME, first)) for first in (1, 101, 201)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(store.history(store.runs()["id"][0])) == 60
+
+
+def test_tables_are_kept_once(store):
+    one, two = store.add_table(b"a,b\n1,2\n"), store.add_table(b"a,b\n1,2\n")
+    assert one == two
+    assert one.read_bytes() == b"a,b\n1,2\n"
+    assert len(list(one.parent.iterdir())) == 1
+
+
+def test_where_it_lives(monkeypatch, tmp_path):
+    monkeypatch.setenv("EMACORE_HOME", str(tmp_path / "here"))
+    assert default_folder() == tmp_path / "here"
+    monkeypatch.delenv("EMACORE_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_folder().name == "emacore"
+
+
+def test_reading_runs_imports_no_torch():
+    code = "import sys, emacore.experiments.jobs; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_frames_read_back_from_csv_unchanged(store, tmp_path):
+    run_id = claimed(store)
+    for epoch in range(1, 4):
+        store.append(run_id, ME, row(epoch, train_loss=epoch / 3))
+    history = store.history(run_id)
+    history.to_csv(tmp_path / "h.csv", index=False)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "h.csv"), history, check_exact=True)
