@@ -102,9 +102,9 @@ def test_a_killed_server_takes_its_worker_along_and_the_run_reads_interrupted(tm
 def _exists(pid):
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"  # a zombie waiting for init has ended too
     except OSError:
         return False
+    return state != "Z"  # a zombie waiting for init has ended too
 
 
 def carried_out(tmp_path, function, config="{}"):
