@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.signal import chirp, lfilter
 
+from emacore.averaging.filters import variance_gain
 from emacore.averaging.schedules import check_whole
 
 Floats = NDArray[np.float64]
@@ -157,3 +158,18 @@ def stationary_variance(curvatures: ArrayLike, learning_rate: float, gradient_no
     with np.errstate(divide="ignore"):
         variance = (learning_rate * gradient_noise) ** 2 / (rate * (2 - rate))
     return np.where(rate < 2, variance, np.inf)
+
+
+def stationary_loss(
+    curvatures: ArrayLike, learning_rate: float, gradient_noise: float, beta: float | None = None
+) -> float:
+    """Expected loss of SGD's iterates around the minimum, or, given ``beta``, of their average of that decay.
+
+    ``sum(curvature * variance) / 2``; averaging multiplies each direction's variance by the gain of the filter for
+    AR(1) noise of coefficient ``1 - learning_rate * curvature``.
+    """
+    curves = np.atleast_1d(np.asarray(curvatures, dtype=np.float64))
+    variances = stationary_variance(curves, learning_rate, gradient_noise)
+    if beta is not None:
+        variances = variances * [variance_gain(beta, 1 - learning_rate * float(c)) for c in curves]
+    return float(curves @ variances / 2)

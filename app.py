@@ -1,0 +1,15 @@
+"""The weight-averaging explorer: streamlit run app.py"""
+
+import streamlit as st
+
+st.session_state["navigated"] = True  # see emacore.widgets.through_app
+st.set_page_config(page_title="Weight-averaging explorer", page_icon=":material/ssid_chart:", layout="wide")
+st.navigation(
+    [
+        st.Page("pages/overview.py", title="Overview", icon=":material/explore:", default=True),
+        st.Page("pages/decay_schedule.py", title="Decay schedule", icon=":material/show_chart:"),
+        st.Page("pages/low_pass_filter.py", title="Low-pass filter", icon=":material/graphic_eq:"),
+        st.Page("pages/train.py", title="Train", icon=":material/model_training:"),
+    ],
+    position="top",
+).run()

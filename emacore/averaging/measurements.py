@@ -1,0 +1,82 @@
+"""A filter's numbers read off sequences, to be put beside what the formulas predict."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.signal import welch
+
+Floats = NDArray[np.float64]
+
+
+def variance_ratio(before: ArrayLike, after: ArrayLike, settled_from: int = 0) -> float:
+    """Variance of the filtered noise over that of the noise, both from ``settled_from`` on.
+
+    Both are taken around 0, the mean that the noise has by its making.  NaN where there is no noise to measure.
+    """
+    one, other = (np.asarray(part, dtype=np.float64)[settled_from:] for part in (before, after))
+    power = float(np.mean(one**2)) if one.size else 0.0
+    return float(np.mean(other**2)) / power if power > 0 else math.nan
+
+
+def lag_of_ramp(clean: ArrayLike, filtered: ArrayLike) -> float:
+    """By how many steps a rising line comes out late, at its end: vertical gap over slope."""
+    x, y = np.asarray(clean, dtype=np.float64), np.asarray(filtered, dtype=np.float64)
+    slope = x[-1] - x[-2]
+    return float((x[-1] - y[-1]) / slope)
+
+
+def lag_of_sine(clean: ArrayLike, filtered: ArrayLike, period: float, settled_from: int = 0) -> float:
+    """By how many steps a sine comes out late: the phase between both at its frequency, over the settled part."""
+    x, y = (np.asarray(part, dtype=np.float64)[settled_from:] for part in (clean, filtered))
+    cycles = math.floor(len(x) / period)
+    if cycles < 1:
+        return math.nan
+    steps = np.arange(round(cycles * period))
+    carrier = np.exp(-2j * np.pi * steps / period)
+    phase = np.angle((x[: len(steps)] @ carrier) / (y[: len(steps)] @ carrier))
+    return float(phase / (2 * np.pi) * period % period)
+
+
+def rise_time(filtered_step: ArrayLike, level: float = 0.5) -> float:
+    """Steps until the answer to a unit step has reached ``level``, counted with its first step as 1, interpolated.
+
+    NaN if it does not get there.
+    """
+    answer = np.concatenate([[0.0], np.asarray(filtered_step, dtype=np.float64)])
+    above = np.flatnonzero(answer >= level)
+    if not above.size:
+        return math.nan
+    end = int(above[0])
+    if end == 0:
+        return 0.0
+    return end - 1 + float((level - answer[end - 1]) / (answer[end] - answer[end - 1]))
+
+
+def spectra(before: ArrayLike, after: ArrayLike, segment: int = 512) -> tuple[Floats, Floats, Floats]:
+    """Power spectral densities by Welch's method: frequency (cycles per step), before, after; frequency 0 left out."""
+    length = min(segment, len(np.asarray(before)))
+    frequency, one = welch(before, nperseg=length, detrend="constant")
+    _, other = welch(after, nperseg=length, detrend="constant")
+    return frequency[1:], one[1:], other[1:]
+
+
+def cutoff(frequency: ArrayLike, before: ArrayLike, after: ArrayLike) -> float | None:
+    """Where the measured power gain first falls to one half, in cycles per step; ``None`` if it does not.
+
+    The power gain of a one-pole low-pass filter is ``1 / (1 + slope * sin(pi f)^2)``, and the cut-off lies where
+    ``sin(pi f)^2 = 1 / slope``; the slope is fitted to all frequencies, since single ones of a spectrum are noisy.
+    """
+    f = np.asarray(frequency, dtype=np.float64)
+    gain = np.asarray(after, dtype=np.float64) / np.asarray(before, dtype=np.float64)
+    usable = np.isfinite(gain) & (gain > 1e-6)
+    x, g = np.sin(np.pi * f[usable]) ** 2, gain[usable]
+    if not x.size:
+        return None
+    # Least squares of g * (1 + slope * x) = 1, which keeps small, noisy gains from ruling the fit.
+    slope = float(np.sum(g * x * (1 - g)) / np.sum((g * x) ** 2))
+    if slope < 1:
+        return None
+    return math.asin(1 / math.sqrt(slope)) / math.pi

@@ -1,0 +1,1 @@
+"""Altair charts: tables in, charts out.  No streamlit, no computation beyond thinning for the eye."""
