@@ -20,6 +20,7 @@ from emacore.widgets import (
     put,
     reset_button,
     schedule_controls,
+    sentence,
     show_chart,
     show_table,
     state_of,
@@ -336,7 +337,7 @@ with right:
         except ValueError as error:
             st.caption(f"They cannot be shown on the sliders: {error}.")
     except ValueError as error:
-        st.warning(f"{str(error)[0].upper()}{str(error)[1:]}.", icon=":material/warning:")
+        st.warning(sentence(error), icon=":material/warning:")
 
 st.subheader("The same as code")
 tabs = st.tabs([snippet.library for snippet in snippets(schedule)])

@@ -156,6 +156,7 @@ with controls:
         selection_mode="multi",
         default=[FIRST],
         key="filters",
+        wrap=True,
         help="Which averages to draw. *The schedule* is the one of the Decay schedule page.",
         **BOUND,
     )

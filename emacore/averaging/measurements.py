@@ -69,10 +69,9 @@ def cutoff(frequency: ArrayLike, before: ArrayLike, after: ArrayLike) -> float |
     The power gain of a one-pole low-pass filter is ``1 / (1 + slope * sin(pi f)^2)``, and the cut-off lies where
     ``sin(pi f)^2 = 1 / slope``; the slope is fitted to all frequencies, since single ones of a spectrum are noisy.
     """
-    f = np.asarray(frequency, dtype=np.float64)
-    gain = np.asarray(after, dtype=np.float64) / np.asarray(before, dtype=np.float64)
-    usable = np.isfinite(gain) & (gain > 1e-6)
-    x, g = np.sin(np.pi * f[usable]) ** 2, gain[usable]
+    f, one, other = (np.asarray(part, dtype=np.float64) for part in (frequency, before, after))
+    usable = (one > 0) & (other > 1e-6 * one)
+    x, g = np.sin(np.pi * f[usable]) ** 2, other[usable] / one[usable]
     if not x.size:
         return None
     # Least squares of g * (1 + slope * x) = 1, which keeps small, noisy gains from ruling the fit.

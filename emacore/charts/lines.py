@@ -93,9 +93,17 @@ def lines(
 
 
 def _rules(rules: Mapping[str, float]) -> list[alt.Chart]:
-    table = pd.DataFrame({"label": list(rules), "at": [float(at) for at in rules.values()]})
+    table = pd.DataFrame(
+        {
+            "label": list(rules),
+            "at": [float(at) for at in rules.values()],
+            "height": [8 + 14 * n for n in range(len(rules))],
+        }
+    )
     base = alt.Chart(table).encode(x=alt.X("at:Q"))
     return [
         base.mark_rule(color=CLEAN, strokeDash=[4, 3]),
-        base.mark_text(color=CLEAN, align="left", dx=4, y=8).encode(text="label:N"),
+        base.mark_text(color=CLEAN, align="left", dx=4).encode(
+            text="label:N", y=alt.Y("height:Q", scale=None, axis=None)
+        ),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 #: Columns of a history.  Losses are mean squared errors of standardised targets; rates and decays are those of the
@@ -47,3 +48,30 @@ def steadiness(history: pd.DataFrame, from_epoch: int) -> tuple[float, float]:
     """
     rows = history[history["epoch"] >= from_epoch]
     return float(rows["val_loss_original"].std()), float(rows["val_loss_ema"].std())
+
+
+def epochs_without_best(history: pd.DataFrame, curve: str) -> int:
+    """How many epochs ago the validation loss of ``curve`` ("original" or "ema") was at its lowest."""
+    losses = history[f"val_loss_{curve}"]
+    return len(losses) - 1 - int(losses.argmin()) if losses.notna().any() else len(losses)
+
+
+def in_words(history: pd.DataFrame) -> list[str]:
+    """What the figures of this one run say, and no more than that."""
+    finite = history[np.isfinite(history["val_loss_original"]) & np.isfinite(history["val_loss_ema"])]
+    if finite.empty:
+        return []
+    epochs = finite["epoch"].to_numpy()
+    original, ema = (finite[f"val_loss_{name}"].to_numpy() for name in ("original", "ema"))
+    change = 100 * (original[-1] - ema[-1]) / original[-1]
+    sentences = [
+        f"In this run, after epoch {epochs[-1]}, the averaged model's validation loss is {abs(change):.3g} % "
+        f"{'lower' if change > 0 else 'higher'} than the original's ({ema[-1]:.4g} against {original[-1]:.4g}).",
+        f"The lowest validation loss was {original.min():.4g} for the original (epoch {epochs[original.argmin()]}) and "
+        f"{ema.min():.4g} for the average (epoch {epochs[ema.argmin()]}).",
+    ]
+    behind = np.flatnonzero(ema >= original)
+    if not behind.size or behind[-1] + 1 < len(epochs):
+        since = epochs[behind[-1] + 1] if behind.size else epochs[0]
+        sentences.append(f"The average has been ahead without a break since epoch {since}.")
+    return sentences

@@ -88,3 +88,12 @@ def test_a_learning_rate_too_large_has_no_stationary_state():
 def test_wrong_arguments_raise(call):
     with pytest.raises(ValueError, match="must be"):
         call()
+
+
+def test_stationary_loss_is_that_of_a_long_run():
+    curvatures = (1.0, 0.25)
+    path = signals.sgd_on_quadratic(curvatures, 0.3, 1.0, 300_000, seed=2, start=0.0).noisy[1000:]
+    averaged = average(path, np.full(len(path), 0.98))[1000:]
+    for values, beta in ((path, None), (averaged, 0.98)):
+        predicted = signals.stationary_loss(curvatures, 0.3, 1.0, beta)
+        assert np.mean(values**2 @ curvatures) / 2 == pytest.approx(predicted, rel=0.05)

@@ -1,0 +1,52 @@
+import math
+
+import numpy as np
+import pytest
+
+from emacore.averaging import filters, measurements
+from emacore.averaging.signals import sequence
+from emacore.averaging.weights import average
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9, 0.98])
+def test_cutoff_is_found_in_spectra_of_white_noise(beta):
+    noise = np.random.default_rng(0).normal(size=200_000)
+    f, before, after = measurements.spectra(noise, average(noise, np.full(len(noise), beta)))
+    assert f[0] > 0
+    assert f[-1] == 0.5
+    assert measurements.cutoff(f, before, after) == pytest.approx(filters.cutoff_frequency(beta), rel=0.05)
+
+
+def test_no_cutoff_where_there_is_none():
+    noise = np.random.default_rng(0).normal(size=20_000)
+    assert measurements.cutoff(*measurements.spectra(noise, average(noise, np.full(20_000, 0.1)))) is None
+    assert measurements.cutoff([0.1], [0.0], [0.0]) is None
+
+
+@pytest.mark.parametrize("period", [20, 50.5, 300])
+@pytest.mark.parametrize("beta", [0.3, 0.95])
+def test_lag_of_a_sine_is_its_phase_delay(period, beta):
+    clean = sequence("sine", "none", 6000, period=period).clean
+    lag = measurements.lag_of_sine(clean, average(clean, np.full(6000, beta)), period, settled_from=500)
+    phase = -np.angle(filters.frequency_response(beta, 1 / period)) / (2 * np.pi) * period
+    assert lag == pytest.approx(float(phase), rel=0.02)
+    assert math.isnan(measurements.lag_of_sine(clean[:10], clean[:10], period))
+
+
+def test_lag_of_a_ramp_is_the_mean_age():
+    ramp = sequence("ramp", "none", 2000).clean
+    assert measurements.lag_of_ramp(ramp, average(ramp, np.full(2000, 0.9))) == pytest.approx(9)
+
+
+def test_rise_time_by_hand():
+    assert measurements.rise_time([0.25, 0.5, 0.75]) == 2
+    assert measurements.rise_time([0.2, 0.8]) == pytest.approx(1.5)
+    assert measurements.rise_time([0.0, 0.1]) != measurements.rise_time([1.0])
+    assert math.isnan(measurements.rise_time([0.1, 0.2]))
+    assert measurements.rise_time(filters.step_response(0.99, 500)) == pytest.approx(filters.half_life(0.99), rel=0.01)
+
+
+def test_variance_ratio():
+    assert measurements.variance_ratio([9, 1, -1], [9, 0.5, -0.5], settled_from=1) == 0.25
+    assert math.isnan(measurements.variance_ratio([0.0, 0.0], [1.0, 1.0]))
+    assert math.isnan(measurements.variance_ratio([1.0], [1.0], settled_from=5))

@@ -1,0 +1,95 @@
+import numpy as np
+import pandas as pd
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emacore.averaging.signals import sgd_on_quadratic
+from emacore.charts.lines import lines
+from emacore.charts.plane import paths
+from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
+from emacore.charts.thin import kept_rows, thin
+
+
+@given(st.integers(1, 5000), st.integers(10, 300), st.integers(1, 3))
+def test_thinning_keeps_ends_and_extremes_within_the_budget(rows, most, lines_):
+    values = np.random.default_rng(rows).normal(size=(rows, lines_))
+    kept = kept_rows(values, most)
+    assert len(kept) <= max(most, 2 + 2 * lines_)
+    assert kept[0] == 0
+    assert kept[-1] == rows - 1
+    assert np.all(np.diff(kept) > 0)
+    for column in range(lines_):
+        assert values[kept, column].max() == values[:, column].max()
+        assert values[kept, column].min() == values[:, column].min()
+
+
+def test_short_lines_are_left_alone_and_gaps_do_no_harm():
+    assert kept_rows(np.arange(5.0), 10).tolist() == [0, 1, 2, 3, 4]
+    gaps = np.full(1000, np.nan)
+    gaps[500] = 7.0
+    assert 500 in kept_rows(gaps, 50)
+
+
+def test_thin_works_series_by_series():
+    table = pd.DataFrame({"x": [*range(1000)] * 2, "y": np.sin(np.arange(2000)), "s": ["a"] * 1000 + ["b"] * 1000})
+    counts = thin(table, "y", "s", 100).groupby("s").size()
+    assert counts.max() <= 100
+    assert counts.min() > 50
+
+
+def chart_of(**changes):
+    table = pd.DataFrame({"x": [0, 1, 2, 0, 1, 2], "y": [0.0, 1, 2, 3, 4, 5], "who": ["one"] * 3 + ["two"] * 3})
+    arguments = {
+        "x": "x",
+        "y": "y",
+        "series": "who",
+        "colours": {"two": AVERAGED, "one": ORIGINAL},
+        "x_title": "step",
+        "y_title": "loss (MSE)",
+    }
+    return lines(table, **(arguments | changes)).to_dict()
+
+
+def test_a_line_chart_has_titles_colours_tooltip_and_a_legend_that_highlights():
+    chart = chart_of(x_rules={"cut-off": 1.0})
+    encoding = chart["layer"][0]["encoding"]
+    assert encoding["x"]["title"] == "step"
+    assert encoding["y"]["title"] == "loss (MSE)"
+    assert encoding["color"]["scale"] == {"domain": ["two", "one"], "range": [AVERAGED, ORIGINAL]}
+    assert [t["title"] for t in chart["layer"][1]["encoding"]["tooltip"]] == [" ", "step", "loss (MSE)"]
+    assert any(param.get("bind") == "legend" for param in chart["params"])
+    assert chart["layer"][2]["mark"]["type"] == "rule"
+
+
+def test_log_axes_leave_out_what_they_cannot_show():
+    chart = chart_of(x_scale="log", y_scale="log")
+    rows = next(iter(chart["datasets"].values()))
+    assert all(row["x"] > 0 and row["y"] > 0 for row in rows)
+    assert chart["layer"][0]["encoding"]["y"]["scale"]["type"] == "log"
+
+
+def test_an_empty_table_still_draws():
+    assert lines(
+        pd.DataFrame({"x": [0, 0], "y": [0.0, 0.0], "who": ["a", "a"]}),
+        x="x",
+        y="y",
+        series="who",
+        colours={"a": ORIGINAL},
+        x_title="x",
+        y_title="y",
+        y_scale="log",
+    ).to_dict()["layer"]
+
+
+def test_paths_reach_the_borders_of_the_picture():
+    path = sgd_on_quadratic((1.0, 0.25), 0.3, 1.0, 100, start=(2.0, 1.6)).noisy
+    chart = paths(path, path / 2, (1.0, 0.25)).to_dict()
+    low, high = chart["layer"][1]["encoding"]["x"]["scale"]["domain"]
+    assert low == -high
+    assert high >= np.abs(path).max()
+    assert chart["layer"][1]["encoding"]["color"]["scale"]["range"] == [ORIGINAL, AVERAGED]
+
+
+def test_palette_gives_each_name_its_colour():
+    assert palette(["a", "b", "c"], {"b": AVERAGED}) == {"a": OTHERS[0], "b": AVERAGED, "c": OTHERS[1]}
+    assert len(set(palette(list("abcde")).values())) == 5

@@ -1,0 +1,46 @@
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from emacore.charts import style
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_pages_import_no_torch():
+    code = """
+import sys
+from streamlit.testing.v1 import AppTest
+from emacore.experiments.jobs import JobQueue
+JobQueue.tend = lambda self, *, warm=False: None
+for page in ("overview", "decay_schedule", "low_pass_filter", "train"):
+    app = AppTest.from_file("app.py", default_timeout=60)
+    app.switch_page(f"pages/{page}.py").run()
+    assert not app.exception, app.exception
+    assert app.title, page
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_colours_are_the_same_in_streamlit_and_in_the_charts():
+    theme = tomllib.loads((ROOT / ".streamlit/config.toml").read_text())["theme"]
+    expected = [style.ORIGINAL, style.AVERAGED, *style.OTHERS, style.CLEAN]
+    assert theme["chartCategoricalColors"] == expected
+    assert theme["primaryColor"] == style.AVERAGED
+
+
+def test_only_widgets_imports_streamlit():
+    users = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "emacore").rglob("*.py")
+        if "import streamlit" in path.read_text() or "from streamlit" in path.read_text()
+    }
+    assert users == {"emacore/widgets.py"}
+
+
+def test_averaging_knows_nothing_above_it():
+    for path in (ROOT / "emacore/averaging").glob("*.py"):
+        imports = [line for line in path.read_text().splitlines() if line.startswith(("import", "from"))]
+        assert not [line for line in imports if "emacore" in line and "emacore.averaging" not in line], path

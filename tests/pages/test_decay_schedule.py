@@ -1,0 +1,109 @@
+import pytest
+
+from emacore.averaging.schedules import FAMILIES, from_code
+from emacore.averaging.weights import relative_width
+from emacore.widgets import FAMILIES as LABELS
+from emacore.widgets import SCHEDULE_DEFAULTS, state_of
+from tests.pages.conftest import run, texts
+
+
+def answer(app):
+    return from_code(app.code[0].value)
+
+
+def test_the_articles_settings_say_that_beta_never_acts(open_page):
+    app = open_page("decay_schedule")
+    assert "beta = 0.999 is never reached in this run: the decay ends at 0.996534" in texts(app)
+    reached = app.dataframe[1].value.set_index("decay")
+    assert reached.loc["0.99", "first step"] == 1099
+    assert reached.loc["beta = 0.999", "in this run"] == "no, too short"
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_family_shows(open_page, label):
+    app = open_page("decay_schedule", family=label)
+    assert app.get_by_key("family").value == label
+    assert len(app.dataframe[0].value) == 1
+    assert next(tab.label for tab in app.tabs) == "emacore"
+
+
+def test_a_slider_changes_the_figures(open_page):
+    app = open_page("decay_schedule")
+    before = app.metric[0].value
+    app.get_by_key("power").set_value(0.9)
+    assert run(app).metric[0].value != before
+    assert "power=0.9" in app.code[-1].value or any("power=0.9" in code.value for code in app.code)
+
+
+def test_pins_are_in_the_link_and_limited(open_page):
+    app = open_page("decay_schedule", pins=["Constant(beta=0.99)", "nonsense", "PowerFunction(sigma_rel=0.1)"])
+    assert app.dataframe[0].value["curve"].tolist()[1:] == ["Constant(beta=0.99)", "PowerFunction(sigma_rel=0.1)"]
+    assert "Left out: not a schedule: 'nonsense'" in texts(app)
+    pin = next(button for button in app.button if button.label == "Pin this curve")
+    for power in (0.5, 0.6, 0.7):
+        app.get_by_key("power").set_value(power)
+        pin = next(button for button in run(app).button if button.label == "Pin this curve")
+        if not pin.disabled:
+            pin.click()
+        run(app)
+    assert len(app.get_by_key("pins").value) == 5
+    assert next(button for button in app.button if button.label == "Pin this curve").disabled
+
+
+def test_run_length_in_epochs(open_page):
+    app = open_page("decay_schedule", length="Epochs", rows="1000", batch="64", epochs="3")
+    assert "16 steps an epoch, 48 in all" in texts(app)
+    assert "warm-up is longer than the run" in texts(app)
+    app = open_page("decay_schedule", length="Epochs", rows="10", batch="64")
+    assert "A batch of 64 is larger than the 10 rows" in app.error[0].value
+    app = open_page("decay_schedule", length="Epochs", rows="1000000", batch="1", epochs="100")
+    assert "100,000,000 steps" in app.error[0].value
+
+
+def test_the_smallest_and_the_longest_run(open_page):
+    assert "only step 0 is looked at" in texts(open_page("decay_schedule", steps="2", update_every="10"))
+    app = open_page("decay_schedule", steps="1000000", quantity="memory", x="log", w="log")
+    assert app.dataframe[1].value.set_index("decay").loc["0.999", "in this run"] == "yes"
+
+
+@pytest.mark.parametrize("label", [label for label in LABELS if label != "Rational warm-up"])
+def test_solving_gives_settings_that_can_be_used(open_page, label):
+    app = open_page("decay_schedule", family=label, tau="100", memory="relative width", want_width="8")
+    solved = answer(app)
+    assert relative_width(solved.decays(5000)) == pytest.approx(0.08, rel=0.02)
+    next(button for button in app.button if button.label == "Use these settings").click()
+    run(app)
+    assert app.get_by_key("family").value == label
+    spread = next(metric for metric in app.metric if metric.label == "Width (% of the run)")
+    assert float(spread.value) == pytest.approx(8, rel=0.02)
+
+
+def test_what_cannot_be_solved_is_told(open_page):
+    app = open_page("decay_schedule", family="Rational warm-up", want_half_life="50.0")
+    assert "No beta of RationalWarmup gives a half-life of 2500 steps" in app.warning[0].value
+
+
+def test_reset(open_page):
+    app = open_page("decay_schedule", power="1.5", beta="0.5", steps="77")
+    next(button for button in app.button if button.label == "Reset").click()
+    run(app)
+    assert app.get_by_key("steps").value == 5000
+    assert app.get_by_key("power").value == SCHEDULE_DEFAULTS["power"]
+
+
+def test_garbage_in_the_link_falls_back(open_page):
+    app = open_page(
+        "decay_schedule", power="NaN", beta="2", inv_gamma="-1", update_every="0", steps="1e99", at="x", family="?"
+    )
+    assert app.get_by_key("power").value == SCHEDULE_DEFAULTS["power"]
+    assert app.get_by_key("beta").value == 0.999
+    assert app.get_by_key("update_every").value == 1
+
+
+def test_every_family_has_a_label_and_its_controls():
+    assert set(LABELS.values()) == set(FAMILIES)
+    for name, family in FAMILIES.items():
+        schedule = family(sigma_rel=0.1) if name == "PowerFunction" else family()
+        assert state_of(schedule)["update_every"] == schedule.update_every
+    with pytest.raises(ValueError, match="power = 9 is outside"):
+        state_of(FAMILIES["InversePower"](power=9.0))

@@ -1,0 +1,112 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from emacore.averaging.signals import NOISES, SIGNALS
+from tests.pages.conftest import run, texts
+
+
+def comparison(app):
+    return app.dataframe[0].value.set_index("quantity")
+
+
+@pytest.mark.parametrize(("signal", "noise"), [*zip(SIGNALS, (NOISES * 2)[: len(SIGNALS)], strict=True)])
+def test_every_signal_and_noise_shows(open_page, signal, noise):
+    app = open_page("low_pass_filter", signal=signal, noise=noise)
+    assert app.get_by_key("signal").value == signal
+    assert comparison(app).loc["share of the first value in the last average", "remark"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("query", "quantity", "within"),
+    [
+        ({"noise": "white", "length_f": "20000"}, "variance of the noise, after / before", 0.15),
+        ({"noise": "AR(1)", "length_f": "50000"}, "variance of the noise, after / before", 0.3),
+        ({"length_f": "20000"}, "cut-off (cycles per step)", 0.15),
+        ({"signal": "ramp", "noise": "none"}, "lag of the ramp (steps)", 0.01),
+        ({"signal": "sine", "noise": "none", "length_f": "4000"}, "lag of the sine (steps)", 0.01),
+        ({"signal": "step", "noise": "none"}, "half-life (steps)", 0.01),
+        ({"length_f": "100"}, "share of a zero start in it", 1e-9),
+    ],
+)
+def test_measured_is_what_was_predicted(open_page, query, quantity, within):
+    row = comparison(open_page("low_pass_filter", **query)).loc[quantity]
+    assert row["measured"] == pytest.approx(row["predicted"], rel=within)
+
+
+def test_too_short_to_measure_is_told(open_page):
+    table = comparison(open_page("low_pass_filter", f_decay="0.999"))
+    row = table.loc["variance of the noise, after / before"]
+    assert np.isnan(row["measured"])
+    assert "too few steps" in row["remark"]
+
+
+def test_every_filter_and_the_schedule_of_the_other_page(open_page):
+    everything = ["EMA from the first value", "EMA from zero", "EMA, bias-corrected", "moving average, equal delay"]
+    everything += ["moving average, equal noise", "the schedule"]
+    app = open_page("low_pass_filter", filters=everything, power="0.9")
+    assert "InversePower(beta=0.999, power=0.9, update_every=1)" in texts(app)
+    assert "a window of 99 steps; for white noise the two are one and the same" in texts(app)
+    coloured = open_page("low_pass_filter", filters=everything[3:5], noise="AR(1)")
+    assert "equal noise: a window of" in texts(coloured)
+    assert "one and the same" not in texts(coloured)
+
+
+def test_no_filter_at_all(open_page):
+    app = open_page("low_pass_filter")
+    app.get_by_key("filters").set_value([])
+    run(app)
+
+
+def test_presets_set_the_controls(open_page):
+    app = open_page("low_pass_filter", seed_f="9")
+    for button in [b for b in app.button if str(b.key).startswith("preset-")]:
+        button.click()
+        run(app)
+    app.get_by_key("preset-Chirp").click()
+    run(app)
+    assert app.get_by_key("signal").value == "chirp"
+    assert app.get_by_key("seed_f").value == 0
+
+
+def test_low_decays_have_no_cutoff(open_page):
+    assert "No cut-off" not in texts(open_page("low_pass_filter"))
+    assert open_page("low_pass_filter", f_decay="0.2").get_by_key("f_decay").value == 0.2
+
+
+def own(open_page, content):
+    app = open_page("low_pass_filter", source="Own CSV")
+    assert "Choose a file" in texts(app)
+    app.file_uploader[0].set_value(("mine.csv", content, "text/csv"))
+    return run(app)
+
+
+def test_own_column(open_page):
+    table = pd.DataFrame({"word": ["x"] * 300, "loss": np.random.default_rng(0).normal(size=300), "other": 1.0})
+    app = own(open_page, table.to_csv(index=False).encode())
+    assert app.get_by_key("column").options == ["loss", "other"]
+    assert not app.error
+    app.get_by_key("column").set_value("other")
+    run(app)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"\x00\x01\x02", "binary"),
+        ("loss\n\xe9".encode("latin-1"), "not UTF-8"),
+        (b"loss\n", "header but no rows"),
+        (b"word\nx\ny\n", "0 columns of numbers"),
+        (b"loss\n1\n\n3\nnan\n", "missing or infinite"),
+        (b"loss\n1\n", "1 rows; at least 2"),
+        (b"loss\n" + b"1\n" * 100_001, "100,001 rows; this page smooths at most 100,000"),
+    ],
+)
+def test_bad_files_are_told_in_a_sentence(open_page, content, message):
+    app = own(open_page, content)
+    assert message in app.error[0].value
+
+
+def test_two_rows_are_enough(open_page):
+    assert "at least 32 steps" in texts(own(open_page, b"loss\n1\n2\n"))

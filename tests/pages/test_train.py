@@ -1,0 +1,254 @@
+import os
+import sqlite3
+import time
+
+import pytest
+import streamlit as st
+
+from emacore import RunConfig, train
+from emacore.averaging.schedules import Constant
+from emacore.experiments import jobs, store
+from emacore.experiments.store import RunStore, worker_name
+from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
+from emacore.widgets import RUN_DEFAULTS, run_state
+from tests.pages.conftest import run, texts
+
+ME = worker_name(os.getpid(), "test")
+
+
+def enter(home, config=None, epochs=30, state="done", **ending):
+    """A run in the store, as a worker leaves it."""
+    config = config or RunConfig(max_epochs=epochs, stopping=StoppingConfig("none"))
+    runs = RunStore(home)
+    run_id = runs.create(config)
+    runs.claim(ME, 99)
+    result = train(config, on_epoch=lambda row: runs.append(run_id, ME, row))
+    if state != "running":
+        runs.finish(run_id, ME, state, **({"stopped": result.stopped} | ending))
+    return run_id
+
+
+def button(app, label):
+    return next(b for b in app.button if b.label == label)
+
+
+def test_a_first_visit_invites_to_press_start(open_page):
+    app = open_page("train")
+    assert "Press **Start**" in texts(app)
+    assert button(app, "Stop").disabled
+    button(app, "Start").click()
+    run(app)
+    run_id = app.session_state["run"]
+    assert RunStore().result(run_id).config == RunConfig()
+    assert app.get("progress")
+    assert not button(app, "Stop").disabled
+    button(app, "Stop").click()
+    run(app)
+    assert RunStore().result(run_id).state == "stopped"
+    assert "you stopped it" in texts(app)
+
+
+def test_controls_make_the_config(open_page):
+    app = open_page(
+        "train",
+        data="friedman1",
+        n_samples="300",
+        n_features="7",
+        widths="16, 8",
+        optimizer="sgd",
+        lr="0.0321",
+        momentum="0.5",
+        rate_rule="constant",
+        family="Constant",
+        beta="0.9",
+        stop_curve="none",
+        run_seed="7",
+        max_epochs="12",
+    )
+    button(app, "Start").click()
+    config = RunStore().result(run(app).session_state["run"]).config
+    assert config.data == DataConfig("friedman1", 300, 7)
+    assert config.network.widths == (16, 8)
+    assert config.optimizer == OptimizerConfig("sgd", 0.0321, momentum=0.5, rate_rule="constant")
+    assert config.schedule == Constant(0.9, update_after_step=100)
+    assert (config.stopping.curve, config.seed, config.max_epochs) == ("none", 7, 12)
+
+
+def test_a_finished_run_shows_its_figures_and_claims_nothing_general(open_page, home):
+    run_id = enter(home)
+    app = open_page("train", run=run_id)
+    said = texts(app)
+    assert "Ended after 30 epochs" in said
+    assert "In this run, after epoch 30, the averaged model's validation loss is" in said
+    assert "One run is one draw" in said
+    assert "beta = 0.999 is never reached" in said
+    history = RunStore(home).history(run_id)
+    metrics = app.dataframe[0].value.set_index("metric")
+    assert metrics.loc["mse", "ema"] == history["val_loss_ema"].iloc[-1]
+    progress = next(d.value for d in app.dataframe if "val_loss_ema_article" in d.value)
+    assert progress["epoch"].tolist() == [10, 20, 30]
+    assert progress["val_loss_ema"].tolist() == history["val_loss_ema"].iloc[[9, 19, 29]].tolist()
+    assert progress["val_loss_ema_article"].tolist() == [0.0233, 0.0110, 0.0075]
+    assert next(d.value for d in app.dataframe if "average" in d.value)["state"].tolist() == ["done"]
+
+
+def test_a_running_run_shows_progress_and_why_it_may_end(open_page, home):
+    run_id = enter(home, RunConfig(max_epochs=4), state="running")
+    app = open_page("train", run=run_id)
+    assert "Epoch 4 of at most 4" in app.get("progress")[0].proto.text
+    assert "20 epochs without a new best ema" in app.get("progress")[0].proto.text
+    assert "Metrics after epoch 4" in texts(app)
+
+
+def test_how_runs_end_is_told(open_page, home):
+    diverged = enter(home, RunConfig(optimizer=OptimizerConfig("sgd", 5.0), max_epochs=30))
+    assert RunStore(home).result(diverged).stopped == "diverged"
+    assert "no longer finite" in texts(open_page("train", run=diverged))
+    failed = enter(home, epochs=2, state="failed", error="The disk is full.")
+    assert "The run failed after 2 epochs: The disk is full." in texts(open_page("train", run=failed))
+    interrupted = enter(home, epochs=1, state="interrupted")
+    assert "interrupted after 1 epochs" in texts(open_page("train", run=interrupted))
+
+
+def test_an_unknown_run_in_the_link_falls_back(open_page, home):
+    enter(home, epochs=1)
+    assert open_page("train", run="garbage").session_state["run"] is None
+
+
+def test_deleting_the_run(open_page, home):
+    run_id = enter(home, epochs=1)
+    app = open_page("train", run=run_id)
+    app.get_by_key("delete").click()
+    run(app)
+    assert RunStore(home).runs().empty
+    assert "Press **Start**" in texts(app)
+
+
+@pytest.mark.parametrize(
+    "name", ["The article", "A higher learning rate", "A decay too long for the run", "Five epochs"]
+)
+def test_presets(open_page, name):
+    app = open_page("train", lr="0.5", run_seed="3", family="Running mean")
+    app.get_by_key(f"preset-{name}").click()
+    run(app)
+    button(app, "Start").click()
+    config = RunStore().result(run(app).session_state["run"]).config
+    assert config.seed == 42
+    assert (config == RunConfig()) == (name == "The article")
+    assert config.max_epochs == {"The article": 500, "Five epochs": 5}.get(name, 60)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"widths": "64, many"}, "Hidden layers must be whole numbers such as 64, 32; got '64, many'"),
+        ({"widths": "0"}, "network.widths must be"),
+        ({"batch_size": "5000"}, "batch_size = 5000 is larger than the 1600 training rows"),
+        ({"n_samples": "200000", "n_features": "1000"}, "at most 20,000,000"),
+        ({"data": "csv"}, "Choose a CSV file first"),
+    ],
+)
+def test_settings_that_mean_nothing_are_told(open_page, query, message):
+    app = open_page("train", **query)
+    assert message in app.error[0].value
+    assert button(app, "Start").disabled
+
+
+def test_a_table_of_ones_own(open_page):
+    app = open_page("train", data="csv", batch_size="8")
+    app.get_by_key("own_data").set_value(("t.csv", b"a,b,y\n" + b"1,2,3\n4,5,7\n0,1,2\n" * 20, "text/csv"))
+    run(app)
+    assert not app.error
+    assert app.get_by_key("target").value == "y"
+    button(app, "Start").click()
+    config = RunStore().result(run(app).session_state["run"]).config
+    assert (config.data.kind, config.data.target) == ("csv", "y")
+    assert train(RunConfig(data=config.data, optimizer=config.optimizer, max_epochs=1)).stopped == "max epochs"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"a,b\nx,y\n", "0 columns of numbers"),
+        (b"a,b\n1,2\n", "1 rows"),
+        (b"a,b\n1,\n2,3\n4,5\n5,6\n", "missing"),
+    ],
+)
+def test_bad_tables_are_told(open_page, content, message):
+    app = open_page("train", data="csv")
+    app.get_by_key("own_data").set_value(("t.csv", content, "text/csv"))
+    assert message in run(app).error[0].value
+
+
+def test_settings_go_out_and_in_as_json(open_page):
+    app = open_page("train")
+    wanted = RunConfig(optimizer=OptimizerConfig(learning_rate=0.02), schedule=Constant(0.97), seed=5, max_epochs=9)
+    app.get_by_key("config_file").set_value(("c.json", wanted.to_json().encode(), "application/json"))
+    run(app)
+    button(app, "Use these settings").click()
+    run(app)
+    button(app, "Start").click()
+    assert RunStore().result(run(app).session_state["run"]).config == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not json", "not JSON"),
+        (b'{"seed": -1}', "seed must be"),
+        (b'{"optimizer": {"lr": 1}}', "no setting optimizer.lr"),
+        (b'{"schedule": {"family": "InversePower", "power": 99}}', "outside the slider's range"),
+    ],
+)
+def test_bad_json_is_told(open_page, content, message):
+    app = open_page("train")
+    app.get_by_key("config_file").set_value(("c.json", content, "application/json"))
+    assert message in run(app).error[0].value
+
+
+def test_a_store_that_cannot_be_used_is_told(open_page, home, monkeypatch):
+    RunStore(home)
+    with sqlite3.connect(home / "runs.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    assert "newer version" in open_page("train").error[0].value
+
+
+def test_a_store_locked_at_start_is_told_and_nothing_is_lost(open_page, home, monkeypatch):
+    app = open_page("train")
+    real = sqlite3.connect
+    monkeypatch.setattr(store.sqlite3, "connect", lambda path, **k: real(path, **(k | {"timeout": 0.1})))
+    with real(home / "runs.sqlite", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        button(app, "Start").click()
+        run(app)
+        assert "locked by another program" in app.error[0].value
+        other.execute("ROLLBACK")
+    button(app, "Start").click()
+    assert run(app).session_state["run"] is not None
+
+
+def test_the_defaults_of_the_controls_are_the_articles():
+    assert run_state(RunConfig()) == RUN_DEFAULTS
+
+
+def test_from_start_to_end_with_a_real_worker(open_page, home, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("EMACORE_HOME", str(home))
+    queue = None
+    try:
+        app = open_page("train", max_epochs="3")
+        button(app, "Start").click()
+        run_id = run(app).session_state["run"]
+        end = time.monotonic() + 60
+        while RunStore(home).result(run_id).state != "done" and time.monotonic() < end:
+            time.sleep(0.1)
+        assert "Ended after 3 epochs" in texts(run(app))
+        queue = jobs.JobQueue(RunStore(home))
+    finally:
+        from emacore.widgets import job_queue
+
+        job_queue().close()
+        if queue:
+            queue.close()
+        st.cache_resource.clear()

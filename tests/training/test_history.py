@@ -1,0 +1,54 @@
+import pandas as pd
+import pytest
+
+from emacore.training import article
+from emacore.training.history import epochs_without_best, in_words, summarise
+
+
+def history(original, ema):
+    columns = {"epoch": range(1, len(original) + 1)}
+    for name, values in (("original", original), ("ema", ema)):
+        for metric in ("loss", "mae", "r2"):
+            columns[f"val_{metric}_{name}"] = values
+    return pd.DataFrame(columns | {"train_loss": original})
+
+
+def test_words_are_of_this_run_and_follow_its_numbers():
+    words = in_words(history([0.5, 0.2, 0.4], [0.9, 0.3, 0.3]))
+    assert words[0] == (
+        "In this run, after epoch 3, the averaged model's validation loss is 25 % lower than the original's "
+        "(0.3 against 0.4)."
+    )
+    assert "0.2 for the original (epoch 2) and 0.3 for the average (epoch 2)" in words[1]
+    assert words[2] == "The average has been ahead without a break since epoch 3."
+    worse = in_words(history([0.1, 0.2], [0.2, 0.3]))
+    assert "50 % higher" in worse[0]
+    assert len(worse) == 2
+    assert "since epoch 1" in in_words(history([0.2, 0.2], [0.1, 0.1]))[2]
+
+
+def test_words_of_a_run_that_diverged_are_of_its_finite_part():
+    assert "after epoch 1," in in_words(history([0.5, float("inf")], [0.4, float("nan")]))[0]
+    assert in_words(history([float("nan")], [0.4])) == []
+    assert in_words(history([], [])) == []
+
+
+def test_epochs_without_best():
+    table = history([0.5, 0.2, 0.4], [0.9, 0.3, 0.1])
+    assert epochs_without_best(table, "original") == 1
+    assert epochs_without_best(table, "ema") == 0
+    assert epochs_without_best(history([float("nan")], [1.0]), "original") == 1
+
+
+def test_the_articles_tables_stand_beside_the_runs():
+    own = history([0.1] * 25, [0.2] * 25)
+    beside = article.beside_progress(own)
+    assert beside["epoch"].tolist() == [10, 20]
+    assert beside.columns.tolist()[1:3] == ["train_loss", "train_loss_article"]
+    final = article.beside_final(summarise(own)).set_index("metric")
+    assert final.loc["mse", "improvement_article"] == 20.0
+    assert final.loc["mse", "improvement"] == pytest.approx(-100)
+    # what the article prints as improvement follows from its own final metrics
+    for row in article.FINAL.itertuples():
+        gain = row.ema - row.original if row.metric == "r2" else row.original - row.ema
+        assert 100 * gain / row.original == pytest.approx(row.improvement, abs=0.05)
