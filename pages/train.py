@@ -162,7 +162,7 @@ def curves(history: pd.DataFrame, run_id: str) -> None:
             name=f"r2-{run_id}",
         )
     rates = history[["epoch", "learning_rate", "decay"]].assign(one_minus_decay=1 - history["decay"])
-    rates = rates.rename(columns={"learning_rate": "learning rate", "one_minus_decay": "1 - decay"})
+    rates = rates.rename(columns={"learning_rate": "learning rate", "one_minus_decay": "1 - decay of the EMA"})
     rates = rates.drop(columns="decay").melt("epoch", var_name="rate", value_name="value")
     with right:
         show_chart(
@@ -171,9 +171,9 @@ def curves(history: pd.DataFrame, run_id: str) -> None:
                 x="epoch",
                 y="value",
                 series="rate",
-                colours={"learning rate": ORIGINAL, "1 - decay": AVERAGED},
+                colours={"learning rate": ORIGINAL, "1 - decay of the EMA": AVERAGED},
                 x_title="epoch",
-                y_title="learning rate; 1 - decay (per step)",
+                y_title="per step",
                 y_scale="log",
                 height=300,
             ),

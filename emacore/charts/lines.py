@@ -13,6 +13,9 @@ from emacore.charts.thin import MAX_POINTS, thin
 
 Scale = Literal["linear", "log"]
 
+#: Two names of up to so many letters stand side by side on a narrow screen.
+_LONG_NAME = 16
+
 
 def lines(
     table: pd.DataFrame,
@@ -52,7 +55,12 @@ def lines(
     dashes = {colour: list(dash) for colour, dash in zip(OTHERS, DASHES, strict=True)}
     domain = alt.Undefined if y_domain is None else list(y_domain)
     legend = alt.Legend(
-        title=None, orient="bottom", columns=2, labelLimit=320, symbolStrokeWidth=2.5, symbolType="stroke"
+        title=None,
+        orient="bottom",
+        columns=1 if any(len(name) > _LONG_NAME for name in names) else 2,
+        labelLimit=280,
+        symbolStrokeWidth=2.5,
+        symbolType="stroke",
     )
     base = alt.Chart(shown).encode(
         x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type=x_scale, nice=False)),

@@ -1,0 +1,28 @@
+"""The recursion over a million varying decays against a plain Python loop, on one thread.
+
+Run: python benchmarks/average.py
+"""
+
+import numpy as np
+from interleaved import medians, report
+from threadpoolctl import threadpool_limits
+
+from emacore.averaging.weights import average
+
+rng = np.random.default_rng(0)
+DECAYS, VALUES = rng.random(1_000_000), rng.normal(size=1_000_000)
+
+
+def loop() -> list[float]:
+    result, current = [], 0.0
+    for value, decay in zip(VALUES.tolist(), DECAYS.tolist(), strict=True):
+        current = decay * current + (1 - decay) * value
+        result.append(current)
+    return result
+
+
+if __name__ == "__main__":
+    with threadpool_limits(1):
+        seconds = medians({"emacore average": lambda: average(VALUES, DECAYS), "plain loop": loop}, rounds=9)
+        report("1,000,000 varying decays; x = plain loop / candidate", seconds, "plain loop")
+        print(f"  largest difference: {np.abs(average(VALUES, DECAYS) - loop()).max():.1e}")

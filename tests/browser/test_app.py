@@ -1,0 +1,183 @@
+"""What a person does: look, drag, train, leave, come back, take the numbers home."""
+
+import re
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from emacore.experiments.store import RunStore
+from tests.browser.conftest import Server
+
+if sys.platform == "win32":
+    pytest.skip("needs a POSIX system", allow_module_level=True)
+
+PAGES = ("", "decay_schedule", "low_pass_filter", "train")
+ENDLESS = "?max_epochs=100000&stop_curve=none"
+
+
+def settled(page):
+    """Wait until the page is drawn: a title is there and no script is running."""
+    page.get_by_role("heading", level=1).wait_for()
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+    page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for()
+
+
+def metric(page, label):
+    box = page.locator("[data-testid=stMetric]").filter(has_text=label)
+    return box.locator("[data-testid=stMetricValue]")
+
+
+def changes_from(locator, before):
+    """Wait until the text of ``locator`` is another one, and return it."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        now = locator.inner_text()
+        if now != before:
+            return now
+        time.sleep(0.02)
+    raise AssertionError(f"still {before!r}")
+
+
+def test_a_link_to_a_page_works_as_the_first_request_of_a_new_server(server, page):
+    page.goto(f"{server.url}/decay_schedule?power=1.25")
+    settled(page)
+    assert page.get_by_role("slider", name="power").input_value() == "1.25"
+    assert page.get_by_text("Low-pass filter").first.is_visible()
+
+
+def test_dragging_a_slider_bends_the_curve_and_the_link(server, page):
+    page.goto(f"{server.url}/decay_schedule")
+    settled(page)
+    chart = page.locator("[data-testid=stVegaLiteChart]").first
+    page.wait_for_timeout(500)
+    before, age = chart.screenshot(), metric(page, "Mean age").inner_text()
+    handle = page.get_by_role("slider", name="power")
+    box = handle.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    for shift in range(10, 70, 10):
+        page.mouse.move(box["x"] + shift, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    assert float(changes_from(metric(page, "Mean age"), age).replace(",", "")) > float(age)
+    page.wait_for_timeout(500)
+    assert chart.screenshot() != before
+    assert "power=" in page.url
+    link, age = page.url, metric(page, "Mean age").inner_text()
+    other = page.context.new_page()
+    other.goto(link)
+    settled(other)
+    assert metric(other, "Mean age").inner_text() == age
+
+
+def test_settings_outlive_a_page_change(server, page):
+    page.goto(f"{server.url}/decay_schedule?power=1.25")
+    settled(page)
+    page.get_by_role("link", name="Low-pass filter").click()
+    page.get_by_role("heading", name="Low-pass filter", level=1).wait_for()
+    page.get_by_role("link", name="Decay schedule").click()
+    page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
+    settled(page)
+    assert page.get_by_role("slider", name="power").input_value() == "1.25"
+
+
+def test_overview_moves_by_itself_and_leads_to_training(server, page):
+    page.goto(server.url)
+    settled(page)
+    step = page.get_by_text(re.compile(r"^Step \d+ of"))
+    before = step.inner_text()
+    assert changes_from(step, before) != before
+    page.get_by_role("link", name="Train the article's run").click()
+    page.get_by_role("heading", name="Train", level=1).wait_for()
+    page.get_by_role("button", name="Start").wait_for()
+
+
+def test_start_watch_refresh_second_tab_and_stop(server, page):
+    page.goto(f"{server.url}/train{ENDLESS}")
+    page.get_by_role("button", name="Start").click()
+    progress = page.get_by_text(re.compile(r"^Epoch \d+ of at most 100,000"))
+    progress.wait_for(timeout=60_000)
+    changes_from(progress, progress.inner_text())
+    run_id = re.search("run=([0-9a-f]+)", page.url)[1]
+    page.reload()
+    progress.wait_for()
+    changes_from(progress, progress.inner_text())
+    tab = page.context.new_page()
+    tab.goto(f"{server.url}/train?run={run_id}")
+    tab.get_by_text(re.compile(r"^Epoch \d+ of at most 100,000")).wait_for()
+    page.get_by_role("link", name="Overview").click()
+    page.get_by_role("heading", level=1).wait_for()
+    page.get_by_role("link", name="Train").first.click()
+    progress.wait_for()
+    tab.close()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("you stopped it").wait_for()
+    store = RunStore(server.home)
+    assert store.result(run_id).state == "stopped"
+    assert len(store.history(run_id)) > 0
+
+
+def test_the_articles_run_trains_and_goes_home_as_csv(server, page):
+    page.goto(f"{server.url}/train")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("20 epochs without a new best ema validation loss", exact=False).last.wait_for(timeout=60_000)
+    page.get_by_text("Ended after").wait_for(timeout=90_000)
+    run_id = re.search("run=([0-9a-f]+)", page.url)[1]
+    store = RunStore(server.home)
+    for name, expected in (
+        (f"history-{run_id}", store.history(run_id)),
+        (f"metrics-{run_id}", store.result(run_id).summary),
+    ):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"{name}.csv").click()
+        pd.testing.assert_frame_equal(pd.read_csv(download.value.path()), expected, check_exact=True)
+    assert page.get_by_text("Beside the article's tables").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
+    context = chromium.new_context(viewport={"width": 400, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    for name in PAGES:
+        page.goto(f"{server.url}/{name}{'?play=false' if not name else ''}")
+        if name == "train":
+            page.get_by_role("heading", level=1).wait_for()
+            page.wait_for_timeout(1500)
+        else:
+            settled(page)
+        width = page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
+        assert width <= 400, name
+        for chart in page.locator("[data-testid=stVegaLiteChart]").all():
+            box = chart.bounding_box()
+            assert box["x"] + box["width"] <= 400, name
+            assert box["width"] > 250, name
+    context.close()
+
+
+def test_every_chart_has_a_text_for_those_who_cannot_see_it(server, page):
+    for name in PAGES[:3]:
+        page.goto(f"{server.url}/{name}")
+        settled(page)
+        charts = page.locator("[data-testid=stVegaLiteChart]")
+        described = page.locator(
+            "[data-testid=stVegaLiteChart] [aria-label], [data-testid=stVegaLiteChart][aria-label]"
+        )
+        assert described.count() >= charts.count() > 0
+
+
+def test_a_killed_server_keeps_what_was_trained(tmp_path, page):
+    server = Server(tmp_path)
+    try:
+        page.goto(f"{server.url}/train{ENDLESS}")
+        page.get_by_role("button", name="Start").click()
+        progress = page.get_by_text(re.compile(r"^Epoch [1-9]\d* of at most 100,000"))
+        progress.wait_for(timeout=60_000)
+        server.kill()
+        run_id = RunStore(tmp_path).runs()["id"][0]
+        server.start()
+        page.goto(f"{server.url}/train?run={run_id}")
+        page.get_by_text(re.compile("The run was interrupted after [1-9]")).wait_for()
+        assert RunStore(tmp_path).result(run_id).state == "interrupted"
+    finally:
+        server.stop()
