@@ -7,12 +7,11 @@ every page, so what is set on one is set on all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, NoReturn
 
-import altair as alt
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -21,6 +20,7 @@ from streamlit.runtime.pages_manager import PagesManager
 from emacore.averaging import schedules
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import Schedule
+from emacore.charts.figure import Figure
 from emacore.experiments.jobs import JobQueue
 from emacore.experiments.store import RunStore, StoreError, default_folder
 from emacore.tables import MAX_BYTES, finite_values, numeric_columns, read_csv
@@ -39,6 +39,8 @@ from emacore.training.config import (
 
 #: Arguments of every control.
 BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
+
+Table = pd.DataFrame | Callable[[], pd.DataFrame]
 
 FAMILIES = {
     "Inverse power": "InversePower",
@@ -238,9 +240,9 @@ def query_of(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: text(value) for key, value in state.items()}
 
 
-def show_chart(chart: alt.LayerChart, *, alt_text: str, table: pd.DataFrame, name: str) -> None:
+def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str) -> None:
     """A chart, and below it its whole table (nothing thinned) as CSV."""
-    st.altair_chart(chart, alt=alt_text, width="stretch")
+    st.vega_lite_chart(figure.data, figure.spec, alt=alt_text, width="stretch")
     csv_button(table, name)
 
 
@@ -250,11 +252,15 @@ def show_table(table: pd.DataFrame, *, name: str, **arguments: Any) -> None:
     csv_button(table, name)
 
 
-def csv_button(table: pd.DataFrame, name: str) -> None:
-    """A download of ``table`` as ``name``.csv; pandas reads it back unchanged."""
+def csv_button(table: Table, name: str) -> None:
+    """A download of ``table`` (or of what it returns, when asked) as ``name``.csv; pandas reads it back unchanged."""
+
+    def content() -> bytes:
+        return (table if isinstance(table, pd.DataFrame) else table()).to_csv(index=False).encode()
+
     st.download_button(
         f"{name}.csv",
-        data=lambda: table.to_csv(index=False).encode(),
+        data=content,
         file_name=f"{name}.csv",
         mime="text/csv",
         key=f"download-{name}",

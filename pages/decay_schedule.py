@@ -33,7 +33,7 @@ LEVELS = (0.9, 0.99, 0.999, 0.9999)
 MOST_PINS = 5
 MOST_STEPS = 1_000_000
 RUN_DEFAULTS = {"length": "Steps", "steps": 5000, "rows": 1600, "batch": 32, "epochs": 100}
-NOW = "now: "
+NOW = "now"
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -115,6 +115,11 @@ def pinned() -> dict[str, Schedule]:
     return found
 
 
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """For the CSV: the schedule's own code in place of "now"."""
+    return table.assign(curve=table["curve"].replace(NOW, f"{NOW}: {code}"))
+
+
 through_app()
 st.title("Decay schedule")
 st.markdown(
@@ -137,9 +142,9 @@ with controls:
             help="Keep it in the charts while you change the settings.",
         )
         reset_button({**SCHEDULE_DEFAULTS, **RUN_DEFAULTS})
-    curves = {f"{NOW}{code}": schedule, **pinned()}
+    curves = {NOW: schedule, **pinned()}
 
-colours = palette(curves, {f"{NOW}{code}": AVERAGED})
+colours = palette(curves, {NOW: AVERAGED})
 last = schedules.last_move(schedule, num_steps)
 
 with charts:
@@ -189,7 +194,7 @@ with charts:
         ),
         alt_text=f"{quantity} over the steps of the run, for {len(curves)} schedules; the decay of {code} ends at "
         f"{schedule.at([last])[0]:.6g}",
-        table=table,
+        table=partial(named, table),
         name="decays",
     )
 
@@ -228,7 +233,7 @@ with left:
             y_scale=weight_scale,
         ),
         alt_text=f"Weight of each past step in the average after step {step:,}, for {len(curves)} schedules",
-        table=table,
+        table=partial(named, table),
         name="weights",
     )
 with right:

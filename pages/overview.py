@@ -98,7 +98,7 @@ def draw() -> None:
         columns=["step", "sgd_w1", "sgd_w2", "average_w1", "average_w2"],
     ).astype({"step": "int64"})
     show_chart(
-        paths(path[:shown], averaged[:shown], CURVATURES),
+        paths(path[:shown], averaged[:shown], CURVATURES, reach=np.abs(path).max()),
         alt_text="The path of SGD (orange) and of its average (blue) in a plane of two weights, "
         f"steps 0 to {shown - 1}, around the minimum in the middle",
         table=table,

@@ -42,9 +42,10 @@ def average(values: ArrayLike, decays: ArrayLike, initial: ArrayLike = 0.0) -> F
     if not len(rates):
         return numbers.copy()
     columns = numbers.reshape(len(rates), -1)
-    gains = (1 - rates)[:, np.newaxis]
+    right = np.empty(columns.shape, order="F")
     with np.errstate(invalid="ignore"):
-        right = np.asfortranarray(np.where(gains == 0, 0.0, gains * columns))
+        np.multiply((1 - rates)[:, np.newaxis], columns, out=right)
+    right[rates == 1] = 0.0  # a skipped value counts for nothing, even if it is not finite
     if rates[0]:
         right[0] += rates[0] * np.asarray(initial, dtype=np.float64)
     bands = np.empty((2, len(rates)), order="F")
@@ -138,10 +139,9 @@ def checked_decays(decays: ArrayLike) -> Floats:
     rates = np.asarray(decays, dtype=np.float64)
     if rates.ndim != 1:
         raise ValueError(f"decays must have shape (T,), got {rates.shape}")
-    # Written so that a NaN fails the test too.
-    bad = np.flatnonzero(~((rates >= 0) & (rates <= 1)))
-    if bad.size:
-        raise ValueError(f"decays must be in [0, 1], but decays[{bad[0]}] is {rates[bad[0]]!r}")
+    if rates.size and not (rates.min() >= 0 and rates.max() <= 1):  # so written, a NaN fails too
+        bad = np.flatnonzero(~((rates >= 0) & (rates <= 1)))[0]
+        raise ValueError(f"decays must be in [0, 1], but decays[{bad}] is {float(rates[bad])!r}")
     return rates
 
 

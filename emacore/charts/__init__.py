@@ -1,1 +1,1 @@
-"""Altair charts: tables in, charts out.  No streamlit, no computation beyond thinning for the eye."""
+"""Altair charts: tables in, figures out.  No streamlit, no computation beyond thinning for the eye."""

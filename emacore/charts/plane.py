@@ -2,48 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+import math
+from functools import lru_cache
+from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emacore.charts.figure import Figure
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 
 COLOURS = {"SGD": ORIGINAL, "average": AVERAGED}
 
 
 def paths(
-    original: NDArray[np.float64], averaged: NDArray[np.float64], curvatures: Sequence[float], *, height: int = 520
-) -> alt.LayerChart:
-    """The iterates (orange) and their average (blue), both of shape (T, 2), around the minimum at the origin."""
-    # Square, wide enough for both, and steady while the path grows.
-    reach = float(np.ceil(2 * np.nanmax(np.abs(np.concatenate([original, averaged])))) / 2) or 0.5
-    scale = alt.Scale(domain=[-reach, reach], nice=False)
-    levels = [reach * share for share in (0.25, 0.5, 0.75, 1.0)]
-    angle = np.linspace(0, 2 * np.pi, 73)
-    ellipses = pd.concat(
+    original: NDArray[np.float64],
+    averaged: NDArray[np.float64],
+    curvatures: tuple[float, float],
+    *,
+    reach: float,
+    height: int = 520,
+) -> Figure:
+    """The iterates (orange) and their average (blue), both of shape (T, 2), around the minimum at the origin.
+
+    Args:
+        curvatures: Of the loss along the two weights.
+        reach: Both axes go from ``-reach`` to ``reach``, rounded up to halves.
+    """
+    table = pd.concat(
         [
             pd.DataFrame(
                 {
-                    "w1": size * np.cos(angle) / np.sqrt(curvatures[0] / min(curvatures)),
-                    "w2": size * np.sin(angle) / np.sqrt(curvatures[1] / min(curvatures)),
-                    "level": size,
-                    "order": np.arange(len(angle)),
+                    "w1": path[:, 0],
+                    "w2": path[:, 1],
+                    "path": name,
+                    "step": np.arange(len(path)),
+                    "newest": np.arange(len(path)) == len(path) - 1,
                 }
             )
-            for size in levels
-        ]
-    )
-    table = pd.concat(
-        [
-            pd.DataFrame({"w1": path[:, 0], "w2": path[:, 1], "path": name, "step": np.arange(len(path))})
             for name, path in (("SGD", original), ("average", averaged))
-        ]
+        ],
+        ignore_index=True,
     )
-    highlight = alt.selection_point(fields=["path"], bind="legend")
+    return Figure(table, _spec(curvatures, max(math.ceil(2 * reach) / 2, 0.5), height))
+
+
+@lru_cache(maxsize=64)
+def _spec(curvatures: tuple[float, float], reach: float, height: int) -> dict[str, Any]:
+    scale = alt.Scale(domain=[-reach, reach], nice=False)
+    highlight = alt.selection_point(name="highlight", fields=["path"], bind="legend")
     x = alt.X("w1:Q", title="weight 1", scale=scale)
     y = alt.Y("w2:Q", title="weight 2", scale=scale)
     colour = alt.Color(
@@ -52,30 +61,24 @@ def paths(
         legend=alt.Legend(title=None, orient="bottom", symbolStrokeWidth=3),
     )
     contours = (
-        alt.Chart(ellipses)
+        alt.Chart(_ellipses(curvatures, reach))
         .mark_line(color=CLEAN, opacity=0.35, strokeWidth=1, clip=True)
         .encode(x=x, y=y, order="order:Q", detail="level:N")
     )
+    drawn = alt.Chart().encode(x=x, y=y, color=colour)
     lines = (
-        alt.Chart(table)
-        .mark_line(clip=True)
+        drawn.mark_line(clip=True)
         .encode(
-            x=x,
-            y=y,
             order="step:Q",
-            color=colour,
             opacity=alt.when(highlight).then(alt.value(0.75)).otherwise(alt.value(0.1)),
             strokeWidth=alt.when(alt.datum.path == "SGD").then(alt.value(1)).otherwise(alt.value(2.6)),
         )
         .add_params(highlight)
     )
     heads = (
-        alt.Chart(table.groupby("path", sort=False).tail(1))
-        .mark_circle(size=130, clip=True)
+        drawn.mark_circle(size=130, clip=True)
+        .transform_filter(alt.datum.newest)
         .encode(
-            x=x,
-            y=y,
-            color=colour,
             tooltip=[
                 alt.Tooltip("path:N", title=" "),
                 alt.Tooltip("step:Q"),
@@ -89,4 +92,25 @@ def paths(
         .mark_point(shape="cross", size=90, color=CLEAN, filled=True)
         .encode(x=x, y=y)
     )
-    return cast(alt.LayerChart, alt.layer(contours, lines, minimum, heads).properties(height=height))
+    with alt.data_transformers.enable("default", consolidate_datasets=False):
+        spec: dict[str, Any] = alt.layer(contours, lines, minimum, heads).properties(height=height).to_dict()
+    return spec
+
+
+def _ellipses(curvatures: tuple[float, float], reach: float) -> pd.DataFrame:
+    """Four lines of equal loss; the largest touches the border along the flatter weight."""
+    angle = np.linspace(0, 2 * np.pi, 73)
+    narrow = np.sqrt(np.array(curvatures) / min(curvatures))
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "w1": size * np.cos(angle) / narrow[0],
+                    "w2": size * np.sin(angle) / narrow[1],
+                    "level": size,
+                    "order": np.arange(len(angle)),
+                }
+            )
+            for size in (0.25 * reach, 0.5 * reach, 0.75 * reach, reach)
+        ]
+    )

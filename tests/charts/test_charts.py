@@ -47,11 +47,11 @@ def chart_of(**changes):
         "x_title": "step",
         "y_title": "loss (MSE)",
     }
-    return lines(table, **(arguments | changes)).to_dict()
+    return lines(table, **(arguments | changes))
 
 
 def test_a_line_chart_has_titles_colours_tooltip_and_a_legend_that_highlights():
-    chart = chart_of(x_rules={"cut-off": 1.0})
+    chart = chart_of(x_rules={"cut-off": 1.0}).spec
     encoding = chart["layer"][0]["encoding"]
     assert encoding["x"]["title"] == "step"
     assert encoding["y"]["title"] == "loss (MSE)"
@@ -59,13 +59,14 @@ def test_a_line_chart_has_titles_colours_tooltip_and_a_legend_that_highlights():
     assert [t["title"] for t in chart["layer"][1]["encoding"]["tooltip"]] == [" ", "step", "loss (MSE)"]
     assert any(param.get("bind") == "legend" for param in chart["params"])
     assert chart["layer"][2]["mark"]["type"] == "rule"
+    assert chart["layer"][2]["data"] == {"values": [{"label": "cut-off", "at": 1.0, "height": 8}]}
 
 
 def test_log_axes_leave_out_what_they_cannot_show():
     chart = chart_of(x_scale="log", y_scale="log")
-    rows = next(iter(chart["datasets"].values()))
-    assert all(row["x"] > 0 and row["y"] > 0 for row in rows)
-    assert chart["layer"][0]["encoding"]["y"]["scale"]["type"] == "log"
+    assert (chart.data[["x", "y"]] > 0).all(axis=None)
+    assert len(chart.data) == 4
+    assert chart.spec["layer"][0]["encoding"]["y"]["scale"]["type"] == "log"
 
 
 def test_an_empty_table_still_draws():
@@ -78,16 +79,27 @@ def test_an_empty_table_still_draws():
         x_title="x",
         y_title="y",
         y_scale="log",
-    ).to_dict()["layer"]
+    ).data.empty
 
 
 def test_paths_reach_the_borders_of_the_picture():
     path = sgd_on_quadratic((1.0, 0.25), 0.3, 1.0, 100, start=(2.0, 1.6)).noisy
-    chart = paths(path, path / 2, (1.0, 0.25)).to_dict()
+    figure = paths(path, path / 2, (1.0, 0.25), reach=np.abs(path).max())
+    chart = figure.spec
+    assert figure.data.groupby("path", sort=False)["newest"].sum().tolist() == [1, 1]
+    assert figure.data[figure.data["newest"]]["step"].tolist() == [99, 99]
     low, high = chart["layer"][1]["encoding"]["x"]["scale"]["domain"]
     assert low == -high
     assert high >= np.abs(path).max()
     assert chart["layer"][1]["encoding"]["color"]["scale"]["range"] == [ORIGINAL, AVERAGED]
+
+
+def test_a_specification_is_made_once_and_data_never_leak_from_one_chart_to_the_next():
+    one, two = chart_of(x_rules={"a": 1.0}), chart_of(x_rules={"b": 2.0})
+    assert one.spec["layer"][0] is two.spec["layer"][0]
+    assert one.spec["layer"][3]["data"]["values"][0]["label"] == "a"
+    assert two.spec["layer"][3]["data"]["values"][0]["label"] == "b"
+    assert "data" not in chart_of().spec
 
 
 def test_palette_gives_each_name_its_colour():

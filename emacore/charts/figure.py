@@ -1,0 +1,26 @@
+"""What every chart function returns: a Vega-Lite specification made by Altair, and the table it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+
+class Figure(NamedTuple):
+    """``spec`` holds no data of its own but constants; layers without data draw ``data``.
+
+    Altair needs some 60 ms to build and check a chart, too long for a slider, but only the data change while one drags.
+    So chart functions cache the specification by everything else.
+    """
+
+    data: pd.DataFrame
+    spec: dict[str, Any]
+
+
+def with_layer_data(spec: Mapping[str, Any], layer: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A copy of a cached specification in which one layer draws ``rows`` instead."""
+    layers = list(spec["layer"])
+    layers[layer] = {**layers[layer], "data": {"values": rows}}
+    return {**spec, "layer": layers}
