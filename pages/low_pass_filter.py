@@ -8,7 +8,7 @@ from emacore import tables
 from emacore.averaging import filters, measurements
 from emacore.averaging.schedules import BiasCorrected, Constant, to_code
 from emacore.averaging.signals import NOISES, SIGNALS, Sequence, sequence
-from emacore.averaging.weights import average, moving_average, start_share, weights
+from emacore.averaging.weights import average, moving_average
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
 from emacore.widgets import (
@@ -167,6 +167,7 @@ with controls:
     reset_button(DEFAULTS)
 
 steps = len(noisy)
+period = st.session_state.get("period", DEFAULTS["period"])
 rho = st.session_state.get("rho", 0.9) if st.session_state.get("noise") == "AR(1)" and source == "Synthetic" else 0.0
 delay_window = max(1, round(filters.equivalent_window(beta)))
 noise_window = filters.window_of_equal_noise(beta, rho)
@@ -340,44 +341,11 @@ with right:
 
 if source == "Synthetic":
     st.subheader("Predicted and measured")
-    noise_part = noisy - clean
-    settled = min(round(8 * filters.time_constant(beta)), steps)
-    enough = steps - settled >= max(50, 5 * filters.equivalent_window(beta))
-    constant = Constant(beta).decays(steps)
-    from_zero = np.full(steps, beta)
-    rows = [
-        (
-            "variance of the noise, after / before",
-            filters.variance_gain(beta, rho) if noise_part.any() else None,
-            measurements.variance_ratio(noise_part, average(noise_part, from_zero), settled) if enough else None,
-            "" if enough else "too few steps after the start to measure it",
-        )
-    ]
-    if signal == "ramp":
-        gap = measurements.lag_of_ramp(clean, average(clean, constant))
-        rows.append(("lag of the ramp (steps)", float(filters.group_delay(beta)), gap, ""))
-    elif signal == "sine":
-        period = st.session_state.get("period", DEFAULTS["period"])
-        phase = -np.angle(filters.frequency_response(beta, 1 / period)) / (2 * np.pi) * period
-        gap = measurements.lag_of_sine(clean, average(clean, constant), period, settled)
-        rows.append(("lag of the sine (steps)", float(phase), gap, "" if np.isfinite(gap) else "too few whole cycles"))
-    if signal == "step":
-        rise = measurements.rise_time(average(clean, constant)[steps // 4 :])
-        rows.append(("half-life (steps)", filters.half_life(beta), rise, "time to half of the jump"))
-    if noise_part.any() and steps >= 256:
-        f, before, after = measurements.spectra(noise_part, average(noise_part, from_zero))
-        found = measurements.cutoff(f, before, after)
-        rows.append(("cut-off (cycles per step)", cutoff, found, "fitted to the spectra of the noise alone"))
-    rows.append(
-        (
-            "share of the first value in the last average",
-            beta ** (steps - 1),
-            float(weights(constant)[0]),
-            "exact",
+    comparison = pd.DataFrame(
+        measurements.comparison(
+            Sequence(clean, noisy), beta, autocorrelation=rho, period=period if signal == "sine" else None
         )
     )
-    rows.append(("share of a zero start in it", beta**steps, start_share(from_zero), "exact"))
-    comparison = pd.DataFrame(rows, columns=["quantity", "predicted", "measured", "remark"])
     show_table(
         comparison,
         name="predicted_and_measured",

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.signal import welch
+
+from emacore.averaging import filters
+from emacore.averaging.signals import Sequence
+from emacore.averaging.weights import average, start_share, weights
 
 Floats = NDArray[np.float64]
 
@@ -79,3 +84,80 @@ def cutoff(frequency: ArrayLike, before: ArrayLike, after: ArrayLike) -> float |
     if slope < 1:
         return None
     return math.asin(1 / math.sqrt(slope)) / math.pi
+
+
+class Comparison(NamedTuple):
+    """One quantity as a formula has it and as it was measured; NaN where it cannot be had, and the remark says why."""
+
+    quantity: str
+    predicted: float
+    measured: float
+    remark: str
+
+
+def comparison(
+    sequence: Sequence, beta: float, *, autocorrelation: float = 0.0, period: float | None = None
+) -> list[Comparison]:
+    """What the formulas predict of an average of decay ``beta``, beside what it does in this sequence.
+
+    Args:
+        sequence: Its noise is what its noisy part has more than the clean one.
+        autocorrelation: Of that noise, from one step to the next.
+        period: Of the clean part, if it is a sine; its lag is then that of the sine, else of a ramp.
+    """
+    steps = len(sequence.noisy)
+    noise = sequence.noisy - sequence.clean
+    has_noise = bool(noise.any())
+    # After eight time constants a three-thousandth of the start is left.
+    settled = min(round(8 * filters.time_constant(beta)), steps)
+    long_enough = steps - settled >= max(50, 5 * filters.equivalent_window(beta))
+    from_zero = np.full(steps, beta)
+    too_short = "too few steps for it"
+    rows: list[Comparison] = []
+
+    def add(quantity: str, predicted: float | None, measured: float | None, remark: str, otherwise: str) -> None:
+        known = measured is not None and math.isfinite(measured)
+        values = [math.nan if value is None else value for value in (predicted, measured)]
+        rows.append(Comparison(quantity, values[0], values[1], remark if known else otherwise))
+
+    add(
+        "variance of the noise, after / before",
+        filters.variance_gain(beta, autocorrelation),
+        variance_ratio(noise, average(noise, from_zero), settled) if long_enough else None,
+        "in this noise, once settled",
+        too_short if has_noise else "there is no noise",
+    )
+    if period is not None:
+        add(
+            "lag of the sine (steps)",
+            float(-np.angle(filters.frequency_response(beta, 1 / period)) / (2 * np.pi) * period),
+            lag_of_sine(sequence.clean, average(sequence.clean, from_zero), period, settled),
+            "phase delay at its frequency",
+            "too few whole cycles for it",
+        )
+    ramp = np.arange(steps, dtype=np.float64)
+    add(
+        "lag of slow changes (steps)",
+        float(filters.group_delay(beta)),
+        lag_of_ramp(ramp, average(ramp, from_zero)) if settled < steps else None,
+        "of a ramp through this filter",
+        too_short,
+    )
+    add(
+        "half-life (steps)",
+        filters.half_life(beta),
+        rise_time(average(np.ones(steps), from_zero)),
+        "time to half of a jump",
+        too_short,
+    )
+    add(
+        "cut-off (cycles per step)",
+        filters.cutoff_frequency(beta),
+        cutoff(*spectra(noise, average(noise, from_zero))) if has_noise and steps >= 256 else None,
+        "fitted to the spectra of this noise",
+        too_short if has_noise else "there is no noise",
+    )
+    from_first = np.concatenate([[0.0], from_zero[1:]])
+    add("share of the first value at the end", beta ** (steps - 1), float(weights(from_first)[0]), "exact", "")
+    add("share of a zero start at the end", beta**steps, start_share(from_zero), "exact", "")
+    return rows

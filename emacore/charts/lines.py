@@ -98,10 +98,12 @@ def _spec(
     dashes = {colour: list(dash) for colour, dash in zip(OTHERS, DASHES, strict=True)}
     highlight = alt.selection_point(name="highlight", fields=[series], bind="legend")
     nearest = alt.selection_point(name="nearest", nearest=True, on="pointermove", empty=False, clear="pointerout")
+    columns = 1 if any(len(name) > _LONG_NAME for name in names) else 2
+    height += 18 * (-(-len(names) // columns) - 1)  # the legend's further rows must not be taken from the plot
     legend = alt.Legend(
         title=None,
         orient="bottom",
-        columns=1 if any(len(name) > _LONG_NAME for name in names) else 2,
+        columns=columns,
         labelLimit=280,
         symbolStrokeWidth=2.5,
         symbolType="stroke",

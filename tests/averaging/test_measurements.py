@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from emacore.averaging import filters, measurements
@@ -50,3 +51,20 @@ def test_variance_ratio():
     assert measurements.variance_ratio([9, 1, -1], [9, 0.5, -0.5], settled_from=1) == 0.25
     assert math.isnan(measurements.variance_ratio([0.0, 0.0], [1.0, 1.0]))
     assert math.isnan(measurements.variance_ratio([1.0], [1.0], settled_from=5))
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.95])
+@pytest.mark.parametrize(("noise", "rho"), [("white", 0.0), ("AR(1)", 0.8)])
+def test_comparison_agrees_wherever_it_measures(beta, noise, rho):
+    made = sequence("sine", noise, 60_000, seed=1, period=80, autocorrelation=0.8)
+    table = pd.DataFrame(measurements.comparison(made, beta, autocorrelation=rho, period=80))
+    assert table["measured"].notna().all()
+    np.testing.assert_allclose(table["measured"], table["predicted"], rtol=0.12, atol=1e-300)
+
+
+def test_comparison_says_why_it_has_no_number():
+    quiet = pd.DataFrame(measurements.comparison(sequence("step", "none", 1000), 0.9)).set_index("quantity")
+    assert quiet.loc["cut-off (cycles per step)", "remark"] == "there is no noise"
+    short = pd.DataFrame(measurements.comparison(sequence("step", "white", 100), 0.999)).set_index("quantity")
+    assert short["measured"].isna().sum() == 4
+    assert set(short.loc[short["measured"].isna(), "remark"]) == {"too few steps for it"}

@@ -14,7 +14,7 @@ def comparison(app):
 def test_every_signal_and_noise_shows(open_page, signal, noise):
     app = open_page("low_pass_filter", signal=signal, noise=noise)
     assert app.get_by_key("signal").value == signal
-    assert comparison(app).loc["share of the first value in the last average", "remark"] == "exact"
+    assert comparison(app).loc["share of the first value at the end", "remark"] == "exact"
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ def test_every_signal_and_noise_shows(open_page, signal, noise):
         ({"noise": "white", "length_f": "20000"}, "variance of the noise, after / before", 0.15),
         ({"noise": "AR(1)", "length_f": "50000"}, "variance of the noise, after / before", 0.3),
         ({"length_f": "20000"}, "cut-off (cycles per step)", 0.15),
-        ({"signal": "ramp", "noise": "none"}, "lag of the ramp (steps)", 0.01),
+        ({"signal": "ramp", "noise": "none"}, "lag of slow changes (steps)", 0.01),
         ({"signal": "sine", "noise": "none", "length_f": "4000"}, "lag of the sine (steps)", 0.01),
         ({"signal": "step", "noise": "none"}, "half-life (steps)", 0.01),
-        ({"length_f": "100"}, "share of a zero start in it", 1e-9),
+        ({"length_f": "100"}, "share of a zero start at the end", 1e-9),
     ],
 )
 def test_measured_is_what_was_predicted(open_page, query, quantity, within):
