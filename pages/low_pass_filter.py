@@ -123,7 +123,9 @@ def own_table() -> tuple[Sequence, str]:
         st.stop()
     try:
         table = tables.read_csv(file.getvalue())
-        column = st.selectbox("Column", tables.numeric_columns(table), key="column", help="The sequence to smooth.")
+        column = st.selectbox(
+            "Column", tables.numeric_columns(table), key="column", help="The sequence to smooth.", **BOUND
+        )
         values = tables.finite_values(table, [column])[:, 0]
     except tables.TableError as error:
         stop_with(str(error))

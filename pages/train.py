@@ -201,16 +201,19 @@ def figures(run: StoredRun, history: pd.DataFrame) -> None:
         st.markdown("One run is one draw: another seed can turn the sign of the difference.")
     for remark in remarks(run.config.schedule, max(2, int(history["steps"].iloc[-1]))):
         st.info(remark, icon=":material/info:")
-    if len(history) > 2:
-        first = st.slider(
-            "Steadiness from epoch",
-            1,
-            len(history) - 1,
-            min(20, len(history) - 1),
-            key=f"steady_from_{len(history)}" if is_over(run) else "steady_from",
-            help="Standard deviation of the validation loss from this epoch on; the article does not state its own.",
-        )
-        original, ema = steadiness(history, first)
+    first = st.number_input(
+        "Steadiness from epoch",
+        1,
+        100_000,
+        20,
+        key="steady_from",
+        help="Standard deviation of the validation loss from this epoch on; the article does not state its own.",
+        **BOUND,
+    )
+    original, ema = steadiness(history, first)
+    if pd.isna(original):
+        st.caption(f"From epoch {first} on there are fewer than two epochs.")
+    else:
         one, two = st.columns(2)
         one.metric("Std. original", f"{original:.2g}", help="The article: 0.0023, from an epoch not stated.")
         two.metric("Std. EMA", f"{ema:.2g}", help="The article: 0.0015, from an epoch not stated.")

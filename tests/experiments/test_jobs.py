@@ -69,6 +69,27 @@ def test_runs_queue_stop_and_give_the_numbers_of_train(queue):
     wait_for(lambda: store.result(after).state == "done")
 
 
+def test_two_servers_share_a_store_and_its_limit(tmp_path):
+    one, two = JobQueue(RunStore(tmp_path), limit=1), JobQueue(RunStore(tmp_path), limit=1)
+    try:
+        endless = one.submit(ENDLESS)
+        wait_for(lambda: len(one.store.history(endless)) >= 1)
+        quick = two.submit(QUICK)
+        wait_for(lambda: two._workers and _imported_torch(next(iter(two._workers.values())).pid))
+        assert two.store.counts() == {"running": 1, "queued": 1}
+        two.stop(endless)
+        wait_for(lambda: two.store.result(quick).state == "done")
+        assert one.store.result(endless).state == "stopped"
+    finally:
+        one.close()
+        two.close()
+
+
+def _imported_torch(pid):
+    maps = Path(f"/proc/{pid}/maps")
+    return not maps.exists() or "libtorch" in maps.read_text()
+
+
 SERVER = """
 import sys, time
 from emacore.experiments.jobs import JobQueue

@@ -3,7 +3,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from emacore.charts import style
+from tests.pages.test_train import enter
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,6 +25,23 @@ for page in ("overview", "decay_schedule", "low_pass_filter", "train"):
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("page", ["overview", "decay_schedule", "low_pass_filter", "train"])
+def test_every_control_has_help_and_its_place_in_the_link(open_page, page, home):
+    if page == "train":
+        enter(home, epochs=3)
+    for query in (
+        {},
+        {"length": "Epochs", "noise": "AR(1)", "signal": "sine", "optimizer": "sgd", "family": "Power function"},
+    ):
+        app = open_page(page, **query)
+        kinds = ("slider", "select_slider", "number_input", "selectbox", "segmented_control", "pills", "toggle")
+        controls = [control for kind in (*kinds, "multiselect", "text_input") for control in getattr(app, kind)]
+        assert len(controls) >= (3 if page == "overview" else 8)
+        for control in controls:
+            assert control.help, control.label
+            assert control.proto.query_param_key == control.key, control.label
 
 
 def test_colours_are_the_same_in_streamlit_and_in_the_charts():

@@ -1,0 +1,34 @@
+"""What the README promises runs."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_its_code_runs_as_it_stands():
+    model = nn.Linear(2, 1)
+
+    def train_on(batch):
+        nn.init.constant_(model.weight, batch)
+
+    names = {"model": model, "batches": [1.0, 2.0, 3.0], "train_on": train_on, "x": torch.ones(1, 2), "validate": print}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(block, names)
+    assert names["result"].stopped == "early stop"
+    assert names["prediction"].shape == (1, 1)
+
+
+def test_the_gate_calls_its_test_command():
+    assert "    bash .ci/test\n" in README
+    assert "bash .ci/test" in (ROOT / ".ci/run").read_text()
+    assert "requirements-dev.txt" in (ROOT / ".ci/test").read_text()
+
+
+def test_what_it_names_exists():
+    for path in re.findall(r"python (benchmarks/\w+\.py)", README) + re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / path).is_file(), path
