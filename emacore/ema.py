@@ -159,7 +159,7 @@ class EMA(nn.Module):
             now.block_start, offset = call, 0
             now.block = self._schedule.at(np.arange(call, call + _BLOCK)).tolist()
         decay = now.block[offset]
-        if decay != 1.0:
+        if decay != 1.0 or call % self._schedule.update_every == 0:
             plan = now.plan
             if plan is None or plan.is_stale():
                 plan = now.plan = self._make_plan()
@@ -375,6 +375,10 @@ class _Plan:
             accumulator.copy_(source)
 
     def move(self, decay: float) -> None:
+        for shadow, source in self.copied:
+            shadow.copy_(source)
+        if decay == 1.0:  # not even a value that is not finite counts
+            return
         if self.moved_shadow:
             if decay:
                 torch._foreach_lerp_(self.moved_shadow, self.moved_model, 1.0 - decay)
@@ -384,8 +388,6 @@ class _Plan:
             accumulator.lerp_(source.to(accumulator), 1.0 - decay) if decay else accumulator.copy_(source)
             if accumulator is not shadow:
                 shadow.copy_(accumulator)
-        for shadow, source in self.copied:
-            shadow.copy_(source)
 
 
 class _Tie(NamedTuple):

@@ -94,6 +94,21 @@ def test_numbers_are_those_of_the_articles_class(**arguments):
         torch.testing.assert_close(ema.ema_model.state_dict()[name].double(), expected, rtol=2e-6, atol=2e-6)
 
 
+def test_moves_of_decay_one_copy_what_is_never_averaged_and_nothing_else():
+    model = Network()
+    ema = EMA(model, beta=1.0, min_value=1.0, param_or_buffer_names_no_ema=["last.bias"], **FAST)
+    run(ema, 0, 2)
+    kept = tensors(ema.ema_model)
+    nn.init.constant_(model.first.weight, float("inf"))
+    model.norm.num_batches_tracked.fill_(77)
+    nn.init.constant_(model.last.bias, 5.0)
+    ema.update()
+    now = tensors(ema.ema_model)
+    assert torch.equal(now["first.weight"], kept["first.weight"])
+    assert int(now["norm.num_batches_tracked"]) == 77
+    assert now["last.bias"].tolist() == [5.0, 5.0]
+
+
 @pytest.mark.parametrize(
     "schedule",
     [Constant(0.9, update_every=2), BiasCorrected(0.8), UniformAverage(update_after_step=7), PowerFunction(gamma=3)],
