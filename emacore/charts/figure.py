@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import altair as alt
 import pandas as pd
 
 
@@ -17,6 +18,16 @@ class Figure(NamedTuple):
 
     data: pd.DataFrame
     spec: dict[str, Any]
+
+
+def spec_of(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
+    """The chart as a specification whose layers, unless they have rows of their own, draw the figure's table."""
+    with alt.data_transformers.enable("default", consolidate_datasets=False):
+        spec: dict[str, Any] = chart.to_dict()
+    for layer in spec["layer"]:
+        if layer["data"] == {"values": [{}]}:  # Altair's mark for "none", which would hide the table from the layer
+            del layer["data"]
+    return spec
 
 
 def with_layer_data(spec: Mapping[str, Any], layer: int, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from emacore.charts.figure import Figure, with_layer_data
+from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import CLEAN, DASHES, OTHERS
 from emacore.charts.thin import MAX_POINTS, thin
 
@@ -139,8 +139,7 @@ def _spec(
         )
     )
     layers = [drawn.add_params(highlight), points.add_params(nearest), *(_rules() if ruled else ())]
-    spec: dict[str, Any] = alt.layer(*layers).properties(height=height).to_dict()
-    return spec
+    return spec_of(alt.layer(*layers).properties(height=height))
 
 
 def _rules() -> list[alt.Chart]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emacore.charts.figure import Figure
+from emacore.charts.figure import Figure, spec_of
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 
 COLOURS = {"SGD": ORIGINAL, "average": AVERAGED}
@@ -92,9 +92,7 @@ def _spec(curvatures: tuple[float, float], reach: float, height: int) -> dict[st
         .mark_point(shape="cross", size=90, color=CLEAN, filled=True)
         .encode(x=x, y=y)
     )
-    with alt.data_transformers.enable("default", consolidate_datasets=False):
-        spec: dict[str, Any] = alt.layer(contours, lines, minimum, heads).properties(height=height).to_dict()
-    return spec
+    return spec_of(alt.layer(contours, lines, minimum, heads).properties(height=height))
 
 
 def _ellipses(curvatures: tuple[float, float], reach: float) -> pd.DataFrame:

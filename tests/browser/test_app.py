@@ -1,12 +1,16 @@
 """What a person does: look, drag, train, leave, come back, take the numbers home."""
 
+import io
 import re
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS
 from emacore.experiments.store import RunStore
 from tests.browser.conftest import Server
 
@@ -153,6 +157,30 @@ def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
             assert box["x"] + box["width"] <= 400, name
             assert box["width"] > 250, name
     context.close()
+
+
+def drawn(chart, colour):
+    """How many pixels of a chart have about this colour."""
+    pixels = np.asarray(Image.open(io.BytesIO(chart.screenshot())).convert("RGB"), dtype=np.int32)
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return int((np.abs(pixels - wanted).max(axis=-1) < 60).sum())
+
+
+@pytest.mark.parametrize(
+    ("path", "colours"),
+    [
+        ("?play=false", (ORIGINAL, AVERAGED)),
+        ("low_pass_filter?noise=spikes", (ORIGINAL, AVERAGED)),
+        ("decay_schedule?quantity=memory&pins=Constant(beta%3D0.99)", (AVERAGED, OTHERS[0])),
+    ],
+)
+def test_what_is_computed_is_drawn_in_its_colour(server, page, path, colours):
+    page.goto(f"{server.url}/{path}")
+    settled(page)
+    page.wait_for_timeout(1000)
+    chart = page.locator("[data-testid=stVegaLiteChart]").first
+    for colour in colours:
+        assert drawn(chart, colour) > 150, colour
 
 
 def test_every_chart_has_a_text_for_those_who_cannot_see_it(server, page):

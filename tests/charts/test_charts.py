@@ -52,6 +52,8 @@ def chart_of(**changes):
 
 def test_a_line_chart_has_titles_colours_tooltip_and_a_legend_that_highlights():
     chart = chart_of(x_rules={"cut-off": 1.0}).spec
+    assert "data" not in chart["layer"][0]
+    assert "data" not in chart["layer"][1]
     encoding = chart["layer"][0]["encoding"]
     assert encoding["x"]["title"] == "step"
     assert encoding["y"]["title"] == "loss (MSE)"
@@ -86,6 +88,7 @@ def test_paths_reach_the_borders_of_the_picture():
     path = sgd_on_quadratic((1.0, 0.25), 0.3, 1.0, 100, start=(2.0, 1.6)).noisy
     figure = paths(path, path / 2, (1.0, 0.25), reach=np.abs(path).max())
     chart = figure.spec
+    assert ["data" in layer for layer in chart["layer"]] == [True, False, True, False]
     assert figure.data.groupby("path", sort=False)["newest"].sum().tolist() == [1, 1]
     assert figure.data[figure.data["newest"]]["step"].tolist() == [99, 99]
     low, high = chart["layer"][1]["encoding"]["x"]["scale"]["domain"]
