@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +20,7 @@ from emacore.training.config import OptimizerConfig, RunConfig, check_rows
 from emacore.training.data import load
 from emacore.training.history import COLUMNS, summarise
 from emacore.training.network import build
+from emacore.training.trajectory import Recording
 
 #: Seconds between two looks at ``should_stop`` inside an epoch.
 _PATIENCE = 0.2
@@ -33,6 +35,7 @@ class RunResult:
         summary: The final metrics: metric, original, ema, improvement (percent).
         stopped: "early stop", "max epochs", "stopped" or "diverged".
         ema: The trained model and its average.
+        recording_error: Why the recording ended before the run did, if it did.
     """
 
     config: RunConfig
@@ -40,12 +43,14 @@ class RunResult:
     summary: pd.DataFrame
     stopped: str
     ema: EMA
+    recording_error: str | None = None
 
 
 def train(
     config: RunConfig,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    record: str | Path | None = None,
 ) -> RunResult:
     """Train the network of ``config`` and its average, and evaluate both after each epoch.
 
@@ -55,6 +60,8 @@ def train(
     Args:
         on_epoch: Called with each row of the history as soon as it is complete.
         should_stop: Asked after every epoch and a few times a second within one; an epoch that is cut short is dropped.
+        record: A new folder in which to keep the weights after every step, for
+            :class:`emacore.training.trajectory.Trajectory`.
 
     Raises:
         ValueError: if the data do not fit the settings (also :class:`emacore.tables.TableError`).
@@ -64,27 +71,36 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         run = _Run(config, *(torch.from_numpy(part) for part in data))
-        rows: list[dict[str, Any]] = []
-        stopped = "max epochs"
-        for epoch in range(1, config.max_epochs + 1):
-            row = run.epoch(epoch, should_stop or _never)
-            if row is None:
-                stopped = "stopped"
-                break
-            rows.append(row)
-            if on_epoch is not None:
-                on_epoch(row)
-            if not all(math.isfinite(row[name]) for name in ("train_loss", "val_loss_original", "val_loss_ema")):
-                stopped = "diverged"
-                break
-            if run.is_over(row):
-                stopped = "early stop"
-                break
-            if should_stop is not None and epoch < config.max_epochs and should_stop():
-                stopped = "stopped"
-                break
+        recording = run.recording = None if record is None else Recording(run.model, config, record)
+        try:
+            rows, stopped = _epochs(run, on_epoch, should_stop)
+        finally:
+            if recording is not None:
+                recording.close()
     history = pd.DataFrame(rows, columns=list(COLUMNS))
-    return RunResult(config, history, summarise(history), stopped, run.ema)
+    error = None if recording is None else recording.error
+    return RunResult(config, history, summarise(history), stopped, run.ema, error)
+
+
+def _epochs(
+    run: _Run, on_epoch: Callable[[dict[str, Any]], None] | None, should_stop: Callable[[], bool] | None
+) -> tuple[list[dict[str, Any]], str]:
+    """All epochs of a run: the rows of its history, and how it ended."""
+    rows: list[dict[str, Any]] = []
+    for epoch in range(1, run.config.max_epochs + 1):
+        row = run.epoch(epoch, should_stop or _never)
+        if row is None:
+            return rows, "stopped"
+        rows.append(row)
+        if on_epoch is not None:
+            on_epoch(row)
+        if not all(math.isfinite(row[name]) for name in ("train_loss", "val_loss_original", "val_loss_ema")):
+            return rows, "diverged"
+        if run.is_over(row):
+            return rows, "early stop"
+        if should_stop is not None and epoch < run.config.max_epochs and should_stop():
+            return rows, "stopped"
+    return rows, "max epochs"
 
 
 class _Run:
@@ -97,6 +113,7 @@ class _Run:
         self.rate_rule = _rate_rule(self.optimizer, config)
         self.ema = EMA(self.model, schedule=config.schedule)
         self.spread = float((y_val.double() - y_val.double().mean()).square().mean())
+        self.recording: Recording | None = None
         self.best = math.inf
         self.best_epoch = 0
         self.begin = perf_counter()
@@ -106,6 +123,8 @@ class _Run:
         train_loss = self._pass(should_stop)
         if train_loss is None:
             return None
+        if self.recording is not None:
+            self.recording.end_epoch()
         original = self._metrics(self.model)
         ema = self._metrics(self.ema)
         row = {"epoch": epoch, "train_loss": train_loss}
@@ -142,6 +161,8 @@ class _Run:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.ema.update()
+            if self.recording is not None:
+                self.recording.step()
             losses.append(loss.detach())
             if perf_counter() - looked > _PATIENCE:
                 if should_stop():

@@ -1,0 +1,60 @@
+"""Recording and replaying the article's run, on one thread.
+
+Run: python benchmarks/replay.py
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from interleaved import medians, report
+from threadpoolctl import threadpool_limits
+
+from emacore import RunConfig
+from emacore.averaging.schedules import InversePower
+from emacore.training.data import load
+from emacore.training.loop import _never, _Run, train
+from emacore.training.trajectory import Recording, Trajectory
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    config = RunConfig()
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
+        data = [torch.from_numpy(part) for part in load(config.data)]
+        plain, recorded = _Run(config, *data), _Run(config, *data)
+        recorded.recording = Recording(recorded.model, config, Path(folder) / "epochs")
+        seconds = medians(
+            {"an epoch, recorded": lambda: recorded.epoch(1, _never), "an epoch": lambda: plain.epoch(1, _never)},
+            rounds=60,
+        )
+        report("One epoch of 50 steps; x = plain / candidate", seconds, "an epoch")
+        print(f"  recording adds {100 * (seconds['an epoch, recorded'] / seconds['an epoch'] - 1):.1f} %")
+        recorded.recording.close()
+
+        train(config, record=Path(folder) / "run")
+        trajectory = Trajectory.open(Path(folder) / "run")
+        rows = np.array(trajectory.weights)
+        grid = {
+            f"{power:.3f} {beta}": InversePower(beta, power=power, update_after_step=100, update_every=1)
+            for power in np.linspace(0.3, 1.5, 20)
+            for beta in 1 - np.geomspace(1e-1, 1e-5, 20)
+        }
+        one, many = list(grid.values())[:1], list(grid.values())[:64]
+        seconds = medians(
+            {
+                "one sum over the file in memory": lambda: rows.sum(),
+                "1 schedule, last step": lambda: trajectory.average(one, [len(rows) - 1]),
+                "1 schedule, all epochs": lambda: trajectory.average(one),
+                "64 schedules, all epochs": lambda: trajectory.average(many),
+                "400 final settings, evaluated": lambda: trajectory.final(grid),
+            },
+            rounds=7,
+        )
+        size = rows.nbytes / 2**20
+        report(f"A recording of {size:.0f} MB; x = one sum / candidate", seconds, "one sum over the file in memory")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from emacore import RunConfig, train
+from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
+from emacore.averaging.weights import average, moving_average
+from emacore.training import trajectory
+from emacore.training.config import DataConfig, NetworkConfig, OptimizerConfig, StoppingConfig
+from emacore.training.trajectory import Recording, RecordingError, Trajectory, Window
+
+CONFIG = RunConfig(
+    data=DataConfig(n_samples=300, n_features=6, n_informative=4),
+    network=NetworkConfig((10, 4)),
+    optimizer=OptimizerConfig(learning_rate=0.01, rate_rule="constant"),
+    schedule=InversePower(0.99, update_after_step=10, update_every=1),
+    stopping=StoppingConfig("none"),
+    max_epochs=12,
+)
+SCHEMES = {
+    "own": CONFIG.schedule,
+    "constant": Constant(0.9),
+    "skipping": Constant(0.8, update_after_step=9, update_every=7),
+    "corrected": BiasCorrected(0.95),
+    "swa": UniformAverage(update_after_step=40, update_every=8),
+    "edm2": PowerFunction(sigma_rel=0.1),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings") / "run"
+    return train(CONFIG, record=folder), folder
+
+
+@pytest.fixture(params=[8 * 2**20, 2000, 1], ids=["one block", "a few", "one row each"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(trajectory, "_BLOCK_BYTES", request.param)
+
+
+def test_what_is_recorded_are_the_weights_after_each_step(run):
+    result, folder = run
+    opened = Trajectory.open(folder)
+    assert opened.weights.shape == (12 * 8, 10 * 6 + 10 + 10 * 4 + 4 + 4 + 1)
+    assert opened.epoch_ends == list(range(7, 96, 8))
+    assert opened.config == CONFIG
+    last = torch.cat([p.detach().flatten() for p in result.ema.model.parameters()]).numpy()
+    np.testing.assert_array_equal(opened.weights[-1], last)
+    np.testing.assert_array_equal(np.load(folder / "weights.npy"), opened.weights)
+    assert isinstance(opened.weights, np.memmap)
+
+
+def test_recording_changes_nothing(run):
+    result, _ = run
+    plain = train(CONFIG)
+    pd.testing.assert_frame_equal(
+        plain.history.drop(columns="seconds"), result.history.drop(columns="seconds"), check_exact=True
+    )
+    assert result.recording_error is None
+
+
+def test_averages_are_the_plain_recursion(run, block):
+    opened = Trajectory.open(run[1])
+    values = np.asarray(opened.weights, dtype=np.float64)
+    schemes = [*SCHEMES.values(), Window(1), Window(13), Window(500)]
+    steps = [0, 5, 7, 41, 95]
+    found = opened.average(schemes, steps)
+    assert found.shape == (9, 5, values.shape[1])
+    for scheme, averages in zip(schemes, found, strict=True):
+        if isinstance(scheme, Window):
+            expected = moving_average(values, scheme.size)[steps]
+        else:
+            expected = average(values, scheme.decays(len(values)))[steps]
+        np.testing.assert_allclose(averages, expected, atol=1e-5)
+
+
+def test_the_runs_own_schedule_gives_its_own_curve_back(run):
+    result, folder = run
+    curves = Trajectory.open(folder).replay({"own": CONFIG.schedule, "copy": Constant(0.0)})
+    assert curves.columns.tolist() == ["schedule", "epoch", "loss", "mae", "r2"]
+    for name, model in (("own", "ema"), ("copy", "original")):
+        mine = curves[curves["schedule"] == name]
+        assert mine["epoch"].tolist() == list(range(1, 13))
+        for column in ("loss", "mae", "r2"):
+            np.testing.assert_allclose(mine[column], result.history[f"val_{column}_{model}"], rtol=1e-4)
+
+
+def test_final_is_the_end_of_replay(run):
+    opened = Trajectory.open(run[1])
+    schemes = {**SCHEMES, "window": Window(20)}
+    ends = opened.replay(schemes).groupby("schedule", sort=False).tail(1).drop(columns="epoch")
+    pd.testing.assert_frame_equal(opened.final(schemes), ends.reset_index(drop=True), rtol=1e-5)
+
+
+def test_many_networks_are_evaluated_in_pieces(run, monkeypatch):
+    opened = Trajectory.open(run[1])
+    whole = opened.evaluate(np.asarray(opened.weights))
+    monkeypatch.setattr(trajectory, "_NETWORKS_AT_ONCE", 7)
+    pd.testing.assert_frame_equal(opened.evaluate(np.asarray(opened.weights)), whole, rtol=1e-6)
+    assert len(whole) == 96
+
+
+def test_steps_must_rise_and_exist(run):
+    opened = Trajectory.open(run[1])
+    for steps in ([3, 3], [5, 2], [-1], [96]):
+        with pytest.raises(ValueError, match="rising steps from 0 to 95"):
+            opened.average([Constant(0.5)], steps)
+    assert opened.average([Constant(0.5)], []).shape == (1, 0, 119)
+    with pytest.raises(ValueError, match="size"):
+        Window(0)
+
+
+def copied(run, tmp_path):
+    return shutil.copytree(run[1], tmp_path / "copy")
+
+
+def test_a_file_cut_off_in_a_row_opens_up_to_there(run, tmp_path):
+    folder = copied(run, tmp_path)
+    with (folder / "weights.npy").open("r+b") as file:
+        file.truncate(trajectory._HEADER_BYTES + 4 * 119 * 50 + 17)
+    opened = Trajectory.open(folder)
+    assert len(opened.weights) == 50
+    assert opened.epoch_ends == [7, 15, 23, 31, 39, 47]
+    assert len(opened.replay({"a": Constant(0.5)})) == 6
+    assert len(opened.final({"a": Constant(0.5)})) == 1
+
+
+def test_an_empty_recording_opens(tmp_path):
+    model = torch.nn.Linear(6, 1)
+    Recording(model, CONFIG, tmp_path).close()
+    opened = Trajectory.open(tmp_path)
+    assert opened.weights.shape == (0, 7)
+    assert opened.replay({"a": Constant(0.5)}).empty
+    assert opened.final({"a": Constant(0.5)}).empty
+    with pytest.raises(FileExistsError):
+        Recording(model, CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "no recording"),
+        (lambda f: (f / "run.json").write_text("{"), "does not describe a recording"),
+        (lambda f: (f / "run.json").write_text("[]"), "does not describe a recording"),
+        (lambda f: (f / "weights.npy").unlink(), "cannot be read"),
+        (lambda f: (f / "weights.npy").write_bytes(b"short"), "does not hold rows of 119"),
+        (lambda f: np.save(f / "weights.npy", np.zeros((3, 5), dtype=np.float32)), "does not hold rows of 119"),
+        (lambda f: edited(f, version=9), "format 9"),
+    ],
+)
+def test_what_is_not_a_recording_is_told(run, tmp_path, damage, message):
+    folder = copied(run, tmp_path)
+    damage(folder)
+    with pytest.raises(RecordingError, match=message):
+        Trajectory.open(folder)
+
+
+def edited(folder, **changes):
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(about | changes))
+
+
+def test_a_growing_recording_is_read_as_far_as_it_is_whole(tmp_path):
+    seen = []
+
+    def look(row):
+        opened = Trajectory.open(tmp_path)
+        seen.append((len(opened.epoch_ends), len(opened.replay({"own": CONFIG.schedule}))))
+
+    train(replace(CONFIG, max_epochs=3), on_epoch=look, record=tmp_path)
+    assert seen == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, file):
+            self.file, self.left = file, 20_000
+
+        def write(self, content):
+            if self.left <= 0:
+                raise OSError(28, "No space left on device")
+            part = memoryview(content)[: max(1, self.left)]
+            self.left -= len(part)
+            return self.file.write(part)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    start = Recording.__init__
+
+    def small(self, *arguments):
+        start(self, *arguments)
+        self._file = Full(self._file)
+
+    monkeypatch.setattr(Recording, "__init__", small)
+    result = train(CONFIG, record=tmp_path)
+    assert len(result.history) == 12
+    assert result.recording_error == "the recording ends after step 39: No space left on device"
+    opened = Trajectory.open(tmp_path)
+    assert opened.epoch_ends == [7, 15, 23, 31, 39]
+    assert len(opened.weights) >= 40
+
+
+def test_killed_at_any_step_what_was_written_opens(tmp_path):
+    code = f"""
+import sys
+from emacore import RunConfig, train
+train(RunConfig.from_json('''{replace(CONFIG, max_epochs=100_000).to_json()}'''), record=sys.argv[1])
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if (tmp_path / "run/run.json").exists() and len(Trajectory.open(tmp_path / "run").epoch_ends) > 3:
+                break
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    opened = Trajectory.open(tmp_path / "run")
+    assert len(opened.replay({"own": CONFIG.schedule})) == len(opened.epoch_ends) > 3
+
+
+def test_a_cut_short_epoch_is_recorded_but_does_not_end(tmp_path):
+    stops = iter([False] * 3 + [True] * 9)
+    result = train(CONFIG, should_stop=lambda: next(stops), record=tmp_path)
+    assert result.stopped == "stopped"
+    assert len(Trajectory.open(tmp_path).epoch_ends) == len(result.history)
