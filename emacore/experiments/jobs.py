@@ -20,7 +20,7 @@ from typing import Any
 import joblib
 
 import emacore
-from emacore.experiments.store import RunLost, RunStore, StoreError, worker_name
+from emacore.experiments.store import RECORDING_BYTES, RunLost, RunStore, StoreError, worker_name
 from emacore.training.config import RunConfig
 
 #: Seconds between a worker's looks at the store: for a new run, for a request to stop, and to show it is alive.
@@ -160,10 +160,13 @@ def carry_out(store: RunStore, name: str, run_id: str, config: str, train: Calla
     thread.start()
     try:
         try:
+            store.make_room()
             result = train(
                 RunConfig.from_json(config),
                 on_epoch=lambda row: store.append(run_id, name, row),
                 should_stop=stop.is_set,
+                record=store.recording(run_id),
+                record_bytes=RECORDING_BYTES,
             )
             state, stopped, error = "stopped" if result.stopped == "stopped" else "done", result.stopped, None
         except RunLost:

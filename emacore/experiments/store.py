@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ STATES = ("queued", "running", "done", "stopped", "failed", "interrupted")
 FINAL_STATES = STATES[2:]
 #: Seconds without a sign of life after which a run's worker counts as gone.
 STALE_AFTER = 15.0
+#: What the recorded weights of one run, and of all runs together, may take.  The article's run takes 70 MB; with all of
+#: its 500 epochs it would take 330 MB.
+RECORDING_BYTES = 400 * 2**20
+RECORDINGS_BYTES = 4 * 2**30
 VERSION = 1
 
 _SCHEMA = f"""
@@ -158,6 +163,24 @@ class RunStore:
                 raise StoreError("The run is still training: stop it before deleting it.")
             connection.execute("DELETE FROM epochs WHERE run_id = ?", (run_id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+        shutil.rmtree(self.recording(run_id), ignore_errors=True)
+
+    def recording(self, run_id: str) -> Path:
+        """The folder of a run's recorded weights; there may be none."""
+        return self.folder / "recordings" / run_id
+
+    def make_room(self) -> None:
+        """Drop the oldest recordings, never their histories, until one more fits into :data:`RECORDINGS_BYTES`."""
+        found = []
+        for folder in (self.folder / "recordings").glob("*"):
+            with suppress(OSError):  # another worker may be dropping it too
+                found.append((folder.stat().st_mtime, folder, (folder / "weights.npy").stat().st_size))
+        left = sum(size for *_, size in found) - (RECORDINGS_BYTES - RECORDING_BYTES)
+        for _, folder, size in sorted(found):
+            if left <= 0:
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            left -= size
 
     def request_stop(self, run_id: str) -> None:
         """Ask a run to stop: at once if it is queued, after its current step if it runs; else nothing happens."""

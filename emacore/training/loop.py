@@ -51,6 +51,7 @@ def train(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     record: str | Path | None = None,
+    record_bytes: float = math.inf,
 ) -> RunResult:
     """Train the network of ``config`` and its average, and evaluate both after each epoch.
 
@@ -62,6 +63,7 @@ def train(
         should_stop: Asked after every epoch and a few times a second within one; an epoch that is cut short is dropped.
         record: A new folder in which to keep the weights after every step, for
             :class:`emacore.training.trajectory.Trajectory`.
+        record_bytes: What that may take at most; a run that could take more keeps every k-th step only.
 
     Raises:
         ValueError: if the data do not fit the settings (also :class:`emacore.tables.TableError`).
@@ -71,14 +73,22 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         run = _Run(config, *(torch.from_numpy(part) for part in data))
-        recording = run.recording = None if record is None else Recording(run.model, config, record)
+        recording, error = None, None
+        if record is not None:
+            try:
+                recording = run.recording = run.recorded(record, record_bytes)
+            except FileExistsError:
+                raise
+            except OSError as problem:  # the run matters more than its recording
+                error = f"nothing was recorded: {problem.strerror}"
         try:
             rows, stopped = _epochs(run, on_epoch, should_stop)
         finally:
             if recording is not None:
                 recording.close()
     history = pd.DataFrame(rows, columns=list(COLUMNS))
-    error = None if recording is None else recording.error
+    if recording is not None:
+        error = recording.error
     return RunResult(config, history, summarise(history), stopped, run.ema, error)
 
 
@@ -117,6 +127,11 @@ class _Run:
         self.best = math.inf
         self.best_epoch = 0
         self.begin = perf_counter()
+
+    def recorded(self, folder: str | Path, most_bytes: float) -> Recording:
+        """A recording of this run."""
+        steps = math.ceil(len(self.x_train) / self.config.optimizer.batch_size)
+        return Recording(self.model, self.config, folder, steps_per_epoch=steps, most_bytes=most_bytes)
 
     def epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Train on every row once and evaluate; ``None`` if it was cut short."""

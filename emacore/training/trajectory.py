@@ -45,7 +45,7 @@ class RecordingError(ValueError):
 
 @dataclass(frozen=True)
 class Window:
-    """The plain mean of the last ``size`` recorded steps (of all so far, while there are fewer): LAWA, or SMA."""
+    """The plain mean of the last ``size`` recorded rows (of all so far, while there are fewer): LAWA, or SMA."""
 
     size: int
 
@@ -57,9 +57,13 @@ Scheme = Schedule | Window
 
 
 class Recording:
-    """Writes the weights of ``module`` into ``folder``: a row for each :meth:`step`.
+    """Writes the weights of ``module`` into ``folder``: a row for each :meth:`step`, or for each ``every``-th one.
 
     Rows reach the disk at each :meth:`end_epoch` and whenever a few megabytes have come together.
+
+    Args:
+        most_bytes: So much may the whole run take.  A run that could take more (with all its epochs) is thinned: only
+            every k-th step is kept, where k divides the steps of an epoch, so that epochs still end on a row.
 
     Attributes:
         error: Why and where the recording ended before the run did; ``None`` while all is well.
@@ -68,7 +72,15 @@ class Recording:
         FileExistsError: if the folder already holds a recording.
     """
 
-    def __init__(self, module: nn.Module, config: RunConfig, folder: str | Path) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: RunConfig,
+        folder: str | Path,
+        *,
+        steps_per_epoch: int = 1,
+        most_bytes: float = math.inf,
+    ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         named = list(module.named_parameters())
@@ -78,10 +90,13 @@ class Recording:
         self._rows = torch.empty(max(1, _BLOCK_BYTES // (4 * count)), count)
         self._filled = 0
         self._written = 0
+        self._steps = 0
+        self._every = _thinning(steps_per_epoch, 4 * count * steps_per_epoch * config.max_epochs / most_bytes)
         self._about: dict[str, Any] = {
             "version": VERSION,
             "tensors": {name: list(parameter.shape) for name, parameter in named},
             "config": json.loads(config.to_json()),
+            "every": self._every,
             "epoch_ends": [],
         }
         self.error: str | None = None
@@ -91,7 +106,10 @@ class Recording:
         self._write_about()
 
     def step(self) -> None:
-        """Keep the weights as they are now."""
+        """Keep the weights as they are now, if it is this step's turn."""
+        self._steps += 1
+        if self._steps % self._every:
+            return
         if self._filled == len(self._rows):
             self._flush()
         torch.cat(self._views, out=self._rows[self._filled])
@@ -125,7 +143,7 @@ class Recording:
             self._file.write(_header(self._written + rows, self._rows.shape[1]))
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
-            self.error = f"the recording ends after step {self._written - 1}: {error.strerror}"
+            self.error = f"the recording ends after step {self._written * self._every - 1}: {error.strerror}"
         else:
             self._written += rows
 
@@ -135,7 +153,7 @@ class Recording:
             partial.write_text(json.dumps(self._about))
             partial.replace(self.folder / "run.json")
         except OSError as error:
-            self.error = f"the recording ends after step {self._written - 1}: {error.strerror}"
+            self.error = f"the recording ends after step {self._written * self._every - 1}: {error.strerror}"
 
 
 class Trajectory:
@@ -143,13 +161,18 @@ class Trajectory:
 
     Attributes:
         weights: Shape (T, P), float32, memory-mapped: the flat weights after each recorded step.
+        every: Each row stands for so many steps, of which it is the last.  With more than one, replays are those of a
+            run that moved only then: close to the exact ones where the weights moved little in between.
         epoch_ends: The rows at which epochs ended.
         config: Of the run.
         shapes: Names and shapes of the tensors, in the order in which they lie in a row.
     """
 
-    def __init__(self, rows: NDArray[np.float32], epoch_ends: list[int], config: RunConfig, shapes: dict[str, Any]):
+    def __init__(
+        self, rows: NDArray[np.float32], every: int, epoch_ends: list[int], config: RunConfig, shapes: dict[str, Any]
+    ) -> None:
         self.weights = rows
+        self.every = every
         self.epoch_ends = epoch_ends
         self.config = config
         self.shapes = shapes
@@ -165,7 +188,7 @@ class Trajectory:
         folder = Path(folder)
         try:
             about = json.loads((folder / "run.json").read_text())
-            version, tensors, ends = about["version"], about["tensors"], about["epoch_ends"]
+            version, tensors, ends, every = (about[name] for name in ("version", "tensors", "epoch_ends", "every"))
             if version > VERSION:
                 raise RecordingError(f"the recording has format {version}, this program knows {VERSION}: update it")
             config = RunConfig.from_json(json.dumps(about["config"]))
@@ -175,10 +198,10 @@ class Trajectory:
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise RecordingError(f"run.json in {folder} does not describe a recording: {error!r}") from error
         rows = _mapped(folder / "weights.npy", count)
-        return cls(rows, [end for end in ends if end < len(rows)], config, tensors)
+        return cls(rows, every, [end for end in ends if end < len(rows)], config, tensors)
 
     def average(self, schemes: Sequence[Scheme], at: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """The averaged weights of each scheme after the steps ``at`` (by default the ends of epochs).
+        """The averaged weights of each scheme after the rows ``at`` (by default the ends of epochs).
 
         One pass over the file: stretch by stretch, a matrix product weighs its rows for all schemes at once.  What is
         carried from one stretch to the next is float64.
@@ -187,7 +210,7 @@ class Trajectory:
             Shape (schemes, steps, P).
 
         Raises:
-            ValueError: if ``at`` is not rising or names a step that was not recorded.
+            ValueError: if ``at`` is not rising or names a row that was not recorded.
         """
         steps = list(self.epoch_ends if at is None else at)
         if any(b <= a for a, b in pairwise(steps)) or (steps and not (steps[0] >= 0 and steps[-1] < len(self.weights))):
@@ -197,7 +220,7 @@ class Trajectory:
         recursive = [k for k, scheme in enumerate(schemes) if isinstance(scheme, Schedule)]
         windows = [(k, scheme.size) for k, scheme in enumerate(schemes) if isinstance(scheme, Window)]
         length = steps[-1] + 1 if steps else 0
-        decays = [scheme.decays(length) for scheme in schemes if isinstance(scheme, Schedule)]
+        decays = [self.decays(scheme, length) for scheme in schemes if isinstance(scheme, Schedule)]
         carried = np.zeros((len(recursive), count))
         for first, stop in _stretches(steps, max(1, _BLOCK_BYTES // (4 * count))):
             sliding = [
@@ -216,6 +239,10 @@ class Trajectory:
             for (k, j, *_), product in zip(sliding, products[len(recursive) :], strict=True):
                 result[k, j] += product
         return result
+
+    def decays(self, schedule: Schedule, rows: int) -> Floats:
+        """The schedule's decays over the first ``rows`` rows: of each, the product over the steps it stands for."""
+        return np.asarray(schedule.decays(rows * self.every).reshape(rows, self.every).prod(axis=1))
 
     def replay(self, schemes: Mapping[str, Scheme]) -> pd.DataFrame:
         """The validation curve of each scheme: schedule, epoch, loss, mae, r2."""
@@ -271,6 +298,12 @@ def _stretches(steps: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
             stop = min(first + most, step + 1)
             yield first, stop
             first = stop
+
+
+def _thinning(steps_per_epoch: int, excess: float) -> int:
+    """The least divisor of ``steps_per_epoch`` that is at least ``excess``; all of them where even that is too few."""
+    divisors = (k for k in range(1, steps_per_epoch + 1) if steps_per_epoch % k == 0 and k >= excess)
+    return next(divisors, steps_per_epoch)
 
 
 def _window_share(size: int, step: int, first: int, stop: int) -> Floats:

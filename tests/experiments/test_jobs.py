@@ -16,6 +16,7 @@ from emacore.experiments import jobs
 from emacore.experiments.jobs import JobQueue, carry_out
 from emacore.experiments.store import RunStore, StoreError, worker_name
 from emacore.training.config import DataConfig, StoppingConfig
+from emacore.training.trajectory import Trajectory
 
 QUICK = RunConfig(data=DataConfig(n_samples=200), max_epochs=3)
 ENDLESS = replace(RunConfig(), max_epochs=100_000, stopping=StoppingConfig("none"))
@@ -53,6 +54,8 @@ def test_runs_queue_stop_and_give_the_numbers_of_train(queue):
     assert store.history(unwanted).empty
     expected = train(QUICK).history.drop(columns="seconds")
     pd.testing.assert_frame_equal(store.history(quick).drop(columns="seconds"), expected, rtol=1e-6)
+    final = Trajectory.open(store.recording(quick)).final({"own": QUICK.schedule})
+    assert final["loss"][0] == pytest.approx(store.history(quick)["val_loss_ema"].iloc[-1], rel=1e-4)
     # the worker is kept, so the next run starts at once
     process = next(iter(queue._workers.values()))
     again = queue.submit(QUICK)
@@ -169,7 +172,7 @@ def test_a_run_deleted_under_its_worker_ends_quietly(tmp_path):
     run_id = store.create(ENDLESS)
     store.claim(ME, 1)
 
-    def delete_then_train(config, on_epoch, should_stop):
+    def delete_then_train(config, on_epoch, should_stop, **_):
         store.finish(run_id, ME, "done")
         store.delete(run_id)
         return train(config, on_epoch=on_epoch, should_stop=should_stop)

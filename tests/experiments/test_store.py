@@ -238,3 +238,22 @@ def test_frames_read_back_from_csv_unchanged(store, tmp_path):
     history = store.history(run_id)
     history.to_csv(tmp_path / "h.csv", index=False)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "h.csv"), history, check_exact=True)
+
+
+def test_the_oldest_recordings_go_first_and_their_histories_never(store, monkeypatch):
+    monkeypatch.setattr(store_module, "RECORDING_BYTES", 100)
+    monkeypatch.setattr(store_module, "RECORDINGS_BYTES", 350)
+    runs = []
+    for age in range(4):
+        run_id = claimed(store)
+        store.append(run_id, ME, row(1))
+        store.finish(run_id, ME, "done")
+        store.recording(run_id).mkdir(parents=True)
+        (store.recording(run_id) / "weights.npy").write_bytes(b"x" * 100)
+        os.utime(store.recording(run_id), (1e9 + age, 1e9 + age))
+        runs.append(run_id)
+    store.make_room()
+    assert [store.recording(run_id).exists() for run_id in runs] == [False, False, True, True]
+    assert all(len(store.history(run_id)) == 1 for run_id in runs)
+    store.delete(runs[3])
+    assert not store.recording(runs[3]).exists()

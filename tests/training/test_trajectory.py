@@ -198,8 +198,8 @@ def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypat
 
     start = Recording.__init__
 
-    def small(self, *arguments):
-        start(self, *arguments)
+    def small(self, *arguments, **options):
+        start(self, *arguments, **options)
         self._file = Full(self._file)
 
     monkeypatch.setattr(Recording, "__init__", small)
@@ -209,6 +209,13 @@ def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypat
     opened = Trajectory.open(tmp_path)
     assert opened.epoch_ends == [7, 15, 23, 31, 39]
     assert len(opened.weights) >= 40
+
+
+def test_a_folder_that_cannot_be_made_leaves_the_run_alone(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = train(replace(CONFIG, max_epochs=1), record=tmp_path / "file" / "below")
+    assert result.stopped == "max epochs"
+    assert result.recording_error.startswith("nothing was recorded")
 
 
 def test_killed_at_any_step_what_was_written_opens(tmp_path):
@@ -236,3 +243,21 @@ def test_a_cut_short_epoch_is_recorded_but_does_not_end(tmp_path):
     result = train(CONFIG, should_stop=lambda: next(stops), record=tmp_path)
     assert result.stopped == "stopped"
     assert len(Trajectory.open(tmp_path).epoch_ends) == len(result.history)
+
+
+def test_a_run_over_its_budget_keeps_every_kth_step(run, tmp_path):
+    budget = 4 * 119 * 8 * 12 / 3  # a third of the whole: the next divisor of 8 steps is every fourth
+    train(CONFIG, record=tmp_path, record_bytes=budget)
+    thin, whole = Trajectory.open(tmp_path), Trajectory.open(run[1])
+    assert thin.every == 4
+    assert thin.epoch_ends == list(range(1, 24, 2))
+    np.testing.assert_array_equal(thin.weights, whole.weights[3::4])
+    slow = PowerFunction(sigma_rel=0.25)
+    np.testing.assert_allclose(thin.decays(slow, 24), slow.decays(96).reshape(24, 4).prod(axis=1))
+    losses = [opened.final({"slow": slow})["loss"][0] for opened in (thin, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert losses[0] != losses[1]
+
+
+def test_thinning_never_loses_the_ends_of_epochs():
+    assert [trajectory._thinning(50, excess) for excess in (0.5, 1.0, 1.5, 6, 26, 51, 1e9)] == [1, 1, 2, 10, 50, 50, 50]
