@@ -10,6 +10,7 @@ st.navigation(
         st.Page("pages/decay_schedule.py", title="Decay schedule", icon=":material/show_chart:"),
         st.Page("pages/low_pass_filter.py", title="Low-pass filter", icon=":material/graphic_eq:"),
         st.Page("pages/train.py", title="Train", icon=":material/model_training:"),
+        st.Page("pages/what_if.py", title="What if", icon=":material/alt_route:"),
     ],
     position="top",
 ).run()

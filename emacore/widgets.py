@@ -65,6 +65,8 @@ SCHEDULE_DEFAULTS: dict[str, Any] = {
     "update_every": 1,
 }
 
+MOST_PINS = 5
+
 _GRID = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 _RANGES = {"power": (0.05, 3.0), "min_value": (0.0, 0.999), "width": (0.005, 0.288)}
 
@@ -202,6 +204,44 @@ def schedule_controls() -> Schedule:
             **BOUND,
         )
     return schedules.schedule_from_dict({"family": family, **values})
+
+
+def pin(code: str) -> None:
+    """Keep a curve beside the current one: for callbacks."""
+    pins = st.session_state.get("pins", [])
+    if code not in pins and len(pins) < MOST_PINS:
+        st.session_state["pins"] = [*pins, code]
+
+
+def pin_controls(code: str, defaults: Mapping[str, Any]) -> dict[str, Schedule]:
+    """Buttons to pin the curve and to reset, and the pinned curves by their code."""
+    with st.container(horizontal=True):
+        st.button(
+            "Pin this curve",
+            on_click=pin,
+            args=(code,),
+            icon=":material/keep:",
+            disabled=len(st.session_state.get("pins", [])) >= MOST_PINS,
+            help="Keep it in the charts while you change the settings.",
+        )
+        reset_button(defaults)
+    chosen = st.multiselect(
+        "Pinned curves",
+        [],
+        key="pins",
+        accept_new_options=True,
+        max_selections=MOST_PINS,
+        placeholder="Pin the curve, or type one: Constant(beta=0.99)",
+        help="Up to five, kept in the link. Any schedule can be typed as code, with the names the sliders have.",
+        **BOUND,
+    )
+    found = {}
+    for text in chosen:
+        try:
+            found[text] = schedules.from_code(text)
+        except ValueError as error:
+            st.warning(f"Left out: {error}", icon=":material/warning:")
+    return found
 
 
 def state_of(schedule: Schedule) -> dict[str, Any]:

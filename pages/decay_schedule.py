@@ -9,7 +9,7 @@ import streamlit as st
 from emacore.averaging import schedules
 from emacore.averaging.filters import half_life
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import Schedule, from_code, to_code
+from emacore.averaging.schedules import from_code, to_code
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, palette
@@ -17,8 +17,8 @@ from emacore.snippets import snippets
 from emacore.widgets import (
     BOUND,
     SCHEDULE_DEFAULTS,
+    pin_controls,
     put,
-    reset_button,
     schedule_controls,
     sentence,
     show_chart,
@@ -30,7 +30,6 @@ from emacore.widgets import (
 )
 
 LEVELS = (0.9, 0.99, 0.999, 0.9999)
-MOST_PINS = 5
 MOST_STEPS = 1_000_000
 RUN_DEFAULTS = {"length": "Steps", "steps": 5000, "rows": 1600, "batch": 32, "epochs": 100}
 NOW = "now"
@@ -89,32 +88,6 @@ def run_length() -> int:
     return steps
 
 
-def pin(code: str) -> None:
-    pins = st.session_state.get("pins", [])
-    if code not in pins and len(pins) < MOST_PINS:
-        st.session_state["pins"] = [*pins, code]
-
-
-def pinned() -> dict[str, Schedule]:
-    chosen = st.multiselect(
-        "Pinned curves",
-        [],
-        key="pins",
-        accept_new_options=True,
-        max_selections=MOST_PINS,
-        placeholder="Pin the curve, or type one: Constant(beta=0.99)",
-        help="Up to five, kept in the link. Any schedule can be typed as code, with the names the sliders have.",
-        **BOUND,
-    )
-    found = {}
-    for code in chosen:
-        try:
-            found[code] = from_code(code)
-        except ValueError as error:
-            st.warning(f"Left out: {error}", icon=":material/warning:")
-    return found
-
-
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """For the CSV: the schedule's own code in place of "now"."""
     return table.assign(curve=table["curve"].replace(NOW, f"{NOW}: {code}"))
@@ -132,17 +105,8 @@ with controls:
     num_steps = run_length()
     schedule = schedule_controls()
     code = to_code(schedule)
-    with st.container(horizontal=True):
-        st.button(
-            "Pin this curve",
-            on_click=pin,
-            args=(code,),
-            icon=":material/keep:",
-            disabled=len(st.session_state.get("pins", [])) >= MOST_PINS,
-            help="Keep it in the charts while you change the settings.",
-        )
-        reset_button({**SCHEDULE_DEFAULTS, **RUN_DEFAULTS})
-    curves = {NOW: schedule, **pinned()}
+    pins = pin_controls(code, {**SCHEDULE_DEFAULTS, **RUN_DEFAULTS})
+    curves = {NOW: schedule, **pins}
 
 colours = palette(curves, {NOW: AVERAGED})
 last = schedules.last_move(schedule, num_steps)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from emacore.training.config import RunConfig
+
 #: Columns of a history.  Losses are mean squared errors of standardised targets; rates and decays are those of the
 #: epoch's last step; ``steps`` counts optimiser steps, ``seconds`` time, both since the start.
 COLUMNS = (
@@ -75,3 +77,43 @@ def in_words(history: pd.DataFrame) -> list[str]:
         since = epochs[behind[-1] + 1] if behind.size else epochs[0]
         sentences.append(f"The average has been ahead without a break since epoch {since}.")
     return sentences
+
+
+def curve_figures(curves: pd.DataFrame, original: str, from_epoch: int) -> pd.DataFrame:
+    """Figures of several validation curves of one run: curve, final, best, best_epoch, steadiness, ahead_since.
+
+    Args:
+        curves: A long table: curve, epoch, loss.
+        original: The curve that the others are compared with.
+        from_epoch: Where the standard deviation (steadiness) begins.
+
+    Returns:
+        ``ahead_since`` is the epoch from which a curve stays below the original's to the end; missing if it does not.
+    """
+    wide = curves.pivot(index="epoch", columns="curve", values="loss")
+    rows = []
+    for name in curves["curve"].unique():
+        losses = wide[name]
+        behind = np.flatnonzero(~(losses < wide[original]).to_numpy())
+        first = int(behind[-1]) + 1 if behind.size else 0
+        rows.append(
+            {
+                "curve": name,
+                "final": float(losses.iloc[-1]),
+                "best": float(losses.min()),
+                "best_epoch": int(wide.index[int(losses.argmin())]),
+                "steadiness": float(losses[wide.index >= from_epoch].std()),
+                "ahead_since": int(wide.index[first]) if first < len(wide) else None,
+            }
+        )
+    return pd.DataFrame(rows).astype({"ahead_since": "Int64"})
+
+
+def training_follows_average(config: RunConfig) -> list[str]:
+    """Which rules of a run look at the average: then another average would have trained another run."""
+    rules = []
+    if config.optimizer.rate_rule == "plateau" and config.optimizer.plateau_curve == "ema":
+        rules.append("the plateau rule of its learning rate")
+    if config.stopping.curve == "ema":
+        rules.append("its early stop")
+    return rules

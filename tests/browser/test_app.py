@@ -17,7 +17,7 @@ from tests.browser.conftest import Server
 if sys.platform == "win32":
     pytest.skip("needs a POSIX system", allow_module_level=True)
 
-PAGES = ("", "decay_schedule", "low_pass_filter", "train")
+PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if")
 ENDLESS = "?max_epochs=100000&stop_curve=none"
 
 
@@ -145,7 +145,7 @@ def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
     page = context.new_page()
     for name in PAGES:
         page.goto(f"{server.url}/{name}{'?play=false' if not name else ''}")
-        if name == "train":
+        if name in ("train", "what_if"):
             page.get_by_role("heading", level=1).wait_for()
             page.wait_for_timeout(1500)
         else:
@@ -157,6 +157,32 @@ def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
             assert box["x"] + box["width"] <= 400, name
             assert box["width"] > 250, name
     context.close()
+
+
+def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server, page):
+    page.goto(f"{server.url}/train?max_epochs=20&stop_curve=none&rate_rule=constant")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("Ended after 20 epochs").wait_for(timeout=90_000)
+    page.get_by_role("link", name="What if").click()
+    page.get_by_role("heading", name="What if?", level=1).wait_for()
+    settled(page)
+    chart = page.locator("[data-testid=stVegaLiteChart]").first
+    page.wait_for_timeout(500)
+    before = chart.screenshot()
+    page.get_by_role("slider", name="power").focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    page.get_by_text("update_every=1").first.wait_for()
+    settled(page)
+    page.wait_for_timeout(1500)
+    assert chart.screenshot() != before
+    picture = page.locator("[data-testid=stVegaLiteChart]").last
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
+    page.get_by_role("button", name=re.compile("^Pin InversePower")).click()
+    page.locator("[data-testid=stMultiSelect]").get_by_text(re.compile("InversePower")).first.wait_for()
+    assert "pins=InversePower" in page.url
 
 
 def drawn(chart, colour):

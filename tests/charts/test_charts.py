@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emacore.averaging.signals import sgd_on_quadratic
+from emacore.charts.heatmap import heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
@@ -103,6 +104,18 @@ def test_a_specification_is_made_once_and_data_never_leak_from_one_chart_to_the_
     assert one.spec["layer"][3]["data"]["values"][0]["label"] == "a"
     assert two.spec["layer"][3]["data"]["values"][0]["label"] == "b"
     assert "data" not in chart_of().spec
+
+
+def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
+    table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0]})
+    figure = heatmap(table, reference=1.0, x_title="power", y_title="beta")
+    assert figure.data["change"].tolist() == [-1.0, 2.0]
+    assert figure.data["percent"].tolist() == [-50.0, 700.0]
+    assert figure.data["best"].tolist() == [True, False]
+    assert figure.spec["encoding"]["color"]["scale"]["range"] == [AVERAGED, "#F4F4F4", ORIGINAL]
+    assert "data" not in figure.spec
+    lost = heatmap(table.assign(loss=np.nan), reference=1.0, x_title="power", y_title="beta")
+    assert not lost.data["best"].any()
 
 
 def test_palette_gives_each_name_its_colour():

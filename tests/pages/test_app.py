@@ -7,6 +7,7 @@ import pytest
 
 from emacore.charts import style
 from tests.pages.test_train import enter
+from tests.pages.test_what_if import enter as record
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,8 +28,10 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("page", ["overview", "decay_schedule", "low_pass_filter", "train"])
+@pytest.mark.parametrize("page", ["overview", "decay_schedule", "low_pass_filter", "train", "what_if"])
 def test_every_control_has_help_and_its_place_in_the_link(open_page, page, home):
+    if page == "what_if":
+        record(home)
     if page == "train":
         enter(home, epochs=3)
     for query in (

@@ -1,8 +1,16 @@
+import numpy as np
 import pandas as pd
 import pytest
 
 from emacore.training import article
-from emacore.training.history import epochs_without_best, in_words, summarise
+from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
+from emacore.training.history import (
+    curve_figures,
+    epochs_without_best,
+    in_words,
+    summarise,
+    training_follows_average,
+)
 
 
 def history(original, ema):
@@ -52,3 +60,29 @@ def test_the_articles_tables_stand_beside_the_runs():
     for row in article.FINAL.itertuples():
         gain = row.ema - row.original if row.metric == "r2" else row.original - row.ema
         assert 100 * gain / row.original == pytest.approx(row.improvement, abs=0.05)
+
+
+def test_figures_of_curves():
+    curves = pd.DataFrame(
+        {
+            "curve": ["original"] * 4 + ["a"] * 4 + ["b"] * 4,
+            "epoch": [1, 2, 3, 4] * 3,
+            "loss": [4.0, 3.0, 1.0, 2.0, 5.0, 2.0, 0.9, 0.8, 1.0, 1.0, 1.0, 3.0],
+        }
+    )
+    table = curve_figures(curves, "original", from_epoch=3).set_index("curve")
+    assert table.loc["original", ["final", "best", "best_epoch"]].tolist() == [2.0, 1.0, 3]
+    assert table["ahead_since"].isna().tolist() == [True, False, True]
+    assert table.loc["a", "ahead_since"] == 2
+    assert table.loc["a", "steadiness"] == pytest.approx(np.std([0.9, 0.8], ddof=1))
+    always = curve_figures(curves[curves["epoch"] > 1], "original", 1).set_index("curve")
+    assert always.loc["a", "ahead_since"] == 2
+
+
+def test_which_rules_look_at_the_average():
+    assert len(training_follows_average(RunConfig())) == 2
+    steady = OptimizerConfig(rate_rule="constant")
+    assert training_follows_average(RunConfig(optimizer=steady)) == ["its early stop"]
+    assert not training_follows_average(RunConfig(optimizer=steady, stopping=StoppingConfig("original")))
+    on_original = OptimizerConfig(plateau_curve="original")
+    assert not training_follows_average(RunConfig(optimizer=on_original, stopping=StoppingConfig("none")))

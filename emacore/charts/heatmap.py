@@ -1,0 +1,71 @@
+"""A metric over a plane of two settings, against a reference."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from emacore.charts.figure import Figure
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+
+#: The name of the selection in which a clicked cell arrives.
+CELL = "cell"
+
+
+def heatmap(table: pd.DataFrame, *, reference: float, x_title: str, y_title: str, height: int = 460) -> Figure:
+    """Cells of columns x, y, loss; blue where the loss is below ``reference``, orange where it is above.
+
+    Colours are in log2 of the ratio and end at a factor of 4 both ways.  The lowest cell is marked.
+    """
+    shown = table.assign(
+        change=np.log2(table["loss"] / reference).clip(-2, 2),
+        percent=100 * (table["loss"] / reference - 1),
+        best=table.index == table["loss"].idxmin() if table["loss"].notna().any() else False,
+    )
+    return Figure(shown, _spec(x_title, y_title, height))
+
+
+@lru_cache(maxsize=64)
+def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
+    cell = alt.selection_point(name=CELL, fields=["code"], toggle=False)
+    spec: dict[str, Any] = (
+        alt.Chart()
+        .mark_rect()
+        .encode(
+            x=alt.X("x:O", title=x_title, axis=alt.Axis(format=".5~g", labelOverlap=True, labelAngle=-45)),
+            y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=".5~g", labelOverlap=True)),
+            color=alt.Color(
+                "change:Q",
+                scale=alt.Scale(domain=[-2, 0, 2], range=[AVERAGED, "#F4F4F4", ORIGINAL]),
+                legend=alt.Legend(
+                    title="loss against the original's",
+                    orient="bottom",
+                    values=[-2, -1, 0, 1, 2],
+                    labelExpr="{'-2': '1/4', '-1': '1/2', '0': 'same', '1': 'x 2', '2': 'x 4'}[datum.label]"
+                    " || {'−2': '1/4', '−1': '1/2'}[datum.label]",
+                    type="gradient",
+                    direction="horizontal",
+                    gradientLength=240,
+                    gradientThickness=12,
+                ),
+            ),
+            stroke=alt.when(alt.datum.best).then(alt.value("#D6246E")).otherwise(alt.value(CLEAN)),
+            strokeWidth=alt.when(alt.datum.best).then(alt.value(3)).otherwise(alt.value(0)),
+            tooltip=[
+                alt.Tooltip("x:O", title=x_title),
+                alt.Tooltip("y:O", title=y_title),
+                alt.Tooltip("loss:Q", title="final loss (MSE)", format=".5~g"),
+                alt.Tooltip("percent:Q", title="change against the original (%)", format="+.3~g"),
+            ],
+        )
+        .add_params(cell)
+        .properties(height=height)
+        .to_dict()
+    )
+    spec.pop("data", None)
+    spec.pop("datasets", None)
+    return spec
