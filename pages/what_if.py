@@ -1,5 +1,7 @@
 """What if: one recorded run, replayed exactly under every schedule."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pandas as pd
@@ -12,10 +14,8 @@ from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, ORIGINAL, palette
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError
-from emacore.training.atlas import AXES, atlas, plateau
 from emacore.training.config import RunConfig
 from emacore.training.history import curve_figures, training_follows_average
-from emacore.training.trajectory import RecordingError, Trajectory
 from emacore.widgets import (
     BOUND,
     SCHEDULE_DEFAULTS,
@@ -29,6 +29,19 @@ from emacore.widgets import (
     through_app,
     told,
 )
+
+through_app()
+st.title("What if?")
+st.markdown(
+    "The average never touches the weights that are trained. So the recorded weights of *one* run answer, exactly, "
+    "what "
+    "every other schedule would have given: move a slider, and the averaged network's whole curve moves, without "
+    "training."
+)
+with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
+    from emacore.training.atlas import AXES, atlas, plateau
+    from emacore.training.family import family
+    from emacore.training.trajectory import RecordingError, Trajectory
 
 ORIGINAL_NAME, OWN, NOW = "original", "the run's own EMA", "now"
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -51,6 +64,11 @@ def atlas_of(folder: str, epochs: int, code: str, x: str, y: str) -> pd.DataFram
     if not isinstance(schedule, InversePower):
         raise TypeError(f"the atlas varies InversePower, got {code}")
     return atlas(opened(folder, epochs), schedule, x, y)
+
+
+@st.cache_data(max_entries=50, show_spinner=False)
+def family_of(folder: str, epochs: int, code: str) -> pd.DataFrame:
+    return family(opened(folder, epochs), from_code(code))
 
 
 def start_on_original(config: RunConfig) -> None:
@@ -113,14 +131,6 @@ def honest_words(run: StoredRun, trajectory: Trajectory, trained: int) -> None:
         )
 
 
-through_app()
-st.title("What if?")
-st.markdown(
-    "The average never touches the weights that are trained. So the recorded weights of *one* run answer, exactly, "
-    "what "
-    "every other schedule would have given: move a slider, and the averaged network's whole curve moves, without "
-    "training."
-)
 with told():
     store = job_queue().store
     job_queue().tend()
@@ -228,6 +238,23 @@ show_chart(
     name=f"shares-{run.id}",
 )
 
+st.subheader("The family")
+st.markdown(
+    "Means of all steps, of late snapshots, of a window; and the ensemble, which averages *predictions* instead of "
+    "weights and so needs every one of its networks at prediction time."
+)
+show_table(
+    family_of(folder, epochs, code),
+    name=f"family-{run.id}",
+    column_config={
+        "loss": st.column_config.NumberColumn("final loss", format="%.6f"),
+        "mae": st.column_config.NumberColumn("MAE", format="%.5f"),
+        "r2": st.column_config.NumberColumn("R2", format="%.5f"),
+        "copies_kept": st.column_config.NumberColumn("copies kept in training"),
+        "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
+    },
+)
+
 st.subheader("Atlas: 400 schedules, one run")
 if not isinstance(schedule, InversePower):
     st.caption("The atlas varies the settings of the inverse-power family: choose it above.")
@@ -256,6 +283,11 @@ event = st.vega_lite_chart(
     on_select="rerun",
     selection_mode=CELL,
     key=f"atlas-{run.id}-{x}-{y}",
+)
+st.caption(
+    "Blue: the average ends below the original; orange: above it; white: level. Full colour from a factor of 4 on. "
+    "Pointing "
+    "shows numbers, a click chooses a cell; the framed one is the lowest."
 )
 clicked = [cell["code"] for cell in event["selection"].get(CELL, []) if "code" in cell]
 best = cells.loc[cells["loss"].idxmin()]

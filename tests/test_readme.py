@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_its_code_runs_as_it_stands():
+def test_its_code_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     model = nn.Linear(2, 1)
 
     def train_on(batch):

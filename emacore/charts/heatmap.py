@@ -19,7 +19,8 @@ CELL = "cell"
 def heatmap(table: pd.DataFrame, *, reference: float, x_title: str, y_title: str, height: int = 460) -> Figure:
     """Cells of columns x, y, loss; blue where the loss is below ``reference``, orange where it is above.
 
-    Colours are in log2 of the ratio and end at a factor of 4 both ways.  The lowest cell is marked.
+    Colours are in log2 of the ratio and end at a factor of 4 both ways, which the page says in words.  The lowest cell is
+    marked.
     """
     shown = table.assign(
         change=np.log2(table["loss"] / reference).clip(-2, 2),
@@ -38,20 +39,10 @@ def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
         .encode(
             x=alt.X("x:O", title=x_title, axis=alt.Axis(format=".5~g", labelOverlap=True, labelAngle=-45)),
             y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=".5~g", labelOverlap=True)),
-            color=alt.Color(
+            fill=alt.Fill(
                 "change:Q",
                 scale=alt.Scale(domain=[-2, 0, 2], range=[AVERAGED, "#F4F4F4", ORIGINAL]),
-                legend=alt.Legend(
-                    title="loss against the original's",
-                    orient="bottom",
-                    values=[-2, -1, 0, 1, 2],
-                    labelExpr="{'-2': '1/4', '-1': '1/2', '0': 'same', '1': 'x 2', '2': 'x 4'}[datum.label]"
-                    " || {'−2': '1/4', '−1': '1/2'}[datum.label]",
-                    type="gradient",
-                    direction="horizontal",
-                    gradientLength=240,
-                    gradientThickness=12,
-                ),
+                legend=None,
             ),
             stroke=alt.when(alt.datum.best).then(alt.value("#D6246E")).otherwise(alt.value(CLEAN)),
             strokeWidth=alt.when(alt.datum.best).then(alt.value(3)).otherwise(alt.value(0)),

@@ -256,21 +256,31 @@ class Trajectory:
 
     def evaluate(self, networks: NDArray[np.float32]) -> pd.DataFrame:
         """Loss (MSE), MAE and R2 on the run's validation rows of flat weights of shape (N, P): a row each."""
-        x, y = self._validation()
-        target = y.double()
-        spread = float((target - target.mean()).square().mean())
+        tables = [self._metrics(predicted) for predicted in self._predictions(networks)]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["loss", "mae", "r2"])
+
+    def ensemble(self, networks: NDArray[np.float32]) -> pd.DataFrame:
+        """The same of the one model that averages the predictions of ``networks``: one row."""
+        total = sum(predicted.double().sum(dim=0, keepdim=True) for predicted in self._predictions(networks))
+        return self._metrics(torch.as_tensor(total) / len(networks))
+
+    def _predictions(self, networks: NDArray[np.float32]) -> Iterator[Tensor]:
+        """Predictions for the validation rows, some networks at a time: shape (networks, rows, 1)."""
+        x, _ = self._validation()
         model = build(x.shape[1], self.config.network).eval()
-        tables = []
         for start in range(0, len(networks), _NETWORKS_AT_ONCE):
             stacked = self._tensors(torch.tensor(networks[start : start + _NETWORKS_AT_ONCE]))
             with torch.no_grad():
-                predicted = vmap(lambda tensors: functional_call(model, tensors, (x,)))(stacked)
-                error = (predicted - y).double()
-                loss = error.square().mean(dim=(1, 2)).numpy()
-                mae = error.abs().mean(dim=(1, 2)).numpy()
-            r2 = 1 - loss / spread if spread else np.where(loss == 0, 1.0, 0.0)
-            tables.append(pd.DataFrame({"loss": loss, "mae": mae, "r2": r2}))
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["loss", "mae", "r2"])
+                yield vmap(lambda tensors: functional_call(model, tensors, (x,)))(stacked)
+
+    def _metrics(self, predicted: Tensor) -> pd.DataFrame:
+        target = self._validation()[1].double()
+        error = predicted.double() - target
+        loss = error.square().mean(dim=(1, 2)).numpy()
+        mae = error.abs().mean(dim=(1, 2)).numpy()
+        spread = float((target - target.mean()).square().mean())
+        r2 = 1 - loss / spread if spread else np.where(loss == 0, 1.0, 0.0)
+        return pd.DataFrame({"loss": loss, "mae": mae, "r2": r2})
 
     def _table(self, schemes: Mapping[str, Scheme], epochs: list[int], steps: Sequence[int]) -> pd.DataFrame:
         averages = self.average(list(schemes.values()), steps)

@@ -112,7 +112,7 @@ def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
     assert figure.data["change"].tolist() == [-1.0, 2.0]
     assert figure.data["percent"].tolist() == [-50.0, 700.0]
     assert figure.data["best"].tolist() == [True, False]
-    assert figure.spec["encoding"]["color"]["scale"]["range"] == [AVERAGED, "#F4F4F4", ORIGINAL]
+    assert figure.spec["encoding"]["fill"]["scale"]["range"] == [AVERAGED, "#F4F4F4", ORIGINAL]
     assert "data" not in figure.spec
     lost = heatmap(table.assign(loss=np.nan), reference=1.0, x_title="power", y_title="beta")
     assert not lost.data["best"].any()

@@ -51,6 +51,14 @@ def test_the_runs_own_schedule_gives_its_own_curve_back_and_a_slider_moves_it(op
     assert "looked at its own average" not in texts(app)
 
 
+def test_the_family_has_the_curves_own_figures(open_page, home):
+    enter(home)
+    app = open_page("what_if")
+    table = next(d.value for d in app.dataframe if "copies_kept" in d.value).set_index("scheme")
+    assert table.loc["EMA", "loss"] == pytest.approx(figures(app).loc["now", "final"], rel=1e-4)
+    assert table.loc["original", "loss"] == pytest.approx(figures(app).loc["original", "final"], rel=1e-4)
+
+
 def test_pinned_schedules_of_any_family(open_page, home):
     enter(home)
     codes = ["Constant(beta=0.9)", "PowerFunction(sigma_rel=0.1)", "UniformAverage(update_after_step=30)"]

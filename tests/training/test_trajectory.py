@@ -11,12 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import mean_squared_error
+from torch.func import functional_call
 
 from emacore import RunConfig, train
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average, moving_average
 from emacore.training import trajectory
 from emacore.training.config import DataConfig, NetworkConfig, OptimizerConfig, StoppingConfig
+from emacore.training.data import load
+from emacore.training.family import family
 from emacore.training.trajectory import Recording, RecordingError, Trajectory, Window
 
 CONFIG = RunConfig(
@@ -100,6 +104,29 @@ def test_final_is_the_end_of_replay(run):
     schemes = {**SCHEMES, "window": Window(20)}
     ends = opened.replay(schemes).groupby("schedule", sort=False).tail(1).drop(columns="epoch")
     pd.testing.assert_frame_equal(opened.final(schemes), ends.reset_index(drop=True), rtol=1e-5)
+
+
+def test_the_family_side_by_side(run):
+    result, folder = run
+    opened = Trajectory.open(folder)
+    table = family(opened, CONFIG.schedule).set_index("scheme")
+    assert table.loc["EMA", "loss"] == pytest.approx(result.summary["ema"][0], rel=1e-4)
+    assert table.loc["original", "loss"] == pytest.approx(result.summary["original"][0], rel=1e-4)
+    snapshots = [71 + 8 * n for n in range(1, 4)]
+    by_hand = opened.evaluate(np.asarray(opened.weights[snapshots]).mean(axis=0, keepdims=True))
+    assert table.loc["SWA", "loss"] == pytest.approx(by_hand["loss"][0], rel=1e-4)
+    assert table.loc["ensemble of predictions", ["copies_kept", "forward_passes"]].tolist() == [3, 3]
+    data = load(CONFIG.data)
+    networks = [result.ema.model]
+    predictions = []
+    for row in snapshots:
+        tensors = opened._tensors(torch.tensor(opened.weights[row : row + 1]))
+        single = {name: tensor[0] for name, tensor in tensors.items()}
+        with torch.no_grad():
+            predictions.append(functional_call(networks[0].eval(), single, (torch.from_numpy(data.x_val),)).numpy())
+    expected = mean_squared_error(data.y_val, np.mean(predictions, axis=0))
+    assert table.loc["ensemble of predictions", "loss"] == pytest.approx(expected, rel=1e-4)
+    assert table.loc["SMA (window)", "copies_kept"] == 9
 
 
 def test_many_networks_are_evaluated_in_pieces(run, monkeypatch):
