@@ -19,8 +19,8 @@ CELL = "cell"
 def heatmap(table: pd.DataFrame, *, reference: float, x_title: str, y_title: str, height: int = 460) -> Figure:
     """Cells of columns x, y, loss; blue where the loss is below ``reference``, orange where it is above.
 
-    Colours are in log2 of the ratio and end at a factor of 4 both ways, which the page says in words.  The lowest cell is
-    marked.
+    Colours are in log2 of the ratio and end at a factor of 4 both ways, which the page says in words.  The lowest cell
+    is marked.
     """
     shown = table.assign(
         change=np.log2(table["loss"] / reference).clip(-2, 2),
