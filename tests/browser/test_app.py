@@ -172,7 +172,7 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
     page.get_by_role("slider", name="power").focus()
     for _ in range(20):
         page.keyboard.press("ArrowRight")
-    page.get_by_text("update_every=1").first.wait_for()
+    page.wait_for_timeout(1000)
     settled(page)
     page.wait_for_timeout(1500)
     assert chart.screenshot() != before
