@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
-from operator import is_
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import is_lazy
 
 from emacore.averaging.schedules import InversePower, Schedule
+from emacore.tensors import Watch, check_has_values, is_averaged, listed, paired, plain_name, ties, unwrapped
 
-_COMPILED = "_orig_mod"
 _ACCUMULATOR = "accumulator."
 _BLOCK = 1024
 
@@ -90,7 +86,7 @@ class EMA(nn.Module):
         self.schedule = settings if schedule is None else schedule
         self.accumulator_dtype = accumulator_dtype
         self.include_online_model = include_online_model
-        _check_has_values("model", model)
+        check_has_values("model", model)
         if include_online_model:
             self.online_model = model
         else:
@@ -98,7 +94,7 @@ class EMA(nn.Module):
         if ema_model is None:
             ema_model = _copy_of(unwrapped(model))
         else:
-            _check_has_values("ema_model", ema_model)
+            check_has_values("ema_model", ema_model)
         self.ema_model = ema_model.requires_grad_(False).eval()
         self.param_or_buffer_names_no_ema = _names("param_or_buffer_names_no_ema", param_or_buffer_names_no_ema)
         self.ignore_names = _names("ignore_names", ignore_names)
@@ -194,8 +190,8 @@ class EMA(nn.Module):
         Raises:
             RuntimeError: if names or shapes differ.
         """
-        pairs = _paired(unwrapped(module), self.ema_model, "module")
-        torch._foreach_copy_([to for to, _ in pairs.values()], [source for _, source in pairs.values()])
+        pairs = paired(ties(self.ema_model), ties(unwrapped(module)), "module")
+        torch._foreach_copy_([to for _, to in pairs.values()], [source for source, _ in pairs.values()])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the shadow model."""
@@ -208,7 +204,7 @@ class EMA(nn.Module):
 
     def _make_plan(self) -> _Plan:
         online = unwrapped(self.model)
-        pairs = _paired(self.ema_model, online, "model")
+        pairs = paired(ties(self.ema_model), ties(online), "model")
         moved: list[tuple[Tensor, Tensor]] = []
         wide: list[tuple[Tensor, Tensor, Tensor]] = []
         copied: list[tuple[Tensor, Tensor]] = []
@@ -216,7 +212,7 @@ class EMA(nn.Module):
         for name, (shadow, source) in pairs.items():
             if name in self.ignore_names or name.startswith(tuple(self.ignore_startswith_names)):
                 continue
-            if name in self.param_or_buffer_names_no_ema or not (shadow.is_floating_point() or shadow.is_complex()):
+            if name in self.param_or_buffer_names_no_ema or not is_averaged(shadow):
                 copied.append((shadow, source))
                 continue
             dtype = _accumulator_dtype(shadow.dtype, self.accumulator_dtype)
@@ -236,14 +232,14 @@ class EMA(nn.Module):
         return _Plan(self.ema_model, online, list(pairs.values()), moved, wide, copied)
 
     def _check_names(self) -> None:
-        known = set(_named_tensors(self.ema_model))
+        known = set(ties(self.ema_model))
         for argument in ("param_or_buffer_names_no_ema", "ignore_names"):
             for name in sorted(getattr(self, argument) - known):
-                raise ValueError(f"{argument}: the model has no tensor {name!r}; it has {_listed(known)}")
+                raise ValueError(f"{argument}: the model has no tensor {name!r}; it has {listed(known)}")
         for prefix in sorted(self.ignore_startswith_names):
             if not any(name.startswith(prefix) for name in known):
                 raise ValueError(
-                    f"ignore_startswith_names: no tensor of the model starts with {prefix!r}; it has {_listed(known)}"
+                    f"ignore_startswith_names: no tensor of the model starts with {prefix!r}; it has {listed(known)}"
                 )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -276,7 +272,7 @@ class EMA(nn.Module):
             else:
                 missing_keys.append(prefix + name)
         start = prefix + _ACCUMULATOR
-        devices = {name: t.device for name, t in _named_tensors(self.ema_model).items()}
+        devices = {name: tie.tensor.device for name, tie in ties(self.ema_model).items()}
         self._accumulators = {
             name: state_dict.pop(start + name).to(device, copy=True)
             for name, device in devices.items()
@@ -302,22 +298,11 @@ def averaging_function(schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor |
         decay = float(schedule.at(int(num_averaged)))
         if decay == 1.0:
             return average
-        if decay == 0.0 or not (average.is_floating_point() or average.is_complex()):
+        if decay == 0.0 or not is_averaged(average):
             return value
         return torch.lerp(average, value.to(average.dtype), 1 - decay)
 
     return averaged
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile`` and (Distributed)DataParallel."""
-    while True:
-        if isinstance(inner := module._modules.get(_COMPILED), nn.Module):
-            module = inner
-        elif isinstance(module, (DataParallel, DistributedDataParallel)):
-            module = module.module
-        else:
-            return module
 
 
 class _Now:
@@ -353,21 +338,10 @@ class _Plan:
         self.moved_model = [source for _, source in moved]
         self.wide = wide
         self.copied = copied
-        # Identity of the model's parameters, buffers and submodules tells a replaced one; its modules' empty
-        # dictionaries tell a new one; addresses tell a tensor whose data was swapped, as module.half() does.  The
-        # detached aliases above keep the old memory alive, so its address cannot be given away meanwhile.
-        tables = [
-            table for module in online.modules() for table in (module._parameters, module._buffers, module._modules)
-        ]
-        self._empty = [table for table in tables if not table]
-        self._values = [table.values() for table in tables if table]
-        self._seen = [*chain.from_iterable(self._values), None]
-        self._tensors = [tie.tensor for module in (online, ema_model) for tie in _ties(module).values()]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._watch = Watch(online, ema_model)
 
     def is_stale(self) -> bool:
-        same = not any(self._empty) and all(map(is_, chain(chain.from_iterable(self._values), (None,)), self._seen))
-        return not same or list(map(Tensor.data_ptr, self._tensors)) != self._addresses
+        return self._watch.is_stale()
 
     def copy_all(self) -> None:
         torch._foreach_copy_(self.shadow, self.model)
@@ -390,56 +364,6 @@ class _Plan:
                 shadow.copy_(accumulator)
 
 
-class _Tie(NamedTuple):
-    tensor: Tensor
-    first_name: str
-
-
-def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by its name without wrappers' prefixes."""
-    return {name: tie.tensor for name, tie in _ties(module).items()}
-
-
-def _ties(module: nn.Module) -> dict[str, _Tie]:
-    first: dict[int, str] = {}
-    found: dict[str, _Tie] = {}
-    named: Iterable[tuple[str, Tensor]] = chain(
-        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
-    )
-    for raw, tensor in named:
-        name = raw.replace(f"{_COMPILED}.", "")
-        found[name] = _Tie(tensor, first.setdefault(id(tensor), name))
-    return found
-
-
-def _paired(to: nn.Module, source: nn.Module, role: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Detached aliases of the tensors of both, by name; a shared tensor once."""
-    one, other = _ties(to), _ties(source)
-    gained, lost = sorted(set(other) - set(one)), sorted(set(one) - set(other))
-    if role == "module":
-        gained, lost = lost, gained
-    if gained or lost:
-        changes = [f"has {_listed(gained)} more"] * bool(gained) + [f"lacks {_listed(lost)}"] * bool(lost)
-        raise RuntimeError(
-            f"the {role} and its average do not have the same tensors: the {role} {' and '.join(changes)}; "
-            "make a new EMA of it, or give its tensors back their names"
-        )
-    for name, tie in one.items():
-        if tie.tensor.shape != other[name].tensor.shape:
-            raise RuntimeError(
-                f"the {role}'s tensor {name!r} and its average differ in shape: "
-                f"{tuple(other[name].tensor.shape)} and {tuple(tie.tensor.shape)}; make a new EMA of it"
-            )
-        if tie.first_name != other[name].first_name:
-            raise RuntimeError(
-                f"{name!r} shares its tensor with another name in only one of the {role} and its average; "
-                "tie or untie both alike"
-            )
-    return {
-        name: (tie.tensor.detach(), other[name].tensor.detach()) for name, tie in one.items() if tie.first_name == name
-    }
-
-
 def _copy_of(model: nn.Module) -> nn.Module:
     try:
         shadow = copy.deepcopy(model)
@@ -450,14 +374,6 @@ def _copy_of(model: nn.Module) -> nn.Module:
     for parameter in shadow.parameters():
         parameter.grad = None
     return shadow
-
-
-def _check_has_values(role: str, module: nn.Module) -> None:
-    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{role}: {name!r} is lazy and has no shape yet; run one batch through it first")
-        if tensor.is_meta:
-            raise ValueError(f"{role}: {name!r} is on the meta device and has no values; load or initialise it first")
 
 
 def _accumulator_dtype(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
@@ -472,20 +388,11 @@ def _names(argument: str, names: Collection[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def _listed(names: Collection[str], most: int = 6) -> str:
-    shown = [repr(name) for name in sorted(names)[:most]]
-    return ", ".join(shown) + (f" and {len(names) - most} others" if len(names) > most else "")
-
-
 def _rename_wrapped(state_dict: dict[str, Any], prefix: str, expected: list[str]) -> None:
     """Give keys under ``prefix`` the names the module expects, where only wrappers' prefixes tell them apart."""
-    by_plain_name = {_plain(name): name for name in expected}
+    by_plain_name = {plain_name(name): name for name in expected}
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key[len(prefix) :]
-        wanted = by_plain_name.get(_plain(name), name)
+        wanted = by_plain_name.get(plain_name(name), name)
         if name not in expected and prefix + wanted not in state_dict:
             state_dict[prefix + wanted] = state_dict.pop(key)
-
-
-def _plain(name: str) -> str:
-    return name.replace(f"{_COMPILED}.", "").removeprefix("module.")

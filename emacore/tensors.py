@@ -1,0 +1,135 @@
+"""A module's tensors by name: wrappers looked through, ties kept, changes noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
+from operator import is_
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+_COMPILED = "_orig_mod"
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and (Distributed)DataParallel."""
+    while True:
+        if isinstance(inner := module._modules.get(_COMPILED), nn.Module):
+            module = inner
+        elif isinstance(module, (DataParallel, DistributedDataParallel)):
+            module = module.module
+        else:
+            return module
+
+
+def plain_name(name: str) -> str:
+    """A state's name without the prefixes of ``torch.compile`` and DataParallel."""
+    return name.replace(f"{_COMPILED}.", "").removeprefix("module.")
+
+
+class Tie(NamedTuple):
+    """A tensor, and the first of the names under which a module has it."""
+
+    tensor: Tensor
+    first_name: str
+
+
+def ties(module: nn.Module) -> dict[str, Tie]:
+    """Every parameter and buffer by its name without the prefix of ``torch.compile``; a shared one by each name."""
+    first: dict[int, str] = {}
+    found: dict[str, Tie] = {}
+    named: Iterable[tuple[str, Tensor]] = chain(
+        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    )
+    for raw, tensor in named:
+        name = raw.replace(f"{_COMPILED}.", "")
+        found[name] = Tie(tensor, first.setdefault(id(tensor), name))
+    return found
+
+
+def distinct(module: nn.Module) -> dict[str, Tensor]:
+    """Detached aliases of the parameters and buffers by name; a shared one once, under its first name."""
+    return {name: tie.tensor.detach() for name, tie in ties(module).items() if tie.first_name == name}
+
+
+def paired(kept: Mapping[str, Tie], found: Mapping[str, Tie], role: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Detached aliases of the tensors of both, by name; a shared tensor once.
+
+    Args:
+        kept: Of the average.
+        found: Of the module that goes with it, which ``role`` names in messages.
+
+    Raises:
+        RuntimeError: if names, shapes or ties differ.
+    """
+    gained, lost = sorted(set(found) - set(kept)), sorted(set(kept) - set(found))
+    if gained or lost:
+        changes = [f"has {listed(gained)} more"] * bool(gained) + [f"lacks {listed(lost)}"] * bool(lost)
+        raise RuntimeError(
+            f"the {role} and its average do not have the same tensors: the {role} {' and '.join(changes)}; "
+            "make a new average of it, or give its tensors back their names"
+        )
+    for name, tie in kept.items():
+        if tie.tensor.shape != found[name].tensor.shape:
+            raise RuntimeError(
+                f"the {role}'s tensor {name!r} and its average differ in shape: "
+                f"{tuple(found[name].tensor.shape)} and {tuple(tie.tensor.shape)}; make a new average of it"
+            )
+        if tie.first_name != found[name].first_name:
+            raise RuntimeError(
+                f"{name!r} shares its tensor with another name in only one of the {role} and its average; "
+                "tie or untie both alike"
+            )
+    return {
+        name: (tie.tensor.detach(), found[name].tensor.detach()) for name, tie in kept.items() if tie.first_name == name
+    }
+
+
+def is_averaged(tensor: Tensor) -> bool:
+    """Whether a tensor can be averaged: floating-point or complex.  Others (BatchNorm's counter) are copied."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def check_has_values(role: str, module: nn.Module) -> None:
+    """Raise ``ValueError`` if a tensor of the module has no values yet."""
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{role}: {name!r} is lazy and has no shape yet; run one batch through it first")
+        if tensor.is_meta:
+            raise ValueError(f"{role}: {name!r} is on the meta device and has no values; load or initialise it first")
+
+
+def listed(names: Collection[str], most: int = 6) -> str:
+    """Some names for a message."""
+    shown = [repr(name) for name in sorted(names)[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} others" if len(names) > most else "")
+
+
+class Watch:
+    """Notices when tensors of modules were replaced, added or removed since they were looked up.
+
+    The looked-up tensors must be kept alive meanwhile (detached aliases do), so that no address is given away twice.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        # Identity of parameters, buffers and submodules tells a replaced one; the modules' empty dictionaries tell a
+        # new one; addresses tell a tensor whose data was swapped, as module.half() does.
+        tables = [
+            table
+            for module in modules[:1]
+            for part in module.modules()
+            for table in (part._parameters, part._buffers, part._modules)
+        ]
+        self._empty = [table for table in tables if not table]
+        self._values = [table.values() for table in tables if table]
+        self._seen = [*chain.from_iterable(self._values), None]
+        self._tensors = [tie.tensor for module in modules for tie in ties(module).values()]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+
+    def is_stale(self) -> bool:
+        """Whether anything has changed."""
+        same = not any(self._empty) and all(map(is_, chain(chain.from_iterable(self._values), (None,)), self._seen))
+        return not same or list(map(Tensor.data_ptr, self._tensors)) != self._addresses
