@@ -15,7 +15,8 @@ from emacore import RunConfig
 from emacore.averaging.schedules import InversePower
 from emacore.training.data import load
 from emacore.training.loop import _never, _Run, train
-from emacore.training.trajectory import Recording, Trajectory
+from emacore.training.recording import Recorder
+from emacore.training.trajectory import Trajectory
 
 
 def main() -> None:
@@ -24,14 +25,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         data = [torch.from_numpy(part) for part in load(config.data)]
         plain, recorded = _Run(config, *data), _Run(config, *data)
-        recorded.recording = Recording(recorded.model, config, Path(folder) / "epochs")
+        recorded.recorder = Recorder(recorded.model, Path(folder) / "epochs")
         seconds = medians(
             {"an epoch, recorded": lambda: recorded.epoch(1, _never), "an epoch": lambda: plain.epoch(1, _never)},
             rounds=60,
         )
         report("One epoch of 50 steps; x = plain / candidate", seconds, "an epoch")
         print(f"  recording adds {100 * (seconds['an epoch, recorded'] / seconds['an epoch'] - 1):.1f} %")
-        recorded.recording.close()
+        recorded.recorder.close()
 
         train(config, record=Path(folder) / "run")
         trajectory = Trajectory.open(Path(folder) / "run")

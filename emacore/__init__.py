@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from emacore.ema import EMA, averaging_function
     from emacore.training.config import RunConfig
     from emacore.training.loop import train
+    from emacore.training.recording import Recorder
 
 _HOMES = {
     "EMA": "emacore.ema",
     "averaging_function": "emacore.ema",
     "RunConfig": "emacore.training.config",
+    "Recorder": "emacore.training.recording",
     "train": "emacore.training.loop",
 }
 
-__all__ = ["EMA", "RunConfig", "averaging_function", "train"]
+__all__ = ["EMA", "Recorder", "RunConfig", "averaging_function", "train"]
 __version__ = "0.1.0"
 
 

@@ -86,6 +86,20 @@ def start_share(decays: ArrayLike, step: int = -1) -> float:
     return float(np.prod(rates[first:end]))
 
 
+def stretch_weights(decays: Floats) -> tuple[Floats, Floats]:
+    """What a stretch of n calls does to an average, for K schedules at once.
+
+    Args:
+        decays: Shape (K, n), of the calls of the stretch; not checked.
+
+    Returns:
+        Shape (K, n), the weights of the stretch's values in the average after it, and shape (K,), that of the average
+        before it.
+    """
+    after = _products_after(decays)
+    return (1 - decays) * after, decays[:, 0] * after[:, 0]
+
+
 def mean_age(decays: ArrayLike, step: int = -1) -> float:
     """The mean age, in steps, of what the average after call ``step`` holds.
 
@@ -146,9 +160,9 @@ def checked_decays(decays: ArrayLike) -> Floats:
 
 
 def _products_after(rates: Floats) -> Floats:
-    """``result[s]``: the product of all rates after s.  Built from the end, so it only ever shrinks towards 0."""
-    result = np.ones(len(rates))
-    result[:-1] = np.cumprod(rates[:0:-1])[::-1]
+    """``result[..., s]``: the product of all rates after s.  Built from the end, so it only ever shrinks towards 0."""
+    result = np.ones(rates.shape)
+    result[..., :-1] = np.cumprod(rates[..., :0:-1], axis=-1)[..., ::-1]
     return result
 
 

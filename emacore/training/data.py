@@ -47,22 +47,13 @@ def load(config: DataConfig) -> Dataset:
 
 
 def _rows(config: DataConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    size = {"n_samples": config.n_samples, "n_features": config.n_features}
+    noise = {"noise": config.noise, "random_state": config.random_state}
     if config.kind == "make_regression":
-        x, y = make_regression(
-            n_samples=config.n_samples,
-            n_features=config.n_features,
-            n_informative=config.n_informative,
-            noise=config.noise,
-            random_state=config.random_state,
-        )
+        x, y = make_regression(n_informative=config.n_informative, **size, **noise)
         return x, y
     if config.kind == "friedman1":
-        x, y = make_friedman1(
-            n_samples=config.n_samples,
-            n_features=config.n_features,
-            noise=config.noise,
-            random_state=config.random_state,
-        )
+        x, y = make_friedman1(**size, **noise)
         return x, y
     if config.kind == "diabetes":
         x, y = load_diabetes(return_X_y=True)

@@ -38,10 +38,10 @@ def family(trajectory: Trajectory, own: Schedule) -> pd.DataFrame:
     ]
     told = f"{len(snapshots)} epoch ends, from step {(int(snapshots[0]) + 1) * trajectory.every - 1:,} on"
     networks = np.asarray(trajectory.weights[snapshots])
-    swa = trajectory.evaluate(networks.mean(axis=0, dtype=np.float64)[np.newaxis].astype(np.float32))
+    swa = trajectory.measure(networks.mean(axis=0, dtype=np.float64)[np.newaxis].astype(np.float32))
     table.append(("SWA", f"{told} (every {per_epoch * trajectory.every} steps)", *swa.iloc[0], 1, 1))
     together = trajectory.ensemble(networks)
     table.append(("ensemble of predictions", told, *together.iloc[0], len(snapshots), len(snapshots)))
-    last = trajectory.evaluate(np.asarray(trajectory.weights[-1:]))
+    last = trajectory.measure(np.asarray(trajectory.weights[-1:]))
     table.append(("original", "the last step", *last.iloc[0], 0, 1))
     return pd.DataFrame(table, columns=["scheme", "setting", "loss", "mae", "r2", "copies_kept", "forward_passes"])

@@ -19,8 +19,9 @@ from emacore.ema import EMA
 from emacore.training.config import OptimizerConfig, RunConfig, check_rows
 from emacore.training.data import load
 from emacore.training.history import COLUMNS, summarise
+from emacore.training.metrics import METRICS, metrics
 from emacore.training.network import build
-from emacore.training.trajectory import Recording
+from emacore.training.recording import Recorder, thinning
 
 #: Seconds between two looks at ``should_stop`` inside an epoch.
 _PATIENCE = 0.2
@@ -73,10 +74,10 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         run = _Run(config, *(torch.from_numpy(part) for part in data))
-        recording, error = None, None
+        recorder, error = None, None
         if record is not None:
             try:
-                recording = run.recording = run.recorded(record, record_bytes)
+                recorder = run.recorder = run.recorded(record, record_bytes)
             except FileExistsError:
                 raise
             except OSError as problem:  # the run matters more than its recording
@@ -84,11 +85,11 @@ def train(
         try:
             rows, stopped = _epochs(run, on_epoch, should_stop)
         finally:
-            if recording is not None:
-                recording.close()
+            if recorder is not None:
+                recorder.close()
     history = pd.DataFrame(rows, columns=list(COLUMNS))
-    if recording is not None:
-        error = recording.error
+    if recorder is not None:
+        error = recorder.error
     return RunResult(config, history, summarise(history), stopped, run.ema, error)
 
 
@@ -122,28 +123,29 @@ class _Run:
         self.optimizer = _optimizer(self.parameters, config.optimizer)
         self.rate_rule = _rate_rule(self.optimizer, config)
         self.ema = EMA(self.model, schedule=config.schedule)
-        self.spread = float((y_val.double() - y_val.double().mean()).square().mean())
-        self.recording: Recording | None = None
+        self.recorder: Recorder | None = None
         self.best = math.inf
         self.best_epoch = 0
         self.begin = perf_counter()
 
-    def recorded(self, folder: str | Path, most_bytes: float) -> Recording:
-        """A recording of this run."""
+    def recorded(self, folder: str | Path, most_bytes: float) -> Recorder:
+        """A recorder of this run."""
         steps = math.ceil(len(self.x_train) / self.config.optimizer.batch_size)
-        return Recording(self.model, self.config, folder, steps_per_epoch=steps, most_bytes=most_bytes)
+        row_bytes = 4 * sum(parameter.numel() for parameter in self.parameters)
+        every = thinning(steps, row_bytes, self.config.max_epochs, most_bytes)
+        return Recorder(self.model, folder, every, config=self.config)
 
     def epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Train on every row once and evaluate; ``None`` if it was cut short."""
         train_loss = self._pass(should_stop)
         if train_loss is None:
             return None
-        if self.recording is not None:
-            self.recording.end_epoch()
+        if self.recorder is not None:
+            self.recorder.end_epoch()
         original = self._metrics(self.model)
         ema = self._metrics(self.ema)
         row = {"epoch": epoch, "train_loss": train_loss}
-        for name in ("loss", "mae", "r2"):
+        for name in METRICS:
             row[f"val_{name}_original"] = original[name]
             row[f"val_{name}_ema"] = ema[name]
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
@@ -176,8 +178,8 @@ class _Run:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.ema.update()
-            if self.recording is not None:
-                self.recording.step()
+            if self.recorder is not None:
+                self.recorder.record()
             losses.append(loss.detach())
             if perf_counter() - looked > _PATIENCE:
                 if should_stop():
@@ -190,22 +192,13 @@ class _Run:
     @torch.no_grad()
     def _metrics(self, model: nn.Module) -> dict[str, float]:
         self.model.eval()
-        error = (model(self.x_val) - self.y_val).double()
-        loss = float(error.square().mean())
-        return {"loss": loss, "mae": float(error.abs().mean()), "r2": _r2(loss, self.spread)}
+        return {name: float(value) for name, value in metrics(model(self.x_val), self.y_val).items()}
 
     def _adjust_rate(self, row: dict[str, Any]) -> None:
         if isinstance(self.rate_rule, ReduceLROnPlateau):
             self.rate_rule.step(row[f"val_loss_{self.config.optimizer.plateau_curve}"])
         elif self.rate_rule is not None:
             self.rate_rule.step()
-
-
-def _r2(loss: float, spread: float) -> float:
-    """1 - error / spread, with scikit-learn's convention for targets that are all alike."""
-    if spread == 0:
-        return 1.0 if loss == 0 else 0.0
-    return 1 - loss / spread
 
 
 def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:

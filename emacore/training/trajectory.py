@@ -1,17 +1,14 @@
-"""Recorded weights of a run, and their exact replay under any schedules.
+"""The recorded weights of a run, and their exact replay under any schedules.
 
 The average never touches the training, so the weights after every optimiser step answer what any other schedule would
-have given.  A recording is a folder with ``weights.npy``, float32 of shape (steps, weights), which grows while the run
-trains, and ``run.json``, which says what it holds.
+have given.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,25 +19,21 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
-from emacore.averaging.schedules import Schedule, check_whole
-from emacore.averaging.weights import initial_share, weights
+from emacore.averaging.schedules import Schedule, check_whole, last_move
+from emacore.averaging.weights import stretch_weights
+from emacore.tensors import ties, unwrapped
 from emacore.training.config import RunConfig
 from emacore.training.data import load
-from emacore.training.network import build
+from emacore.training.metrics import METRICS, metrics
+from emacore.training.network import forward
+from emacore.training.recording import VERSION, RecordingError, mapped_rows
 
 Floats = NDArray[np.float64]
 
-_HEADER_BYTES = 128
 #: Bytes of weights read, and averaged networks evaluated, at a time: what bounds the memory.
 _BLOCK_BYTES = 8 * 2**20
-_NETWORKS_AT_ONCE = 128
-VERSION = 1
-
-
-class RecordingError(ValueError):
-    """A recording that cannot be read; the message says what is wrong with it."""
+_NETWORKS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -56,126 +49,26 @@ class Window:
 Scheme = Schedule | Window
 
 
-class Recording:
-    """Writes the weights of ``module`` into ``folder``: a row for each :meth:`step`, or for each ``every``-th one.
-
-    Rows reach the disk at each :meth:`end_epoch` and whenever a few megabytes have come together.
-
-    Args:
-        most_bytes: So much may the whole run take.  A run that could take more (with all its epochs) is thinned: only
-            every k-th step is kept, where k divides the steps of an epoch, so that epochs still end on a row.
-
-    Attributes:
-        error: Why and where the recording ended before the run did; ``None`` while all is well.
-
-    Raises:
-        FileExistsError: if the folder already holds a recording.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        config: RunConfig,
-        folder: str | Path,
-        *,
-        steps_per_epoch: int = 1,
-        most_bytes: float = math.inf,
-    ) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        named = list(module.named_parameters())
-        # Optimisers change parameters in place, so one look-up is enough.
-        self._views = [parameter.detach().view(-1) for _, parameter in named]
-        count = sum(view.numel() for view in self._views)
-        self._rows = torch.empty(max(1, _BLOCK_BYTES // (4 * count)), count)
-        self._filled = 0
-        self._written = 0
-        self._steps = 0
-        self._every = _thinning(steps_per_epoch, 4 * count * steps_per_epoch * config.max_epochs / most_bytes)
-        self._about: dict[str, Any] = {
-            "version": VERSION,
-            "tensors": {name: list(parameter.shape) for name, parameter in named},
-            "config": json.loads(config.to_json()),
-            "every": self._every,
-            "epoch_ends": [],
-        }
-        self.error: str | None = None
-        # Without a buffer, each write is on its way to the disk when it returns, or says that it is not.
-        self._file = (self.folder / "weights.npy").open("xb", buffering=0)
-        self._file.write(_header(0, count))
-        self._write_about()
-
-    def step(self) -> None:
-        """Keep the weights as they are now, if it is this step's turn."""
-        self._steps += 1
-        if self._steps % self._every:
-            return
-        if self._filled == len(self._rows):
-            self._flush()
-        torch.cat(self._views, out=self._rows[self._filled])
-        self._filled += 1
-
-    def end_epoch(self) -> None:
-        """Mark the last step as the end of an epoch, and write all there is."""
-        self._flush()
-        if self.error is None:
-            self._about["epoch_ends"].append(self._written - 1)
-            self._write_about()
-
-    def close(self) -> None:
-        """Write what is left, and close the file."""
-        if not self._file.closed:
-            self._flush()
-            with suppress(OSError):  # it flushes once more, which a full disk refuses again
-                self._file.close()
-
-    def _flush(self) -> None:
-        """Write the rows so far.  Where the disk is full, the recording ends there and the training goes on."""
-        rows, self._filled = self._filled, 0
-        if self.error is not None or not rows:
-            return
-        try:
-            # The rows come first: whoever is stopped in between leaves a header that promises less than there is.
-            left = memoryview(self._rows[:rows].numpy().view(np.uint8).reshape(-1))  # type: ignore[arg-type]
-            while left:  # an unbuffered write may take only a part
-                left = left[self._file.write(left) :]
-            self._file.seek(0)
-            self._file.write(_header(self._written + rows, self._rows.shape[1]))
-            self._file.seek(0, os.SEEK_END)
-        except OSError as error:
-            self.error = f"the recording ends after step {self._written * self._every - 1}: {error.strerror}"
-        else:
-            self._written += rows
-
-    def _write_about(self) -> None:
-        partial = self.folder / "run.json.partial"
-        try:
-            partial.write_text(json.dumps(self._about))
-            partial.replace(self.folder / "run.json")
-        except OSError as error:
-            self.error = f"the recording ends after step {self._written * self._every - 1}: {error.strerror}"
-
-
 class Trajectory:
-    """A recording, opened to be replayed; the file stays on disk and is mapped, and may still be growing.
+    """A recording, opened to be replayed; the files stay on disk and are mapped, and may still be growing.
 
     Attributes:
-        weights: Shape (T, P), float32, memory-mapped: the flat weights after each recorded step.
+        weights: Shape (T, P), float32 or float16, memory-mapped: the flat weights after each recorded step.
         every: Each row stands for so many steps, of which it is the last.  With more than one, replays are those of a
             run that moved only then: close to the exact ones where the weights moved little in between.
         epoch_ends: The rows at which epochs ended.
-        config: Of the run.
-        shapes: Names and shapes of the tensors, in the order in which they lie in a row.
+        config: Of a run of :func:`emacore.train`; ``None`` for one of another loop.
     """
 
-    def __init__(
-        self, rows: NDArray[np.float32], every: int, epoch_ends: list[int], config: RunConfig, shapes: dict[str, Any]
-    ) -> None:
+    def __init__(self, rows: NDArray[Any], copied: NDArray[np.uint8], about: Mapping[str, Any]) -> None:
         self.weights = rows
-        self.every = every
-        self.epoch_ends = epoch_ends
-        self.config = config
-        self.shapes = shapes
+        self.every: int = about["every"]
+        self.epoch_ends: list[int] = [end for end in about["epoch_ends"] if end < len(rows)]
+        config = about["config"]
+        self.config = None if config is None else RunConfig.from_json(json.dumps(config))
+        self._tensors: dict[str, Any] = about["tensors"]
+        self._copied_rows = copied
+        self._copied: dict[str, Any] = about["copied"]
         self._data: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -183,28 +76,33 @@ class Trajectory:
         """Open what is whole of a recording.
 
         Raises:
-            RecordingError: if there is none, or it is damaged, foreign, or of a newer version.
+            RecordingError: if there is none, or it is damaged, foreign, or of another version.
         """
         folder = Path(folder)
+        about = _read_about(folder)
         try:
-            about = json.loads((folder / "run.json").read_text())
-            version, tensors, ends, every = (about[name] for name in ("version", "tensors", "epoch_ends", "every"))
-            if version > VERSION:
-                raise RecordingError(f"the recording has format {version}, this program knows {VERSION}: update it")
-            config = RunConfig.from_json(json.dumps(about["config"]))
-            count = sum(math.prod(shape) for shape in tensors.values())
-        except OSError as error:
-            raise RecordingError(f"there is no recording in {folder}: {error.strerror}") from error
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise RecordingError(f"run.json in {folder} does not describe a recording: {error!r}") from error
-        rows = _mapped(folder / "weights.npy", count)
-        return cls(rows, every, [end for end in ends if end < len(rows)], config, tensors)
+            columns = sum(_reals(tensor) for tensor in about["tensors"].values())
+            extra = sum(_bytes(tensor) for tensor in about["copied"].values())
+            rows = mapped_rows(folder / "weights.npy", {"float32": "<f4", "float16": "<f2"}[about["dtype"]], columns)
+            copied = mapped_rows(folder / "copied.npy", "|u1", extra) if extra else np.empty((len(rows), 0), np.uint8)
+            whole = min(len(rows), len(copied))
+            return cls(rows[:whole], copied[:whole], about)
+        except RecordingError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise _foreign(folder, error) from error
+
+    @property
+    def steps(self) -> int:
+        """How many steps of the run the rows stand for."""
+        return len(self.weights) * self.every
+
+    def decays(self, schedule: Schedule, rows: int) -> Floats:
+        """The schedule's decays over the first ``rows`` rows: of each, the product over the steps it stands for."""
+        return np.asarray(schedule.decays(rows * self.every).reshape(rows, self.every).prod(axis=1))
 
     def average(self, schemes: Sequence[Scheme], at: Sequence[int] | None = None) -> NDArray[np.float32]:
         """The averaged weights of each scheme after the rows ``at`` (by default the ends of epochs).
-
-        One pass over the file: stretch by stretch, a matrix product weighs its rows for all schemes at once.  What is
-        carried from one stretch to the next is float64.
 
         Returns:
             Shape (schemes, steps, P).
@@ -212,92 +110,227 @@ class Trajectory:
         Raises:
             ValueError: if ``at`` is not rising or names a row that was not recorded.
         """
-        steps = list(self.epoch_ends if at is None else at)
-        if any(b <= a for a, b in pairwise(steps)) or (steps and not (steps[0] >= 0 and steps[-1] < len(self.weights))):
-            raise ValueError(f"at must be rising steps from 0 to {len(self.weights) - 1}, got {steps}")
-        count = self.weights.shape[1]
-        result = np.zeros((len(schemes), len(steps), count), dtype=np.float32)
-        recursive = [k for k, scheme in enumerate(schemes) if isinstance(scheme, Schedule)]
-        windows = [(k, scheme.size) for k, scheme in enumerate(schemes) if isinstance(scheme, Window)]
-        length = steps[-1] + 1 if steps else 0
-        decays = [self.decays(scheme, length) for scheme in schemes if isinstance(scheme, Schedule)]
-        carried = np.zeros((len(recursive), count))
-        for first, stop in _stretches(steps, max(1, _BLOCK_BYTES // (4 * count))):
-            sliding = [
-                (k, j, size, step)
-                for k, size in windows
-                for j, step in enumerate(steps)
-                if step >= first and step - size + 1 < stop
-            ]
-            shares = [weights(rates[first:stop]) for rates in decays]
-            shares += [_window_share(size, step, first, stop) for _, _, size, step in sliding]
-            products = np.asarray(shares, dtype=np.float32) @ self.weights[first:stop]
-            kept = np.array([initial_share(rates[first:stop]) for rates in decays])
-            carried = kept[:, np.newaxis] * carried + products[: len(recursive)]
-            if stop - 1 in steps:
-                result[recursive, steps.index(stop - 1)] = carried
-            for (k, j, *_), product in zip(sliding, products[len(recursive) :], strict=True):
-                result[k, j] += product
+        steps = self._checked(at)
+        result = np.empty((len(schemes), len(steps), self.weights.shape[1]), dtype=np.float32)
+        for n, averages in enumerate(self._averages(schemes, steps)):
+            result[:, n] = averages
         return result
 
-    def decays(self, schedule: Schedule, rows: int) -> Floats:
-        """The schedule's decays over the first ``rows`` rows: of each, the product over the steps it stands for."""
-        return np.asarray(schedule.decays(rows * self.every).reshape(rows, self.every).prod(axis=1))
-
     def replay(self, schemes: Mapping[str, Scheme]) -> pd.DataFrame:
-        """The validation curve of each scheme: schedule, epoch, loss, mae, r2."""
-        return self._table(schemes, list(range(1, len(self.epoch_ends) + 1)), self.epoch_ends)
+        """The validation curve of each scheme: schedule, epoch, loss, mae, r2.
+
+        Raises:
+            RecordingError: if the run was not one of :func:`emacore.train` (also the methods below that measure).
+        """
+        return self.metrics(schemes, self.epoch_ends).assign(
+            epoch=list(range(1, len(self.epoch_ends) + 1)) * len(schemes)
+        )[["schedule", "epoch", *METRICS]]
 
     def final(self, schemes: Mapping[str, Scheme]) -> pd.DataFrame:
         """The metrics of each scheme's last average: schedule, loss, mae, r2."""
-        if not len(self.weights):
-            return pd.DataFrame(columns=["schedule", "loss", "mae", "r2"])
-        return self._table(schemes, [0], [len(self.weights) - 1]).drop(columns="epoch")
+        rows = [len(self.weights) - 1] if len(self.weights) else []
+        return self.metrics(schemes, rows)[["schedule", *METRICS]]
 
-    def evaluate(self, networks: NDArray[np.float32]) -> pd.DataFrame:
+    def metrics(self, schemes: Mapping[str, Scheme], at: Sequence[int]) -> pd.DataFrame:
+        """The metrics of each scheme's average after the rows ``at``: schedule, row, loss, mae, r2.
+
+        One pass over the file; only some averages are in memory at a time.
+        """
+        steps = self._checked(at)
+        networks = (network for averages in self._averages(list(schemes.values()), steps) for network in averages)
+        table = self.measure(networks)
+        order = np.arange(len(table)).reshape(len(steps), len(schemes)).T.reshape(-1)
+        named = {"schedule": [name for name in schemes for _ in steps], "row": steps * len(schemes)}
+        return pd.concat([pd.DataFrame(named), table.iloc[order].reset_index(drop=True)], axis=1)
+
+    def measure(self, networks: NDArray[Any] | Iterator[NDArray[Any]]) -> pd.DataFrame:
         """Loss (MSE), MAE and R2 on the run's validation rows of flat weights of shape (N, P): a row each."""
-        tables = [self._metrics(predicted) for predicted in self._predictions(networks)]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["loss", "mae", "r2"])
+        target = self._validation()[1]
+        tables = [metrics(predicted, target) for predicted in self._predictions(networks)]
+        return pd.DataFrame(
+            {name: np.concatenate([table[name].numpy() for table in tables]) if tables else [] for name in METRICS}
+        )
 
-    def ensemble(self, networks: NDArray[np.float32]) -> pd.DataFrame:
+    def ensemble(self, networks: NDArray[Any]) -> pd.DataFrame:
         """The same of the one model that averages the predictions of ``networks``: one row."""
-        total = sum(predicted.double().sum(dim=0, keepdim=True) for predicted in self._predictions(networks))
-        return self._metrics(torch.as_tensor(total) / len(networks))
+        total = sum(predicted.double().sum(dim=0) for predicted in self._predictions(networks))
+        found = metrics(torch.as_tensor(total) / len(networks), self._validation()[1])
+        return pd.DataFrame({name: [float(value)] for name, value in found.items()})
 
-    def _predictions(self, networks: NDArray[np.float32]) -> Iterator[Tensor]:
+    def state(self, scheme: Scheme, at: int = -1) -> dict[str, Tensor]:
+        """The averaged tensors after row ``at`` by name, in their own dtypes; those that were copied, as EMA does.
+
+        Integers and booleans are those of the last move of a schedule; a shared tensor is there once.
+
+        Raises:
+            ValueError: if the recording has no such row.
+        """
+        row = self._row(at)
+        state = self._named(torch.from_numpy(self.average([scheme], [row])[0]))
+        moved = row
+        if isinstance(scheme, Schedule):
+            # Thinned rows are the last of the steps they stand for.
+            moved = max(0, last_move(scheme, (row + 1) * self.every) // self.every)
+        content = torch.from_numpy(np.array(self._copied_rows[moved]))
+        pieces = torch.split(content, [_bytes(about) for about in self._copied.values()])
+        tensors = {name: tensor[0].to(_dtype(self._tensors[name])) for name, tensor in state.items()}
+        for (name, about), piece in zip(self._copied.items(), pieces, strict=True):
+            tensors[name] = piece.clone().view(_dtype(about)).reshape(about["shape"])
+        return tensors
+
+    @torch.no_grad()
+    def load_into(self, module: nn.Module, scheme: Scheme, at: int = -1) -> None:
+        """Put the averages after row ``at`` into a module that has the recorded tensors by name.
+
+        Tensors that were not recorded stay as they are.
+
+        Raises:
+            RuntimeError: if the module lacks a recorded tensor, or has it in another shape.
+            ValueError: if the recording has no such row.
+        """
+        found = ties(unwrapped(module))
+        state = self.state(scheme, at)
+        for name, tensor in state.items():
+            if name not in found or found[name].tensor.shape != tensor.shape:
+                have = f"with shape {tuple(found[name].tensor.shape)}" if name in found else "under no such name"
+                raise RuntimeError(
+                    f"the recording holds {name!r} with shape {tuple(tensor.shape)}, the module has it {have}"
+                )
+        for name, tensor in state.items():
+            found[name].tensor.copy_(tensor)
+
+    def evaluate(
+        self,
+        schemes: Mapping[str, Scheme],
+        function: Callable[[dict[str, Tensor]], float | Mapping[str, float]],
+        at: Sequence[int] | None = None,
+    ) -> pd.DataFrame:
+        """What ``function`` makes of each scheme's averages: schedule, row, and its results.
+
+        Args:
+            function: Gets the averaged tensors by name, as ``load_state_dict(..., strict=False)`` and
+                ``torch.func.functional_call`` take them; returns a number (column ``value``) or several by name.
+            at: After which rows; by default the last.
+        """
+        rows = [self._row(-1)] if at is None else self._checked(at)
+        table = []
+        for name, scheme in schemes.items():
+            for row in rows:
+                result = function(self.state(scheme, row))
+                values = result if isinstance(result, Mapping) else {"value": float(result)}
+                table.append({"schedule": name, "row": row, **values})
+        return pd.DataFrame(table)
+
+    def _averages(self, schemes: Sequence[Scheme], steps: list[int]) -> Iterator[NDArray[np.float32]]:
+        """The averages after each of ``steps``, shape (schemes, P), one after the other.
+
+        One pass over the file: stretch by stretch, a matrix product weighs its rows for all schemes at once.  What is
+        carried from one stretch to the next is float64.
+        """
+        columns = self.weights.shape[1]
+        length = steps[-1] + 1 if steps else 0
+        recursive = [k for k, scheme in enumerate(schemes) if isinstance(scheme, Schedule)]
+        windows = [(k, scheme.size) for k, scheme in enumerate(schemes) if isinstance(scheme, Window)]
+        decays = np.empty((len(recursive), length))
+        for n, scheme in enumerate(scheme for scheme in schemes if isinstance(scheme, Schedule)):
+            decays[n] = self.decays(scheme, length)
+        carried = np.zeros((len(recursive), columns))
+        sliding = {step: np.zeros((len(windows), columns)) for step in steps} if windows else {}
+        for first, stop in _stretches(steps, max(1, _BLOCK_BYTES // (4 * columns))):
+            open_windows = [
+                (n, step, _window_share(size, step, first, stop))
+                for n, (_, size) in enumerate(windows)
+                for step in sliding
+                if step >= first and step - size + 1 < stop
+            ]
+            shares, kept = stretch_weights(decays[:, first:stop])
+            weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)])
+            products = weighing.astype(np.float32) @ self.weights[first:stop].astype(np.float32, copy=False)
+            carried *= kept[:, np.newaxis]
+            carried += products[: len(recursive)]
+            for (n, step, _), product in zip(open_windows, products[len(recursive) :], strict=True):
+                sliding[step][n] += product
+            if stop - 1 in steps:
+                result = np.empty((len(schemes), columns), dtype=np.float32)
+                result[recursive] = carried
+                if windows:
+                    result[[k for k, _ in windows]] = sliding.pop(stop - 1)
+                yield result
+
+    def _predictions(self, networks: NDArray[Any] | Iterator[NDArray[Any]]) -> Iterator[Tensor]:
         """Predictions for the validation rows, some networks at a time: shape (networks, rows, 1)."""
         x, _ = self._validation()
-        model = build(x.shape[1], self.config.network).eval()
-        for start in range(0, len(networks), _NETWORKS_AT_ONCE):
-            stacked = self._tensors(torch.tensor(networks[start : start + _NETWORKS_AT_ONCE]))
+        for some in _batches(networks, _NETWORKS_AT_ONCE):
             with torch.no_grad():
-                yield vmap(lambda tensors: functional_call(model, tensors, (x,)))(stacked)
+                yield forward(self._named(torch.from_numpy(some)), x, self._own_config().network)
 
-    def _metrics(self, predicted: Tensor) -> pd.DataFrame:
-        target = self._validation()[1].double()
-        error = predicted.double() - target
-        loss = error.square().mean(dim=(1, 2)).numpy()
-        mae = error.abs().mean(dim=(1, 2)).numpy()
-        spread = float((target - target.mean()).square().mean())
-        r2 = 1 - loss / spread if spread else np.where(loss == 0, 1.0, 0.0)
-        return pd.DataFrame({"loss": loss, "mae": mae, "r2": r2})
-
-    def _table(self, schemes: Mapping[str, Scheme], epochs: list[int], steps: Sequence[int]) -> pd.DataFrame:
-        averages = self.average(list(schemes.values()), steps)
-        metrics = self.evaluate(averages.reshape(-1, averages.shape[-1]))
-        names = [name for name in schemes for _ in epochs]
-        return pd.concat([pd.DataFrame({"schedule": names, "epoch": epochs * len(schemes)}), metrics], axis=1)
-
-    def _tensors(self, flat: Tensor) -> dict[str, Tensor]:
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        parts = torch.split(flat, sizes, dim=1)
-        return {name: part.reshape(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        """The tensors in flat weights of shape (N, P), each of shape (N, *its own shape*)."""
+        parts = torch.split(flat, [_reals(about) for about in self._tensors.values()], dim=1)
+        return {
+            name: (
+                torch.view_as_complex(part.reshape(len(part), *about["shape"], 2))
+                if _dtype(about).is_complex
+                else part.reshape(len(part), *about["shape"])
+            )
+            for (name, about), part in zip(self._tensors.items(), parts, strict=True)
+        }
 
     def _validation(self) -> tuple[Tensor, Tensor]:
         if self._data is None:
-            data = load(self.config.data)
+            data = load(self._own_config().data)
             self._data = torch.from_numpy(data.x_val), torch.from_numpy(data.y_val)
         return self._data
+
+    def _own_config(self) -> RunConfig:
+        if self.config is None:
+            raise RecordingError("only runs of emacore.train say how they are measured; use evaluate() for others")
+        return self.config
+
+    def _checked(self, at: Sequence[int] | None) -> list[int]:
+        steps = list(self.epoch_ends if at is None else at)
+        if any(b <= a for a, b in pairwise(steps)) or (steps and not (steps[0] >= 0 and steps[-1] < len(self.weights))):
+            raise ValueError(f"at must be rising steps from 0 to {len(self.weights) - 1}, got {steps}")
+        return steps
+
+    def _row(self, at: int) -> int:
+        if not -len(self.weights) <= at < len(self.weights):
+            raise ValueError(f"at must be one of the {len(self.weights)} recorded rows, got {at}")
+        return at % len(self.weights)
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        version = int(about["version"])
+    except OSError as error:
+        raise RecordingError(f"there is no recording in {folder}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(folder, error) from error
+    if version != VERSION:
+        cure = "update this program" if version > VERSION else "record the run again"
+        raise RecordingError(f"the recording has format {version}, this program knows {VERSION}: {cure}")
+    return about
+
+
+def _foreign(folder: Path, error: Exception) -> RecordingError:
+    return RecordingError(f"run.json in {folder} does not describe a recording: {error!r}")
+
+
+def _batches(networks: NDArray[Any] | Iterator[NDArray[Any]], size: int) -> Iterator[NDArray[np.float32]]:
+    """Flat weights, (N, P) or one after the other, as arrays of at most ``size`` rows."""
+    if isinstance(networks, np.ndarray):
+        for start in range(0, len(networks), size):
+            yield np.array(networks[start : start + size], dtype=np.float32)
+        return
+    kept: list[NDArray[Any]] = []
+    for network in networks:
+        kept.append(network)
+        if len(kept) == size:
+            yield np.stack(kept)
+            kept.clear()
+    if kept:
+        yield np.stack(kept)
 
 
 def _stretches(steps: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
@@ -310,36 +343,23 @@ def _stretches(steps: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
             first = stop
 
 
-def _thinning(steps_per_epoch: int, excess: float) -> int:
-    """The least divisor of ``steps_per_epoch`` that is at least ``excess``; all of them where even that is too few."""
-    divisors = (k for k in range(1, steps_per_epoch + 1) if steps_per_epoch % k == 0 and k >= excess)
-    return next(divisors, steps_per_epoch)
-
-
 def _window_share(size: int, step: int, first: int, stop: int) -> Floats:
     """The weights of rows ``first`` to ``stop - 1`` in the mean of the ``size`` rows up to ``step``."""
     rows = np.arange(first, stop)
     return np.where((rows <= step) & (rows > step - size), 1 / min(size, step + 1), 0.0)
 
 
-def _header(rows: int, columns: int) -> bytes:
-    """The header of an ``.npy`` file of version 1.0, always of the same length so that it can be written again."""
-    described = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}"
-    text = described.ljust(_HEADER_BYTES - 11) + "\n"
-    return b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little") + text.encode("ascii")
+def _dtype(about: Mapping[str, Any]) -> torch.dtype:
+    dtype = getattr(torch, about["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{about['dtype']} is not a dtype")
+    return dtype
 
 
-def _mapped(path: Path, columns: int) -> NDArray[np.float32]:
-    """The whole rows of a recording, as many as its file holds, mapped read-only."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HEADER_BYTES)
-        size = path.stat().st_size
-    except OSError as error:
-        raise RecordingError(f"the weights {path.name} cannot be read: {error.strerror}") from error
-    if len(start) < _HEADER_BYTES or not start.startswith(b"\x93NUMPY") or f", {columns})".encode() not in start:
-        raise RecordingError(f"{path.name} does not hold rows of {columns} weights, as run.json says")
-    rows = (size - _HEADER_BYTES) // (4 * columns)
-    if rows == 0:
-        return np.empty((0, columns), dtype=np.float32)
-    return np.memmap(path, dtype="<f4", mode="r", offset=_HEADER_BYTES, shape=(rows, columns))
+def _reals(about: Mapping[str, Any]) -> int:
+    """Real numbers in a tensor."""
+    return int(math.prod(about["shape"])) * (2 if _dtype(about).is_complex else 1)
+
+
+def _bytes(about: Mapping[str, Any]) -> int:
+    return int(math.prod(about["shape"])) * _dtype(about).itemsize

@@ -17,11 +17,12 @@ from torch.func import functional_call
 from emacore import RunConfig, train
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average, moving_average
-from emacore.training import trajectory
+from emacore.training import recording, trajectory
 from emacore.training.config import DataConfig, NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.data import load
 from emacore.training.family import family
-from emacore.training.trajectory import Recording, RecordingError, Trajectory, Window
+from emacore.training.recording import Recorder, RowFile
+from emacore.training.trajectory import RecordingError, Trajectory, Window
 
 CONFIG = RunConfig(
     data=DataConfig(n_samples=300, n_features=6, n_informative=4),
@@ -113,14 +114,14 @@ def test_the_family_side_by_side(run):
     assert table.loc["EMA", "loss"] == pytest.approx(result.summary["ema"][0], rel=1e-4)
     assert table.loc["original", "loss"] == pytest.approx(result.summary["original"][0], rel=1e-4)
     snapshots = [71 + 8 * n for n in range(1, 4)]
-    by_hand = opened.evaluate(np.asarray(opened.weights[snapshots]).mean(axis=0, keepdims=True))
+    by_hand = opened.measure(np.asarray(opened.weights[snapshots]).mean(axis=0, keepdims=True))
     assert table.loc["SWA", "loss"] == pytest.approx(by_hand["loss"][0], rel=1e-4)
     assert table.loc["ensemble of predictions", ["copies_kept", "forward_passes"]].tolist() == [3, 3]
     data = load(CONFIG.data)
     networks = [result.ema.model]
     predictions = []
     for row in snapshots:
-        tensors = opened._tensors(torch.tensor(opened.weights[row : row + 1]))
+        tensors = opened._named(torch.tensor(opened.weights[row : row + 1]))
         single = {name: tensor[0] for name, tensor in tensors.items()}
         with torch.no_grad():
             predictions.append(functional_call(networks[0].eval(), single, (torch.from_numpy(data.x_val),)).numpy())
@@ -131,9 +132,9 @@ def test_the_family_side_by_side(run):
 
 def test_many_networks_are_evaluated_in_pieces(run, monkeypatch):
     opened = Trajectory.open(run[1])
-    whole = opened.evaluate(np.asarray(opened.weights))
+    whole = opened.measure(np.asarray(opened.weights))
     monkeypatch.setattr(trajectory, "_NETWORKS_AT_ONCE", 7)
-    pd.testing.assert_frame_equal(opened.evaluate(np.asarray(opened.weights)), whole, rtol=1e-6)
+    pd.testing.assert_frame_equal(opened.measure(np.asarray(opened.weights)), whole, rtol=1e-6)
     assert len(whole) == 96
 
 
@@ -154,7 +155,7 @@ def copied(run, tmp_path):
 def test_a_file_cut_off_in_a_row_opens_up_to_there(run, tmp_path):
     folder = copied(run, tmp_path)
     with (folder / "weights.npy").open("r+b") as file:
-        file.truncate(trajectory._HEADER_BYTES + 4 * 119 * 50 + 17)
+        file.truncate(recording._HEADER_BYTES + 4 * 119 * 50 + 17)
     opened = Trajectory.open(folder)
     assert len(opened.weights) == 50
     assert opened.epoch_ends == [7, 15, 23, 31, 39, 47]
@@ -164,13 +165,13 @@ def test_a_file_cut_off_in_a_row_opens_up_to_there(run, tmp_path):
 
 def test_an_empty_recording_opens(tmp_path):
     model = torch.nn.Linear(6, 1)
-    Recording(model, CONFIG, tmp_path).close()
+    Recorder(model, tmp_path, config=CONFIG).close()
     opened = Trajectory.open(tmp_path)
     assert opened.weights.shape == (0, 7)
     assert opened.replay({"a": Constant(0.5)}).empty
     assert opened.final({"a": Constant(0.5)}).empty
     with pytest.raises(FileExistsError):
-        Recording(model, CONFIG, tmp_path)
+        Recorder(model, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -223,13 +224,13 @@ def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypat
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    start = Recording.__init__
+    start = RowFile.__init__
 
     def small(self, *arguments, **options):
         start(self, *arguments, **options)
         self._file = Full(self._file)
 
-    monkeypatch.setattr(Recording, "__init__", small)
+    monkeypatch.setattr(RowFile, "__init__", small)
     result = train(CONFIG, record=tmp_path)
     assert len(result.history) == 12
     assert result.recording_error == "the recording ends after step 39: No space left on device"
@@ -287,4 +288,5 @@ def test_a_run_over_its_budget_keeps_every_kth_step(run, tmp_path):
 
 
 def test_thinning_never_loses_the_ends_of_epochs():
-    assert [trajectory._thinning(50, excess) for excess in (0.5, 1.0, 1.5, 6, 26, 51, 1e9)] == [1, 1, 2, 10, 50, 50, 50]
+    excesses = (0.5, 1.0, 1.5, 6, 26, 51, 1e9)
+    assert [recording.thinning(50, 8, 10, 4000 / excess) for excess in excesses] == [1, 1, 2, 10, 50, 50, 50]

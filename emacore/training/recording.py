@@ -1,0 +1,293 @@
+"""Recording the weights of a run, after every step or every k-th one, for :mod:`emacore.training.trajectory`.
+
+A recording is a folder: ``weights.npy`` of shape (rows, weights), which grows while the run trains; ``copied.npy``, the
+bytes of what cannot be averaged (BatchNorm's counters), where there is any; ``run.json``, which says what they hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from emacore.averaging.schedules import check_whole
+from emacore.tensors import Watch, check_has_values, distinct, is_averaged, listed, paired, ties, unwrapped
+from emacore.training.config import RunConfig
+
+VERSION = 2
+_HEADER_BYTES = 128
+#: Bytes that are kept in memory before they are written.
+_BUFFER_BYTES = 8 * 2**20
+
+
+class RecordingError(ValueError):
+    """A recording that cannot be read; the message says what is wrong with it."""
+
+
+class Recorder:
+    """Keeps the weights of ``module`` in ``folder``: a row for each ``every``-th call of :meth:`record`.
+
+    Floating-point and complex parameters and buffers lie in a row one after the other, as float32 (float64 is rounded);
+    others are kept as they are.  Rows reach the disk whenever a few megabytes have come together, at each
+    :meth:`end_epoch`, and at the end of a ``with`` block.  Where the disk is full, the recording ends and the training
+    goes on.
+
+    Args:
+        module: The module that is trained; a compiled or DataParallel one is looked into.
+        folder: A new folder, or one without a recording.
+        every: Replays of every k-th step are close to the exact ones where the weights move little in between.
+        names: Only these parameters and buffers; by default all.
+        float16: Half the size; each weight is rounded by at most a 2048th of itself (or 3e-8, if that is more), and
+            none may be above 65504.
+        config: Of a run of :func:`emacore.train`, which can be evaluated from its recording alone.
+
+    Attributes:
+        row_bytes: What a row takes on the disk, known before the first is written.
+        error: Why and where the recording ended before the run did; ``None`` while all is well.
+
+    Raises:
+        FileExistsError: if the folder already holds a recording.
+        ValueError: for a name that the module does not have, or a module with no values or nothing to average.
+
+    Example:
+        >>> import tempfile
+        >>> from emacore.averaging.schedules import UniformAverage
+        >>> from emacore.training.trajectory import Trajectory
+        >>> model, folder = nn.Linear(1, 1, bias=False), tempfile.mkdtemp()
+        >>> with Recorder(model, folder) as recorder:
+        ...     for value in (1.0, 2.0, 6.0):
+        ...         _ = nn.init.constant_(model.weight, value)
+        ...         recorder.record()
+        >>> Trajectory.open(folder).load_into(model, UniformAverage())
+        >>> model.weight.item()
+        3.0
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        folder: str | Path,
+        every: int = 1,
+        names: Collection[str] | None = None,
+        *,
+        float16: bool = False,
+        config: RunConfig | None = None,
+    ) -> None:
+        check_whole("every", every, 1)
+        check_has_values("module", module)
+        self.folder = Path(folder)
+        self._module = unwrapped(module)
+        self._every = every
+        self._names = _chosen(self._module, names)
+        self._layout = {name: tie._replace(tensor=tie.tensor.to("meta")) for name, tie in ties(self._module).items()}
+        chosen = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
+        self._dtype = torch.float16 if float16 else torch.float32
+        averaged = {name: tensor for name, tensor in chosen.items() if is_averaged(tensor)}
+        copied = {name: tensor for name, tensor in chosen.items() if not is_averaged(tensor)}
+        columns = sum(_reals(tensor).numel() for tensor in averaged.values())
+        if not columns:
+            raise ValueError("the module has no floating-point tensor to record")
+        extra = sum(tensor.numel() * tensor.element_size() for tensor in copied.values())
+        self.row_bytes = columns * self._dtype.itemsize + extra
+        rows = max(1, _BUFFER_BYTES // max(1, self.row_bytes))
+        self._rows = torch.empty(rows, columns, dtype=self._dtype)
+        self._extra = torch.empty(rows, extra, dtype=torch.uint8)
+        self._filled = self._written = self._calls = 0
+        self.error: str | None = None
+        self._look_up()
+        self._about: dict[str, Any] = {
+            "version": VERSION,
+            "dtype": "float16" if float16 else "float32",
+            "tensors": _described(averaged),
+            "copied": _described(copied),
+            "config": None if config is None else json.loads(config.to_json()),
+            "every": every,
+            "epoch_ends": [],
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._files = [RowFile(self.folder / "weights.npy", "<f2" if float16 else "<f4", columns)]
+        if extra:
+            self._files.append(RowFile(self.folder / "copied.npy", "|u1", extra))
+        self._write_about()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def size(self, calls: int) -> int:
+        """Bytes on the disk after so many calls of :meth:`record`."""
+        return len(self._files) * _HEADER_BYTES + calls // self._every * self.row_bytes
+
+    def record(self) -> None:
+        """Keep the weights as they are now, if it is this call's turn.  Call it after each optimiser step.
+
+        Raises:
+            RuntimeError: if the module gained, lost or reshaped a tensor.
+        """
+        self._calls += 1
+        if self._calls % self._every or self.error is not None:
+            return
+        if self._watch.is_stale():
+            self._look_up()
+        if self._filled == len(self._rows):
+            self._flush()
+        row = self._rows[self._filled]
+        if self._direct:
+            torch.cat(self._averaged, out=row)
+        elif self._averaged:
+            row.copy_(torch.cat([_reals(tensor).to("cpu", self._dtype) for tensor in self._averaged]))
+        if self._copied:
+            parts = [tensor.reshape(-1).view(torch.uint8).cpu() for tensor in self._copied]
+            torch.cat(parts, out=self._extra[self._filled])
+        self._filled += 1
+
+    def end_epoch(self) -> None:
+        """Mark the last row as the end of an epoch, and write all there is."""
+        self._flush()
+        ends, last = self._about["epoch_ends"], self._written - 1
+        if self.error is None and last > (ends[-1] if ends else -1):
+            ends.append(last)
+            self._write_about()
+
+    def close(self) -> None:
+        """Write what is left, and close the files."""
+        self._flush()
+        for file in self._files:
+            file.close()
+
+    def _look_up(self) -> None:
+        pairs = paired(self._layout, ties(self._module), "module")
+        chosen = [source for name, (_, source) in pairs.items() if name in self._names]
+        self._averaged = [tensor for tensor in chosen if is_averaged(tensor)]
+        self._copied = [tensor for tensor in chosen if not is_averaged(tensor)]
+        self._direct = bool(self._averaged) and all(
+            tensor.dtype == self._dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
+            for tensor in self._averaged
+        )
+        if self._direct:
+            self._averaged = [tensor.view(-1) for tensor in self._averaged]
+        self._watch = Watch(self._module)
+
+    def _flush(self) -> None:
+        rows, self._filled = self._filled, 0
+        if self.error is not None or not rows:
+            return
+        if self._dtype == torch.float16 and not self._rows[:rows].isfinite().all():
+            self._end("a weight is above 65504 or not finite, which float16 cannot hold")
+            return
+        try:
+            for file, kept in zip(self._files, (self._rows, self._extra), strict=False):
+                file.append(kept[:rows].numpy())
+        except OSError as error:
+            self._end(str(error.strerror))
+        else:
+            self._written += rows
+
+    def _end(self, why: str) -> None:
+        self.error = f"the recording ends after step {self._written * self._every - 1}: {why}"
+
+    def _write_about(self) -> None:
+        partial = self.folder / "run.json.partial"
+        try:
+            partial.write_text(json.dumps(self._about))
+            partial.replace(self.folder / "run.json")
+        except OSError as error:
+            self._end(str(error.strerror))
+
+
+class RowFile:
+    """An ``.npy`` file that grows by rows and can be read at any moment."""
+
+    def __init__(self, path: Path, descr: str, columns: int) -> None:
+        self._descr, self._columns, self._written = descr, columns, 0
+        # Without a buffer, each write is on its way to the disk when it returns, or says that it is not.
+        self._file = path.open("xb", buffering=0)
+        self._file.write(self._header())
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write rows, or raise ``OSError``."""
+        # The rows come first: whoever is stopped in between leaves a header that promises less than there is.
+        left = memoryview(rows.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+        while left:  # an unbuffered write may take only a part
+            left = left[self._file.write(left) :]
+        self._written += len(rows)
+        self._file.seek(0)
+        self._file.write(self._header())
+        self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close it; a full disk is told by the writes before."""
+        with suppress(OSError):  # it flushes once more, which a full disk refuses again
+            self._file.close()
+
+    def _header(self) -> bytes:
+        """Of version 1.0, always of the same length so that it can be written again."""
+        described = (
+            f"{{'descr': '{self._descr}', 'fortran_order': False, 'shape': ({self._written}, {self._columns}), }}"
+        )
+        text = described.ljust(_HEADER_BYTES - 11) + "\n"
+        return b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little") + text.encode("ascii")
+
+
+def mapped_rows(path: Path, descr: str, columns: int) -> NDArray[Any]:
+    """The whole rows that a :class:`RowFile` holds by now, mapped read-only.
+
+    Raises:
+        RecordingError: if it cannot be read, or holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(_HEADER_BYTES)
+        size = path.stat().st_size
+    except OSError as error:
+        raise RecordingError(f"the weights {path.name} cannot be read: {error.strerror}") from error
+    expected = f"'{descr}'".encode(), f", {columns})".encode()
+    if len(start) < _HEADER_BYTES or not start.startswith(b"\x93NUMPY") or any(e not in start for e in expected):
+        raise RecordingError(f"{path.name} does not hold rows of {columns} weights, as run.json says")
+    dtype = np.dtype(descr)
+    rows = (size - _HEADER_BYTES) // (dtype.itemsize * columns)
+    if rows == 0:
+        return np.empty((0, columns), dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=_HEADER_BYTES, shape=(rows, columns))
+
+
+def thinning(steps_per_epoch: int, row_bytes: int, max_epochs: int, most_bytes: float) -> int:
+    """Which k-th steps to keep so that a whole run takes at most about ``most_bytes``.
+
+    The least divisor of the steps of an epoch that does it, so that epochs still end on a row; all of them where even
+    that is too few.
+    """
+    excess = row_bytes * steps_per_epoch * max_epochs / most_bytes
+    divisors = (k for k in range(1, steps_per_epoch + 1) if steps_per_epoch % k == 0 and k >= excess)
+    return next(divisors, steps_per_epoch)
+
+
+def _chosen(module: nn.Module, names: Collection[str] | None) -> frozenset[str]:
+    known = ties(module)
+    if isinstance(names, str):
+        raise TypeError(f"names must be a collection of names, got the string {names!r}: write [{names!r}]")
+    for name in sorted(set(names or ()) - set(known)):
+        raise ValueError(f"names: the module has no tensor {name!r}; it has {listed(known)}")
+    return frozenset(known if names is None else (known[name].first_name for name in names))
+
+
+def _reals(tensor: Tensor) -> Tensor:
+    """A tensor's real numbers, flat: of complex ones real and imaginary parts in turns."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+
+
+def _described(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {
+        name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for name, tensor in tensors.items()
+    }
