@@ -1,4 +1,4 @@
-"""One update of EMA against ema-pytorch 0.8.3 and against the memory limit, on one thread.
+"""One update of EMA, and of eight averages at once, against ema-pytorch 0.8.3 and the memory limit, on one thread.
 
 Run: python benchmarks/ema_update.py
 """
@@ -8,7 +8,8 @@ from ema_pytorch import EMA as EMAPytorch
 from interleaved import medians, report
 from torch import nn
 
-from emacore import EMA
+from emacore import EMA, Averages
+from emacore.averaging.schedules import Constant
 
 SETTINGS = {"beta": 0.999, "update_after_step": 0, "update_every": 1}
 
@@ -61,7 +62,35 @@ def compare(title: str, build: type[nn.Module] | object, rounds: int, calls: int
     print(f"  emacore.EMA takes {seconds['emacore.EMA'] / limit:.2f} x the memory limit")
 
 
+def compare_many(count: int = 8) -> None:
+    model = article_network()
+    betas = {f"{n}": 1 - 10 ** -(1 + n / 3) for n in range(count)}
+    ours = Averages(model, {name: Constant(beta) for name, beta in betas.items()})
+    single = [EMA(model, schedule=Constant(beta)) for beta in betas.values()]
+    theirs = [EMAPytorch(model, **{**SETTINGS, "beta": beta}) for beta in betas.values()]
+    target, weights = torch.zeros_like(ours.averages), torch.full((count, 1), 0.001)
+    flat = torch.zeros(target.shape[1])
+    limit = f"one lerp_ of the {tuple(target.shape)} tensor (memory limit)"
+    seconds = medians(
+        {
+            "emacore.Averages": ours.update,
+            f"{count} x emacore.EMA": lambda: [ema.update() for ema in single],
+            f"{count} x ema-pytorch": lambda: [ema.update() for ema in theirs],
+            limit: lambda: target.lerp_(flat, weights),
+        },
+        rounds=25,
+        calls=100,
+    )
+    report(
+        f"{count} averages of the article's network; x = {count} ema-pytorch / candidate",
+        seconds,
+        f"{count} x ema-pytorch",
+    )
+    print(f"  emacore.Averages takes {seconds['emacore.Averages'] / seconds[limit]:.2f} x the memory limit")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     compare("The article's network", article_network, rounds=25, calls=400)
     compare("ResNet-50's shapes", ResNet50Shapes, rounds=25, calls=1)
+    compare_many()

@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emacore.averages import Averages
     from emacore.ema import EMA, averaging_function
     from emacore.training.config import RunConfig
     from emacore.training.loop import train
     from emacore.training.recording import Recorder
 
 _HOMES = {
+    "Averages": "emacore.averages",
     "EMA": "emacore.ema",
     "averaging_function": "emacore.ema",
     "RunConfig": "emacore.training.config",
@@ -22,7 +24,7 @@ _HOMES = {
     "train": "emacore.training.loop",
 }
 
-__all__ = ["EMA", "Recorder", "RunConfig", "averaging_function", "train"]
+__all__ = ["EMA", "Averages", "Recorder", "RunConfig", "averaging_function", "train"]
 __version__ = "0.1.0"
 
 

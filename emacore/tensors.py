@@ -7,6 +7,7 @@ from itertools import chain
 from operator import is_
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -50,6 +51,11 @@ def ties(module: nn.Module) -> dict[str, Tie]:
     return found
 
 
+def layout(module: nn.Module) -> dict[str, Tie]:
+    """The same without values: names, shapes, dtypes and ties."""
+    return {name: Tie(tie.tensor.detach().to("meta"), tie.first_name) for name, tie in ties(module).items()}
+
+
 def distinct(module: nn.Module) -> dict[str, Tensor]:
     """Detached aliases of the parameters and buffers by name; a shared one once, under its first name."""
     return {name: tie.tensor.detach() for name, tie in ties(module).items() if tie.first_name == name}
@@ -91,6 +97,37 @@ def paired(kept: Mapping[str, Tie], found: Mapping[str, Tie], role: str) -> dict
 def is_averaged(tensor: Tensor) -> bool:
     """Whether a tensor can be averaged: floating-point or complex.  Others (BatchNorm's counter) are copied."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def reals(tensor: Tensor) -> Tensor:
+    """A tensor's real numbers, flat: of complex ones real and imaginary parts in turns."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+
+
+def real_count(tensor: Tensor) -> int:
+    """How many real numbers a tensor holds."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def from_reals(flat: Tensor, layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of N modules whose real numbers lie one after the other in ``flat``, of shape (N, P).
+
+    Args:
+        layout: Tensors (on the meta device, say) by name, which tell the shapes and which are complex.
+
+    Returns:
+        Each of shape (N, *its own shape*), in the precision of ``flat``.
+    """
+    found = {}
+    parts = torch.split(flat, [real_count(tensor) for tensor in layout.values()], dim=1)
+    for (name, tensor), part in zip(layout.items(), parts, strict=True):
+        shape = (len(part), *tensor.shape)
+        if tensor.is_complex():
+            pairs = part.reshape(*shape, 2)
+            found[name] = torch.complex(pairs[..., 0], pairs[..., 1])
+        else:
+            found[name] = part.reshape(shape)
+    return found
 
 
 def check_has_values(role: str, module: nn.Module) -> None:

@@ -19,7 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import check_whole
-from emacore.tensors import Watch, check_has_values, distinct, is_averaged, listed, paired, ties, unwrapped
+from emacore.tensors import (
+    Watch,
+    check_has_values,
+    distinct,
+    is_averaged,
+    layout,
+    listed,
+    paired,
+    real_count,
+    reals,
+    ties,
+    unwrapped,
+)
 from emacore.training.config import RunConfig
 
 VERSION = 2
@@ -87,12 +99,12 @@ class Recorder:
         self._module = unwrapped(module)
         self._every = every
         self._names = _chosen(self._module, names)
-        self._layout = {name: tie._replace(tensor=tie.tensor.to("meta")) for name, tie in ties(self._module).items()}
+        self._layout = layout(self._module)
         chosen = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
         self._dtype = torch.float16 if float16 else torch.float32
         averaged = {name: tensor for name, tensor in chosen.items() if is_averaged(tensor)}
         copied = {name: tensor for name, tensor in chosen.items() if not is_averaged(tensor)}
-        columns = sum(_reals(tensor).numel() for tensor in averaged.values())
+        columns = sum(real_count(tensor) for tensor in averaged.values())
         if not columns:
             raise ValueError("the module has no floating-point tensor to record")
         extra = sum(tensor.numel() * tensor.element_size() for tensor in copied.values())
@@ -145,7 +157,7 @@ class Recorder:
         if self._direct:
             torch.cat(self._averaged, out=row)
         elif self._averaged:
-            row.copy_(torch.cat([_reals(tensor).to("cpu", self._dtype) for tensor in self._averaged]))
+            row.copy_(torch.cat([reals(tensor).to("cpu", self._dtype) for tensor in self._averaged]))
         if self._copied:
             parts = [tensor.reshape(-1).view(torch.uint8).cpu() for tensor in self._copied]
             torch.cat(parts, out=self._extra[self._filled])
@@ -279,11 +291,6 @@ def _chosen(module: nn.Module, names: Collection[str] | None) -> frozenset[str]:
     for name in sorted(set(names or ()) - set(known)):
         raise ValueError(f"names: the module has no tensor {name!r}; it has {listed(known)}")
     return frozenset(known if names is None else (known[name].first_name for name in names))
-
-
-def _reals(tensor: Tensor) -> Tensor:
-    """A tensor's real numbers, flat: of complex ones real and imaginary parts in turns."""
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
 
 
 def _described(tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ have given.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule, check_whole, last_move
 from emacore.averaging.weights import stretch_weights
-from emacore.tensors import ties, unwrapped
+from emacore.tensors import from_reals, real_count, ties, unwrapped
 from emacore.training.config import RunConfig
 from emacore.training.data import load
 from emacore.training.metrics import METRICS, metrics
@@ -58,6 +57,7 @@ class Trajectory:
             run that moved only then: close to the exact ones where the weights moved little in between.
         epoch_ends: The rows at which epochs ended.
         config: Of a run of :func:`emacore.train`; ``None`` for one of another loop.
+        tensors: Names, shapes and dtypes of what lies in a row, as tensors without values.
     """
 
     def __init__(self, rows: NDArray[Any], copied: NDArray[np.uint8], about: Mapping[str, Any]) -> None:
@@ -66,9 +66,9 @@ class Trajectory:
         self.epoch_ends: list[int] = [end for end in about["epoch_ends"] if end < len(rows)]
         config = about["config"]
         self.config = None if config is None else RunConfig.from_json(json.dumps(config))
-        self._tensors: dict[str, Any] = about["tensors"]
+        self.tensors = _layout(about["tensors"])
         self._copied_rows = copied
-        self._copied: dict[str, Any] = about["copied"]
+        self._copied = _layout(about["copied"])
         self._data: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -81,8 +81,8 @@ class Trajectory:
         folder = Path(folder)
         about = _read_about(folder)
         try:
-            columns = sum(_reals(tensor) for tensor in about["tensors"].values())
-            extra = sum(_bytes(tensor) for tensor in about["copied"].values())
+            columns = sum(real_count(tensor) for tensor in _layout(about["tensors"]).values())
+            extra = sum(tensor.nbytes for tensor in _layout(about["copied"]).values())
             rows = mapped_rows(folder / "weights.npy", {"float32": "<f4", "float16": "<f2"}[about["dtype"]], columns)
             copied = mapped_rows(folder / "copied.npy", "|u1", extra) if extra else np.empty((len(rows), 0), np.uint8)
             whole = min(len(rows), len(copied))
@@ -166,17 +166,17 @@ class Trajectory:
             ValueError: if the recording has no such row.
         """
         row = self._row(at)
-        state = self._named(torch.from_numpy(self.average([scheme], [row])[0]))
         moved = row
         if isinstance(scheme, Schedule):
             # Thinned rows are the last of the steps they stand for.
             moved = max(0, last_move(scheme, (row + 1) * self.every) // self.every)
+        averaged = from_reals(torch.from_numpy(self.average([scheme], [row])[0]), self.tensors)
+        state = {name: tensor[0].to(self.tensors[name].dtype) for name, tensor in averaged.items()}
         content = torch.from_numpy(np.array(self._copied_rows[moved]))
-        pieces = torch.split(content, [_bytes(about) for about in self._copied.values()])
-        tensors = {name: tensor[0].to(_dtype(self._tensors[name])) for name, tensor in state.items()}
-        for (name, about), piece in zip(self._copied.items(), pieces, strict=True):
-            tensors[name] = piece.clone().view(_dtype(about)).reshape(about["shape"])
-        return tensors
+        pieces = torch.split(content, [tensor.nbytes for tensor in self._copied.values()])
+        for (name, tensor), piece in zip(self._copied.items(), pieces, strict=True):
+            state[name] = piece.clone().view(tensor.dtype).reshape(tensor.shape)
+        return state
 
     @torch.no_grad()
     def load_into(self, module: nn.Module, scheme: Scheme, at: int = -1) -> None:
@@ -262,19 +262,7 @@ class Trajectory:
         x, _ = self._validation()
         for some in _batches(networks, _NETWORKS_AT_ONCE):
             with torch.no_grad():
-                yield forward(self._named(torch.from_numpy(some)), x, self._own_config().network)
-
-    def _named(self, flat: Tensor) -> dict[str, Tensor]:
-        """The tensors in flat weights of shape (N, P), each of shape (N, *its own shape*)."""
-        parts = torch.split(flat, [_reals(about) for about in self._tensors.values()], dim=1)
-        return {
-            name: (
-                torch.view_as_complex(part.reshape(len(part), *about["shape"], 2))
-                if _dtype(about).is_complex
-                else part.reshape(len(part), *about["shape"])
-            )
-            for (name, about), part in zip(self._tensors.items(), parts, strict=True)
-        }
+                yield forward(from_reals(torch.from_numpy(some), self.tensors), x, self._own_config().network)
 
     def _validation(self) -> tuple[Tensor, Tensor]:
         if self._data is None:
@@ -349,17 +337,9 @@ def _window_share(size: int, step: int, first: int, stop: int) -> Floats:
     return np.where((rows <= step) & (rows > step - size), 1 / min(size, step + 1), 0.0)
 
 
-def _dtype(about: Mapping[str, Any]) -> torch.dtype:
-    dtype = getattr(torch, about["dtype"])
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{about['dtype']} is not a dtype")
-    return dtype
-
-
-def _reals(about: Mapping[str, Any]) -> int:
-    """Real numbers in a tensor."""
-    return int(math.prod(about["shape"])) * (2 if _dtype(about).is_complex else 1)
-
-
-def _bytes(about: Mapping[str, Any]) -> int:
-    return int(math.prod(about["shape"])) * _dtype(about).itemsize
+def _layout(described: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors without values, of the described shapes and dtypes."""
+    layout = {}
+    for name, about in described.items():
+        layout[name] = torch.empty(about["shape"], dtype=getattr(torch, about["dtype"]), device="meta")
+    return layout

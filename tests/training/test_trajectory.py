@@ -17,6 +17,7 @@ from torch.func import functional_call
 from emacore import RunConfig, train
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average, moving_average
+from emacore.tensors import from_reals
 from emacore.training import recording, trajectory
 from emacore.training.config import DataConfig, NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.data import load
@@ -121,7 +122,7 @@ def test_the_family_side_by_side(run):
     networks = [result.ema.model]
     predictions = []
     for row in snapshots:
-        tensors = opened._named(torch.tensor(opened.weights[row : row + 1]))
+        tensors = from_reals(torch.tensor(opened.weights[row : row + 1]), opened.tensors)
         single = {name: tensor[0] for name, tensor in tensors.items()}
         with torch.no_grad():
             predictions.append(functional_call(networks[0].eval(), single, (torch.from_numpy(data.x_val),)).numpy())

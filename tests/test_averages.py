@@ -1,0 +1,197 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from emacore import EMA, Averages
+from emacore.averaging.schedules import Constant, InversePower, PowerFunction, UniformAverage
+from tests.test_ema import Network, assert_same, change, tensors
+
+SCHEDULES = {
+    "article": InversePower(0.99, update_after_step=5, update_every=1),
+    "skipping": InversePower(0.9, update_after_step=3, update_every=4),
+    "frozen": Constant(1.0),
+    "constant": Constant(0.7),
+    "swa": UniformAverage(update_after_step=10, update_every=3),
+    "edm2": PowerFunction(sigma_rel=0.2),
+}
+
+
+def run(averages, first, last):
+    for step in range(first, last):
+        change(averages.module, step)
+        averages.update()
+
+
+def shadows(averages):
+    found = {}
+    for name in averages.schedules:
+        shadow = copy.deepcopy(averages.module)
+        averages.copy_to(shadow, name)
+        found[name] = tensors(shadow)
+    return found
+
+
+@pytest.mark.parametrize("calls", [1, 4, 30])
+def test_each_average_is_that_of_the_class(calls):
+    model = Network()
+    averages = Averages(model, SCHEDULES)
+    emas = {name: EMA(model, schedule=schedule) for name, schedule in SCHEDULES.items()}
+    for step in range(calls):
+        change(model, step)
+        averages.update()
+        for ema in emas.values():
+            ema.update()
+    for name, found in shadows(averages).items():
+        expected = tensors(emas[name].ema_model)
+        for key, tensor in found.items():
+            torch.testing.assert_close(tensor, expected[key], msg=f"{name} {key}")
+
+
+def test_the_fast_path_is_the_class_too():
+    model = nn.Linear(3, 2)
+    schedules = {f"{beta}": Constant(beta) for beta in (0.5, 0.9, 0.999)}
+    averages = Averages(model, schedules)
+    emas = {name: EMA(model, schedule=schedule) for name, schedule in schedules.items()}
+    for step in range(2000):  # beyond a block of decays
+        change(model, step)
+        averages.update()
+        for ema in emas.values():
+            ema.update()
+    for name, found in shadows(averages).items():
+        for key, tensor in found.items():
+            torch.testing.assert_close(tensor, tensors(emas[name].ema_model)[key])
+
+
+def test_half_double_and_complex_tensors():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low = nn.Parameter(torch.zeros(3, dtype=torch.float16))
+            self.wide = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+            self.complex = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+
+    model = Mixed()
+    averages = Averages(model, {"mean": UniformAverage()})
+    assert averages.averages.dtype == torch.float64
+    for value in (1.0, 2.0, 6.0):
+        with torch.no_grad():
+            model.low.fill_(value)
+            model.wide.fill_(value)
+            model.complex.fill_(value * (1 + 2j))
+        averages.update()
+    other = Mixed()
+    averages.copy_to(other, "mean")
+    assert other.low.tolist() == [3.0] * 3
+    assert other.wide.tolist() == pytest.approx([3.0] * 2, rel=1e-12)
+    assert other.complex.tolist() == [3 + 6j] * 2
+
+
+def test_what_is_not_finite_is_forgotten_by_a_copy_and_by_a_skip():
+    model = nn.Linear(1, 1, bias=False)
+    averages = Averages(model, {"copy": Constant(0.0), "skip": Constant(0.5, update_every=2), "half": Constant(0.5)})
+    for value in (1.0, float("nan"), 3.0):
+        nn.init.constant_(model.weight, value)
+        averages.update()
+    assert averages.averages[:2].flatten().tolist() == [3.0, 2.0]
+    assert averages.averages[2].isnan()
+
+
+def test_parameters_come_and_go_even_after_an_error():
+    model = Network()
+    averages = Averages(model, SCHEDULES)
+    run(averages, 0, 12)
+    before, expected = tensors(model), shadows(averages)["constant"]
+    with averages.average_parameters("constant") as inside:
+        assert inside is model
+        assert_same(tensors(model), expected)
+        with pytest.raises(RuntimeError, match="outside"):
+            averages.update()
+        with pytest.raises(RuntimeError, match="already open"), averages.average_parameters("swa"):
+            pass
+    assert_same(tensors(model), before)
+    with pytest.raises(ZeroDivisionError), averages.average_parameters("constant"):
+        raise ZeroDivisionError
+    assert_same(tensors(model), before)
+    averages.update()
+
+
+@pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy"])
+def test_going_on_is_not_having_stopped(way):
+    whole = Averages(Network(), SCHEDULES)
+    run(whole, 0, 25)
+    first = Averages(Network(), SCHEDULES)
+    run(first, 0, 9)
+    if way == "pickle":
+        second = pickle.loads(pickle.dumps(first))
+    elif way == "deepcopy":
+        second = copy.deepcopy(first)
+    else:
+        file = io.BytesIO()
+        torch.save(first.state_dict(), file)
+        file.seek(0)
+        second = Averages(Network(), SCHEDULES)
+        second.load_state_dict(torch.load(file, weights_only=True))
+    run(second, 9, 25)
+    torch.testing.assert_close(second.averages, whole.averages, rtol=0, atol=0)
+    for name, found in shadows(second).items():
+        assert_same(found, shadows(whole)[name])
+
+
+def test_a_state_of_something_else_is_refused():
+    averages = Averages(nn.Linear(2, 2), {"a": Constant(0.5)})
+    with pytest.raises(ValueError, match="of the schedules"):
+        averages.load_state_dict(Averages(nn.Linear(2, 2), {"a": Constant(0.6)}).state_dict())
+    with pytest.raises(ValueError, match="averages of 12 weights, this module has 6"):
+        averages.load_state_dict(Averages(nn.Linear(3, 3), {"a": Constant(0.5)}).state_dict())
+
+
+def test_a_replaced_tensor_is_followed_and_a_changed_module_told():
+    model = nn.Linear(2, 1)
+    averages = Averages(model, {"copy": Constant(0.0), "half": Constant(0.5)})
+    averages.update()
+    model.weight = nn.Parameter(torch.full((1, 2), 7.0))
+    averages.update()
+    assert averages.averages[0, :2].tolist() == [7.0, 7.0]
+    model.extra = nn.Parameter(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="has 'extra' more"):
+        averages.update()
+
+
+def test_tied_weights_are_averaged_once_and_wrappers_looked_through():
+    model = Network()
+    model.again = model.first
+    averages = Averages(torch.nn.DataParallel(model), {"a": Constant(0.5)})
+    assert averages.averages.shape == (1, sum(p.numel() for p in model.parameters()) + 8)
+    averages.update()
+    target = copy.deepcopy(model)
+    averages.copy_to(target, "a")
+    assert target.again.weight is target.first.weight
+
+
+def test_wrong_arguments_are_named():
+    model = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="at least one schedule"):
+        Averages(model, {})
+    with pytest.raises(TypeError, match="'a' must be a schedule"):
+        Averages(model, {"a": 0.9})
+    with pytest.raises(ValueError, match="no floating-point tensor"):
+        Averages(nn.ReLU(), {"a": Constant(0.9)})
+    with pytest.raises(ValueError, match="meta device"):
+        Averages(nn.Linear(2, 1, device="meta"), {"a": Constant(0.9)})
+    with pytest.raises(KeyError, match="no average 'b'; there are 'a'"):
+        Averages(model, {"a": Constant(0.9)}).copy_to(model, "b")
+    with pytest.raises(RuntimeError, match="differ in shape"):
+        Averages(model, {"a": Constant(0.9)}).copy_to(nn.Linear(3, 1), "a")
+
+
+def test_moving_to_a_device_forgets_no_average():
+    averages = Averages(Network(), {"a": Constant(0.5)})
+    run(averages, 0, 3)
+    before = averages.averages.clone()
+    assert averages.to("cpu") is averages
+    run(averages, 3, 4)
+    assert not torch.equal(averages.averages, before)

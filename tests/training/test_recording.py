@@ -1,0 +1,246 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.func import functional_call
+
+from emacore import EMA, Recorder
+from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.training.recording import RecordingError
+from emacore.training.trajectory import Trajectory, Window
+from tests.test_ema import Network, change, tensors
+
+SCHEDULES = {
+    "article": InversePower(0.98, update_after_step=10, update_every=1),
+    "skipping": InversePower(0.9, update_after_step=10, update_every=7),
+    "constant": Constant(0.9),
+}
+
+
+class Digits(nn.Sequential):
+    """A small convolutional network with BatchNorm."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(128, 10),
+        )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The network trained for two epochs in a loop of its own, recorded, with an EMA for each schedule beside it."""
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.tensor(x / 16, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(y)
+    torch.manual_seed(0)
+    model = Digits()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    emas = {name: EMA(model, schedule=schedule) for name, schedule in SCHEDULES.items()}
+    folder = tmp_path_factory.mktemp("digits")
+    paths = {"float32": folder / "whole", "float16": folder / "half", "every": folder / "every"}
+    recorders = [
+        Recorder(model, paths["float32"]),
+        Recorder(model, paths["float16"], float16=True),
+        Recorder(model, paths["every"], every=5),
+    ]
+    told = [recorder.size(94) for recorder in recorders]
+    for _ in range(2):
+        for rows in torch.randperm(1500).split(32):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            for ema in emas.values():
+                ema.update()
+            for recorder in recorders:
+                recorder.record()
+        for recorder in recorders:
+            recorder.end_epoch()
+    for recorder in recorders:
+        recorder.close()
+        assert recorder.error is None
+    return model, emas, paths, told, (x[1500:], y[1500:])
+
+
+@torch.no_grad()
+def accuracy(model, x, y):
+    return float((model.eval()(x).argmax(dim=1) == y).double().mean())
+
+
+def test_somebody_elses_network_is_replayed_with_its_buffers(digits):
+    _, emas, paths, _, (x, y) = digits
+    trajectory = Trajectory.open(paths["float32"])
+    assert trajectory.config is None
+    assert trajectory.epoch_ends == [46, 93]
+    for name, ema in emas.items():
+        other = Digits()
+        trajectory.load_into(other, SCHEDULES[name])
+        for key, tensor in tensors(other).items():
+            torch.testing.assert_close(tensor, tensors(ema.ema_model)[key], rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
+        assert accuracy(other, x, y) == accuracy(ema.ema_model, x, y) > 0.5
+
+
+def test_a_function_of_ones_own_is_evaluated_under_every_schedule(digits):
+    model, emas, paths, _, (x, y) = digits
+    trajectory = Trajectory.open(paths["float32"])
+
+    def measured(state):
+        predicted = functional_call(model.eval(), state, (x,))
+        return {"accuracy": float((predicted.argmax(dim=1) == y).double().mean())}
+
+    table = trajectory.evaluate({**SCHEDULES, "window": Window(20)}, measured)
+    assert table.columns.tolist() == ["schedule", "row", "accuracy"]
+    for name, ema in emas.items():
+        assert table.set_index("schedule").loc[name, "accuracy"] == accuracy(ema.ema_model, x, y)
+    curve = trajectory.evaluate({"a": Constant(0.0)}, lambda state: float(state["5.bias"][0]), trajectory.epoch_ends)
+    assert curve["row"].tolist() == [46, 93]
+    assert curve["value"].iloc[-1] == float(model[5].bias[0].detach())
+
+
+def test_half_precision_rounds_by_what_it_says(digits):
+    _, _, paths, _, _ = digits
+    whole, half = (
+        np.asarray(Trajectory.open(paths[name]).weights, dtype=np.float64) for name in ("float32", "float16")
+    )
+    assert Trajectory.open(paths["float16"]).weights.dtype == np.float16
+    assert (np.abs(half - whole) <= np.maximum(np.abs(whole) / 2048, 3e-8)).all()
+    assert (half != whole).any()
+    averages = [Trajectory.open(paths[name]).average([Constant(0.9)]) for name in ("float32", "float16")]
+    np.testing.assert_allclose(averages[1], averages[0], rtol=1e-3, atol=1e-4)
+
+
+def test_the_size_is_told_before(digits):
+    _, _, paths, told, _ = digits
+    for path, size in zip(paths.values(), told, strict=True):
+        assert sum((path / name).stat().st_size for name in ("weights.npy", "copied.npy")) == size
+    assert told[1] < 0.51 * told[0]
+
+
+def test_every_kth_step(digits):
+    _, _, paths, _, _ = digits
+    thin, whole = Trajectory.open(paths["every"]), Trajectory.open(paths["float32"])
+    np.testing.assert_array_equal(thin.weights, whole.weights[4::5])
+    assert thin.epoch_ends == [8, 17]
+    assert thin.steps == 90
+
+
+def test_the_integers_are_those_of_the_last_move(tmp_path):
+    model = Network()
+    schedule = Constant(0.5, update_every=4)
+    ema = EMA(model, schedule=schedule)
+    with Recorder(model, tmp_path) as recorder:
+        for step in range(11):
+            change(model, step)
+            ema.update()
+            recorder.record()
+    state = Trajectory.open(tmp_path).state(schedule)
+    assert state["norm.num_batches_tracked"] == ema.ema_model.norm.num_batches_tracked == 8
+    assert Trajectory.open(tmp_path).state(Window(3))["norm.num_batches_tracked"] == 10
+
+
+def test_only_some_tensors(tmp_path):
+    model = Network()
+    with Recorder(model, tmp_path, names=["last.weight", "norm.num_batches_tracked"]) as recorder:
+        for step in range(3):
+            change(model, step)
+            recorder.record()
+    trajectory = Trajectory.open(tmp_path)
+    assert trajectory.weights.shape == (3, 8)
+    other = Network()
+    before = tensors(other)
+    trajectory.load_into(other, UniformAverage())
+    changed = {name for name, tensor in tensors(other).items() if not torch.equal(tensor, before[name])}
+    assert changed == {"last.weight", "norm.num_batches_tracked"}
+
+
+def test_tied_half_double_and_complex_tensors(tmp_path):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low = nn.Parameter(torch.zeros(3, 1, dtype=torch.float16))
+            self.tied = self.low
+            self.wide = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+            self.complex = nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64))
+            self.register_buffer("flag", torch.tensor(False))
+
+    model = Mixed()
+    with Recorder(model, tmp_path) as recorder:
+        for value in (1.0, 2.0, 6.0):
+            with torch.no_grad():
+                model.low.fill_(value)
+                model.wide.fill_(value)
+                model.complex.fill_(value * (1 + 2j))
+                model.flag.fill_(value > 5)
+            recorder.record()
+    other = Mixed()
+    Trajectory.open(tmp_path).load_into(other, UniformAverage())
+    assert other.tied is other.low
+    assert other.low.flatten().tolist() == [3.0] * 3
+    assert other.wide.tolist() == [3.0] * 2
+    assert other.complex.flatten().tolist() == [3 + 6j] * 4
+    assert other.flag
+
+
+def test_weights_that_do_not_lie_flat_and_a_replaced_tensor(tmp_path):
+    model = nn.Conv2d(2, 3, 2, bias=False).to(memory_format=torch.channels_last)
+    with Recorder(model, tmp_path) as recorder:
+        recorder.record()
+        first = model.weight.detach().clone()
+        model.weight = nn.Parameter(torch.full((3, 2, 2, 2), 5.0))
+        recorder.record()
+    rows = Trajectory.open(tmp_path).weights
+    np.testing.assert_array_equal(rows[0], first.contiguous().flatten())
+    np.testing.assert_array_equal(rows[1], np.full(24, 5.0))
+
+
+def test_what_half_precision_cannot_hold_ends_the_recording(tmp_path):
+    model = nn.Linear(1, 1)
+    with Recorder(model, tmp_path, float16=True) as recorder:
+        recorder.record()
+        recorder.end_epoch()
+        nn.init.constant_(model.weight, 1e5)
+        recorder.record()
+        recorder.end_epoch()
+        recorder.record()
+    assert (
+        recorder.error
+        == "the recording ends after step 0: a weight is above 65504 or not finite, which float16 cannot hold"
+    )
+    assert len(Trajectory.open(tmp_path).weights) == 1
+
+
+def test_a_module_that_does_not_fit_is_told(tmp_path):
+    model = nn.Linear(2, 1)
+    with Recorder(model, tmp_path) as recorder:
+        recorder.record()
+        model.extra = nn.Parameter(torch.zeros(1))
+        with pytest.raises(RuntimeError, match="has 'extra' more"):
+            recorder.record()
+    trajectory = Trajectory.open(tmp_path)
+    with pytest.raises(RuntimeError, match=r"'weight' with shape \(1, 2\), the module has it with shape \(1, 3\)"):
+        trajectory.load_into(nn.Linear(3, 1), Constant(0.5))
+    with pytest.raises(RuntimeError, match="under no such name"):
+        trajectory.load_into(nn.ReLU(), Constant(0.5))
+    with pytest.raises(ValueError, match="one of the 1 recorded rows, got 1"):
+        trajectory.load_into(model, Constant(0.5), at=1)
+    with pytest.raises(RecordingError, match=r"use evaluate\(\)"):
+        trajectory.final({"a": Constant(0.5)})
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    model = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="every"):
+        Recorder(model, tmp_path, every=0)
+    with pytest.raises(ValueError, match="no tensor 'wieght'; it has 'bias', 'weight'"):
+        Recorder(model, tmp_path, names=["wieght"])
+    with pytest.raises(TypeError, match="collection of names"):
+        Recorder(model, tmp_path, names="weight")
+    with pytest.raises(ValueError, match="no floating-point tensor"):
+        Recorder(nn.ReLU(), tmp_path)
+    Recorder(model, tmp_path).close()
+    with pytest.raises(FileExistsError):
+        Recorder(model, tmp_path)
