@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,7 @@ from emacore.training.config import (
 #: Arguments of every control.
 BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 
+T = TypeVar("T")
 Table = pd.DataFrame | Callable[[], pd.DataFrame]
 
 FAMILIES = {
@@ -213,8 +214,8 @@ def pin(code: str) -> None:
         st.session_state["pins"] = [*pins, code]
 
 
-def pin_controls(code: str, defaults: Mapping[str, Any]) -> dict[str, Schedule]:
-    """Buttons to pin the curve and to reset, and the pinned curves by their code."""
+def pin_controls(code: str, defaults: Mapping[str, Any], parse: Callable[[str], T]) -> dict[str, T]:
+    """Buttons to pin the curve and to reset, and the pinned curves, as ``parse`` reads them, by their code."""
     with st.container(horizontal=True):
         st.button(
             "Pin this curve",
@@ -238,7 +239,7 @@ def pin_controls(code: str, defaults: Mapping[str, Any]) -> dict[str, Schedule]:
     found = {}
     for text in chosen:
         try:
-            found[text] = schedules.from_code(text)
+            found[text] = parse(text)
         except ValueError as error:
             st.warning(f"Left out: {error}", icon=":material/warning:")
     return found

@@ -105,7 +105,7 @@ with controls:
     num_steps = run_length()
     schedule = schedule_controls()
     code = to_code(schedule)
-    pins = pin_controls(code, {**SCHEDULE_DEFAULTS, **RUN_DEFAULTS})
+    pins = pin_controls(code, {**SCHEDULE_DEFAULTS, **RUN_DEFAULTS}, from_code)
     curves = {NOW: schedule, **pins}
 
 colours = palette(curves, {NOW: AVERAGED})
@@ -283,6 +283,12 @@ with left:
             )
             / 100
         )
+    st.page_link(
+        "pages/what_if.py",
+        label="Which width was best in a run of mine?",
+        icon=":material/model_training:",
+        query_params={"view": "For my run"},
+    )
 
 
 @st.cache_data(max_entries=64, show_spinner="Solving")

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pandas as pd
 import streamlit as st
 
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import InversePower, from_code, to_code
-from emacore.averaging.weights import weights
+from emacore.averaging.schedules import InversePower, from_code, to_code, with_relative_width
+from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
-from emacore.charts.style import AVERAGED, ORIGINAL, palette
+from emacore.charts.plane import paths_on_landscape
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError
 from emacore.training.config import RunConfig
-from emacore.training.history import curve_figures, training_follows_average
+from emacore.training.history import (
+    curve_figures,
+    curve_in_words,
+    smaller_rate_in_words,
+    training_follows_average,
+)
 from emacore.widgets import (
     BOUND,
     SCHEDULE_DEFAULTS,
+    csv_button,
     job_queue,
     pin,
     pin_controls,
+    query_of,
     schedule_controls,
+    sentence,
     show_chart,
     show_table,
+    state_of,
     stop_with,
     through_app,
     told,
@@ -39,36 +50,61 @@ st.markdown(
     "training."
 )
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
-    from emacore.training.atlas import AXES, atlas, plateau
+    from emacore.training.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
     from emacore.training.family import family
-    from emacore.training.trajectory import RecordingError, Trajectory
+    from emacore.training.recording import RecordingError
+    from emacore.training.trajectory import Trajectory, scheme_from_code, scheme_to_code
+    from emacore.training.weight_space import Space, space
 
 ORIGINAL_NAME, OWN, NOW = "original", "the run's own EMA", "now"
+PRINCIPAL, THREE_POINTS = "principal components", "three points"
+#: Axes of the atlas along which the same rule has the same beta.
+CAPPED = ("power", "inv_gamma", "beta", "half_life", "update_after_step")
 SECONDS_BETWEEN_LOOKS = 2.0
 
 
 @st.cache_resource(max_entries=4, show_spinner="Opening the recording")
 def opened(folder: str, epochs: int) -> Trajectory:
-    """A recording as it is after so many epochs."""
-    return Trajectory.open(folder)
+    """A recording as it was after so many epochs."""
+    return Trajectory.open(folder, epochs)
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
 def replayed(folder: str, epochs: int, code: str) -> pd.DataFrame:
-    return opened(folder, epochs).replay({code: from_code(code)})
+    trajectory = opened(folder, epochs)
+    table = trajectory.replay({code: scheme_from_code(code)})
+    return table.assign(step=[(end + 1) * trajectory.every - 1 for end in trajectory.epoch_ends])
+
+
+@st.cache_data(max_entries=50, show_spinner=False)
+def shares_of(folder: str, epochs: int, code: str) -> pd.DataFrame:
+    trajectory = opened(folder, epochs)
+    weight = trajectory.shares(scheme_from_code(code))
+    table = pd.DataFrame({"step": range(trajectory.every - 1, trajectory.steps, trajectory.every), "weight": weight})
+    return table[table["weight"] > 0]
 
 
 @st.cache_data(max_entries=20, show_spinner="Replaying the run 400 times")
-def atlas_of(folder: str, epochs: int, code: str, x: str, y: str) -> pd.DataFrame:
+def atlas_of(folder: str, epochs: int, code: str, x: str, y: str, metric: str) -> pd.DataFrame:
     schedule = from_code(code)
     if not isinstance(schedule, InversePower):
         raise TypeError(f"the atlas varies InversePower, got {code}")
-    return atlas(opened(folder, epochs), schedule, x, y)
+    return atlas(opened(folder, epochs), schedule, x, y, metric)
 
 
 @st.cache_data(max_entries=50, show_spinner=False)
 def family_of(folder: str, epochs: int, code: str) -> pd.DataFrame:
     return family(opened(folder, epochs), from_code(code))
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def widths_of(folder: str, epochs: int) -> pd.DataFrame:
+    return widths(opened(folder, epochs))
+
+
+@st.cache_data(max_entries=10, show_spinner="Evaluating the loss over a plane")
+def space_of(folder: str, epochs: int, code: str, kind: str, from_share: float) -> Space:
+    return space(opened(folder, epochs), scheme_from_code(code), kind, from_share)
 
 
 def start_on_original(config: RunConfig) -> None:
@@ -142,17 +178,32 @@ with told():
         st.page_link("pages/train.py", label="Train the article's run")
         st.stop()
     history = store.history(run.id)
+training = run.state not in FINAL_STATES
 folder = str(store.recording(run.id))
+
+
+def epochs_on_disk() -> int:
+    """How many whole epochs the run has by now, in its recording and in its history."""
+    return min(len(Trajectory.open(folder).epoch_ends), len(store.history(run.id)))
+
+
+@st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
+def watch(seen: int) -> None:
+    """Run the page again once there are more epochs than ``seen``, or the run has ended."""
+    with told(), suppress(RecordingError):
+        if epochs_on_disk() != seen or store.result(run.id).state != run.state:
+            st.rerun()
+
+
 try:
-    epochs = len(Trajectory.open(folder).epoch_ends)
+    epochs = epochs_on_disk()
     trajectory = opened(folder, epochs)
 except RecordingError as error:
     stop_with(f"The recording cannot be used: {error}.")
-if not epochs or history.empty:
+if training:
+    watch(epochs)
+if not epochs:
     st.info("The first epoch is not over yet.", icon=":material/hourglass_top:")
-    if run.state not in FINAL_STATES:
-        st.fragment(lambda: None, run_every=SECONDS_BETWEEN_LOOKS)()
-    st.button("Look again", icon=":material/refresh:")
     st.stop()
 trained, history = len(history), history.head(epochs)
 
@@ -160,17 +211,28 @@ controls, charts = st.columns([1, 2.3], gap="medium")
 with controls:
     schedule = schedule_controls()
     code = to_code(schedule)
-    curves = {NOW: schedule, **pin_controls(code, SCHEDULE_DEFAULTS)}
+    schemes = {NOW: schedule, **pin_controls(code, SCHEDULE_DEFAULTS, scheme_from_code)}
 
+steps = trajectory.steps
+own = replayed(folder, epochs, code)
 parts = [
-    pd.DataFrame({"curve": name, "epoch": history["epoch"], "loss": history[f"val_loss_{column}"]})
+    pd.DataFrame({"curve": name, "epoch": history["epoch"], "step": own["step"], "loss": history[f"val_loss_{column}"]})
     for name, column in ((ORIGINAL_NAME, "original"), (OWN, "ema"))
 ]
-for name, curve in curves.items():
-    parts.append(replayed(folder, epochs, to_code(curve))[["epoch", "loss"]].assign(curve=name))
-table = pd.concat(parts, ignore_index=True)[["curve", "epoch", "loss"]]
-colours = {ORIGINAL_NAME: ORIGINAL, NOW: AVERAGED, **palette([OWN, *list(curves)[1:]])}
-steps = len(trajectory.weights) * trajectory.every
+for name, scheme in schemes.items():
+    parts.append(replayed(folder, epochs, scheme_to_code(scheme))[["epoch", "step", "loss"]].assign(curve=name))
+curves = pd.concat(parts, ignore_index=True)[["curve", "epoch", "step", "loss"]]
+shares = pd.concat(
+    [shares_of(folder, epochs, scheme_to_code(scheme)).assign(curve=name) for name, scheme in schemes.items()],
+    ignore_index=True,
+)
+colours = {ORIGINAL_NAME: ORIGINAL, NOW: AVERAGED, **palette([OWN, *list(schemes)[1:]])}
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """For the CSV: the schedule's own code in place of "now"."""
+    return table.assign(curve=table["curve"].replace(NOW, f"{NOW}: {code}"))
+
 
 with charts:
     honest_words(run, trajectory, trained)
@@ -178,22 +240,13 @@ with charts:
         "Loss axis", ["log", "linear"], default="log", key="loss_axis", required=True, help="Its scale.", **BOUND
     )
     show_chart(
-        lines(
-            table,
-            x="epoch",
-            y="loss",
-            series="curve",
-            colours=colours,
-            x_title="epoch",
-            y_title="validation loss (MSE)",
-            y_scale=scale,
-            height=420,
-        ),
-        alt_text=f"Validation loss over {epochs} epochs: the original, the run's own EMA, and {len(curves)} replayed "
-        f"schedules; now is {code}",
-        table=table.assign(curve=table["curve"].replace(NOW, f"{NOW}: {code}")),
+        curves_and_shares(curves, shares, colours=colours, y_title="validation loss (MSE)", y_scale=scale, steps=steps),
+        alt_text=f"Validation loss over {epochs} epochs: the original, the run's own EMA, and {len(schemes)} replayed "
+        f"schedules, now {code}; below, the weight of each step of the run in each final average",
+        table=named(curves),
         name=f"replayed-{run.id}",
     )
+    csv_button(named(shares), f"weights-{run.id}")
     for remark in remarks(schedule, max(2, steps)):
         st.caption(remark)
 
@@ -201,7 +254,7 @@ st.subheader("Figures of these curves")
 first = st.number_input(
     "Steadiness from epoch", 1, 100_000, 20, key="steady_from", help="Standard deviation from this epoch on.", **BOUND
 )
-figures = curve_figures(table, ORIGINAL_NAME, first)
+figures = curve_figures(curves, ORIGINAL_NAME, first)
 show_table(
     figures,
     name=f"figures-{run.id}",
@@ -213,95 +266,263 @@ show_table(
         "ahead_since": st.column_config.NumberColumn("below the original since epoch"),
     },
 )
-st.caption("In this run, on its validation rows. Another seed is another run.")
-
-st.subheader("What each schedule gives to the past of this run")
-parts = []
-for name, curve in curves.items():
-    rates = trajectory.decays(curve, len(trajectory.weights))
-    shares = pd.DataFrame({"curve": name, "step": range(0, steps, trajectory.every), "weight": weights(rates)})
-    parts.append(shares[rates < 1])
-shares = pd.concat(parts, ignore_index=True)
-show_chart(
-    lines(
-        shares,
-        x="step",
-        y="weight",
-        series="curve",
-        colours={name: colour for name, colour in colours.items() if name in curves},
-        x_title="step of the run",
-        y_title="weight in the final average",
-        height=300,
-    ),
-    alt_text=f"The weight of each step of the run in the final average, for {len(curves)} schedules",
-    table=shares,
-    name=f"shares-{run.id}",
-)
-
-st.subheader("The family")
 st.markdown(
-    "Means of all steps, of late snapshots, of a window; and the ensemble, which averages *predictions* instead of "
-    "weights and so needs every one of its networks at prediction time."
-)
-show_table(
-    family_of(folder, epochs, code),
-    name=f"family-{run.id}",
-    column_config={
-        "loss": st.column_config.NumberColumn("final loss", format="%.6f"),
-        "mae": st.column_config.NumberColumn("MAE", format="%.5f"),
-        "r2": st.column_config.NumberColumn("R2", format="%.5f"),
-        "copies_kept": st.column_config.NumberColumn("copies kept in training"),
-        "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
-    },
+    f"{curve_in_words(figures, ORIGINAL_NAME, NOW)} {smaller_rate_in_words(history, own['loss'])} "
+    "All of it is of this run and its validation rows; another seed is another run."
 )
 
-st.subheader("Atlas: 400 schedules, one run")
-if not isinstance(schedule, InversePower):
-    st.caption("The atlas varies the settings of the inverse-power family: choose it above.")
-    st.stop()
-left, right = st.columns(2)
-x = left.selectbox("Across", list(AXES), 0, key="atlas_x", help="The setting along the horizontal axis.", **BOUND)
-others = [name for name in AXES if name != x]
-if st.session_state.get("atlas_y") not in (None, *others):
-    st.session_state["atlas_y"] = others[0]
-y = right.selectbox(
-    "Up",
-    others,
-    others.index("beta") if "beta" in others else 0,
-    key="atlas_y",
-    help="The setting along the vertical axis.",
+
+def show_family(epochs: int) -> None:
+    st.markdown(
+        "Means of all steps, of late snapshots, of a window; and the ensemble, which averages *predictions* instead of "
+        "weights and so needs every one of its networks at prediction time."
+    )
+    show_table(
+        family_of(folder, epochs, code),
+        name=f"family-{run.id}",
+        column_config={
+            "loss": st.column_config.NumberColumn("final loss", format="%.6f"),
+            "mae": st.column_config.NumberColumn("MAE", format="%.5f"),
+            "r2": st.column_config.NumberColumn("R2", format="%.5f"),
+            "copies_kept": st.column_config.NumberColumn("copies kept in training"),
+            "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
+        },
+    )
+
+
+def show_atlas(epochs: int) -> None:
+    if not isinstance(schedule, InversePower):
+        st.caption("The atlas varies the settings of the inverse-power family: choose it above.")
+        return
+    left, middle, right = st.columns(3)
+    x = left.selectbox("Across", list(AXES), 0, key="atlas_x", help="The setting along the horizontal axis.", **BOUND)
+    others = partners(x)
+    if st.session_state.get("atlas_y") not in (None, *others):
+        st.session_state["atlas_y"] = others[0]
+    y = middle.selectbox(
+        "Up",
+        others,
+        others.index("beta") if "beta" in others else 0,
+        key="atlas_y",
+        help="The setting along the vertical axis. half_life (steps) is beta's; relative_width is EDM2's power "
+        "function, window (steps) a sliding mean: they have a start, and none of the other settings.",
+        **BOUND,
+    )
+    metric = right.segmented_control(
+        "Loss",
+        ["final", "best"],
+        default="final",
+        key="atlas_metric",
+        required=True,
+        help=f"After the last epoch, or the lowest of {BEST_OF} epochs spread evenly up to the last.",
+        **BOUND,
+    )
+    cells = atlas_of(folder, epochs, code, x, y, metric)
+    losses = history["val_loss_original"].head(epochs)
+    reference = float(losses.iloc[-1] if metric == "final" else losses.min())
+    capped = x in CAPPED and y in CAPPED
+    cells["beta_never"] = cells["beta_from"].isna() & capped
+    picture = heatmap(cells, reference=reference, x_title=x, y_title=y, dotted="beta_never")
+    event = st.vega_lite_chart(
+        picture.data,
+        picture.spec,
+        alt=f"The {metric} loss under {len(cells)} schedules over {x} and {y}, blue where it is below the original's",
+        width="stretch",
+        on_select="rerun",
+        selection_mode=CELL,
+        key=f"atlas-{run.id}-{x}-{y}-{metric}",
+    )
+    st.caption(
+        "Blue: the average is below the original; orange: above it; white: level. Full colour from a factor of 4 on. "
+        "The framed cell is the lowest. Pointing shows numbers, a click chooses a cell."
+        + (" Dotted cells: this run is too short for beta, which never acts." if capped else "")
+    )
+    clicked = [cell["code"] for cell in event["selection"].get(CELL, []) if "code" in cell]
+    if cells["loss"].notna().any():
+        best = cells.loc[cells["loss"].idxmin()]
+        st.markdown(
+            f"The lowest cell, `{best['code']}`, has {best['loss']:.4g}; the original {reference:.4g}. It was **chosen "
+            f"on these very validation rows**, so it flatters itself. {plateau(cells):.0%} of the cells lie within 5 % "
+            "of it: the wider that plateau, the less the choice matters."
+        )
+        with st.container(horizontal=True):
+            if clicked:
+                st.button(
+                    f"Pin {clicked[0]}",
+                    on_click=pin,
+                    args=(clicked[0],),
+                    icon=":material/keep:",
+                    help="The clicked cell becomes a curve.",
+                )
+            st.button(
+                "Pin the lowest cell", on_click=pin, args=(best["code"],), icon=":material/keep:", help="As a curve."
+            )
+    show_table(cells.drop(columns="beta_never"), name=f"atlas-{run.id}")
+
+
+def show_space(epochs: int) -> None:
+    left, right = st.columns(2)
+    kind = left.segmented_control(
+        "Plane",
+        [PRINCIPAL, THREE_POINTS],
+        default=PRINCIPAL,
+        key="plane",
+        required=True,
+        help="The two directions in which the weights vary most, or the plane that holds the first weights of the "
+        "path, the last, and the final average.",
+        **BOUND,
+    )
+    percent = right.slider(
+        "From (% of the run)",
+        0,
+        95,
+        50,
+        5,
+        key="path_from",
+        help="The way from the first weights is so long that little else is seen beside it.",
+        **BOUND,
+    )
+    try:
+        found = space_of(folder, epochs, code, kind, percent / 100)
+    except ValueError as error:
+        st.warning(sentence(error), icon=":material/warning:")
+        return
+    titles = ("first component", "second component") if kind == PRINCIPAL else ("along the path", "towards the average")
+    left, right = st.columns([1.5, 1], gap="medium")
+    with left:
+        show_chart(
+            paths_on_landscape(found.original, found.averaged, found.steps, found.landscape, titles=titles),
+            alt_text="A plane through the weights of this run: lines of equal validation loss, the path of the weights "
+            "in orange and of their average in blue",
+            table=found.landscape,
+            name=f"landscape-{run.id}",
+        )
+        st.caption(
+            f"The plane shows {found.original_share:.0%} of the variance of the weights' path and "
+            f"{found.averaged_share:.0%} of the average's; the rest of it is hidden above and below. "
+            "Grey: lines of equal validation loss *in the plane*, from "
+            f"{found.landscape['loss'].min():.4g} to {found.landscape['loss'].max():.4g}."
+        )
+    with right:
+        show_chart(
+            lines(
+                found.line.assign(curve="loss"),
+                x="position",
+                y="loss",
+                series="curve",
+                colours={"loss": CLEAN},
+                x_title="0: the last weights, 1: their average",
+                y_title="validation loss (MSE)",
+                x_rules={"original": 0.0, "average": 1.0},
+                height=280,
+            ),
+            alt_text="Validation loss along the straight line from the last weights to their average and beyond",
+            table=found.line,
+            name=f"line-{run.id}",
+        )
+        show_chart(
+            lines(
+                found.distances.rename(columns={"averaged": NOW}).melt("step", var_name="curve", value_name="distance"),
+                x="step",
+                y="distance",
+                series="curve",
+                colours={ORIGINAL_NAME: ORIGINAL, NOW: AVERAGED},
+                x_title="step of the run",
+                y_title="distance to the end",
+                height=280,
+            ),
+            alt_text="Euclidean distance of the weights and of their average from the last weights, over the steps",
+            table=found.distances,
+            name=f"distances-{run.id}",
+        )
+
+
+def show_advice(epochs: int) -> None:
+    table = widths_of(folder, epochs)
+    reference = float(history["val_loss_original"].iloc[epochs - 1])
+    best = table.loc[table["loss"].idxmin()]
+    left, right = st.columns([1.5, 1], gap="medium")
+    drawn = [("average", table["loss"]), (ORIGINAL_NAME, reference)]
+    with left:
+        show_chart(
+            lines(
+                pd.concat(
+                    [pd.DataFrame({"curve": name, "width": 100 * table["width"], "loss": loss}) for name, loss in drawn]
+                ),
+                x="width",
+                y="loss",
+                series="curve",
+                colours={"average": AVERAGED, ORIGINAL_NAME: ORIGINAL},
+                x_title="relative width (% of the run)",
+                y_title="final validation loss (MSE)",
+                x_scale="log",
+                height=300,
+            ),
+            alt_text="Final loss of power-function averages of this run over their relative width, beside the "
+            "original's",
+            table=table,
+            name=f"widths-{run.id}",
+        )
+    with right:
+        st.markdown(
+            f"In this run the relative width **{best['width']:.1%}** was best: {best['loss']:.4g}, the original "
+            f"{reference:.4g}; {plateau(table):.0%} of the widths are within 5 % of it. A width is a share of the run, "
+            "so it can be carried to a run of another length. It was chosen on these validation rows and this seed."
+        )
+        length = st.number_input(
+            "Steps of the other run", 100, 1_000_000, 50_000, key="other_steps", help="Optimiser steps.", **BOUND
+        )
+        try:
+            answer = from_code(carried(code, length, float(best["width"])))
+            state = state_of(answer)
+        except ValueError as error:
+            st.warning(sentence(error), icon=":material/warning:")
+            return
+        st.code(to_code(answer), language="python")
+        st.page_link(
+            "pages/decay_schedule.py",
+            label="Look at it on the schedule page",
+            icon=":material/arrow_forward:",
+            query_params=query_of(
+                {**state, "steps": length, "memory": "relative width", "want_width": round(100 * best["width"], 1)}
+            ),
+        )
+
+
+@st.cache_data(max_entries=64, show_spinner="Solving")
+def carried(code: str, steps: int, width: float) -> str:
+    return to_code(with_relative_width(from_code(code), steps, width))
+
+
+def looked_at() -> int:
+    """Up to which epoch the view is: that of a run still training stays as it is until one asks for more."""
+    seen = st.session_state.get("looked")
+    if not training or seen is None or seen[0] != run.id or not 0 < seen[1] <= epochs:
+        seen = st.session_state["looked"] = (run.id, epochs)
+    if seen[1] < epochs:
+        st.button(
+            f"As of epoch {seen[1]}: bring up to date",
+            on_click=lambda: st.session_state.pop("looked", None),
+            icon=":material/refresh:",
+            help="The run goes on; what takes longer to compute is not done again by itself.",
+        )
+    return int(seen[1])
+
+
+VIEWS = {"Family": show_family, "Atlas": show_atlas, "Weight space": show_space, "For my run": show_advice}
+st.subheader("More of this run")
+view = st.segmented_control(
+    "View",
+    list(VIEWS),
+    default="Family",
+    key="view",
+    required=True,
+    help="SWA, windows and ensembles beside the EMA; 400 schedules as a map; paths over the loss; settings for a run "
+    "of another length.",
     **BOUND,
 )
-cells = atlas_of(folder, epochs, code, x, y)
-reference = float(history["val_loss_original"].iloc[-1])
-picture = heatmap(cells, reference=reference, x_title=x, y_title=y)
-event = st.vega_lite_chart(
-    picture.data,
-    picture.spec,
-    alt=f"The final loss under {len(cells)} schedules over {x} and {y}, blue where it is below the original's",
-    width="stretch",
-    on_select="rerun",
-    selection_mode=CELL,
-    key=f"atlas-{run.id}-{x}-{y}",
-)
-st.caption(
-    "Blue: the average ends below the original; orange: above it; white: level. Full colour from a factor of 4 on. "
-    "Pointing "
-    "shows numbers, a click chooses a cell; the framed one is the lowest."
-)
-clicked = [cell["code"] for cell in event["selection"].get(CELL, []) if "code" in cell]
-best = cells.loc[cells["loss"].idxmin()]
-st.markdown(
-    f"The lowest cell, `{best['code']}`, ends at {best['loss']:.4g}; the original at {reference:.4g}. It was "
-    "**chosen on "
-    f"these very validation rows**, so it flatters itself. {plateau(cells):.0%} of the cells lie within 5 % of it: "
-    "the wider "
-    "that plateau, the less the choice matters."
-)
-with st.container(horizontal=True):
-    if clicked:
-        st.button(
-            f"Pin {clicked[0]}", on_click=pin, args=(clicked[0],), icon=":material/keep:", help="The clicked cell."
-        )
-    st.button("Pin the lowest cell", on_click=pin, args=(best["code"],), icon=":material/keep:", help="As a curve.")
-show_table(cells, name=f"atlas-{run.id}")
+with told():
+    try:
+        VIEWS[view](looked_at())
+    except RecordingError as error:
+        stop_with(f"The recording cannot be used: {error}.")

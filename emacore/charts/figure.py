@@ -20,13 +20,14 @@ class Figure(NamedTuple):
     spec: dict[str, Any]
 
 
-def spec_of(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
+def spec_of(chart: alt.LayerChart | alt.FacetChart | alt.VConcatChart) -> dict[str, Any]:
     """The chart as a specification whose layers, unless they have rows of their own, draw the figure's table."""
     with alt.data_transformers.enable("default", consolidate_datasets=False):
         spec: dict[str, Any] = chart.to_dict()
-    for layer in spec["layer"]:
-        if layer["data"] == {"values": [{}]}:  # Altair's mark for "none", which would hide the table from the layer
-            del layer["data"]
+    for view in (spec, *spec.get("vconcat", ())):
+        for part in (view, *view.get("layer", ())):
+            if part.get("data") == {"values": [{}]}:  # Altair's mark for "none", which would hide the table
+                del part["data"]
     return spec
 
 

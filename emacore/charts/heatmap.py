@@ -9,22 +9,25 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from emacore.charts.figure import Figure
+from emacore.charts.figure import Figure, spec_of
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 
 #: The name of the selection in which a clicked cell arrives.
 CELL = "cell"
 
 
-def heatmap(table: pd.DataFrame, *, reference: float, x_title: str, y_title: str, height: int = 460) -> Figure:
+def heatmap(
+    table: pd.DataFrame, *, reference: float, x_title: str, y_title: str, dotted: str | None = None, height: int = 460
+) -> Figure:
     """Cells of columns x, y, loss; blue where the loss is below ``reference``, orange where it is above.
 
     Colours are in log2 of the ratio and end at a factor of 4 both ways, which the page says in words.  The lowest cell
-    is marked.
+    is marked, and cells in which ``dotted`` (a column of booleans) is true have a dot.
     """
     shown = table.assign(
         change=np.log2(table["loss"] / reference).clip(-2, 2),
         percent=100 * (table["loss"] / reference - 1),
+        dot=table[dotted] if dotted else False,
         best=table.index == table["loss"].idxmin() if table["loss"].notna().any() else False,
     )
     return Figure(shown, _spec(x_title, y_title, height))
@@ -33,12 +36,13 @@ def heatmap(table: pd.DataFrame, *, reference: float, x_title: str, y_title: str
 @lru_cache(maxsize=64)
 def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
     cell = alt.selection_point(name=CELL, fields=["code"], toggle=False)
-    spec: dict[str, Any] = (
-        alt.Chart()
-        .mark_rect()
+    base = alt.Chart().encode(
+        x=alt.X("x:O", title=x_title, axis=alt.Axis(format=".5~g", labelOverlap=True, labelAngle=-45)),
+        y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=".5~g", labelOverlap=True)),
+    )
+    cells = (
+        base.mark_rect()
         .encode(
-            x=alt.X("x:O", title=x_title, axis=alt.Axis(format=".5~g", labelOverlap=True, labelAngle=-45)),
-            y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=".5~g", labelOverlap=True)),
             fill=alt.Fill(
                 "change:Q",
                 scale=alt.Scale(domain=[-2, 0, 2], range=[AVERAGED, "#F4F4F4", ORIGINAL]),
@@ -49,14 +53,11 @@ def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
             tooltip=[
                 alt.Tooltip("x:O", title=x_title),
                 alt.Tooltip("y:O", title=y_title),
-                alt.Tooltip("loss:Q", title="final loss (MSE)", format=".5~g"),
+                alt.Tooltip("loss:Q", title="loss (MSE)", format=".5~g"),
                 alt.Tooltip("percent:Q", title="change against the original (%)", format="+.3~g"),
             ],
         )
         .add_params(cell)
-        .properties(height=height)
-        .to_dict()
     )
-    spec.pop("data", None)
-    spec.pop("datasets", None)
-    return spec
+    dots = base.mark_circle(size=14, color=CLEAN, opacity=1).transform_filter(alt.datum.dot)
+    return spec_of(alt.layer(cells, dots).properties(height=height))

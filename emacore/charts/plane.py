@@ -1,4 +1,4 @@
-"""Paths in a plane of two weights, over the contours of a quadratic loss."""
+"""Paths in a plane of the weights, over the lines of equal loss."""
 
 from __future__ import annotations
 
@@ -7,63 +7,90 @@ from functools import lru_cache
 from typing import Any
 
 import altair as alt
+import contourpy
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emacore.charts.figure import Figure, spec_of
+from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 
-COLOURS = {"SGD": ORIGINAL, "average": AVERAGED}
+Floats = NDArray[np.float64]
+Rows = list[dict[str, Any]]
+
+#: The trained weights, by the names they have on two pages, and their average.
+COLOURS = {"SGD": ORIGINAL, "original": ORIGINAL, "average": AVERAGED}
+_CONTOURS, _MARKS = 0, 2
 
 
 def paths(
-    original: NDArray[np.float64],
-    averaged: NDArray[np.float64],
-    curvatures: tuple[float, float],
-    *,
-    reach: float,
-    height: int = 520,
+    original: Floats, averaged: Floats, curvatures: tuple[float, float], *, reach: float, height: int = 520
 ) -> Figure:
-    """The iterates (orange) and their average (blue), both of shape (T, 2), around the minimum at the origin.
+    """The iterates (orange) and their average (blue), both of shape (T, 2), around a quadratic's minimum at the origin.
 
     Args:
         curvatures: Of the loss along the two weights.
         reach: Both axes go from ``-reach`` to ``reach``, rounded up to halves.
     """
-    table = pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "w1": path[:, 0],
-                    "w2": path[:, 1],
-                    "path": name,
-                    "step": np.arange(len(path)),
-                    "newest": np.arange(len(path)) == len(path) - 1,
-                }
-            )
-            for name, path in (("SGD", original), ("average", averaged))
-        ],
-        ignore_index=True,
-    )
-    return Figure(table, _spec(curvatures, max(math.ceil(2 * reach) / 2, 0.5), height))
+    border = max(math.ceil(2 * reach) / 2, 0.5)
+    spec = _spec(("SGD", "average"), ("weight 1", "weight 2"), (-border, border), (-border, border), "loss", height)
+    spec = with_layer_data(spec, _CONTOURS, _ellipses(curvatures, border))
+    spec = with_layer_data(spec, _MARKS, [{"u": 0.0, "v": 0.0, "mark": "minimum"}])
+    return Figure(_table({"SGD": original, "average": averaged}, np.arange(len(original))), spec)
+
+
+def paths_on_landscape(
+    original: Floats,
+    averaged: Floats,
+    steps: NDArray[np.integer[Any]],
+    landscape: pd.DataFrame,
+    *,
+    titles: tuple[str, str],
+    height: int = 520,
+) -> Figure:
+    """The same for a real network, over contours of its measured loss.
+
+    Args:
+        original, averaged: Places in the plane, shape (N, 2).
+        steps: To which steps of the run they belong, shape (N,).
+        landscape: A full grid: u, v, loss.
+        titles: Of the two axes.
+    """
+    grid = landscape.pivot(index="v", columns="u", values="loss")
+    u, v = (tuple(float(side) for side in (axis[0], axis[-1])) for axis in (grid.columns, grid.index))
+    spec = _spec(("original", "average"), titles, u, v, "validation loss", height)
+    spec = with_layer_data(spec, _CONTOURS, _contours(grid))
+    return Figure(_table({"original": original, "average": averaged}, steps), with_layer_data(spec, _MARKS, []))
+
+
+def _table(places: dict[str, Floats], steps: NDArray[np.integer[Any]]) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame({"u": path[:, 0], "v": path[:, 1], "path": name, "step": steps}) for name, path in places.items()
+    ]
+    return pd.concat(parts, ignore_index=True).assign(newest=lambda t: t["step"] == steps[-1])
 
 
 @lru_cache(maxsize=64)
-def _spec(curvatures: tuple[float, float], reach: float, height: int) -> dict[str, Any]:
-    scale = alt.Scale(domain=[-reach, reach], nice=False)
+def _spec(
+    names: tuple[str, str],
+    titles: tuple[str, str],
+    u: tuple[float, float],
+    v: tuple[float, float],
+    level: str,
+    height: int,
+) -> dict[str, Any]:
     highlight = alt.selection_point(name="highlight", fields=["path"], bind="legend")
-    x = alt.X("w1:Q", title="weight 1", scale=scale)
-    y = alt.Y("w2:Q", title="weight 2", scale=scale)
+    x = alt.X("u:Q", title=titles[0], scale=alt.Scale(domain=list(u), nice=False))
+    y = alt.Y("v:Q", title=titles[1], scale=alt.Scale(domain=list(v), nice=False))
     colour = alt.Color(
         "path:N",
-        scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())),
+        scale=alt.Scale(domain=list(names), range=[COLOURS[name] for name in names]),
         legend=alt.Legend(title=None, orient="bottom", symbolStrokeWidth=3),
     )
     contours = (
-        alt.Chart(_ellipses(curvatures, reach))
-        .mark_line(color=CLEAN, opacity=0.35, strokeWidth=1, clip=True)
-        .encode(x=x, y=y, order="order:Q", detail="level:N")
+        alt.Chart()
+        .mark_line(color=CLEAN, opacity=0.45, strokeWidth=1, clip=True)
+        .encode(x=x, y=y, order="order:Q", detail="piece:N", tooltip=alt.Tooltip("level:Q", title=level, format=".4~g"))
     )
     drawn = alt.Chart().encode(x=x, y=y, color=colour)
     lines = (
@@ -71,7 +98,7 @@ def _spec(curvatures: tuple[float, float], reach: float, height: int) -> dict[st
         .encode(
             order="step:Q",
             opacity=alt.when(highlight).then(alt.value(0.75)).otherwise(alt.value(0.1)),
-            strokeWidth=alt.when(alt.datum.path == "SGD").then(alt.value(1)).otherwise(alt.value(2.6)),
+            strokeWidth=alt.when(alt.datum.path == names[0]).then(alt.value(1)).otherwise(alt.value(2.6)),
         )
         .add_params(highlight)
     )
@@ -81,34 +108,48 @@ def _spec(curvatures: tuple[float, float], reach: float, height: int) -> dict[st
         .encode(
             tooltip=[
                 alt.Tooltip("path:N", title=" "),
-                alt.Tooltip("step:Q"),
-                alt.Tooltip("w1:Q", title="weight 1", format=".4f"),
-                alt.Tooltip("w2:Q", title="weight 2", format=".4f"),
+                alt.Tooltip("step:Q", format=","),
+                alt.Tooltip("u:Q", title=titles[0], format=".4f"),
+                alt.Tooltip("v:Q", title=titles[1], format=".4f"),
             ],
         )
     )
-    minimum = (
-        alt.Chart(pd.DataFrame({"w1": [0.0], "w2": [0.0]}))
-        .mark_point(shape="cross", size=90, color=CLEAN, filled=True)
-        .encode(x=x, y=y)
-    )
-    return spec_of(alt.layer(contours, lines, minimum, heads).properties(height=height))
+    marks = alt.Chart().mark_point(shape="cross", size=90, color=CLEAN, filled=True).encode(x=x, y=y)
+    return spec_of(alt.layer(contours, lines, marks, heads).properties(height=height))
 
 
-def _ellipses(curvatures: tuple[float, float], reach: float) -> pd.DataFrame:
+@lru_cache(maxsize=64)
+def _ellipses(curvatures: tuple[float, float], reach: float) -> Rows:
     """Four lines of equal loss; the largest touches the border along the flatter weight."""
     angle = np.linspace(0, 2 * np.pi, 73)
     narrow = np.sqrt(np.array(curvatures) / min(curvatures))
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "w1": size * np.cos(angle) / narrow[0],
-                    "w2": size * np.sin(angle) / narrow[1],
-                    "level": size,
-                    "order": np.arange(len(angle)),
-                }
-            )
-            for size in (0.25 * reach, 0.5 * reach, 0.75 * reach, reach)
-        ]
-    )
+    return [
+        {
+            "u": size * math.cos(a) / narrow[0],
+            "v": size * math.sin(a) / narrow[1],
+            "level": size**2 * min(curvatures) / 2,
+            "piece": n,
+            "order": k,
+        }
+        for n, size in enumerate((0.25 * reach, 0.5 * reach, 0.75 * reach, reach))
+        for k, a in enumerate(angle.tolist())
+    ]
+
+
+def _contours(grid: pd.DataFrame, levels: int = 10) -> Rows:
+    """Lines of equal loss over a grid with rows v and columns u; levels are even in the loss' logarithm."""
+    loss = grid.to_numpy()
+    finite = loss[np.isfinite(loss) & (loss > 0)]
+    if not finite.size or finite.min() == finite.max():
+        return []
+    found = contourpy.contour_generator(grid.columns.to_numpy(), grid.index.to_numpy(), np.ma.masked_invalid(loss))
+    rows: Rows = []
+    piece = 0
+    for level in np.geomspace(finite.min(), finite.max(), levels + 2)[1:-1].tolist():
+        for line in found.lines(level):
+            points = np.asarray(line)
+            rows += [
+                {"u": u, "v": v, "level": level, "piece": piece, "order": k} for k, (u, v) in enumerate(points.tolist())
+            ]
+            piece += 1
+    return rows

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from emacore.training.config import RunConfig
 
@@ -107,6 +110,62 @@ def curve_figures(curves: pd.DataFrame, original: str, from_epoch: int) -> pd.Da
             }
         )
     return pd.DataFrame(rows).astype({"ahead_since": "Int64"})
+
+
+def curve_in_words(figures: pd.DataFrame, original: str, averaged: str) -> str:
+    """What averaging did in this run, from two rows of :func:`curve_figures`."""
+    rows: dict[Any, dict[Any, Any]] = figures.set_index("curve").astype(object).to_dict("index")
+    one, other = rows[original], rows[averaged]
+    told = (
+        f"In this run the average ends {_against(other['final'], one['final'])}; its lowest loss is "
+        f"{_against(other['best'], one['best'])}."
+    )
+    if not pd.isna(one["steadiness"]) and one["steadiness"] > 0:
+        told += f" Its curve's standard deviation is {other['steadiness'] / one['steadiness']:.0%} of the original's."
+    if pd.isna(other["ahead_since"]):
+        return f"{told} It does not stay below the original."
+    return f"{told} It stays below from epoch {other['ahead_since']} on."
+
+
+def smaller_rate_in_words(history: pd.DataFrame, averaged: ArrayLike) -> str:
+    """Whether, in this run, a smaller learning rate did for the original what averaging does.
+
+    The original's medians at a high rate (at least half of the first; the later half of those epochs, so that the
+    approach is over) and at a low one (at most a quarter) are set beside the average's.
+
+    Args:
+        history: Of the run.
+        averaged: The average's validation loss after each of its epochs.
+    """
+    rates, epochs = history["learning_rate"].to_numpy(), history["epoch"].to_numpy()
+    original, average = history["val_loss_original"].to_numpy(), np.asarray(averaged, dtype=np.float64)
+    high, low = np.flatnonzero(rates >= rates[0] / 2), np.flatnonzero(rates <= rates[0] / 4)
+    high = high[len(high) // 2 :]
+    before = np.median(original[high]), np.median(average[high])
+    told = (
+        f"While the learning rate was high (epochs {epochs[high[0]]} to {epochs[high[-1]]}), the average's median loss "
+        f"was {_against(before[1], before[0])}."
+    )
+    if len(low) < 3:
+        return (
+            f"{told} The rate never fell to a quarter of its first value for three epochs, so this run cannot say "
+            "whether a smaller one would have done the same."
+        )
+    after = np.median(original[low]), np.median(average[low])
+    told += f" At a quarter of the rate or less (from epoch {epochs[low[0]]} on) it was {_against(after[1], after[0])}."
+    gained = before[0] - before[1]
+    if gained <= 0:
+        return f"{told} At the high rate averaging gained nothing here that a smaller rate could replace."
+    share = (before[0] - after[0]) / gained
+    return (
+        f"{told} By itself the smaller rate, with the epochs it trained, took the original from {before[0]:.4g} to "
+        f"{after[0]:.4g}: {max(0.0, share):.0%} of what averaging gained at the high rate."
+    )
+
+
+def _against(value: float, reference: float) -> str:
+    change = 100 * (value / reference - 1)
+    return f"{abs(change):.3g} % {'below' if change < 0 else 'above'} the original's ({value:.4g} and {reference:.4g})"
 
 
 def training_follows_average(config: RunConfig) -> list[str]:

@@ -7,6 +7,7 @@ have given.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import Schedule, check_whole, last_move
-from emacore.averaging.weights import stretch_weights
+from emacore.averaging.schedules import Schedule, check_whole, from_code, last_move, to_code
+from emacore.averaging.weights import stretch_weights, weights
 from emacore.tensors import from_reals, real_count, ties, unwrapped
 from emacore.training.config import RunConfig
 from emacore.training.data import load
@@ -48,6 +49,21 @@ class Window:
 Scheme = Schedule | Window
 
 
+def scheme_to_code(scheme: Scheme) -> str:
+    """A scheme as a Python expression, such as ``Window(size=100)``."""
+    return f"Window(size={scheme.size})" if isinstance(scheme, Window) else to_code(scheme)
+
+
+def scheme_from_code(text: str) -> Scheme:
+    """The scheme that :func:`scheme_to_code` wrote; nothing is run.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    window = re.fullmatch(r"\s*Window\(\s*(?:size\s*=\s*)?(\d{1,12})\s*\)\s*", text)
+    return Window(int(window[1])) if window else from_code(text)
+
+
 class Trajectory:
     """A recording, opened to be replayed; the files stay on disk and are mapped, and may still be growing.
 
@@ -72,8 +88,8 @@ class Trajectory:
         self._data: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def open(cls, folder: str | Path) -> Trajectory:
-        """Open what is whole of a recording.
+    def open(cls, folder: str | Path, epochs: int | None = None) -> Trajectory:
+        """Open what is whole of a recording, or only its first ``epochs``.
 
         Raises:
             RecordingError: if there is none, or it is damaged, foreign, or of another version.
@@ -86,6 +102,8 @@ class Trajectory:
             rows = mapped_rows(folder / "weights.npy", {"float32": "<f4", "float16": "<f2"}[about["dtype"]], columns)
             copied = mapped_rows(folder / "copied.npy", "|u1", extra) if extra else np.empty((len(rows), 0), np.uint8)
             whole = min(len(rows), len(copied))
+            if epochs is not None:
+                whole = min(whole, *(end + 1 for end in about["epoch_ends"][max(0, epochs - 1) : epochs]))
             return cls(rows[:whole], copied[:whole], about)
         except RecordingError:
             raise
@@ -100,6 +118,13 @@ class Trajectory:
     def decays(self, schedule: Schedule, rows: int) -> Floats:
         """The schedule's decays over the first ``rows`` rows: of each, the product over the steps it stands for."""
         return np.asarray(schedule.decays(rows * self.every).reshape(rows, self.every).prod(axis=1))
+
+    def shares(self, scheme: Scheme) -> Floats:
+        """What each row weighs in the last average of a scheme: shape (T,)."""
+        rows = len(self.weights)
+        if isinstance(scheme, Window):
+            return _window_share(scheme.size, rows - 1, 0, rows)
+        return weights(self.decays(scheme, rows))
 
     def average(self, schemes: Sequence[Scheme], at: Sequence[int] | None = None) -> NDArray[np.float32]:
         """The averaged weights of each scheme after the rows ``at`` (by default the ends of epochs).

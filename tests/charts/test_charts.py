@@ -4,9 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emacore.averaging.signals import sgd_on_quadratic
+from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import heatmap
 from emacore.charts.lines import lines
-from emacore.charts.plane import paths
+from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
 from emacore.charts.thin import kept_rows, thin
 
@@ -112,7 +113,7 @@ def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
     assert figure.data["change"].tolist() == [-1.0, 2.0]
     assert figure.data["percent"].tolist() == [-50.0, 700.0]
     assert figure.data["best"].tolist() == [True, False]
-    assert figure.spec["encoding"]["fill"]["scale"]["range"] == [AVERAGED, "#F4F4F4", ORIGINAL]
+    assert figure.spec["layer"][0]["encoding"]["fill"]["scale"]["range"] == [AVERAGED, "#F4F4F4", ORIGINAL]
     assert "data" not in figure.spec
     lost = heatmap(table.assign(loss=np.nan), reference=1.0, x_title="power", y_title="beta")
     assert not lost.data["best"].any()
@@ -121,3 +122,32 @@ def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
 def test_palette_gives_each_name_its_colour():
     assert palette(["a", "b", "c"], {"b": AVERAGED}) == {"a": OTHERS[0], "b": AVERAGED, "c": OTHERS[1]}
     assert len(set(palette(list("abcde")).values())) == 5
+
+
+def test_curves_and_shares_have_one_axis_and_one_highlight():
+    curves = pd.DataFrame({"curve": ["original", "now"], "epoch": 1, "step": 9, "loss": [1.0, 0.0]})
+    shares = pd.DataFrame({"curve": "now", "step": [8, 9], "weight": [0.4, 0.6]})
+    colours = {"original": ORIGINAL, "now": AVERAGED}
+    figure = curves_and_shares(curves, shares, colours=colours, y_title="loss", y_scale="log", steps=10)
+    assert figure.data["part"].tolist() == ["loss", "weight", "weight"]
+    above, below = figure.spec["vconcat"]
+    assert above["encoding"]["x"]["scale"] == below["encoding"]["x"]["scale"]
+    assert above["encoding"]["strokeOpacity"] == below["encoding"]["strokeOpacity"]
+    assert "highlight" in str(above["encoding"]["strokeOpacity"])
+    assert "data" not in above
+    assert "data" not in below
+
+
+def test_a_landscape_is_drawn_as_lines_of_equal_loss():
+    u, v = np.meshgrid(np.linspace(-2, 2, 21), np.linspace(-1, 1, 21))
+    grid = pd.DataFrame({"u": u.ravel(), "v": v.ravel(), "loss": (1 + u**2 + v**2).ravel()})
+    path = np.array([[0.0, 0.0], [1.0, 0.5], [0.5, 0.5]])
+    figure = paths_on_landscape(path, path / 2, np.array([3, 6, 9]), grid, titles=("a", "b"))
+    rows = pd.DataFrame(figure.spec["layer"][0]["data"]["values"])
+    np.testing.assert_allclose(1 + rows["u"] ** 2 + rows["v"] ** 2, rows["level"], rtol=0.02)
+    assert rows["level"].nunique() == 10
+    assert figure.data[figure.data["newest"]]["step"].tolist() == [9, 9]
+    flat = paths_on_landscape(path, path, np.arange(3), grid.assign(loss=1.0), titles=("a", "b"))
+    assert flat.spec["layer"][0]["data"]["values"] == []
+    holes = grid.assign(loss=grid["loss"].where(grid["u"] < 1, np.inf))
+    assert paths_on_landscape(path, path, np.arange(3), holes, titles=("a", "b")).spec["layer"][0]["data"]["values"]

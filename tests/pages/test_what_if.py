@@ -1,10 +1,12 @@
 import json
+import re
 import shutil
 
 import pytest
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import InversePower
+from emacore.averaging.schedules import InversePower, from_code
+from emacore.averaging.weights import relative_width
 from emacore.experiments.store import RunStore
 from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
 from tests.pages.conftest import run, texts
@@ -61,15 +63,20 @@ def test_the_family_has_the_curves_own_figures(open_page, home):
 
 def test_pinned_schedules_of_any_family(open_page, home):
     enter(home)
-    codes = ["Constant(beta=0.9)", "PowerFunction(sigma_rel=0.1)", "UniformAverage(update_after_step=30)"]
-    app = open_page("what_if", pins=codes, family="Bias-corrected")
+    codes = [
+        "Constant(beta=0.9)",
+        "PowerFunction(sigma_rel=0.1)",
+        "UniformAverage(update_after_step=30)",
+        "Window(size=9)",
+    ]
+    app = open_page("what_if", pins=codes, family="Bias-corrected", view="Atlas")
     assert figures(app).index.tolist() == ["original", "the run's own EMA", "now", *codes]
     assert "choose it above" in texts(app)
 
 
 def test_the_atlas_says_where_its_best_was_chosen_and_pins_it(open_page, home):
     enter(home)
-    app = open_page("what_if", atlas_x="beta", atlas_y="update_after_step")
+    app = open_page("what_if", view="Atlas", atlas_x="beta", atlas_y="update_after_step")
     assert "chosen on these very validation rows" in texts(app)
     cells = next(d.value for d in app.dataframe if "code" in d.value)
     assert len(cells) == 400
@@ -117,3 +124,68 @@ def test_a_recording_damaged_or_deleted_under_the_page_is_told(open_page, home):
     shutil.rmtree(RunStore(home).recording(run_id))
     run(app)
     assert "Train a run first" in texts(app)
+
+
+def test_where_beta_never_acts_is_told_in_the_atlas(open_page, home):
+    enter(home)
+    app = open_page("what_if", view="Atlas")
+    assert "Dotted cells: this run is too short for beta" in texts(app)
+    cells = next(d.value for d in app.dataframe if "beta_from" in d.value)
+    assert cells["beta_from"].isna().any()
+    app.get_by_key("atlas_x").set_value("window")
+    assert "Dotted" not in texts(run(app))
+    assert run(app).get_by_key("atlas_y").value == "update_after_step"
+    app.get_by_key("atlas_metric").set_value("best")
+    assert "epoch" in next(d.value for d in run(app).dataframe if "code" in d.value)
+
+
+@pytest.mark.parametrize("plane", ["principal components", "three points"])
+def test_the_weights_space_states_what_it_shows(open_page, home, plane):
+    enter(home)
+    app = open_page("what_if", view="Weight space", plane=plane, update_after_step="5")
+    assert re.search(r"The plane shows \d+% of the variance of the weights' path and \d+%", texts(app))
+    assert len(app.get("vega_lite_chart")) == 4
+
+
+def test_a_plane_that_does_not_exist_is_told(open_page, home):
+    enter(home)
+    app = open_page("what_if", view="Weight space", plane="three points", family="Constant", beta="0.5")
+    app.get_by_key("update_after_step").set_value(10_000)
+    assert "three points lie on a line" in run(app).warning[0].value
+
+
+def test_the_best_width_is_carried_to_another_run(open_page, home):
+    enter(home)
+    app = open_page("what_if", view="For my run", other_steps="20000")
+    width = float(re.search(r"relative width \*\*([\d.]+)%", texts(app))[1])
+    answer = from_code(app.code[0].value)
+    assert 100 * relative_width(answer.decays(20_000)) == pytest.approx(width, abs=0.06)
+    link = next(link for link in app.get("page_link") if "schedule page" in link.proto.label)
+    assert f"want_width={width}" in link.proto.query_string
+    assert "steps=20000" in link.proto.query_string
+
+
+def test_in_words_and_a_run_that_grows(open_page, home):
+    runs = RunStore(home)
+    run_id = enter(home, state="running")
+    app = open_page("what_if")
+    assert "In this run the average ends" in texts(app)
+    assert "cannot say whether a smaller one" in texts(app)
+    runs.finish(run_id, ME, "done", stopped="max epochs")
+    assert len(figures(run(app))) == 3
+
+
+def test_two_pages_replay_the_same_growing_run(open_page, home):
+    runs = RunStore(home)
+    run_id = runs.create(FREE)
+    runs.claim(ME, 99)
+    seen = []
+
+    def grow(row):
+        runs.append(run_id, ME, row)
+        if row["epoch"] in (3, 7):
+            seen.append([figures(open_page("what_if", replayed=run_id)).loc["now", "final"] for _ in range(2)])
+
+    train(FREE, grow, record=runs.recording(run_id))
+    assert [one == two for one, two in seen] == [True, True]
+    assert seen[0] != seen[1]

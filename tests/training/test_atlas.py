@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import InversePower, from_code
+from emacore.averaging.schedules import InversePower, PowerFunction, from_code
 from emacore.training import atlas as atlas_module
-from emacore.training.atlas import AXES, atlas, plateau
+from emacore.training.atlas import AXES, atlas, partners, plateau, widths
 from emacore.training.config import DataConfig, StoppingConfig
-from emacore.training.trajectory import Trajectory
+from emacore.training.trajectory import Trajectory, Window, scheme_from_code, scheme_to_code
 
 CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none"), max_epochs=6)
 
@@ -37,8 +37,69 @@ def test_a_cell_is_the_final_of_its_schedule(trajectory, x, y):
 
 def test_axes_must_be_two(trajectory):
     for x, y in (("power", "power"), ("power", "nope")):
-        with pytest.raises(ValueError, match="two different ones of power"):
+        with pytest.raises(ValueError, match="two of power.* that go together"):
             atlas(trajectory, InversePower(), x, y)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [("half_life", "power"), ("relative_width", "update_after_step"), ("update_after_step", "window")]
+)
+def test_axes_of_other_rules(trajectory, x, y):
+    cells = atlas(trajectory, InversePower(update_every=1), x, y)
+    row = cells.iloc[len(cells) // 2]
+    scheme = scheme_from_code(row["code"])
+    if "half_life" in (x, y):
+        assert 0.5 ** (1 / row["x"]) == pytest.approx(scheme.beta)
+    elif "window" in (x, y):
+        assert scheme == Window(min(int(row["y"]), 30 - int(row["x"])))
+    else:
+        assert scheme == PowerFunction(sigma_rel=row["x"], update_after_step=int(row["y"]))
+    assert trajectory.final({"a": scheme})["loss"][0] == pytest.approx(row["loss"], rel=1e-4)
+
+
+def test_which_axes_go_together():
+    for x in AXES:
+        assert x not in partners(x)
+        assert all(x in partners(y) for y in partners(x))
+    assert "beta" not in partners("half_life")
+
+
+def test_the_best_epoch_of_each_cell(trajectory):
+    schedule = InversePower(0.9, update_after_step=3, update_every=1)
+    cells = atlas(trajectory, schedule, "power", "beta", "best")
+    final = atlas(trajectory, schedule, "power", "beta")
+    assert (cells["loss"] <= final["loss"] * (1 + 1e-6)).all()
+    row = cells.iloc[123]
+    curve = trajectory.replay({"a": from_code(row["code"])})
+    assert row["loss"] == pytest.approx(curve["loss"].min(), rel=1e-4)
+    assert row["epoch"] == curve.loc[curve["loss"].idxmin(), "epoch"]
+    with pytest.raises(ValueError, match="metric"):
+        atlas(trajectory, schedule, "power", "beta", "worst")
+
+
+def test_where_beta_never_acts(trajectory):
+    cells = atlas(trajectory, InversePower(0.9, update_after_step=3, update_every=1), "power", "beta")
+    for row in cells.iloc[[5, 200, 390]].itertuples():
+        decays = from_code(row.code).decays(30)
+        acts = np.flatnonzero((decays == row.y) & (decays > 0))
+        assert (acts[0] if acts.size else pd.NA) is pd.NA if pd.isna(row.beta_from) else acts[0] == row.beta_from
+    assert cells["beta_from"].isna().any()
+    assert cells["beta_from"].notna().any()
+
+
+def test_widths(trajectory):
+    table = widths(trajectory)
+    row = table.iloc[20]
+    expected = trajectory.final({"a": PowerFunction(sigma_rel=row["width"])})
+    assert row["loss"] == pytest.approx(expected["loss"][0], rel=1e-5)
+
+
+def test_a_window_as_code():
+    assert scheme_from_code(scheme_to_code(Window(12))) == scheme_from_code("Window( 12 )") == Window(12)
+    assert scheme_from_code("InversePower(power=0.5)") == InversePower(power=0.5)
+    for text in ("Window()", "Window(size=0)", "Window(a)"):
+        with pytest.raises(ValueError, match="not a schedule|size must be"):
+            scheme_from_code(text)
 
 
 def test_values_are_short_and_within_range():

@@ -6,8 +6,10 @@ from emacore.training import article
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
 from emacore.training.history import (
     curve_figures,
+    curve_in_words,
     epochs_without_best,
     in_words,
+    smaller_rate_in_words,
     summarise,
     training_follows_average,
 )
@@ -86,3 +88,35 @@ def test_which_rules_look_at_the_average():
     assert not training_follows_average(RunConfig(optimizer=steady, stopping=StoppingConfig("original")))
     on_original = OptimizerConfig(plateau_curve="original")
     assert not training_follows_average(RunConfig(optimizer=on_original, stopping=StoppingConfig("none")))
+
+
+def rates(high, low):
+    """A history of a run whose rate falls to a tenth after ``len(high)`` epochs."""
+    losses = [*high, *low]
+    rate = [0.01] * len(high) + [0.001] * len(low)
+    return pd.DataFrame({"epoch": range(1, len(losses) + 1), "learning_rate": rate, "val_loss_original": losses})
+
+
+def test_whether_a_smaller_rate_did_the_same():
+    history = rates([9.0, 9.0, 4.0, 4.0], [3.0, 2.5, 2.0])
+    told = smaller_rate_in_words(history, [9.0, 9.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+    assert "epochs 3 to 4), the average's median loss was 50 % below the original's (2 and 4)" in told
+    assert "from epoch 5 on) it was 20 % below the original's (2 and 2.5)" in told
+    assert "from 4 to 2.5: 75% of what averaging gained" in told
+    assert "gained nothing" in smaller_rate_in_words(history, [9.0, 9.0, 5.0, 5.0, 2.0, 2.0, 2.0])
+    assert "cannot say" in smaller_rate_in_words(rates([4.0, 4.0], []), [2.0, 2.0])
+
+
+def test_a_curve_in_words():
+    curves = pd.DataFrame(
+        {
+            "curve": ["original"] * 3 + ["now"] * 3,
+            "epoch": [1, 2, 3] * 2,
+            "loss": [4.0, 2.0, 4.0, 5.0, 1.0, 3.0],
+        }
+    )
+    told = curve_in_words(curve_figures(curves, "original", 2), "original", "now")
+    assert "ends 25 % below the original's (3 and 4); its lowest loss is 50 % below" in told
+    assert "standard deviation is 100% of" in told
+    assert "stays below from epoch 2 on" in told
+    assert "does not stay below" in curve_in_words(curve_figures(curves, "now", 2), "now", "original")
