@@ -182,21 +182,21 @@ training = run.state not in FINAL_STATES
 folder = str(store.recording(run.id))
 
 
-def epochs_on_disk() -> int:
-    """How many whole epochs the run has by now, in its recording and in its history."""
-    return min(len(Trajectory.open(folder).epoch_ends), len(store.history(run.id)))
+def epochs_in(history: pd.DataFrame) -> int:
+    """How many whole epochs there are of the run, in this history and in its recording."""
+    return min(len(Trajectory.open(folder).epoch_ends), len(history))
 
 
 @st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
 def watch(seen: int) -> None:
     """Run the page again once there are more epochs than ``seen``, or the run has ended."""
     with told(), suppress(RecordingError):
-        if epochs_on_disk() != seen or store.result(run.id).state != run.state:
+        if epochs_in(store.history(run.id)) != seen or store.result(run.id).state != run.state:
             st.rerun()
 
 
 try:
-    epochs = epochs_on_disk()
+    epochs = epochs_in(history)
     trajectory = opened(folder, epochs)
 except RecordingError as error:
     stop_with(f"The recording cannot be used: {error}.")
@@ -270,6 +270,15 @@ st.markdown(
     f"{curve_in_words(figures, ORIGINAL_NAME, NOW)} {smaller_rate_in_words(history, own['loss'])} "
     "All of it is of this run and its validation rows; another seed is another run."
 )
+with st.expander("Load this average into a module of your own", icon=":material/download:"):
+    st.code(
+        "from emacore.averaging.schedules import *\n"
+        "from emacore.training.trajectory import Trajectory\n\n"
+        f"trajectory = Trajectory.open({folder!r})\n"
+        f"trajectory.load_into(module, {code})  # any torch module with these tensors by name\n"
+        f"# {', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in trajectory.tensors.items())}",
+        language="python",
+    )
 
 
 def show_family(epochs: int) -> None:

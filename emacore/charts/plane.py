@@ -97,13 +97,13 @@ def _spec(
         drawn.mark_line(clip=True)
         .encode(
             order="step:Q",
-            opacity=alt.when(highlight).then(alt.value(0.75)).otherwise(alt.value(0.1)),
+            opacity=alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.1)),
             strokeWidth=alt.when(alt.datum.path == names[0]).then(alt.value(1)).otherwise(alt.value(2.6)),
         )
         .add_params(highlight)
     )
     heads = (
-        drawn.mark_circle(size=130, clip=True)
+        drawn.mark_circle(size=130, clip=True, opacity=1)
         .transform_filter(alt.datum.newest)
         .encode(
             tooltip=[

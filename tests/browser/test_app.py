@@ -8,10 +8,15 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
+from emacore.averaging.schedules import from_code
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS
 from emacore.experiments.store import RunStore
+from emacore.training.data import load
+from emacore.training.trajectory import Trajectory
 from tests.browser.conftest import Server
 
 if sys.platform == "win32":
@@ -159,7 +164,7 @@ def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
     context.close()
 
 
-def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server, page):
+def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server, page, tmp_path):
     page.goto(f"{server.url}/train?max_epochs=20&stop_curve=none&rate_rule=constant")
     page.get_by_role("button", name="Start").click()
     page.get_by_text("Ended after 20 epochs").wait_for(timeout=150_000)
@@ -176,13 +181,54 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
     settled(page)
     page.wait_for_timeout(1500)
     assert chart.screenshot() != before
+    for scheme in ("SWA", "ensemble of predictions"):  # the family is the first view
+        page.locator("[data-testid=stDataFrame] td").get_by_text(scheme, exact=True).wait_for(state="attached")
+    page.get_by_role("radio", name="Weight space").click()
+    page.get_by_text(re.compile(r"^The plane shows \d+%")).wait_for()
+    plane = page.locator("[data-testid=stVegaLiteChart]").nth(1)
+    page.wait_for_timeout(1000)
+    for colour in (ORIGINAL, AVERAGED):
+        assert drawn(plane, colour) > 100, colour
+    page.get_by_role("radio", name="Atlas").click()
+    page.get_by_text("Dotted cells: this run is too short for beta, which never acts.").wait_for()
     picture = page.locator("[data-testid=stVegaLiteChart]").last
     picture.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
     box = picture.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
     page.get_by_role("button", name=re.compile("^Pin InversePower")).click()
     page.locator("[data-testid=stMultiSelect]").get_by_text(re.compile("InversePower")).first.wait_for()
     assert "pins=InversePower" in page.url
+    # And the lowest cell goes into a module of one's own.
+    best = page.locator("[data-testid=stMarkdownContainer] code", has_text="InversePower(").first.inner_text()
+    told = page.get_by_text("The lowest cell,").inner_text()
+    run_id = RunStore(server.home).runs()["id"][0]
+    trajectory = Trajectory.open(RunStore(server.home).recording(run_id))
+    module = nn.Sequential(
+        nn.Linear(20, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 1)
+    )
+    trajectory.load_into(module, from_code(best))
+    data = load(trajectory.config.data)
+    with torch.no_grad():
+        loss = float((module.eval()(torch.from_numpy(data.x_val)) - torch.from_numpy(data.y_val)).square().mean())
+    assert f"has {loss:.3g}"[:-1] in told
+
+
+def test_the_curves_of_a_run_that_trains_grow_by_themselves(server, page):
+    page.goto(f"{server.url}/train{ENDLESS}")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text(re.compile(r"^Epoch [1-9]\d* of at most 100,000")).wait_for(timeout=150_000)
+    page.get_by_role("link", name="What if").click()
+    page.get_by_role("button", name=re.compile("^As of epoch .* bring up to date")).wait_for(timeout=150_000)
+    chart = page.locator("[data-testid=stVegaLiteChart]").first
+    before = chart.screenshot()
+    end = time.monotonic() + 90
+    while chart.screenshot() == before and time.monotonic() < end:
+        page.wait_for_timeout(1000)
+    assert chart.screenshot() != before
+    store = RunStore(server.home)
+    for run_id in store.runs()["id"]:
+        store.request_stop(run_id)
 
 
 def drawn(chart, colour):
