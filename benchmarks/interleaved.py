@@ -7,15 +7,21 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 
 
-def medians(candidates: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1) -> dict[str, float]:
+def medians(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    calls: int = 1,
+    clock: Callable[[], float] = perf_counter,
+) -> dict[str, float]:
     """Median seconds per call over ``rounds`` rounds of ``calls`` calls, after one round that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds + 1):
         for name, run in candidates.items():
-            begin = perf_counter()
+            begin = clock()
             for _ in range(calls):
                 run()
-            times[name].append((perf_counter() - begin) / calls)
+            times[name].append((clock() - begin) / calls)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 

@@ -4,7 +4,9 @@ Run: python benchmarks/replay.py
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from emacore import RunConfig
 from emacore.averaging.schedules import InversePower
+from emacore.training.config import StoppingConfig
 from emacore.training.data import load
 from emacore.training.loop import _never, _Run, train
 from emacore.training.recording import Recorder
@@ -55,6 +58,19 @@ def main() -> None:
         )
         size = rows.nbytes / 2**20
         report(f"A recording of {size:.0f} MB; x = one sum / candidate", seconds, "one sum over the file in memory")
+
+        short = replace(config, max_epochs=8, stopping=StoppingConfig("none"))
+        train(short, record=Path(folder) / "short")
+        trajectory = Trajectory.open(Path(folder) / "short")
+        cpu = medians(
+            {
+                "400 final settings of a record of 8 epochs": lambda: trajectory.final(grid),
+                "training those 8 epochs, 25 times": lambda: [train(short) for _ in range(25)],
+            },
+            rounds=3,
+            clock=process_time,
+        )
+        report("CPU time; x = training / candidate", cpu, "training those 8 epochs, 25 times")
 
 
 if __name__ == "__main__":

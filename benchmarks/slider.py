@@ -1,6 +1,7 @@
 """From a key press on a slider to the changed figure on the page, in a real browser: idle, and while a run trains.
 
-Both are measured in turns in one run.  Needs Chromium and Playwright.
+Both are measured in turns in one run.  Then the server's memory before and after ten replays of the article's run.
+Needs Chromium and Playwright.
 
 Run: python benchmarks/slider.py
 """
@@ -13,25 +14,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
+from emacore import RunConfig
 from emacore.experiments.store import RunStore
 from tests.browser.conftest import FLAGS, Server
 from tests.browser.test_app import ENDLESS, metric, settled
 
-#: Page, its slider, and the figure that answers it.
+#: Page, its slider, and what answers it.
 SLIDERS = {
-    "?play=false": ("Learning rate", "Loss of the average"),
-    "decay_schedule": ("power", "Mean age"),
+    "?play=false": ("Learning rate", lambda page: metric(page, "Loss of the average")),
+    "decay_schedule": ("power", lambda page: metric(page, "Mean age")),
+    "what_if?replayed={run}": ("power", lambda page: page.get_by_text("In this run the average ends")),
 }
 PRESSES = 15
 
 
-def answers(page: Page, slider: str, figure: str) -> list[float]:
-    """Milliseconds until the figure has changed, for each press of an arrow key."""
+def answers(page: Page, slider: str, value: Locator) -> list[float]:
+    """Milliseconds until the value has changed, for each press of an arrow key."""
     times = []
     handle = page.get_by_role("slider", name=slider)
-    value = metric(page, figure)
     for press in range(PRESSES):
         handle.focus()
         page.wait_for_timeout(700)
@@ -44,6 +46,21 @@ def answers(page: Page, slider: str, figure: str) -> list[float]:
     return times
 
 
+def resident(pid: int) -> dict[str, float]:
+    """Megabytes of memory of a process: its own, and of mapped files, which it shares."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    sizes = {line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
+    return {name: int(sizes[key]) / 1024 for name, key in (("own", "RssAnon"), ("mapped", "RssFile"))}
+
+
+def train_article(page: Page, server: Server) -> str:
+    """Train the article's run from its page, and return its id."""
+    page.goto(f"{server.url}/train")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("Ended after").wait_for(timeout=180_000)
+    return str(RunStore(server.home).runs()["id"][0])
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
@@ -51,6 +68,8 @@ def main() -> None:
         try:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             trainer = browser.new_page()
+            run = train_article(trainer, server)
+            assert RunStore(home).result(run).config == RunConfig()
             medians: dict[tuple[str, bool], list[float]] = {}
             for _ in range(2):
                 for training in (False, True):
@@ -60,9 +79,9 @@ def main() -> None:
                         trainer.get_by_text("Epoch 1").first.wait_for(timeout=60_000)
                         trainer.goto("about:blank")
                     for path, (slider, figure) in SLIDERS.items():
-                        page.goto(f"{server.url}/{path}")
+                        page.goto(f"{server.url}/{path.format(run=run)}")
                         settled(page)
-                        medians.setdefault((path, training), []).extend(answers(page, slider, figure))
+                        medians.setdefault((path, training), []).extend(answers(page, slider, figure(page)))
                     if training:
                         store = RunStore(home)
                         for run in store.runs()["id"]:
@@ -70,9 +89,18 @@ def main() -> None:
             for path, (slider, _) in SLIDERS.items():
                 idle, busy = (statistics.median(medians[path, training]) for training in (False, True))
                 print(
-                    f"{path or 'overview':<16} {slider:<14} idle {idle:5.0f} ms, while a run trains {busy:5.0f} ms, "
-                    f"ratio {busy / idle:.2f}"
+                    f"{path.partition('?')[0] or 'overview':<16} {slider:<14} "
+                    f"idle {idle:5.0f} ms, while a run trains {busy:5.0f} ms, ratio {busy / idle:.2f}"
                 )
+            before = resident(server.process.pid)
+            for n in range(10):
+                page.goto(f"{server.url}/what_if?replayed={run}&power={0.3 + n / 10:.1f}")
+                page.get_by_text("In this run the average ends").wait_for()
+            after = resident(server.process.pid)
+            print(
+                f"server memory after ten replays: own {after['own'] - before['own']:+.0f} MB "
+                f"(from {before['own']:.0f}), mapped files {after['mapped'] - before['mapped']:+.0f} MB"
+            )
         finally:
             server.stop()
             browser.close()

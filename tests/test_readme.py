@@ -17,7 +17,15 @@ def test_its_code_runs_as_it_stands(tmp_path, monkeypatch):
     def train_on(batch):
         nn.init.constant_(model.weight, batch)
 
-    names = {"model": model, "batches": [1.0, 2.0, 3.0], "train_on": train_on, "x": torch.ones(1, 2), "validate": print}
+    names = {
+        "model": model,
+        "other_model": nn.Linear(2, 1),
+        "batches": [1.0, 2.0, 3.0],
+        "train_on": train_on,
+        "x": torch.ones(1, 2),
+        "validate": print,
+        "my_accuracy": lambda tensors: float(tensors["weight"].mean()),
+    }
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(block, names)
     assert names["result"].stopped == "early stop"

@@ -74,7 +74,7 @@ def _spec(
         # Unseen points answer the pointer more readily than a thin line.
         .mark_line(clip=True, strokeWidth=2.2, point=alt.OverlayMarkDef(size=90, fillOpacity=0, strokeWidth=0))
         .encode(
-            x=alt.X("step:Q", title=None, scale=step_scale),
+            x=alt.X("step:Q", title=None, axis=alt.Axis(labels=False, ticks=False), scale=step_scale),
             y=alt.Y("loss:Q", title=y_title, axis=axis, scale=alt.Scale(type=y_scale, zero=zero)),
             tooltip=[
                 alt.Tooltip("curve:N", title=" "),
@@ -92,4 +92,4 @@ def _spec(
         .encode(y=alt.Y("weight:Q", title="weight in the final average", axis=axis))
         .properties(height=round(0.55 * height))
     )
-    return spec_of(alt.vconcat(loss, weight, spacing=8, bounds="flush"))
+    return spec_of(alt.vconcat(loss, weight, spacing=14, bounds="flush"))
