@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from emacore.ema import EMA
-from emacore.training.config import OptimizerConfig, RunConfig, check_rows
+from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig, check_rows
 from emacore.training.data import load
 from emacore.training.history import COLUMNS, summarise
 from emacore.training.metrics import METRICS, metrics
@@ -107,7 +107,7 @@ def _epochs(
             on_epoch(row)
         if not all(math.isfinite(row[name]) for name in ("train_loss", "val_loss_original", "val_loss_ema")):
             return rows, "diverged"
-        if run.is_over(row):
+        if run.stopping.is_over(row):
             return rows, "early stop"
         if should_stop is not None and epoch < run.config.max_epochs and should_stop():
             return rows, "stopped"
@@ -120,12 +120,11 @@ class _Run:
         self.x_train, self.y_train, self.x_val, self.y_val = x_train, y_train, x_val, y_val
         self.model = build(x_train.shape[1], config.network)
         self.parameters = list(self.model.parameters())
-        self.optimizer = _optimizer(self.parameters, config.optimizer)
-        self.rate_rule = _rate_rule(self.optimizer, config)
+        self.optimizer = make_optimizer(self.parameters, config.optimizer)
+        self.rate_rule = RateRule(self.optimizer, config)
         self.ema = EMA(self.model, schedule=config.schedule)
         self.recorder: Recorder | None = None
-        self.best = math.inf
-        self.best_epoch = 0
+        self.stopping = EarlyStop(config.stopping)
         self.begin = perf_counter()
 
     def recorded(self, folder: str | Path, most_bytes: float) -> Recorder:
@@ -152,17 +151,8 @@ class _Run:
         row["decay"] = self.ema.get_current_decay()
         row["steps"] = int(self.ema.step)
         row["seconds"] = perf_counter() - self.begin
-        self._adjust_rate(row)
+        self.rate_rule.adjust(row)
         return row
-
-    def is_over(self, row: dict[str, Any]) -> bool:
-        """Whether the stopping rule ends the run after this epoch."""
-        stopping = self.config.stopping
-        if stopping.curve == "none":
-            return False
-        if row[f"val_loss_{stopping.curve}"] < self.best:
-            self.best, self.best_epoch = row[f"val_loss_{stopping.curve}"], row["epoch"]
-        return bool(row["epoch"] - self.best_epoch >= stopping.patience)
 
     def _pass(self, should_stop: Callable[[], bool]) -> float | None:
         self.model.train()
@@ -194,28 +184,52 @@ class _Run:
         self.model.eval()
         return {name: float(value) for name, value in metrics(model(self.x_val), self.y_val).items()}
 
-    def _adjust_rate(self, row: dict[str, Any]) -> None:
-        if isinstance(self.rate_rule, ReduceLROnPlateau):
-            self.rate_rule.step(row[f"val_loss_{self.config.optimizer.plateau_curve}"])
-        elif self.rate_rule is not None:
-            self.rate_rule.step()
+
+class EarlyStop:
+    """The stopping rule of a run."""
+
+    def __init__(self, config: StoppingConfig) -> None:
+        self.config = config
+        self.best = math.inf
+        self.best_epoch = 0
+
+    def is_over(self, row: dict[str, Any]) -> bool:
+        """Whether it ends the run after this row of its history."""
+        if self.config.curve == "none":
+            return False
+        loss = row[f"val_loss_{self.config.curve}"]
+        if loss < self.best:
+            self.best, self.best_epoch = loss, row["epoch"]
+        return bool(row["epoch"] - self.best_epoch >= self.config.patience)
 
 
-def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+class RateRule:
+    """How the learning rate of an optimiser changes after each epoch."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: RunConfig) -> None:
+        settings = config.optimizer
+        self.curve = settings.plateau_curve
+        self.rule: ReduceLROnPlateau | CosineAnnealingLR | None = None
+        if settings.rate_rule == "plateau":
+            self.rule = ReduceLROnPlateau(optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience)
+        elif settings.rate_rule == "cosine":
+            self.rule = CosineAnnealingLR(optimizer, T_max=config.max_epochs)
+
+    def adjust(self, row: dict[str, Any]) -> None:
+        """Take an epoch's row of the history into account."""
+        if isinstance(self.rule, ReduceLROnPlateau):
+            self.rule.step(row[f"val_loss_{self.curve}"])
+        elif self.rule is not None:
+            self.rule.step()
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser that ``config`` describes."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, **settings)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(parameters, **settings)
-
-
-def _rate_rule(optimizer: torch.optim.Optimizer, config: RunConfig) -> ReduceLROnPlateau | CosineAnnealingLR | None:
-    settings = config.optimizer
-    if settings.rate_rule == "plateau":
-        return ReduceLROnPlateau(optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience)
-    if settings.rate_rule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=config.max_epochs)
-    return None
 
 
 def _never() -> bool:

@@ -158,7 +158,7 @@ def test_the_best_width_is_carried_to_another_run(open_page, home):
     enter(home)
     app = open_page("what_if", view="For my run", other_steps="20000")
     width = float(re.search(r"relative width \*\*([\d.]+)%", texts(app))[1])
-    answer = from_code(app.code[0].value)
+    answer = from_code(app.code[-1].value)
     assert 100 * relative_width(answer.decays(20_000)) == pytest.approx(width, abs=0.06)
     link = next(link for link in app.get("page_link") if "schedule page" in link.proto.label)
     assert f"want_width={width}" in link.proto.query_string

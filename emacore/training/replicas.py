@@ -1,0 +1,262 @@
+"""Many seeds of one config at once, as stacked tensors: a seed costs a fraction of a run of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from emacore.averaging.schedules import Schedule
+from emacore.tensors import distinct, from_reals, reals
+from emacore.training.config import OptimizerConfig, RunConfig, check_rows
+from emacore.training.data import load
+from emacore.training.history import COLUMNS
+from emacore.training.loop import EarlyStop, RateRule, make_optimizer
+from emacore.training.metrics import METRICS, metrics
+from emacore.training.network import build, forward
+
+#: Steps for which dropout masks are drawn at a time, which bounds their memory.
+_STEPS_AHEAD = 10
+_PATIENCE = 0.2
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ReplicaResult:
+    """What :func:`replicate` returns.
+
+    Args:
+        history: One row for each seed and epoch, ordered by seed: ``seed``, the columns of
+            :data:`emacore.training.history.COLUMNS`, and ``val_loss_<name>``, ``val_mae_<name>``, ``val_r2_<name>`` of
+            each further schedule.
+        stopped: How each seed ended: "early stop", "max epochs", "stopped" or "diverged".
+    """
+
+    config: RunConfig
+    history: pd.DataFrame
+    stopped: dict[int, str]
+
+
+def replicate(
+    config: RunConfig,
+    seeds: Sequence[int],
+    on_epoch: Callable[[Rows], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
+) -> ReplicaResult:
+    """Train ``config`` once for each of ``seeds``, all at once, and evaluate every network and its averages.
+
+    Each seed has its own initial weights (those of :func:`emacore.train` with that seed), order of batches, dropout,
+    learning rate and stopping; those that end leave the stack.  A seed's numbers do not depend on its neighbours but
+    for rounding.  They are not those of :func:`emacore.train`, whose batches and dropout follow another generator, but
+    have the same distribution.
+
+    Args:
+        config: Its own seed is not used.
+        on_epoch: Called after each epoch with the rows of the seeds that are still training.
+        should_stop: Asked after every epoch and a few times a second within one; an epoch cut short is dropped.
+        schedules: Further averages of the same networks.  Stopping and learning rate follow ``config.schedule``.
+
+    Raises:
+        ValueError: for no seeds, the same one twice, or data that do not fit the settings.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be different numbers, at least one; got {list(seeds)!r}")
+    data = load(config.data)
+    check_rows(len(data.x_train), config.optimizer.batch_size)
+    stack = _Stack(config, seeds, schedules or {}, *(torch.from_numpy(part) for part in data))
+    rows: Rows = []
+    stop = should_stop or (lambda: False)
+    for epoch in range(1, config.max_epochs + 1):
+        found = stack.epoch(epoch, stop)
+        if found is None:
+            break
+        rows += found
+        if on_epoch is not None:
+            on_epoch(found)
+        if not stack.replicas or (epoch < config.max_epochs and stop()):
+            break
+    stopped = stack.ended | dict.fromkeys(
+        (replica.seed for replica in stack.replicas),
+        "max epochs" if epoch == config.max_epochs and found else "stopped",
+    )
+    names = [f"val_{metric}_{name}" for name in schedules or () for metric in METRICS]
+    history = pd.DataFrame(rows, columns=["seed", *COLUMNS, *names])
+    history["order"] = history["seed"].map({seed: n for n, seed in enumerate(seeds)})
+    history = history.sort_values(["order", "epoch"], ignore_index=True).drop(columns="order")
+    return ReplicaResult(config, history, {seed: stopped[seed] for seed in seeds})
+
+
+class _Replica:
+    """What each seed has of its own besides its weights."""
+
+    def __init__(self, config: RunConfig, seed: int) -> None:
+        self.seed = seed
+        self.generator = np.random.default_rng([seed, 1])
+        # An optimiser of nothing holds the rate that the rule changes.
+        self.rate_holder = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=config.optimizer.learning_rate)
+        self.rate_rule = RateRule(self.rate_holder, config)
+        self.stopping = EarlyStop(config.stopping)
+
+    @property
+    def rate(self) -> float:
+        return float(self.rate_holder.param_groups[0]["lr"])
+
+    def adjust_rate(self, row: dict[str, Any]) -> None:
+        self.rate_holder.step()  # changes nothing; the rule warns if its optimiser has never stepped
+        self.rate_rule.adjust(row)
+
+
+class _Stack:
+    """S networks as one tensor (S, P), their gradients as another, and their averages as a third, (K, S, P)."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        seeds: Sequence[int],
+        schedules: Mapping[str, Schedule],
+        x_train: Tensor,
+        x_val: Tensor,
+        y_train: Tensor,
+        y_val: Tensor,
+    ) -> None:
+        self.config = config
+        self.x_train, self.y_train, self.x_val, self.y_val = x_train, y_train, x_val, y_val
+        self.replicas = [_Replica(config, seed) for seed in seeds]
+        self.ended: dict[int, str] = {}
+        networks = [_initial(x_train.shape[1], config, seed) for seed in seeds]
+        self.layout = distinct(networks[0])
+        flat = torch.stack([torch.cat([reals(tensor) for tensor in distinct(net).values()]) for net in networks])
+        self.schedules = {"ema": config.schedule, **schedules}
+        self.steps = 0
+        self.begin = perf_counter()
+        self.averages = flat.repeat(len(self.schedules), 1, 1)
+        # With a rate of 1 the optimiser's change is what each replica scales by its own rate.
+        self.proposed = nn.Parameter(flat.clone())
+        self.optimizer = make_optimizer([self.proposed], _at_rate_one(config.optimizer))
+        self._place(flat)
+
+    def epoch(self, epoch: int, should_stop: Callable[[], bool]) -> Rows | None:
+        """Train all on every row once and evaluate; ``None`` if it was cut short."""
+        train_loss = self._pass(should_stop)
+        if train_loss is None:
+            return None
+        evaluated = {"original": self._evaluate(self.weights)}
+        for name, average in zip(self.schedules, self.averages, strict=True):
+            evaluated[name] = self._evaluate(average)
+        decay = self.config.schedule.rule(self.steps - 1)
+        rows: Rows = []
+        for n, replica in enumerate(self.replicas):
+            row: dict[str, Any] = {"seed": replica.seed, "epoch": epoch, "train_loss": train_loss[n]}
+            for name, found in evaluated.items():
+                row |= {f"val_{metric}_{name}": values[n] for metric, values in found.items()}
+            row |= {"learning_rate": replica.rate, "decay": decay, "steps": self.steps}
+            rows.append(row | {"seconds": perf_counter() - self.begin})
+            replica.adjust_rate(row)
+            if not all(math.isfinite(row[key]) for key in ("train_loss", "val_loss_original", "val_loss_ema")):
+                self.ended[replica.seed] = "diverged"
+            elif replica.stopping.is_over(row):
+                self.ended[replica.seed] = "early stop"
+        self._let_go()
+        return rows
+
+    def _pass(self, should_stop: Callable[[], bool]) -> list[float] | None:
+        size, rows = self.config.optimizer.batch_size, len(self.x_train)
+        orders = np.stack([replica.generator.permutation(rows) for replica in self.replicas])
+        starts = range(0, rows, size)
+        weighings = self._weighings(len(starts))
+        rates = torch.tensor([[replica.rate] for replica in self.replicas])
+        losses = torch.zeros(len(self.replicas))
+        looked = perf_counter()
+        masks: list[list[Tensor]] = []
+        for n, start in enumerate(starts):
+            if n % _STEPS_AHEAD == 0:
+                masks = self._masks([min(size, rows - s) for s in starts[n : n + _STEPS_AHEAD]])
+            chosen = torch.from_numpy(orders[:, start : start + size])
+            losses += self._step(chosen, masks[n % _STEPS_AHEAD], rates, weighings[n]) * chosen.shape[1]
+            if perf_counter() - looked > _PATIENCE:
+                if should_stop():
+                    return None
+                looked = perf_counter()
+        return [float(loss) for loss in losses / rows]
+
+    def _step(self, chosen: Tensor, masks: list[Tensor], rates: Tensor, weighing: Tensor) -> Tensor:
+        """One optimiser step of every replica on its own rows: the losses before it, shape (S,)."""
+        predicted = forward(self.parameters, self.x_train[chosen], self.config.network, masks or None)
+        losses = (predicted - self.y_train[chosen]).square().mean(dim=(1, 2))
+        gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
+        with torch.no_grad():
+            torch.cat([gradient.flatten(1) for gradient in gradients], dim=1, out=self.gradients)
+            self.proposed.copy_(self.weights)
+            self.optimizer.step()
+            self.weights.addcmul_(self.proposed - self.weights, rates)
+            self.averages.lerp_(self.weights, weighing)
+        self.steps += 1
+        return losses.detach()
+
+    def _weighings(self, steps: int) -> Tensor:
+        """What the next steps' weights count in each average: 1 minus the decays, shape (steps, K, 1, 1)."""
+        calls = np.arange(self.steps, self.steps + steps)
+        rests = np.stack([1 - schedule.at(calls) for schedule in self.schedules.values()], axis=1)
+        return torch.from_numpy(rests).float()[:, :, None, None]
+
+    def _masks(self, sizes: list[int]) -> list[list[Tensor]]:
+        """For each of the next steps, a dropout mask for each hidden layer: shape (S, rows, width)."""
+        dropout, widths = self.config.network.dropout, self.config.network.widths
+        if not dropout or not widths:
+            return [[] for _ in sizes]
+        # 16 random bits decide: the share dropped is right to 1 in 131,072.
+        shape, threshold = (sum(sizes), sum(widths)), round(dropout * 2**16)
+        drawn = np.stack([r.generator.integers(0, 2**16, shape, dtype=np.uint16) for r in self.replicas])
+        kept = torch.from_numpy(drawn >= threshold).float().mul_(1 / (1 - dropout))
+        return [list(torch.split(step, list(widths), dim=2)) for step in torch.split(kept, sizes, dim=1)]
+
+    @torch.no_grad()
+    def _evaluate(self, flat: Tensor) -> dict[str, list[float]]:
+        predicted = forward(from_reals(flat, self.layout), self.x_val, self.config.network)
+        return {name: values.tolist() for name, values in metrics(predicted, self.y_val).items()}
+
+    def _let_go(self) -> None:
+        """Those that have ended leave the stack."""
+        going_on = [n for n, replica in enumerate(self.replicas) if replica.seed not in self.ended]
+        if len(going_on) == len(self.replicas):
+            return
+        self.replicas = [self.replicas[n] for n in going_on]
+        self.averages = self.averages[:, going_on]
+        flat = self.weights[going_on]
+        state = {
+            name: value[going_on] if value.ndim == 2 else value
+            for name, value in self.optimizer.state[self.proposed].items()
+        }
+        self.proposed = nn.Parameter(flat.clone())
+        self.optimizer = make_optimizer([self.proposed], _at_rate_one(self.config.optimizer))
+        self.optimizer.state[self.proposed] = state
+        self._place(flat)
+
+    def _place(self, flat: Tensor) -> None:
+        """Use ``flat`` as the weights."""
+        self.weights = flat
+        self.gradients = torch.zeros_like(flat)
+        self.proposed.grad = self.gradients
+        # Views, so that what the optimiser changes is what the networks use.
+        self.parameters = {
+            name: tensor.requires_grad_() for name, tensor in from_reals(self.weights, self.layout).items()
+        }
+
+
+def _initial(inputs: int, config: RunConfig, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(inputs, config.network)
+
+
+def _at_rate_one(config: OptimizerConfig) -> OptimizerConfig:
+    return replace(config, learning_rate=1.0)

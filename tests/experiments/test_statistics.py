@@ -1,0 +1,124 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from emacore.experiments.statistics import _mean as mean_interval
+from emacore.experiments.statistics import _median as median_interval
+from emacore.experiments.statistics import gains, holm, kind_of, paired_comparison, seeds_needed, verdict
+
+NAN, INF = math.nan, math.inf
+
+
+def test_gains_are_above_zero_where_averaging_is_better():
+    np.testing.assert_allclose(gains([2.0, 1.0, 4.0], [1.0, 2.0, 4.0]), [0.5, -1.0, 0.0])
+    np.testing.assert_allclose(gains([0.5, -0.5], [0.75, -0.25], higher_is_better=True), [0.5, 0.5])
+    assert gains([NAN, 1.0, INF, NAN, 0.0], [1.0, NAN, 1.0, INF, 0.0]).tolist() == [INF, -INF, INF, 0.0, 0.0]
+    with pytest.raises(ValueError, match="same shape"):
+        gains([1.0], [1.0, 2.0])
+
+
+def test_a_comparison_by_hand():
+    original = np.full(10, 1.0)
+    averaged = 1 - np.array([0.1, 0.2, 0.3, 0.02, 0.04, 0.06, 0.08, 0.12, -0.05, 0.0])
+    found = paired_comparison(original, averaged, wanted_gain=0.099)
+    assert (found.seeds, found.wins, found.losses, found.ties, found.infinite) == (10, 8, 1, 1, 0)
+    assert found.median.estimate == pytest.approx(0.07)
+    assert found.mean.estimate == pytest.approx(0.087)
+    assert found.sign_p == pytest.approx(2 * (1 + 9) / 2**9)
+    assert found.wilcoxon_p == pytest.approx(stats.wilcoxon(1 - averaged, zero_method="pratt").pvalue)
+    assert found.chance.estimate == 0.4
+    assert found.chance.low == pytest.approx(stats.beta.ppf(0.025, 4, 7))
+    assert found.chance.high == pytest.approx(stats.beta.ppf(0.975, 5, 6))
+
+
+def test_the_medians_interval_lies_between_order_statistics():
+    values = np.arange(1.0, 9.0)
+    interval = median_interval(values)
+    # The outermost cover 99.2 %, the next 93.0 %: the interval lies between, nearer to the latter.
+    assert 1.5 < interval.low < 2
+    assert interval.low - 1 == pytest.approx(8 - interval.high)
+    assert math.isnan(median_interval(values[:5]).low)
+
+
+@pytest.mark.parametrize("seeds", [8, 16, 32])
+@pytest.mark.parametrize(
+    ("draw", "mean", "median"),
+    [
+        (lambda rng, n: rng.normal(0.1, 1, n), 0.1, 0.1),
+        (lambda rng, n: rng.lognormal(0, 0.5, n) - 1, math.expm1(0.125), 0.0),
+        (lambda rng, n: rng.standard_t(3, n), 0.0, 0.0),
+    ],
+    ids=["normal", "skewed", "heavy tails"],
+)
+def test_intervals_cover_as_often_as_they_say(draw, mean, median, seeds):
+    rng = np.random.default_rng(seeds)
+    covered = np.zeros(2)
+    for _ in range(2000):
+        values = draw(rng, seeds)
+        for n, (interval, truth) in enumerate(((mean_interval(values), mean), (median_interval(values), median))):
+            covered[n] += interval.low <= truth <= interval.high
+    assert ((covered >= 0.92 * 2000) & (covered <= 0.98 * 2000)).all(), covered / 2000
+
+
+@pytest.mark.parametrize("effect", [0.4, 1.0])
+def test_the_seeds_needed_have_the_power_they_promise(effect):
+    rng = np.random.default_rng(0)
+    needed = seeds_needed(stats.zscore(rng.normal(size=50), ddof=1) + effect)
+    studies = rng.normal(effect, 1, (4000, needed))
+    power = (stats.ttest_1samp(studies, 0, axis=1).pvalue < 0.05).mean()
+    assert power == pytest.approx(0.8, abs=0.03 + 0.05 / effect * (needed < 12))
+    assert seeds_needed([1.0]) is None
+    assert seeds_needed([1.0, -1.0]) is None
+    assert seeds_needed([1.0, 1.0]) == 2
+    assert seeds_needed([1.0, -0.9999]) == 1_000_000
+
+
+def test_holm_by_hand_and_by_what_it_promises():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, NAN, 0.7]).tolist()[::2] == [1.0, 1.0]
+    assert math.isnan(holm([0.6, NAN])[1])
+    rng = np.random.default_rng(0)
+    families = np.array([holm(row).min() < 0.05 for row in rng.random((4000, 10))])
+    assert families.mean() == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("gain", "kind", "start"),
+    [
+        ([0.2, 0.3, 0.1, 0.25, 0.2, 0.15, 0.3, 0.2], "helps", "Averaging helps: the final loss is better by 20 %"),
+        ([-0.2, -0.3, -0.1, -0.2, -0.2, -0.1, -0.3, -0.2], "hurts", "Averaging hurts: the final loss is worse by 20 %"),
+        ([-0.2, 0.3, -0.1, 0.2, -0.2, 0.1, -0.3, 0.2], "no difference shown", "No difference larger than"),
+        ([0.2, 0.3, 0.1, 0.2, 0.2], "too few seeds", "Too few seeds: 5, of which averaging won 5"),
+    ],
+)
+def test_the_verdicts_words_follow_the_numbers(gain, kind, start):
+    found = paired_comparison(np.ones(len(gain)), 1 - np.array(gain))
+    assert kind_of(found) == kind
+    assert verdict(found).startswith(start)
+    if kind == "helps":
+        assert kind_of(found, p=0.06) == "no difference shown"
+
+
+def test_ties_and_diverged_seeds_are_told_and_never_dropped():
+    ties = paired_comparison(np.ones(8), np.ones(8))
+    assert (ties.wins, ties.ties) == (0, 8)
+    assert math.isnan(ties.sign_p)
+    assert kind_of(ties) == "no difference shown"
+    assert "larger than 0 %" in verdict(ties)
+    diverged = paired_comparison([NAN] * 3 + [1.0] * 7, [0.5] * 2 + [NAN] + [0.9] * 7)
+    assert (diverged.seeds, diverged.wins, diverged.ties, diverged.infinite) == (10, 9, 1, 3)
+    assert diverged.mean.estimate == pytest.approx(0.1)
+    assert "(3 of the pairs were not finite.)" in verdict(diverged)
+    lost = paired_comparison([NAN] * 8, [NAN] * 8)
+    assert kind_of(lost) == "too few seeds"
+    with pytest.raises(ValueError, match="no seeds"):
+        paired_comparison([], [])
+
+
+def test_it_needs_no_torch():
+    code = "import sys, emacore.experiments.statistics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

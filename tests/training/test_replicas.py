@@ -1,0 +1,149 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from emacore import RunConfig, train
+from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.training import replicas
+from emacore.training.config import DataConfig, NetworkConfig, OptimizerConfig, StoppingConfig
+from emacore.training.history import COLUMNS
+from emacore.training.replicas import replicate
+
+CONFIG = RunConfig(
+    data=DataConfig(n_samples=230, n_features=6, n_informative=4),
+    network=NetworkConfig((10, 4)),
+    optimizer=OptimizerConfig(learning_rate=0.01, rate_rule="constant"),
+    schedule=InversePower(0.99, update_after_step=10, update_every=1),
+    stopping=StoppingConfig("none"),
+    max_epochs=8,
+)
+SEEDS = [3, 0, 7, 11]
+
+
+def of(history, seed):
+    return history[history["seed"] == seed].drop(columns=["seconds"]).reset_index(drop=True)
+
+
+def test_one_row_for_each_seed_and_epoch():
+    result = replicate(CONFIG, SEEDS)
+    assert result.history.columns.tolist() == ["seed", *COLUMNS]
+    assert result.history["seed"].tolist() == np.repeat(SEEDS, 8).tolist()
+    assert result.history["epoch"].tolist() == list(range(1, 9)) * 4
+    assert result.stopped == dict.fromkeys(SEEDS, "max epochs")
+    assert result.history.groupby("seed")["val_loss_original"].last().nunique() == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": OptimizerConfig("adamw", 0.02, 0.1, rate_rule="cosine")},
+        {
+            "optimizer": OptimizerConfig("sgd", 0.02, 1e-3, 0.8, plateau_patience=0),
+            "stopping": StoppingConfig("ema", 2),
+        },
+        {"network": NetworkConfig((8,), 0.0, "tanh"), "data": DataConfig("friedman1", n_samples=120)},
+        {"network": NetworkConfig((), 0.5, "gelu"), "data": DataConfig("diabetes")},
+    ],
+    ids=["adam", "adamw, cosine", "sgd, plateau, stop", "friedman, no dropout", "diabetes, linear"],
+)
+def test_a_seed_does_not_depend_on_its_neighbours(changes):
+    config = replace(CONFIG, **changes)
+    together, alone = replicate(config, SEEDS), replicate(config, [7])
+    pd.testing.assert_frame_equal(of(together.history, 7), of(alone.history, 7), rtol=1e-4, atol=1e-7)
+    assert together.stopped[7] == alone.stopped[7]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rule"), [("adam", "plateau"), ("adamw", "cosine"), ("sgd", "plateau"), ("sgd", "constant")]
+)
+def test_a_step_is_that_of_train(optimizer, rule):
+    """With no dropout and all rows in one batch, nothing is random but the first weights."""
+    config = replace(
+        CONFIG,
+        network=NetworkConfig((10, 4), dropout=0.0),
+        optimizer=OptimizerConfig(
+            optimizer, 0.03, 0.01, batch_size=184, rate_rule=rule, plateau_patience=0, plateau_factor=0.3
+        ),
+        schedule=InversePower(0.9, update_after_step=2, update_every=2),
+        max_epochs=100,
+    )
+    single = train(replace(config, seed=7)).history.drop(columns=["seconds"])
+    stacked = of(replicate(config, SEEDS).history, 7).drop(columns="seed")
+    pd.testing.assert_frame_equal(stacked, single, rtol=2e-3, atol=1e-5, check_dtype=False)
+    assert (single["learning_rate"].nunique() > 1) == (rule != "constant")
+
+
+def test_in_distribution_they_are_trains_runs():
+    stacked = replicate(CONFIG, range(40)).history
+    single = [train(replace(CONFIG, seed=seed)).history for seed in range(40)]
+    for column in ("train_loss", "val_loss_original", "val_loss_ema"):
+        last = stacked[stacked["epoch"] == 8][column].to_numpy()
+        assert stats.ks_2samp(last, [history[column].iloc[-1] for history in single]).pvalue > 0.01, column
+        assert np.median(last) == pytest.approx(np.median([h[column].iloc[-1] for h in single]), rel=0.2)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    config = replace(CONFIG, network=NetworkConfig((64, 32), dropout=0.3))
+    stack = replicas._Stack(config, SEEDS, {}, *map(replicas.torch.from_numpy, replicas.load(config.data)))
+    masks = stack._masks([100, 50])
+    assert [mask.shape for mask in masks[1]] == [(4, 50, 64), (4, 50, 32)]
+    whole = replicas.torch.cat([mask.flatten() for step in masks for mask in step])
+    assert float((whole == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(whole.mean()) == pytest.approx(1, abs=0.02)
+    assert not replicas.torch.equal(masks[0][0][0], masks[0][0][1])
+
+
+def test_further_schedules_average_the_same_networks():
+    result = replicate(
+        CONFIG, SEEDS, schedules={"same": CONFIG.schedule, "copy": Constant(0.0), "mean": UniformAverage()}
+    )
+    history = result.history
+    for metric in ("loss", "mae", "r2"):
+        np.testing.assert_array_equal(history[f"val_{metric}_same"], history[f"val_{metric}_ema"])
+        np.testing.assert_array_equal(history[f"val_{metric}_copy"], history[f"val_{metric}_original"])
+    assert (history["val_loss_mean"] != history["val_loss_ema"]).any()
+
+
+def test_those_that_stop_leave_and_the_others_go_on():
+    config = replace(CONFIG, stopping=StoppingConfig("original", 2), max_epochs=60)
+    seen = []
+    result = replicate(config, SEEDS, lambda rows: seen.append([row["seed"] for row in rows]))
+    lengths = result.history.groupby("seed")["epoch"].max()
+    assert lengths.nunique() > 1
+    assert [len(seeds) for seeds in seen] == [(lengths >= epoch).sum() for epoch in range(1, lengths.max() + 1)]
+    for seed in SEEDS:
+        losses = of(result.history, seed)["val_loss_original"]
+        if result.stopped[seed] == "early stop":
+            assert losses.idxmin() == len(losses) - 3
+
+
+def test_a_diverged_seed_leaves_and_harms_no_other():
+    config = replace(CONFIG, optimizer=OptimizerConfig("sgd", 1e12, rate_rule="constant"))
+    result = replicate(config, SEEDS)
+    assert result.stopped == dict.fromkeys(SEEDS, "diverged")
+    assert not np.isfinite(result.history.groupby("seed")["train_loss"].last()).any()
+
+
+def test_stopped_between_and_within_epochs():
+    stops = iter([False, False, True])
+    result = replicate(CONFIG, SEEDS, should_stop=lambda: next(stops))
+    assert result.history["epoch"].max() == 3
+    assert set(result.stopped.values()) == {"stopped"}
+    looked = iter([False] + [True] * 99)
+    replicas_patience, replicas._PATIENCE = replicas._PATIENCE, -1
+    try:
+        cut = replicate(CONFIG, SEEDS, should_stop=lambda: next(looked))
+    finally:
+        replicas._PATIENCE = replicas_patience
+    assert cut.history.empty
+    assert set(cut.stopped.values()) == {"stopped"}
+
+
+def test_seeds_must_be_different():
+    for seeds in ([], [1, 1]):
+        with pytest.raises(ValueError, match="seeds must be different"):
+            replicate(CONFIG, seeds)
