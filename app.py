@@ -11,6 +11,7 @@ st.navigation(
         st.Page("pages/low_pass_filter.py", title="Low-pass filter", icon=":material/graphic_eq:"),
         st.Page("pages/train.py", title="Train", icon=":material/model_training:"),
         st.Page("pages/what_if.py", title="What if", icon=":material/alt_route:"),
+        st.Page("pages/evidence.py", title="Evidence", icon=":material/query_stats:"),
     ],
     position="top",
 ).run()

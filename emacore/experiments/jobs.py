@@ -20,8 +20,9 @@ from typing import Any
 import joblib
 
 import emacore
+from emacore.averaging.schedules import to_code
 from emacore.experiments.store import RECORDING_BYTES, RunLost, RunStore, StoreError, worker_name
-from emacore.training.config import RunConfig
+from emacore.training.config import RunConfig, Study, job_from_json
 
 #: Seconds between a worker's looks at the store: for a new run, for a request to stop, and to show it is alive.
 POLL = 0.2
@@ -48,9 +49,9 @@ class JobQueue:
         self._lock = threading.Lock()
         self.tend()
 
-    def submit(self, config: RunConfig) -> str:
-        """Queue a run and return its id."""
-        run_id = self.store.create(config)
+    def submit(self, job: RunConfig | Study) -> str:
+        """Queue a run or a study and return its id."""
+        run_id = self.store.create(job)
         self.tend()
         return run_id
 
@@ -127,6 +128,7 @@ def work(folder: str, limit: int, name: str) -> None:
     import torch
 
     from emacore.training.loop import train
+    from emacore.training.replicas import replicate
 
     torch.set_num_threads(1)
     while True:
@@ -138,12 +140,14 @@ def work(folder: str, limit: int, name: str) -> None:
             time.sleep(POLL)
             continue
         current[:] = [claimed[0]]
-        carry_out(store, name, *claimed, train)
+        carry_out(store, name, *claimed, train, replicate)
         current.clear()
 
 
-def carry_out(store: RunStore, name: str, run_id: str, config: str, train: Callable[..., Any]) -> None:
-    """Train a claimed run into the store, and enter how it ended."""
+def carry_out(
+    store: RunStore, name: str, run_id: str, text: str, train: Callable[..., Any], replicate: Callable[..., Any]
+) -> None:
+    """Train a claimed run or study (``text`` is its JSON) into the store, and enter how it ended."""
     stop, over = threading.Event(), threading.Event()
 
     def beat() -> None:
@@ -160,15 +164,26 @@ def carry_out(store: RunStore, name: str, run_id: str, config: str, train: Calla
     thread.start()
     try:
         try:
-            store.make_room()
-            result = train(
-                RunConfig.from_json(config),
-                on_epoch=lambda row: store.append(run_id, name, row),
-                should_stop=stop.is_set,
-                record=store.recording(run_id),
-                record_bytes=RECORDING_BYTES,
-            )
-            state, stopped, error = "stopped" if result.stopped == "stopped" else "done", result.stopped, None
+            job = job_from_json(text)
+            if isinstance(job, Study):
+                replicas = replicate(
+                    job.config,
+                    job.seeds,
+                    on_epoch=lambda rows: store.append(run_id, name, {"epoch": rows[0]["epoch"], "rows": rows}),
+                    should_stop=stop.is_set,
+                    schedules={to_code(schedule): schedule for schedule in job.schedules},
+                )
+                stopped = "stopped" if "stopped" in replicas.stopped.values() else "all seeds ended"
+            else:
+                store.make_room()
+                stopped = train(
+                    job,
+                    on_epoch=lambda row: store.append(run_id, name, row),
+                    should_stop=stop.is_set,
+                    record=store.recording(run_id),
+                    record_bytes=RECORDING_BYTES,
+                ).stopped
+            state, error = "stopped" if stopped == "stopped" else "done", None
         except RunLost:
             return
         except (StoreError, ValueError) as problem:  # these are written for people

@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 import platformdirs
 
-from emacore.training.config import RunConfig
+from emacore.training.config import RunConfig, Study, job_from_json
 from emacore.training.history import COLUMNS, summarise
 
 #: States a run can be in.  "interrupted" means that its worker went away; what it had written is kept.
@@ -35,12 +35,13 @@ STALE_AFTER = 15.0
 #: its 500 epochs it would take 330 MB.
 RECORDING_BYTES = 400 * 2**20
 RECORDINGS_BYTES = 4 * 2**30
-VERSION = 1
+VERSION = 2
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, created REAL NOT NULL, started REAL, finished REAL, heartbeat REAL,
-    worker TEXT, stop_requested INTEGER NOT NULL DEFAULT 0, stopped TEXT, error TEXT, config TEXT NOT NULL
+    worker TEXT, stop_requested INTEGER NOT NULL DEFAULT 0, stopped TEXT, error TEXT, config TEXT NOT NULL,
+    kind TEXT NOT NULL DEFAULT 'run'
 );
 CREATE TABLE IF NOT EXISTS epochs (
     run_id TEXT NOT NULL, epoch INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (run_id, epoch)
@@ -59,7 +60,10 @@ class RunLost(StoreError):
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run as the store knows it.  Times are seconds since 1970; ``summary`` is that of the last epoch so far."""
+    """One run, or one study over seeds, as the store knows it.
+
+    Times are seconds since 1970.  ``summary`` is that of a run's last epoch so far; a study has none, but ``study``.
+    """
 
     id: str
     state: str
@@ -70,6 +74,7 @@ class StoredRun:
     stopped: str | None
     error: str | None
     summary: pd.DataFrame
+    study: Study | None = None
 
 
 def default_folder() -> Path:
@@ -98,37 +103,40 @@ class RunStore:
                     f"The run store in {self.folder} was written by a newer version of this program "
                     f"(format {version}, this one knows {VERSION}): update the program or set EMACORE_HOME elsewhere."
                 )
+            names = {row["name"] for row in connection.execute("PRAGMA table_info(runs)")}
+            if names and "kind" not in names:  # format 1
+                connection.execute("ALTER TABLE runs ADD COLUMN kind TEXT NOT NULL DEFAULT 'run'")
             if version < VERSION:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
 
     def runs(self) -> pd.DataFrame:
         """All runs, newest first: id, state, created (UTC), seconds, epochs, stopped, error, config (JSON)."""
-        with self._connected() as connection:
-            rows = connection.execute(
-                "SELECT id, state, created, COALESCE(finished, heartbeat) - started, "
-                "(SELECT COUNT(*) FROM epochs WHERE run_id = id), stopped, error, config "
-                "FROM runs ORDER BY created DESC, rowid DESC"
-            ).fetchall()
-        table = pd.DataFrame(
-            rows, columns=["id", "state", "created", "seconds", "epochs", "stopped", "error", "config"]
-        )
-        table["created"] = pd.to_datetime(table["created"].astype("float64"), unit="s", utc=True)
-        return table
+        return self._listed("run")
+
+    def studies(self) -> pd.DataFrame:
+        """All studies over seeds, with the same columns; ``epochs`` is that of the seed that trained longest."""
+        return self._listed("study")
 
     def history(self, run_id: str) -> pd.DataFrame:
-        """One row for each epoch written so far, with the columns of :func:`emacore.training.loop.train`'s history.
+        """The epochs written so far: one row each for a run, one row for each seed and epoch of a study.
+
+        The columns are those of the histories of :func:`emacore.training.loop.train` and
+        :func:`emacore.training.replicas.replicate`.
 
         Raises:
             StoreError: if there is no such run.
         """
         with self._connected() as connection:
-            self._row(connection, run_id)
+            kind = self._row(connection, run_id)["kind"]
             rows = connection.execute("SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch", (run_id,)).fetchall()
-        return pd.DataFrame([json.loads(text) for (text,) in rows], columns=list(COLUMNS))
+        if kind == "run":
+            return pd.DataFrame([json.loads(text) for (text,) in rows], columns=list(COLUMNS))
+        found = [row for (text,) in rows for row in json.loads(text)["rows"]]
+        return pd.DataFrame(found) if found else pd.DataFrame(columns=["seed", *COLUMNS])
 
     def result(self, run_id: str) -> StoredRun:
-        """A run's state, settings and final (or latest) metrics.
+        """A run's or study's state and settings, and a run's final (or latest) metrics.
 
         Raises:
             StoreError: if there is no such run.
@@ -138,17 +146,20 @@ class RunStore:
             last = connection.execute(
                 "SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch DESC LIMIT 1", (run_id,)
             ).fetchall()
-        summary = summarise(pd.DataFrame([json.loads(text) for (text,) in last], columns=list(COLUMNS)))
+        job = job_from_json(row["config"])
+        study, config = (job, job.config) if isinstance(job, Study) else (None, job)
+        rows = [json.loads(text) for (text,) in last] if study is None else []
+        summary = summarise(pd.DataFrame(rows, columns=list(COLUMNS)))
         fields = ("id", "state", "created", "started", "finished", "stopped", "error")
-        return StoredRun(config=RunConfig.from_json(row["config"]), summary=summary, **{f: row[f] for f in fields})
+        return StoredRun(config=config, summary=summary, study=study, **{f: row[f] for f in fields})
 
-    def create(self, config: RunConfig) -> str:
-        """Enter a run as queued and return its id."""
+    def create(self, job: RunConfig | Study) -> str:
+        """Enter a run or a study as queued and return its id."""
         run_id = uuid.uuid4().hex[:12]
         with self._connected() as connection:
             connection.execute(
-                "INSERT INTO runs (id, state, created, config) VALUES (?, 'queued', ?, ?)",
-                (run_id, time.time(), config.to_json(indent=None)),
+                "INSERT INTO runs (id, state, created, config, kind) VALUES (?, 'queued', ?, ?, ?)",
+                (run_id, time.time(), job.to_json(indent=None), "study" if isinstance(job, Study) else "run"),
             )
         return run_id
 
@@ -284,6 +295,20 @@ class RunStore:
                         "WHERE id = ? AND worker = ? AND heartbeat = ? AND state = 'running'",
                         tuple(row),
                     )
+
+    def _listed(self, kind: str) -> pd.DataFrame:
+        with self._connected() as connection:
+            rows = connection.execute(
+                "SELECT id, state, created, COALESCE(finished, heartbeat) - started, "
+                "(SELECT COUNT(*) FROM epochs WHERE run_id = id), stopped, error, config "
+                "FROM runs WHERE kind = ? ORDER BY created DESC, rowid DESC",
+                (kind,),
+            ).fetchall()
+        table = pd.DataFrame(
+            rows, columns=["id", "state", "created", "seconds", "epochs", "stopped", "error", "config"]
+        )
+        table["created"] = pd.to_datetime(table["created"].astype("float64"), unit="s", utc=True)
+        return table
 
     def _touch(self, connection: sqlite3.Connection, run_id: str, worker: str) -> None:
         touched = connection.execute(

@@ -191,13 +191,7 @@ class RunConfig:
         Raises:
             ValueError: if it is not JSON, or names or values are wrong; the message says which.
         """
-        try:
-            settings = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"not JSON: {error}") from error
-        if not isinstance(settings, dict):
-            raise ValueError(f"a JSON object with the settings is needed, got {type(settings).__name__}")  # noqa: TRY004
-        parts: dict[str, Any] = dict(settings)
+        parts = _object(text)
         for name, part in _PARTS.items():
             if name in parts:
                 parts[name] = _built(part, parts[name], f"{name}.")
@@ -209,6 +203,60 @@ class RunConfig:
             except TypeError as error:
                 raise ValueError(f"schedule: {error}") from error
         return _built(cls, parts, "")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run over many seeds, and further averages of the same networks.
+
+    Args:
+        config: Its own seed is not used.
+        seeds: Different whole numbers of at least 0.
+        schedules: Each is named by its code.
+
+    Raises:
+        ValueError: for no seeds, the same one twice, or a value out of range.
+    """
+
+    config: RunConfig
+    seeds: tuple[int, ...]
+    schedules: tuple[Schedule, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        object.__setattr__(self, "schedules", tuple(self.schedules))
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be different numbers, at least one; got {list(self.seeds)!r}")
+        for seed in self.seeds:
+            check_whole("seeds", seed, 0)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The study as JSON; :func:`job_from_json` gives an equal one back."""
+        settings = {
+            "config": json.loads(self.config.to_json()),
+            "seeds": self.seeds,
+            "schedules": [schedule.to_dict() for schedule in self.schedules],
+        }
+        return json.dumps(settings, indent=indent)
+
+
+def job_from_json(text: str | bytes) -> RunConfig | Study:
+    """The run or the study that ``text`` describes.
+
+    Raises:
+        ValueError: if it is neither; the message says what is wrong.
+    """
+    settings = _object(text)
+    if "seeds" not in settings:
+        return RunConfig.from_json(text)
+    unknown = sorted(set(settings) - {"config", "seeds", "schedules"})
+    if unknown:
+        raise ValueError(f"there is no setting {unknown[0]} of a study; there are config, seeds, schedules")
+    try:
+        schedules = tuple(schedule_from_dict(schedule) for schedule in settings.get("schedules", ()))
+        return Study(RunConfig.from_json(json.dumps(settings.get("config", {}))), settings["seeds"], schedules)
+    except TypeError as error:
+        raise ValueError(f"not a study: {error}") from error
 
 
 _PARTS: dict[str, type[Any]] = {
@@ -229,6 +277,16 @@ def check_rows(train_rows: int, batch_size: int) -> None:
             f"optimizer.batch_size = {batch_size} is larger than the {train_rows} training rows: "
             f"at most {train_rows} is possible"
         )
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"a JSON object with the settings is needed, got {type(settings).__name__}")  # noqa: TRY004
+    return settings
 
 
 def _built(kind: type[T], settings: Any, where: str) -> T:

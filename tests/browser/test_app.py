@@ -22,7 +22,7 @@ from tests.browser.conftest import Server
 if sys.platform == "win32":
     pytest.skip("needs a POSIX system", allow_module_level=True)
 
-PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if")
+PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if", "evidence")
 ENDLESS = "?max_epochs=100000&stop_curve=none"
 
 
@@ -229,6 +229,21 @@ def test_the_curves_of_a_run_that_trains_grow_by_themselves(server, page):
     store = RunStore(server.home)
     for run_id in store.runs()["id"]:
         store.request_stop(run_id)
+
+
+def test_many_seeds_give_a_verdict_and_a_higher_rate_turns_it(server, page):
+    page.goto(f"{server.url}/evidence?seeds=16")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text(re.compile(r"\d+ of 16 seeds still train")).wait_for(timeout=150_000)
+    page.get_by_text(re.compile("16 seeds, .* every seed has ended")).wait_for(timeout=150_000)
+    assert page.get_by_text(re.compile("^No difference larger than .* shown for the final loss|Final")).count()
+    first = page.get_by_text(re.compile(r"Final\.")).first.inner_text()
+    assert "Averaging helps" not in first
+    page.get_by_text(re.compile(r"The article's one run gained 20 %: \d+ % of these seeds gained less")).wait_for()
+    page.get_by_role("button", name="A higher learning rate").click()
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text(re.compile("^16 seeds, 60 epochs, .* every seed has ended")).wait_for(timeout=150_000)
+    page.get_by_text(re.compile(r"Averaging helps: the final loss is better by")).wait_for()
 
 
 def drawn(chart, colour):

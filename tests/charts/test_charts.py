@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from emacore.averaging.signals import sgd_on_quadratic
 from emacore.charts.aligned import curves_and_shares
+from emacore.charts.evidence import bands, differences, histogram
 from emacore.charts.heatmap import heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
@@ -151,3 +152,22 @@ def test_a_landscape_is_drawn_as_lines_of_equal_loss():
     assert flat.spec["layer"][0]["data"]["values"] == []
     holes = grid.assign(loss=grid["loss"].where(grid["u"] < 1, np.inf))
     assert paths_on_landscape(path, path, np.arange(3), holes, titles=("a", "b")).spec["layer"][0]["data"]["values"]
+
+
+def test_differences_are_ordered_and_rules_drawn():
+    table = pd.DataFrame({"seed": [1, 2, 3], "gain": [5.0, -2.0, np.inf]})
+    figure = differences(table, x_title="gain", interval=(-3.0, 6.0), rules={"article": 20.0})
+    assert figure.data[["seed", "rank", "won"]].to_numpy().tolist() == [[2, 1, False], [1, 2, True]]
+    data = [layer.get("data", {}).get("values") for layer in figure.spec["layer"]]
+    assert data[1] == [{"low": -3.0, "high": 6.0}]
+    assert data[2][0]["at"] == 20.0
+    assert data[4] is None
+    none = differences(table, x_title="gain", interval=(np.nan, np.nan), rules={})
+    assert none.spec["layer"][1]["data"]["values"] == []
+
+
+def test_bands_and_histograms():
+    table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": [0.0, 1.0], "median": 2.0, "high": 3.0, "seeds": 8})
+    assert len(bands(table, {"a": ORIGINAL}, y_title="loss").data) == 1  # a log axis has no 0
+    assert len(bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").data) == 2
+    assert histogram(pd.Series([1.0, np.nan, np.inf, 2.0]), x_title="x").data["value"].tolist() == [1.0, 2.0]

@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig, train
+from emacore.averaging.schedules import Constant
 from emacore.experiments import jobs
 from emacore.experiments.jobs import JobQueue, carry_out
 from emacore.experiments.store import RunStore, StoreError, worker_name
-from emacore.training.config import DataConfig, StoppingConfig
+from emacore.training.config import DataConfig, StoppingConfig, Study
+from emacore.training.replicas import replicate
 from emacore.training.trajectory import Trajectory
 
 QUICK = RunConfig(data=DataConfig(n_samples=200), max_epochs=3)
@@ -135,7 +137,7 @@ def carried_out(tmp_path, function, config="{}"):
     store = RunStore(tmp_path)
     run_id = store.create(RunConfig())
     store.claim(ME, 1)
-    carry_out(store, ME, run_id, config, function)
+    carry_out(store, ME, run_id, config, function, replicate)
     return store.result(run_id)
 
 
@@ -177,7 +179,7 @@ def test_a_run_deleted_under_its_worker_ends_quietly(tmp_path):
         store.delete(run_id)
         return train(config, on_epoch=on_epoch, should_stop=should_stop)
 
-    carry_out(store, ME, run_id, ENDLESS.to_json(), delete_then_train)
+    carry_out(store, ME, run_id, ENDLESS.to_json(), delete_then_train, replicate)
     assert store.runs().empty
 
 
@@ -196,3 +198,20 @@ def test_one_core_is_left_for_the_pages(monkeypatch):
     assert jobs.most_workers() == 7
     monkeypatch.setattr(jobs.joblib, "cpu_count", lambda: 1)
     assert jobs.most_workers() == 1
+
+
+def test_a_study_trains_in_a_worker_and_stops(tmp_path):
+    queue = JobQueue(RunStore(tmp_path))
+    try:
+        short = queue.submit(Study(replace(ENDLESS, max_epochs=3), (0, 1, 2), (Constant(0.5),)))
+        wait_for(lambda: queue.store.result(short).state == "done")
+        history = queue.store.history(short)
+        assert len(history) == 9
+        assert "val_loss_Constant(beta=0.5)" in history
+        assert queue.store.result(short).stopped == "all seeds ended"
+        endless = queue.submit(Study(ENDLESS, (0, 1)))
+        wait_for(lambda: len(queue.store.history(endless)) > 2)
+        queue.stop(endless)
+        wait_for(lambda: queue.store.result(endless).state == "stopped")
+    finally:
+        queue.close()

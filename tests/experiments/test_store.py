@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
+from emacore.averaging.schedules import Constant
 from emacore.experiments import store as store_module
 from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder, worker_name
+from emacore.training.config import Study
 from emacore.training.history import COLUMNS
 
 CONFIG = RunConfig()
@@ -257,3 +259,37 @@ def test_the_oldest_recordings_go_first_and_their_histories_never(store, monkeyp
     assert all(len(store.history(run_id)) == 1 for run_id in runs)
     store.delete(runs[3])
     assert not store.recording(runs[3]).exists()
+
+
+STUDY = Study(CONFIG, (4, 1), (Constant(0.5),))
+
+
+def test_a_study_is_kept_beside_the_runs(store):
+    run_id, study_id = store.create(CONFIG), store.create(STUDY)
+    assert store.runs()["id"].tolist() == [run_id]
+    assert store.studies()["id"].tolist() == [study_id]
+    assert store.result(study_id).study == STUDY
+    assert store.result(study_id).config == CONFIG
+    assert store.result(run_id).study is None
+    assert store.history(study_id).empty
+    store.claim(ME, 9)
+    assert store.claim(ME, 9) == (study_id, STUDY.to_json(indent=None))
+    rows = [{"seed": seed, "epoch": 1, "val_loss_original": 0.5 + seed} for seed in STUDY.seeds]
+    store.append(study_id, ME, {"epoch": 1, "rows": rows})
+    store.append(study_id, ME, {"epoch": 2, "rows": rows[:1]})
+    found = store.history(study_id)
+    assert found[["seed", "val_loss_original"]].to_numpy().tolist() == [[4, 4.5], [1, 1.5], [4, 4.5]]
+    assert store.studies()["epochs"].tolist() == [2]
+    assert store.result(study_id).summary.empty
+
+
+def test_a_store_of_the_first_format_is_taken_over(tmp_path):
+    store = RunStore(tmp_path)
+    run_id = store.create(CONFIG)
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("ALTER TABLE runs DROP COLUMN kind")
+        connection.execute("PRAGMA user_version = 1")
+    taken = RunStore(tmp_path)
+    assert taken.runs()["id"].tolist() == [run_id]
+    assert taken.studies().empty
+    assert RunStore(tmp_path).result(taken.create(STUDY)).study == STUDY

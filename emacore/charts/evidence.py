@@ -1,0 +1,129 @@
+"""Many seeds in one picture: bands over epochs, and one dot a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from emacore.charts.figure import Figure, spec_of, with_layer_data
+from emacore.charts.lines import Scale
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+
+_ZERO, _INTERVAL, _RULES, _LABELS = range(4)
+
+
+def bands(table: pd.DataFrame, colours: Mapping[str, str], *, y_title: str, y_scale: Scale = "log") -> Figure:
+    """Median lines within their bands, over epochs.
+
+    Args:
+        table: curve, epoch, low, median, high, seeds.
+        colours: The colour of each curve, in the order of the legend.
+    """
+    shown = table[table["low"] > 0] if y_scale == "log" else table
+    return Figure(shown, _bands(tuple(colours.items()), y_title, y_scale))
+
+
+@lru_cache(maxsize=32)
+def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -> dict[str, Any]:
+    highlight = alt.selection_point(name="highlight", fields=["curve"], bind="legend")
+    scale = alt.Scale(type=y_scale, zero=False) if y_scale == "linear" else alt.Scale(type=y_scale)
+    base = alt.Chart().encode(
+        x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False)),
+        color=alt.Color(
+            "curve:N",
+            scale=alt.Scale(domain=[name for name, _ in colours], range=[colour for _, colour in colours]),
+            legend=alt.Legend(title=None, orient="bottom", columns=2, symbolType="stroke", symbolOpacity=1),
+        ),
+    )
+    area = (
+        base.mark_area(clip=True)
+        .encode(
+            y=alt.Y("low:Q", title=y_title, scale=scale),
+            y2="high:Q",
+            opacity=alt.when(highlight).then(alt.value(0.22)).otherwise(alt.value(0.04)),
+        )
+        .add_params(highlight)
+    )
+    line = base.mark_line(clip=True, strokeWidth=2.2).encode(
+        y=alt.Y("median:Q", title=y_title, scale=scale),
+        opacity=alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12)),
+    )
+    points = base.mark_circle(size=80).encode(
+        y=alt.Y("median:Q", title=y_title, scale=scale),
+        opacity=alt.value(0),
+        tooltip=[
+            alt.Tooltip("curve:N", title=" "),
+            alt.Tooltip("epoch:Q"),
+            alt.Tooltip("median:Q", format=".4~g"),
+            alt.Tooltip("low:Q", title="5 %", format=".4~g"),
+            alt.Tooltip("high:Q", title="95 %", format=".4~g"),
+            alt.Tooltip("seeds:Q", title="seeds training"),
+        ],
+    )
+    return spec_of(alt.layer(area, line, points).properties(height=360))
+
+
+def differences(
+    table: pd.DataFrame, *, x_title: str, interval: tuple[float, float], rules: Mapping[str, float], height: int = 320
+) -> Figure:
+    """One dot a seed, from the smallest to the largest gain: blue where averaging won, orange where it lost.
+
+    Args:
+        table: seed, gain (in percent); gains that are not finite are not drawn.
+        interval: Of the median, shaded; NaN where there is none.
+        rules: Labelled vertical lines.
+    """
+    shown = table[np.isfinite(table["gain"])].sort_values("gain", ignore_index=True)
+    shown = shown.assign(rank=shown.index + 1, won=shown["gain"] > 0)
+    spec = _differences(x_title, height)
+    marks = [{"at": at, "label": label, "height": 8 + 14 * n} for n, (label, at) in enumerate(rules.items())]
+    spec = with_layer_data(spec, _ZERO, [{"at": 0.0}])
+    low, high = interval
+    spec = with_layer_data(spec, _INTERVAL, [{"low": low, "high": high}] if np.isfinite([low, high]).all() else [])
+    for layer in (_RULES, _LABELS):
+        spec = with_layer_data(spec, layer, marks)
+    return Figure(shown, spec)
+
+
+@lru_cache(maxsize=32)
+def _differences(x_title: str, height: int) -> dict[str, Any]:
+    base = alt.Chart()
+    zero = base.mark_rule(color=CLEAN, strokeWidth=1.5).encode(x=alt.X("at:Q", title=x_title))
+    interval = base.mark_rect(color=AVERAGED, opacity=0.15).encode(x=alt.X("low:Q", title=x_title), x2="high:Q")
+    rules = base.mark_rule(color=CLEAN, strokeDash=[4, 3]).encode(x=alt.X("at:Q", title=x_title))
+    labels = base.mark_text(color=CLEAN, align="left", dx=4).encode(
+        x=alt.X("at:Q", title=x_title), text="label:N", y=alt.Y("height:Q", scale=None, axis=None)
+    )
+    dots = base.mark_circle(size=55, opacity=0.9).encode(
+        x=alt.X("gain:Q", title=x_title),
+        y=alt.Y("rank:Q", title="seeds, ordered", scale=alt.Scale(nice=False, padding=10)),
+        color=alt.when(alt.datum.won).then(alt.value(AVERAGED)).otherwise(alt.value(ORIGINAL)),
+        tooltip=[alt.Tooltip("seed:Q"), alt.Tooltip("gain:Q", title=x_title, format="+.3~g")],
+    )
+    layered = alt.layer(zero, interval, rules, labels, dots).resolve_scale(y="independent")
+    return spec_of(layered.properties(height=height))
+
+
+def histogram(values: pd.Series, *, x_title: str, height: int = 220) -> Figure:
+    """How many seeds have which value; values that are not finite are left out."""
+    finite = pd.Series(values)[np.isfinite(values)]
+    return Figure(pd.DataFrame({"value": finite}), _histogram(x_title, height))
+
+
+@lru_cache(maxsize=32)
+def _histogram(x_title: str, height: int) -> dict[str, Any]:
+    bars = (
+        alt.Chart()
+        .mark_bar(color=AVERAGED, opacity=0.8)
+        .encode(
+            x=alt.X("value:Q", bin=alt.Bin(maxbins=24), title=x_title),
+            y=alt.Y("count():Q", title="seeds"),
+            tooltip=[alt.Tooltip("count():Q", title="seeds")],
+        )
+    )
+    return spec_of(alt.layer(bars).properties(height=height))

@@ -1,0 +1,96 @@
+"""What a study over seeds says: a row a seed, curves over epochs, three answers.  Imports no torch."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+
+from emacore.experiments.statistics import Comparison, kind_of, paired_comparison, verdict
+from emacore.training.config import Study
+
+#: The three questions, and what they ask of a seed.
+QUESTIONS = {
+    "final": "the final loss",
+    "best": "the lowest loss of a run",
+    "steadiness": "the curve's standard deviation",
+}
+
+
+def per_seed(history: pd.DataFrame, averaged: str = "ema", steady_from: int = 20) -> pd.DataFrame:
+    """The figures of each seed: seed, epochs, and final, best and steadiness of both curves.
+
+    Args:
+        history: Of a study; losses are those of the columns ``val_loss_original`` and ``val_loss_<averaged>``.
+        steady_from: The epoch from which the standard deviation of the loss is taken; NaN for shorter runs.
+
+    Returns:
+        ``<question>_original`` and ``<question>_averaged`` for each of :data:`QUESTIONS`.  The final loss is that of
+        the seed's own last epoch.
+    """
+    groups = history.groupby("seed", sort=False)
+    late = history[history["epoch"] >= steady_from].groupby("seed", sort=False)
+    table = groups["epoch"].max().rename("epochs").to_frame()
+    for name, column in (("original", "val_loss_original"), ("averaged", f"val_loss_{averaged}")):
+        table[f"final_{name}"] = groups[column].nth(-1).set_axis(table.index)
+        table[f"best_{name}"] = groups[column].min()
+        table[f"steadiness_{name}"] = late[column].std()
+    return table.reset_index()
+
+
+def bands(history: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Median and 5 to 95 % of curves over the seeds still training: curve, epoch, low, median, high, seeds.
+
+    Args:
+        columns: Names of the curves by their columns.
+    """
+    parts = []
+    for column, name in columns.items():
+        groups = history.groupby("epoch")[column]
+        found = groups.quantile(np.array([0.05, 0.5, 0.95])).unstack().set_axis(["low", "median", "high"], axis=1)
+        parts.append(found.assign(curve=name, seeds=groups.size()).reset_index())
+    return pd.concat(parts, ignore_index=True)[["curve", "epoch", "low", "median", "high", "seeds"]]
+
+
+def wins(history: pd.DataFrame, averaged: str = "ema") -> pd.DataFrame:
+    """The share of the seeds still training whose average has the lower loss: epoch, share, seeds."""
+    won = (history[f"val_loss_{averaged}"] < history["val_loss_original"]).groupby(history["epoch"])
+    return pd.DataFrame({"share": won.mean(), "seeds": won.size()}).reset_index()
+
+
+def answers(table: pd.DataFrame) -> dict[str, Comparison]:
+    """A comparison for each of :data:`QUESTIONS`, from :func:`per_seed`'s table."""
+    found = {}
+    for question in QUESTIONS:
+        original, averaged = table[f"{question}_original"], table[f"{question}_averaged"]
+        if question == "steadiness":  # a run too short for it is no loss of either
+            kept = original.notna() & averaged.notna()
+            original, averaged = original[kept], averaged[kept]
+        if len(original):
+            found[question] = paired_comparison(original, averaged)
+    return found
+
+
+def in_markdown(study: Study, found: Mapping[str, Comparison], schedule: str) -> str:
+    """What one would write in a paper: numbers, seeds, tests and versions."""
+    lines = [
+        f"We compared the trained weights with their average, `{schedule}`, over {len(study.seeds)} seeds "
+        f"({min(study.seeds)} to {max(study.seeds)}) of the same experiment. Gains are relative to the original; "
+        "intervals are 95 % (median: interpolated order statistics), p-values are two-sided (Wilcoxon's signed ranks).",
+        "",
+        "| question | seeds | wins | median gain | 95 % interval | mean gain | p | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for question, one in found.items():
+        median = one.median
+        lines.append(
+            f"| {QUESTIONS[question]} | {one.seeds} | {one.wins} | {median.estimate:+.2%} | {median.low:+.2%} to "
+            f"{median.high:+.2%} | {one.mean.estimate:+.2%} | {one.wilcoxon_p:.2g} | {kind_of(one)} |"
+        )
+    lines += ["", *(verdict(one, QUESTIONS[question]) for question, one in found.items()), ""]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "scikit-learn"))
+    lines.append(f"Python {platform.python_version()}, {versions}.")
+    return "\n".join(lines)

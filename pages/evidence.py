@@ -1,0 +1,338 @@
+"""Evidence: many seeds of one experiment, and what they can and cannot show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+import streamlit as st
+from scipy import stats
+
+from emacore.averaging.schedules import from_code, to_code
+from emacore.charts.evidence import bands as draw_bands
+from emacore.charts.evidence import differences, histogram
+from emacore.charts.lines import lines
+from emacore.charts.style import AVERAGED, ORIGINAL
+from emacore.experiments.evidence import QUESTIONS, answers, bands, in_markdown, per_seed, wins
+from emacore.experiments.statistics import Comparison, gains, kind_of, verdict
+from emacore.experiments.store import FINAL_STATES, StoredRun, StoreError
+from emacore.training.article import FINAL
+from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig, Study
+from emacore.widgets import (
+    BOUND,
+    RUN_DEFAULTS,
+    csv_button,
+    job_queue,
+    pin_controls,
+    presets,
+    run_controls,
+    run_state,
+    sentence,
+    show_chart,
+    show_table,
+    through_app,
+    told,
+)
+
+CONSTANT = OptimizerConfig(learning_rate=0.01, rate_rule="constant")
+NEVER = StoppingConfig("none")
+PRESETS = {
+    "The article, many times": ("Its own settings: is its one run's 20 % evidence?", RunConfig()),
+    "A higher learning rate": (
+        "0.01 and never lowered, 60 epochs: the steps stay large, so there is much to average.",
+        RunConfig(optimizer=CONSTANT, stopping=NEVER, max_epochs=60),
+    ),
+    "No dropout": (
+        "The article's settings without the noise of dropout.",
+        RunConfig(network=replace(RunConfig().network, dropout=0.0)),
+    ),
+    "Five epochs": (
+        "Too short for the article's average to be worth it?",
+        RunConfig(optimizer=OptimizerConfig(rate_rule="constant"), stopping=NEVER, max_epochs=5),
+    ),
+}
+DEFAULTS = {**RUN_DEFAULTS, "seeds": 32, "first_seed": 0}
+SECONDS_BETWEEN_LOOKS = 1.0
+OWN = "ema"
+ICONS = {
+    "helps": ":material/trending_up:",
+    "hurts": ":material/trending_down:",
+    "no difference shown": ":material/drag_handle:",
+    "too few seeds": ":material/help:",
+}
+
+
+def start(study: Study) -> None:
+    try:
+        st.session_state["study"] = job_queue().submit(study)
+    except StoreError as error:
+        st.session_state["problem"] = str(error)
+
+
+def stop(study_id: str) -> None:
+    try:
+        job_queue().stop(study_id)
+    except StoreError as error:
+        st.session_state["problem"] = str(error)
+
+
+def headline(run: StoredRun, study: Study, history: pd.DataFrame) -> None:
+    """Progress, remaining time, and how the study ended or may end."""
+    epoch = int(history["epoch"].max()) if len(history) else 0
+    most, seeds = run.config.max_epochs, len(study.seeds)
+    match run.state:
+        case "queued":
+            st.progress(0.0, "Waiting for a free worker process; the first one needs a few seconds to start.")
+        case "running":
+            left = "starting"
+            if epoch:
+                training = int((history["epoch"] == epoch).sum())
+                pace = history["seconds"].max() / epoch
+                left = f"{training} of {seeds} seeds still train, at most {pace * (most - epoch):,.0f} s left"
+                if run.config.stopping.curve != "none":
+                    left += "; each ends sooner by its own early stop"
+            st.progress(epoch / most, f"Epoch {epoch} of at most {most:,}: {left}.")
+        case "failed":
+            st.error(f"The study failed after {epoch} epochs: {run.error}", icon=":material/error:")
+        case "interrupted":
+            st.warning(
+                f"The study was interrupted after {epoch} epochs, because the server ended. What it had is below.",
+                icon=":material/warning:",
+            )
+        case _:
+            duration = (run.finished or 0) - (run.started or run.finished or 0)
+            why = "you stopped it" if run.stopped == "stopped" else "every seed has ended"
+            st.success(f"{seeds} seeds, {epoch} epochs, {duration:,.1f} s: {why}.", icon=":material/flag:")
+
+
+def show_verdicts(found: dict[str, Comparison], complete: bool) -> None:
+    if not complete:
+        st.caption("So far; the seeds still train, so the final loss is that of their latest epoch.")
+    for question, comparison in found.items():
+        kind = kind_of(comparison)
+        st.markdown(f"{ICONS[kind]} **{question.capitalize()}.** {verdict(comparison, QUESTIONS[question])}")
+    st.caption(
+        "Three questions, three answers. The lowest loss is picked from many epochs on the validation rows themselves, "
+        "which favours the less steady curve."
+    )
+
+
+def show_differences(table: pd.DataFrame, comparison: Comparison, study_id: str) -> None:
+    gain = 100 * gains(table["final_original"], table["final_averaged"])
+    shown = pd.DataFrame({"seed": table["seed"], "gain": gain})
+    theirs = float(FINAL["improvement"][0])
+    median = comparison.median
+    show_chart(
+        differences(
+            shown,
+            x_title="gain in the final loss (%)",
+            interval=(100 * median.low, 100 * median.high),
+            rules={"the article's run": theirs, "median": 100 * median.estimate},
+        ),
+        alt_text=f"The gain in the final loss of each of {len(shown)} seeds, in order; {comparison.wins} above zero",
+        table=shown,
+        name=f"differences-{study_id}",
+    )
+    percentile = stats.percentileofscore(gain, theirs, kind="mean")
+    needed = (
+        ""
+        if comparison.seeds_needed is None
+        else f" With {comparison.seeds_needed:,} seeds a t-test finds a mean gain as large as this one in four "
+        "studies of five."
+    )
+    st.caption(
+        f"Shaded: the 95 % interval of the median. The article's one run gained {theirs:g} %: {percentile:.0f} % of "
+        f"these seeds gained less. A single seed shows a gain of at least {comparison.wanted_gain:.0%} with a chance "
+        f"of {comparison.chance.estimate:.0%} (95 % interval {comparison.chance.low:.0%} to "
+        f"{comparison.chance.high:.0%}).{needed}"
+    )
+
+
+def show_curves(history: pd.DataFrame, averaged: str, study_id: str) -> None:
+    scale = st.segmented_control(
+        "Loss axis", ["log", "linear"], default="log", key="loss_axis", required=True, help="Its scale.", **BOUND
+    )
+    names = {"val_loss_original": "original", f"val_loss_{averaged}": "average"}
+    table = bands(history, names)
+    show_chart(
+        draw_bands(
+            table,
+            {"original": ORIGINAL, "average": AVERAGED},
+            y_title="validation loss (MSE)",
+            y_scale=scale,
+        ),
+        alt_text=f"Median and 5 to 95 % of the original's and the average's validation loss over "
+        f"{history['epoch'].max()} epochs",
+        table=table,
+        name=f"bands-{study_id}",
+    )
+    st.caption("Line: median; band: 5 to 95 % of the seeds that train at that epoch.")
+
+
+def show_more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: str) -> None:
+    left, middle, right = st.columns(3, gap="medium")
+    share = wins(history, averaged)
+    with left:
+        show_chart(
+            lines(
+                share.assign(curve="average ahead", share=100 * share["share"]),
+                x="epoch",
+                y="share",
+                series="curve",
+                colours={"average ahead": AVERAGED},
+                x_title="epoch",
+                y_title="seeds ahead (%)",
+                y_domain=(0, 100),
+                height=280,
+            ),
+            alt_text="The share of seeds whose average has the lower loss, over epochs",
+            table=share,
+            name=f"wins-{study_id}",
+        )
+    ratio = table["steadiness_averaged"] / table["steadiness_original"]
+    with middle:
+        show_chart(
+            histogram(ratio, x_title="std. of the average / of the original", height=280),
+            alt_text="How many seeds have which ratio of the two curves' standard deviations",
+            table=pd.DataFrame({"seed": table["seed"], "ratio": ratio}),
+            name=f"steadiness-{study_id}",
+        )
+    with right:
+        show_chart(
+            histogram(table["epochs"], x_title="last epoch", height=280),
+            alt_text="How many seeds ended after which epoch",
+            table=table[["seed", "epochs"]],
+            name=f"epochs-{study_id}",
+        )
+
+
+def draw(study_id: str) -> None:
+    """Draw the study as the store has it now; while it goes on, again and again."""
+    with told():
+        queue = job_queue()
+        queue.tend()
+        run, history = queue.store.result(study_id), queue.store.history(study_id)
+    study = run.study
+    if study is None:
+        st.warning("That is a single run: look at it on the Train page.", icon=":material/warning:")
+        return
+    headline(run, study, history)
+    if len(history):
+        schedules = {to_code(study.config.schedule): OWN} | {to_code(s): to_code(s) for s in study.schedules}
+        chosen = next(iter(schedules))
+        if len(schedules) > 1:
+            chosen = st.selectbox(
+                "Average", list(schedules), key="average", help="All were kept in the same runs.", **BOUND
+            )
+        averaged = schedules[chosen]
+        first = st.session_state.get("steady_from", 20)
+        table = per_seed(history, averaged, first)
+        found = answers(table)
+        show_verdicts(found, run.state in FINAL_STATES)
+        left, right = st.columns(2, gap="medium")
+        with left:
+            show_curves(history, averaged, study_id)
+        with right:
+            show_differences(table, found["final"], study_id)
+        show_more(history, table, averaged, study_id)
+        st.number_input(
+            "Steadiness from epoch", 1, 100_000, 20, key="steady_from", help="Standard deviation from here on.", **BOUND
+        )
+        st.subheader("Each seed")
+        show_table(table, name=f"seeds-{study_id}")
+        csv_button(history, f"history-{study_id}")
+        with st.expander("As one would write it in a paper", icon=":material/article:"):
+            st.code(in_markdown(study, found, chosen), language="markdown", wrap_lines=True)
+        st.download_button(
+            "study.json",
+            study.to_json(),
+            "study.json",
+            "application/json",
+            icon=":material/download:",
+            on_click="ignore",
+            help="The settings and seeds, for the package.",
+            type="tertiary",
+        )
+    if run.state in FINAL_STATES and st.session_state.get("watching_study") == study_id:
+        del st.session_state["watching_study"]
+        st.rerun()
+
+
+through_app()
+st.title("Evidence")
+st.markdown(
+    "One run is one draw. Here the same experiment is trained with many seeds at once, and the :orange[**original**] "
+    "is compared with its :blue[**average**] seed by seed: does averaging help, hurt, or can these seeds not tell?"
+)
+presets({name: (text, run_state(config)) for name, (text, config) in PRESETS.items()}, RUN_DEFAULTS)
+with told():
+    queue = job_queue()
+    queue.tend(warm=True)
+    studies = queue.store.studies()
+
+controls, view = st.columns([1, 2.8], gap="medium")
+with controls:
+    actions = st.container(horizontal=True)
+    told_here = st.container()
+    seeds = st.slider("Seeds", 8, 256, DEFAULTS["seeds"], 8, key="seeds", help="So many runs at once.", **BOUND)
+    first_seed = st.number_input(
+        "First seed", 0, 10**9, DEFAULTS["first_seed"], key="first_seed", help="The others follow it.", **BOUND
+    )
+    config = None
+    with told():
+        try:
+            config = run_controls(queue.store)
+        except ValueError as error:
+            told_here.error(sentence(error), icon=":material/error:")
+    study = None
+    if config is not None:
+        further = pin_controls(to_code(config.schedule), DEFAULTS, from_code)
+        study = Study(
+            config,
+            tuple(range(first_seed, first_seed + seeds)),
+            tuple(schedule for schedule in further.values() if schedule != config.schedule),
+        )
+    if "problem" in st.session_state:
+        told_here.error(st.session_state.pop("problem"), icon=":material/error:")
+
+ids = studies["id"].tolist()
+if st.session_state.get("study") not in ids:
+    st.session_state["study"] = None
+with view:
+    chosen_id = st.selectbox(
+        "Study",
+        ids,
+        index=None,
+        key="study",
+        placeholder="The newest study" if ids else "No study yet: press Start",
+        help="Studies are kept: close the tab, come back, or open this link elsewhere.",
+        **BOUND,
+    )
+    chosen_id = chosen_id or (ids[0] if ids else None)
+    state = studies.set_index("id")["state"].get(chosen_id) if chosen_id else None
+    active = state in ("queued", "running")
+    if chosen_id is None:
+        st.info("Press **Start**: 32 seeds of the article's run take less than a minute.", icon=":material/play_arrow:")
+    else:
+        if active:
+            st.session_state["watching_study"] = chosen_id
+        st.fragment(draw, run_every=SECONDS_BETWEEN_LOOKS if active else None)(chosen_id)
+
+with actions:
+    st.button(
+        "Start",
+        type="primary",
+        icon=":material/play_arrow:",
+        on_click=partial(start, study) if study is not None else None,
+        disabled=study is None,
+        help="Queue this study. It goes on if you leave.",
+    )
+    st.button(
+        "Stop",
+        icon=":material/stop:",
+        on_click=stop,
+        args=(chosen_id,),
+        disabled=not active,
+        help="End the study that is shown; its epochs are kept.",
+    )

@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emacore import RunConfig
+from emacore.experiments.evidence import QUESTIONS, answers, bands, in_markdown, per_seed, wins
+from emacore.training.config import Study
+
+
+def history(losses):
+    """Of seeds whose original and averaged losses are given, epoch by epoch."""
+    rows = [
+        {"seed": seed, "epoch": epoch, "val_loss_original": original, "val_loss_ema": averaged}
+        for seed, curves in losses.items()
+        for epoch, (original, averaged) in enumerate(zip(*curves, strict=True), 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+LOSSES = {5: ([4.0, 2.0, 6.0], [4.0, 3.0, 3.0]), 2: ([4.0, 1.0], [5.0, 2.0])}
+
+
+def test_the_figures_of_each_seed():
+    table = per_seed(history(LOSSES), steady_from=2).set_index("seed")
+    assert table.index.tolist() == [5, 2]
+    assert table.loc[5, ["epochs", "final_original", "best_original"]].tolist() == [3, 6, 2]
+    assert table.loc[5, ["final_averaged", "best_averaged", "steadiness_averaged"]].tolist() == [3, 3, 0]
+    assert table.loc[5, "steadiness_original"] == pytest.approx(np.std([2, 6], ddof=1))
+    assert np.isnan(table.loc[2, "steadiness_original"])
+
+
+def test_three_questions_have_three_answers():
+    found = answers(per_seed(history(LOSSES), steady_from=2))
+    assert list(found) == list(QUESTIONS)
+    assert [(c.seeds, c.wins) for c in found.values()] == [(2, 1), (2, 0), (1, 1)]
+    assert "steadiness" not in answers(per_seed(history(LOSSES), steady_from=9))
+
+
+def test_bands_and_wins_are_of_the_seeds_still_training():
+    table = bands(history(LOSSES), {"val_loss_original": "original", "val_loss_ema": "average"})
+    second = table[(table["epoch"] == 2) & (table["curve"] == "original")].iloc[0]
+    assert second[["low", "median", "high", "seeds"]].tolist() == pytest.approx([1.05, 1.5, 1.95, 2])
+    assert table.groupby("curve", sort=False)["seeds"].apply(list).tolist() == [[2, 2, 1]] * 2
+    assert wins(history(LOSSES))[["epoch", "share", "seeds"]].to_numpy().tolist() == [[1, 0, 2], [2, 0, 2], [3, 1, 1]]
+
+
+def test_what_one_would_write():
+    study = Study(RunConfig(), (2, 5))
+    text = in_markdown(study, answers(per_seed(history(LOSSES), steady_from=2)), "Constant(beta=0.9)")
+    assert "`Constant(beta=0.9)`, over 2 seeds (2 to 5)" in text
+    assert "| the final loss | 2 | 1 | +12" not in text  # the median of +50 % and -100 % is not that
+    assert "| the final loss | 2 | 1 | -25.00% |" in text
+    assert "too few seeds" in text
+    assert "torch 2" in text
+
+
+def test_it_needs_no_torch():
+    code = "import sys, emacore.experiments.evidence; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from emacore import RunConfig
+from emacore.averaging.schedules import Constant, to_code
+from emacore.experiments.store import RunStore
+from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig, Study
+from emacore.training.replicas import replicate
+from tests.pages.conftest import run, texts
+from tests.pages.test_train import ME
+
+CONFIG = RunConfig(
+    data=DataConfig(n_samples=200),
+    optimizer=OptimizerConfig(rate_rule="constant", learning_rate=0.01),
+    stopping=StoppingConfig("none"),
+    max_epochs=25,
+)
+STUDY = Study(CONFIG, tuple(range(8)), (Constant(0.5),))
+
+
+def enter(home, study=STUDY, state="done"):
+    store = RunStore(home)
+    study_id = store.create(study)
+    store.claim(ME, 99)
+    result = replicate(
+        study.config,
+        study.seeds,
+        lambda rows: store.append(study_id, ME, {"epoch": rows[0]["epoch"], "rows": rows}),
+        schedules={to_code(schedule): schedule for schedule in study.schedules},
+    )
+    if state != "running":
+        store.finish(study_id, ME, state, stopped="all seeds ended")
+    return study_id, result
+
+
+def seeds_table(app):
+    return next(d.value for d in app.dataframe if "final_original" in d.value)
+
+
+def test_a_study_is_queued_as_it_is_set(open_page, home):
+    app = open_page("evidence", seeds="16", first_seed="5", pins=["Constant(beta=0.5)"])
+    assert "Press **Start**" in texts(app)
+    next(b for b in app.button if b.label == "Start").click()
+    run(app)
+    listed = RunStore(home).studies()
+    assert listed["state"].tolist() == ["queued"]
+    job = json.loads(listed["config"][0])
+    assert job["seeds"] == list(range(5, 21))
+    assert [schedule["beta"] for schedule in job["schedules"]] == [0.5]
+    assert RunConfig.from_json(json.dumps(job["config"])) == RunConfig()
+    assert RunStore(home).runs().empty
+
+
+def test_the_figures_are_those_of_the_seeds(open_page, home):
+    _, result = enter(home)
+    app = open_page("evidence")
+    table = seeds_table(app).set_index("seed")
+    last = result.history[result.history["epoch"] == 25].set_index("seed")
+    assert table["final_averaged"].to_dict() == pytest.approx(last["val_loss_ema"].to_dict())
+    said = texts(app)
+    for start in ("**Final.**", "**Best.**", "**Steadiness.**", "The article's one run gained 20 %"):
+        assert start in said
+    assert "over 8 seeds" in said
+    assert "| the final loss | 8 |" in app.code[0].value
+
+
+def test_another_average_of_the_same_networks(open_page, home):
+    _, result = enter(home)
+    app = open_page("evidence", average="Constant(beta=0.5)")
+    last = result.history[result.history["epoch"] == 25].set_index("seed")["val_loss_Constant(beta=0.5)"]
+    assert seeds_table(app).set_index("seed")["final_averaged"].to_dict() == pytest.approx(last.to_dict())
+
+
+def test_a_study_that_trains_can_be_stopped(open_page, home):
+    study_id, _ = enter(home, state="running")
+    app = open_page("evidence", study=study_id)
+    assert "So far; the seeds still train" in texts(app)
+    next(b for b in app.button if b.label == "Stop").click()
+    run(app)
+    assert RunStore(home).beat(study_id, ME)
+
+
+@pytest.mark.parametrize(("state", "words"), [("failed", "The study failed"), ("interrupted", "was interrupted")])
+def test_how_a_study_ended_is_told(open_page, home, state, words):
+    enter(home, state=state)
+    assert words in texts(open_page("evidence"))
+
+
+def test_garbage_in_the_link_is_left_aside(open_page, home):
+    enter(home)
+    app = open_page("evidence", seeds="many", study="nope", steady_from="-1")
+    assert app.get_by_key("seeds").value == 32
+    assert len(seeds_table(app)) == 8
