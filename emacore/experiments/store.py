@@ -46,6 +46,7 @@ CREATE TABLE IF NOT EXISTS runs (
 CREATE TABLE IF NOT EXISTS epochs (
     run_id TEXT NOT NULL, epoch INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (run_id, epoch)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, rows TEXT NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
 
@@ -155,11 +156,21 @@ class RunStore:
 
     def create(self, job: RunConfig | Study) -> str:
         """Enter a run or a study as queued and return its id."""
-        run_id = uuid.uuid4().hex[:12]
+        return self._enter(job, "queued", None)
+
+    def enter(self, job: RunConfig | Study, worker: str) -> str:
+        """Enter a run or a study that ``worker`` is training already, and return its id."""
+        return self._enter(job, "running", worker)
+
+    def _enter(self, job: RunConfig | Study, state: str, worker: str | None) -> str:
+        run_id, now = uuid.uuid4().hex[:12], time.time()
+        started = None if worker is None else now
+        kind = "study" if isinstance(job, Study) else "run"
         with self._connected() as connection:
             connection.execute(
-                "INSERT INTO runs (id, state, created, config, kind) VALUES (?, 'queued', ?, ?, ?)",
-                (run_id, time.time(), job.to_json(indent=None), "study" if isinstance(job, Study) else "run"),
+                "INSERT INTO runs (id, state, created, started, heartbeat, worker, config, kind) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (run_id, state, now, started, started, worker, job.to_json(indent=None), kind),
             )
         return run_id
 
@@ -216,6 +227,17 @@ class RunStore:
         except OSError as error:
             raise StoreError(f"The table cannot be kept in {path.parent}: {error.strerror}.") from error
         return path
+
+    def cell(self, key: str) -> list[dict[str, Any]] | None:
+        """What a sweep has found for a cell, if it has."""
+        with self._connected() as connection:
+            row = connection.execute("SELECT rows FROM cells WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row["rows"])
+
+    def add_cell(self, key: str, rows: list[dict[str, Any]]) -> None:
+        """Keep what a sweep found for a cell; it is on disk when this returns."""
+        with self._connected() as connection:
+            connection.execute("INSERT OR REPLACE INTO cells VALUES (?, ?)", (key, json.dumps(rows)))
 
     def counts(self) -> dict[str, int]:
         """How many runs there are in each state that has any."""

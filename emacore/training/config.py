@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from emacore.averaging.schedules import InversePower, Schedule, check_positive, check_whole, schedule_from_dict
+from emacore.averaging.schedules import (
+    InversePower,
+    Schedule,
+    check_positive,
+    check_whole,
+    from_code,
+    schedule_from_dict,
+)
 from emacore.tables import MAX_CELLS
 
 DATA_KINDS = ("make_regression", "friedman1", "diabetes", "csv")
@@ -238,6 +245,35 @@ class Study:
             "schedules": [schedule.to_dict() for schedule in self.schedules],
         }
         return json.dumps(settings, indent=indent)
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """``config`` with settings changed by their dotted names, such as ``optimizer.learning_rate``.
+
+    ``schedule`` itself takes a schedule's code, such as ``Constant(beta=0.99)``.
+
+    Raises:
+        ValueError: for a name that is no setting, or a value out of range.
+    """
+    changed = json.loads(config.to_json())
+    for name, value in sorted(settings.items()):  # a whole schedule before its settings
+        *parents, last = name.split(".")
+        part = changed
+        for parent in parents:
+            part = part.get(parent) if isinstance(part, dict) else None
+        if not isinstance(part, dict) or last not in part or (isinstance(part[last], dict) and name != "schedule"):
+            known = ", ".join(sorted(_dotted(changed)))
+            raise ValueError(f"there is no setting {name!r}; there are {known}, and schedule (as code)")
+        part[last] = from_code(value).to_dict() if name == "schedule" else value
+    return RunConfig.from_json(json.dumps(changed))
+
+
+def _dotted(settings: Mapping[str, Any], start: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{start}{name}.")
+        else:
+            yield f"{start}{name}"
 
 
 def job_from_json(text: str | bytes) -> RunConfig | Study:

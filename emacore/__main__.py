@@ -1,0 +1,392 @@
+"""The command line: ``python -m emacore``, or ``emacore`` once installed.
+
+Tables go to standard output or a file as CSV, progress and messages to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import pandas as pd
+
+import emacore
+from emacore.averaging.schedules import Schedule, from_code, to_code
+from emacore.averaging.weights import average, effective_count, mean_age, relative_width, start_share, weights
+from emacore.experiments.store import RunStore, StoreError, worker_name
+from emacore.tables import finite_values, numeric_columns, read_csv
+from emacore.training.config import RunConfig, Study, job_from_json, with_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LEVELS = (0.9, 0.99, 0.999, 0.9999)
+
+Command = Callable[..., Any]
+
+
+class ScheduleCode(click.ParamType[Schedule]):
+    """A schedule as code, such as ``Constant(beta=0.99)``."""
+
+    name = "schedule"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Schedule:
+        try:
+            return from_code(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Setting(click.ParamType[tuple[str, Any]]):
+    """A setting by its dotted name, ``name=value``; the value is JSON, or else text."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        key, equals, text = value.partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not of the form name=value", param, ctx)
+        return key.strip(), _value(text)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def settings(command: Command) -> Command:
+    """The options that make a config."""
+    command = click.option("--config", type=click.Path(exists=True, dir_okay=False), help="JSON from the app.")(command)
+    return click.option(
+        "--set", "changes", type=Setting(), multiple=True, help="optimizer.learning_rate=0.01; may be given many times."
+    )(command)
+
+
+output = click.option("--output", "-o", type=click.Path(dir_okay=False, writable=True), help="CSV; else to the screen.")
+seed_count = click.option("--seeds", type=click.IntRange(1), default=32, show_default=True, help="How many.")
+first_seed = click.option(
+    "--first-seed", type=click.IntRange(0), default=0, show_default=True, help="The others follow."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(emacore.__version__, prog_name="emacore")
+def cli() -> None:
+    """Averages of weights: schedules, training with and without them, evidence over seeds.
+
+    \b
+    emacore schedule "InversePower(beta=0.999)" --steps 5000 --output decays.csv
+    emacore train --set seed=1 --set max_epochs=5 --output history.csv
+    emacore replicate --seeds 8 --set max_epochs=5 --output seeds.csv
+    """
+
+
+@cli.command()
+@settings
+@output
+def train(config: str | None, changes: tuple[tuple[str, Any], ...], output: str | None) -> None:
+    """Train one run and print its history; it also shows up in the app.
+
+    \b
+    emacore train --set max_epochs=5
+    emacore train --set optimizer.learning_rate=0.01 --set schedule="Constant(beta=0.99)" -o history.csv
+    """
+    from emacore.experiments.store import RECORDING_BYTES
+    from emacore.training.loop import train as run
+
+    job = _config(config, changes)
+    with _entered(job) as (store, run_id, worker, stop):
+        store.make_room()
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            store.append(run_id, worker, row)
+            _tell(f"epoch {row['epoch']}: loss {row['val_loss_original']:.4g}, average {row['val_loss_ema']:.4g}")
+
+        result = run(job, on_epoch, stop.is_set, record=store.recording(run_id), record_bytes=RECORDING_BYTES)
+        store.finish(run_id, worker, "stopped" if result.stopped == "stopped" else "done", stopped=result.stopped)
+        _tell(f"run {run_id}: {result.stopped}")
+    _write(result.history, output)
+
+
+@cli.command()
+@settings
+@seed_count
+@first_seed
+@click.option(
+    "--schedule", "further", type=ScheduleCode(), multiple=True, help="A further average of the same networks."
+)
+@output
+def replicate(
+    config: str | None,
+    changes: tuple[tuple[str, Any], ...],
+    seeds: int,
+    first_seed: int,
+    further: tuple[Schedule, ...],
+    output: str | None,
+) -> None:
+    """Train many seeds at once and say whether averaging helped; the study also shows up in the app.
+
+    \b
+    emacore replicate --seeds 8 --set max_epochs=5
+    emacore replicate --seeds 8 --set max_epochs=5 --schedule "Constant(beta=0.99)" -o history.csv
+    """
+    from emacore.experiments.evidence import QUESTIONS, answers, per_seed
+    from emacore.experiments.statistics import verdict
+    from emacore.training.replicas import replicate as run
+
+    study = _checked(lambda: Study(_config(config, changes), tuple(range(first_seed, first_seed + seeds)), further))
+    with _entered(study) as (store, run_id, worker, stop):
+
+        def on_epoch(rows: list[dict[str, Any]]) -> None:
+            store.append(run_id, worker, {"epoch": rows[0]["epoch"], "rows": rows})
+            _tell(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train")
+
+        named = {to_code(schedule): schedule for schedule in further}
+        result = run(study.config, study.seeds, on_epoch, stop.is_set, named)
+        stopped = "stopped" if "stopped" in result.stopped.values() else "all seeds ended"
+        store.finish(run_id, worker, "stopped" if stopped == "stopped" else "done", stopped=stopped)
+    if len(result.history):
+        for question, found in answers(per_seed(result.history)).items():
+            _tell(verdict(found, QUESTIONS[question]))
+    _write(result.history, output)
+
+
+@cli.command()
+@settings
+@click.option("--grid", "axes", type=Setting(), multiple=True, required=True, help="name=[values] as JSON.")
+@seed_count
+@first_seed
+@click.option("--scheduler", help="Address of a Dask scheduler; also EMACORE_SCHEDULER.")
+@output
+def sweep(
+    config: str | None,
+    changes: tuple[tuple[str, Any], ...],
+    axes: tuple[tuple[str, Any], ...],
+    seeds: int,
+    first_seed: int,
+    scheduler: str | None,
+    output: str | None,
+) -> None:
+    """Train a grid of settings over many seeds, here or on a cluster; what was done is not done again.
+
+    \b
+    emacore sweep --grid "optimizer.learning_rate=[0.001, 0.01]" --seeds 8 --set max_epochs=3
+    emacore sweep --grid "schedule.power=[0.5, 0.75]" --seeds 8 --set max_epochs=3 -o sweep.csv
+    """
+    from emacore.experiments.sweep import cells, summary
+    from emacore.experiments.sweep import sweep as run
+
+    job, grid = _config(config, changes), dict(axes)
+    count = len(_checked(lambda: cells(job, {n: v if isinstance(v, list) else [v] for n, v in grid.items()})))
+    grid = {name: values if isinstance(values, list) else [values] for name, values in grid.items()}
+    done: list[int] = []
+
+    def on_result(rows: list[dict[str, Any]]) -> None:
+        done.append(len(rows))
+        _tell(f"cell {len(done)} of {count}")
+
+    with _interruptible() as stop:
+        table = run(
+            job, grid, range(first_seed, first_seed + seeds), scheduler, on_result, stop.is_set, store=RunStore()
+        )
+    if len(table):
+        _tell(summary(table, list(grid)).to_string(index=False))
+    _write(table, output)
+    if table["error"].notna().any():
+        raise click.ClickException("some cells could not be trained: see the column error")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@click.argument("schedules", type=ScheduleCode(), nargs=-1, required=True)
+@click.option("--final", is_flag=True, help="The last average only.")
+@output
+def replay(folder: str, schedules: tuple[Schedule, ...], final: bool, output: str | None) -> None:
+    """Replay a recorded run (a folder) under other schedules.
+
+    \b
+    emacore replay recording "Constant(beta=0.99)" "PowerFunction(sigma_rel=0.1)" --final
+    """
+    from emacore.training.trajectory import Trajectory
+
+    named = {to_code(schedule): schedule for schedule in schedules}
+    trajectory = _checked(lambda: Trajectory.open(folder), failed=True)
+    _write(trajectory.final(named) if final else trajectory.replay(named), output)
+
+
+@cli.command()
+@click.argument("schedule", type=ScheduleCode())
+@click.option("--steps", type=click.IntRange(2, 10_000_000), default=5000, show_default=True, help="Of the run.")
+@output
+def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
+    """Print a schedule's decays, and what each step weighs in the last average.
+
+    \b
+    emacore schedule "InversePower(beta=0.999)" --steps 5000 --output decays.csv
+    """
+    decays = schedule.decays(steps)
+    for level in LEVELS:
+        call = schedule.reaches(level)
+        when = (
+            "never" if call is None else f"at step {call:,}" + ("" if call < steps else ", after the end of this run")
+        )
+        _tell(f"reaches {level:g} {when}")
+    _tell(
+        f"after step {steps - 1:,}: mean age {mean_age(decays):,.4g} steps, counts as {effective_count(decays):,.4g} "
+        f"snapshots, relative width {relative_width(decays):.2%}, start still in it {start_share(decays):.2%}"
+    )
+    _write(pd.DataFrame({"step": np.arange(steps), "decay": decays, "weight": weights(decays)}), output)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.argument("schedule", type=ScheduleCode())
+@click.option("--column", help="By default the first column of numbers.")
+@output
+def smooth(file: str, schedule: Schedule, column: str | None, output: str | None) -> None:
+    """Smooth a column of a CSV; the average is added as a column.
+
+    \b
+    emacore smooth losses.csv "BiasCorrected(beta=0.9)" --column loss
+    """
+    table = _checked(lambda: read_csv(file), failed=True)
+    names = _checked(lambda: numeric_columns(table), failed=True)
+    if column is not None and column not in names:
+        raise click.BadParameter(f"there is no column of numbers {column!r}; there are {', '.join(names)}")
+    name = column or names[0]
+    values = _checked(lambda: finite_values(table, [name], minimum_rows=1)[:, 0], failed=True)
+    _write(table.assign(**{f"{name}_smoothed": average(values, schedule.decays(len(values)), values[0])}), output)
+
+
+@cli.command()
+@click.argument("run_id")
+@click.option(
+    "--as", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True, help="History, or settings."
+)
+@output
+def export(run_id: str, form: str, output: str | None) -> None:
+    """Print the history of a stored run or study as CSV, or its settings as JSON.
+
+    \b
+    emacore export 0123456789ab --as json
+    """
+    store = RunStore()
+    if form == "csv":
+        _write(store.history(run_id), output)
+        return
+    stored = store.result(run_id)
+    text = (stored.study or stored.config).to_json()
+    if output is None:
+        click.echo(text)
+    else:
+        Path(output).write_text(text)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def app(arguments: tuple[str, ...]) -> None:
+    """Open the app, from a checkout of the repository; further arguments go to Streamlit.
+
+    \b
+    emacore app --server.port 8600
+    """
+    file = Path(__file__).parents[1] / "app.py"
+    if not file.exists():
+        raise click.ClickException("app.py is not part of the installed package: run this in a checkout")
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *arguments])
+
+
+def main() -> None:
+    """Run, with exit code 0, 1 (failed) or 2 (usage)."""
+    try:
+        cli(prog_name="emacore")
+    except (StoreError, RuntimeError, ValueError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> RunConfig:
+    def read() -> RunConfig:
+        job = RunConfig() if file is None else job_from_json(Path(file).read_bytes())
+        return with_settings(job.config if isinstance(job, Study) else job, dict(changes))
+
+    config: RunConfig = _checked(read)
+    return config
+
+
+def _checked(make: Callable[[], Any], *, failed: bool = False) -> Any:
+    """What ``make`` returns; its ``ValueError`` is a wrong usage, or else (``failed``) a failure."""
+    try:
+        return make()
+    except ValueError as error:
+        raise (click.ClickException if failed else click.UsageError)(str(error)) from error
+
+
+@contextmanager
+def _entered(job: RunConfig | Study) -> Iterator[tuple[RunStore, str, str, threading.Event]]:
+    """A run or study entered into the store as this process' own, alive until the block ends."""
+    store, worker = RunStore(), worker_name(os.getpid(), "terminal")
+    with _interruptible() as stop:
+        run_id = store.enter(job, worker)
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(1.0):
+                try:
+                    if store.beat(run_id, worker):
+                        stop.set()
+                except StoreError:
+                    continue
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield store, run_id, worker, stop
+        except Exception as error:
+            store.finish(run_id, worker, "failed", error=str(error))
+            raise
+        finally:
+            over.set()
+            thread.join()
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets: what was done so far is kept.  A second Ctrl-C ends at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _tell(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _write(table: pd.DataFrame, output: str | None) -> None:
+    if output is None:
+        click.echo(table.to_csv(index=False), nl=False)
+    else:
+        table.to_csv(output, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""A grid of settings, each over many seeds: on this machine, or on a Dask cluster.
+
+The engine is joblib: its loky processes here, Dask's workers where a scheduler's address is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import product
+from typing import Any
+
+import joblib
+import pandas as pd
+
+import emacore
+from emacore.experiments.evidence import QUESTIONS, per_seed
+from emacore.experiments.store import RunStore
+from emacore.training.config import RunConfig, Study, with_settings
+
+Rows = list[dict[str, Any]]
+
+#: The environment variable that holds a scheduler's address.
+SCHEDULER = "EMACORE_SCHEDULER"
+#: How often a cell is tried whose worker died.
+TRIES = 3
+_FINAL = ("val_mae_original", "val_mae_ema", "val_r2_original", "val_r2_ema")
+
+
+class SweepError(RuntimeError):
+    """A sweep cannot run as asked; the message says why and what to do."""
+
+
+def cells(config: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[tuple[dict[str, Any], RunConfig]]:
+    """The settings of each cell of a grid and the config they give, all checked.
+
+    Args:
+        grid: Values by dotted names, as :func:`~emacore.training.config.with_settings` takes them.
+
+    Raises:
+        ValueError: for an unknown name, a value out of range, or a name without values.
+    """
+    for name, values in grid.items():
+        if name == "seed":
+            raise ValueError("grid: the seeds are those of every cell; leave 'seed' out")
+        if isinstance(values, str) or not len(values):
+            raise ValueError(f"grid: {name!r} needs a list of at least one value, got {values!r}")
+    chosen = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    return [(settings, with_settings(config, settings)) for settings in chosen]
+
+
+def sweep(
+    config: RunConfig,
+    grid: Mapping[str, Sequence[Any]],
+    seeds: Sequence[int],
+    scheduler: str | None = None,
+    on_result: Callable[[Rows], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    *,
+    store: RunStore | None = None,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Train every cell of a grid over the same seeds, as stacked replicas.
+
+    Args:
+        scheduler: Address of a Dask scheduler, such as ``tcp://127.0.0.1:8786``; by default that in
+            ``EMACORE_SCHEDULER``, and if there is none, processes on this machine.
+        on_result: Called with the rows of each cell as it is done.
+        should_stop: Asked after each cell; the cells so far are returned.
+        store: Keeps each cell as it is done.  A sweep that was killed takes from there what it had.
+        workers: Processes on this machine; by default one for each core.
+
+    Returns:
+        One row for each cell and seed, in the grid's order: the grid's columns, ``seed``, ``final_``, ``best_`` and
+        ``steadiness_`` of ``original`` and ``averaged`` (losses), final MAE and R2, ``epochs``, ``stopped``,
+        ``seconds`` (of the whole cell), and ``error``, which is missing unless the cell could not be trained.
+
+    Raises:
+        ValueError: as :func:`cells`, before anything starts; also for wrong seeds.
+        SweepError: if the scheduler cannot be reached, or its workers have other versions.
+    """
+    chosen = cells(config, grid)
+    jobs = [Study(cell, tuple(seeds)).to_json(indent=None) for _, cell in chosen]
+    keys = [_key(job) for job in jobs]
+    done: dict[int, Rows] = {}
+
+    def take(index: int, rows: Rows) -> bool:
+        """Enter a cell's rows; true if the sweep is to stop."""
+        done[index] = [{**chosen[index][0], **row} for row in rows]
+        if on_result is not None:
+            on_result(done[index])
+        return should_stop is not None and should_stop()
+
+    for index, key in enumerate(keys):
+        if store is not None and (rows := store.cell(key)) is not None and take(index, rows):
+            return _table(done, grid)
+    address = scheduler or os.environ.get(SCHEDULER)
+    with _engine(address, workers) as run:
+        for index, rows in run({n: job for n, job in enumerate(jobs) if n not in done}):
+            if store is not None and not any(row["error"] for row in rows):
+                store.add_cell(keys[index], rows)
+            if take(index, rows):
+                break
+    return _table(done, grid)
+
+
+Run = Callable[[dict[int, str]], Iterator[tuple[int, Rows]]]
+
+
+@contextmanager
+def _engine(address: str | None, workers: int | None) -> Iterator[Run]:
+    if address is None:
+        with joblib.parallel_config("loky", n_jobs=workers or joblib.cpu_count(), inner_max_num_threads=1):
+            yield _persistent
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise SweepError("A cluster needs Dask: pip install emacore[cluster].") from error
+    try:
+        client = Client(address, timeout=10, set_as_default=False)  # type: ignore[no-untyped-call]
+    except (OSError, TimeoutError, ValueError) as error:
+        raise SweepError(
+            f"The scheduler {address} cannot be reached: start it with dask scheduler, or unset {SCHEDULER}."
+        ) from error
+    with client:
+        _check_versions(client, address)
+        with joblib.parallel_config("dask", client=client, n_jobs=-1):
+            yield _persistent
+
+
+def _check_versions(client: Any, address: str) -> None:
+    try:
+        found = client.run(_versions)
+    except Exception as error:  # whatever hinders a worker, such as a missing package, is what must be told
+        raise SweepError(f"The workers of {address} cannot run emacore: {error}.") from error
+    if not found:
+        raise SweepError(f"The scheduler {address} has no workers: start some with dask worker {address}.")
+    here = _versions()
+    for worker, there in found.items():
+        for name, mine in here.items():
+            if there.get(name) != mine:
+                raise SweepError(
+                    f"The worker {worker} has {name} {there.get(name)}, here it is {mine}: install the same there."
+                )
+
+
+def _versions() -> dict[str, str]:
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"emacore": emacore.__version__, "python": python} | {
+        name: version(name) for name in ("torch", "numpy", "scikit-learn")
+    }
+
+
+def _persistent(jobs: dict[int, str]) -> Iterator[tuple[int, Rows]]:
+    """Run all jobs.  Where a worker dies, those that were not done are run again, in the end each alone."""
+    left = dict(jobs)
+    error = ""
+    for attempt in range(TRIES):
+        alone = attempt == TRIES - 1
+        for batch in [{n: job} for n, job in left.items()] if alone else [left]:
+            try:
+                for index, rows in _parallel(batch):
+                    del left[index]
+                    yield index, rows
+            except GeneratorExit:
+                raise
+            except Exception as problem:  # loky's and Dask's words for a dead worker have no common class
+                error = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'a worker died'}"
+        if not left:
+            return
+    for index, job in left.items():
+        yield index, _failed(job, f"the worker process died {TRIES} times ({error})")
+
+
+def _parallel(jobs: dict[int, str]) -> Iterator[tuple[int, Rows]]:
+    calls = (joblib.delayed(train_cell)(index, job) for index, job in list(jobs.items()))
+    # Cells take seconds: batching them would only delay their results.
+    yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(calls)
+
+
+def train_cell(index: int, job: str) -> tuple[int, Rows]:
+    """Train one cell, a study as JSON: its index and a row for each seed.  Runs in a worker."""
+    try:
+        return index, _trained(job)
+    except Exception as error:  # one cell's trouble must not end the others
+        return index, _failed(job, f"{type(error).__name__}: {error}")
+
+
+def _trained(job: str) -> Rows:
+    import torch
+
+    from emacore.training.config import job_from_json
+    from emacore.training.replicas import replicate
+
+    torch.set_num_threads(1)
+    study = job_from_json(job)
+    if not isinstance(study, Study):
+        raise TypeError("a cell must be a study over seeds")
+    result = replicate(study.config, study.seeds)
+    history = result.history
+    last = history.groupby("seed", sort=False).nth(-1).set_index("seed")
+    table = per_seed(history).set_index("seed")
+    table = table.join(last[list(_FINAL)]).assign(seconds=float(history["seconds"].max()), error=None)
+    table["stopped"] = pd.Series(result.stopped)
+    return [{str(name): _plain(value) for name, value in row.items()} for row in table.reset_index().to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    """A number as JSON can hold it; what is not finite becomes its name."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _failed(job: str, error: str) -> Rows:
+    return [{"seed": seed, "error": error} for seed in json.loads(job)["seeds"]]
+
+
+def _key(job: str) -> str:
+    """What decides a cell's numbers."""
+    return hashlib.sha256(f"{job} {emacore.__version__} {version('torch')}".encode()).hexdigest()
+
+
+def _table(done: Mapping[int, Rows], grid: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    names = [f"{question}_{which}" for question in QUESTIONS for which in ("original", "averaged")]
+    columns = [*grid, "seed", *names, *_FINAL, "epochs", "stopped", "seconds", "error"]
+    rows = [row for index in sorted(done) for row in done[index]]
+    return pd.DataFrame(rows).reindex(columns=columns) if rows else pd.DataFrame(columns=columns)
+
+
+def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
+    """A row for each cell: the grid's columns, seeds, wins, median_gain (a share), low, high, p (Holm's) and verdict.
+
+    Of the final loss; cells that could not be trained count as too few seeds.
+    """
+    from emacore.experiments.statistics import holm, kind_of, paired_comparison
+
+    rows, found = [], []
+    for key, cell in table.groupby(list(grid), sort=False, dropna=False):
+        comparison = paired_comparison(cell["final_original"].astype(float), cell["final_averaged"].astype(float))
+        found.append(comparison)
+        median = comparison.median
+        named = dict(zip(grid, key if isinstance(key, tuple) else (key,), strict=True))
+        rows.append(
+            {
+                **named,
+                "seeds": comparison.seeds,
+                "wins": comparison.wins,
+                "median_gain": median.estimate,
+                "low": median.low,
+                "high": median.high,
+            }
+        )
+    adjusted = holm([comparison.wilcoxon_p for comparison in found])
+    verdicts = [kind_of(one, p if not math.isnan(p) else 1.0) for one, p in zip(found, adjusted, strict=True)]
+    return pd.DataFrame(rows).assign(p=adjusted, verdict=verdicts)

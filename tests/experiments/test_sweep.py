@@ -1,0 +1,194 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emacore import RunConfig
+from emacore.averaging.schedules import Constant
+from emacore.experiments import sweep as sweep_module
+from emacore.experiments.evidence import per_seed
+from emacore.experiments.store import RunStore
+from emacore.experiments.sweep import SCHEDULER, SweepError, cells, summary, sweep
+from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig, with_settings
+from emacore.training.replicas import replicate
+
+CONFIG = RunConfig(
+    data=DataConfig(n_samples=120, n_features=5, n_informative=3),
+    optimizer=OptimizerConfig(rate_rule="constant"),
+    stopping=StoppingConfig("none"),
+    max_epochs=3,
+)
+GRID = {"optimizer.learning_rate": [0.001, 0.03], "schedule": ["Constant(beta=0.5)", "Constant(beta=0.9)"]}
+SEEDS = [4, 1, 9]
+SAME = ["seed", "final_original", "final_averaged", "epochs", "stopped"]
+
+
+@pytest.fixture(scope="module")
+def table():
+    return sweep(CONFIG, GRID, SEEDS, workers=2)
+
+
+def test_settings_by_dotted_names():
+    changed = with_settings(CONFIG, {"schedule.beta": 0.7, "schedule": "Constant(beta=0.5)", "data.n_samples": 50})
+    assert changed == replace(CONFIG, schedule=Constant(0.7), data=replace(CONFIG.data, n_samples=50))
+    for name in ("optimizer.rate", "optimizer", "nope.x", "schedule.powers", "seed.x"):
+        with pytest.raises(ValueError, match=r"there is no setting '.*optimizer.learning_rate"):
+            with_settings(CONFIG, {name: 1})
+    with pytest.raises(ValueError, match="optimizer.learning_rate must be"):
+        with_settings(CONFIG, {"optimizer.learning_rate": -1})
+
+
+def test_a_grid_is_checked_before_anything_starts():
+    assert len(cells(CONFIG, GRID)) == 4
+    for grid, message in (
+        ({"nope": [1]}, "no setting"),
+        ({"max_epochs": []}, "at least one value"),
+        ({"seed": [1]}, "leave 'seed' out"),
+        ({"optimizer.learning_rate": [0.1, 0]}, "above 0"),
+        ({"schedule": "Constant()"}, "needs a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweep(CONFIG, grid, SEEDS)
+    with pytest.raises(ValueError, match="seeds must be different"):
+        sweep(CONFIG, GRID, [1, 1])
+
+
+def test_one_row_for_each_cell_and_seed(table):
+    assert table.columns.tolist()[:3] == ["optimizer.learning_rate", "schedule", "seed"]
+    assert table["seed"].tolist() == SEEDS * 4
+    assert table["error"].isna().all()
+    cell = table[(table["optimizer.learning_rate"] == 0.03) & (table["schedule"] == "Constant(beta=0.9)")]
+    config = with_settings(CONFIG, {"optimizer.learning_rate": 0.03, "schedule": "Constant(beta=0.9)"})
+    expected = per_seed(replicate(config, SEEDS).history)
+    np.testing.assert_allclose(cell["final_averaged"], expected["final_averaged"], rtol=1e-4)
+    np.testing.assert_allclose(cell["best_original"], expected["best_original"], rtol=1e-4)
+
+
+def test_a_killed_sweep_goes_on_with_what_is_missing(table, tmp_path, monkeypatch):
+    store, seen = RunStore(tmp_path), []
+    part = sweep(CONFIG, GRID, SEEDS, on_result=seen.append, should_stop=lambda: len(seen) == 2, store=store, workers=1)
+    assert len(part) == 6
+    trained = []
+    real = sweep_module._persistent
+
+    def counted(jobs):
+        trained.extend(jobs)
+        return real(jobs)
+
+    monkeypatch.setattr(sweep_module, "_persistent", counted)
+    whole = sweep(CONFIG, GRID, SEEDS, store=store, workers=1)
+    assert len(trained) == 2
+    pd.testing.assert_frame_equal(whole[SAME], table[SAME], rtol=1e-4)
+
+
+def test_a_cell_that_fails_is_reported_with_its_error(tmp_path):
+    grid = {"optimizer.batch_size": [8, 32], "data.test_size": [0.2, 0.95]}
+    path = tmp_path / "data.csv"
+    path.write_text("a,b\n" + "".join(f"{n},{n % 7}\n" for n in range(60)))
+    config = replace(CONFIG, data=replace(CONFIG.data, kind="csv", path=str(path), target="b"))
+    found = sweep(config, grid, SEEDS, workers=1)
+    failed = found[found["error"].notna()]
+    assert set(failed["data.test_size"]) == {0.95}
+    assert failed["error"].str.contains("batch_size").all()
+    assert found["seed"].tolist() == SEEDS * 4
+    verdicts = summary(found, list(grid)).set_index(list(grid))["verdict"]
+    assert (verdicts == "too few seeds").all()
+
+
+def deadly(index, job):
+    if '"learning_rate": 0.03' in job:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return index, [{"seed": 1, "error": None}]
+
+
+def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):
+    monkeypatch.setattr(sweep_module, "train_cell", deadly)
+    found = sweep(CONFIG, GRID, SEEDS, workers=2)
+    dead = found["error"].notna()
+    assert set(found.loc[dead, "optimizer.learning_rate"]) == {0.03}
+    assert found.loc[dead, "error"].str.contains("died 3 times").all()
+    assert (~dead).sum() == 2
+
+
+def test_a_summary_of_the_cells():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"a": a, "seed": seed, "final_original": 1.0, "final_averaged": 1 - gain + 0.05 * rng.normal()}
+        for a, gain in ((1, 0.3), (2, 0.0), (3, -0.3))
+        for seed in range(12)
+    ]
+    found = summary(pd.DataFrame(rows), ["a"])
+    assert found["a"].tolist() == [1, 2, 3]
+    assert found["verdict"].tolist() == ["helps", "no difference shown", "hurts"]
+    assert found["wins"].tolist()[::2] == [12, 0]
+    assert found["p"].iloc[0] == pytest.approx(3 * 2 / 2**12)
+
+
+def test_an_unreachable_scheduler_is_one_sentence(monkeypatch):
+    monkeypatch.setenv(SCHEDULER, "tcp://127.0.0.1:9")
+    with pytest.raises(SweepError, match="cannot be reached"):
+        sweep(CONFIG, GRID, SEEDS)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A Dask scheduler and two worker processes on loopback."""
+    address = tmp_path / "scheduler.json"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(kind, *arguments):
+        code = f"from distributed.cli.dask_{kind} import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "--scheduler-file", str(address), *arguments],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")]
+    try:
+        end = time.monotonic() + 60
+        while not address.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        options = ("--no-nanny", "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard")
+        processes += [start("worker", *options) for _ in range(2)]
+
+        from distributed import Client
+
+        url = json.loads(address.read_text())["address"]
+        with Client(url, timeout=30, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield url, processes
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.wait()
+
+
+def test_a_cluster_gives_the_same_numbers_though_a_worker_is_killed(table, cluster):
+    url, processes = cluster
+    seen = []
+
+    def kill_one(rows):
+        if not seen:
+            processes[1].kill()
+        seen.append(rows)
+
+    found = sweep(CONFIG, GRID, SEEDS, scheduler=url, on_result=kill_one)
+    assert len(seen) == 4
+    assert found["error"].isna().all()
+    pd.testing.assert_frame_equal(found[SAME], table[SAME], rtol=1e-4)
+
+
+def test_other_versions_on_the_cluster_are_one_sentence(cluster, monkeypatch):
+    monkeypatch.setattr(sweep_module.emacore, "__version__", "9.9")
+    with pytest.raises(SweepError, match=r"has emacore 0.1.0, here it is 9.9"):
+        sweep(CONFIG, GRID, SEEDS, scheduler=cluster[0])

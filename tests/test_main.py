@@ -1,0 +1,174 @@
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from emacore import RunConfig
+from emacore import __main__ as command_line
+from emacore.averaging.schedules import BiasCorrected, Constant, InversePower
+from emacore.averaging.weights import average
+from emacore.experiments.store import RunStore
+from emacore.training.config import Study
+
+SMALL = ["--set", "max_epochs=3", "--set", "data.n_samples=100"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMACORE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("EMACORE_SCHEDULER", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+def emacore(*arguments, code=0):
+    result = CliRunner().invoke(command_line.cli, list(arguments))
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def table(result):
+    return pd.read_csv(io.StringIO(result.stdout))
+
+
+def examples():
+    """Every example of every --help."""
+    commands = [command_line.cli, *command_line.cli.commands.values()]
+    return sorted(
+        {line.strip() for c in commands for line in (c.help or "").splitlines() if "    emacore " in f"   {line}"}
+    )
+
+
+@pytest.mark.parametrize("example", examples())
+def test_the_examples_of_the_help_run(example, tmp_path, monkeypatch):
+    pd.DataFrame({"loss": [3.0, 1.0, 2.0]}).to_csv("losses.csv", index=False)
+    if example.startswith("emacore replay"):
+        from emacore import train
+
+        train(RunConfig(max_epochs=2), record="recording")
+    run_id = RunStore().create(RunConfig())
+    monkeypatch.setattr(os, "execv", lambda path, arguments: print(arguments))
+    result = emacore(*shlex.split(example.replace("0123456789ab", run_id))[1:])
+    written = re.search(r"(?:-o|--output) (\S+)", example)
+    assert pd.read_csv(written[1]).shape[0] > 0 if written else result.stdout
+
+
+def test_there_are_examples_of_every_command():
+    named = {example.split()[1] for example in examples()}
+    assert named == set(command_line.cli.commands)
+    assert "emacore schedule" in emacore("--help").stdout
+
+
+def test_a_run_is_in_the_store_with_its_recording():
+    result = emacore("train", *SMALL, "--set", "seed=3", "--set", "schedule=Constant(beta=0.5)")
+    store = RunStore()
+    run_id = store.runs()["id"][0]
+    stored = store.result(run_id)
+    assert stored.state == "done"
+    assert (stored.config.seed, stored.config.schedule) == (3, Constant(0.5))
+    pd.testing.assert_frame_equal(table(result), store.history(run_id))
+    assert "epoch 3: loss" in result.stderr
+    replayed = table(emacore("replay", str(store.recording(run_id)), "Constant(beta=0.5)"))
+    np.testing.assert_allclose(replayed["loss"], store.history(run_id)["val_loss_ema"], rtol=1e-4)
+    pd.testing.assert_frame_equal(table(emacore("export", run_id)), store.history(run_id))
+    assert RunConfig.from_json(emacore("export", run_id, "--as", "json").stdout) == stored.config
+
+
+def test_many_seeds_and_a_verdict():
+    result = emacore("replicate", *SMALL, "--seeds", "6", "--first-seed", "4")
+    assert table(result)["seed"].unique().tolist() == [4, 5, 6, 7, 8, 9]
+    assert "over 6 seeds" in result.stderr
+    store = RunStore()
+    study = store.result(store.studies()["id"][0]).study
+    assert study.seeds == (4, 5, 6, 7, 8, 9)
+    assert Study(study.config, study.seeds) == study
+
+
+def test_settings_come_from_the_pages_json_and_can_be_changed():
+    config = RunConfig(max_epochs=2, seed=8)
+    Path("config.json").write_text(config.to_json())
+    Path("study.json").write_text(Study(config, (1, 2)).to_json())
+    for file in ("config.json", "study.json"):
+        emacore("train", "--config", file, "--set", "data.n_samples=100")
+        stored = RunStore().result(RunStore().runs()["id"][0]).config
+        assert (stored.max_epochs, stored.seed, stored.data.n_samples) == (2, 8, 100)
+
+
+def test_a_sweep_is_one_table_and_a_summary():
+    grid = ["--grid", "optimizer.learning_rate=[0.001, 0.01]", "--grid", "network.dropout=0"]
+    result = emacore("sweep", *SMALL, *grid, "--seeds", "2")
+    assert len(table(result)) == 4
+    assert "cell 2 of 2" in result.stderr
+    assert "verdict" in result.stderr
+
+
+def test_a_schedule_and_a_smoothed_column_are_those_of_the_package():
+    decays = table(emacore("schedule", "InversePower(beta=0.999)", "--steps", "300"))
+    np.testing.assert_array_equal(decays["decay"], InversePower(0.999).decays(300))
+    values = np.array([3.0, 1.0, 2.0])
+    pd.DataFrame({"name": list("abc"), "x": values}).to_csv("data.csv", index=False)
+    found = table(emacore("smooth", "data.csv", "BiasCorrected(beta=0.9)"))
+    np.testing.assert_allclose(found["x_smoothed"], average(values, BiasCorrected(0.9).decays(3), 3.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "--set", "nope=1"], 2, "there is no setting 'nope'"),
+        (["train", "--set", "nope"], 2, "name=value"),
+        (["train", "--set", "max_epochs=0"], 2, "max_epochs"),
+        (["schedule", "Nope()"], 2, "not a schedule"),
+        (["sweep", "--grid", "nope=[1]"], 2, "there is no setting"),
+        (["smooth", "missing.csv", "Constant()"], 2, "does not exist"),
+        (["smooth", "empty.csv", "Constant()"], 1, "The file is empty"),
+        (["replay", ".", "Constant()"], 1, "no recording"),
+        (["export", "nope"], 1, "There is no run"),
+    ],
+)
+def test_exit_codes_and_one_sentence(arguments, code, message, monkeypatch, capsys):
+    Path("empty.csv").write_text("")
+    monkeypatch.setattr(sys, "argv", ["emacore", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == code
+    assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_there(home):
+    command = [sys.executable, "-m", "emacore", "train", "--set", "max_epochs=100000", "--set", "stopping.curve=none"]
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+    try:
+        seen = [process.stderr.readline() for _ in range(3)]
+        assert seen[2].startswith("epoch 3")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    history = pd.read_csv(io.StringIO(out))
+    assert len(history) >= 3
+    store = RunStore(home)
+    assert store.result(store.runs()["id"][0]).state == "stopped"
+
+
+def test_the_help_needs_no_torch():
+    code = "import sys, emacore.__main__; sys.exit('torch' in sys.modules or 'streamlit' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_json_of_a_study_goes_out_and_in(tmp_path):
+    run_id = RunStore().create(Study(RunConfig(), (1, 2)))
+    assert json.loads(emacore("export", run_id, "--as", "json").stdout)["seeds"] == [1, 2]
+    emacore("export", run_id, "--as", "json", "-o", "out.json")
+    assert json.loads(Path("out.json").read_text())["seeds"] == [1, 2]
