@@ -9,6 +9,8 @@ from emacore.averaging.schedules import Constant
 from emacore.averaging.signals import sgd_on_quadratic, stationary_loss
 from emacore.averaging.weights import average
 from emacore.charts.plane import paths
+from emacore.experiments.evidence import answers, shipped
+from emacore.experiments.statistics import verdict
 from emacore.widgets import (
     BOUND,
     SCHEDULE_DEFAULTS,
@@ -154,6 +156,21 @@ with numbers:
         "A small learning rate does the same to the orange path itself."
     )
 
+
+@st.cache_data(max_entries=1)
+def evidence() -> str:
+    """What the shipped study says of the final loss, and of steadiness."""
+    table, made = shipped()
+    told = []
+    for experiment, seeds in table.groupby("experiment", sort=False):
+        found = answers(seeds)
+        final, steady = found["final"], found["steadiness"]
+        told.append(
+            f"With {experiment}: {verdict(final)} The curve was steadier in {steady.wins} of {steady.seeds} seeds."
+        )
+    return f"{' '.join(told)} (Made by `{made.partition(',')[0]}`,{made.partition(',')[2]}.)"
+
+
 st.divider()
 st.subheader("Three questions")
 for column, (question, text, page, label, changes) in zip(
@@ -178,11 +195,9 @@ for column, (question, text, page, label, changes) in zip(
         ),
         (
             "Does it help me?",
-            "Train the article's network, with the average beside it, and watch both. One run shows one run: change "
-            "the "
-            "seed and see.",
-            "pages/train.py",
-            "Train the article's run",
+            evidence(),
+            "pages/evidence.py",
+            "Ask your own seeds",
             {},
         ),
     ],

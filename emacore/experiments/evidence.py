@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,16 @@ QUESTIONS = {
 }
 
 
+#: The study that ships with the package: a line that says how it was made, then one row a seed.
+SHIPPED = Path(__file__).with_name("article_study.csv")
+
+
+def shipped() -> tuple[pd.DataFrame, str]:
+    """The shipped study, :func:`per_seed`'s columns and ``experiment``, and how, when and with what it was made."""
+    made, _, content = SHIPPED.read_text().partition("\n")
+    return pd.read_csv(io.StringIO(content)), made.removeprefix("# ")
+
+
 def per_seed(history: pd.DataFrame, averaged: str = "ema", steady_from: int = 20) -> pd.DataFrame:
     """The figures of each seed: seed, epochs, and final, best and steadiness of both curves.
 
@@ -33,9 +45,10 @@ def per_seed(history: pd.DataFrame, averaged: str = "ema", steady_from: int = 20
     """
     groups = history.groupby("seed", sort=False)
     late = history[history["epoch"] >= steady_from].groupby("seed", sort=False)
+    last = history.loc[groups["epoch"].idxmax().to_numpy()].set_index("seed")
     table = groups["epoch"].max().rename("epochs").to_frame()
     for name, column in (("original", "val_loss_original"), ("averaged", f"val_loss_{averaged}")):
-        table[f"final_{name}"] = groups[column].nth(-1).set_axis(table.index)
+        table[f"final_{name}"] = last[column]
         table[f"best_{name}"] = groups[column].min()
         table[f"steadiness_{name}"] = late[column].std()
     return table.reset_index()

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
-from emacore.experiments.evidence import QUESTIONS, answers, bands, in_markdown, per_seed, wins
+from emacore.experiments.evidence import QUESTIONS, answers, bands, in_markdown, per_seed, shipped, wins
+from emacore.experiments.statistics import kind_of
 from emacore.training.config import Study
 
 
@@ -32,6 +33,12 @@ def test_the_figures_of_each_seed():
     assert np.isnan(table.loc[2, "steadiness_original"])
 
 
+def test_the_order_of_the_rows_does_not_matter():
+    rows = history(LOSSES)
+    by_epoch = rows.sort_values(["epoch", "seed"], ascending=[True, False], ignore_index=True)
+    pd.testing.assert_frame_equal(per_seed(by_epoch), per_seed(rows))
+
+
 def test_three_questions_have_three_answers():
     found = answers(per_seed(history(LOSSES), steady_from=2))
     assert list(found) == list(QUESTIONS)
@@ -55,6 +62,17 @@ def test_what_one_would_write():
     assert "| the final loss | 2 | 1 | -25.00% |" in text
     assert "too few seeds" in text
     assert "torch 2" in text
+
+
+def test_the_shipped_study_says_what_it_was_made_with():
+    table, made = shipped()
+    assert made.startswith("python benchmarks/article_study.py, 20")
+    assert "torch 2" in made
+    for experiment, kind in (("the article's settings", "no difference shown"), ("a learning rate of", "helps")):
+        seeds = table[table["experiment"].str.startswith(experiment)]
+        assert len(seeds) == 32
+        assert kind_of(answers(seeds)["final"]) == kind
+        assert answers(seeds)["steadiness"].wins == 32
 
 
 def test_it_needs_no_torch():
