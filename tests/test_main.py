@@ -20,6 +20,7 @@ from emacore.averaging.weights import average
 from emacore.experiments.store import RunStore
 from emacore.training.config import Study
 
+ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "max_epochs=3", "--set", "data.n_samples=100"]
 
 
@@ -146,8 +147,7 @@ def test_exit_codes_and_one_sentence(arguments, code, message, monkeypatch, caps
 
 def test_ctrl_c_keeps_what_is_there(home):
     command = [sys.executable, "-m", "emacore", "train", "--set", "max_epochs=100000", "--set", "stopping.curve=none"]
-    root = Path(__file__).parents[1]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         seen = [process.stderr.readline() for _ in range(3)]
         assert seen[2].startswith("epoch 3")
@@ -164,7 +164,7 @@ def test_ctrl_c_keeps_what_is_there(home):
 
 def test_the_help_needs_no_torch():
     code = "import sys, emacore.__main__; sys.exit('torch' in sys.modules or 'streamlit' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 def test_json_of_a_study_goes_out_and_in(tmp_path):
