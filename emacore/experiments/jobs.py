@@ -125,6 +125,8 @@ def work(folder: str, limit: int, name: str) -> None:
     store = RunStore(folder)
     current: list[str] = []
     threading.Thread(target=_end_with_server, args=(store, name, current), daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(10)  # a slider comes before an epoch
     import torch
 
     from emacore.training.loop import train
