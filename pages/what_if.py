@@ -51,7 +51,7 @@ st.markdown(
 )
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     from emacore.training.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
-    from emacore.training.family import family
+    from emacore.training.family import relatives, with_ema
     from emacore.training.recording import RecordingError
     from emacore.training.trajectory import Trajectory, scheme_from_code, scheme_to_code
     from emacore.training.weight_space import Space, space
@@ -93,8 +93,8 @@ def atlas_of(folder: str, epochs: int, code: str, x: str, y: str, metric: str) -
 
 
 @st.cache_data(max_entries=50, show_spinner=False)
-def family_of(folder: str, epochs: int, code: str) -> pd.DataFrame:
-    return family(opened(folder, epochs), from_code(code))
+def relatives_of(folder: str, epochs: int) -> pd.DataFrame:
+    return relatives(opened(folder, epochs))
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
@@ -287,7 +287,7 @@ def show_family(epochs: int) -> None:
         "weights and so needs every one of its networks at prediction time."
     )
     show_table(
-        family_of(folder, epochs, code),
+        with_ema(relatives_of(folder, epochs), schedule, replayed(folder, epochs, code).iloc[-1]),
         name=f"family-{run.id}",
         column_config={
             "loss": st.column_config.NumberColumn("final loss", format="%.6f"),

@@ -8,13 +8,32 @@ import pandas as pd
 from emacore.averaging.schedules import PowerFunction, Schedule, UniformAverage, to_code
 from emacore.training.trajectory import Scheme, Trajectory, Window
 
+COLUMNS = ["scheme", "setting", "loss", "mae", "r2", "copies_kept", "forward_passes"]
+
 
 def family(trajectory: Trajectory, own: Schedule) -> pd.DataFrame:
+    """Final metrics of an EMA, ``own``, and of :func:`relatives`, in the columns of those."""
+    final = trajectory.final({"EMA": own})
+    if final.empty:
+        raise ValueError("the recording has no whole epoch yet")
+    return with_ema(relatives(trajectory), own, final.iloc[-1])
+
+
+def with_ema(others: pd.DataFrame, own: Schedule, metrics: pd.Series[float]) -> pd.DataFrame:
+    """The table of :func:`relatives` with an EMA of known final metrics on top."""
+    row = ("EMA", to_code(own), *(metrics[name] for name in ("loss", "mae", "r2")), 1, 1)
+    return pd.concat([pd.DataFrame([row], columns=COLUMNS), others], ignore_index=True)
+
+
+def relatives(trajectory: Trajectory) -> pd.DataFrame:
     """Final metrics: scheme, setting, loss, mae, r2, copies_kept, forward_passes.
 
-    ``own`` is the EMA; SWA takes the ends of epochs from three quarters of the run on, the window the last tenth of the
-    steps, and the ensemble averages the *predictions* of the very networks whose weights SWA averages.
-    ``copies_kept`` counts copies of the weights during training besides the trained ones.
+    SWA takes the ends of epochs from three quarters of the run on, the window the last tenth of the steps, and the
+    ensemble averages the *predictions* of the very networks whose weights SWA averages.  ``copies_kept`` counts copies
+    of the weights during training besides the trained ones.
+
+    Raises:
+        ValueError: if no epoch is whole yet.
     """
     rows = len(trajectory.weights)
     ends = np.array(trajectory.epoch_ends)
@@ -24,7 +43,6 @@ def family(trajectory: Trajectory, own: Schedule) -> pd.DataFrame:
     snapshots = ends[ends >= 0.75 * rows] if (ends >= 0.75 * rows).any() else ends[-1:]
     window = Window(max(1, rows // 10))
     schemes: dict[str, tuple[Scheme, str, int]] = {
-        "EMA": (own, to_code(own), 1),
         "running mean": (UniformAverage(), "all steps alike", 1),
         "EDM2 power function": (PowerFunction(sigma_rel=0.1), "relative width 10 %", 1),
         "SMA (window)": (window, f"the last {window.size * trajectory.every:,} steps", window.size * trajectory.every),
@@ -44,4 +62,4 @@ def family(trajectory: Trajectory, own: Schedule) -> pd.DataFrame:
     table.append(("ensemble of predictions", told, *together.iloc[0], len(snapshots), len(snapshots)))
     last = trajectory.measure(np.asarray(trajectory.weights[-1:]))
     table.append(("original", "the last step", *last.iloc[0], 0, 1))
-    return pd.DataFrame(table, columns=["scheme", "setting", "loss", "mae", "r2", "copies_kept", "forward_passes"])
+    return pd.DataFrame(table, columns=COLUMNS)
