@@ -91,14 +91,14 @@ def test_settings_outlive_a_page_change(server, page):
     assert page.get_by_role("slider", name="power").input_value() == "1.25"
 
 
-def test_overview_moves_by_itself_and_leads_to_training(server, page):
+def test_overview_moves_by_itself_and_leads_to_evidence(server, page):
     page.goto(server.url)
     settled(page)
     step = page.get_by_text(re.compile(r"^Step \d+ of"))
     before = step.inner_text()
     assert changes_from(step, before) != before
-    page.get_by_role("link", name="Train the article's run").click()
-    page.get_by_role("heading", name="Train", level=1).wait_for()
+    page.get_by_role("link", name="Ask your own seeds").click()
+    page.get_by_role("heading", name="Evidence", level=1).wait_for()
     page.get_by_role("button", name="Start").wait_for()
 
 
