@@ -213,7 +213,7 @@ def _trained(job: str) -> Rows:
 
 
 def _plain(value: Any) -> Any:
-    """A number as JSON can hold it; what is not finite becomes its name."""
+    """NumPy's numbers as Python's, which JSON can hold."""
     return value.item() if hasattr(value, "item") else value
 
 
