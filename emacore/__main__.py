@@ -102,21 +102,12 @@ def train(config: str | None, changes: tuple[tuple[str, Any], ...], output: str 
     emacore train --set max_epochs=5
     emacore train --set optimizer.learning_rate=0.01 --set schedule="Constant(beta=0.99)" -o history.csv
     """
-    from emacore.experiments.store import RECORDING_BYTES
-    from emacore.training.loop import train as run
 
-    job = _config(config, changes)
-    with _entered(job) as (store, run_id, worker, stop):
-        store.make_room()
-
-        def on_epoch(row: dict[str, Any]) -> None:
-            store.append(run_id, worker, row)
+    def tell(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
             _tell(f"epoch {row['epoch']}: loss {row['val_loss_original']:.4g}, average {row['val_loss_ema']:.4g}")
 
-        result = run(job, on_epoch, stop.is_set, record=store.recording(run_id), record_bytes=RECORDING_BYTES)
-        store.finish(run_id, worker, "stopped" if result.stopped == "stopped" else "done", stopped=result.stopped)
-        _tell(f"run {run_id}: {result.stopped}")
-    _write(result.history, output)
+    _write(_carried_out(_config(config, changes), tell), output)
 
 
 @cli.command()
@@ -143,23 +134,13 @@ def replicate(
     """
     from emacore.experiments.evidence import QUESTIONS, answers, per_seed
     from emacore.experiments.statistics import verdict
-    from emacore.training.replicas import replicate as run
 
     study = _checked(lambda: Study(_config(config, changes), tuple(range(first_seed, first_seed + seeds)), further))
-    with _entered(study) as (store, run_id, worker, stop):
-
-        def on_epoch(rows: list[dict[str, Any]]) -> None:
-            store.append(run_id, worker, {"epoch": rows[0]["epoch"], "rows": rows})
-            _tell(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train")
-
-        named = {to_code(schedule): schedule for schedule in further}
-        result = run(study.config, study.seeds, on_epoch, stop.is_set, named)
-        stopped = "stopped" if "stopped" in result.stopped.values() else "all seeds ended"
-        store.finish(run_id, worker, "stopped" if stopped == "stopped" else "done", stopped=stopped)
-    if len(result.history):
-        for question, found in answers(per_seed(result.history)).items():
+    history = _carried_out(study, lambda rows: _tell(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train"))
+    if len(history):
+        for question, found in answers(per_seed(history)).items():
             _tell(verdict(found, QUESTIONS[question]))
-    _write(result.history, output)
+    _write(history, output)
 
 
 @cli.command()
@@ -333,32 +314,21 @@ def _checked(make: Callable[[], Any], *, failed: bool = False) -> Any:
         raise (click.ClickException if failed else click.UsageError)(str(error)) from error
 
 
-@contextmanager
-def _entered(job: RunConfig | Study) -> Iterator[tuple[RunStore, str, str, threading.Event]]:
-    """A run or study entered into the store as this process' own, alive until the block ends."""
+def _carried_out(job: RunConfig | Study, tell: Callable[[list[dict[str, Any]]], None]) -> pd.DataFrame:
+    """The history of a run or study, trained here into the store; Ctrl-C ends it."""
+    from emacore.experiments.jobs import alive, carry_out
+
     store, worker = RunStore(), worker_name(os.getpid(), "terminal")
     with _interruptible() as stop:
         run_id = store.enter(job, worker)
-        over = threading.Event()
-
-        def beat() -> None:
-            while not over.wait(1.0):
-                try:
-                    if store.beat(run_id, worker):
-                        stop.set()
-                except StoreError:
-                    continue
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
         try:
-            yield store, run_id, worker, stop
+            with alive(store, run_id, worker, stop):
+                history = carry_out(store, run_id, worker, job, stop, tell)
         except Exception as error:
             store.finish(run_id, worker, "failed", error=str(error))
             raise
-        finally:
-            over.set()
-            thread.join()
+    _tell(f"{run_id}: {store.result(run_id).stopped}")
+    return history
 
 
 @contextmanager

@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import joblib
+import pandas as pd
 
 import emacore
 from emacore.averaging.schedules import to_code
@@ -26,6 +27,8 @@ from emacore.training.config import RunConfig, Study, job_from_json
 
 #: Seconds between a worker's looks at the store: for a new run, for a request to stop, and to show it is alive.
 POLL = 0.2
+
+Rows = list[dict[str, Any]]
 
 
 def most_workers() -> int:
@@ -129,8 +132,7 @@ def work(folder: str, limit: int, name: str) -> None:
         os.nice(10)  # a slider comes before an epoch
     import torch
 
-    from emacore.training.loop import train
-    from emacore.training.replicas import replicate
+    from emacore.training import loop, replicas  # noqa: F401  takes seconds, so not after a run has been claimed
 
     torch.set_num_threads(1)
     while True:
@@ -142,20 +144,37 @@ def work(folder: str, limit: int, name: str) -> None:
             time.sleep(POLL)
             continue
         current[:] = [claimed[0]]
-        carry_out(store, name, *claimed, train, replicate)
+        work_off(store, name, *claimed)
         current.clear()
 
 
-def carry_out(
-    store: RunStore, name: str, run_id: str, text: str, train: Callable[..., Any], replicate: Callable[..., Any]
-) -> None:
-    """Train a claimed run or study (``text`` is its JSON) into the store, and enter how it ended."""
-    stop, over = threading.Event(), threading.Event()
+def work_off(store: RunStore, name: str, run_id: str, text: str) -> None:
+    """Carry out a claimed job (``text`` is its JSON); its reader learns of whatever goes wrong."""
+    stop = threading.Event()
+    with alive(store, run_id, name, stop):
+        try:
+            carry_out(store, run_id, name, job_from_json(text), stop)
+        except RunLost:
+            return
+        except (StoreError, ValueError) as problem:  # these are written for people
+            error = str(problem)
+        except Exception as problem:
+            traceback.print_exc()
+            error = f"{type(problem).__name__}: {problem}"
+        else:
+            return
+        _insist(lambda: store.finish(run_id, name, "failed", error=error))
+
+
+@contextmanager
+def alive(store: RunStore, run_id: str, worker: str, stop: threading.Event) -> Iterator[None]:
+    """Give signs of life for a run until the block ends; ``stop`` is set once it is asked to stop, or lost."""
+    over = threading.Event()
 
     def beat() -> None:
         while not over.wait(POLL):
             try:
-                if store.beat(run_id, name):
+                if store.beat(run_id, worker):
                     stop.set()
             except RunLost:
                 stop.set()
@@ -165,38 +184,56 @@ def carry_out(
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        try:
-            job = job_from_json(text)
-            if isinstance(job, Study):
-                replicas = replicate(
-                    job.config,
-                    job.seeds,
-                    on_epoch=lambda rows: store.append(run_id, name, {"epoch": rows[0]["epoch"], "rows": rows}),
-                    should_stop=stop.is_set,
-                    schedules={to_code(schedule): schedule for schedule in job.schedules},
-                )
-                stopped = "stopped" if "stopped" in replicas.stopped.values() else "all seeds ended"
-            else:
-                store.make_room()
-                stopped = train(
-                    job,
-                    on_epoch=lambda row: store.append(run_id, name, row),
-                    should_stop=stop.is_set,
-                    record=store.recording(run_id),
-                    record_bytes=RECORDING_BYTES,
-                ).stopped
-            state, error = "stopped" if stopped == "stopped" else "done", None
-        except RunLost:
-            return
-        except (StoreError, ValueError) as problem:  # these are written for people
-            state, stopped, error = "failed", None, str(problem)
-        except Exception as problem:  # whatever it was, the run's reader must learn of it
-            traceback.print_exc()
-            state, stopped, error = "failed", None, f"{type(problem).__name__}: {problem}"
-        _insist(lambda: store.finish(run_id, name, state, stopped=stopped, error=error))
+        yield
     finally:
         over.set()
         thread.join()
+
+
+def carry_out(
+    store: RunStore,
+    run_id: str,
+    worker: str,
+    job: RunConfig | Study,
+    stop: threading.Event,
+    tell: Callable[[Rows], None] = lambda rows: None,
+) -> pd.DataFrame:
+    """Train a run or study that is ``worker``'s, until ``stop`` is set, into the store, and enter how it ended.
+
+    Args:
+        tell: Called with the rows of each epoch once they are stored.
+
+    Returns:
+        The history.
+
+    Raises:
+        RunLost: if it is no longer this worker's.
+        ValueError: if its data do not fit its settings.
+    """
+    if isinstance(job, Study):
+        from emacore.training.replicas import replicate
+
+        def on_rows(rows: Rows) -> None:
+            store.append(run_id, worker, {"epoch": rows[0]["epoch"], "rows": rows})
+            tell(rows)
+
+        schedules = {to_code(schedule): schedule for schedule in job.schedules}
+        replicas = replicate(job.config, job.seeds, on_rows, stop.is_set, schedules)
+        history = replicas.history
+        stopped = "stopped" if "stopped" in replicas.stopped.values() else "all seeds ended"
+    else:
+        from emacore.training.loop import train
+
+        def on_row(row: dict[str, Any]) -> None:
+            store.append(run_id, worker, row)
+            tell([row])
+
+        store.make_room()
+        result = train(job, on_row, stop.is_set, record=store.recording(run_id), record_bytes=RECORDING_BYTES)
+        history, stopped = result.history, result.stopped
+    state = "stopped" if stopped == "stopped" else "done"
+    _insist(lambda: store.finish(run_id, worker, state, stopped=stopped))
+    return history
 
 
 def _insist(write: Callable[[], None]) -> None:

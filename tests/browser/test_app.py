@@ -191,6 +191,7 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
         assert drawn(plane, colour) > 100, colour
     page.get_by_role("radio", name="Atlas").click()
     page.get_by_text("Dotted cells: this run is too short for beta, which never acts.").wait_for()
+    settled(page)  # until then the charts of the view before are still there
     picture = page.locator("[data-testid=stVegaLiteChart]").last
     picture.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)

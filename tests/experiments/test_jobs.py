@@ -14,10 +14,10 @@ import pytest
 from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant
 from emacore.experiments import jobs
-from emacore.experiments.jobs import JobQueue, carry_out
+from emacore.experiments.jobs import JobQueue, work_off
 from emacore.experiments.store import RunStore, StoreError, worker_name
+from emacore.training import loop
 from emacore.training.config import DataConfig, StoppingConfig, Study
-from emacore.training.replicas import replicate
 from emacore.training.trajectory import Trajectory
 
 QUICK = RunConfig(data=DataConfig(n_samples=200), max_epochs=3)
@@ -133,25 +133,26 @@ def _exists(pid):
     return state != "Z"  # a zombie waiting for init has ended too
 
 
-def carried_out(tmp_path, function, config="{}"):
+def worked_off(tmp_path, config="{}"):
     store = RunStore(tmp_path)
     run_id = store.create(RunConfig())
     store.claim(ME, 1)
-    carry_out(store, ME, run_id, config, function, replicate)
+    work_off(store, ME, run_id, config)
     return store.result(run_id)
 
 
-def test_failures_are_told_in_the_run(tmp_path):
-    def broken(config, **_):
+def test_failures_are_told_in_the_run(tmp_path, monkeypatch):
+    def broken(*_, **__):
         raise KeyError("gone")
 
-    assert carried_out(tmp_path, broken).error == "KeyError: 'gone'"
-    assert carried_out(tmp_path, train, '{"data": {"kind": "csv", "path": "/no.csv", "target": "y"}}').error.startswith(
+    assert worked_off(tmp_path, '{"data": {"kind": "csv", "path": "/no.csv", "target": "y"}}').error.startswith(
         "The file 'no.csv' cannot be read"
     )
-    result = carried_out(tmp_path, train, '{"optimizer": {"nope": 1}}')
+    result = worked_off(tmp_path, '{"optimizer": {"nope": 1}}')
     assert result.state == "failed"
     assert "no setting optimizer.nope" in result.error
+    monkeypatch.setattr(loop, "train", broken)
+    assert worked_off(tmp_path).error == "KeyError: 'gone'"
 
 
 def test_a_store_that_cannot_be_written_fails_the_run_and_keeps_its_epochs(tmp_path, monkeypatch):
@@ -164,12 +165,12 @@ def test_a_store_that_cannot_be_written_fails_the_run_and_keeps_its_epochs(tmp_p
         append(self, run_id, worker, row)
 
     monkeypatch.setattr(RunStore, "append", full)
-    result = carried_out(tmp_path, train, QUICK.to_json())
+    result = worked_off(tmp_path, QUICK.to_json())
     assert (result.state, result.error) == ("failed", "The disk is full.")
     assert len(RunStore(tmp_path).history(result.id)) == 2
 
 
-def test_a_run_deleted_under_its_worker_ends_quietly(tmp_path):
+def test_a_run_deleted_under_its_worker_ends_quietly(tmp_path, monkeypatch):
     store = RunStore(tmp_path)
     run_id = store.create(ENDLESS)
     store.claim(ME, 1)
@@ -179,7 +180,8 @@ def test_a_run_deleted_under_its_worker_ends_quietly(tmp_path):
         store.delete(run_id)
         return train(config, on_epoch=on_epoch, should_stop=should_stop)
 
-    carry_out(store, ME, run_id, ENDLESS.to_json(), delete_then_train, replicate)
+    monkeypatch.setattr(loop, "train", delete_then_train)
+    work_off(store, ME, run_id, ENDLESS.to_json())
     assert store.runs().empty
 
 
