@@ -5,7 +5,7 @@ Tables go to standard output or a file as CSV, progress and messages to standard
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import signal
 import sys
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import joblib
 import numpy as np
 import pandas as pd
 
@@ -24,7 +25,8 @@ from emacore.averaging.schedules import Schedule, from_code, to_code
 from emacore.averaging.weights import average, effective_count, mean_age, relative_width, start_share, weights
 from emacore.experiments.store import RunStore, StoreError, worker_name
 from emacore.tables import finite_values, numeric_columns, read_csv
-from emacore.training.config import RunConfig, Study, job_from_json, with_settings
+from emacore.training.config import RunConfig
+from emacore.training.studies import Job, Study, Sweep, job_from_json, json_value, with_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,14 +57,7 @@ class Setting(click.ParamType[tuple[str, Any]]):
         key, equals, text = value.partition("=")
         if not equals:
             self.fail(f"{value!r} is not of the form name=value", param, ctx)
-        return key.strip(), _value(text)
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        return key.strip(), json_value(text)
 
 
 def settings(command: Command) -> Command:
@@ -165,24 +160,19 @@ def sweep(
     emacore sweep --grid "optimizer.learning_rate=[0.001, 0.01]" --seeds 8 --set max_epochs=3
     emacore sweep --grid "schedule.power=[0.5, 0.75]" --seeds 8 --set max_epochs=3 -o sweep.csv
     """
-    from emacore.experiments.sweep import cells, summary
-    from emacore.experiments.sweep import sweep as run
+    from emacore.experiments.sweep import summary
 
-    job, grid = _config(config, changes), dict(axes)
-    count = len(_checked(lambda: cells(job, {n: v if isinstance(v, list) else [v] for n, v in grid.items()})))
-    grid = {name: values if isinstance(values, list) else [values] for name, values in grid.items()}
-    done: list[int] = []
+    def read() -> Sweep:
+        grid = {name: values if isinstance(values, list) else [values] for name, values in axes}
+        return Sweep(_config(config, changes), grid, tuple(range(first_seed, first_seed + seeds)))
 
-    def on_result(rows: list[dict[str, Any]]) -> None:
-        done.append(len(rows))
-        _tell(f"cell {len(done)} of {count}")
-
-    with _interruptible() as stop:
-        table = run(
-            job, grid, range(first_seed, first_seed + seeds), scheduler, on_result, stop.is_set, store=RunStore()
-        )
+    job = _checked(read)
+    count, done = len(job.cells()), itertools.count(1)
+    table = _carried_out(
+        job, lambda rows: _tell(f"cell {next(done)} of {count}"), processes=joblib.cpu_count(), scheduler=scheduler
+    )
     if len(table):
-        _tell(summary(table, list(grid)).to_string(index=False))
+        _tell(summary(table, list(job.grid)).to_string(index=False))
     _write(table, output)
     if table["error"].notna().any():
         raise click.ClickException("some cells could not be trained: see the column error")
@@ -266,8 +256,7 @@ def export(run_id: str, form: str, output: str | None) -> None:
     if form == "csv":
         _write(store.history(run_id), output)
         return
-    stored = store.result(run_id)
-    text = (stored.study or stored.config).to_json()
+    text = store.result(run_id).job.to_json()
     if output is None:
         click.echo(text)
     else:
@@ -300,7 +289,7 @@ def main() -> None:
 def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> RunConfig:
     def read() -> RunConfig:
         job = RunConfig() if file is None else job_from_json(Path(file).read_bytes())
-        return with_settings(job.config if isinstance(job, Study) else job, dict(changes))
+        return with_settings(job if isinstance(job, RunConfig) else job.config, dict(changes))
 
     config: RunConfig = _checked(read)
     return config
@@ -314,8 +303,8 @@ def _checked(make: Callable[[], Any], *, failed: bool = False) -> Any:
         raise (click.ClickException if failed else click.UsageError)(str(error)) from error
 
 
-def _carried_out(job: RunConfig | Study, tell: Callable[[list[dict[str, Any]]], None]) -> pd.DataFrame:
-    """The history of a run or study, trained here into the store; Ctrl-C ends it."""
+def _carried_out(job: Job, tell: Callable[[list[dict[str, Any]]], None], **arguments: Any) -> pd.DataFrame:
+    """The history of a job, trained here into the store; Ctrl-C ends it."""
     from emacore.experiments.jobs import alive, carry_out
 
     store, worker = RunStore(), worker_name(os.getpid(), "terminal")
@@ -323,7 +312,7 @@ def _carried_out(job: RunConfig | Study, tell: Callable[[list[dict[str, Any]]], 
         run_id = store.enter(job, worker)
         try:
             with alive(store, run_id, worker, stop):
-                history = carry_out(store, run_id, worker, job, stop, tell)
+                history = carry_out(store, run_id, worker, job, stop, tell, **arguments)
         except Exception as error:
             store.finish(run_id, worker, "failed", error=str(error))
             raise

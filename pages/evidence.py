@@ -18,7 +18,8 @@ from emacore.experiments.evidence import QUESTIONS, answers, bands, in_markdown,
 from emacore.experiments.statistics import Comparison, gains, kind_of, verdict
 from emacore.experiments.store import FINAL_STATES, StoredRun, StoreError
 from emacore.training.article import FINAL
-from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig, Study
+from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
+from emacore.training.studies import Study
 from emacore.widgets import (
     BOUND,
     RUN_DEFAULTS,
@@ -213,8 +214,8 @@ def draw(study_id: str) -> None:
         queue = job_queue()
         queue.tend()
         run, history = queue.store.result(study_id), queue.store.history(study_id)
-    study = run.study
-    if study is None:
+    study = run.job
+    if not isinstance(study, Study):
         st.warning("That is a single run: look at it on the Train page.", icon=":material/warning:")
         return
     headline(run, study, history)

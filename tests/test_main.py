@@ -18,7 +18,7 @@ from emacore import __main__ as command_line
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower
 from emacore.averaging.weights import average
 from emacore.experiments.store import RunStore
-from emacore.training.config import Study
+from emacore.training.studies import Study
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "max_epochs=3", "--set", "data.n_samples=100"]
@@ -90,7 +90,7 @@ def test_many_seeds_and_a_verdict():
     assert table(result)["seed"].unique().tolist() == [4, 5, 6, 7, 8, 9]
     assert "over 6 seeds" in result.stderr
     store = RunStore()
-    study = store.result(store.studies()["id"][0]).study
+    study = store.result(store.studies()["id"][0]).job
     assert study.seeds == (4, 5, 6, 7, 8, 9)
     assert Study(study.config, study.seeds) == study
 

@@ -6,6 +6,7 @@ worker enters its run as interrupted and ends too.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -23,7 +24,8 @@ import pandas as pd
 import emacore
 from emacore.averaging.schedules import to_code
 from emacore.experiments.store import RECORDING_BYTES, RunLost, RunStore, StoreError, worker_name
-from emacore.training.config import RunConfig, Study, job_from_json
+from emacore.experiments.sweep import SweepError, sweep
+from emacore.training.studies import Job, Study, Sweep, job_from_json
 
 #: Seconds between a worker's looks at the store: for a new run, for a request to stop, and to show it is alive.
 POLL = 0.2
@@ -52,8 +54,8 @@ class JobQueue:
         self._lock = threading.Lock()
         self.tend()
 
-    def submit(self, job: RunConfig | Study) -> str:
-        """Queue a run or a study and return its id."""
+    def submit(self, job: Job) -> str:
+        """Queue a job and return its id."""
         run_id = self.store.create(job)
         self.tend()
         return run_id
@@ -144,19 +146,19 @@ def work(folder: str, limit: int, name: str) -> None:
             time.sleep(POLL)
             continue
         current[:] = [claimed[0]]
-        work_off(store, name, *claimed)
+        work_off(store, name, *claimed, limit)
         current.clear()
 
 
-def work_off(store: RunStore, name: str, run_id: str, text: str) -> None:
+def work_off(store: RunStore, name: str, run_id: str, text: str, limit: int = 1) -> None:
     """Carry out a claimed job (``text`` is its JSON); its reader learns of whatever goes wrong."""
     stop = threading.Event()
     with alive(store, run_id, name, stop):
         try:
-            carry_out(store, run_id, name, job_from_json(text), stop)
+            carry_out(store, run_id, name, job_from_json(text), stop, processes=limit)
         except RunLost:
             return
-        except (StoreError, ValueError) as problem:  # these are written for people
+        except (StoreError, SweepError, ValueError) as problem:  # these are written for people
             error = str(problem)
         except Exception as problem:
             traceback.print_exc()
@@ -194,28 +196,41 @@ def carry_out(
     store: RunStore,
     run_id: str,
     worker: str,
-    job: RunConfig | Study,
+    job: Job,
     stop: threading.Event,
     tell: Callable[[Rows], None] = lambda rows: None,
+    *,
+    processes: int = 1,
+    scheduler: str | None = None,
 ) -> pd.DataFrame:
-    """Train a run or study that is ``worker``'s, until ``stop`` is set, into the store, and enter how it ended.
+    """Train a job that is ``worker``'s, until ``stop`` is set, into the store, and enter how it ended.
 
     Args:
-        tell: Called with the rows of each epoch once they are stored.
+        tell: Called with the rows of each epoch, or of each cell of a sweep, once they are stored.
+        processes, scheduler: Of a sweep, as :func:`~emacore.experiments.sweep.sweep` takes them.
 
     Returns:
-        The history.
+        The history, or a sweep's table.
 
     Raises:
         RunLost: if it is no longer this worker's.
         ValueError: if its data do not fit its settings.
+        SweepError: if a sweep's scheduler cannot be used.
     """
-    if isinstance(job, Study):
-        from emacore.training.replicas import replicate
+    count = itertools.count(1)
 
-        def on_rows(rows: Rows) -> None:
-            store.append(run_id, worker, {"epoch": rows[0]["epoch"], "rows": rows})
-            tell(rows)
+    def on_rows(rows: Rows) -> None:
+        store.append(run_id, worker, {"epoch": next(count), "rows": rows})
+        tell(rows)
+
+    if isinstance(job, Sweep):
+        history = sweep(
+            job.config, job.grid, job.seeds, scheduler, on_rows, stop.is_set, store=store, workers=processes
+        )
+        complete = len(history) == len(job.cells()) * len(job.seeds)
+        stopped = "all cells trained" if complete else "stopped"
+    elif isinstance(job, Study):
+        from emacore.training.replicas import replicate
 
         schedules = {to_code(schedule): schedule for schedule in job.schedules}
         replicas = replicate(job.config, job.seeds, on_rows, stop.is_set, schedules)

@@ -23,12 +23,14 @@ from typing import Any
 import pandas as pd
 import platformdirs
 
-from emacore.training.config import RunConfig, Study, job_from_json
+from emacore.training.config import RunConfig
 from emacore.training.history import COLUMNS, summarise
+from emacore.training.studies import Job, Study, Sweep, job_from_json
 
 #: States a run can be in.  "interrupted" means that its worker went away; what it had written is kept.
 STATES = ("queued", "running", "done", "stopped", "failed", "interrupted")
 FINAL_STATES = STATES[2:]
+KINDS: dict[type, str] = {RunConfig: "run", Study: "study", Sweep: "sweep"}
 #: Seconds without a sign of life after which a run's worker counts as gone.
 STALE_AFTER = 15.0
 #: What the recorded weights of one run, and of all runs together, may take.  The article's run takes 70 MB; with all of
@@ -61,21 +63,25 @@ class RunLost(StoreError):
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run, or one study over seeds, as the store knows it.
+    """One job, which is a run, a study or a sweep, as the store knows it.
 
-    Times are seconds since 1970.  ``summary`` is that of a run's last epoch so far; a study has none, but ``study``.
+    Times are seconds since 1970.  ``summary`` is that of a run's last epoch so far; it is empty for the others.
     """
 
     id: str
     state: str
-    config: RunConfig
+    job: Job
     created: float
     started: float | None
     finished: float | None
     stopped: str | None
     error: str | None
     summary: pd.DataFrame
-    study: Study | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings, or those that a study or sweep starts from."""
+        return self.job if isinstance(self.job, RunConfig) else self.job.config
 
 
 def default_folder() -> Path:
@@ -119,11 +125,15 @@ class RunStore:
         """All studies over seeds, with the same columns; ``epochs`` is that of the seed that trained longest."""
         return self._listed("study")
 
+    def sweeps(self) -> pd.DataFrame:
+        """All sweeps, with the same columns; ``epochs`` counts the cells that are done."""
+        return self._listed("sweep")
+
     def history(self, run_id: str) -> pd.DataFrame:
-        """The epochs written so far: one row each for a run, one row for each seed and epoch of a study.
+        """What was written so far: a row each epoch of a run, each seed and epoch of a study, each seed of a cell.
 
         The columns are those of the histories of :func:`emacore.training.loop.train` and
-        :func:`emacore.training.replicas.replicate`.
+        :func:`emacore.training.replicas.replicate`, and of the table of :func:`emacore.experiments.sweep.sweep`.
 
         Raises:
             StoreError: if there is no such run.
@@ -134,10 +144,10 @@ class RunStore:
         if kind == "run":
             return pd.DataFrame([json.loads(text) for (text,) in rows], columns=list(COLUMNS))
         found = [row for (text,) in rows for row in json.loads(text)["rows"]]
-        return pd.DataFrame(found) if found else pd.DataFrame(columns=["seed", *COLUMNS])
+        return pd.DataFrame(found) if found else pd.DataFrame(columns=["seed", *(COLUMNS if kind == "study" else ())])
 
     def result(self, run_id: str) -> StoredRun:
-        """A run's or study's state and settings, and a run's final (or latest) metrics.
+        """A job's state and settings, and a run's final (or latest) metrics.
 
         Raises:
             StoreError: if there is no such run.
@@ -148,24 +158,23 @@ class RunStore:
                 "SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch DESC LIMIT 1", (run_id,)
             ).fetchall()
         job = job_from_json(row["config"])
-        study, config = (job, job.config) if isinstance(job, Study) else (None, job)
-        rows = [json.loads(text) for (text,) in last] if study is None else []
+        rows = [json.loads(text) for (text,) in last] if isinstance(job, RunConfig) else []
         summary = summarise(pd.DataFrame(rows, columns=list(COLUMNS)))
         fields = ("id", "state", "created", "started", "finished", "stopped", "error")
-        return StoredRun(config=config, summary=summary, study=study, **{f: row[f] for f in fields})
+        return StoredRun(job=job, summary=summary, **{f: row[f] for f in fields})
 
-    def create(self, job: RunConfig | Study) -> str:
-        """Enter a run or a study as queued and return its id."""
+    def create(self, job: Job) -> str:
+        """Enter a job as queued and return its id."""
         return self._enter(job, "queued", None)
 
-    def enter(self, job: RunConfig | Study, worker: str) -> str:
-        """Enter a run or a study that ``worker`` is training already, and return its id."""
+    def enter(self, job: Job, worker: str) -> str:
+        """Enter a job that ``worker`` is carrying out already, and return its id."""
         return self._enter(job, "running", worker)
 
-    def _enter(self, job: RunConfig | Study, state: str, worker: str | None) -> str:
+    def _enter(self, job: Job, state: str, worker: str | None) -> str:
         run_id, now = uuid.uuid4().hex[:12], time.time()
         started = None if worker is None else now
-        kind = "study" if isinstance(job, Study) else "run"
+        kind = KINDS[type(job)]
         with self._connected() as connection:
             connection.execute(
                 "INSERT INTO runs (id, state, created, started, heartbeat, worker, config, kind) "

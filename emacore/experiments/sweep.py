@@ -6,25 +6,32 @@ The engine is joblib: its loky processes here, Dask's workers where a scheduler'
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
-from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import pandas as pd
 
 import emacore
+from emacore.averaging.schedules import UniformAverage, to_code
 from emacore.experiments.evidence import QUESTIONS, per_seed
 from emacore.experiments.store import RunStore
-from emacore.training.config import RunConfig, Study, with_settings
+from emacore.training.config import RunConfig
+from emacore.training.history import training_follows_average
+from emacore.training.studies import Study, Sweep, job_from_json
+
+if TYPE_CHECKING:
+    from emacore.training.replicas import ReplicaResult
 
 Rows = list[dict[str, Any]]
+#: By the code of a schedule.
+Found = dict[str, Rows]
 
 #: The environment variable that holds a scheduler's address.
 SCHEDULER = "EMACORE_SCHEDULER"
@@ -37,22 +44,8 @@ class SweepError(RuntimeError):
     """A sweep cannot run as asked; the message says why and what to do."""
 
 
-def cells(config: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[tuple[dict[str, Any], RunConfig]]:
-    """The settings of each cell of a grid and the config they give, all checked.
-
-    Args:
-        grid: Values by dotted names, as :func:`~emacore.training.config.with_settings` takes them.
-
-    Raises:
-        ValueError: for an unknown name, a value out of range, or a name without values.
-    """
-    for name, values in grid.items():
-        if name == "seed":
-            raise ValueError("grid: the seeds are those of every cell; leave 'seed' out")
-        if isinstance(values, str) or not len(values):
-            raise ValueError(f"grid: {name!r} needs a list of at least one value, got {values!r}")
-    chosen = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    return [(settings, with_settings(config, settings)) for settings in chosen]
+class _CutShort(Exception):
+    """A training was stopped on request."""
 
 
 def sweep(
@@ -72,22 +65,22 @@ def sweep(
         scheduler: Address of a Dask scheduler, such as ``tcp://127.0.0.1:8786``; by default that in
             ``EMACORE_SCHEDULER``, and if there is none, processes on this machine.
         on_result: Called with the rows of each cell as it is done.
-        should_stop: Asked after each cell; the cells so far are returned.
+        should_stop: Asked after each cell, and with one worker within it; the cells so far are returned.
         store: Keeps each cell as it is done.  A sweep that was killed takes from there what it had.
-        workers: Processes on this machine; by default one for each core.
+        workers: Processes on this machine; by default one for each core.  With 1, this process does it all.
 
     Returns:
         One row for each cell and seed, in the grid's order: the grid's columns, ``seed``, ``final_``, ``best_`` and
         ``steadiness_`` of ``original`` and ``averaged`` (losses), final MAE and R2, ``epochs``, ``stopped``,
-        ``seconds`` (of the whole cell), and ``error``, which is missing unless the cell could not be trained.
+        ``seconds`` (of the whole cell; cells that differ in their average only share one training, unless it looks at
+        the average), and ``error``, which is missing unless the cell could not be trained.
 
     Raises:
-        ValueError: as :func:`cells`, before anything starts; also for wrong seeds.
+        ValueError: as :class:`~emacore.training.studies.Sweep`, before anything starts.
         SweepError: if the scheduler cannot be reached, or its workers have other versions.
     """
-    chosen = cells(config, grid)
-    jobs = [Study(cell, tuple(seeds)).to_json(indent=None) for _, cell in chosen]
-    keys = [_key(job) for job in jobs]
+    chosen = Sweep(config, grid, tuple(seeds)).cells()
+    keys = [_key(Study(cell, tuple(seeds)).to_json(indent=None)) for _, cell in chosen]
     done: dict[int, Rows] = {}
 
     def take(index: int, rows: Rows) -> bool:
@@ -101,20 +94,46 @@ def sweep(
         if store is not None and (rows := store.cell(key)) is not None and take(index, rows):
             return _table(done, grid)
     address = scheduler or os.environ.get(SCHEDULER)
-    with _engine(address, workers) as run:
-        for index, rows in run({n: job for n, job in enumerate(jobs) if n not in done}):
-            if store is not None and not any(row["error"] for row in rows):
-                store.add_cell(keys[index], rows)
-            if take(index, rows):
+    groups = _sharing({n: cell for n, (_, cell) in enumerate(chosen) if n not in done})
+    jobs = {first: _study(group, seeds).to_json(indent=None) for first, group in groups.items()}
+    stopped = False
+    with _engine(address, workers, should_stop) as run:
+        for first, found in run(jobs):
+            for index, cell in groups[first].items():
+                rows = found[to_code(cell.schedule)]
+                if store is not None and not any(row["error"] for row in rows):
+                    store.add_cell(keys[index], rows)
+                stopped = take(index, rows)
+            if stopped:
                 break
     return _table(done, grid)
 
 
-Run = Callable[[dict[int, str]], Iterator[tuple[int, Rows]]]
+def _sharing(cells: Mapping[int, RunConfig]) -> dict[int, dict[int, RunConfig]]:
+    """Cells in groups, by their first one, of which one training serves all: they differ in their average only, and
+    nothing in the training looks at it."""
+    groups: dict[int, dict[int, RunConfig]] = {}
+    firsts: dict[str, int] = {}
+    for index, cell in cells.items():
+        alone = bool(training_follows_average(cell))
+        first = firsts.setdefault((cell if alone else replace(cell, schedule=UniformAverage())).to_json(), index)
+        groups.setdefault(first, {})[index] = cell
+    return groups
+
+
+def _study(group: Mapping[int, RunConfig], seeds: Sequence[int]) -> Study:
+    first, *others = group.values()
+    return Study(first, tuple(seeds), tuple(cell.schedule for cell in others))
+
+
+Run = Callable[[dict[int, str]], Iterator[tuple[int, Found]]]
 
 
 @contextmanager
-def _engine(address: str | None, workers: int | None) -> Iterator[Run]:
+def _engine(address: str | None, workers: int | None, should_stop: Callable[[], bool] | None) -> Iterator[Run]:
+    if address is None and workers == 1:
+        yield lambda jobs: _here(jobs, should_stop)
+        return
     if address is None:
         with joblib.parallel_config("loky", n_jobs=workers or joblib.cpu_count(), inner_max_num_threads=1):
             yield _persistent
@@ -158,7 +177,16 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _persistent(jobs: dict[int, str]) -> Iterator[tuple[int, Rows]]:
+def _here(jobs: dict[int, str], should_stop: Callable[[], bool] | None) -> Iterator[tuple[int, Found]]:
+    """Run all jobs in this process, where even a job under way can be stopped; it leaves nothing."""
+    for index, job in jobs.items():
+        try:
+            yield train_cell(index, job, should_stop)
+        except _CutShort:
+            return
+
+
+def _persistent(jobs: dict[int, str]) -> Iterator[tuple[int, Found]]:
     """Run all jobs.  Where a worker dies, those that were not done are run again, in the end each alone."""
     left = dict(jobs)
     error = ""
@@ -166,9 +194,9 @@ def _persistent(jobs: dict[int, str]) -> Iterator[tuple[int, Rows]]:
         alone = attempt == TRIES - 1
         for batch in [{n: job} for n, job in left.items()] if alone else [left]:
             try:
-                for index, rows in _parallel(batch):
+                for index, found in _parallel(batch):
                     del left[index]
-                    yield index, rows
+                    yield index, found
             except GeneratorExit:
                 raise
             except Exception as problem:  # loky's and Dask's words for a dead worker have no common class
@@ -179,37 +207,54 @@ def _persistent(jobs: dict[int, str]) -> Iterator[tuple[int, Rows]]:
         yield index, _failed(job, f"the worker process died {TRIES} times ({error})")
 
 
-def _parallel(jobs: dict[int, str]) -> Iterator[tuple[int, Rows]]:
+def _parallel(jobs: dict[int, str]) -> Iterator[tuple[int, Found]]:
     calls = (joblib.delayed(train_cell)(index, job) for index, job in list(jobs.items()))
     # Cells take seconds: batching them would only delay their results.
     yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(calls)
 
 
-def train_cell(index: int, job: str) -> tuple[int, Rows]:
-    """Train one cell, a study as JSON: its index and a row for each seed.  Runs in a worker."""
+def train_cell(index: int, job: str, should_stop: Callable[[], bool] | None = None) -> tuple[int, Found]:
+    """Train the cells that share a training, a study as JSON: the index, and by schedule a row for each seed.
+
+    Runs in a worker.
+    """
     try:
-        return index, _trained(job)
+        return index, _trained(job, should_stop)
+    except _CutShort:
+        raise
     except Exception as error:  # one cell's trouble must not end the others
         return index, _failed(job, f"{type(error).__name__}: {error}")
 
 
-def _trained(job: str) -> Rows:
+def _trained(job: str, should_stop: Callable[[], bool] | None) -> Found:
     import torch
 
-    from emacore.training.config import job_from_json
     from emacore.training.replicas import replicate
 
     torch.set_num_threads(1)
+    study = _read(job)
+    names = {"ema": study.config.schedule} | {to_code(schedule): schedule for schedule in study.schedules}
+    result = replicate(study.config, study.seeds, None, should_stop, {n: s for n, s in names.items() if n != "ema"})
+    if "stopped" in result.stopped.values():
+        raise _CutShort
+    return {to_code(schedule): _rows(result, name) for name, schedule in names.items()}
+
+
+def _rows(result: ReplicaResult, name: str) -> Rows:
+    """The figures of each seed of one of the averages, named as if it were the only one."""
+    history = result.history
+    last = history.groupby("seed", sort=False).nth(-1).set_index("seed")
+    last = last[[column.replace("ema", name) for column in _FINAL]].set_axis(list(_FINAL), axis=1)
+    table = per_seed(history, name).set_index("seed").join(last)
+    table = table.assign(seconds=float(history["seconds"].max()), error=None, stopped=pd.Series(result.stopped))
+    return [{str(key): _plain(value) for key, value in row.items()} for row in table.reset_index().to_dict("records")]
+
+
+def _read(job: str) -> Study:
     study = job_from_json(job)
     if not isinstance(study, Study):
         raise TypeError("a cell must be a study over seeds")
-    result = replicate(study.config, study.seeds)
-    history = result.history
-    last = history.groupby("seed", sort=False).nth(-1).set_index("seed")
-    table = per_seed(history).set_index("seed")
-    table = table.join(last[list(_FINAL)]).assign(seconds=float(history["seconds"].max()), error=None)
-    table["stopped"] = pd.Series(result.stopped)
-    return [{str(name): _plain(value) for name, value in row.items()} for row in table.reset_index().to_dict("records")]
+    return study
 
 
 def _plain(value: Any) -> Any:
@@ -217,8 +262,10 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _failed(job: str, error: str) -> Rows:
-    return [{"seed": seed, "error": error} for seed in json.loads(job)["seeds"]]
+def _failed(job: str, error: str) -> Found:
+    study = _read(job)
+    schedules = (study.config.schedule, *study.schedules)
+    return {to_code(schedule): [{"seed": seed, "error": error} for seed in study.seeds] for schedule in schedules}
 
 
 def _key(job: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -13,7 +13,6 @@ from emacore.averaging.schedules import (
     Schedule,
     check_positive,
     check_whole,
-    from_code,
     schedule_from_dict,
 )
 from emacore.tables import MAX_CELLS
@@ -198,7 +197,7 @@ class RunConfig:
         Raises:
             ValueError: if it is not JSON, or names or values are wrong; the message says which.
         """
-        parts = _object(text)
+        parts = json_object(text)
         for name, part in _PARTS.items():
             if name in parts:
                 parts[name] = _built(part, parts[name], f"{name}.")
@@ -210,89 +209,6 @@ class RunConfig:
             except TypeError as error:
                 raise ValueError(f"schedule: {error}") from error
         return _built(cls, parts, "")
-
-
-@dataclass(frozen=True)
-class Study:
-    """A run over many seeds, and further averages of the same networks.
-
-    Args:
-        config: Its own seed is not used.
-        seeds: Different whole numbers of at least 0.
-        schedules: Each is named by its code.
-
-    Raises:
-        ValueError: for no seeds, the same one twice, or a value out of range.
-    """
-
-    config: RunConfig
-    seeds: tuple[int, ...]
-    schedules: tuple[Schedule, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(self.seeds))
-        object.__setattr__(self, "schedules", tuple(self.schedules))
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must be different numbers, at least one; got {list(self.seeds)!r}")
-        for seed in self.seeds:
-            check_whole("seeds", seed, 0)
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The study as JSON; :func:`job_from_json` gives an equal one back."""
-        settings = {
-            "config": json.loads(self.config.to_json()),
-            "seeds": self.seeds,
-            "schedules": [schedule.to_dict() for schedule in self.schedules],
-        }
-        return json.dumps(settings, indent=indent)
-
-
-def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """``config`` with settings changed by their dotted names, such as ``optimizer.learning_rate``.
-
-    ``schedule`` itself takes a schedule's code, such as ``Constant(beta=0.99)``.
-
-    Raises:
-        ValueError: for a name that is no setting, or a value out of range.
-    """
-    changed = json.loads(config.to_json())
-    for name, value in sorted(settings.items()):  # a whole schedule before its settings
-        *parents, last = name.split(".")
-        part = changed
-        for parent in parents:
-            part = part.get(parent) if isinstance(part, dict) else None
-        if not isinstance(part, dict) or last not in part or (isinstance(part[last], dict) and name != "schedule"):
-            known = ", ".join(sorted(_dotted(changed)))
-            raise ValueError(f"there is no setting {name!r}; there are {known}, and schedule (as code)")
-        part[last] = from_code(value).to_dict() if name == "schedule" else value
-    return RunConfig.from_json(json.dumps(changed))
-
-
-def _dotted(settings: Mapping[str, Any], start: str = "") -> Iterator[str]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{start}{name}.")
-        else:
-            yield f"{start}{name}"
-
-
-def job_from_json(text: str | bytes) -> RunConfig | Study:
-    """The run or the study that ``text`` describes.
-
-    Raises:
-        ValueError: if it is neither; the message says what is wrong.
-    """
-    settings = _object(text)
-    if "seeds" not in settings:
-        return RunConfig.from_json(text)
-    unknown = sorted(set(settings) - {"config", "seeds", "schedules"})
-    if unknown:
-        raise ValueError(f"there is no setting {unknown[0]} of a study; there are config, seeds, schedules")
-    try:
-        schedules = tuple(schedule_from_dict(schedule) for schedule in settings.get("schedules", ()))
-        return Study(RunConfig.from_json(json.dumps(settings.get("config", {}))), settings["seeds"], schedules)
-    except TypeError as error:
-        raise ValueError(f"not a study: {error}") from error
 
 
 _PARTS: dict[str, type[Any]] = {
@@ -315,7 +231,8 @@ def check_rows(train_rows: int, batch_size: int) -> None:
         )
 
 
-def _object(text: str | bytes) -> dict[str, Any]:
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The settings in a JSON text; raises ``ValueError`` if it is not an object."""
     try:
         settings = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -17,7 +17,8 @@ from emacore.experiments import jobs
 from emacore.experiments.jobs import JobQueue, work_off
 from emacore.experiments.store import RunStore, StoreError, worker_name
 from emacore.training import loop
-from emacore.training.config import DataConfig, StoppingConfig, Study
+from emacore.training.config import DataConfig, StoppingConfig
+from emacore.training.studies import Study, Sweep
 from emacore.training.trajectory import Trajectory
 
 QUICK = RunConfig(data=DataConfig(n_samples=200), max_epochs=3)
@@ -200,6 +201,25 @@ def test_one_core_is_left_for_the_pages(monkeypatch):
     assert jobs.most_workers() == 7
     monkeypatch.setattr(jobs.joblib, "cpu_count", lambda: 1)
     assert jobs.most_workers() == 1
+
+
+def test_a_sweep_trains_in_a_worker_and_stops(tmp_path):
+    queue = JobQueue(RunStore(tmp_path), limit=1)
+    grid = {"optimizer.learning_rate": [0.001, 0.01]}
+    try:
+        short = queue.submit(Sweep(replace(ENDLESS, max_epochs=1), grid, (0, 1)))
+        wait_for(lambda: queue.store.result(short).state == "done")
+        assert queue.store.result(short).stopped == "all cells trained"
+        table = queue.store.history(short)
+        assert table["optimizer.learning_rate"].tolist() == [0.001, 0.001, 0.01, 0.01]
+        endless = queue.submit(Sweep(ENDLESS, grid, (0, 1)))
+        wait_for(lambda: queue.store.result(endless).state == "running")
+        queue.stop(endless)
+        wait_for(lambda: queue.store.result(endless).state == "stopped")
+        assert queue.store.history(endless).empty
+        assert queue.store.sweeps()["epochs"].tolist() == [0, 2]
+    finally:
+        queue.close()
 
 
 def test_a_study_trains_in_a_worker_and_stops(tmp_path):

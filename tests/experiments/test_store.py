@@ -13,8 +13,8 @@ from emacore import RunConfig
 from emacore.averaging.schedules import Constant
 from emacore.experiments import store as store_module
 from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder, worker_name
-from emacore.training.config import Study
 from emacore.training.history import COLUMNS
+from emacore.training.studies import Study
 
 CONFIG = RunConfig()
 ME = worker_name(os.getpid(), "test")
@@ -268,9 +268,9 @@ def test_a_study_is_kept_beside_the_runs(store):
     run_id, study_id = store.create(CONFIG), store.create(STUDY)
     assert store.runs()["id"].tolist() == [run_id]
     assert store.studies()["id"].tolist() == [study_id]
-    assert store.result(study_id).study == STUDY
+    assert store.result(study_id).job == STUDY
     assert store.result(study_id).config == CONFIG
-    assert store.result(run_id).study is None
+    assert isinstance(store.result(run_id).job, RunConfig)
     assert store.history(study_id).empty
     store.claim(ME, 9)
     assert store.claim(ME, 9) == (study_id, STUDY.to_json(indent=None))
@@ -292,4 +292,4 @@ def test_a_store_of_the_first_format_is_taken_over(tmp_path):
     taken = RunStore(tmp_path)
     assert taken.runs()["id"].tolist() == [run_id]
     assert taken.studies().empty
-    assert RunStore(tmp_path).result(taken.create(STUDY)).study == STUDY
+    assert RunStore(tmp_path).result(taken.create(STUDY)).job == STUDY

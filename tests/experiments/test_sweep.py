@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
-from emacore.averaging.schedules import Constant
 from emacore.experiments import sweep as sweep_module
 from emacore.experiments.evidence import per_seed
 from emacore.experiments.store import RunStore
-from emacore.experiments.sweep import SCHEDULER, SweepError, cells, summary, sweep
-from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig, with_settings
+from emacore.experiments.sweep import SCHEDULER, SweepError, summary, sweep
+from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
+from emacore.training.studies import Sweep, job_from_json, with_settings
 
 CONFIG = RunConfig(
     data=DataConfig(n_samples=120, n_features=5, n_informative=3),
@@ -35,18 +35,8 @@ def table():
     return sweep(CONFIG, GRID, SEEDS, workers=2)
 
 
-def test_settings_by_dotted_names():
-    changed = with_settings(CONFIG, {"schedule.beta": 0.7, "schedule": "Constant(beta=0.5)", "data.n_samples": 50})
-    assert changed == replace(CONFIG, schedule=Constant(0.7), data=replace(CONFIG.data, n_samples=50))
-    for name in ("optimizer.rate", "optimizer", "nope.x", "schedule.powers", "seed.x"):
-        with pytest.raises(ValueError, match=r"there is no setting '.*optimizer.learning_rate"):
-            with_settings(CONFIG, {name: 1})
-    with pytest.raises(ValueError, match="optimizer.learning_rate must be"):
-        with_settings(CONFIG, {"optimizer.learning_rate": -1})
-
-
 def test_a_grid_is_checked_before_anything_starts():
-    assert len(cells(CONFIG, GRID)) == 4
+    assert len(Sweep(CONFIG, GRID, SEEDS).cells()) == 4
     for grid, message in (
         ({"nope": [1]}, "no setting"),
         ({"max_epochs": []}, "at least one value"),
@@ -76,15 +66,15 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(table, tmp_path, monkeypatc
     part = sweep(CONFIG, GRID, SEEDS, on_result=seen.append, should_stop=lambda: len(seen) == 2, store=store, workers=1)
     assert len(part) == 6
     trained = []
-    real = sweep_module._persistent
+    real = sweep_module.train_cell
 
-    def counted(jobs):
-        trained.extend(jobs)
-        return real(jobs)
+    def counted(index, job, should_stop):
+        trained.append(index)
+        return real(index, job, should_stop)
 
-    monkeypatch.setattr(sweep_module, "_persistent", counted)
+    monkeypatch.setattr(sweep_module, "train_cell", counted)
     whole = sweep(CONFIG, GRID, SEEDS, store=store, workers=1)
-    assert len(trained) == 2
+    assert trained == [2]
     pd.testing.assert_frame_equal(whole[SAME], table[SAME], rtol=1e-4)
 
 
@@ -102,10 +92,46 @@ def test_a_cell_that_fails_is_reported_with_its_error(tmp_path):
     assert (verdicts == "too few seeds").all()
 
 
+def test_cells_that_differ_in_their_average_share_a_training(table, monkeypatch):
+    jobs = []
+    real = sweep_module.train_cell
+
+    def counted(index, job, should_stop):
+        jobs.append(job_from_json(job))
+        return real(index, job, should_stop)
+
+    monkeypatch.setattr(sweep_module, "train_cell", counted)
+    shared = sweep(CONFIG, GRID, SEEDS, workers=1)
+    assert [len(job.schedules) for job in jobs] == [1, 1]
+    alone = [sweep(CONFIG, GRID | {"schedule": [code]}, SEEDS, workers=1) for code in GRID["schedule"]]
+    order = ["optimizer.learning_rate", "schedule"]
+    alone = pd.concat(alone).sort_values(order, kind="stable", ignore_index=True)
+    columns = [name for name in shared if name != "seconds"]
+    pd.testing.assert_frame_equal(shared[columns], alone[columns], rtol=1e-4)
+    jobs.clear()
+    looking = replace(CONFIG, stopping=StoppingConfig("ema"), max_epochs=1)
+    sweep(looking, GRID, SEEDS, workers=1)
+    assert len(jobs) == 4
+
+
+def test_a_cell_under_way_is_stopped_and_leaves_nothing(tmp_path):
+    asked = []
+
+    def should_stop():
+        asked.append(1)
+        return len(asked) > 4
+
+    store = RunStore(tmp_path)
+    endless = replace(CONFIG, max_epochs=10**5)
+    found = sweep(endless, GRID, SEEDS, should_stop=should_stop, store=store, workers=1)
+    assert found.empty
+    assert found.columns.tolist() == sweep(CONFIG, GRID, [1], workers=1).columns.tolist()
+
+
 def deadly(index, job):
     if '"learning_rate": 0.03' in job:
         os.kill(os.getpid(), signal.SIGKILL)
-    return index, [{"seed": 1, "error": None}]
+    return index, {code: [{"seed": 1, "error": None}] for code in GRID["schedule"]}
 
 
 def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):

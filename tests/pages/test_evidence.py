@@ -5,8 +5,9 @@ import pytest
 from emacore import RunConfig
 from emacore.averaging.schedules import Constant, to_code
 from emacore.experiments.store import RunStore
-from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig, Study
+from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
+from emacore.training.studies import Study
 from tests.pages.conftest import run, texts
 from tests.pages.test_train import ME
 

@@ -7,15 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emacore.averaging.schedules import Constant, InversePower, PowerFunction, UniformAverage
+from emacore.averaging.schedules import InversePower, PowerFunction
 from emacore.training.config import (
     DataConfig,
     NetworkConfig,
     OptimizerConfig,
     RunConfig,
     StoppingConfig,
-    Study,
-    job_from_json,
 )
 
 
@@ -100,30 +98,5 @@ def test_json_is_for_people_too():
 
 
 def test_config_and_history_import_no_torch():
-    code = "import sys, emacore.training.config, emacore.training.history; assert 'torch' not in sys.modules"
+    code = "import sys, emacore.training.studies, emacore.training.history; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_study_goes_to_json_and_back():
-    study = Study(RunConfig(max_epochs=3), (1, 2), (Constant(0.5), UniformAverage()))
-    assert job_from_json(study.to_json()) == study
-    assert job_from_json(RunConfig(seed=3).to_json()) == RunConfig(seed=3)
-    assert job_from_json('{"seeds": [3]}') == Study(RunConfig(), (3,))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"seeds": []}', "at least one"),
-        ('{"seeds": [1, 1]}', "different"),
-        ('{"seeds": [-1]}', "at least 0"),
-        ('{"seeds": 3}', "not a study"),
-        ('{"seeds": [1], "seed": 2}', "no setting seed of a study"),
-        ('{"seeds": [1], "config": {"nope": 2}}', "no setting nope"),
-        ("[]", "object"),
-        ("{", "not JSON"),
-    ],
-)
-def test_what_is_no_study_is_told(text, message):
-    with pytest.raises(ValueError, match=message):
-        job_from_json(text)

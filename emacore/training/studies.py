@@ -1,0 +1,158 @@
+"""Many runs as one job: a study over seeds, a sweep over settings; to and from JSON.  Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from emacore.averaging.schedules import Schedule, check_whole, from_code, schedule_from_dict
+from emacore.training.config import RunConfig, json_object
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run over many seeds, and further averages of the same networks.
+
+    Args:
+        config: Its own seed is not used.
+        seeds: Different whole numbers of at least 0.
+        schedules: Each is named by its code.
+
+    Raises:
+        ValueError: for no seeds, the same one twice, or a value out of range.
+    """
+
+    config: RunConfig
+    seeds: tuple[int, ...]
+    schedules: tuple[Schedule, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", _checked_seeds(self.seeds))
+        object.__setattr__(self, "schedules", tuple(self.schedules))
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The study as JSON; :func:`job_from_json` gives an equal one back."""
+        settings = {
+            "config": json.loads(self.config.to_json()),
+            "seeds": self.seeds,
+            "schedules": [schedule.to_dict() for schedule in self.schedules],
+        }
+        return json.dumps(settings, indent=indent)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A study of each cell of a grid of settings.
+
+    Args:
+        config: Has the settings that the grid leaves out; its own seed is not used.
+        grid: Lists of values by dotted names, as :func:`with_settings` takes them.
+        seeds: Of every cell; different whole numbers of at least 0.
+
+    Raises:
+        ValueError: for an unknown name, a name without values, the same value twice, or a value out of range.
+    """
+
+    config: RunConfig
+    grid: Mapping[str, Sequence[Any]]
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", _checked_seeds(self.seeds))
+        for name, values in self.grid.items():
+            if name == "seed":
+                raise ValueError("grid: the seeds are those of every cell; leave 'seed' out")
+            if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+                raise ValueError(f"grid: {name!r} needs a list of at least one value, got {values!r}")
+            if len({json.dumps(value) for value in values}) < len(values):
+                raise ValueError(f"grid: {name!r} has the same value twice: {list(values)!r}")
+        object.__setattr__(self, "grid", {name: list(values) for name, values in self.grid.items()})
+        self.cells()
+
+    def cells(self) -> list[tuple[dict[str, Any], RunConfig]]:
+        """The settings of each cell and the config they give; the last name of the grid varies fastest."""
+        chosen = [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+        return [(settings, with_settings(self.config, settings)) for settings in chosen]
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The sweep as JSON; :func:`job_from_json` gives an equal one back."""
+        settings = {"config": json.loads(self.config.to_json()), "grid": self.grid, "seeds": self.seeds}
+        return json.dumps(settings, indent=indent)
+
+
+Job = RunConfig | Study | Sweep
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """``config`` with settings changed by their dotted names, such as ``optimizer.learning_rate``.
+
+    ``schedule`` itself takes a schedule's code, such as ``Constant(beta=0.99)``.
+
+    Raises:
+        ValueError: for a name that is no setting, or a value out of range.
+    """
+    changed = json.loads(config.to_json())
+    for name, value in sorted(settings.items()):  # a whole schedule before its settings
+        *parents, last = name.split(".")
+        part = changed
+        for parent in parents:
+            part = part.get(parent) if isinstance(part, dict) else None
+        if not isinstance(part, dict) or last not in part or (isinstance(part[last], dict) and name != "schedule"):
+            known = ", ".join(sorted(_dotted(changed)))
+            raise ValueError(f"there is no setting {name!r}; there are {known}, and schedule (as code)")
+        part[last] = from_code(value).to_dict() if name == "schedule" else value
+    return RunConfig.from_json(json.dumps(changed))
+
+
+def _dotted(settings: Mapping[str, Any], start: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{start}{name}.")
+        else:
+            yield f"{start}{name}"
+
+
+def job_from_json(text: str | bytes) -> Job:
+    """The run, study or sweep that ``text`` describes.
+
+    Raises:
+        ValueError: if it is none of them; the message says what is wrong.
+    """
+    settings = json_object(text)
+    if "seeds" not in settings:
+        return RunConfig.from_json(text)
+    kind, names = ("sweep", ("config", "grid", "seeds")) if "grid" in settings else ("study", _STUDY)
+    unknown = sorted(set(settings) - set(names))
+    if unknown:
+        raise ValueError(f"there is no setting {unknown[0]} of a {kind}; there are {', '.join(names)}")
+    try:
+        config = RunConfig.from_json(json.dumps(settings.get("config", {})))
+        if kind == "sweep":
+            return Sweep(config, dict(settings["grid"]), settings["seeds"])
+        schedules = tuple(schedule_from_dict(schedule) for schedule in settings.get("schedules", ()))
+        return Study(config, settings["seeds"], schedules)
+    except TypeError as error:
+        raise ValueError(f"not a {kind}: {error}") from error
+
+
+def json_value(text: str) -> Any:
+    """What ``text`` means as JSON, or else itself: how people write a setting's value."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+_STUDY = ("config", "seeds", "schedules")
+
+
+def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    found = tuple(seeds)
+    if not found or len(set(found)) != len(found):
+        raise ValueError(f"seeds must be different numbers, at least one; got {list(found)!r}")
+    for seed in found:
+        check_whole("seeds", seed, 0)
+    return found
