@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-st.session_state["navigated"] = True  # see emacore.widgets.through_app
+st.session_state["navigated"] = True  # see emacore.widgets.page.through_app
 st.set_page_config(page_title="Weight-averaging explorer", page_icon=":material/ssid_chart:", layout="wide")
 st.navigation(
     [

@@ -14,20 +14,8 @@ from emacore.averaging.weights import effective_count, mean_age, relative_width,
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, palette
 from emacore.snippets import snippets
-from emacore.widgets import (
-    BOUND,
-    SCHEDULE_DEFAULTS,
-    pin_controls,
-    put,
-    schedule_controls,
-    sentence,
-    show_chart,
-    show_table,
-    state_of,
-    steps_axis,
-    stop_with,
-    through_app,
-)
+from emacore.widgets.page import BOUND, put, sentence, show_chart, show_table, stop_with, through_app
+from emacore.widgets.schedules import SCHEDULE_DEFAULTS, pin_controls, schedule_controls, state_of, steps_axis
 
 LEVELS = (0.9, 0.99, 0.999, 0.9999)
 MOST_STEPS = 1_000_000

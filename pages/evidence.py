@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -16,25 +15,14 @@ from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, ORIGINAL
 from emacore.experiments.evidence import QUESTIONS, answers, bands, in_markdown, per_seed, wins
 from emacore.experiments.statistics import Comparison, gains, kind_of, verdict
-from emacore.experiments.store import FINAL_STATES, StoredRun, StoreError
+from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.training.article import FINAL
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
 from emacore.training.studies import Study
-from emacore.widgets import (
-    BOUND,
-    RUN_DEFAULTS,
-    csv_button,
-    job_queue,
-    pin_controls,
-    presets,
-    run_controls,
-    run_state,
-    sentence,
-    show_chart,
-    show_table,
-    through_app,
-    told,
-)
+from emacore.widgets.jobs import chosen_job, duration, job_queue, show_problem, show_state, start_and_stop, watched
+from emacore.widgets.page import BOUND, csv_button, presets, sentence, show_chart, show_table, through_app, told
+from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
+from emacore.widgets.schedules import pin_controls
 
 CONSTANT = OptimizerConfig(learning_rate=0.01, rate_rule="constant")
 NEVER = StoppingConfig("none")
@@ -64,47 +52,26 @@ ICONS = {
 }
 
 
-def start(study: Study) -> None:
-    try:
-        st.session_state["study"] = job_queue().submit(study)
-    except StoreError as error:
-        st.session_state["problem"] = str(error)
-
-
-def stop(study_id: str) -> None:
-    try:
-        job_queue().stop(study_id)
-    except StoreError as error:
-        st.session_state["problem"] = str(error)
-
-
 def headline(run: StoredRun, study: Study, history: pd.DataFrame) -> None:
     """Progress, remaining time, and how the study ended or may end."""
     epoch = int(history["epoch"].max()) if len(history) else 0
     most, seeds = run.config.max_epochs, len(study.seeds)
-    match run.state:
-        case "queued":
-            st.progress(0.0, "Waiting for a free worker process; the first one needs a few seconds to start.")
-        case "running":
-            left = "starting"
-            if epoch:
-                training = int((history["epoch"] == epoch).sum())
-                pace = history["seconds"].max() / epoch
-                left = f"{training} of {seeds} seeds still train, at most {pace * (most - epoch):,.0f} s left"
-                if run.config.stopping.curve != "none":
-                    left += "; each ends sooner by its own early stop"
-            st.progress(epoch / most, f"Epoch {epoch} of at most {most:,}: {left}.")
-        case "failed":
-            st.error(f"The study failed after {epoch} epochs: {run.error}", icon=":material/error:")
-        case "interrupted":
-            st.warning(
-                f"The study was interrupted after {epoch} epochs, because the server ended. What it had is below.",
-                icon=":material/warning:",
-            )
-        case _:
-            duration = (run.finished or 0) - (run.started or run.finished or 0)
-            why = "you stopped it" if run.stopped == "stopped" else "every seed has ended"
-            st.success(f"{seeds} seeds, {epoch} epochs, {duration:,.1f} s: {why}.", icon=":material/flag:")
+    left = "starting"
+    if epoch:
+        training = int((history["epoch"] == epoch).sum())
+        pace = history["seconds"].max() / epoch
+        left = f"{training} of {seeds} seeds still train, at most {pace * (most - epoch):,.0f} s left"
+        if run.config.stopping.curve != "none":
+            left += "; each ends sooner by its own early stop"
+    why = "you stopped it" if run.stopped == "stopped" else "every seed has ended"
+    show_state(
+        run,
+        epoch / most,
+        progress=f"Epoch {epoch} of at most {most:,}: {left}.",
+        so_far=f"{epoch} epochs",
+        ended=f"{seeds} seeds, {epoch} epochs, {duration(run):,.1f} s: {why}.",
+        what="study",
+    )
 
 
 def show_verdicts(found: dict[str, Comparison], complete: bool) -> None:
@@ -208,8 +175,7 @@ def show_more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_i
         )
 
 
-def draw(study_id: str) -> None:
-    """Draw the study as the store has it now; while it goes on, again and again."""
+def draw(study_id: str) -> StoredRun:
     with told():
         queue = job_queue()
         queue.tend()
@@ -217,7 +183,7 @@ def draw(study_id: str) -> None:
     study = run.job
     if not isinstance(study, Study):
         st.warning("That is a single run: look at it on the Train page.", icon=":material/warning:")
-        return
+        return run
     headline(run, study, history)
     if len(history):
         schedules = {to_code(study.config.schedule): OWN} | {to_code(s): to_code(s) for s in study.schedules}
@@ -255,9 +221,7 @@ def draw(study_id: str) -> None:
             help="The settings and seeds, for the package.",
             type="tertiary",
         )
-    if run.state in FINAL_STATES and st.session_state.get("watching_study") == study_id:
-        del st.session_state["watching_study"]
-        st.rerun()
+    return run
 
 
 through_app()
@@ -294,46 +258,15 @@ with controls:
             tuple(range(first_seed, first_seed + seeds)),
             tuple(schedule for schedule in further.values() if schedule != config.schedule),
         )
-    if "problem" in st.session_state:
-        told_here.error(st.session_state.pop("problem"), icon=":material/error:")
+    with told_here:
+        show_problem()
 
-ids = studies["id"].tolist()
-if st.session_state.get("study") not in ids:
-    st.session_state["study"] = None
 with view:
-    chosen_id = st.selectbox(
-        "Study",
-        ids,
-        index=None,
-        key="study",
-        placeholder="The newest study" if ids else "No study yet: press Start",
-        help="Studies are kept: close the tab, come back, or open this link elsewhere.",
-        **BOUND,
-    )
-    chosen_id = chosen_id or (ids[0] if ids else None)
-    state = studies.set_index("id")["state"].get(chosen_id) if chosen_id else None
-    active = state in ("queued", "running")
-    if chosen_id is None:
+    chosen, active = chosen_job("Study", studies, "study")
+    if chosen is None:
         st.info("Press **Start**: 32 seeds of the article's run take less than a minute.", icon=":material/play_arrow:")
     else:
-        if active:
-            st.session_state["watching_study"] = chosen_id
-        st.fragment(draw, run_every=SECONDS_BETWEEN_LOOKS if active else None)(chosen_id)
+        watched(draw, chosen, active=active, seconds=SECONDS_BETWEEN_LOOKS)
 
 with actions:
-    st.button(
-        "Start",
-        type="primary",
-        icon=":material/play_arrow:",
-        on_click=partial(start, study) if study is not None else None,
-        disabled=study is None,
-        help="Queue this study. It goes on if you leave.",
-    )
-    st.button(
-        "Stop",
-        icon=":material/stop:",
-        on_click=stop,
-        args=(chosen_id,),
-        disabled=not active,
-        help="End the study that is shown; its epochs are kept.",
-    )
+    start_and_stop(study, chosen, active=active, key="study", what="study")

@@ -11,17 +11,8 @@ from emacore.averaging.signals import NOISES, SIGNALS, Sequence, sequence
 from emacore.averaging.weights import average, moving_average
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
-from emacore.widgets import (
-    BOUND,
-    beta_slider,
-    presets,
-    reset_button,
-    schedule_controls,
-    show_chart,
-    show_table,
-    stop_with,
-    through_app,
-)
+from emacore.widgets.page import BOUND, presets, reset_button, show_chart, show_table, stop_with, through_app
+from emacore.widgets.schedules import beta_slider, schedule_controls
 
 FIRST, ZERO, CORRECTED = "EMA from the first value", "EMA from zero", "EMA, bias-corrected"
 DELAY, NOISE = "moving average, equal delay", "moving average, equal noise"

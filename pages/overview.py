@@ -11,16 +11,8 @@ from emacore.averaging.weights import average
 from emacore.charts.plane import paths
 from emacore.experiments.evidence import answers, shipped
 from emacore.experiments.statistics import verdict
-from emacore.widgets import (
-    BOUND,
-    SCHEDULE_DEFAULTS,
-    beta_slider,
-    query_of,
-    reset_button,
-    show_chart,
-    show_table,
-    through_app,
-)
+from emacore.widgets.page import BOUND, query_of, reset_button, show_chart, show_table, through_app
+from emacore.widgets.schedules import SCHEDULE_DEFAULTS, beta_slider
 
 CURVATURES = (1.0, 0.25)
 START = (2.0, 1.6)

@@ -9,26 +9,33 @@ from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import Constant, to_code
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
-from emacore.experiments.store import FINAL_STATES, StoredRun, StoreError
+from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.training.article import beside_final, beside_progress
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
 from emacore.training.history import epochs_without_best, in_words, steadiness
-from emacore.widgets import (
-    BOUND,
-    RUN_DEFAULTS,
-    csv_button,
+from emacore.widgets.jobs import (
+    attempt,
+    chosen_job,
+    duration,
     job_queue,
+    show_problem,
+    show_state,
+    start_and_stop,
+    watched,
+)
+from emacore.widgets.page import (
+    BOUND,
+    csv_button,
     presets,
     put,
     reset_button,
-    run_controls,
-    run_state,
     sentence,
     show_chart,
     show_table,
     through_app,
     told,
 )
+from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
 
 STEADY = OptimizerConfig(rate_rule="constant")
 NEVER = StoppingConfig("none")
@@ -53,67 +60,37 @@ NAMES = {"train_loss": "train", "val_loss_original": "original", "val_loss_ema":
 COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED}
 
 
-def start(config: RunConfig) -> None:
-    try:
-        st.session_state["run"] = job_queue().submit(config)
-    except StoreError as error:
-        st.session_state["problem"] = str(error)
-
-
-def stop(run_id: str) -> None:
-    try:
-        job_queue().stop(run_id)
-    except StoreError as error:
-        st.session_state["problem"] = str(error)
-
-
-def delete(run_id: str) -> None:
-    try:
-        job_queue().store.delete(run_id)
-    except StoreError as error:
-        st.session_state["problem"] = str(error)
-
-
 def is_over(run: StoredRun) -> bool:
     return run.state in FINAL_STATES
 
 
 def headline(run: StoredRun, history: pd.DataFrame) -> None:
     """Progress, remaining time, and how the run ended or may end."""
-    most, epoch = run.config.max_epochs, len(history)
-    match run.state:
-        case "queued":
-            st.progress(0.0, "Waiting for a free worker process; the first one needs a few seconds to start.")
-        case "running":
-            stopping = run.config.stopping
-            left = "starting"
-            if epoch:
-                pace = history["seconds"].iloc[-1] / epoch
-                left = f"at most {pace * (most - epoch):,.0f} s left ({1000 * pace:,.3g} ms an epoch)"
-                if stopping.curve != "none":
-                    waited = epochs_without_best(history, stopping.curve)
-                    left += (
-                        f"; ends sooner after {stopping.patience} epochs without a new best {stopping.curve} "
-                        f"validation loss, {waited} so far"
-                    )
-            st.progress(epoch / most, f"Epoch {epoch} of at most {most:,}: {left}.")
-        case "failed":
-            st.error(f"The run failed after {epoch} epochs: {run.error}", icon=":material/error:")
-        case "interrupted":
-            st.warning(
-                f"The run was interrupted after {epoch} epochs, because the server ended. What it had is below.",
-                icon=":material/warning:",
+    most, epoch, stopping = run.config.max_epochs, len(history), run.config.stopping
+    left = "starting"
+    if epoch:
+        pace = history["seconds"].iloc[-1] / epoch
+        left = f"at most {pace * (most - epoch):,.0f} s left ({1000 * pace:,.3g} ms an epoch)"
+        if stopping.curve != "none":
+            waited = epochs_without_best(history, stopping.curve)
+            left += (
+                f"; ends sooner after {stopping.patience} epochs without a new best {stopping.curve} validation loss, "
+                f"{waited} so far"
             )
-        case _:
-            why = {
-                "early stop": f"{run.config.stopping.patience} epochs without a new best "
-                f"{run.config.stopping.curve} validation loss",
-                "max epochs": "all epochs trained",
-                "stopped": "you stopped it",
-                "diverged": "the loss is no longer finite; a smaller learning rate may help",
-            }[run.stopped or "stopped"]
-            duration = (run.finished or 0) - (run.started or run.finished or 0)
-            st.success(f"Ended after {epoch} epochs and {duration:,.1f} s: {why}.", icon=":material/flag:")
+    why = {
+        "early stop": f"{stopping.patience} epochs without a new best {stopping.curve} validation loss",
+        "max epochs": "all epochs trained",
+        "stopped": "you stopped it",
+        "diverged": "the loss is no longer finite; a smaller learning rate may help",
+    }[run.stopped or "stopped"]
+    show_state(
+        run,
+        epoch / most,
+        progress=f"Epoch {epoch} of at most {most:,}: {left}.",
+        so_far=f"{epoch} epochs",
+        ended=f"Ended after {epoch} epochs and {duration(run):,.1f} s: {why}.",
+        what="run",
+    )
 
 
 def curves(history: pd.DataFrame, run_id: str) -> None:
@@ -234,8 +211,7 @@ def beside_the_article(run: StoredRun, history: pd.DataFrame) -> None:
     show_table(beside_final(run.summary), name=f"article_final-{run.id}")
 
 
-def watch(run_id: str) -> None:
-    """Draw the run as the store has it now; while it goes on, again and again."""
+def draw(run_id: str) -> StoredRun:
     with told():
         queue = job_queue()
         queue.tend()
@@ -248,9 +224,7 @@ def watch(run_id: str) -> None:
         with words:
             figures(run, history)
         beside_the_article(run, history)
-    if is_over(run) and st.session_state.get("watching") == run_id:
-        del st.session_state["watching"]
-        st.rerun()
+    return run
 
 
 def settings_as_json(config: RunConfig) -> None:
@@ -318,55 +292,28 @@ with controls:
             told_here.error(sentence(error), icon=":material/error:")
     if config is not None:
         settings_as_json(config)
-    if "problem" in st.session_state:
-        told_here.error(st.session_state.pop("problem"), icon=":material/error:")
+    with told_here:
+        show_problem()
 
-ids = runs["id"].tolist()
-if st.session_state.get("run") not in ids:
-    st.session_state["run"] = None
 with view:
-    chosen = st.selectbox(
-        "Run",
-        ids,
-        index=None,
-        key="run",
-        placeholder="The newest run" if ids else "No run yet: press Start",
-        help="Runs are kept: close the tab, come back, or open this link elsewhere.",
-        **BOUND,
-    )
-    chosen = chosen or (ids[0] if ids else None)
-    state = runs.set_index("id")["state"].get(chosen) if chosen else None
-    active = state in ("queued", "running")
+    chosen, active = chosen_job("Run", runs, "run")
     if chosen is None:
         st.info("Press **Start**: the article's run takes a few seconds.", icon=":material/play_arrow:")
     else:
-        if active:
-            st.session_state["watching"] = chosen
-        st.fragment(watch, run_every=SECONDS_BETWEEN_LOOKS if active else None)(chosen)
+        watched(draw, chosen, active=active, seconds=SECONDS_BETWEEN_LOOKS)
 
 with actions:
-    st.button(
-        "Start",
-        type="primary",
-        icon=":material/play_arrow:",
-        on_click=start,
-        args=(config,),
-        disabled=config is None,
-        help="Queue this run. It goes on if you leave.",
-    )
-    st.button(
-        "Stop",
-        icon=":material/stop:",
-        on_click=stop,
-        args=(chosen,),
-        disabled=not active,
-        help="End the run that is shown; its epochs are kept.",
-    )
+    start_and_stop(config, chosen, active=active, key="run", what="run")
     reset_button(RUN_DEFAULTS)
 
-if ids:
+if chosen is not None:
     recent_runs(runs)
-    if chosen is not None and not active:
+    if not active:
         with st.popover("Delete the run that is shown", icon=":material/delete:"):
             st.write("Its history goes for good.")
-            st.button("Delete it", on_click=delete, args=(chosen,), type="primary", key="delete")
+            st.button(
+                "Delete it",
+                on_click=lambda: attempt(lambda: queue.store.delete(chosen)),
+                type="primary",
+                key="delete",
+            )

@@ -15,7 +15,7 @@ from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths_on_landscape
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
-from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError
+from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun
 from emacore.training.config import RunConfig
 from emacore.training.history import (
     curve_figures,
@@ -23,23 +23,19 @@ from emacore.training.history import (
     smaller_rate_in_words,
     training_follows_average,
 )
-from emacore.widgets import (
+from emacore.widgets.jobs import chosen_job, job_queue, show_problem, submit
+from emacore.widgets.page import (
     BOUND,
-    SCHEDULE_DEFAULTS,
     csv_button,
-    job_queue,
-    pin,
-    pin_controls,
     query_of,
-    schedule_controls,
     sentence,
     show_chart,
     show_table,
-    state_of,
     stop_with,
     through_app,
     told,
 )
+from emacore.widgets.schedules import SCHEDULE_DEFAULTS, pin, pin_controls, schedule_controls, state_of
 
 through_app()
 st.title("What if?")
@@ -109,32 +105,21 @@ def space_of(folder: str, epochs: int, code: str, kind: str, from_share: float) 
 
 def start_on_original(config: RunConfig) -> None:
     """Train the run again with its rules looking at the original curve only."""
-    try:
-        st.session_state["replayed"] = job_queue().submit(
-            replace(
-                config,
-                optimizer=replace(config.optimizer, plateau_curve="original"),
-                stopping=replace(config.stopping, curve="original" if config.stopping.curve == "ema" else "none"),
-            )
-        )
-    except StoreError as error:
-        st.session_state["problem"] = str(error)
+    submit(
+        replace(
+            config,
+            optimizer=replace(config.optimizer, plateau_curve="original"),
+            stopping=replace(config.stopping, curve="original" if config.stopping.curve == "ema" else "none"),
+        ),
+        "replayed",
+    )
 
 
 def chosen_run(store: RunStore) -> StoredRun | None:
-    ids = [run for run in store.runs()["id"] if (store.recording(run) / "run.json").exists()]
-    if st.session_state.get("replayed") not in ids:
-        st.session_state["replayed"] = None
-    run = st.selectbox(
-        "Recorded run",
-        ids,
-        index=None,
-        key="replayed",
-        placeholder="The newest recorded run" if ids else "No recorded run yet",
-        help="Runs of the Train page are recorded while they train, within a budget; the oldest recordings go first.",
-        **BOUND,
-    )
-    return store.result(run or ids[0]) if ids else None
+    runs = store.runs()
+    ids = [run for run in runs["id"] if (store.recording(run) / "run.json").exists()]
+    chosen, _ = chosen_job("Recorded run", runs[runs["id"].isin(ids)], "replayed", nothing="train one")
+    return None if chosen is None else store.result(chosen)
 
 
 def honest_words(run: StoredRun, trajectory: Trajectory, trained: int) -> None:
@@ -170,8 +155,7 @@ def honest_words(run: StoredRun, trajectory: Trajectory, trained: int) -> None:
 with told():
     store = job_queue().store
     job_queue().tend()
-    if "problem" in st.session_state:
-        st.error(st.session_state.pop("problem"), icon=":material/error:")
+    show_problem()
     run = chosen_run(store)
     if run is None:
         st.info("Train a run first: it is recorded as it trains.", icon=":material/model_training:")

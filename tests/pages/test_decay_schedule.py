@@ -2,8 +2,8 @@ import pytest
 
 from emacore.averaging.schedules import FAMILIES, from_code
 from emacore.averaging.weights import relative_width
-from emacore.widgets import FAMILIES as LABELS
-from emacore.widgets import SCHEDULE_DEFAULTS, state_of
+from emacore.widgets.schedules import FAMILIES as LABELS
+from emacore.widgets.schedules import SCHEDULE_DEFAULTS, state_of
 from tests.pages.conftest import run, texts
 
 

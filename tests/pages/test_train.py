@@ -10,7 +10,7 @@ from emacore.averaging.schedules import Constant
 from emacore.experiments import jobs, store
 from emacore.experiments.store import RunStore, worker_name
 from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
-from emacore.widgets import RUN_DEFAULTS, run_state
+from emacore.widgets.runs import RUN_DEFAULTS, run_state
 from tests.pages.conftest import run, texts
 
 ME = worker_name(os.getpid(), "test")
@@ -246,7 +246,7 @@ def test_from_start_to_end_with_a_real_worker(open_page, home, monkeypatch):
         assert "Ended after 3 epochs" in texts(run(app))
         queue = jobs.JobQueue(RunStore(home))
     finally:
-        from emacore.widgets import job_queue
+        from emacore.widgets.jobs import job_queue
 
         job_queue().close()
         if queue:

@@ -1,0 +1,141 @@
+"""Stored jobs on a page, which are runs, studies or sweeps: start, stop, choose, and how one ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from emacore.experiments.jobs import JobQueue
+from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError, default_folder
+from emacore.training.studies import Job
+from emacore.widgets.page import BOUND
+
+
+@st.cache_resource(show_spinner=False)
+def job_queue() -> JobQueue:
+    """The server's queue of jobs.
+
+    Raises:
+        StoreError: if the run store cannot be opened.
+    """
+    return JobQueue(RunStore(default_folder()))
+
+
+def attempt(action: Callable[[], Any], key: str | None = None) -> None:
+    """Do something with the store, for callbacks: what goes wrong is told by :func:`show_problem`.
+
+    Args:
+        key: The control that shows what ``action`` returns.
+    """
+    try:
+        found = action()
+    except StoreError as error:
+        st.session_state["problem"] = str(error)
+    else:
+        if key is not None:
+            st.session_state[key] = found
+
+
+def submit(job: Job, key: str) -> None:
+    """Queue a job and choose it in the control ``key``: for callbacks."""
+    attempt(lambda: job_queue().submit(job), key)
+
+
+def show_problem() -> None:
+    """Tell, once, what a callback could not do."""
+    if "problem" in st.session_state:
+        st.error(st.session_state.pop("problem"), icon=":material/error:")
+
+
+def start_and_stop(job: Job | None, chosen: str | None, *, active: bool, key: str, what: str) -> None:
+    """The buttons that start ``job`` (``None``: it cannot be) and stop the chosen one.
+
+    Args:
+        what: What is started: "run", "study" or "sweep".
+    """
+    st.button(
+        "Start",
+        type="primary",
+        icon=":material/play_arrow:",
+        on_click=None if job is None else partial(submit, job, key),
+        disabled=job is None,
+        help=f"Queue this {what}. It goes on if you leave.",
+    )
+    st.button(
+        "Stop",
+        icon=":material/stop:",
+        on_click=lambda: attempt(lambda: job_queue().stop(chosen or "")),
+        disabled=not active,
+        help=f"End the {what} that is shown; what it has is kept.",
+    )
+
+
+def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "press Start") -> tuple[str | None, bool]:
+    """A choice among stored jobs, the newest unless one says otherwise: its id, and whether it is still under way."""
+    ids = table["id"].tolist()
+    if st.session_state.get(key) not in ids:
+        st.session_state[key] = None
+    what = label.lower()
+    chosen = st.selectbox(
+        label,
+        ids,
+        index=None,
+        key=key,
+        placeholder=f"The newest {what}" if ids else f"No {what} yet: {nothing}",
+        help="All are kept: close the tab, come back, or open this link elsewhere.",
+        **BOUND,
+    )
+    chosen = chosen or (ids[0] if ids else None)
+    state = table.set_index("id")["state"].get(chosen) if chosen else None
+    return chosen, state in ("queued", "running")
+
+
+def watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, seconds: float) -> None:
+    """Draw a job, while it is under way again and again; the whole page once more when it has ended.
+
+    Args:
+        draw: Draws the job of this id as the store has it, and returns it.
+    """
+
+    def look() -> None:
+        run = draw(chosen)
+        if active and run.state in FINAL_STATES:
+            st.rerun()
+
+    st.fragment(look, run_every=seconds if active else None)()
+
+
+def show_state(run: StoredRun, share: float, *, progress: str, so_far: str, ended: str, what: str) -> None:
+    """How a job is going, or how it ended.
+
+    Args:
+        share: What is done of what there is to do at most.
+        progress: What is said of a job that trains.
+        so_far: What it has, such as "5 epochs".
+        ended: What is said of one that has ended as it should.
+        what: "run", "study" or "sweep".
+    """
+    match run.state:
+        case "queued":
+            st.progress(0.0, "Waiting for a free worker process; the first one needs a few seconds to start.")
+        case "running":
+            st.progress(share, progress)
+        case "failed":
+            st.error(f"The {what} failed after {so_far}: {run.error}", icon=":material/error:")
+        case "interrupted":
+            st.warning(
+                f"The {what} was interrupted after {so_far}, because the program that trained it ended. What it had "
+                "is below.",
+                icon=":material/warning:",
+            )
+        case _:
+            st.success(ended, icon=":material/flag:")
+
+
+def duration(run: StoredRun) -> float:
+    """Seconds from its start to its end."""
+    return (run.finished or 0) - (run.started or run.finished or 0)

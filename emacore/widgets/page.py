@@ -1,0 +1,126 @@
+"""What every page is made of: its start and its errors, charts and tables with their CSV, presets, links."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import pandas as pd
+import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
+
+from emacore.charts.figure import Figure
+from emacore.experiments.store import StoreError
+
+#: Arguments of every control.
+BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
+
+
+Table = pd.DataFrame | Callable[[], pd.DataFrame]
+
+
+def through_app() -> None:
+    """First line of every page: run it through app.py if it is not.
+
+    Until app.py has called ``st.navigation`` once, a server takes pages/ for the older kind of multipage app, so a link
+    to a page that is a new server's first request would be run on its own.
+    """
+    if "navigated" not in st.session_state:
+        PagesManager.uses_pages_directory = False  # what st.navigation does
+        st.rerun()
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Show what is wrong with the store in a sentence, and end the page there."""
+    try:
+        yield
+    except StoreError as error:
+        stop_with(str(error))
+
+
+def sentence(error: Exception) -> str:
+    """An error's message as a sentence; it keeps its small letter where it begins with the name of a setting."""
+    text = str(error).rstrip(".") + "."
+    return text if {".", "_"} & set(text.split()[0][:-1]) else text[0].upper() + text[1:]
+
+
+def stop_with(message: str) -> NoReturn:
+    """Show an error and end the page there."""
+    st.error(message, icon=":material/error:")
+    st.stop()
+
+
+def number_text(value: float) -> str:
+    """A number as a label and as it stands in the URL: all digits that matter, none that do not."""
+    return f"{value:.12g}"
+
+
+def query_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as query parameters, for a link to another page."""
+
+    def text(value: Any) -> Any:
+        if isinstance(value, bool):
+            return str(value).lower()
+        return number_text(value) if isinstance(value, float) else value if isinstance(value, list) else str(value)
+
+    return {key: text(value) for key, value in state.items()}
+
+
+def put(state: Mapping[str, Any]) -> None:
+    """Set controls by key: for callbacks of buttons."""
+    for key, value in state.items():
+        st.session_state[key] = value
+
+
+def reset_button(state: Mapping[str, Any], label: str = "Reset", **arguments: Any) -> None:
+    """A button that brings the article's settings back."""
+    st.button(
+        label,
+        on_click=put,
+        args=(dict(state),),
+        icon=":material/restart_alt:",
+        help="Bring the article's settings back",
+        **arguments,
+    )
+
+
+def presets(choices: Mapping[str, tuple[str, Mapping[str, Any]]], defaults: Mapping[str, Any]) -> None:
+    """Presets in a row: by name, what each shows and the settings in which it differs from ``defaults``.
+
+    Each sets every control, and with them the link.
+    """
+    with st.container(horizontal=True):
+        for name, (explanation, changes) in choices.items():
+            st.button(name, help=explanation, on_click=put, args=({**defaults, **changes},), key=f"preset-{name}")
+
+
+def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str) -> None:
+    """A chart, and below it its whole table (nothing thinned) as CSV."""
+    st.vega_lite_chart(figure.data, figure.spec, alt=alt_text, width="stretch")
+    csv_button(table, name)
+
+
+def show_table(table: pd.DataFrame, *, name: str, **arguments: Any) -> None:
+    """A table, and below it the same as CSV with all digits."""
+    st.dataframe(table, hide_index=True, width="stretch", **arguments)
+    csv_button(table, name)
+
+
+def csv_button(table: Table, name: str) -> None:
+    """A download of ``table`` (or of what it returns, when asked) as ``name``.csv; pandas reads it back unchanged."""
+
+    def content() -> bytes:
+        return (table if isinstance(table, pd.DataFrame) else table()).to_csv(index=False).encode()
+
+    st.download_button(
+        f"{name}.csv",
+        data=content,
+        file_name=f"{name}.csv",
+        mime="text/csv",
+        key=f"download-{name}",
+        icon=":material/download:",
+        type="tertiary",
+        on_click="ignore",
+    )

@@ -1,0 +1,307 @@
+"""The controls of a run: data, network, optimiser, average, stopping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from emacore.experiments.store import RunStore
+from emacore.tables import MAX_BYTES, finite_values, numeric_columns, read_csv
+from emacore.training.config import (
+    ACTIVATIONS,
+    CURVES,
+    DATA_KINDS,
+    OPTIMIZERS,
+    RATE_RULES,
+    DataConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    RunConfig,
+    StoppingConfig,
+)
+from emacore.widgets.page import BOUND
+from emacore.widgets.schedules import log_slider, schedule_controls, state_of
+
+
+def run_state(config: RunConfig) -> dict[str, Any]:
+    """The controls' values that show ``config``, by key.
+
+    Raises:
+        ValueError: if a value is outside its control's range.
+    """
+    data, network, optimizer, stopping = config.data, config.network, config.optimizer, config.stopping
+    return {
+        "data": data.kind,
+        "n_samples": data.n_samples,
+        "n_features": data.n_features,
+        "n_informative": data.n_informative,
+        "noise_sd": float(data.noise),
+        "data_seed": data.random_state,
+        "test_size": float(data.test_size),
+        "split_seed": data.split_random_state,
+        "target": data.target,
+        "widths": ", ".join(map(str, network.widths)),
+        "dropout": float(network.dropout),
+        "activation": network.activation,
+        "optimizer": optimizer.name,
+        "lr": float(optimizer.learning_rate),
+        "weight_decay": float(optimizer.weight_decay),
+        "momentum": float(optimizer.momentum),
+        "batch_size": optimizer.batch_size,
+        "rate_rule": optimizer.rate_rule,
+        "plateau_factor": float(optimizer.plateau_factor),
+        "plateau_patience": optimizer.plateau_patience,
+        "plateau_curve": optimizer.plateau_curve,
+        "stop_curve": stopping.curve,
+        "patience": stopping.patience,
+        "run_seed": config.seed,
+        "max_epochs": config.max_epochs,
+        **state_of(config.schedule),
+    }
+
+
+RUN_DEFAULTS = run_state(RunConfig())
+
+
+def run_controls(store: RunStore) -> RunConfig:
+    """The controls of a run, in groups.
+
+    Raises:
+        ValueError: for settings that mean nothing together; the message says which.
+    """
+    default = RUN_DEFAULTS
+    with st.expander("Data", icon=":material/dataset:"):
+        data = _data_controls(store)
+    with st.expander("Network", icon=":material/hub:"):
+        widths = st.text_input(
+            "Hidden layers",
+            default["widths"],
+            key="widths",
+            help="Their widths, with commas; empty for a linear model.",
+            **BOUND,
+        )
+        dropout = st.slider(
+            "Dropout",
+            0.0,
+            0.9,
+            default["dropout"],
+            0.05,
+            key="dropout",
+            help="Share of units switched off in training.",
+            **BOUND,
+        )
+        activation = st.selectbox("Activation", ACTIVATIONS, key="activation", help="Of the hidden layers.", **BOUND)
+    with st.expander("Optimiser", icon=":material/speed:"):
+        optimizer = _optimizer_controls()
+    with st.expander("Average", icon=":material/ssid_chart:"):
+        schedule = schedule_controls()
+    with st.expander("Stopping and seed", icon=":material/flag:"):
+        left, right = st.columns(2)
+        max_epochs = left.number_input(
+            "Most epochs", 1, 100_000, default["max_epochs"], key="max_epochs", help="Passes over the data.", **BOUND
+        )
+        seed = right.number_input(
+            "Seed",
+            0,
+            10**9,
+            default["run_seed"],
+            key="run_seed",
+            help="Of the first weights, the batches and dropout. Another seed is another run.",
+            **BOUND,
+        )
+        curve = st.segmented_control(
+            "Early stop looks at",
+            ["ema", "original", "none"],
+            default=default["stop_curve"],
+            key="stop_curve",
+            required=True,
+            help="The validation loss whose best epoch must not lie too far back.",
+            **BOUND,
+        )
+        patience = default["patience"]
+        if curve != "none":
+            patience = st.number_input(
+                "Patience (epochs)",
+                1,
+                100_000,
+                default["patience"],
+                key="patience",
+                help="So many epochs without a new best end the run.",
+                **BOUND,
+            )
+    return RunConfig(
+        data=data,
+        network=NetworkConfig(_widths(widths or ""), dropout, activation),
+        optimizer=optimizer,
+        schedule=schedule,
+        stopping=StoppingConfig(curve, patience),
+        seed=seed,
+        max_epochs=max_epochs,
+    )
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise ValueError(f"Hidden layers must be whole numbers such as 64, 32; got {text!r}") from error
+
+
+def _data_controls(store: RunStore) -> DataConfig:
+    default = RUN_DEFAULTS
+    kind = st.selectbox(
+        "Data set",
+        DATA_KINDS,
+        key="data",
+        help="make_regression is the article's (linear), friedman1 is not linear, diabetes is real (442 patients), "
+        "csv is a table of your own.",
+        **BOUND,
+    )
+    values: dict[str, Any] = {}
+    if kind in ("make_regression", "friedman1"):
+        left, right = st.columns(2)
+        values["n_samples"] = left.number_input(
+            "Rows", 20, 200_000, default["n_samples"], key="n_samples", help="Training and validation.", **BOUND
+        )
+        values["n_features"] = right.number_input(
+            "Features",
+            5 if kind == "friedman1" else 1,
+            1000,
+            default["n_features"],
+            key="n_features",
+            help="Columns to predict from.",
+            **BOUND,
+        )
+        if kind == "make_regression":
+            values["n_informative"] = left.number_input(
+                "Informative",
+                1,
+                1000,
+                default["n_informative"],
+                key="n_informative",
+                help="Features that matter.",
+                **BOUND,
+            )
+        values["random_state"] = right.number_input(
+            "Data seed", 0, 10**6, default["data_seed"], key="data_seed", help="Of the made data.", **BOUND
+        )
+        values["noise"] = st.number_input(
+            "Noise in y",
+            0.0,
+            1000.0,
+            default["noise_sd"],
+            key="noise_sd",
+            help="Standard deviation, before y is standardised.",
+            **BOUND,
+        )
+    if kind == "csv":
+        values |= _own_data(store)
+    values["test_size"] = st.slider(
+        "Validation share",
+        0.05,
+        0.9,
+        default["test_size"],
+        0.05,
+        key="test_size",
+        help="Share of the rows that are not trained on.",
+        **BOUND,
+    )
+    values["split_random_state"] = st.number_input(
+        "Split seed", 0, 10**6, default["split_seed"], key="split_seed", help="Which rows those are.", **BOUND
+    )
+    return DataConfig(kind=kind, **values)
+
+
+def _own_data(store: RunStore) -> dict[str, Any]:
+    file = st.file_uploader(
+        "CSV with a header row",
+        "csv",
+        key="own_data",
+        help=f"UTF-8, up to {MAX_BYTES // 2**20} MB, numbers in every column used. It stays on the server, beside the "
+        "runs; it is not part of the link.",
+        max_upload_size=MAX_BYTES // 2**20,
+    )
+    if file is not None:
+        content = file.getvalue()
+        finite_values(table := read_csv(content), numeric_columns(table, minimum=2), minimum_rows=4)
+        st.session_state["own_data_path"] = str(store.add_table(content))
+    path = st.session_state.get("own_data_path")
+    if path is None:
+        raise ValueError("Choose a CSV file first (under Data), or another data set")
+    columns = numeric_columns(read_csv(path), minimum=2)
+    if st.session_state.get("target") not in columns:
+        st.session_state["target"] = columns[-1]
+    target = st.selectbox(
+        "Column to predict", columns, key="target", help="All other columns of numbers predict it.", **BOUND
+    )
+    return {"path": path, "target": target}
+
+
+def _optimizer_controls() -> OptimizerConfig:
+    default = RUN_DEFAULTS
+    values: dict[str, Any] = {}
+    name = st.segmented_control(
+        "Optimiser",
+        OPTIMIZERS,
+        default=default["optimizer"],
+        key="optimizer",
+        required=True,
+        help="SGD with momentum.",
+        **BOUND,
+    )
+    values["learning_rate"] = log_slider(
+        "Learning rate", "lr", default["lr"], 1e-5, 10.0, help="Averaging matters most where it stays high."
+    )
+    if name == "sgd":
+        values["momentum"] = st.slider(
+            "Momentum", 0.0, 0.99, default["momentum"], 0.01, key="momentum", help="Of SGD.", **BOUND
+        )
+    left, right = st.columns(2)
+    values["batch_size"] = left.number_input(
+        "Batch size", 1, 100_000, default["batch_size"], key="batch_size", help="Rows a step.", **BOUND
+    )
+    values["weight_decay"] = right.number_input(
+        "Weight decay",
+        0.0,
+        10.0,
+        default["weight_decay"],
+        1e-5,
+        "%.2e",
+        key="weight_decay",
+        help="Of the optimiser.",
+        **BOUND,
+    )
+    values["rate_rule"] = st.segmented_control(
+        "Learning rate over time",
+        RATE_RULES,
+        default=default["rate_rule"],
+        key="rate_rule",
+        required=True,
+        help="plateau: lowered where a validation loss no longer falls; cosine: to 0 over the most epochs.",
+        **BOUND,
+    )
+    if values["rate_rule"] == "plateau":
+        left, right = st.columns(2)
+        values["plateau_factor"] = left.number_input(
+            "Factor", 0.01, 0.99, default["plateau_factor"], key="plateau_factor", help="It is multiplied by.", **BOUND
+        )
+        values["plateau_patience"] = right.number_input(
+            "Patience",
+            0,
+            10_000,
+            default["plateau_patience"],
+            key="plateau_patience",
+            help="Epochs without improvement before that.",
+            **BOUND,
+        )
+        values["plateau_curve"] = st.segmented_control(
+            "Plateau of",
+            CURVES,
+            default=default["plateau_curve"],
+            key="plateau_curve",
+            required=True,
+            help="Which validation loss it looks at. With the average's, the average steers the training.",
+            **BOUND,
+        )
+    return OptimizerConfig(name=name, **values)
