@@ -12,6 +12,7 @@ st.navigation(
         st.Page("pages/train.py", title="Train", icon=":material/model_training:"),
         st.Page("pages/what_if.py", title="What if", icon=":material/alt_route:"),
         st.Page("pages/evidence.py", title="Evidence", icon=":material/query_stats:"),
+        st.Page("pages/where_it_helps.py", title="Where it helps", icon=":material/grid_on:"),
     ],
     position="top",
 ).run()

@@ -94,7 +94,7 @@ def sweep(
         if store is not None and (rows := store.cell(key)) is not None and take(index, rows):
             return _table(done, grid)
     address = scheduler or os.environ.get(SCHEDULER)
-    groups = _sharing({n: cell for n, (_, cell) in enumerate(chosen) if n not in done})
+    groups = sharing({n: cell for n, (_, cell) in enumerate(chosen) if n not in done})
     jobs = {first: _study(group, seeds).to_json(indent=None) for first, group in groups.items()}
     stopped = False
     with _engine(address, workers, should_stop) as run:
@@ -109,7 +109,7 @@ def sweep(
     return _table(done, grid)
 
 
-def _sharing(cells: Mapping[int, RunConfig]) -> dict[int, dict[int, RunConfig]]:
+def sharing(cells: Mapping[int, RunConfig]) -> dict[int, dict[int, RunConfig]]:
     """Cells in groups, by their first one, of which one training serves all: they differ in their average only, and
     nothing in the training looks at it."""
     groups: dict[int, dict[int, RunConfig]] = {}
@@ -306,3 +306,33 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
     adjusted = holm([comparison.wilcoxon_p for comparison in found])
     verdicts = [kind_of(one, p if not math.isnan(p) else 1.0) for one, p in zip(found, adjusted, strict=True)]
     return pd.DataFrame(rows).assign(p=adjusted, verdict=verdicts)
+
+
+def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
+    """What :func:`summary` says of the cells together, in sentences that the numbers bear out."""
+    counts = found["verdict"].value_counts()
+    seeds = sorted(set(found["seeds"]))
+    told = [
+        f"Of {len(found)} cells of {' or '.join(map(str, seeds))} seeds, averaging helps in "
+        f"{counts.get('helps', 0)} and hurts in {counts.get('hurts', 0)}; "
+        f"{counts.get('no difference shown', 0)} show no difference"
+        + (f", and {counts['too few seeds']} have too few seeds to tell" if "too few seeds" in counts else "")
+        + f" (p-values corrected for {len(found)} tests after Holm)."
+    ]
+    for verdict, best in (("helps", "idxmax"), ("hurts", "idxmin")):
+        cells = found[found["verdict"] == verdict]
+        if len(cells):
+            cell = cells.loc[getattr(cells["median_gain"], best)()]
+            settings = ", ".join(f"{name} {cell[name]}" for name in grid)
+            told.append(
+                f"It {verdict} most at {settings}: in the median the final loss is {_beside(cell['median_gain'])}, and "
+                f"averaging won in {cell['wins']} of {cell['seeds']} seeds."
+            )
+    return " ".join(told)
+
+
+def _beside(gain: float) -> str:
+    """The averaged network's loss beside the original's."""
+    if gain < -9:
+        return f"{1 - gain:.3g} times the original's"
+    return f"{100 * abs(gain):.3g} % {'lower' if gain > 0 else 'higher'}"

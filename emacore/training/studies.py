@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -144,6 +145,12 @@ def json_value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def json_values(text: str) -> list[Any]:
+    """Several values in one text, with commas or semicolons between them; those within brackets do not count."""
+    parts = re.split(r"[,;](?![^(\[]*[)\]])", text)
+    return [json_value(part.strip()) for part in parts if part.strip()]
 
 
 _STUDY = ("config", "seeds", "schedules")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from emacore.averaging.signals import sgd_on_quadratic
 from emacore.charts.aligned import curves_and_shares
 from emacore.charts.evidence import bands, differences, histogram
-from emacore.charts.heatmap import heatmap
+from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
@@ -118,6 +118,21 @@ def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
     assert "data" not in figure.spec
     lost = heatmap(table.assign(loss=np.nan), reference=1.0, x_title="power", y_title="beta")
     assert not lost.data["best"].any()
+
+
+def test_a_map_of_evidence_hatches_what_shows_nothing():
+    table = pd.DataFrame(
+        {"x": ["1", "2", "1"], "y": ["a", "a", "b"], "code": ["1a", "2a", "1b"], "median_gain": [0.5, -99.0, 0.01]}
+    ).assign(wins=[12, 0, 6], seeds=12, low=0.0, high=0.0, p=0.01, verdict=["helps", "hurts", "no difference shown"])
+    figure = evidence_map(table, ["1", "2"], ["a", "b"], x_title="x", y_title="y")
+    assert figure.data["change"].round(3).tolist() == [-1.0, 2.0, -0.014]
+    assert figure.data["text"].tolist() == ["-50 %\n12 of 12", "x 100\n0 of 12", "-1 %\n6 of 12"]
+    lines_ = pd.DataFrame(figure.spec["layer"][1]["data"]["values"])
+    assert set(lines_["code"]) == {"1b"}
+    assert set(lines_.groupby("line").size()) == {2}
+    assert figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == ["b", "a"]
+    for layer in (0, 2):
+        assert "data" not in figure.spec["layer"][layer]
 
 
 def test_palette_gives_each_name_its_colour():

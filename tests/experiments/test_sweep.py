@@ -14,7 +14,7 @@ from emacore import RunConfig
 from emacore.experiments import sweep as sweep_module
 from emacore.experiments.evidence import per_seed
 from emacore.experiments.store import RunStore
-from emacore.experiments.sweep import SCHEDULER, SweepError, summary, sweep
+from emacore.experiments.sweep import SCHEDULER, SweepError, in_words, summary, sweep
 from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
 from emacore.training.studies import Sweep, job_from_json, with_settings
@@ -155,6 +155,12 @@ def test_a_summary_of_the_cells():
     assert found["verdict"].tolist() == ["helps", "no difference shown", "hurts"]
     assert found["wins"].tolist()[::2] == [12, 0]
     assert found["p"].iloc[0] == pytest.approx(3 * 2 / 2**12)
+    said = in_words(found, ["a"])
+    assert said.startswith("Of 3 cells of 12 seeds, averaging helps in 1 and hurts in 1; 1 show no difference (p")
+    assert f"It helps most at a 1: in the median the final loss is {100 * found['median_gain'][0]:.3g} % lower" in said
+    assert "averaging won in 0 of 12 seeds" in said
+    ruined = found.assign(median_gain=[0.3, 0.0, -99.0])
+    assert "the final loss is 100 times the original's" in in_words(ruined, ["a"])
 
 
 def test_an_unreachable_scheduler_is_one_sentence(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from emacore.averaging.schedules import Constant, UniformAverage
 from emacore.training.config import RunConfig
-from emacore.training.studies import Study, Sweep, job_from_json, json_value, with_settings
+from emacore.training.studies import Study, Sweep, job_from_json, json_value, json_values, with_settings
 
 
 def test_settings_by_dotted_names():
@@ -57,3 +57,7 @@ def test_what_is_no_job_is_told(text, message):
 
 def test_values_as_people_write_them():
     assert [json_value(text) for text in ("0.1", "[1, 2]", "adam", "true")] == [0.1, [1, 2], "adam", True]
+    assert json_values("0.1, adam; [1, 2],") == [0.1, "adam", [1, 2]]
+    codes = ["Constant(beta=0.5, update_every=2)", "UniformAverage()"]
+    assert json_values(", ".join(codes)) == codes
+    assert json_values(" ") == []

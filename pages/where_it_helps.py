@@ -1,0 +1,356 @@
+"""Where it helps: one experiment over a grid of two settings, each cell with its own seeds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from emacore.averaging.schedules import to_code
+from emacore.charts.heatmap import CELL, evidence_map
+from emacore.experiments.evidence import answers
+from emacore.experiments.store import RunStore, StoredRun
+from emacore.experiments.sweep import in_words, sharing, summary
+from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig, article_schedule
+from emacore.training.studies import Study, Sweep, json_values
+from emacore.widgets.evidence import show_differences, show_verdicts
+from emacore.widgets.jobs import (
+    attempt,
+    chosen_job,
+    duration,
+    job_queue,
+    show_problem,
+    show_state,
+    start_and_stop,
+    watched,
+)
+from emacore.widgets.page import (
+    BOUND,
+    csv_button,
+    number_text,
+    presets,
+    reset_button,
+    sentence,
+    show_table,
+    through_app,
+    told,
+)
+from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
+
+SCHEDULES = (
+    f"{to_code(article_schedule())}, Constant(beta=0.99), Constant(beta=0.999), Constant(beta=0.9999), "
+    "PowerFunction(sigma_rel=0.1)"
+)
+#: Settings that an axis can have, and the values it starts with.
+AXES = {
+    "optimizer.learning_rate": "0.001, 0.003, 0.01, 0.03",
+    "schedule": SCHEDULES,
+    "network.dropout": "0, 0.1, 0.2, 0.4",
+    "optimizer.batch_size": "8, 32, 128",
+    "max_epochs": "5, 20, 60",
+    "data.noise": "0.1, 10, 50",
+    "data.n_samples": "500, 2000, 8000",
+    "optimizer.rate_rule": "constant, cosine",
+    "optimizer.name": "adam, adamw, sgd",
+    "optimizer.momentum": "0, 0.9, 0.99",
+    "optimizer.weight_decay": "0, 0.00001, 0.001",
+    "network.activation": "relu, tanh",
+    "schedule.power": "0.5, 0.6667, 0.75, 1",
+    "schedule.beta": "0.9, 0.99, 0.999, 0.9999",
+}
+BASE = RunConfig(optimizer=OptimizerConfig(rate_rule="constant"), stopping=StoppingConfig("none"), max_epochs=60)
+
+
+def at(rate: float, **optimizer: Any) -> OptimizerConfig:
+    return replace(BASE.optimizer, learning_rate=rate, **optimizer)
+
+
+#: What it asks, the settings it starts from, and the two axes with their values.
+QUESTIONS: dict[str, tuple[str, RunConfig, dict[str, str]]] = {
+    "Learning rate and decay": (
+        "Does averaging replace lowering the learning rate? And which decay is too long for 3,000 steps?",
+        BASE,
+        {
+            "optimizer.learning_rate": "0.001, 0.003, 0.01, 0.03",
+            "schedule": SCHEDULES.replace("PowerFunction(sigma_rel=0.1)", "UniformAverage(update_after_step=1500)"),
+        },
+    ),
+    "Dropout and batch size": (
+        "Does it need noise in the steps? Learning rate 0.003, 30 epochs, the article's schedule.",
+        replace(BASE, optimizer=at(0.003), max_epochs=30),
+        {"network.dropout": "0, 0.1, 0.2, 0.4", "optimizer.batch_size": "8, 32, 128"},
+    ),
+    "Run length and schedule": (
+        "From how many epochs on is which schedule worth it? The article's network and learning rate, never lowered.",
+        BASE,
+        {"max_epochs": "5, 20, 60", "schedule": SCHEDULES},
+    ),
+    "Dropout and learning rate": (
+        "What if the network is free of noise, but the steps stay large? 60 epochs, the article's schedule.",
+        BASE,
+        {"network.dropout": "0, 0.2", "optimizer.learning_rate": "0.001, 0.003, 0.01"},
+    ),
+    "SGD": (
+        "Is it Adam? SGD with momentum 0.9, 60 epochs, with and without dropout, the article's schedule.",
+        replace(BASE, optimizer=at(0.02, name="sgd")),
+        {"network.dropout": "0, 0.2", "optimizer.learning_rate": "0.005, 0.02, 0.05"},
+    ),
+    "Label noise": (
+        "What if the targets themselves are noisy? Learning rate 0.01, batches of 16, 40 epochs.",
+        replace(BASE, optimizer=at(0.01, batch_size=16), max_epochs=40),
+        {
+            "data.noise": "0.1, 10, 50",
+            "schedule": SCHEDULES.replace("PowerFunction(sigma_rel=0.1)", "UniformAverage(update_after_step=2000)"),
+        },
+    ),
+}
+
+
+def state(config: RunConfig, axes: dict[str, str]) -> dict[str, Any]:
+    """The controls' values that show a sweep."""
+    x, y = axes
+    values = {values_key(name): text for name, text in axes.items()}
+    return {**run_state(config), "sweep_x": x, "sweep_y": y, **values}
+
+
+def values_key(name: str) -> str:
+    return f"values_{name.replace('.', '_')}"
+
+
+DEFAULTS = {
+    **RUN_DEFAULTS,
+    **{values_key(name): text for name, text in AXES.items()},
+    "sweep_x": "optimizer.learning_rate",
+    "sweep_y": "schedule",
+    "sweep_seeds": 32,
+}
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def values_of(name: str, label: str) -> list[Any]:
+    text = st.text_area(
+        label,
+        DEFAULTS[values_key(name)],
+        height="content",
+        key=values_key(name),
+        help="With commas between them. Schedules are written as code, with the names the sliders have.",
+        **BOUND,
+    )
+    return json_values(text or "")
+
+
+def grid_controls() -> dict[str, list[Any]]:
+    """The two settings and their values."""
+    names = list(AXES)
+    x = st.selectbox("Across", names, names.index(DEFAULTS["sweep_x"]), key="sweep_x", help="A setting.", **BOUND)
+    x_values = values_of(x, "Its values")
+    y = st.selectbox("Up", names, names.index(DEFAULTS["sweep_y"]), key="sweep_y", help="Another one.", **BOUND)
+    if x == y:
+        raise ValueError(f"Choose two different settings; both are {x}")
+    return {x: x_values, y: values_of(y, "And its values")}
+
+
+def label(value: Any) -> str:
+    """A value as an axis shows it; a line break may stand in a schedule's code."""
+    if value == to_code(article_schedule()):
+        return "the article's"
+    return number_text(value) if isinstance(value, float) else str(value).replace("(", "\n(", 1)
+
+
+def labelled(found: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
+    """With the columns of the chart: x, y, and code, by which a cell is chosen."""
+    x, y = sweep.grid
+    named = {name: found[name].map(label) for name in (x, y)}
+    code = [f"{x} {one}, {y} {other}" for one, other in zip(found[x].map(plain), found[y].map(plain), strict=True)]
+    return found.assign(x=named[x], y=named[y], code=code)
+
+
+def plain(value: Any) -> str:
+    return label(value).replace("\n", "")
+
+
+def headline(run: StoredRun, sweep: Sweep, cells: int) -> None:
+    total, seeds = len(sweep.cells()), len(sweep.seeds)
+    passed = time.time() - (run.started or time.time())
+    left = f", about {passed / cells * (total - cells):,.0f} s left" if cells else ""
+    why = "you stopped it" if run.stopped == "stopped" else "every cell is trained"
+    show_state(
+        run,
+        cells / total,
+        progress=f"{cells} of {total} cells, {passed:,.0f} s so far{left}.",
+        so_far=f"{cells} cells",
+        ended=f"{cells} cells of {seeds} seeds, {duration(run):,.1f} s: {why}.",
+        what="sweep",
+    )
+
+
+def draw(sweep_id: str) -> StoredRun:
+    with told():
+        queue = job_queue()
+        queue.tend()
+        run, table = queue.store.result(sweep_id), queue.store.history(sweep_id)
+    sweep = run.job
+    if not isinstance(sweep, Sweep) or len(sweep.grid) != 2:
+        st.warning("It has other than two axes: its table is below.", icon=":material/warning:")
+        show_table(table, name=f"sweep-{sweep_id}")
+        return run
+    names = list(sweep.grid)
+    headline(run, sweep, table.groupby(names, sort=False).ngroups if len(table) else 0)
+    if table.empty:
+        return run
+    found = labelled(summary(table, names), sweep)
+    st.markdown(in_words(found, names))
+    show_map(found, sweep, sweep_id)
+    show_failures(table)
+    show_cell(found, table, sweep, sweep_id)
+    st.subheader("Every cell")
+    show_table(found.drop(columns=["x", "y", "code"]), name=f"cells-{sweep_id}")
+    csv_button(table, f"sweep-{sweep_id}")
+    st.download_button(
+        "sweep.json",
+        sweep.to_json(),
+        "sweep.json",
+        "application/json",
+        icon=":material/download:",
+        on_click="ignore",
+        help="The settings, grid and seeds, for the package.",
+        type="tertiary",
+    )
+    return run
+
+
+def show_map(found: pd.DataFrame, sweep: Sweep, sweep_id: str) -> None:
+    x, y = sweep.grid
+    picture = evidence_map(
+        found,
+        [label(value) for value in sweep.grid[x]],
+        [label(value) for value in sweep.grid[y]],
+        x_title=x,
+        y_title=y,
+    )
+    key = f"map-{sweep_id}"
+    st.vega_lite_chart(
+        picture.data,
+        picture.spec,
+        alt=f"The median change of the final loss by averaging over {x} and {y}: {in_words(found, [x, y])}",
+        width="stretch",
+        on_select=partial(take_cell, key),
+        selection_mode=CELL,
+        key=key,
+    )
+    st.caption(
+        "Each cell: the median change of the final loss by averaging, and in how many seeds the average was better. "
+        "Blue: it helps; orange: it hurts; full colour from a factor of 4 on. Hatched: no evidence of either. A click "
+        "chooses a cell."
+    )
+
+
+def take_cell(key: str) -> None:
+    """Choose the cell that was clicked: a callback."""
+    cells = st.session_state[key]["selection"].get(CELL, [])
+    if cells and "code" in cells[0]:
+        st.session_state["sweep_cell"] = cells[0]["code"]
+
+
+def show_failures(table: pd.DataFrame) -> None:
+    failed = table[table["error"].notna()]
+    for error, rows in failed.groupby("error", sort=False):
+        st.warning(f"{len(rows)} runs could not be trained: {error}", icon=":material/warning:")
+
+
+def show_cell(found: pd.DataFrame, table: pd.DataFrame, sweep: Sweep, sweep_id: str) -> None:
+    """The Evidence of the cell that was chosen."""
+    codes = found["code"].tolist()
+    if st.session_state.get("sweep_cell") not in codes:
+        st.session_state["sweep_cell"] = None
+    code = st.selectbox(
+        "Cell",
+        codes,
+        index=None,
+        key="sweep_cell",
+        placeholder="Click a cell, or choose one here",
+        help="Its evidence is shown below.",
+        **BOUND,
+    )
+    if code is None:
+        return
+    row = found.iloc[codes.index(code)]
+    rows = table[(table[list(sweep.grid)] == row[list(sweep.grid)]).all(axis=1)]
+    if rows["error"].notna().all():
+        return
+    compared = answers(rows)
+    words, dots = st.columns(2, gap="medium")
+    with words:
+        show_verdicts(compared, complete=True)
+        settings = {name: row[name] for name in sweep.grid}
+        config = next(cell for chosen, cell in sweep.cells() if chosen == settings)
+        if st.button(
+            "Its curves, on the Evidence page",
+            icon=":material/query_stats:",
+            help="The map keeps figures only: the cell is trained again, with the same seeds, and kept as a study.",
+        ):
+            attempt(lambda: study_of(Study(config, sweep.seeds), job_queue().store), "study")
+            st.switch_page("pages/evidence.py", query_params={"study": st.session_state["study"]})
+    with dots:
+        show_differences(rows, compared["final"], f"{sweep_id}-cell")
+
+
+def study_of(study: Study, store: RunStore) -> str:
+    """The id of this study, which is queued unless the store has it."""
+    studies = store.studies()
+    same = studies[(studies["config"] == study.to_json(indent=None)) & studies["state"].isin(["done", "running"])]
+    return str(same["id"].iloc[0]) if len(same) else job_queue().submit(study)
+
+
+through_app()
+st.title("Where it helps")
+st.markdown(
+    "The same comparison, :orange[**original**] against :blue[**average**] over many seeds, in every cell of a grid of "
+    "two settings. One experiment says whether averaging helped *there*; a map says what that depends on."
+)
+presets({name: (text, state(config, axes)) for name, (text, config, axes) in QUESTIONS.items()}, DEFAULTS)
+with told():
+    queue = job_queue()
+    queue.tend(warm=True)
+    sweeps = queue.store.sweeps()
+
+controls, view = st.columns([1, 2.8], gap="medium")
+with controls:
+    actions = st.container(horizontal=True)
+    told_here = st.container()
+    sweep = None
+    seeds = st.slider("Seeds", 8, 128, DEFAULTS["sweep_seeds"], 8, key="sweep_seeds", help="Of each cell.", **BOUND)
+    with told():
+        try:
+            grid = grid_controls()
+            config = run_controls(queue.store)
+            sweep = Sweep(config, grid, tuple(range(seeds)))
+        except ValueError as error:
+            told_here.error(sentence(error), icon=":material/error:")
+    if sweep is not None:
+        cells = sweep.cells()
+        shared = len(sharing(dict(enumerate(config for _, config in cells))))
+        st.caption(
+            f"{len(cells)} cells in {shared} trainings of {seeds} seeds. Cells that differ in their average only share "
+            "a training, unless its early stop or learning rate looks at the average, as the article's do."
+        )
+    with told_here:
+        show_problem()
+
+with view:
+    chosen, active = chosen_job("Sweep", sweeps, "sweep")
+    if chosen is None:
+        st.info(
+            "Choose a question above, which sets the controls, and press **Start**: the first takes about a minute.",
+            icon=":material/play_arrow:",
+        )
+    else:
+        watched(draw, chosen, active=active, seconds=SECONDS_BETWEEN_LOOKS)
+
+with actions:
+    start_and_stop(sweep, chosen, active=active, key="sweep", what="sweep")
+    reset_button(DEFAULTS)

@@ -1,0 +1,141 @@
+import json
+
+import numpy as np
+import pytest
+
+from emacore import RunConfig
+from emacore.averaging.schedules import to_code
+from emacore.experiments.store import RunStore
+from emacore.experiments.sweep import sweep
+from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig, article_schedule
+from emacore.training.studies import Sweep, job_from_json
+from tests.pages.conftest import run, texts
+from tests.pages.test_train import ME
+
+CONFIG = RunConfig(
+    data=DataConfig(n_samples=200),
+    optimizer=OptimizerConfig(rate_rule="constant"),
+    stopping=StoppingConfig("none"),
+    max_epochs=3,
+)
+SWEEP = Sweep(
+    CONFIG,
+    {"optimizer.learning_rate": [0.001, 0.01], "schedule": [to_code(article_schedule()), "Constant(beta=0.9)"]},
+    tuple(range(8)),
+)
+CELL = "optimizer.learning_rate 0.01, schedule Constant(beta=0.9)"
+
+
+def enter(home, job=SWEEP, state="done"):
+    store, done = RunStore(home), []
+    sweep_id = store.enter(job, ME)
+
+    def on_result(rows):
+        done.append(rows)
+        store.append(sweep_id, ME, {"epoch": len(done), "rows": rows})
+
+    table = sweep(job.config, job.grid, job.seeds, on_result=on_result, workers=1)
+    if state != "running":
+        store.finish(sweep_id, ME, state, stopped="all cells trained")
+    return sweep_id, table
+
+
+def press(app, label):
+    next(b for b in app.button if b.label == label).click()
+    return run(app)
+
+
+def test_each_question_can_be_started(open_page, home):
+    app = open_page("where_it_helps")
+    labels = [b.label for b in app.button if (b.key or "").startswith("preset-")]
+    assert len(labels) == 6
+    for label in labels:
+        press(app, label)
+        press(app, "Start")
+    jobs = [job_from_json(text) for text in RunStore(home).sweeps()["config"]][::-1]
+    assert [tuple(job.grid) for job in jobs[:3]] == [
+        ("optimizer.learning_rate", "schedule"),
+        ("network.dropout", "optimizer.batch_size"),
+        ("max_epochs", "schedule"),
+    ]
+    assert all(job.seeds == tuple(range(32)) for job in jobs)
+    assert {job.config.stopping.curve for job in jobs} == {"none"}
+    assert jobs[4].config.optimizer.name == "sgd"
+    assert {job.config.data.noise for job in jobs} == {0.1}
+
+
+def test_own_settings_and_values(open_page, home):
+    app = open_page(
+        "where_it_helps", sweep_x="max_epochs", values_max_epochs="2, 3", sweep_y="network.dropout", sweep_seeds="16"
+    )
+    press(app, "Start")
+    job = job_from_json(RunStore(home).sweeps()["config"][0])
+    assert job == Sweep(RunConfig(), {"max_epochs": [2, 3], "network.dropout": [0, 0.1, 0.2, 0.4]}, tuple(range(16)))
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"sweep_y": "optimizer.learning_rate"}, "both are optimizer.learning_rate"),
+        ({"values_optimizer_learning_rate": "0.1, -1"}, "optimizer.learning_rate must be"),
+        ({"values_optimizer_learning_rate": ""}, "at least one value"),
+        ({"values_schedule": "Constant(beta=2)"}, "beta"),
+    ],
+)
+def test_what_cannot_be_started_is_told(open_page, query, words):
+    app = open_page("where_it_helps", **query)
+    assert words in app.error[0].value
+    assert next(b for b in app.button if b.label == "Start").disabled
+
+
+def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
+    _, table = enter(home)
+    app = open_page("where_it_helps")
+    assert "Of 4 cells of 8 seeds" in texts(app)
+    cells = next(d.value for d in app.dataframe if "median_gain" in d.value)
+    assert cells["wins"].tolist() == [
+        int((rows["final_averaged"] < rows["final_original"]).sum())
+        for _, rows in table.groupby(list(SWEEP.grid), sort=False)
+    ]
+    assert "**Final.**" not in texts(app)
+    app.get_by_key("sweep_cell").set_value(CELL)
+    run(app)
+    rows = table[(table["optimizer.learning_rate"] == 0.01) & (table["schedule"] == "Constant(beta=0.9)")]
+    wins = int((rows["final_averaged"] < rows["final_original"]).sum())
+    assert np.isfinite(rows["final_averaged"]).all()
+    final = next(m.value for m in app.markdown if "**Final.**" in m.value)
+    assert f"averaging won {wins}," in final or f"{wins} wins" in final
+
+
+def test_the_curves_of_a_cell_are_a_study_trained_once(open_page, home):
+    enter(home)
+    app = open_page("where_it_helps", sweep_cell=CELL)
+    press(app, "Its curves, on the Evidence page")
+    studies = RunStore(home).studies()
+    job = json.loads(studies["config"][0])
+    assert job["seeds"] == list(SWEEP.seeds)
+    assert job["config"]["optimizer"]["learning_rate"] == 0.01
+    assert job["config"]["schedule"]["beta"] == 0.9
+    assert app.session_state["study"] == studies["id"][0]
+    RunStore(home).claim(ME, 9)
+    press(open_page("where_it_helps", sweep_cell=CELL), "Its curves, on the Evidence page")
+    assert RunStore(home).studies()["id"].tolist() == studies["id"].tolist()
+
+
+def test_cells_without_a_number_are_told(open_page, home):
+    hopeless = Sweep(CONFIG, {"optimizer.batch_size": [16, 32], "data.n_samples": [100, 200]}, (0, 1))
+    store = RunStore(home)
+    sweep_id = store.enter(hopeless, ME)
+    rows = [{"optimizer.batch_size": 16, "data.n_samples": 100, "seed": seed, "error": "it died"} for seed in (0, 1)]
+    columns = {f"{q}_{w}": None for q in ("final", "best", "steadiness") for w in ("original", "averaged")}
+    store.append(sweep_id, ME, {"epoch": 1, "rows": [columns | row for row in rows]})
+    app = open_page("where_it_helps", sweep_cell="optimizer.batch_size 16, data.n_samples 100")
+    assert "2 runs could not be trained: it died" in texts(app)
+    assert "1 have too few seeds to tell" in texts(app)
+
+
+def test_a_sweep_that_trains_can_be_stopped(open_page, home):
+    sweep_id, _ = enter(home, state="running")
+    app = open_page("where_it_helps", sweep=sweep_id)
+    press(app, "Stop")
+    assert RunStore(home).beat(sweep_id, ME)
