@@ -179,6 +179,7 @@ st.markdown(
     "One run is one draw. Here the same experiment is trained with many seeds at once, and the :orange[**original**] "
     "is compared with its :blue[**average**] seed by seed: does averaging help, hurt, or can these seeds not tell?"
 )
+st.page_link("pages/where_it_helps.py", label="Where does it help? A map over two settings", icon=":material/grid_on:")
 presets({name: (text, run_state(config)) for name, (text, config) in PRESETS.items()}, RUN_DEFAULTS)
 with told():
     queue = job_queue()

@@ -22,7 +22,7 @@ from tests.browser.conftest import Server
 if sys.platform == "win32":
     pytest.skip("needs a POSIX system", allow_module_level=True)
 
-PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if", "evidence")
+PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if", "evidence", "where_it_helps")
 ENDLESS = "?max_epochs=100000&stop_curve=none"
 
 
@@ -150,7 +150,7 @@ def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
     page = context.new_page()
     for name in PAGES:
         page.goto(f"{server.url}/{name}{'?play=false' if not name else ''}")
-        if name in ("train", "what_if", "evidence"):
+        if name in PAGES[3:]:
             page.get_by_role("heading", level=1).wait_for()
             page.wait_for_timeout(1500)
         else:
@@ -245,6 +245,26 @@ def test_many_seeds_give_a_verdict_and_a_higher_rate_turns_it(server, page):
     page.get_by_role("button", name="Start").click()
     page.get_by_text(re.compile("16 seeds, 60 epochs, .* every seed has ended")).wait_for(timeout=150_000)
     page.get_by_text(re.compile(r"Averaging helps: the final loss is better by")).first.wait_for()
+
+
+def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):
+    page.goto(
+        f"{server.url}/where_it_helps?sweep_seeds=8&values_optimizer_learning_rate=0.001,0.01&max_epochs=10&stop_curve=none&rate_rule=constant"
+    )
+    page.get_by_role("heading", name="Where it helps", level=1).wait_for()
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text(re.compile("cells of 8 seeds, .* every cell is trained")).wait_for(timeout=150_000)
+    settled(page)
+    picture = page.locator("[data-testid=stVegaLiteChart]").first
+    page.wait_for_timeout(1000)
+    assert drawn(picture, ORIGINAL) > 1000  # a decay of 0.9999 is too long for 500 steps
+    box = picture.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.85, box["y"] + box["height"] * 0.3)
+    page.get_by_text(re.compile(r"Final\. .*over 8 seeds")).first.wait_for()
+    assert "sweep_cell=" in page.url
+    page.get_by_role("button", name="Its curves, on the Evidence page").click()
+    page.get_by_role("heading", name="Evidence", level=1).wait_for()
+    page.get_by_text(re.compile("8 seeds, 10 epochs, .* every seed has ended")).wait_for(timeout=150_000)
 
 
 def drawn(chart, colour):
