@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 import streamlit as st
+from scipy import stats
 
 from emacore.averaging.schedules import from_code, to_code
 from emacore.charts.evidence import bands as draw_bands
@@ -14,6 +15,7 @@ from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, ORIGINAL
 from emacore.experiments.evidence import answers, bands, in_markdown, per_seed, wins
 from emacore.experiments.store import FINAL_STATES, StoredRun
+from emacore.training.article import LAST_EPOCH, STEADINESS
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
 from emacore.training.studies import Study
 from emacore.widgets.evidence import show_differences, show_verdicts
@@ -87,7 +89,7 @@ def show_curves(history: pd.DataFrame, averaged: str, study_id: str) -> None:
     st.caption("Line: median; band: 5 to 95 % of the seeds that train at that epoch.")
 
 
-def show_more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: str) -> None:
+def show_more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: str, *, is_article: bool) -> None:
     left, middle, right = st.columns(3, gap="medium")
     share = wins(history, averaged)
     with left:
@@ -108,20 +110,44 @@ def show_more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_i
             name=f"wins-{study_id}",
         )
     ratio = table["steadiness_averaged"] / table["steadiness_original"]
+    theirs = STEADINESS["ema"] / STEADINESS["original"]
     with middle:
         show_chart(
-            histogram(ratio, x_title="std. of the average / of the original", height=280),
+            histogram(
+                ratio,
+                x_title="std. of the average / of the original",
+                rules={"the article's run": theirs} if is_article else None,
+                height=280,
+            ),
             alt_text="How many seeds have which ratio of the two curves' standard deviations",
             table=pd.DataFrame({"seed": table["seed"], "ratio": ratio}),
             name=f"steadiness-{study_id}",
         )
+        if is_article:
+            st.caption(
+                f"The article's run has {theirs:.2f}, from an epoch it does not state: {below(ratio, theirs)} of these "
+                "seeds have less."
+            )
     with right:
         show_chart(
-            histogram(table["epochs"], x_title="last epoch", height=280),
+            histogram(
+                table["epochs"],
+                x_title="last epoch",
+                rules={"the article's run": LAST_EPOCH} if is_article else None,
+                height=280,
+            ),
             alt_text="How many seeds ended after which epoch",
             table=table[["seed", "epochs"]],
             name=f"epochs-{study_id}",
         )
+        if is_article:
+            st.caption(f"The article's run ended at {LAST_EPOCH}: {below(table['epochs'], LAST_EPOCH)} ended sooner.")
+
+
+def below(values: pd.Series, value: float) -> str:
+    """The share of the finite values below one, ties counted half."""
+    share = stats.percentileofscore(values, value, kind="mean", nan_policy="omit")
+    return "none" if pd.isna(share) else f"{share:.0f} %"
 
 
 def draw(study_id: str) -> StoredRun:
@@ -151,7 +177,8 @@ def draw(study_id: str) -> StoredRun:
             show_curves(history, averaged, study_id)
         with right:
             show_differences(table, found["final"], study_id)
-        show_more(history, table, averaged, study_id)
+        is_article = run.config == RunConfig(seed=run.config.seed) and averaged == OWN
+        show_more(history, table, averaged, study_id, is_article=is_article)
         st.number_input(
             "Steadiness from epoch", 1, 100_000, 20, key="steady_from", help="Standard deviation from here on.", **BOUND
         )

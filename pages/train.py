@@ -10,7 +10,7 @@ from emacore.averaging.schedules import Constant, to_code
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
-from emacore.training.article import beside_final, beside_progress
+from emacore.training.article import STEADINESS, beside_final, beside_progress
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
 from emacore.training.history import epochs_without_best, in_words, steadiness
 from emacore.widgets.jobs import (
@@ -192,8 +192,10 @@ def figures(run: StoredRun, history: pd.DataFrame) -> None:
         st.caption(f"From epoch {first} on there are fewer than two epochs.")
     else:
         one, two = st.columns(2)
-        one.metric("Std. original", f"{original:.2g}", help="The article: 0.0023, from an epoch not stated.")
-        two.metric("Std. EMA", f"{ema:.2g}", help="The article: 0.0015, from an epoch not stated.")
+        one.metric(
+            "Std. original", f"{original:.2g}", help=f"The article: {STEADINESS['original']}, from an epoch not stated."
+        )
+        two.metric("Std. EMA", f"{ema:.2g}", help=f"The article: {STEADINESS['ema']}, from an epoch not stated.")
 
 
 def beside_the_article(run: StoredRun, history: pd.DataFrame) -> None:

@@ -111,6 +111,10 @@ def test_a_sweep_is_one_table_and_a_summary():
     assert len(table(result)) == 4
     assert "cell 2 of 2" in result.stderr
     assert "verdict" in result.stderr
+    listed = RunStore().sweeps()
+    assert listed[["state", "stopped"]].to_numpy().tolist() == [["done", "all cells trained"]]
+    stored = RunStore().history(listed["id"][0]).drop(columns="error")
+    pd.testing.assert_frame_equal(stored, table(result).drop(columns="error"), check_dtype=False)
 
 
 def test_a_schedule_and_a_smoothed_column_are_those_of_the_package():

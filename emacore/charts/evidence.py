@@ -109,10 +109,18 @@ def _differences(x_title: str, height: int) -> dict[str, Any]:
     return spec_of(layered.properties(height=height))
 
 
-def histogram(values: pd.Series, *, x_title: str, height: int = 220) -> Figure:
-    """How many seeds have which value; values that are not finite are left out."""
+def histogram(
+    values: pd.Series, *, x_title: str, rules: Mapping[str, float] | None = None, height: int = 220
+) -> Figure:
+    """How many seeds have which value; values that are not finite are left out.
+
+    Args:
+        rules: Labelled vertical lines.
+    """
     finite = pd.Series(values)[np.isfinite(values)]
-    return Figure(pd.DataFrame({"value": finite}), _histogram(x_title, height))
+    marks = [{"at": at, "label": label} for label, at in (rules or {}).items()]
+    spec = with_layer_data(_histogram(x_title, height), 1, marks)
+    return Figure(pd.DataFrame({"value": finite}), with_layer_data(spec, 2, marks))
 
 
 @lru_cache(maxsize=32)
@@ -126,4 +134,10 @@ def _histogram(x_title: str, height: int) -> dict[str, Any]:
             tooltip=[alt.Tooltip("count():Q", title="seeds")],
         )
     )
-    return spec_of(alt.layer(bars).properties(height=height))
+    rules = alt.Chart().mark_rule(color=CLEAN, strokeDash=[4, 3]).encode(x=alt.X("at:Q", title=x_title))
+    labels = (
+        alt.Chart()
+        .mark_text(color=CLEAN, align="left", dx=4)
+        .encode(x=alt.X("at:Q", title=x_title), text="label:N", y=alt.value(8))
+    )
+    return spec_of(alt.layer(bars, rules, labels).properties(height=height))

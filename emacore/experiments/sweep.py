@@ -38,6 +38,8 @@ SCHEDULER = "EMACORE_SCHEDULER"
 #: How often a cell is tried whose worker died.
 TRIES = 3
 _FINAL = ("val_mae_original", "val_mae_ema", "val_r2_original", "val_r2_ema")
+_NAMES = [f"{question}_{which}" for question in QUESTIONS for which in ("original", "averaged")]
+_COLUMNS = ("seed", *_NAMES, *_FINAL, "epochs", "stopped", "seconds", "error")
 
 
 class SweepError(RuntimeError):
@@ -80,19 +82,20 @@ def sweep(
         SweepError: if the scheduler cannot be reached, or its workers have other versions.
     """
     chosen = Sweep(config, grid, tuple(seeds)).cells()
+    columns = [*grid, *_COLUMNS]
     keys = [_key(Study(cell, tuple(seeds)).to_json(indent=None)) for _, cell in chosen]
     done: dict[int, Rows] = {}
 
     def take(index: int, rows: Rows) -> bool:
         """Enter a cell's rows; true if the sweep is to stop."""
-        done[index] = [{**chosen[index][0], **row} for row in rows]
+        done[index] = [dict.fromkeys(columns) | chosen[index][0] | row for row in rows]
         if on_result is not None:
             on_result(done[index])
         return should_stop is not None and should_stop()
 
     for index, key in enumerate(keys):
         if store is not None and (rows := store.cell(key)) is not None and take(index, rows):
-            return _table(done, grid)
+            return _table(done, columns)
     address = scheduler or os.environ.get(SCHEDULER)
     groups = sharing({n: cell for n, (_, cell) in enumerate(chosen) if n not in done})
     jobs = {first: _study(group, seeds).to_json(indent=None) for first, group in groups.items()}
@@ -106,7 +109,7 @@ def sweep(
                 stopped = take(index, rows)
             if stopped:
                 break
-    return _table(done, grid)
+    return _table(done, columns)
 
 
 def sharing(cells: Mapping[int, RunConfig]) -> dict[int, dict[int, RunConfig]]:
@@ -273,11 +276,8 @@ def _key(job: str) -> str:
     return hashlib.sha256(f"{job} {emacore.__version__} {version('torch')}".encode()).hexdigest()
 
 
-def _table(done: Mapping[int, Rows], grid: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    names = [f"{question}_{which}" for question in QUESTIONS for which in ("original", "averaged")]
-    columns = [*grid, "seed", *names, *_FINAL, "epochs", "stopped", "seconds", "error"]
-    rows = [row for index in sorted(done) for row in done[index]]
-    return pd.DataFrame(rows).reindex(columns=columns) if rows else pd.DataFrame(columns=columns)
+def _table(done: Mapping[int, Rows], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame([row for index in sorted(done) for row in done[index]], columns=columns)
 
 
 def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:

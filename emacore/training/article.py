@@ -1,4 +1,4 @@
-"""What the article reports of its run: its two tables, as printed there.
+"""What the article reports of its run: its two tables, as printed there, and its text.
 
 The run stopped at epoch 97; its seed is not stated.
 
@@ -30,6 +30,10 @@ FINAL = pd.DataFrame(
     [("mse", 0.0055, 0.0044, 20.0), ("mae", 0.0581, 0.0526, 9.5), ("r2", 0.9946, 0.9957, 0.11)],
     columns=["metric", "original", "ema", "improvement"],
 )
+
+#: The epoch after which it stopped, and the standard deviations of both validation curves, from an epoch not stated.
+LAST_EPOCH = 97
+STEADINESS = {"original": 0.0023, "ema": 0.0015}
 
 
 def beside_progress(history: pd.DataFrame) -> pd.DataFrame:

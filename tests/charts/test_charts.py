@@ -186,3 +186,6 @@ def test_bands_and_histograms():
     assert len(bands(table, {"a": ORIGINAL}, y_title="loss").data) == 1  # a log axis has no 0
     assert len(bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").data) == 2
     assert histogram(pd.Series([1.0, np.nan, np.inf, 2.0]), x_title="x").data["value"].tolist() == [1.0, 2.0]
+    ruled = histogram(pd.Series([1.0, 2.0]), x_title="x", rules={"theirs": 1.5}).spec["layer"]
+    assert ruled[1]["data"]["values"] == ruled[2]["data"]["values"] == [{"at": 1.5, "label": "theirs"}]
+    assert histogram(pd.Series([1.0]), x_title="x").spec["layer"][1]["data"]["values"] == []

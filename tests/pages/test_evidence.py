@@ -73,6 +73,19 @@ def test_another_average_of_the_same_networks(open_page, home):
     assert seeds_table(app).set_index("seed")["final_averaged"].to_dict() == pytest.approx(last.to_dict())
 
 
+def test_the_articles_run_lies_in_the_distribution_of_its_own_settings_only(open_page, home):
+    words = "The article's run ended at 97: "
+    enter(home)
+    assert words not in texts(open_page("evidence"))
+    store = RunStore(home)
+    study_id = store.enter(Study(RunConfig(), tuple(range(8))), ME)
+    _, result = enter(home / "other")
+    for epoch in (96, 98):
+        rows = result.history[result.history["epoch"] == 25].assign(epoch=epoch).to_dict("records")
+        store.append(study_id, ME, {"epoch": epoch, "rows": rows if epoch == 96 else rows[:2]})
+    assert f"{words}75 % ended sooner" in texts(open_page("evidence", study=study_id))
+
+
 def test_a_study_that_trains_can_be_stopped(open_page, home):
     study_id, _ = enter(home, state="running")
     app = open_page("evidence", study=study_id)
