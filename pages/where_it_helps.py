@@ -194,13 +194,18 @@ def draw(sweep_id: str) -> StoredRun:
         queue.tend()
         run, table = queue.store.result(sweep_id), queue.store.history(sweep_id)
     sweep = run.job
-    if not isinstance(sweep, Sweep) or len(sweep.grid) != 2:
-        st.warning("It has other than two axes: its table is below.", icon=":material/warning:")
-        show_table(table, name=f"sweep-{sweep_id}")
+    if not isinstance(sweep, Sweep):
+        st.warning("That is no sweep: look at it on the Train or the Evidence page.", icon=":material/warning:")
         return run
     names = list(sweep.grid)
     headline(run, sweep, table.groupby(names, sort=False).ngroups if len(table) else 0)
     if table.empty:
+        return run
+    if len(names) != 2:
+        st.info(f"A map needs two settings; this sweep varies {len(names)}.", icon=":material/info:")
+        st.markdown(in_words(found := summary(table, names), names))
+        show_table(found, name=f"cells-{sweep_id}")
+        csv_button(table, f"sweep-{sweep_id}")
         return run
     found = labelled(summary(table, names), sweep)
     st.markdown(in_words(found, names))

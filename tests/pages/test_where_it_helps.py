@@ -134,6 +134,14 @@ def test_cells_without_a_number_are_told(open_page, home):
     assert "1 have too few seeds to tell" in texts(app)
 
 
+def test_a_sweep_of_another_number_of_settings_is_a_table(open_page, home):
+    enter(home, Sweep(CONFIG, {"max_epochs": [1, 2]}, SWEEP.seeds))
+    app = open_page("where_it_helps")
+    assert "A map needs two settings; this sweep varies 1." in texts(app)
+    assert "Of 2 cells of 8 seeds" in texts(app)
+    assert next(d.value for d in app.dataframe if "median_gain" in d.value)["max_epochs"].tolist() == [1, 2]
+
+
 def test_a_sweep_that_trains_can_be_stopped(open_page, home):
     sweep_id, _ = enter(home, state="running")
     app = open_page("where_it_helps", sweep=sweep_id)
