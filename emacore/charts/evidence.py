@@ -138,6 +138,6 @@ def _histogram(x_title: str, height: int) -> dict[str, Any]:
     labels = (
         alt.Chart()
         .mark_text(color=CLEAN, align="left", dx=4)
-        .encode(x=alt.X("at:Q", title=x_title), text="label:N", y=alt.value(8))
+        .encode(x=alt.X("at:Q", title=x_title), text="label:N", y=alt.value(-8))
     )
     return spec_of(alt.layer(bars, rules, labels).properties(height=height))
