@@ -19,8 +19,8 @@ from emacore.training.article import LAST_EPOCH, STEADINESS
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
 from emacore.training.studies import Study
 from emacore.widgets.evidence import show_differences, show_verdicts
-from emacore.widgets.jobs import chosen_job, duration, job_queue, show_problem, show_state, start_and_stop, watched
-from emacore.widgets.page import BOUND, csv_button, presets, sentence, show_chart, show_table, through_app, told
+from emacore.widgets.jobs import duration, job_queue, json_button, listed, show_state, stored, workbench
+from emacore.widgets.page import BOUND, csv_button, presets, show_chart, show_table, through_app
 from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
 from emacore.widgets.schedules import pin_controls
 
@@ -151,10 +151,7 @@ def below(values: pd.Series, value: float) -> str:
 
 
 def draw(study_id: str) -> StoredRun:
-    with told():
-        queue = job_queue()
-        queue.tend()
-        run, history = queue.store.result(study_id), queue.store.history(study_id)
+    run, history = stored(study_id)
     study = run.job
     if not isinstance(study, Study):
         st.warning("That is a single run: look at it on the Train page.", icon=":material/warning:")
@@ -187,16 +184,7 @@ def draw(study_id: str) -> StoredRun:
         csv_button(history, f"history-{study_id}")
         with st.expander("As one would write it in a paper", icon=":material/article:"):
             st.code(in_markdown(study, found, chosen), language="markdown", wrap_lines=True)
-        st.download_button(
-            "study.json",
-            study.to_json(),
-            "study.json",
-            "application/json",
-            icon=":material/download:",
-            on_click="ignore",
-            help="The settings and seeds, for the package.",
-            type="tertiary",
-        )
+        json_button(study, "study")
     return run
 
 
@@ -208,42 +196,27 @@ st.markdown(
 )
 st.page_link("pages/where_it_helps.py", label="Where does it help? A map over two settings", icon=":material/grid_on:")
 presets({name: (text, run_state(config)) for name, (text, config) in PRESETS.items()}, RUN_DEFAULTS)
-with told():
-    queue = job_queue()
-    queue.tend(warm=True)
-    studies = queue.store.studies()
 
-controls, view = st.columns([1, 2.8], gap="medium")
-with controls:
-    actions = st.container(horizontal=True)
-    told_here = st.container()
+
+def settings() -> Study:
     seeds = st.slider("Seeds", 8, 256, DEFAULTS["seeds"], 8, key="seeds", help="So many runs at once.", **BOUND)
     first_seed = st.number_input(
         "First seed", 0, 10**9, DEFAULTS["first_seed"], key="first_seed", help="The others follow it.", **BOUND
     )
-    config = None
-    with told():
-        try:
-            config = run_controls(queue.store)
-        except ValueError as error:
-            told_here.error(sentence(error), icon=":material/error:")
-    study = None
-    if config is not None:
-        further = pin_controls(to_code(config.schedule), DEFAULTS, from_code)
-        study = Study(
-            config,
-            tuple(range(first_seed, first_seed + seeds)),
-            tuple(schedule for schedule in further.values() if schedule != config.schedule),
-        )
-    with told_here:
-        show_problem()
+    config = run_controls(job_queue().store)
+    further = pin_controls(to_code(config.schedule), DEFAULTS, from_code)
+    return Study(
+        config,
+        tuple(range(first_seed, first_seed + seeds)),
+        tuple(schedule for schedule in further.values() if schedule != config.schedule),
+    )
 
-with view:
-    chosen, active = chosen_job("Study", studies, "study")
-    if chosen is None:
-        st.info("Press **Start**: 32 seeds of the article's run take less than a minute.", icon=":material/play_arrow:")
-    else:
-        watched(draw, chosen, active=active, seconds=SECONDS_BETWEEN_LOOKS)
 
-with actions:
-    start_and_stop(study, chosen, active=active, key="study", what="study")
+workbench(
+    "Study",
+    listed("studies"),
+    settings=settings,
+    draw=draw,
+    invitation="Press **Start**: 32 seeds of the article's run take less than a minute.",
+    seconds=SECONDS_BETWEEN_LOOKS,
+)

@@ -13,27 +13,15 @@ from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.training.article import STEADINESS, beside_final, beside_progress
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
 from emacore.training.history import epochs_without_best, in_words, steadiness
-from emacore.widgets.jobs import (
-    attempt,
-    chosen_job,
-    duration,
-    job_queue,
-    show_problem,
-    show_state,
-    start_and_stop,
-    watched,
-)
+from emacore.widgets.jobs import attempt, duration, job_queue, json_button, listed, show_state, stored, workbench
 from emacore.widgets.page import (
     BOUND,
     csv_button,
     presets,
     put,
-    reset_button,
-    sentence,
     show_chart,
     show_table,
     through_app,
-    told,
 )
 from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
 
@@ -214,10 +202,7 @@ def beside_the_article(run: StoredRun, history: pd.DataFrame) -> None:
 
 
 def draw(run_id: str) -> StoredRun:
-    with told():
-        queue = job_queue()
-        queue.tend()
-        run, history = queue.store.result(run_id), queue.store.history(run_id)
+    run, history = stored(run_id)
     headline(run, history)
     if not history.empty:
         charts, words = st.columns([1.7, 1], gap="medium")
@@ -231,15 +216,7 @@ def draw(run_id: str) -> StoredRun:
 
 def settings_as_json(config: RunConfig) -> None:
     with st.expander("Settings as JSON", icon=":material/data_object:"):
-        st.download_button(
-            "config.json",
-            config.to_json(),
-            "config.json",
-            "application/json",
-            icon=":material/download:",
-            on_click="ignore",
-            help="These settings, for the package or for later.",
-        )
+        json_button(config, "config")
         file = st.file_uploader(
             "Take settings from a JSON", "json", key="config_file", help="As downloaded above.", max_upload_size=1
         )
@@ -277,36 +254,24 @@ st.markdown(
     "weights and their :blue[**average**] are measured on rows that neither was trained on."
 )
 presets({name: (text, run_state(config)) for name, (text, config) in PRESETS.items()}, RUN_DEFAULTS)
-with told():
-    queue = job_queue()
-    queue.tend(warm=True)
-    runs = queue.store.runs()
 
-controls, view = st.columns([1, 2.8], gap="medium")
-with controls:
-    actions = st.container(horizontal=True)
-    told_here = st.container()
-    config = None
-    with told():
-        try:
-            config = run_controls(queue.store)
-        except ValueError as error:
-            told_here.error(sentence(error), icon=":material/error:")
-    if config is not None:
-        settings_as_json(config)
-    with told_here:
-        show_problem()
 
-with view:
-    chosen, active = chosen_job("Run", runs, "run")
-    if chosen is None:
-        st.info("Press **Start**: the article's run takes a few seconds.", icon=":material/play_arrow:")
-    else:
-        watched(draw, chosen, active=active, seconds=SECONDS_BETWEEN_LOOKS)
+def settings() -> RunConfig:
+    config = run_controls(job_queue().store)
+    settings_as_json(config)
+    return config
 
-with actions:
-    start_and_stop(config, chosen, active=active, key="run", what="run")
-    reset_button(RUN_DEFAULTS)
+
+runs = listed("runs")
+chosen, active = workbench(
+    "Run",
+    runs,
+    settings=settings,
+    draw=draw,
+    invitation="Press **Start**: the article's run takes a few seconds.",
+    seconds=SECONDS_BETWEEN_LOOKS,
+    reset=RUN_DEFAULTS,
+)
 
 if chosen is not None:
     recent_runs(runs)
@@ -315,7 +280,7 @@ if chosen is not None:
             st.write("Its history goes for good.")
             st.button(
                 "Delete it",
-                on_click=lambda: attempt(lambda: queue.store.delete(chosen)),
+                on_click=lambda: attempt(lambda: job_queue().store.delete(chosen)),
                 type="primary",
                 key="delete",
             )

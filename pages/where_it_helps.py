@@ -13,38 +13,25 @@ import streamlit as st
 from emacore.averaging.schedules import to_code
 from emacore.charts.heatmap import CELL, evidence_map
 from emacore.experiments.evidence import answers
-from emacore.experiments.store import RunStore, StoredRun
+from emacore.experiments.store import StoredRun
 from emacore.experiments.sweep import in_words, sharing, summary
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig, article_schedule
 from emacore.training.studies import Study, Sweep, json_values
 from emacore.widgets.evidence import show_differences, show_verdicts
-from emacore.widgets.jobs import (
-    attempt,
-    chosen_job,
-    duration,
-    job_queue,
-    show_problem,
-    show_state,
-    start_and_stop,
-    watched,
-)
+from emacore.widgets.jobs import duration, job_queue, json_button, listed, show_state, stored, workbench
 from emacore.widgets.page import (
     BOUND,
     csv_button,
     number_text,
     presets,
-    reset_button,
-    sentence,
     show_table,
     through_app,
     told,
 )
 from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
 
-SCHEDULES = (
-    f"{to_code(article_schedule())}, Constant(beta=0.99), Constant(beta=0.999), Constant(beta=0.9999), "
-    "PowerFunction(sigma_rel=0.1)"
-)
+DECAYS = f"{to_code(article_schedule())}, Constant(beta=0.99), Constant(beta=0.999), Constant(beta=0.9999)"
+SCHEDULES = f"{DECAYS}, PowerFunction(sigma_rel=0.1)"
 #: Settings that an axis can have, and the values it starts with.
 AXES = {
     "optimizer.learning_rate": "0.001, 0.003, 0.01, 0.03",
@@ -76,7 +63,7 @@ QUESTIONS: dict[str, tuple[str, RunConfig, dict[str, str]]] = {
         BASE,
         {
             "optimizer.learning_rate": "0.001, 0.003, 0.01, 0.03",
-            "schedule": SCHEDULES.replace("PowerFunction(sigma_rel=0.1)", "UniformAverage(update_after_step=1500)"),
+            "schedule": f"{DECAYS}, UniformAverage(update_after_step=1500)",
         },
     ),
     "Dropout and batch size": (
@@ -104,7 +91,7 @@ QUESTIONS: dict[str, tuple[str, RunConfig, dict[str, str]]] = {
         replace(BASE, optimizer=at(0.01, batch_size=16), max_epochs=40),
         {
             "data.noise": "0.1, 10, 50",
-            "schedule": SCHEDULES.replace("PowerFunction(sigma_rel=0.1)", "UniformAverage(update_after_step=2000)"),
+            "schedule": f"{DECAYS}, UniformAverage(update_after_step=2000)",
         },
     ),
 }
@@ -189,10 +176,7 @@ def headline(run: StoredRun, sweep: Sweep, cells: int) -> None:
 
 
 def draw(sweep_id: str) -> StoredRun:
-    with told():
-        queue = job_queue()
-        queue.tend()
-        run, table = queue.store.result(sweep_id), queue.store.history(sweep_id)
+    run, table = stored(sweep_id)
     sweep = run.job
     if not isinstance(sweep, Sweep):
         st.warning("That is no sweep: look at it on the Train or the Evidence page.", icon=":material/warning:")
@@ -208,27 +192,19 @@ def draw(sweep_id: str) -> StoredRun:
         csv_button(table, f"sweep-{sweep_id}")
         return run
     found = labelled(summary(table, names), sweep)
-    st.markdown(in_words(found, names))
-    show_map(found, sweep, sweep_id)
+    words = in_words(found, names)
+    st.markdown(words)
+    show_map(found, sweep, sweep_id, words)
     show_failures(table)
     show_cell(found, table, sweep, sweep_id)
     st.subheader("Every cell")
     show_table(found.drop(columns=["x", "y", "code"]), name=f"cells-{sweep_id}")
     csv_button(table, f"sweep-{sweep_id}")
-    st.download_button(
-        "sweep.json",
-        sweep.to_json(),
-        "sweep.json",
-        "application/json",
-        icon=":material/download:",
-        on_click="ignore",
-        help="The settings, grid and seeds, for the package.",
-        type="tertiary",
-    )
+    json_button(sweep, "sweep")
     return run
 
 
-def show_map(found: pd.DataFrame, sweep: Sweep, sweep_id: str) -> None:
+def show_map(found: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> None:
     x, y = sweep.grid
     picture = evidence_map(
         found,
@@ -241,7 +217,7 @@ def show_map(found: pd.DataFrame, sweep: Sweep, sweep_id: str) -> None:
     st.vega_lite_chart(
         picture.data,
         picture.spec,
-        alt=f"The median change of the final loss by averaging over {x} and {y}: {in_words(found, [x, y])}",
+        alt=f"The median change of the final loss by averaging over {x} and {y}: {words}",
         width="stretch",
         on_select=partial(take_cell, key),
         selection_mode=CELL,
@@ -298,17 +274,19 @@ def show_cell(found: pd.DataFrame, table: pd.DataFrame, sweep: Sweep, sweep_id: 
             icon=":material/query_stats:",
             help="The map keeps figures only: the cell is trained again, with the same seeds, and kept as a study.",
         ):
-            attempt(lambda: study_of(Study(config, sweep.seeds), job_queue().store), "study")
+            with told():
+                st.session_state["study"] = study_of(Study(config, sweep.seeds))
             st.switch_page("pages/evidence.py", query_params={"study": st.session_state["study"]})
     with dots:
         show_differences(rows, compared["final"], f"{sweep_id}-cell")
 
 
-def study_of(study: Study, store: RunStore) -> str:
+def study_of(study: Study) -> str:
     """The id of this study, which is queued unless the store has it."""
-    studies = store.studies()
+    queue = job_queue()
+    studies = queue.store.studies()
     same = studies[(studies["config"] == study.to_json(indent=None)) & studies["state"].isin(["done", "running"])]
-    return str(same["id"].iloc[0]) if len(same) else job_queue().submit(study)
+    return str(same["id"].iloc[0]) if len(same) else queue.submit(study)
 
 
 through_app()
@@ -318,44 +296,27 @@ st.markdown(
     "two settings. One experiment says whether averaging helped *there*; a map says what that depends on."
 )
 presets({name: (text, state(config, axes)) for name, (text, config, axes) in QUESTIONS.items()}, DEFAULTS)
-with told():
-    queue = job_queue()
-    queue.tend(warm=True)
-    sweeps = queue.store.sweeps()
 
-controls, view = st.columns([1, 2.8], gap="medium")
-with controls:
-    actions = st.container(horizontal=True)
-    told_here = st.container()
-    sweep = None
+
+def settings() -> Sweep:
     seeds = st.slider("Seeds", 8, 128, DEFAULTS["sweep_seeds"], 8, key="sweep_seeds", help="Of each cell.", **BOUND)
-    with told():
-        try:
-            grid = grid_controls()
-            config = run_controls(queue.store)
-            sweep = Sweep(config, grid, tuple(range(seeds)))
-        except ValueError as error:
-            told_here.error(sentence(error), icon=":material/error:")
-    if sweep is not None:
-        cells = sweep.cells()
-        shared = len(sharing(dict(enumerate(config for _, config in cells))))
-        st.caption(
-            f"{len(cells)} cells in {shared} trainings of {seeds} seeds. Cells that differ in their average only share "
-            "a training, unless its early stop or learning rate looks at the average, as the article's do."
-        )
-    with told_here:
-        show_problem()
+    grid = grid_controls()
+    sweep = Sweep(run_controls(job_queue().store), grid, tuple(range(seeds)))
+    cells = [config for _, config in sweep.cells()]
+    st.caption(
+        f"{len(cells)} cells in {len(sharing(dict(enumerate(cells))))} trainings of {seeds} seeds. Cells that differ "
+        "in their average only share a training, unless its early stop or learning rate looks at the average, as the "
+        "article's do."
+    )
+    return sweep
 
-with view:
-    chosen, active = chosen_job("Sweep", sweeps, "sweep")
-    if chosen is None:
-        st.info(
-            "Choose a question above, which sets the controls, and press **Start**: the first takes about a minute.",
-            icon=":material/play_arrow:",
-        )
-    else:
-        watched(draw, chosen, active=active, seconds=SECONDS_BETWEEN_LOOKS)
 
-with actions:
-    start_and_stop(sweep, chosen, active=active, key="sweep", what="sweep")
-    reset_button(DEFAULTS)
+workbench(
+    "Sweep",
+    listed("sweeps"),
+    settings=settings,
+    draw=draw,
+    invitation="Choose a question above, which sets the controls, and press **Start**: the first takes about a minute.",
+    seconds=SECONDS_BETWEEN_LOOKS,
+    reset=DEFAULTS,
+)

@@ -21,6 +21,7 @@ import pandas as pd
 import emacore
 from emacore.averaging.schedules import UniformAverage, to_code
 from emacore.experiments.evidence import QUESTIONS, per_seed
+from emacore.experiments.statistics import holm, kind_of, paired_comparison
 from emacore.experiments.store import RunStore
 from emacore.training.config import RunConfig
 from emacore.training.history import training_follows_average
@@ -285,8 +286,6 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
 
     Of the final loss; cells that could not be trained count as too few seeds.
     """
-    from emacore.experiments.statistics import holm, kind_of, paired_comparison
-
     rows, found = [], []
     for key, cell in table.groupby(list(grid), sort=False, dropna=False):
         comparison = paired_comparison(cell["final_original"].astype(float), cell["final_averaged"].astype(float))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import streamlit as st
 from emacore.experiments.jobs import JobQueue
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError, default_folder
 from emacore.training.studies import Job
-from emacore.widgets.page import BOUND
+from emacore.widgets.page import BOUND, reset_button, sentence, told
 
 
 @st.cache_resource(show_spinner=False)
@@ -23,6 +23,85 @@ def job_queue() -> JobQueue:
         StoreError: if the run store cannot be opened.
     """
     return JobQueue(RunStore(default_folder()))
+
+
+def stored(job_id: str) -> tuple[StoredRun, pd.DataFrame]:
+    """A job and its history as the store has them now."""
+    with told():
+        queue = job_queue()
+        queue.tend()
+        return queue.store.result(job_id), queue.store.history(job_id)
+
+
+def listed(kind: str) -> pd.DataFrame:
+    """All "runs", "studies" or "sweeps" of the store; a worker is made ready meanwhile."""
+    with told():
+        queue = job_queue()
+        queue.tend(warm=True)
+        return {"runs": queue.store.runs, "studies": queue.store.studies, "sweeps": queue.store.sweeps}[kind]()
+
+
+def workbench(
+    label: str,
+    table: pd.DataFrame,
+    *,
+    settings: Callable[[], Job],
+    draw: Callable[[str], StoredRun],
+    invitation: str,
+    seconds: float,
+    reset: Mapping[str, Any] | None = None,
+) -> tuple[str | None, bool]:
+    """On the left the settings of a job and its buttons, on the right the stored job that is chosen.
+
+    Args:
+        label: "Run", "Study" or "Sweep"; the small word is the key of the choice.
+        table: The stored jobs of that kind.
+        settings: Draws the controls and returns the job; its ``ValueError`` is told, and nothing can be started.
+        draw: Draws the job of this id as the store has it, and returns it: every so many ``seconds`` while it goes on.
+        invitation: What is said while there is none.
+        reset: What the reset button brings back; without it there is none.
+
+    Returns:
+        The id of the chosen job, and whether it is still under way.
+    """
+    what = label.lower()
+    controls, view = st.columns([1, 2.8], gap="medium")
+    with controls:
+        actions = st.container(horizontal=True)
+        told_here = st.container()
+        job = None
+        with told():
+            try:
+                job = settings()
+            except ValueError as error:
+                told_here.error(sentence(error), icon=":material/error:")
+        with told_here:
+            show_problem()
+    with view:
+        chosen, active = chosen_job(label, table, what)
+        if chosen is None:
+            st.info(invitation, icon=":material/play_arrow:")
+        else:
+            _watched(draw, chosen, active=active, seconds=seconds)
+    with actions:
+        _start_and_stop(job, chosen, active=active, what=what)
+        if reset is not None:
+            reset_button(reset)
+    return chosen, active
+
+
+def json_button(job: Job, name: str) -> None:
+    """A download of a job's settings as ``name``.json, which the package and the command line take."""
+    st.download_button(
+        f"{name}.json",
+        job.to_json(),
+        f"{name}.json",
+        "application/json",
+        icon=":material/download:",
+        on_click="ignore",
+        help="These settings, for the package or for later.",
+        type="tertiary",
+    )
 
 
 def attempt(action: Callable[[], Any], key: str | None = None) -> None:
@@ -51,17 +130,13 @@ def show_problem() -> None:
         st.error(st.session_state.pop("problem"), icon=":material/error:")
 
 
-def start_and_stop(job: Job | None, chosen: str | None, *, active: bool, key: str, what: str) -> None:
-    """The buttons that start ``job`` (``None``: it cannot be) and stop the chosen one.
-
-    Args:
-        what: What is started: "run", "study" or "sweep".
-    """
+def _start_and_stop(job: Job | None, chosen: str | None, *, active: bool, what: str) -> None:
+    """The buttons that start ``job`` (``None``: it cannot be) and stop the chosen one."""
     st.button(
         "Start",
         type="primary",
         icon=":material/play_arrow:",
-        on_click=None if job is None else partial(submit, job, key),
+        on_click=None if job is None else partial(submit, job, what),
         disabled=job is None,
         help=f"Queue this {what}. It goes on if you leave.",
     )
@@ -94,12 +169,8 @@ def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "pre
     return chosen, state in ("queued", "running")
 
 
-def watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, seconds: float) -> None:
-    """Draw a job, while it is under way again and again; the whole page once more when it has ended.
-
-    Args:
-        draw: Draws the job of this id as the store has it, and returns it.
-    """
+def _watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, seconds: float) -> None:
+    """Draw a job, while it is under way again and again; the whole page once more when it has ended."""
 
     def look() -> None:
         run = draw(chosen)
