@@ -132,19 +132,24 @@ class RunStore:
     def history(self, run_id: str) -> pd.DataFrame:
         """What was written so far: a row each epoch of a run, each seed and epoch of a study, each seed of a cell.
 
-        The columns are those of the histories of :func:`emacore.training.loop.train` and
-        :func:`emacore.training.replicas.replicate`, and of the table of :func:`emacore.experiments.sweep.sweep`.
+        A sweep's cells come in the grid's order, whichever was done first.  The columns are those of the histories of
+        :func:`emacore.training.loop.train` and :func:`emacore.training.replicas.replicate`, and of the table of
+        :func:`emacore.experiments.sweep.sweep`.
 
         Raises:
             StoreError: if there is no such run.
         """
         with self._connected() as connection:
-            kind = self._row(connection, run_id)["kind"]
+            stored = self._row(connection, run_id)
             rows = connection.execute("SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch", (run_id,)).fetchall()
+        kind = stored["kind"]
         if kind == "run":
             return pd.DataFrame([json.loads(text) for (text,) in rows], columns=list(COLUMNS))
         found = [row for (text,) in rows for row in json.loads(text)["rows"]]
-        return pd.DataFrame(found) if found else pd.DataFrame(columns=["seed", *(COLUMNS if kind == "study" else ())])
+        if not found:
+            return pd.DataFrame(columns=["seed", *(COLUMNS if kind == "study" else ())])
+        job = job_from_json(stored["config"])
+        return pd.DataFrame(job.in_order(found) if isinstance(job, Sweep) else found)
 
     def result(self, run_id: str) -> StoredRun:
         """A job's state and settings, and a run's final (or latest) metrics.

@@ -75,8 +75,15 @@ class Sweep:
 
     def cells(self) -> list[tuple[dict[str, Any], RunConfig]]:
         """The settings of each cell and the config they give; the last name of the grid varies fastest."""
-        chosen = [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
-        return [(settings, with_settings(self.config, settings)) for settings in chosen]
+        return [(settings, with_settings(self.config, settings)) for settings in self._chosen()]
+
+    def in_order(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Rows of a sweep's table by the order of their cells, whichever was done first."""
+        place = {json.dumps(list(settings.values())): index for index, settings in enumerate(self._chosen())}
+        return sorted(rows, key=lambda row: place[json.dumps([row[name] for name in self.grid])])
+
+    def _chosen(self) -> Iterator[dict[str, Any]]:
+        return (dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
 
     def to_json(self, indent: int | None = 2) -> str:
         """The sweep as JSON; :func:`job_from_json` gives an equal one back."""

@@ -14,7 +14,7 @@ from emacore.averaging.schedules import Constant
 from emacore.experiments import store as store_module
 from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder, worker_name
 from emacore.training.history import COLUMNS
-from emacore.training.studies import Study
+from emacore.training.studies import Study, Sweep
 
 CONFIG = RunConfig()
 ME = worker_name(os.getpid(), "test")
@@ -281,6 +281,16 @@ def test_a_study_is_kept_beside_the_runs(store):
     assert found[["seed", "val_loss_original"]].to_numpy().tolist() == [[4, 4.5], [1, 1.5], [4, 4.5]]
     assert store.studies()["epochs"].tolist() == [2]
     assert store.result(study_id).summary.empty
+
+
+def test_the_cells_of_a_sweep_come_in_the_grids_order_whichever_was_done_first(store):
+    sweep = Sweep(CONFIG, {"optimizer.batch_size": [8, 128], "network.widths": [[4], [2, 2]]}, (4, 1))
+    sweep_id = store.create(sweep)
+    store.claim(ME, 9)
+    cells = [settings | {"seed": seed} for settings, _ in sweep.cells() for seed in sweep.seeds]
+    for done, cell in enumerate((2, 0, 3, 1), 1):
+        store.append(sweep_id, ME, {"epoch": done, "rows": cells[2 * cell : 2 * cell + 2]})
+    assert store.history(sweep_id).to_dict("records") == cells
 
 
 def test_a_store_of_the_first_format_is_taken_over(tmp_path):
