@@ -14,6 +14,7 @@ from emacore.charts.evidence import histogram
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, ORIGINAL
 from emacore.experiments.evidence import answers, bands, in_markdown, per_seed, wins
+from emacore.experiments.statistics import BCA, CLASSICAL, coverage_in_words
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.training.article import LAST_EPOCH, STEADINESS
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
@@ -165,20 +166,33 @@ def draw(study_id: str) -> StoredRun:
                 "Average", list(schedules), key="average", help="All were kept in the same runs.", **BOUND
             )
         averaged = schedules[chosen]
-        first = st.session_state.get("steady_from", 20)
-        table = per_seed(history, averaged, first)
-        found = answers(table)
-        show_verdicts(found, run.state in FINAL_STATES)
+        shown = st.container()  # above the two controls, whose values it needs
         left, right = st.columns(2, gap="medium")
-        with left:
-            show_curves(history, averaged, study_id)
-        with right:
-            show_differences(table, found["final"], study_id)
-        is_article = run.config == RunConfig(seed=run.config.seed) and averaged == OWN
-        show_more(history, table, averaged, study_id, is_article=is_article)
-        st.number_input(
+        first = left.number_input(
             "Steadiness from epoch", 1, 100_000, 20, key="steady_from", help="Standard deviation from here on.", **BOUND
         )
+        intervals = right.segmented_control(
+            "Intervals",
+            [CLASSICAL, BCA],
+            default=CLASSICAL,
+            key="intervals",
+            required=True,
+            help="Of the median and of the mean: the median's between order statistics with the mean's from Student's "
+            "t, or both by SciPy's bias-corrected and accelerated bootstrap.",
+            **BOUND,
+        )
+        table = per_seed(history, averaged, first)
+        found = answers(table, intervals)
+        st.caption(coverage_in_words(found["final"]))
+        with shown:
+            show_verdicts(found, run.state in FINAL_STATES)
+            left, right = st.columns(2, gap="medium")
+            with left:
+                show_curves(history, averaged, study_id)
+            with right:
+                show_differences(table, found["final"], study_id)
+            is_article = run.config == RunConfig(seed=run.config.seed) and averaged == OWN
+            show_more(history, table, averaged, study_id, is_article=is_article)
         st.subheader("Each seed")
         show_table(table, name=f"seeds-{study_id}")
         csv_button(history, f"history-{study_id}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emacore.experiments.statistics import Comparison, kind_of, paired_comparison, verdict
+from emacore.experiments.statistics import CLASSICAL, Comparison, kind_of, paired_comparison, verdict
 from emacore.training.studies import Study
 
 #: The three questions, and what they ask of a seed.
@@ -74,8 +74,12 @@ def wins(history: pd.DataFrame, averaged: str = "ema") -> pd.DataFrame:
     return pd.DataFrame({"share": won.mean(), "seeds": won.size()}).reset_index()
 
 
-def answers(table: pd.DataFrame) -> dict[str, Comparison]:
-    """A comparison for each of :data:`QUESTIONS`, from :func:`per_seed`'s table."""
+def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Comparison]:
+    """A comparison for each of :data:`QUESTIONS`, from :func:`per_seed`'s table.
+
+    Args:
+        intervals: As :func:`~emacore.experiments.statistics.paired_comparison` takes them.
+    """
     found = {}
     for question in QUESTIONS:
         original, averaged = table[f"{question}_original"], table[f"{question}_averaged"]
@@ -83,25 +87,25 @@ def answers(table: pd.DataFrame) -> dict[str, Comparison]:
             kept = original.notna() & averaged.notna()
             original, averaged = original[kept], averaged[kept]
         if len(original):
-            found[question] = paired_comparison(original, averaged)
+            found[question] = paired_comparison(original, averaged, intervals=intervals)
     return found
 
 
 def in_markdown(study: Study, found: Mapping[str, Comparison], schedule: str) -> str:
     """What one would write in a paper: numbers, seeds, tests and versions."""
+    intervals = " and ".join(dict.fromkeys(one.intervals for one in found.values()))
     lines = [
         f"We compared the trained weights with their average, `{schedule}`, over {len(study.seeds)} seeds "
         f"({min(study.seeds)} to {max(study.seeds)}) of the same experiment. Gains are relative to the original; "
-        "intervals are 95 % (median: interpolated order statistics), p-values are two-sided (Wilcoxon's signed ranks).",
+        f"intervals are 95 % ({intervals}), p-values are two-sided (Wilcoxon's signed ranks).",
         "",
-        "| question | seeds | wins | median gain | 95 % interval | mean gain | p | verdict |",
-        "|---|---|---|---|---|---|---|---|",
+        "| question | seeds | wins | median gain | 95 % interval | mean gain | 95 % interval | p | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for question, one in found.items():
-        median = one.median
+        gain = " | ".join(f"{i.estimate:+.2%} | {i.low:+.2%} to {i.high:+.2%}" for i in (one.median, one.mean))
         lines.append(
-            f"| {QUESTIONS[question]} | {one.seeds} | {one.wins} | {median.estimate:+.2%} | {median.low:+.2%} to "
-            f"{median.high:+.2%} | {one.mean.estimate:+.2%} | {one.wilcoxon_p:.2g} | {kind_of(one)} |"
+            f"| {QUESTIONS[question]} | {one.seeds} | {one.wins} | {gain} | {one.wilcoxon_p:.2g} | {kind_of(one)} |"
         )
     lines += ["", *(verdict(one, QUESTIONS[question]) for question, one in found.items()), ""]
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "scikit-learn"))

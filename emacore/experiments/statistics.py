@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +18,11 @@ Floats = NDArray[np.float64]
 FEWEST_SEEDS = 6
 LEVEL = 0.95
 POWER = 0.8
+#: The ways to an interval, of the median and of the mean.
+CLASSICAL, BCA = "order statistics and t", "BCa bootstrap"
+#: From so many seeds on each covers in 92 to 98 % of studies, over normal, skewed and heavy-tailed gains.
+COVERS_FROM = {CLASSICAL: {"median": 6, "mean": 6}, BCA: {"median": 16, "mean": 96}}
+_RESAMPLES = 9999
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,12 @@ class Comparison:
         seeds: How many pairs there were.
         wins, losses, ties: Of the averaged network.  A finite value beats one that is not; two that are not finite tie.
         infinite: Pairs of which a value was not finite.  They count above, but not in the two intervals.
-        median, mean: Of the gains of the other pairs, with 95 % intervals: the median's from interpolated order
-            statistics, the mean's from t.  Over normal, skewed and heavy-tailed gains they cover in 92 to 97 % from 6
-            seeds on, where the BCa bootstrap's, of the mean, cover in 83 to 91 % at 8 and 16.
+        median, mean: Of the gains of the other pairs, with 95 % intervals.
         sign_p, wilcoxon_p: Two-sided p-values of no difference; NaN where there is nothing to test.
         chance: Of a single seed to show a gain of at least ``wanted_gain``, with the Clopper-Pearson interval.
         seeds_needed: With how many seeds a paired t-test at 5 % would find a mean gain like this in 80 % of studies;
             ``None`` if the mean gain is 0 or there are fewer than two seeds.
+        intervals: How those of median and mean were found: :data:`CLASSICAL` or :data:`BCA`.
     """
 
     seeds: int
@@ -55,6 +62,7 @@ class Comparison:
     wanted_gain: float
     chance: Interval
     seeds_needed: int | None
+    intervals: str = CLASSICAL
 
 
 def gains(original: ArrayLike, averaged: ArrayLike, *, higher_is_better: bool = False) -> Floats:
@@ -79,16 +87,26 @@ def gains(original: ArrayLike, averaged: ArrayLike, *, higher_is_better: bool = 
 
 
 def paired_comparison(
-    original: ArrayLike, averaged: ArrayLike, *, higher_is_better: bool = False, wanted_gain: float = 0.05
+    original: ArrayLike,
+    averaged: ArrayLike,
+    *,
+    higher_is_better: bool = False,
+    wanted_gain: float = 0.05,
+    intervals: str = CLASSICAL,
 ) -> Comparison:
     """Compare the same metric of the original and the averaged network over seeds, both of shape (seeds,).
 
     Args:
         wanted_gain: As a share of the original's value.
+        intervals: :data:`CLASSICAL`: the median's between order statistics, interpolated (Hettmansperger and Sheather
+            1986), the mean's from t.  :data:`BCA`: SciPy's bias-corrected and accelerated bootstrap (Efron 1987), with
+            the same resamples at each call; too narrow for few seeds, see :data:`COVERS_FROM`.
 
     Raises:
-        ValueError: if the shapes differ, or there are no seeds.
+        ValueError: if the shapes differ, there are no seeds, or there are no such intervals.
     """
+    if intervals not in COVERS_FROM:
+        raise ValueError(f"intervals must be one of {', '.join(map(repr, COVERS_FROM))}, got {intervals!r}")
     found = gains(original, averaged, higher_is_better=higher_is_better)
     if not len(found):
         raise ValueError("there are no seeds to compare")
@@ -103,13 +121,14 @@ def paired_comparison(
         losses=losses,
         ties=len(found) - wins - losses,
         infinite=int(lost.sum()),
-        median=_median(finite),
-        mean=_mean(finite),
+        median=_bca(finite, np.median) if intervals == BCA else _median(finite),
+        mean=_bca(finite, np.mean) if intervals == BCA else _mean(finite),
         sign_p=float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else math.nan,
         wilcoxon_p=_wilcoxon(found),
         wanted_gain=wanted_gain,
         chance=Interval(reached / len(found), float(share.low), float(share.high)),
         seeds_needed=seeds_needed(finite),
+        intervals=intervals,
     )
 
 
@@ -196,8 +215,27 @@ def verdict(comparison: Comparison, what: str = "the final loss") -> str:
     )
 
 
+def coverage_in_words(comparison: Comparison) -> str:
+    """How far the intervals can be trusted with so many seeds."""
+    usable = comparison.seeds - comparison.infinite
+    covers = COVERS_FROM[comparison.intervals]
+    narrow = [name for name, least in covers.items() if FEWEST_SEEDS <= usable < least]
+    since = (
+        f"from {covers['median']} seeds on"
+        if covers["median"] == covers["mean"]
+        else f"from {covers['median']} seeds on for the median and from {covers['mean']} on for the mean"
+    )
+    told = (
+        f"95 % intervals by {comparison.intervals}: in simulations with normal, skewed and heavy-tailed gains they "
+        f"hold the truth in 92 to 98 % of studies {since}."
+    )
+    if narrow:
+        told += f" With {usable} seeds that of the {' and of the '.join(narrow)} is too narrow: take the other kind."
+    return told
+
+
 def _median(values: Floats) -> Interval:
-    """The median, with the interval of Hettmansperger and Sheather (1986): between order statistics, interpolated."""
+    """The median, with the interval of Hettmansperger and Sheather."""
     if len(values) < FEWEST_SEEDS:
         return Interval(float(np.median(values)) if len(values) else math.nan, math.nan, math.nan)
     ordered, n = np.sort(values), len(values)
@@ -217,6 +255,32 @@ def _mean(values: Floats) -> Interval:
         return Interval(*[float(values[0])] * 3)
     interval = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
     return Interval(float(values.mean()), float(interval.low), float(interval.high))
+
+
+def _bca(values: Floats, statistic: Callable[..., Any]) -> Interval:
+    if len(values) < FEWEST_SEEDS:
+        return Interval(float(statistic(values)) if len(values) else math.nan, math.nan, math.nan)
+    if not np.ptp(values):
+        return Interval(*[float(values[0])] * 3)
+    low, high = _resampled(values, statistic, "BCa")
+    if math.isnan(low):  # where most gains are the same, leaving one out changes no median, so nothing tells the skew
+        low, high = _resampled(values, statistic, "percentile")
+    return Interval(float(statistic(values)), low, high)
+
+
+def _resampled(values: Floats, statistic: Callable[..., Any], method: str) -> tuple[float, float]:
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (values,),
+            statistic,
+            confidence_level=LEVEL,
+            n_resamples=_RESAMPLES,
+            batch=1000,
+            method=method,
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def _wilcoxon(values: Floats) -> float:

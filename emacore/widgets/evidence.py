@@ -36,7 +36,7 @@ def show_differences(table: pd.DataFrame, comparison: Comparison, name: str) -> 
     gain = 100 * gains(table["final_original"], table["final_averaged"])
     shown = pd.DataFrame({"seed": table["seed"], "gain": gain})
     theirs = float(FINAL["improvement"][0])
-    median = comparison.median
+    median, mean = comparison.median, comparison.mean
     show_chart(
         differences(
             shown,
@@ -55,9 +55,10 @@ def show_differences(table: pd.DataFrame, comparison: Comparison, name: str) -> 
         else f" With {comparison.seeds_needed:,} seeds a t-test finds a mean gain as large as this one in four "
         "studies of five."
     )
+    chance, wanted = comparison.chance, comparison.wanted_gain
     st.caption(
-        f"Shaded: the 95 % interval of the median. The article's one run gained {theirs:g} %: {percentile:.0f} % of "
-        f"these seeds gained less. A single seed shows a gain of at least {comparison.wanted_gain:.0%} with a chance "
-        f"of {comparison.chance.estimate:.0%} (95 % interval {comparison.chance.low:.0%} to "
-        f"{comparison.chance.high:.0%}).{needed}"
+        f"Shaded: the 95 % interval of the median. The mean gain is {100 * mean.estimate:+.3g} % (95 % interval "
+        f"{100 * mean.low:+.3g} to {100 * mean.high:+.3g} %). The article's one run gained {theirs:g} %: "
+        f"{percentile:.0f} % of these seeds gained less. A single seed shows a gain of at least {wanted:.0%} with a "
+        f"chance of {chance.estimate:.0%} (95 % interval {chance.low:.0%} to {chance.high:.0%}).{needed}"
     )

@@ -7,7 +7,7 @@ import pytest
 
 from emacore import RunConfig
 from emacore.experiments.evidence import QUESTIONS, answers, bands, in_markdown, per_seed, shipped, wins
-from emacore.experiments.statistics import kind_of
+from emacore.experiments.statistics import BCA, kind_of
 from emacore.training.studies import Study
 
 
@@ -44,6 +44,14 @@ def test_three_questions_have_three_answers():
     assert list(found) == list(QUESTIONS)
     assert [(c.seeds, c.wins) for c in found.values()] == [(2, 1), (2, 0), (1, 1)]
     assert "steadiness" not in answers(per_seed(history(LOSSES), steady_from=9))
+
+
+def test_the_intervals_are_of_the_kind_asked_for():
+    table = per_seed(history({seed: ([1.0, 2.0], [1.0, 1.0 + seed / 20]) for seed in range(12)}))
+    classical, bootstrap = answers(table), answers(table, BCA)
+    assert classical["final"].median.low != bootstrap["final"].median.low
+    text = in_markdown(Study(RunConfig(), tuple(range(12))), bootstrap, "Constant(beta=0.9)")
+    assert "intervals are 95 % (BCa bootstrap)" in text
 
 
 def test_bands_and_wins_are_of_the_seeds_still_training():

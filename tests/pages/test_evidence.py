@@ -4,6 +4,7 @@ import pytest
 
 from emacore import RunConfig
 from emacore.averaging.schedules import Constant, to_code
+from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import RunStore
 from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
@@ -64,6 +65,23 @@ def test_the_figures_are_those_of_the_seeds(open_page, home):
         assert start in said
     assert "over 8 seeds" in said
     assert "| the final loss | 8 |" in app.code[0].value
+
+
+def test_the_intervals_can_be_bootstrapped_and_their_limits_are_told(open_page, home):
+    enter(home)
+    app = open_page("evidence")
+    assert "by order statistics and t" in texts(app)
+    paper = app.code[0].value
+    app.get_by_key("intervals").set_value(BCA)
+    run(app)
+    assert "With 8 seeds that of the median and of the mean is too narrow" in texts(app)
+    assert "(BCa bootstrap)" in app.code[0].value
+    assert app.code[0].value != paper.replace(CLASSICAL, BCA), "its numbers must change too"
+    linked = open_page("evidence", intervals=BCA, steady_from="3")
+    assert linked.code[0].value != paper
+    assert "(BCa bootstrap)" in linked.code[0].value
+    of_link, of_page = (seeds_table(page).set_index("seed")["steadiness_original"] for page in (linked, app))
+    assert (of_link != of_page).all()
 
 
 def test_another_average_of_the_same_networks(open_page, home):
