@@ -46,11 +46,16 @@ st.markdown(
     "training."
 )
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
+    import torch
+
     from emacore.training.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
     from emacore.training.family import relatives, with_ema
     from emacore.training.recording import RecordingError
     from emacore.training.trajectory import Trajectory, scheme_from_code, scheme_to_code
     from emacore.training.weight_space import Space, space
+
+# A replay is too short to be shared out: its threads would wait for each other while a run trains on the same cores.
+torch.set_num_threads(1)
 
 ORIGINAL_NAME, OWN, NOW = "original", "the run's own EMA", "now"
 PRINCIPAL, THREE_POINTS = "principal components", "three points"
