@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,15 +267,26 @@ def export(run_id: str, form: str, output: str | None) -> None:
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def app(arguments: tuple[str, ...]) -> None:
-    """Open the app, from a checkout of the repository; further arguments go to Streamlit.
+    """Open the app; further arguments go to Streamlit.
 
     \b
     emacore app --server.port 8600
     """
-    file = Path(__file__).parents[1] / "app.py"
-    if not file.exists():
-        raise click.ClickException("app.py is not part of the installed package: run this in a checkout")
+    file = _app_file(Path(__file__).parents[1])
+    if file is None:
+        raise click.ClickException("app.py is not beside the package, nor installed with it: run this in a checkout")
     os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *arguments])
+
+
+def _app_file(checkout: Path) -> Path | None:
+    """``app.py`` of a checkout, or else the one that was installed as a data file."""
+    if (checkout / "app.py").exists() and (checkout / "pages").is_dir():
+        return checkout / "app.py"
+    with suppress(PackageNotFoundError):
+        for file in files("emacore") or ():
+            if file.name == "app.py" and (found := Path(str(file.locate())).resolve()).exists():
+                return found
+    return None
 
 
 def main() -> None:

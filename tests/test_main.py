@@ -126,6 +126,24 @@ def test_a_schedule_and_a_smoothed_column_are_those_of_the_package():
     np.testing.assert_allclose(found["x_smoothed"], average(values, BiasCorrected(0.9).decays(3), 3.0))
 
 
+def test_the_app_is_found_in_a_checkout_or_where_it_was_installed(tmp_path, monkeypatch):
+    assert command_line._app_file(ROOT) == ROOT / "app.py"
+    installed = tmp_path / "share" / "emacore" / "app.py"
+    packages = tmp_path / "lib" / "site-packages"
+    about = packages / "emacore-0.1.0.dist-info"
+    for folder in (installed.parent, about):
+        folder.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: emacore\nVersion: 0.1.0\n")
+    (about / "RECORD").write_text("emacore/__init__.py,,\n../../share/emacore/app.py,,\n")
+    monkeypatch.setattr(sys, "path", [str(packages)])
+    assert command_line._app_file(packages) is None
+    (packages / "app.py").write_text("of another package")
+    installed.write_text("ours")
+    assert command_line._app_file(packages) == installed
+    monkeypatch.setattr(sys, "path", [])
+    assert command_line._app_file(packages) is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -311,10 +311,11 @@ def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
     """What :func:`summary` says of the cells together, in sentences that the numbers bear out."""
     counts = found["verdict"].value_counts()
     seeds = sorted(set(found["seeds"]))
+    open_ones = counts.get("no difference shown", 0)
     told = [
         f"Of {len(found)} cells of {' or '.join(map(str, seeds))} seeds, averaging helps in "
         f"{counts.get('helps', 0)} and hurts in {counts.get('hurts', 0)}; "
-        f"{counts.get('no difference shown', 0)} show no difference"
+        f"{open_ones} {'shows' if open_ones == 1 else 'show'} no difference"
         + (f", and {counts['too few seeds']} have too few seeds to tell" if "too few seeds" in counts else "")
         + f" (p-values corrected for {len(found)} tests after Holm)."
     ]

@@ -156,7 +156,7 @@ def test_a_summary_of_the_cells():
     assert found["wins"].tolist()[::2] == [12, 0]
     assert found["p"].iloc[0] == pytest.approx(3 * 2 / 2**12)
     said = in_words(found, ["a"])
-    assert said.startswith("Of 3 cells of 12 seeds, averaging helps in 1 and hurts in 1; 1 show no difference (p")
+    assert said.startswith("Of 3 cells of 12 seeds, averaging helps in 1 and hurts in 1; 1 shows no difference (p")
     assert f"It helps most at a 1: in the median the final loss is {100 * found['median_gain'][0]:.3g} % lower" in said
     assert "averaging won in 0 of 12 seeds" in said
     ruined = found.assign(median_gain=[0.3, 0.0, -99.0])
