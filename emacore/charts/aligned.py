@@ -12,7 +12,7 @@ import pandas as pd
 from emacore.charts.figure import Figure, spec_of
 from emacore.charts.lines import Scale
 from emacore.charts.style import DASHES, OTHERS
-from emacore.charts.thin import thin
+from emacore.charts.thin import MAX_POINTS, thin
 
 
 def curves_and_shares(
@@ -34,7 +34,9 @@ def curves_and_shares(
         steps: Where the common axis ends.
     """
     above = curves[curves["loss"] > 0] if y_scale == "log" else curves
-    drawn = [thin(above, "loss", "curve").assign(part="loss"), thin(shares, "weight", "curve").assign(part="weight")]
+    # Weights change smoothly: fewer points show them, and a slider's answer is drawn sooner.
+    weighed = thin(shares, "weight", "curve", MAX_POINTS // 2)
+    drawn = [thin(above, "loss", "curve").assign(part="loss"), weighed.assign(part="weight")]
     columns = ["part", "curve", "step", "epoch", "loss", "weight"]
     table = pd.concat(drawn, ignore_index=True).reindex(columns=columns)
     return Figure(table, _spec(tuple(colours.items()), y_title, y_scale, steps, height))
