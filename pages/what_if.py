@@ -302,8 +302,10 @@ def show_atlas(epochs: int) -> None:
         others,
         others.index("beta") if "beta" in others else 0,
         key="atlas_y",
-        help="The setting along the vertical axis. half_life (steps) is beta's; relative_width is EDM2's power "
-        "function, window (steps) a sliding mean: they have a start, and none of the other settings.",
+        help="The setting along the vertical axis. half_life (steps) is beta's. relative_width is that of the weights "
+        "at the end, as a share of the run: inv_gamma is solved for it beside power, power beside the others, and "
+        "beside a start it is EDM2's power function. window (steps) is how far the average looks back: the rule begins "
+        "anew so many steps before; beside a start it is the plain mean, beside relative_width the power function.",
         **BOUND,
     )
     metric = right.segmented_control(
@@ -334,14 +336,15 @@ def show_atlas(epochs: int) -> None:
         "Blue: the average is below the original; orange: above it; white: level. Full colour from a factor of 4 on. "
         "The framed cell is the lowest. Pointing shows numbers, a click chooses a cell."
         + (" Dotted cells: this run is too short for beta, which never acts." if capped else "")
+        + (" Empty cells: no such average has that width in this run." if cells["code"].isna().any() else "")
     )
-    clicked = [cell["code"] for cell in event["selection"].get(CELL, []) if "code" in cell]
+    clicked = [cell["code"] for cell in event["selection"].get(CELL, []) if cell.get("code")]
     if cells["loss"].notna().any():
         best = cells.loc[cells["loss"].idxmin()]
         st.markdown(
             f"The lowest cell, `{best['code']}`, has {best['loss']:.4g}; the original {reference:.4g}. It was **chosen "
-            f"on these very validation rows**, so it flatters itself. {plateau(cells):.0%} of the cells lie within 5 % "
-            "of it: the wider that plateau, the less the choice matters."
+            f"on these very validation rows**, so it flatters itself. {plateau(cells.dropna(subset='code')):.0%} of "
+            "the cells lie within 5 % of it: the wider that plateau, the less the choice matters."
         )
         with st.container(horizontal=True):
             if clicked:

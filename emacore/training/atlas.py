@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 from emacore.averaging.filters import decay_from_half_life
 from emacore.averaging.schedules import InversePower, PowerFunction
+from emacore.averaging.weights import relative_width
 from emacore.training.metrics import METRICS
 from emacore.training.trajectory import Scheme, Trajectory, Window, scheme_to_code
 
@@ -30,37 +33,37 @@ AXES: dict[str, Callable[[int], NDArray[Any]]] = {
     "window": lambda steps: np.unique(np.geomspace(1, steps, SIZE).astype(int)),
 }
 
-_INVERSE_POWER = ("power", "inv_gamma", "beta", "half_life", "update_after_step")
+_BETA = ("beta", "half_life")
+#: Where a relative width is solved for: from averages that follow the run to ones that keep its start.
+_SOLVED = {"power": np.geomspace(1e-3, 50.0, 33), "inv_gamma": np.geomspace(1e8, 1e-3, 45)}
 
 
 def partners(axis: str) -> list[str]:
-    """The axes that mean something together with ``axis``.
-
-    ``half_life`` (steps) is that of ``beta``, so they are one setting.  ``relative_width`` is of the power function and
-    ``window`` (steps) of a sliding mean, which have a start but none of the other settings.
-    """
-    if axis in ("relative_width", "window"):
-        return ["update_after_step"]
-    excluded = {axis, *(("beta", "half_life") if axis in ("beta", "half_life") else ())}
-    others = [name for name in _INVERSE_POWER if name not in excluded]
-    return others + ["relative_width", "window"] * (axis == "update_after_step")
+    """The axes that go with ``axis``: all others, but ``half_life`` (steps) is that of ``beta``, so they are one."""
+    return [name for name in AXES if name != axis and not (name in _BETA and axis in _BETA)]
 
 
 def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric: str = "final") -> pd.DataFrame:
     """The metrics of ``schedule`` with two of its settings varied, a row each cell.
 
+    Two axes are no settings of its own.  ``relative_width`` is that of the weights at the end of the run: beside
+    ``power`` it is reached by ``inv_gamma``, beside ``inv_gamma`` or ``beta`` by ``power``, and beside a start the
+    average is EDM2's power function.  ``window`` (steps) is how far the average looks back: the rule begins anew so
+    many steps before, at once and with every step; beside a start the average is the plain mean, and beside
+    ``relative_width``, then a share of the window, the power function.
+
     Args:
         metric: "final", or "best": each cell's lowest loss of :data:`BEST_OF` epochs, evenly spread up to the last.
 
     Returns:
-        x, y, code, beta_from (the first step at which beta acts; missing where it never does in this run), loss, mae,
-        r2, and, of "best", epoch.
+        x, y, code (missing where nothing has that relative width), beta_from (the first step at which beta acts;
+        missing where it never does in this run), loss, mae, r2, and, of "best", epoch.
 
     Raises:
-        ValueError: if ``x`` and ``y`` do not go together.
+        ValueError: if ``x`` and ``y`` are not two settings.
     """
     if x not in AXES or y not in partners(x):
-        raise ValueError(f"x and y must be two of {', '.join(AXES)} that go together; got {x!r} and {y!r}")
+        raise ValueError(f"x and y must be two of {', '.join(AXES)} (beta and half_life are one); got {x!r} and {y!r}")
     if metric not in ("final", "best"):
         raise ValueError(f'metric must be "final" or "best", got {metric!r}')
     steps = trajectory.steps
@@ -70,8 +73,9 @@ def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric
         for horizontal in AXES[x](steps).tolist():
             settings = {x: _short(horizontal), y: _short(vertical)}
             scheme = _scheme(schedule, settings, trajectory)
-            code = scheme_to_code(scheme)
-            schemes[code] = scheme
+            code = None if scheme is None else scheme_to_code(scheme)
+            if scheme is not None:
+                schemes[str(code)] = scheme
             cells.append({"x": settings[x], "y": settings[y], "code": code, "beta_from": _beta_from(scheme, steps)})
     found = trajectory.final(schemes) if metric == "final" else _best(trajectory, schemes)
     return pd.DataFrame(cells).astype({"beta_from": "Int64"}).join(found.set_index("schedule"), on="code")
@@ -90,20 +94,61 @@ def widths(trajectory: Trajectory) -> pd.DataFrame:
     return pd.DataFrame({"width": values}).join(found[list(METRICS)])
 
 
-def _scheme(schedule: InversePower, settings: dict[str, Any], trajectory: Trajectory) -> Scheme:
-    start = settings.get("update_after_step", 0)
-    if "relative_width" in settings:
-        return PowerFunction(sigma_rel=settings["relative_width"], update_after_step=start)
-    if "window" in settings:
-        rows = min(settings["window"], max(1, trajectory.steps - start)) // trajectory.every
-        return Window(max(1, rows))
-    if "half_life" in settings:
-        settings = {**settings, "beta": decay_from_half_life(settings["half_life"])}
-        settings.pop("half_life")
+def _scheme(schedule: InversePower, settings: dict[str, Any], trajectory: Trajectory) -> Scheme | None:
+    rest = dict(settings)
+    if "half_life" in rest:
+        rest["beta"] = decay_from_half_life(rest.pop("half_life"))
+    if "window" in rest:
+        return _within(rest.pop("window"), schedule, rest, trajectory)
+    if "relative_width" in rest:
+        width = rest.pop("relative_width")
+        if "update_after_step" in rest:
+            return PowerFunction(sigma_rel=width, **rest)
+        return _of_width(
+            replace(schedule, **rest), "inv_gamma" if "power" in rest else "power", trajectory.steps, width
+        )
+    return replace(schedule, **rest)
+
+
+def _within(steps: int, schedule: InversePower, rest: dict[str, Any], trajectory: Trajectory) -> Window:
+    """The average that looks back no more than so many steps."""
+    since_start = max(1, trajectory.steps - rest.get("update_after_step", 0))
+    rows = max(1, min(steps, since_start) // trajectory.every)
+    if "update_after_step" in rest:
+        return Window(rows)
+    if "relative_width" in rest:
+        return Window(rows, PowerFunction(sigma_rel=rest["relative_width"]))
+    return Window(rows, replace(schedule, **rest, update_after_step=0, update_every=1))
+
+
+def _of_width(schedule: InversePower, setting: str, steps: int, width: float) -> InversePower | None:
+    """``schedule`` with ``setting`` such that its weights have this relative width after so many steps, if any does."""
+    values = _SOLVED[setting]
+    error = _reach(schedule, setting, steps) - width
+    crossed = np.flatnonzero(error[:-1] * error[1:] <= 0)
+    if not crossed.size:
+        return None
+    # An average that hardly moves is narrow again, around its start; the first crossing follows the run.
+    ends = np.log(values[crossed[0] : crossed[0] + 2])
+    found = brentq(lambda log: _width(schedule, setting, steps, np.exp(log)) - width, *ends, xtol=1e-4)
+    return _with(schedule, setting, float(f"{np.exp(found):.5g}"))
+
+
+@lru_cache(maxsize=4 * SIZE)
+def _reach(schedule: InversePower, setting: str, steps: int) -> NDArray[np.float64]:
+    return np.array([_width(schedule, setting, steps, value) for value in _SOLVED[setting]])
+
+
+def _width(schedule: InversePower, setting: str, steps: int, value: float) -> float:
+    return relative_width(_with(schedule, setting, value).decays(steps))
+
+
+def _with(schedule: InversePower, setting: str, value: float) -> InversePower:
+    settings: dict[str, Any] = {setting: float(value)}
     return replace(schedule, **settings)
 
 
-def _beta_from(scheme: Scheme, steps: int) -> int | None:
+def _beta_from(scheme: Scheme | None, steps: int) -> int | None:
     if not isinstance(scheme, InversePower) or not scheme.beta > 0:
         return None
     call = scheme.reaches(scheme.beta)

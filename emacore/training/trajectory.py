@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,14 @@ _NETWORKS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Window:
-    """The plain mean of the last ``size`` recorded rows (of all so far, while there are fewer): LAWA, or SMA."""
+    """An average of the last ``size`` recorded rows only (of all so far, while there are fewer).
+
+    Without a schedule it is their plain mean: LAWA, or SMA.  With one it is what that schedule, begun at the first of
+    these rows, has made of them.
+    """
 
     size: int
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         check_whole("size", self.size, 1)
@@ -51,7 +57,10 @@ Scheme = Schedule | Window
 
 def scheme_to_code(scheme: Scheme) -> str:
     """A scheme as a Python expression, such as ``Window(size=100)``."""
-    return f"Window(size={scheme.size})" if isinstance(scheme, Window) else to_code(scheme)
+    if isinstance(scheme, Schedule):
+        return to_code(scheme)
+    within = "" if scheme.schedule is None else f", schedule={to_code(scheme.schedule)}"
+    return f"Window(size={scheme.size}{within})"
 
 
 def scheme_from_code(text: str) -> Scheme:
@@ -60,8 +69,12 @@ def scheme_from_code(text: str) -> Scheme:
     Raises:
         ValueError: if it is anything else.
     """
-    window = re.fullmatch(r"\s*Window\(\s*(?:size\s*=\s*)?(\d{1,12})\s*\)\s*", text)
-    return Window(int(window[1])) if window else from_code(text)
+    window = re.fullmatch(
+        r"\s*Window\(\s*(?:size\s*=\s*)?(\d{1,12})\s*(?:,\s*(?:schedule\s*=\s*)?(.+))?\)\s*", text, re.DOTALL
+    )
+    if window is None:
+        return from_code(text)
+    return Window(int(window[1]), None if window[2] is None else from_code(window[2]))
 
 
 class Trajectory:
@@ -123,7 +136,8 @@ class Trajectory:
         """What each row weighs in the last average of a scheme: shape (T,)."""
         rows = len(self.weights)
         if isinstance(scheme, Window):
-            return _window_share(scheme.size, rows - 1, 0, rows)
+            recent = self._recent(scheme, min(scheme.size, rows))
+            return np.concatenate([np.zeros(rows - len(recent)), recent])
         return weights(self.decays(scheme, rows))
 
     def average(self, schemes: Sequence[Scheme], at: Sequence[int] | None = None) -> NDArray[np.float32]:
@@ -255,7 +269,8 @@ class Trajectory:
         columns = self.weights.shape[1]
         length = steps[-1] + 1 if steps else 0
         recursive = [k for k, scheme in enumerate(schemes) if isinstance(scheme, Schedule)]
-        windows = [(k, scheme.size) for k, scheme in enumerate(schemes) if isinstance(scheme, Window)]
+        windows = [(k, scheme) for k, scheme in enumerate(schemes) if isinstance(scheme, Window)]
+        recent = cache(self._recent)
         decays = np.empty((len(recursive), length))
         for n, scheme in enumerate(scheme for scheme in schemes if isinstance(scheme, Schedule)):
             decays[n] = self.decays(scheme, length)
@@ -263,10 +278,10 @@ class Trajectory:
         sliding = {step: np.zeros((len(windows), columns)) for step in steps} if windows else {}
         for first, stop in _stretches(steps, max(1, _BLOCK_BYTES // (4 * columns))):
             open_windows = [
-                (n, step, _window_share(size, step, first, stop))
-                for n, (_, size) in enumerate(windows)
+                (n, step, _stretch_of(recent(window, min(window.size, step + 1)), step, first, stop))
+                for n, (_, window) in enumerate(windows)
                 for step in sliding
-                if step >= first and step - size + 1 < stop
+                if step >= first and step - window.size + 1 < stop
             ]
             shares, kept = stretch_weights(decays[:, first:stop])
             weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)])
@@ -281,6 +296,12 @@ class Trajectory:
                 if windows:
                     result[[k for k, _ in windows]] = sliding.pop(stop - 1)
                 yield result
+
+    def _recent(self, window: Window, rows: int) -> Floats:
+        """What each of the last ``rows`` rows weighs in a window that holds just these."""
+        if window.schedule is None:
+            return np.full(rows, 1 / rows)
+        return weights(self.decays(window.schedule, rows))
 
     def _predictions(self, networks: NDArray[Any] | Iterator[NDArray[Any]]) -> Iterator[Tensor]:
         """Predictions for the validation rows, some networks at a time: shape (networks, rows, 1)."""
@@ -356,10 +377,13 @@ def _stretches(steps: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
             first = stop
 
 
-def _window_share(size: int, step: int, first: int, stop: int) -> Floats:
-    """The weights of rows ``first`` to ``stop - 1`` in the mean of the ``size`` rows up to ``step``."""
-    rows = np.arange(first, stop)
-    return np.where((rows <= step) & (rows > step - size), 1 / min(size, step + 1), 0.0)
+def _stretch_of(recent: Floats, step: int, first: int, stop: int) -> Floats:
+    """The weights of rows ``first`` to ``stop - 1``, where ``recent`` are those of the last rows up to ``step``."""
+    begin = step + 1 - len(recent)
+    overlap = slice(max(first, begin), min(stop, step + 1))
+    result = np.zeros(stop - first)
+    result[overlap.start - first : overlap.stop - first] = recent[overlap.start - begin : overlap.stop - begin]
+    return result
 
 
 def _layout(described: Mapping[str, Any]) -> dict[str, Tensor]:

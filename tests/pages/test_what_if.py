@@ -68,6 +68,7 @@ def test_pinned_schedules_of_any_family(open_page, home):
         "PowerFunction(sigma_rel=0.1)",
         "UniformAverage(update_after_step=30)",
         "Window(size=9)",
+        "Window(size=9, schedule=Constant(beta=0.5))",
     ]
     app = open_page("what_if", pins=codes, family="Bias-corrected", view="Atlas")
     assert figures(app).index.tolist() == ["original", "the run's own EMA", "now", *codes]
@@ -86,6 +87,17 @@ def test_the_atlas_says_where_its_best_was_chosen_and_pins_it(open_page, home):
     assert table.loc[best["code"], "final"] == pytest.approx(best["loss"], rel=1e-4)
     app.get_by_key("atlas_x").set_value("update_after_step")
     assert run(app).get_by_key("atlas_y").value != "update_after_step"
+
+
+def test_widths_that_no_average_has_are_told(open_page, home):
+    enter(home)
+    app = open_page("what_if", view="Atlas", atlas_x="relative_width", atlas_y="beta", update_after_step="3")
+    assert "Empty cells: no such average has that width" in texts(app)
+    cells = next(d.value for d in app.dataframe if "code" in d.value)
+    assert cells["code"].isna().any()
+    next(b for b in app.button if b.label == "Pin the lowest cell").click()
+    best = cells.loc[cells["loss"].idxmin()]
+    assert figures(run(app)).loc[best["code"], "final"] == pytest.approx(best["loss"], rel=1e-4)
 
 
 def test_a_training_that_looked_at_its_average_is_told_and_can_be_trained_without(open_page, home):
@@ -134,7 +146,7 @@ def test_where_beta_never_acts_is_told_in_the_atlas(open_page, home):
     assert cells["beta_from"].isna().any()
     app.get_by_key("atlas_x").set_value("window")
     assert "Dotted" not in texts(run(app))
-    assert run(app).get_by_key("atlas_y").value == "update_after_step"
+    assert run(app).get_by_key("atlas_y").value == "beta"
     app.get_by_key("atlas_metric").set_value("best")
     assert "epoch" in next(d.value for d in run(app).dataframe if "code" in d.value)
 

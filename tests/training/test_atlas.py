@@ -3,12 +3,14 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import InversePower, PowerFunction, from_code
+from emacore.averaging.schedules import Constant, InversePower, PowerFunction, from_code
+from emacore.averaging.weights import average, relative_width
 from emacore.training import atlas as atlas_module
 from emacore.training.atlas import AXES, atlas, partners, plateau, widths
 from emacore.training.config import DataConfig, StoppingConfig
 from emacore.training.trajectory import Trajectory, Window, scheme_from_code, scheme_to_code
 
+POWERS = np.geomspace(1e-3, 50, 500)
 CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none"), max_epochs=6)
 
 
@@ -36,8 +38,8 @@ def test_a_cell_is_the_final_of_its_schedule(trajectory, x, y):
 
 
 def test_axes_must_be_two(trajectory):
-    for x, y in (("power", "power"), ("power", "nope")):
-        with pytest.raises(ValueError, match="two of power.* that go together"):
+    for x, y in (("power", "power"), ("power", "nope"), ("beta", "half_life")):
+        with pytest.raises(ValueError, match="two of power.*are one"):
             atlas(trajectory, InversePower(), x, y)
 
 
@@ -57,11 +59,50 @@ def test_axes_of_other_rules(trajectory, x, y):
     assert trajectory.final({"a": scheme})["loss"][0] == pytest.approx(row["loss"], rel=1e-4)
 
 
-def test_which_axes_go_together():
+def test_any_two_axes_go_together(trajectory):
     for x in AXES:
-        assert x not in partners(x)
-        assert all(x in partners(y) for y in partners(x))
-    assert "beta" not in partners("half_life")
+        assert set(partners(x)) == set(AXES) - {x} - ({"beta", "half_life"} if x in ("beta", "half_life") else set())
+        for y in partners(x):
+            cells = atlas(trajectory, InversePower(update_after_step=3, update_every=1), x, y)
+            assert cells["loss"].nunique() > 20
+
+
+@pytest.mark.parametrize("other", ["power", "inv_gamma", "beta", "half_life"])
+def test_a_relative_width_is_solved_for_beside_another_setting(trajectory, other):
+    schedule = InversePower(0.99, update_after_step=3, update_every=1)
+    cells = atlas(trajectory, schedule, "relative_width", other)
+    there = cells[cells["code"].notna()]
+    assert len(there) > 20
+    assert there["loss"].notna().all()
+    assert cells.loc[cells["code"].isna(), "loss"].isna().all()
+    for row in there.iloc[:: len(there) // 10].itertuples():
+        scheme = from_code(row.code)
+        assert relative_width(scheme.decays(30)) == pytest.approx(row.x, rel=2e-3)
+        beta = 0.5 ** (1 / row.y) if other == "half_life" else row.y
+        assert getattr(scheme, "beta" if other == "half_life" else other) == pytest.approx(beta)
+        assert trajectory.final({"a": scheme})["loss"][0] == pytest.approx(row.loss, rel=1e-4)
+
+
+def test_a_width_out_of_reach_is_an_empty_cell(trajectory):
+    cells = atlas(trajectory, InversePower(update_after_step=3, update_every=1), "relative_width", "beta")
+    short = cells[cells["y"] == cells["y"].min()]
+    assert short["code"].isna().any()
+    for width in short.loc[short["code"].isna(), "x"]:
+        rules = [InversePower(short["y"].iloc[0], power=power, update_after_step=3, update_every=1) for power in POWERS]
+        found = [relative_width(rule.decays(30)) for rule in rules]
+        assert max(found) < width or min(found) > width
+
+
+def test_a_window_lets_the_rule_begin_anew(trajectory):
+    cells = atlas(trajectory, InversePower(0.9, update_after_step=3, update_every=2), "window", "power")
+    row = cells[(cells["x"] == 12)].iloc[4]
+    rule = InversePower(0.9, power=row["y"], update_after_step=0, update_every=1)
+    assert scheme_from_code(row["code"]) == Window(12, rule)
+    by_hand = average(np.asarray(trajectory.weights[-12:], dtype=float), rule.decays(12))[-1:]
+    assert row["loss"] == pytest.approx(trajectory.measure(by_hand)["loss"][0], rel=1e-4)
+    cells = atlas(trajectory, InversePower(), "window", "relative_width")
+    row = cells[(cells["x"] == 12)].iloc[7]
+    assert scheme_from_code(row["code"]) == Window(12, PowerFunction(sigma_rel=row["y"]))
 
 
 def test_the_best_epoch_of_each_cell(trajectory):
@@ -97,7 +138,10 @@ def test_widths(trajectory):
 def test_a_window_as_code():
     assert scheme_from_code(scheme_to_code(Window(12))) == scheme_from_code("Window( 12 )") == Window(12)
     assert scheme_from_code("InversePower(power=0.5)") == InversePower(power=0.5)
-    for text in ("Window()", "Window(size=0)", "Window(a)"):
+    within = Window(12, Constant(0.5))
+    assert scheme_to_code(within) == "Window(size=12, schedule=Constant(beta=0.5))"
+    assert scheme_from_code(scheme_to_code(within)) == scheme_from_code("Window(12, Constant(beta=0.5))") == within
+    for text in ("Window()", "Window(size=0)", "Window(a)", "Window(3, 4)", "Window(3, Window(2))"):
         with pytest.raises(ValueError, match="not a schedule|size must be"):
             scheme_from_code(text)
 

@@ -41,6 +41,8 @@ SCHEMES = {
     "swa": UniformAverage(update_after_step=40, update_every=8),
     "edm2": PowerFunction(sigma_rel=0.1),
 }
+#: Windows in which a schedule of their own begins.
+WITHIN = [Window(20, Constant(0.8)), Window(60, InversePower(0.9, update_after_step=5, update_every=2))]
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +80,15 @@ def test_recording_changes_nothing(run):
 def test_averages_are_the_plain_recursion(run, block):
     opened = Trajectory.open(run[1])
     values = np.asarray(opened.weights, dtype=np.float64)
-    schemes = [*SCHEMES.values(), Window(1), Window(13), Window(500)]
+    schemes = [*SCHEMES.values(), Window(1), Window(13), Window(500), *WITHIN]
     steps = [0, 5, 7, 41, 95]
     found = opened.average(schemes, steps)
-    assert found.shape == (9, 5, values.shape[1])
+    assert found.shape == (len(schemes), 5, values.shape[1])
     for scheme, averages in zip(schemes, found, strict=True):
-        if isinstance(scheme, Window):
+        if isinstance(scheme, Window) and scheme.schedule is not None:
+            looked_at = [values[max(0, step - scheme.size + 1) : step + 1] for step in steps]
+            expected = [average(some, scheme.schedule.decays(len(some)))[-1] for some in looked_at]
+        elif isinstance(scheme, Window):
             expected = moving_average(values, scheme.size)[steps]
         else:
             expected = average(values, scheme.decays(len(values)))[steps]
@@ -103,7 +108,7 @@ def test_the_runs_own_schedule_gives_its_own_curve_back(run):
 
 def test_final_is_the_end_of_replay(run):
     opened = Trajectory.open(run[1])
-    schemes = {**SCHEMES, "window": Window(20)}
+    schemes = {**SCHEMES, "window": Window(20), "within": WITHIN[0]}
     ends = opened.replay(schemes).groupby("schedule", sort=False).tail(1).drop(columns="epoch")
     pd.testing.assert_frame_equal(opened.final(schemes), ends.reset_index(drop=True), rtol=1e-5)
 
