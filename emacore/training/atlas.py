@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
 from emacore.averaging.filters import decay_from_half_life
 from emacore.averaging.schedules import InversePower, PowerFunction
@@ -123,24 +123,31 @@ def _within(steps: int, schedule: InversePower, rest: dict[str, Any], trajectory
 
 def _of_width(schedule: InversePower, setting: str, steps: int, width: float) -> InversePower | None:
     """``schedule`` with ``setting`` such that its weights have this relative width after so many steps, if any does."""
-    values = _SOLVED[setting]
-    error = _reach(schedule, setting, steps) - width
-    crossed = np.flatnonzero(error[:-1] * error[1:] <= 0)
+    logs, widths = _reach(schedule, setting, steps)
+    crossed = np.flatnonzero((widths[:-1] - width) * (widths[1:] - width) <= 0)
     if not crossed.size:
         return None
-    # An average that hardly moves is narrow again, around its start; the first crossing follows the run.
-    ends = np.log(values[crossed[0] : crossed[0] + 2])
-    found = brentq(lambda log: _width(schedule, setting, steps, np.exp(log)) - width, *ends, xtol=1e-4)
+    ends = logs[crossed[0] : crossed[0] + 2]
+    found = brentq(lambda log: _width(schedule, setting, steps, log) - width, *ends, xtol=1e-4)
     return _with(schedule, setting, float(f"{np.exp(found):.5g}"))
 
 
 @lru_cache(maxsize=4 * SIZE)
-def _reach(schedule: InversePower, setting: str, steps: int) -> NDArray[np.float64]:
-    return np.array([_width(schedule, setting, steps, value) for value in _SOLVED[setting]])
+def _reach(schedule: InversePower, setting: str, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of the setting, and the widths that they give, up to the widest.
+
+    Beyond it the average keeps so much of its start that it is narrow again, around that.
+    """
+    logs = np.log(_SOLVED[setting])
+    widths = np.array([_width(schedule, setting, steps, log) for log in logs])
+    top = int(widths.argmax())
+    around = sorted((logs[max(top - 1, 0)], logs[min(top + 1, len(logs) - 1)]))
+    peak = minimize_scalar(lambda log: -_width(schedule, setting, steps, log), bounds=around, options={"xatol": 1e-3})
+    return np.append(logs[:top], peak.x), np.append(widths[:top], -peak.fun)
 
 
-def _width(schedule: InversePower, setting: str, steps: int, value: float) -> float:
-    return relative_width(_with(schedule, setting, value).decays(steps))
+def _width(schedule: InversePower, setting: str, steps: int, log: float) -> float:
+    return relative_width(_with(schedule, setting, np.exp(log)).decays(steps))
 
 
 def _with(schedule: InversePower, setting: str, value: float) -> InversePower:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,14 +85,20 @@ def test_a_relative_width_is_solved_for_beside_another_setting(trajectory, other
         assert trajectory.final({"a": scheme})["loss"][0] == pytest.approx(row.loss, rel=1e-4)
 
 
-def test_a_width_out_of_reach_is_an_empty_cell(trajectory):
-    cells = atlas(trajectory, InversePower(update_after_step=3, update_every=1), "relative_width", "beta")
-    short = cells[cells["y"] == cells["y"].min()]
-    assert short["code"].isna().any()
-    for width in short.loc[short["code"].isna(), "x"]:
-        rules = [InversePower(short["y"].iloc[0], power=power, update_after_step=3, update_every=1) for power in POWERS]
-        found = [relative_width(rule.decays(30)) for rule in rules]
-        assert max(found) < width or min(found) > width
+@pytest.mark.parametrize("steps", [30, 3000])
+def test_a_width_has_a_rule_where_one_exists_and_it_follows_the_run(steps):
+    for beta in (0.7, 0.99, 0.99999):
+        schedule = InversePower(beta, update_after_step=3, update_every=1)
+        reach = [relative_width(replace(schedule, power=power).decays(steps)) for power in POWERS]
+        widest = int(np.argmax(reach))
+        for width in np.linspace(0.01, 0.28, 20):
+            found = atlas_module._of_width(schedule, "power", steps, width)
+            if min(reach[:widest], default=1.0) < width < reach[widest]:
+                assert found is not None
+                assert relative_width(found.decays(steps)) == pytest.approx(width, rel=2e-3)
+                assert found.power <= POWERS[widest + 1]
+            elif width > reach[widest] + 1e-4:
+                assert found is None
 
 
 def test_a_window_lets_the_rule_begin_anew(trajectory):
