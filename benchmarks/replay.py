@@ -4,22 +4,33 @@ Run: python benchmarks/replay.py
 """
 
 import tempfile
+from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from interleaved import medians, report
 from threadpoolctl import threadpool_limits
 
 from emacore import RunConfig
 from emacore.averaging.schedules import InversePower
+from emacore.training.atlas import AXES, _reach, atlas, partners
 from emacore.training.config import StoppingConfig
 from emacore.training.data import load
 from emacore.training.loop import _never, _Run, train
 from emacore.training.recording import Recorder
 from emacore.training.trajectory import Trajectory
+
+
+def anew(*arguments: Any) -> pd.DataFrame:
+    """An atlas with none of its widths known yet."""
+    _reach.cache_clear()
+    return atlas(*arguments)
 
 
 def main() -> None:
@@ -58,6 +69,17 @@ def main() -> None:
         )
         size = rows.nbytes / 2**20
         report(f"A recording of {size:.0f} MB; x = one sum / candidate", seconds, "one sum over the file in memory")
+
+        atlases = {
+            f"{x}, {y}, {metric}": lambda x=x, y=y, metric=metric: anew(trajectory, config.schedule, x, y, metric)
+            for x, y in combinations(AXES, 2)
+            if y in partners(x)
+            for metric in ("final", "best")
+        }
+        slowest = Counter(medians(atlases, rounds=3)).most_common(3)
+        print(f"\nThe slowest of the {len(atlases)} atlases:")
+        for name, took in slowest:
+            print(f"  {name:<42} {took:6.2f} s")
 
         short = replace(config, max_epochs=8, stopping=StoppingConfig("none"))
         train(short, record=Path(folder) / "short")
