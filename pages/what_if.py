@@ -338,7 +338,7 @@ def show_atlas(epochs: int) -> None:
         + (" Dotted cells: this run is too short for beta, which never acts." if capped else "")
         + (" Empty cells: no such average has that width in this run." if cells["code"].isna().any() else "")
     )
-    clicked = [cell["code"] for cell in event["selection"].get(CELL, []) if cell.get("code")]
+    clicked = [cell["code"] for cell in event["selection"].get(CELL, []) if "code" in cell]
     if cells["loss"].notna().any():
         best = cells.loc[cells["loss"].idxmin()]
         st.markdown(

@@ -73,9 +73,9 @@ def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric
         for horizontal in AXES[x](steps).tolist():
             settings = {x: _short(horizontal), y: _short(vertical)}
             scheme = _scheme(schedule, settings, trajectory)
-            code = None if scheme is None else scheme_to_code(scheme)
-            if scheme is not None:
-                schemes[str(code)] = scheme
+            code = scheme and scheme_to_code(scheme)
+            if scheme and code:
+                schemes[code] = scheme
             cells.append({"x": settings[x], "y": settings[y], "code": code, "beta_from": _beta_from(scheme, steps)})
     found = trajectory.final(schemes) if metric == "final" else _best(trajectory, schemes)
     return pd.DataFrame(cells).astype({"beta_from": "Int64"}).join(found.set_index("schedule"), on="code")

@@ -154,6 +154,18 @@ def test_curves_and_shares_have_one_axis_and_one_highlight():
     assert "data" not in below
 
 
+def test_weights_are_drawn_with_fewer_points_than_losses():
+    steps = np.arange(5000)
+    noise = np.random.default_rng(0).normal(size=5000)
+    curves = pd.DataFrame({"curve": "now", "epoch": steps, "step": steps, "loss": 10 + noise})
+    shares = pd.DataFrame({"curve": "now", "step": steps, "weight": noise})
+    figure = curves_and_shares(
+        curves, shares, colours={"now": AVERAGED}, y_title="loss", y_scale="log", steps=len(steps)
+    )
+    drawn = figure.data["part"].value_counts()
+    assert 0 < drawn["weight"] <= 400 < drawn["loss"] <= 800
+
+
 def test_a_landscape_is_drawn_as_lines_of_equal_loss():
     u, v = np.meshgrid(np.linspace(-2, 2, 21), np.linspace(-1, 1, 21))
     grid = pd.DataFrame({"u": u.ravel(), "v": v.ravel(), "loss": (1 + u**2 + v**2).ravel()})
