@@ -242,6 +242,8 @@ def test_many_seeds_give_a_verdict_and_a_higher_rate_turns_it(server, page):
     assert "Averaging helps: the final loss" not in verdict.inner_text()
     page.get_by_text(re.compile(r"one run gained 20 %: \d+ % of these seeds gained less")).first.wait_for()
     page.get_by_role("button", name="A higher learning rate").click()
+    page.wait_for_url(re.compile("max_epochs=60"))  # a click that comes before it would start the settings of before
+    settled(page)
     page.get_by_role("button", name="Start").click()
     page.get_by_text(re.compile("16 seeds, 60 epochs, .* every seed has ended")).wait_for(timeout=150_000)
     page.get_by_text(re.compile(r"Averaging helps: the final loss is better by")).first.wait_for()
