@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule
+from emacore.averaging.weights import Floats, stretch_weights
 from emacore.tensors import (
     Watch,
     check_has_values,
     distinct,
     from_reals,
+    in_plain_memory,
     is_averaged,
     layout,
     listed,
@@ -26,21 +29,26 @@ from emacore.tensors import (
 )
 
 _BLOCK = 1024
+_STRETCH = 32  # divides a block
+_WAITING_BYTES = 2**20  # for each average; beyond it, waiting costs more memory than it saves time
 
 
 class Averages:
-    """Keeps one average of a module's weights for each schedule, as one tensor that a single call moves.
+    """Keeps one average of a module's weights for each schedule, as one tensor that all schedules move together.
 
     Tensors are paired by name.  Floating-point and complex parameters and buffers are averaged, in float32, or in
     float64 if one of them has it; others (BatchNorm's counter) are copied at every move.  Each average equals that of
     :class:`emacore.EMA` with the same schedule.  All tensors of the module must be on one device.
+
+    On the CPU, the weights of up to 32 calls wait side by side until one matrix product moves the averages by them, if
+    that takes at most 1 MiB for each average.  Reading an average in between counts those that wait, and changes
+    nothing: a run that is read, or stopped and resumed, goes on bit for bit like one that is not.
 
     Args:
         module: The module being trained.  A ``torch.compile``d or (Distributed)DataParallel one is looked into.
         schedules: A schedule by the name of its average.
 
     Attributes:
-        averages: Shape (K, P): an average a row, in the order of ``schedules``; the tensors lie one after the other.
         step: How many calls of :meth:`update` there have been.
 
     Raises:
@@ -82,11 +90,21 @@ class Averages:
             raise ValueError("the module has no floating-point tensor to average")
         dtype = torch.float64 if any(t.dtype in (torch.float64, torch.complex128) for t in averaged) else torch.float32
         flat = torch.cat([reals(tensor).to(dtype) for tensor in _on_one_device(averaged)])
-        self.averages = flat.repeat(len(schedules), 1)
+        self._averages = flat.repeat(len(schedules), 1)  # after the calls before those that wait
+        self._waiting: list[int] = []  # which calls of the block wait, all of one stretch: a row each
+        self._rows = self._new_rows(0)
         self._copied = [
             {name: tensor.clone() for name, tensor in tensors.items() if not is_averaged(tensor)} for _ in schedules
         ]
         self._reset()
+
+    @property
+    def averages(self) -> Tensor:
+        """Shape (K, P): an average a row, in the order of ``schedules``; the tensors lie one after the other.
+
+        A tensor of its own at each reading, which later calls leave alone.
+        """
+        return torch.lerp(self._averages, *self._mean_and_rest()) if self._waiting else self._averages.clone()
 
     def update(self) -> None:
         """Take one call of every schedule: each average copies, moves, or skips.
@@ -96,20 +114,25 @@ class Averages:
         """
         if self._inside is not None:
             raise RuntimeError("update() inside average_parameters() would average the average; call it outside")
-        offset = self.step - self._block_start
-        if not 0 <= offset < len(self._plain):
+        offset = self.step % _BLOCK
+        if not (offset and self._plain):
             self._look_ahead()
-            offset = 0
         if self._watch is None or self._watch.is_stale():
             self._look_up()
         if self._plain[offset]:
-            self.averages.lerp_(self._flat_now(), self._rests[offset])
+            if self._inputs:
+                self._rows_as_bytes[len(self._waiting)][:] = b"".join(self._inputs)
+                self._waiting.append(offset)
+            else:
+                self._averages.lerp_(self._flat_now(), self._rests[offset])
             if self._others:
                 for copies in self._copied:
                     self._copy_into(copies)
         elif self._moves[offset].any():
             self._move_one_by_one(offset)
         self.step += 1
+        if self._waiting and not self.step % _STRETCH:
+            self._catch_up()
 
     @contextmanager
     def average_parameters(self, name: str) -> Iterator[nn.Module]:
@@ -144,10 +167,14 @@ class Averages:
             target.copy_(values[key])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, as tensors, numbers and text: ``torch.load(..., weights_only=True)`` reads it."""
+        """Everything needed to go on, as tensors, numbers and text: ``torch.load(..., weights_only=True)`` reads it.
+
+        Its ``averages`` do not hold the calls yet whose weights are in ``waiting``.
+        """
         return {
             "step": self.step,
-            "averages": self.averages.clone(),
+            "averages": self._averages.clone(),
+            "waiting": {"calls": list(self._waiting), "weights": torch.tensor(self._rows[: len(self._waiting)])},
             "copied": [{name: tensor.clone() for name, tensor in copies.items()} for copies in self._copied],
             "schedules": {name: schedule.to_dict() for name, schedule in self.schedules.items()},
         }
@@ -161,24 +188,28 @@ class Averages:
         told = {name: schedule.to_dict() for name, schedule in self.schedules.items()}
         if state["schedules"] != told:
             raise ValueError(f"the state is of the schedules {state['schedules']}, these are {told}")
-        if state["averages"].shape != self.averages.shape or any(
+        if state["averages"].shape != self._averages.shape or any(
             {name: tensor.shape for name, tensor in theirs.items()}
             != {name: tensor.shape for name, tensor in ours.items()}
             for theirs, ours in zip(state["copied"], self._copied, strict=True)
         ):
             raise ValueError(
                 f"the state holds averages of {state['averages'].shape[-1]} weights, "
-                f"this module has {self.averages.shape[-1]}, or other buffers"
+                f"this module has {self._averages.shape[-1]}, or other buffers"
             )
+        self._reset()
         self.step = int(state["step"])
-        self.averages.copy_(state["averages"])
+        self._averages.copy_(state["averages"])
+        self._waiting = list(state["waiting"]["calls"])
+        self._rows = self._new_rows(_STRETCH)
+        self._rows[: len(self._waiting)] = state["waiting"]["weights"].numpy(force=True)
         for ours, theirs in zip(self._copied, state["copied"], strict=True):
             for name, tensor in ours.items():
                 tensor.copy_(theirs[name])
 
     def to(self, device: torch.device | str) -> Averages:
         """Move the averages to the device of the module."""
-        self.averages = self.averages.to(device)
+        self._averages = self._averages.to(device)
         self._copied = [{name: tensor.to(device) for name, tensor in copies.items()} for copies in self._copied]
         self._reset()
         return self
@@ -188,20 +219,20 @@ class Averages:
         self._inside = None
         self._watch = None
         self._plain = []
-        self._block_start = 0
 
     def _look_ahead(self) -> None:
-        """The decays of the calls that come next, for all schedules."""
-        calls = np.arange(self.step, self.step + _BLOCK)
+        """The decays of the block of calls that this one is in, for all schedules."""
+        first = self.step - self.step % _BLOCK
+        calls = np.arange(first, first + _BLOCK)
         decays = np.stack([schedule.at(calls) for schedule in self.schedules.values()], axis=1)
         every = np.array([schedule.update_every for schedule in self.schedules.values()])
         self._decays = decays
         # A skip leaves even buffers as they are; a decay of 1 that is not a skip copies them.
         self._moves = (decays != 1) | (calls[:, np.newaxis] % every == 0)
         self._plain = np.all((decays > 0) & (decays < 1), axis=1).tolist()
-        rests = torch.from_numpy(1 - decays).to(self.averages)
-        self._rests = list(rests.unsqueeze(-1))
-        self._block_start = self.step
+        self._rests = self._as_tensor(1 - decays).unsqueeze(-1)
+        shares, rests = _shares_and_rest(decays.reshape(-1, _STRETCH, len(self.schedules)).transpose(0, 2, 1))
+        self._stretch_shares, self._stretch_rests = shares.astype(self._rows.dtype), self._as_tensor(rests)
 
     def _look_up(self) -> None:
         online = unwrapped(self.module)
@@ -210,21 +241,58 @@ class Averages:
         averaged = _on_one_device([source for source in sources.values() if is_averaged(source)])
         self._others = {name: source for name, source in sources.items() if not is_averaged(source)}
         # Aliases of the memory itself, where the module's tensors are flat as they lie.
-        self._direct = all(tensor.dtype == self.averages.dtype and tensor.is_contiguous() for tensor in averaged)
+        self._direct = all(tensor.dtype == self._averages.dtype and tensor.is_contiguous() for tensor in averaged)
         self._sources = [tensor.view(-1) for tensor in averaged] if self._direct else averaged
-        self._flat = torch.empty_like(self.averages[0])
+        self._flat = torch.empty_like(self._averages[0])
+        few = _STRETCH * self._flat.nbytes <= _WAITING_BYTES * len(self.schedules)
+        if few and self._direct and all(map(in_plain_memory, averaged)):
+            # Python joins the bytes of small tensors in a fifth of the time that torch.cat takes for its checks.
+            self._inputs = [np.from_dlpack(source).view(np.uint8).data for source in self._sources]
+            if not len(self._rows):
+                self._rows = self._new_rows(_STRETCH)
+            self._rows_as_bytes = [row.view(np.uint8).data for row in self._rows]
+        else:
+            self._inputs = []
+            self._catch_up()
         self._watch = Watch(online)
+
+    def _catch_up(self) -> None:
+        """Move the averages by the calls that wait."""
+        if self._waiting:
+            self._averages.lerp_(*self._mean_and_rest())
+            self._waiting.clear()
+
+    def _mean_and_rest(self) -> tuple[Tensor, Tensor]:
+        """The calls that wait as one: the means of their weights, (K, P), and how far to move towards them, (K, 1)."""
+        if not self._plain:
+            self._look_ahead()
+        count = len(self._waiting)
+        if count == _STRETCH:
+            stretch = self._waiting[0] // _STRETCH
+            shares, rest = self._stretch_shares[stretch], self._stretch_rests[stretch]
+        else:
+            exact, rests = _shares_and_rest(self._decays[self._waiting].T)
+            shares, rest = exact.astype(self._rows.dtype), self._as_tensor(rests)
+        # For matrices this small NumPy's product takes half the time of torch's.
+        return self._as_tensor(shares @ self._rows[:count]), rest
+
+    def _new_rows(self, count: int) -> NDArray[Any]:
+        return self._averages.new_zeros(count, self._averages.shape[1], device="cpu").numpy()
+
+    def _as_tensor(self, numbers: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(numbers).to(self._averages)
 
     def _flat_now(self) -> Tensor:
         if self._direct:
             return torch.cat(self._sources, out=self._flat)
-        return torch.cat([reals(tensor).to(self.averages) for tensor in self._sources])
+        return torch.cat([reals(tensor).to(self._averages) for tensor in self._sources])
 
     def _move_one_by_one(self, offset: int) -> None:
         """A call in which some average copies or skips: even a value that is not finite is copied, or counts for 0."""
+        self._catch_up()
         flat = self._flat_now()
         decays, moves = self._decays[offset].tolist(), self._moves[offset]
-        for average, copies, decay, moved in zip(self.averages, self._copied, decays, moves, strict=True):
+        for average, copies, decay, moved in zip(self._averages, self._copied, decays, moves, strict=True):
             if moved:
                 self._copy_into(copies)
             if decay == 0:
@@ -249,12 +317,29 @@ class Averages:
         return {**self._copied[row], **{key: tensor[0] for key, tensor in found.items()}}
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("module", "schedules", "step", "averages", "_layout", "_copied")
+        kept = ("module", "schedules", "step", "_averages", "_waiting", "_rows", "_layout", "_copied")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
+
+
+def _shares_and_rest(decays: Floats) -> tuple[Floats, Floats]:
+    """A stretch of n calls as one: each call's share in their mean, and how far the average moves towards it.
+
+    Moved towards a mean, an average of equal values keeps them, up to a rounding that does not add up.
+
+    Args:
+        decays: Shape (..., K, n), each row with a decay below 1; the rows of another are not numbers.
+
+    Returns:
+        Shapes (..., K, n), which adds to 1, and (..., K, 1).
+    """
+    shares, _ = stretch_weights(decays)
+    rest = shares.sum(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return shares / rest, rest
 
 
 def _on_one_device(tensors: list[Tensor]) -> list[Tensor]:

@@ -99,6 +99,11 @@ def is_averaged(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def in_plain_memory(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be read as they lie in the machine's memory."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not tensor.is_neg()
+
+
 def reals(tensor: Tensor) -> Tensor:
     """A tensor's real numbers, flat: of complex ones real and imaginary parts in turns."""
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
@@ -161,12 +166,13 @@ class Watch:
             for table in (part._parameters, part._buffers, part._modules)
         ]
         self._empty = [table for table in tables if not table]
-        self._values = [table.values() for table in tables if table]
-        self._seen = [*chain.from_iterable(self._values), None]
+        # The None at the end makes one more or less show up as a difference.
+        self._values = [*(table.values() for table in tables if table), (None,)]
+        self._seen = list(chain.from_iterable(self._values))
         self._tensors = [tie.tensor for module in modules for tie in ties(module).values()]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
 
     def is_stale(self) -> bool:
         """Whether anything has changed."""
-        same = not any(self._empty) and all(map(is_, chain(chain.from_iterable(self._values), (None,)), self._seen))
+        same = not any(self._empty) and all(map(is_, chain.from_iterable(self._values), self._seen))
         return not same or list(map(Tensor.data_ptr, self._tensors)) != self._addresses

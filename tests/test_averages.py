@@ -18,6 +18,8 @@ SCHEDULES = {
     "swa": UniformAverage(update_after_step=10, update_every=3),
     "edm2": PowerFunction(sigma_rel=0.2),
 }
+# All move at every call after the first, so that weights wait for each other.
+WAITING = {"quick": Constant(0.5), "slow": Constant(0.999), "mean": UniformAverage(), "constant": Constant(0.7)}
 
 
 def run(averages, first, last):
@@ -35,35 +37,102 @@ def shadows(averages):
     return found
 
 
-@pytest.mark.parametrize("calls", [1, 4, 30])
-def test_each_average_is_that_of_the_class(calls):
-    model = Network()
-    averages = Averages(model, SCHEDULES)
-    emas = {name: EMA(model, schedule=schedule) for name, schedule in SCHEDULES.items()}
-    for step in range(calls):
+def beside_the_class(model, schedules):
+    """The averages of a module and an EMA for each, and a function that changes the module and updates all of them."""
+    averages = Averages(model, schedules)
+    emas = {name: EMA(model, schedule=schedule) for name, schedule in schedules.items()}
+
+    def call(step):
         change(model, step)
         averages.update()
         for ema in emas.values():
             ema.update()
+
+    return averages, emas, call
+
+
+def assert_of_the_class(averages, emas):
     for name, found in shadows(averages).items():
         expected = tensors(emas[name].ema_model)
         for key, tensor in found.items():
-            torch.testing.assert_close(tensor, expected[key], msg=f"{name} {key}")
+            torch.testing.assert_close(tensor, expected[key], msg=lambda text, at=f"{name} {key}": f"{at}: {text}")
 
 
-def test_the_fast_path_is_the_class_too():
-    model = nn.Linear(3, 2)
-    schedules = {f"{beta}": Constant(beta) for beta in (0.5, 0.9, 0.999)}
-    averages = Averages(model, schedules)
-    emas = {name: EMA(model, schedule=schedule) for name, schedule in schedules.items()}
-    for step in range(2000):  # beyond a block of decays
-        change(model, step)
-        averages.update()
-        for ema in emas.values():
-            ema.update()
-    for name, found in shadows(averages).items():
-        for key, tensor in found.items():
-            torch.testing.assert_close(tensor, tensors(emas[name].ema_model)[key])
+@pytest.mark.parametrize("calls", [1, 4, 30])
+def test_each_average_is_that_of_the_class(calls):
+    averages, emas, call = beside_the_class(Network(), SCHEDULES)
+    for step in range(calls):
+        call(step)
+    assert_of_the_class(averages, emas)
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+@pytest.mark.parametrize("build", [Network, lambda: Network().double()])
+def test_each_is_that_of_the_class_whether_weights_wait_or_not(build, waiting, monkeypatch):
+    if not waiting:
+        monkeypatch.setattr("emacore.averages._WAITING_BYTES", 0)
+    averages, emas, call = beside_the_class(build(), WAITING)
+    for step in range(1100):  # beyond a block of decays
+        call(step)
+        if step in (1, 20, 31, 40):
+            assert_of_the_class(averages, emas)
+    assert_of_the_class(averages, emas)
+    assert len(averages.state_dict()["waiting"]["calls"]) == (1100 % 32 if waiting else 0)
+
+
+@pytest.mark.parametrize(
+    "schedules",
+    [
+        {"each": Constant(0.7), "fourth": Constant(0.9, update_every=4)},
+        {
+            "late": InversePower(0.9, update_after_step=40, update_every=5),
+            "early": InversePower(0.99, update_after_step=2, update_every=5),
+        },
+    ],
+    ids=["some skip", "some copy, then all skip"],
+)
+def test_weights_wait_among_copies_and_skips(schedules):
+    averages, emas, call = beside_the_class(Network(), schedules)
+    for step in range(200):
+        call(step)
+        if step % 13 == 0:
+            assert_of_the_class(averages, emas)
+    assert_of_the_class(averages, emas)
+
+
+def test_a_module_that_becomes_another_while_weights_wait():
+    model = nn.Linear(4, 3)
+    averages, emas, call = beside_the_class(model, WAITING)
+    for step in range(10):
+        call(step)
+    model.weight = nn.Parameter(torch.full((3, 4), 7.0))
+    for step in range(10, 20):
+        call(step)
+    assert_of_the_class(averages, emas)
+    model.weight.data = torch.full((4, 3), 2.0).t()  # not as it lies in memory
+    for step in range(20, 30):
+        call(step)
+    assert_of_the_class(averages, emas)
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_reading_changes_nothing_and_what_was_read_stays(waiting, monkeypatch):
+    if not waiting:
+        monkeypatch.setattr("emacore.averages._WAITING_BYTES", 0)
+    whole, read = Averages(nn.Linear(3, 2), WAITING), Averages(nn.Linear(3, 2), WAITING)
+    run(whole, 0, 75)
+    for step in range(75):
+        run(read, step, step + 1)
+        before = read.averages
+        kept = before.clone()
+        shadows(read)
+        read.state_dict()
+        with read.average_parameters("mean"):
+            pass
+    assert torch.equal(read.averages, whole.averages)
+    run(read, 75, 76)
+    assert torch.equal(before, kept)
+    assert not torch.equal(read.averages, kept)
 
 
 def test_half_double_and_complex_tensors():
@@ -120,11 +189,13 @@ def test_parameters_come_and_go_even_after_an_error():
 
 
 @pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy"])
-def test_going_on_is_not_having_stopped(way):
-    whole = Averages(Network(), SCHEDULES)
-    run(whole, 0, 25)
-    first = Averages(Network(), SCHEDULES)
-    run(first, 0, 9)
+@pytest.mark.parametrize("schedules", [SCHEDULES, WAITING])
+@pytest.mark.parametrize("stop", [9, 32, 50])
+def test_going_on_is_not_having_stopped(way, schedules, stop):
+    whole = Averages(Network(), schedules)
+    run(whole, 0, 75)
+    first = Averages(Network(), schedules)
+    run(first, 0, stop)
     if way == "pickle":
         second = pickle.loads(pickle.dumps(first))
     elif way == "deepcopy":
@@ -133,12 +204,27 @@ def test_going_on_is_not_having_stopped(way):
         file = io.BytesIO()
         torch.save(first.state_dict(), file)
         file.seek(0)
-        second = Averages(Network(), SCHEDULES)
+        second = Averages(Network(), schedules)
+        run(second, 0, 3)
         second.load_state_dict(torch.load(file, weights_only=True))
-    run(second, 9, 25)
+    torch.testing.assert_close(second.averages, first.averages, rtol=0, atol=0)
+    run(second, stop, 75)
     torch.testing.assert_close(second.averages, whole.averages, rtol=0, atol=0)
     for name, found in shadows(second).items():
         assert_same(found, shadows(whole)[name])
+
+
+def test_a_state_with_waiting_weights_goes_on_where_none_wait(monkeypatch):
+    whole = Averages(nn.Linear(3, 2), WAITING)
+    run(whole, 0, 40)
+    state = whole.state_dict()
+    assert state["waiting"]["calls"] == list(range(32, 40))
+    monkeypatch.setattr("emacore.averages._WAITING_BYTES", 0)
+    other = Averages(nn.Linear(3, 2), WAITING)
+    other.load_state_dict(state)
+    run(other, 40, 60)
+    run(whole, 40, 60)
+    torch.testing.assert_close(other.averages, whole.averages)
 
 
 def test_a_state_of_something_else_is_refused():
@@ -191,7 +277,8 @@ def test_wrong_arguments_are_named():
 def test_moving_to_a_device_forgets_no_average():
     averages = Averages(Network(), {"a": Constant(0.5)})
     run(averages, 0, 3)
-    before = averages.averages.clone()
+    before = averages.averages
     assert averages.to("cpu") is averages
+    assert torch.equal(averages.averages, before)
     run(averages, 3, 4)
     assert not torch.equal(averages.averages, before)

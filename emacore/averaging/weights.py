@@ -90,14 +90,14 @@ def stretch_weights(decays: Floats) -> tuple[Floats, Floats]:
     """What a stretch of n calls does to an average, for K schedules at once.
 
     Args:
-        decays: Shape (K, n), of the calls of the stretch; not checked.
+        decays: Shape (..., K, n), of the calls of the stretch; not checked.
 
     Returns:
-        Shape (K, n), the weights of the stretch's values in the average after it, and shape (K,), that of the average
-        before it.
+        Shape (..., K, n), the weights of the stretch's values in the average after it, and shape (..., K), that of the
+        average before it.
     """
     after = _products_after(decays)
-    return (1 - decays) * after, decays[:, 0] * after[:, 0]
+    return (1 - decays) * after, decays[..., 0] * after[..., 0]
 
 
 def mean_age(decays: ArrayLike, step: int = -1) -> float:
