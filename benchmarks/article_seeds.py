@@ -1,6 +1,6 @@
 """The article's run over 32 seeds: where the medians and the spread of its figures lie.
 
-Run: python benchmarks/article_seeds.py
+Run: python -m benchmarks.article_seeds
 """
 
 import pandas as pd

@@ -1,6 +1,6 @@
 """The study that ships with the package, and answers the overview's third question: 32 seeds of two experiments.
 
-Run: python benchmarks/article_study.py
+Run: python -m benchmarks.article_study
 """
 
 import datetime
@@ -37,7 +37,7 @@ def main() -> None:
         print(f"{name}: {perf_counter() - begin:.1f} s")
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scikit-learn"))
     made = (
-        f"# python benchmarks/article_study.py, {datetime.date.today()}, Python {platform.python_version()}, {versions}"
+        f"# python -m benchmarks.article_study, {datetime.date.today()}, Python {platform.python_version()}, {versions}"
     )
     Path(SHIPPED).write_text(made + "\n" + pd.concat(parts).to_csv(index=False))
 

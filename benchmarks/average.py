@@ -1,12 +1,12 @@
 """The recursion over a million varying decays against a plain Python loop, on one thread.
 
-Run: python benchmarks/average.py
+Run: python -m benchmarks.average
 """
 
 import numpy as np
-from interleaved import medians, report
 from threadpoolctl import threadpool_limits
 
+from benchmarks.interleaved import medians, report
 from emacore.averaging.weights import average
 
 rng = np.random.default_rng(0)

@@ -1,13 +1,13 @@
 """One update of EMA, and of eight averages at once, against ema-pytorch 0.8.3 and the memory limit, on one thread.
 
-Run: python benchmarks/ema_update.py
+Run: python -m benchmarks.ema_update
 """
 
 import torch
 from ema_pytorch import EMA as EMAPytorch
-from interleaved import medians, report
 from torch import nn
 
+from benchmarks.interleaved import medians, report
 from emacore import EMA, Averages
 from emacore.averaging.schedules import Constant
 
@@ -71,22 +71,27 @@ def compare_many(count: int = 8) -> None:
     target, weights = torch.zeros_like(ours.averages), torch.full((count, 1), 0.001)
     flat = torch.zeros(target.shape[1])
     limit = f"one lerp_ of the {tuple(target.shape)} tensor (memory limit)"
-    seconds = medians(
-        {
-            "emacore.Averages": ours.update,
-            f"{count} x emacore.EMA": lambda: [ema.update() for ema in single],
-            f"{count} x ema-pytorch": lambda: [ema.update() for ema in theirs],
-            limit: lambda: target.lerp_(flat, weights),
-        },
-        rounds=25,
-        calls=100,
-    )
-    report(
-        f"{count} averages of the article's network; x = {count} ema-pytorch / candidate",
-        seconds,
-        f"{count} x ema-pytorch",
-    )
-    print(f"  emacore.Averages takes {seconds['emacore.Averages'] / seconds[limit]:.2f} x the memory limit")
+    candidates = {
+        "emacore.Averages": ours.update,
+        f"{count} x emacore.EMA": lambda: [ema.update() for ema in single],
+        f"{count} x ema-pytorch": lambda: [ema.update() for ema in theirs],
+        limit: lambda: target.lerp_(flat, weights),
+    }
+    batch = torch.randn(32, 20), torch.randn(32, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def train() -> None:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+    every = medians(candidates, rounds=25, calls=400)
+    # A training step before each call leaves little of what the call needs in the caches.
+    apart = medians(candidates, rounds=25, calls=32, between=train)
+    for words, seconds in (("call after call", every), ("a training step before each call", apart)):
+        title = f"{count} averages of the article's network, {words}; x = {count} ema-pytorch / candidate"
+        report(title, seconds, f"{count} x ema-pytorch")
+        print(f"  emacore.Averages takes {seconds['emacore.Averages'] / seconds[limit]:.2f} x the memory limit")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 The plain loop is what a tutorial writes: DataLoader, torch.optim, ema-pytorch 0.8.3 and scikit-learn's metrics.
 
-Run: python benchmarks/epoch.py
+Run: python -m benchmarks.epoch
 """
 
 import torch
 from ema_pytorch import EMA as EMAPytorch
-from interleaved import medians, report
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.interleaved import medians, report
 from emacore import RunConfig
 from emacore.training.data import load
 from emacore.training.loop import _never, _Run

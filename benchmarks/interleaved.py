@@ -13,16 +13,32 @@ def medians(
     rounds: int,
     calls: int = 1,
     clock: Callable[[], float] = perf_counter,
+    between: Callable[[], object] | None = None,
 ) -> dict[str, float]:
-    """Median seconds per call over ``rounds`` rounds of ``calls`` calls, after one round that is not counted."""
+    """Median seconds per call over ``rounds`` rounds of ``calls`` calls, after one round that is not counted.
+
+    With ``between``, it runs before each call and is not timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds + 1):
         for name, run in candidates.items():
-            begin = clock()
-            for _ in range(calls):
-                run()
-            times[name].append((clock() - begin) / calls)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+            times[name].append(_seconds(run, calls, clock) if between is None else _apart(run, calls, clock, between))
+    return {name: statistics.median(values[1:]) / calls for name, values in times.items()}
+
+
+def _seconds(run: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
+    begin = clock()
+    for _ in range(calls):
+        run()
+    return clock() - begin
+
+
+def _apart(run: Callable[[], object], calls: int, clock: Callable[[], float], between: Callable[[], object]) -> float:
+    seconds = 0.0
+    for _ in range(calls):
+        between()
+        seconds += _seconds(run, 1, clock)
+    return seconds
 
 
 def report(title: str, seconds: Mapping[str, float], reference: str) -> None:

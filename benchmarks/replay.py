@@ -1,6 +1,6 @@
 """Recording and replaying the article's run, on one thread.
 
-Run: python benchmarks/replay.py
+Run: python -m benchmarks.replay
 """
 
 import tempfile
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from interleaved import medians, report
 from threadpoolctl import threadpool_limits
 
+from benchmarks.interleaved import medians, report
 from emacore import RunConfig
 from emacore.averaging.schedules import InversePower
 from emacore.training.atlas import AXES, _reach, atlas, partners

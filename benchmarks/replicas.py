@@ -1,12 +1,12 @@
 """An epoch of many seeds at once, per seed, against the plain loop's epoch, on one thread.
 
-Run: python benchmarks/replicas.py
+Run: python -m benchmarks.replicas
 """
 
 import torch
-from epoch import PlainLoop
-from interleaved import medians, report
 
+from benchmarks.epoch import PlainLoop
+from benchmarks.interleaved import medians, report
 from emacore import RunConfig
 from emacore.training.data import load
 from emacore.training.loop import _never

@@ -3,15 +3,12 @@
 Both are measured in turns in one run.  Then the server's memory before and after ten replays of the article's run.
 Needs Chromium and Playwright.
 
-Run: python benchmarks/slider.py
+Run: python -m benchmarks.slider
 """
 
 import statistics
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from playwright.sync_api import Locator, Page, sync_playwright
 

@@ -1,6 +1,6 @@
 """What a sweep costs: a small one, measured on this machine's cores, and computed up to 10,000 runs.
 
-Run: python benchmarks/sweep.py
+Run: python -m benchmarks.sweep
 """
 
 from time import perf_counter

@@ -74,7 +74,7 @@ def test_what_one_would_write():
 
 def test_the_shipped_study_says_what_it_was_made_with():
     table, made = shipped()
-    assert made.startswith("python benchmarks/article_study.py, 20")
+    assert made.startswith("python -m benchmarks.article_study, 20")
     assert "torch 2" in made
     for experiment, kind in (("the article's settings", "no difference shown"), ("a learning rate of", "helps")):
         seeds = table[table["experiment"].str.startswith(experiment)]
