@@ -174,7 +174,10 @@ class Averages:
         return {
             "step": self.step,
             "averages": self._averages.clone(),
-            "waiting": {"calls": list(self._waiting), "weights": torch.tensor(self._rows[: len(self._waiting)])},
+            "waiting": {
+                "calls": [self._block_start() + offset for offset in self._waiting],
+                "weights": torch.tensor(self._rows[: len(self._waiting)]),
+            },
             "copied": [{name: tensor.clone() for name, tensor in copies.items()} for copies in self._copied],
             "schedules": {name: schedule.to_dict() for name, schedule in self.schedules.items()},
         }
@@ -200,7 +203,7 @@ class Averages:
         self._reset()
         self.step = int(state["step"])
         self._averages.copy_(state["averages"])
-        self._waiting = list(state["waiting"]["calls"])
+        self._waiting = [call - self._block_start() for call in state["waiting"]["calls"]]
         self._rows = self._new_rows(_STRETCH)
         self._rows[: len(self._waiting)] = state["waiting"]["weights"].numpy(force=True)
         for ours, theirs in zip(self._copied, state["copied"], strict=True):
@@ -220,10 +223,12 @@ class Averages:
         self._watch = None
         self._plain = []
 
+    def _block_start(self) -> int:
+        return self.step - self.step % _BLOCK
+
     def _look_ahead(self) -> None:
         """The decays of the block of calls that this one is in, for all schedules."""
-        first = self.step - self.step % _BLOCK
-        calls = np.arange(first, first + _BLOCK)
+        calls = self._block_start() + np.arange(_BLOCK)
         decays = np.stack([schedule.at(calls) for schedule in self.schedules.values()], axis=1)
         every = np.array([schedule.update_every for schedule in self.schedules.values()])
         self._decays = decays

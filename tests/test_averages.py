@@ -216,14 +216,14 @@ def test_going_on_is_not_having_stopped(way, schedules, stop):
 
 def test_a_state_with_waiting_weights_goes_on_where_none_wait(monkeypatch):
     whole = Averages(nn.Linear(3, 2), WAITING)
-    run(whole, 0, 40)
+    run(whole, 0, 1100)
     state = whole.state_dict()
-    assert state["waiting"]["calls"] == list(range(32, 40))
+    assert state["waiting"]["calls"] == list(range(1088, 1100))
     monkeypatch.setattr("emacore.averages._WAITING_BYTES", 0)
     other = Averages(nn.Linear(3, 2), WAITING)
     other.load_state_dict(state)
-    run(other, 40, 60)
-    run(whole, 40, 60)
+    run(other, 1100, 1120)
+    run(whole, 1100, 1120)
     torch.testing.assert_close(other.averages, whole.averages)
 
 
