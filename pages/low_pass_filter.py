@@ -63,8 +63,7 @@ through_app()
 st.title("Low-pass filter")
 st.markdown(
     "An exponential moving average lets slow changes of a sequence through and takes fast ones out. The larger the "
-    "decay, "
-    "the lower its cut-off frequency, the calmer its output, and the later it answers."
+    "decay, the lower its cut-off frequency, the calmer its output, and the later it answers."
 )
 presets(PRESETS, DEFAULTS)
 controls, charts = st.columns([1, 2.3], gap="medium")

@@ -138,14 +138,12 @@ with numbers:
     )
     st.caption(
         "Formula: each direction of SGD is AR(1) noise with coefficient 1 - learning rate x curvature, and the "
-        "average "
-        f"is a one-pole filter. Simulated: {MEASURED:,} steps from the minimum, seed 1, curvatures "
+        f"average is a one-pole filter. Simulated: {MEASURED:,} steps from the minimum, seed 1, curvatures "
         f"{CURVATURES[0]:g} and {CURVATURES[1]:g}."
     )
     st.markdown(
         "**Look for:** a larger decay makes the blue path calmer *and later*: it needs longer to come in from the "
-        "start. "
-        "A small learning rate does the same to the orange path itself."
+        "start. A small learning rate does the same to the orange path itself."
     )
 
 
@@ -179,8 +177,7 @@ for column, (question, text, page, label, changes) in zip(
         (
             "What do I set?",
             "A decay that fits the length of your run, and a warm-up. See what each past step weighs, and which "
-            "settings "
-            "never act.",
+            "settings never act.",
             "pages/decay_schedule.py",
             "Bend a schedule",
             SCHEDULE_DEFAULTS,

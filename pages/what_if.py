@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -14,7 +15,7 @@ from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths_on_landscape
-from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
+from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun
 from emacore.training.config import RunConfig
 from emacore.training.history import (
@@ -41,8 +42,7 @@ through_app()
 st.title("What if?")
 st.markdown(
     "The average never touches the weights that are trained. So the recorded weights of *one* run answer, exactly, "
-    "what "
-    "every other schedule would have given: move a slider, and the averaged network's whole curve moves, without "
+    "what every other schedule would have given: move a slider, and the averaged network's whole curve moves, without "
     "training."
 )
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
@@ -50,6 +50,7 @@ with st.spinner("Loading torch, once for each start of the server"):  # the titl
 
     from emacore.training.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
     from emacore.training.family import relatives, with_ema
+    from emacore.training.metrics import METRICS
     from emacore.training.recording import RecordingError
     from emacore.training.trajectory import Trajectory, scheme_from_code, scheme_to_code
     from emacore.training.weight_space import Space, space
@@ -120,6 +121,12 @@ def start_on_original(config: RunConfig) -> None:
     )
 
 
+def choose_cell(chart: str) -> None:
+    """Make the clicked cell of the atlas a curve, until another one is clicked, or none."""
+    cells = st.session_state[chart]["selection"].get(CELL, [])
+    st.session_state["cell"] = next((cell["code"] for cell in cells if cell.get("code")), None)
+
+
 def chosen_run(store: RunStore) -> StoredRun | None:
     runs = store.runs()
     ids = [run for run in runs["id"] if (store.recording(run) / "run.json").exists()]
@@ -133,8 +140,7 @@ def honest_words(run: StoredRun, trajectory: Trajectory, trained: int) -> None:
     if rules:
         st.info(
             f"This training looked at its own average: {' and '.join(rules)}. A replay is exact for the weights that "
-            "were "
-            "trained; with another average, other weights would have been trained from there on.",
+            "were trained; with another average, other weights would have been trained from there on.",
             icon=":material/info:",
         )
         st.button(
@@ -200,22 +206,25 @@ controls, charts = st.columns([1, 2.3], gap="medium")
 with controls:
     schedule = schedule_controls()
     code = to_code(schedule)
-    schemes = {NOW: schedule, **pin_controls(code, SCHEDULE_DEFAULTS, scheme_from_code)}
+    pinned = pin_controls(code, SCHEDULE_DEFAULTS, scheme_from_code)
+clicked = st.session_state.get("cell") if st.session_state.get("view") == "Atlas" else None
+schemes = {NOW: schedule, **({clicked: scheme_from_code(clicked)} if clicked else {}), **pinned}
 
 steps = trajectory.steps
-own = replayed(folder, epochs, code)
-parts = [
-    pd.DataFrame({"curve": name, "epoch": history["epoch"], "step": own["step"], "loss": history[f"val_loss_{column}"]})
+now = replayed(folder, epochs, code)
+parts = {
+    name: history[["epoch"]].assign(step=now["step"], **{m: history[f"val_{m}_{column}"] for m in METRICS})
     for name, column in ((ORIGINAL_NAME, "original"), (OWN, "ema"))
-]
-for name, scheme in schemes.items():
-    parts.append(replayed(folder, epochs, scheme_to_code(scheme))[["epoch", "step", "loss"]].assign(curve=name))
-curves = pd.concat(parts, ignore_index=True)[["curve", "epoch", "step", "loss"]]
+}
+parts |= {name: replayed(folder, epochs, scheme_to_code(scheme)) for name, scheme in schemes.items()}
+curves = pd.concat([part.assign(curve=name) for name, part in parts.items()], ignore_index=True)
+curves = curves[["curve", "epoch", "step", *METRICS]]
 shares = pd.concat(
     [shares_of(folder, epochs, scheme_to_code(scheme)).assign(curve=name) for name, scheme in schemes.items()],
     ignore_index=True,
 )
-colours = {ORIGINAL_NAME: ORIGINAL, NOW: AVERAGED, **palette([OWN, *list(schemes)[1:]])}
+fixed = {NOW: AVERAGED} if clicked in pinned else {NOW: AVERAGED, clicked: CHOSEN}
+colours = {ORIGINAL_NAME: ORIGINAL, OWN: CLEAN, **palette(schemes, fixed)}
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
@@ -253,10 +262,14 @@ show_table(
         "best_epoch": "at epoch",
         "steadiness": st.column_config.NumberColumn("std. dev.", format="%.6f"),
         "ahead_since": st.column_config.NumberColumn("below the original since epoch"),
+        "final_mae": st.column_config.NumberColumn("final MAE", format="%.5f"),
+        "best_mae": st.column_config.NumberColumn("best MAE", format="%.5f"),
+        "final_r2": st.column_config.NumberColumn("final R2", format="%.5f"),
+        "best_r2": st.column_config.NumberColumn("best R2", format="%.5f"),
     },
 )
 st.markdown(
-    f"{curve_in_words(figures, ORIGINAL_NAME, NOW)} {smaller_rate_in_words(history, own['loss'])} "
+    f"{curve_in_words(figures, ORIGINAL_NAME, NOW)} {smaller_rate_in_words(history, now['loss'])} "
     "All of it is of this run and its validation rows; another seed is another run."
 )
 with st.expander("Load this average into a module of your own", icon=":material/download:"):
@@ -323,22 +336,22 @@ def show_atlas(epochs: int) -> None:
     capped = x in CAPPED and y in CAPPED
     cells["beta_never"] = cells["beta_from"].isna() & capped
     picture = heatmap(cells, reference=reference, x_title=x, y_title=y, dotted="beta_never")
-    event = st.vega_lite_chart(
+    chart = f"atlas-{run.id}-{x}-{y}-{metric}"
+    st.vega_lite_chart(
         picture.data,
         picture.spec,
         alt=f"The {metric} loss under {len(cells)} schedules over {x} and {y}, blue where it is below the original's",
         width="stretch",
-        on_select="rerun",
+        on_select=partial(choose_cell, chart),
         selection_mode=CELL,
-        key=f"atlas-{run.id}-{x}-{y}-{metric}",
+        key=chart,
     )
     st.caption(
         "Blue: the average is below the original; orange: above it; white: level. Full colour from a factor of 4 on. "
-        "The framed cell is the lowest. Pointing shows numbers, a click chooses a cell."
+        "Framed in black: the lowest cell. Pointing shows numbers; a click makes a cell a curve above, in crimson."
         + (" Dotted cells: this run is too short for beta, which never acts." if capped else "")
         + (" Empty cells: no such average has that width in this run." if cells["code"].isna().any() else "")
     )
-    clicked = [cell["code"] for cell in event["selection"].get(CELL, []) if "code" in cell]
     if cells["loss"].notna().any():
         best = cells.loc[cells["loss"].idxmin()]
         st.markdown(
@@ -349,11 +362,11 @@ def show_atlas(epochs: int) -> None:
         with st.container(horizontal=True):
             if clicked:
                 st.button(
-                    f"Pin {clicked[0]}",
+                    f"Pin {clicked}",
                     on_click=pin,
-                    args=(clicked[0],),
+                    args=(clicked,),
                     icon=":material/keep:",
-                    help="The clicked cell becomes a curve.",
+                    help="Keep the clicked cell's curve when another one is clicked.",
                 )
             st.button(
                 "Pin the lowest cell", on_click=pin, args=(best["code"],), icon=":material/keep:", help="As a curve."

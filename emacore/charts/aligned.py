@@ -11,7 +11,7 @@ import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of
 from emacore.charts.lines import Scale
-from emacore.charts.style import DASHES, OTHERS
+from emacore.charts.style import DASHES
 from emacore.charts.thin import MAX_POINTS, thin
 
 
@@ -47,7 +47,6 @@ def _spec(
     colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale, steps: int, height: int
 ) -> dict[str, Any]:
     names, hues = [name for name, _ in colours], [colour for _, colour in colours]
-    dashes = {colour: list(dash) for colour, dash in zip(OTHERS, DASHES, strict=True)}
     highlight = alt.selection_point(name="highlight", fields=["curve"], bind="legend")
     legend = alt.Legend(
         title=None,
@@ -62,7 +61,7 @@ def _spec(
         color=alt.Color("curve:N", scale=alt.Scale(domain=names, range=hues), legend=legend),
         strokeDash=alt.StrokeDash(
             "curve:N",
-            scale=alt.Scale(domain=names, range=[dashes.get(colour, [1, 0]) for colour in hues]),
+            scale=alt.Scale(domain=names, range=[DASHES.get(colour, [1, 0]) for colour in hues]),
             legend=legend,
         ),
         strokeOpacity=alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.12)),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
-from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL
 
 #: The name of the selection in which a clicked cell arrives.
 CELL = "cell"
@@ -30,7 +30,8 @@ def heatmap(
 ) -> Figure:
     """Cells of columns x, y, loss; blue where the loss is below ``reference``, orange where it is above.
 
-    The lowest cell is marked, and cells in which ``dotted`` (a column of booleans) is true have a dot.
+    The lowest cell has a black frame, the clicked one a frame in its curve's colour; cells in which ``dotted`` (a
+    column of booleans) is true have a dot.
     """
     shown = table.assign(
         change=np.log2(table["loss"] / reference).clip(-2, 2),
@@ -43,7 +44,7 @@ def heatmap(
 
 @lru_cache(maxsize=64)
 def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
-    cell = alt.selection_point(name=CELL, fields=["code"], toggle=False)
+    cell = alt.selection_point(name=CELL, fields=["code"], toggle=False, empty=False)
     base = alt.Chart().encode(
         x=alt.X("x:O", title=x_title, axis=alt.Axis(format=".5~g", labelOverlap=True, labelAngle=-45)),
         y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=".5~g", labelOverlap=True)),
@@ -51,13 +52,9 @@ def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
     cells = (
         base.mark_rect()
         .encode(
-            fill=alt.Fill(
-                "change:Q",
-                scale=_COLOURS,
-                legend=None,
-            ),
-            stroke=alt.when(alt.datum.best).then(alt.value("#D6246E")).otherwise(alt.value(CLEAN)),
-            strokeWidth=alt.when(alt.datum.best).then(alt.value(3)).otherwise(alt.value(0)),
+            fill=alt.Fill("change:Q", scale=_COLOURS, legend=None),
+            stroke=alt.when(cell).then(alt.value(CHOSEN)).otherwise(alt.value("black")),
+            strokeWidth=alt.when(cell | alt.datum.best).then(alt.value(3)).otherwise(alt.value(0)),
             tooltip=[
                 alt.Tooltip("x:O", title=x_title),
                 alt.Tooltip("y:O", title=y_title),

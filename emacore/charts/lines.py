@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
-from emacore.charts.style import CLEAN, DASHES, OTHERS
+from emacore.charts.style import CLEAN, DASHES
 from emacore.charts.thin import MAX_POINTS, thin
 
 Scale = Literal["linear", "log"]
@@ -95,7 +95,6 @@ def _spec(
     ruled: bool,
 ) -> dict[str, Any]:
     names, hues = [name for name, _ in colours], [colour for _, colour in colours]
-    dashes = {colour: list(dash) for colour, dash in zip(OTHERS, DASHES, strict=True)}
     highlight = alt.selection_point(name="highlight", fields=[series], bind="legend")
     nearest = alt.selection_point(name="nearest", nearest=True, on="pointermove", empty=False, clear="pointerout")
     columns = 1 if any(len(name) > _LONG_NAME for name in names) else 2
@@ -118,7 +117,7 @@ def _spec(
     drawn = base.mark_line(clip=True).encode(
         strokeDash=alt.StrokeDash(
             f"{series}:N",
-            scale=alt.Scale(domain=names, range=[dashes.get(colour, [1, 0]) for colour in hues]),
+            scale=alt.Scale(domain=names, range=[DASHES.get(colour, [1, 0]) for colour in hues]),
             legend=legend,
         ),
         strokeWidth=alt.when(alt.FieldOneOfPredicate(field=series, oneOf=list(faint)))

@@ -83,19 +83,21 @@ def in_words(history: pd.DataFrame) -> list[str]:
 
 
 def curve_figures(curves: pd.DataFrame, original: str, from_epoch: int) -> pd.DataFrame:
-    """Figures of several validation curves of one run: curve, final, best, best_epoch, steadiness, ahead_since.
+    """Figures of several validation curves of one run, a row each.
 
     Args:
-        curves: A long table: curve, epoch, loss.
+        curves: A long table: curve, epoch, loss, mae, r2.
         original: The curve that the others are compared with.
         from_epoch: Where the standard deviation (steadiness) begins.
 
     Returns:
-        ``ahead_since`` is the epoch from which a curve stays below the original's to the end; missing if it does not.
+        curve, final, best, best_epoch, steadiness and ahead_since of the loss, then final_mae, best_mae, final_r2 and
+        best_r2, each metric's best of its own epoch.  ``ahead_since`` is the epoch from which the loss stays below the
+        original's to the end; missing if it does not.
     """
     wide = curves.pivot(index="epoch", columns="curve", values="loss")
     rows = []
-    for name in curves["curve"].unique():
+    for name, curve in curves.groupby("curve", sort=False):
         losses = wide[name]
         behind = np.flatnonzero(~(losses < wide[original]).to_numpy())
         first = int(behind[-1]) + 1 if behind.size else 0
@@ -107,6 +109,10 @@ def curve_figures(curves: pd.DataFrame, original: str, from_epoch: int) -> pd.Da
                 "best_epoch": int(wide.index[int(losses.argmin())]),
                 "steadiness": float(losses[wide.index >= from_epoch].std()),
                 "ahead_since": int(wide.index[first]) if first < len(wide) else None,
+                "final_mae": float(curve["mae"].iloc[-1]),
+                "best_mae": float(curve["mae"].min()),
+                "final_r2": float(curve["r2"].iloc[-1]),
+                "best_r2": float(curve["r2"].max()),
             }
         )
     return pd.DataFrame(rows).astype({"ahead_since": "Int64"})

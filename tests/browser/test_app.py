@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from emacore.averaging.schedules import from_code
-from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS
+from emacore.charts.style import AVERAGED, CHOSEN, ORIGINAL, OTHERS
 from emacore.experiments.store import RunStore
 from emacore.training.data import load
 from emacore.training.trajectory import Trajectory
@@ -197,7 +197,12 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
     page.wait_for_timeout(1000)
     box = picture.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
-    page.get_by_role("button", name=re.compile("^Pin InversePower")).click()
+    keep = page.get_by_role("button", name=re.compile("^Pin InversePower"))
+    keep.wait_for()
+    settled(page)
+    page.wait_for_timeout(1000)
+    assert drawn(chart, CHOSEN) > 20, "the clicked cell is a curve"
+    keep.click()
     page.locator("[data-testid=stMultiSelect]").get_by_text(re.compile("InversePower")).first.wait_for()
     assert "pins=InversePower" in page.url
     # And the lowest cell goes into a module of one's own.

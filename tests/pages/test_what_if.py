@@ -46,7 +46,8 @@ def test_the_runs_own_schedule_gives_its_own_curve_back_and_a_slider_moves_it(op
     enter(home)
     app = open_page("what_if", beta="0.9", update_after_step="5")
     table = figures(app)
-    assert table.loc["now", "final"] == pytest.approx(table.loc["the run's own EMA", "final"], rel=1e-4)
+    for figure in ("final", "best_mae", "final_r2"):
+        assert table.loc["now", figure] == pytest.approx(table.loc["the run's own EMA", figure], rel=1e-4)
     app.get_by_key("power").set_value(0.3)
     moved = figures(run(app))
     assert moved.loc["now", "final"] != pytest.approx(table.loc["now", "final"], rel=1e-3)
@@ -88,6 +89,21 @@ def test_the_atlas_says_where_its_best_was_chosen_and_pins_it(open_page, home):
     assert table.loc[best["code"], "final"] == pytest.approx(best["loss"], rel=1e-4)
     app.get_by_key("atlas_x").set_value("update_after_step")
     assert run(app).get_by_key("atlas_y").value != "update_after_step"
+
+
+def test_a_clicked_cell_is_a_curve_while_the_atlas_is_there(open_page, home):
+    enter(home)
+    app = open_page("what_if", view="Atlas", pins=["Constant(beta=0.9)"])
+    cell = next(d.value for d in app.dataframe if "code" in d.value).iloc[123]
+    app.session_state["cell"] = cell["code"]  # what a click does, which this harness cannot
+    table = figures(run(app))
+    assert table.loc[cell["code"], "final"] == pytest.approx(cell["loss"], rel=1e-4)
+    assert len(table) == 5
+    next(b for b in app.button if b.label == f"Pin {cell['code']}").click()
+    assert figures(run(app)).index.tolist()[3:] == [cell["code"], "Constant(beta=0.9)"]
+    app.get_by_key("view").set_value("Family")
+    assert app.get_by_key("pins").value == ["Constant(beta=0.9)", cell["code"]]
+    assert figures(run(app)).index.tolist()[3:] == ["Constant(beta=0.9)", cell["code"]]
 
 
 def test_widths_that_no_average_has_are_told(open_page, home):

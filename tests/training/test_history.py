@@ -72,9 +72,12 @@ def test_figures_of_curves():
             "loss": [4.0, 3.0, 1.0, 2.0, 5.0, 2.0, 0.9, 0.8, 1.0, 1.0, 1.0, 3.0],
         }
     )
+    curves = curves.assign(mae=curves["loss"] / 2, r2=1 - curves["loss"] / 10)
     table = curve_figures(curves, "original", from_epoch=3).set_index("curve")
     assert table.loc["original", ["final", "best", "best_epoch"]].tolist() == [2.0, 1.0, 3]
     assert table["ahead_since"].isna().tolist() == [True, False, True]
+    others = table.loc["b", ["final_mae", "best_mae", "final_r2", "best_r2"]]
+    assert others.tolist() == pytest.approx([1.5, 0.5, 0.7, 0.9])
     assert table.loc["a", "ahead_since"] == 2
     assert table.loc["a", "steadiness"] == pytest.approx(np.std([0.9, 0.8], ddof=1))
     always = curve_figures(curves[curves["epoch"] > 1], "original", 1).set_index("curve")
@@ -113,6 +116,8 @@ def test_a_curve_in_words():
             "curve": ["original"] * 3 + ["now"] * 3,
             "epoch": [1, 2, 3] * 2,
             "loss": [4.0, 2.0, 4.0, 5.0, 1.0, 3.0],
+            "mae": 1.0,
+            "r2": 0.5,
         }
     )
     told = curve_in_words(curve_figures(curves, "original", 2), "original", "now")
