@@ -55,6 +55,8 @@ def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
             fill=alt.Fill("change:Q", scale=_COLOURS, legend=None),
             stroke=alt.when(cell).then(alt.value(CHOSEN)).otherwise(alt.value("black")),
             strokeWidth=alt.when(cell | alt.datum.best).then(alt.value(3)).otherwise(alt.value(0)),
+            # frames lie above their neighbours
+            order=alt.when(cell | alt.datum.best).then(alt.value(1)).otherwise(alt.value(0)),
             tooltip=[
                 alt.Tooltip("x:O", title=x_title),
                 alt.Tooltip("y:O", title=y_title),
