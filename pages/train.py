@@ -55,18 +55,19 @@ def is_over(run: StoredRun) -> bool:
 def headline(run: StoredRun, history: pd.DataFrame) -> None:
     """Progress, remaining time, and how the run ended or may end."""
     most, epoch, stopping = run.config.max_epochs, len(history), run.config.stopping
+    patience = (
+        f"{stopping.patience} epochs without a new best validation loss of the "
+        f"{'EMA' if stopping.curve == 'ema' else 'original'}"
+    )
     left = "starting"
     if epoch:
         pace = history["seconds"].iloc[-1] / epoch
         left = f"at most {pace * (most - epoch):,.0f} s left ({1000 * pace:,.3g} ms an epoch)"
         if stopping.curve != "none":
             waited = epochs_without_best(history, stopping.curve)
-            left += (
-                f"; ends sooner after {stopping.patience} epochs without a new best {stopping.curve} validation loss, "
-                f"{waited} so far"
-            )
+            left += f"; ends sooner after {patience}, {waited} so far"
     why = {
-        "early stop": f"{stopping.patience} epochs without a new best {stopping.curve} validation loss",
+        "early stop": patience,
         "max epochs": "all epochs trained",
         "stopped": "you stopped it",
         "diverged": "the loss is no longer finite; a smaller learning rate may help",

@@ -130,7 +130,7 @@ def test_start_watch_refresh_second_tab_and_stop(server, page):
 def test_the_articles_run_trains_and_goes_home_as_csv(server, page):
     page.goto(f"{server.url}/train")
     page.get_by_role("button", name="Start").click()
-    page.get_by_text("20 epochs without a new best ema validation loss", exact=False).last.wait_for(timeout=120_000)
+    page.get_by_text("20 epochs without a new best validation loss").last.wait_for(timeout=120_000)
     page.get_by_text("Ended after").wait_for(timeout=150_000)
     run_id = re.search("run=([0-9a-f]+)", page.url)[1]
     store = RunStore(server.home)

@@ -96,7 +96,7 @@ def test_a_running_run_shows_progress_and_why_it_may_end(open_page, home):
     run_id = enter(home, RunConfig(max_epochs=4), state="running")
     app = open_page("train", run=run_id)
     assert "Epoch 4 of at most 4" in app.get("progress")[0].proto.text
-    assert "20 epochs without a new best ema" in app.get("progress")[0].proto.text
+    assert "20 epochs without a new best validation loss of the EMA, " in app.get("progress")[0].proto.text
     assert "Metrics after epoch 4" in texts(app)
 
 
