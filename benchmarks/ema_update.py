@@ -85,7 +85,7 @@ def compare_many(count: int = 8) -> None:
         nn.functional.mse_loss(model(batch[0]), batch[1]).backward()
         optimizer.step()
 
-    every = medians(candidates, rounds=25, calls=400)
+    every = medians(candidates, rounds=15, calls=1024)  # Averages looks up decays for so many calls at a time
     # A training step before each call leaves little of what the call needs in the caches.
     apart = medians(candidates, rounds=25, calls=32, between=train)
     for words, seconds in (("call after call", every), ("a training step before each call", apart)):

@@ -128,7 +128,7 @@ class Averages:
             if self._others:
                 for copies in self._copied:
                     self._copy_into(copies)
-        elif self._moves[offset].any():
+        elif self._moves[:, offset].any():
             self._move_one_by_one(offset)
         self.step += 1
         if self._waiting and not self.step % _STRETCH:
@@ -229,15 +229,17 @@ class Averages:
     def _look_ahead(self) -> None:
         """The decays of the block of calls that this one is in, for all schedules."""
         calls = self._block_start() + np.arange(_BLOCK)
-        decays = np.stack([schedule.at(calls) for schedule in self.schedules.values()], axis=1)
-        every = np.array([schedule.update_every for schedule in self.schedules.values()])
-        self._decays = decays
-        # A skip leaves even buffers as they are; a decay of 1 that is not a skip copies them.
-        self._moves = (decays != 1) | (calls[:, np.newaxis] % every == 0)
-        self._plain = np.all((decays > 0) & (decays < 1), axis=1).tolist()
-        self._rests = self._as_tensor(1 - decays).unsqueeze(-1)
-        shares, rests = _shares_and_rest(decays.reshape(-1, _STRETCH, len(self.schedules)).transpose(0, 2, 1))
-        self._stretch_shares, self._stretch_rests = shares.astype(self._rows.dtype), self._as_tensor(rests)
+        decays = np.stack([schedule.at(calls) for schedule in self.schedules.values()])
+        skips = decays == 1
+        if skips.any():  # a decay of 1 that is not a skip copies buffers; a skip leaves even them as they are
+            every = np.array([[schedule.update_every] for schedule in self.schedules.values()])
+            skips &= calls % every != 0
+        self._decays, self._moves = decays, ~skips
+        self._plain = np.all((decays > 0) & (decays < 1), axis=0).tolist()
+        self._rests = self._as_tensor(1 - decays.T).unsqueeze(-1)
+        shares, rests = _shares_and_rest(decays.reshape(len(decays), -1, _STRETCH))
+        self._stretch_shares = shares.swapaxes(0, 1).astype(self._rows.dtype)
+        self._stretch_rests = self._as_tensor(rests.swapaxes(0, 1))
 
     def _look_up(self) -> None:
         online = unwrapped(self.module)
@@ -276,7 +278,7 @@ class Averages:
             stretch = self._waiting[0] // _STRETCH
             shares, rest = self._stretch_shares[stretch], self._stretch_rests[stretch]
         else:
-            exact, rests = _shares_and_rest(self._decays[self._waiting].T)
+            exact, rests = _shares_and_rest(self._decays[:, self._waiting])
             shares, rest = exact.astype(self._rows.dtype), self._as_tensor(rests)
         # For matrices this small NumPy's product takes half the time of torch's.
         return self._as_tensor(shares @ self._rows[:count]), rest
@@ -296,7 +298,7 @@ class Averages:
         """A call in which some average copies or skips: even a value that is not finite is copied, or counts for 0."""
         self._catch_up()
         flat = self._flat_now()
-        decays, moves = self._decays[offset].tolist(), self._moves[offset]
+        decays, moves = self._decays[:, offset].tolist(), self._moves[:, offset]
         for average, copies, decay, moved in zip(self._averages, self._copied, decays, moves, strict=True):
             if moved:
                 self._copy_into(copies)
@@ -336,10 +338,10 @@ def _shares_and_rest(decays: Floats) -> tuple[Floats, Floats]:
     Moved towards a mean, an average of equal values keeps them, up to a rounding that does not add up.
 
     Args:
-        decays: Shape (..., K, n), each row with a decay below 1; the rows of another are not numbers.
+        decays: Shape (..., n), each row with a decay below 1; the rows of another are not numbers.
 
     Returns:
-        Shapes (..., K, n), which adds to 1, and (..., K, 1).
+        Shapes (..., n), which adds to 1, and (..., 1).
     """
     shares, _ = stretch_weights(decays)
     rest = shares.sum(axis=-1, keepdims=True)

@@ -87,13 +87,13 @@ def start_share(decays: ArrayLike, step: int = -1) -> float:
 
 
 def stretch_weights(decays: Floats) -> tuple[Floats, Floats]:
-    """What a stretch of n calls does to an average, for K schedules at once.
+    """What a stretch of n calls does to an average, for many schedules or stretches at once.
 
     Args:
-        decays: Shape (..., K, n), of the calls of the stretch; not checked.
+        decays: Shape (..., n), of the calls of the stretch; not checked.
 
     Returns:
-        Shape (..., K, n), the weights of the stretch's values in the average after it, and shape (..., K), that of the
+        Shape (..., n), the weights of the stretch's values in the average after it, and shape (...), that of the
         average before it.
     """
     after = _products_after(decays)
