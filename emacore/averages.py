@@ -203,9 +203,11 @@ class Averages:
         self._reset()
         self.step = int(state["step"])
         self._averages.copy_(state["averages"])
-        self._waiting = [call - self._block_start() for call in state["waiting"]["calls"]]
-        self._rows = self._new_rows(_STRETCH)
-        self._rows[: len(self._waiting)] = state["waiting"]["weights"].numpy(force=True)
+        self._waiting.clear()
+        if "waiting" in state:  # older states hold the averages after all calls
+            self._waiting = [call - self._block_start() for call in state["waiting"]["calls"]]
+            self._rows = self._new_rows(_STRETCH)
+            self._rows[: len(self._waiting)] = state["waiting"]["weights"].numpy(force=True)
         for ours, theirs in zip(self._copied, state["copied"], strict=True):
             for name, tensor in ours.items():
                 tensor.copy_(theirs[name])

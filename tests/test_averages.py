@@ -227,6 +227,20 @@ def test_a_state_with_waiting_weights_goes_on_where_none_wait(monkeypatch):
     torch.testing.assert_close(other.averages, whole.averages)
 
 
+def test_a_state_from_before_weights_waited_goes_on():
+    whole, read = Averages(nn.Linear(3, 2), WAITING), Averages(nn.Linear(3, 2), WAITING)
+    run(whole, 0, 40)
+    state = whole.state_dict()
+    del state["waiting"]
+    state["averages"] = whole.averages
+    run(read, 0, 7)
+    read.load_state_dict(state)
+    assert torch.equal(read.averages, whole.averages)
+    run(read, 40, 60)
+    run(whole, 40, 60)
+    torch.testing.assert_close(read.averages, whole.averages)
+
+
 def test_a_state_of_something_else_is_refused():
     averages = Averages(nn.Linear(2, 2), {"a": Constant(0.5)})
     with pytest.raises(ValueError, match="of the schedules"):
