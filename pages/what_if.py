@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -121,10 +120,17 @@ def start_on_original(config: RunConfig) -> None:
     )
 
 
-def choose_cell(chart: str) -> None:
-    """Make the clicked cell of the atlas a curve, until another one is clicked, or none."""
-    cells = st.session_state[chart]["selection"].get(CELL, [])
-    st.session_state["cell"] = next((cell["code"] for cell in cells if cell.get("code")), None)
+def atlas_key(run: StoredRun) -> str:
+    """The atlas' chart, by its axes: another map begins with no cell clicked."""
+    return "-".join(["atlas", run.id, *(str(st.session_state.get(f"atlas_{name}")) for name in ("x", "y", "metric"))])
+
+
+def clicked_cell(run: StoredRun) -> str | None:
+    """The code of the cell that is clicked in the atlas, while that is the view."""
+    if st.session_state.get("view") != "Atlas" or atlas_key(run) not in st.session_state:
+        return None
+    cells = st.session_state[atlas_key(run)]["selection"].get(CELL, [])
+    return next((cell["code"] for cell in cells if cell.get("code")), None)
 
 
 def chosen_run(store: RunStore) -> StoredRun | None:
@@ -207,7 +213,7 @@ with controls:
     schedule = schedule_controls()
     code = to_code(schedule)
     pinned = pin_controls(code, SCHEDULE_DEFAULTS, scheme_from_code)
-clicked = st.session_state.get("cell") if st.session_state.get("view") == "Atlas" else None
+clicked = clicked_cell(run)
 schemes = {NOW: schedule, **({clicked: scheme_from_code(clicked)} if clicked else {}), **pinned}
 
 steps = trajectory.steps
@@ -336,15 +342,14 @@ def show_atlas(epochs: int) -> None:
     capped = x in CAPPED and y in CAPPED
     cells["beta_never"] = cells["beta_from"].isna() & capped
     picture = heatmap(cells, reference=reference, x_title=x, y_title=y, dotted="beta_never")
-    chart = f"atlas-{run.id}-{x}-{y}-{metric}"
     st.vega_lite_chart(
         picture.data,
         picture.spec,
         alt=f"The {metric} loss under {len(cells)} schedules over {x} and {y}, blue where it is below the original's",
         width="stretch",
-        on_select=partial(choose_cell, chart),
+        on_select="rerun",
         selection_mode=CELL,
-        key=chart,
+        key=atlas_key(run),
     )
     st.caption(
         "Blue: the average is below the original; orange: above it; white: level. Full colour from a factor of 4 on. "

@@ -135,6 +135,26 @@ def test_reading_changes_nothing_and_what_was_read_stays(waiting, monkeypatch):
     assert not torch.equal(read.averages, kept)
 
 
+def test_only_so_much_waits():
+    model = nn.Linear(90, 90)  # 32 calls of its weights take a little less than 1 MiB
+    assert 32 * 4 * sum(p.numel() for p in model.parameters()) == 2**20 - 256
+    for inputs, count, waits in ((90, 1, True), (91, 1, False), (91, 2, True)):
+        averages = Averages(nn.Linear(inputs, 90), {f"{n}": Constant(0.9) for n in range(count)})
+        run(averages, 0, 4)
+        assert bool(averages.state_dict()["waiting"]["calls"]) == waits
+
+
+def test_a_tensor_whose_memory_holds_the_negative():
+    model = nn.Linear(1, 1, bias=False)
+    averages = Averages(model, {"half": Constant(0.5)})
+    values = torch.tensor([[1 + 2j]])
+    model.weight.data = values.conj().imag  # -2, of which the memory holds 2
+    assert model.weight.is_neg()
+    for _ in range(3):
+        averages.update()
+    assert averages.averages.tolist() == [[-2.0]]
+
+
 def test_half_double_and_complex_tensors():
     class Mixed(nn.Module):
         def __init__(self):

@@ -45,6 +45,7 @@ def heatmap(
 @lru_cache(maxsize=64)
 def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
     cell = alt.selection_point(name=CELL, fields=["code"], toggle=False, empty=False)
+    framed = cell | alt.datum.best
     base = alt.Chart().encode(
         x=alt.X("x:O", title=x_title, axis=alt.Axis(format=".5~g", labelOverlap=True, labelAngle=-45)),
         y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=".5~g", labelOverlap=True)),
@@ -54,9 +55,8 @@ def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
         .encode(
             fill=alt.Fill("change:Q", scale=_COLOURS, legend=None),
             stroke=alt.when(cell).then(alt.value(CHOSEN)).otherwise(alt.value("black")),
-            strokeWidth=alt.when(cell | alt.datum.best).then(alt.value(3)).otherwise(alt.value(0)),
-            # frames lie above their neighbours
-            order=alt.when(cell | alt.datum.best).then(alt.value(1)).otherwise(alt.value(0)),
+            strokeWidth=alt.when(framed).then(alt.value(3)).otherwise(alt.value(0)),
+            order=alt.when(framed).then(alt.value(1)).otherwise(alt.value(0)),  # frames lie above their neighbours
             tooltip=[
                 alt.Tooltip("x:O", title=x_title),
                 alt.Tooltip("y:O", title=y_title),

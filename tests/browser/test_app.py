@@ -193,15 +193,25 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
     page.get_by_text("Dotted cells: this run is too short for beta, which never acts.").wait_for()
     settled(page)  # until then the charts of the view before are still there
     picture = page.locator("[data-testid=stVegaLiteChart]").last
-    picture.scroll_into_view_if_needed()
-    page.wait_for_timeout(1000)
-    box = picture.bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
+    click_in(picture)
     keep = page.get_by_role("button", name=re.compile("^Pin InversePower"))
     keep.wait_for()
     settled(page)
     page.wait_for_timeout(1000)
     assert drawn(chart, CHOSEN) > 20, "the clicked cell is a curve"
+    assert drawn(picture, CHOSEN) > 20, "and framed in its colour"
+    table = page.locator("[data-testid=stDataFrame]").first.locator("tbody tr")
+    assert table.count() == 4
+    # Another map, and another view, have no clicked cell; back in the first one a click is a curve again.
+    page.get_by_role("radio", name="best").click()
+    keep.wait_for(state="detached")
+    page.get_by_role("radio", name="final").click()
+    page.get_by_text(re.compile("^The lowest cell")).wait_for()
+    settled(page)
+    page.wait_for_timeout(1000)
+    assert table.count() == 3
+    assert drawn(chart, CHOSEN) == 0
+    click_in(picture)
     keep.click()
     page.locator("[data-testid=stMultiSelect]").get_by_text(re.compile("InversePower")).first.wait_for()
     assert "pins=InversePower" in page.url
@@ -272,6 +282,14 @@ def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):
     page.get_by_role("button", name="Its curves, on the Evidence page").click()
     page.get_by_role("heading", name="Evidence", level=1).wait_for()
     page.get_by_text(re.compile("8 seeds, 10 epochs, .* every seed has ended")).wait_for(timeout=150_000)
+
+
+def click_in(picture):
+    """A click into the upper half of a map."""
+    picture.scroll_into_view_if_needed()
+    picture.page.wait_for_timeout(1000)
+    box = picture.bounding_box()
+    picture.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
 
 
 def drawn(chart, colour):
