@@ -133,10 +133,15 @@ def clicked_cell(run: StoredRun) -> str | None:
     return next((cell["code"] for cell in cells if cell.get("code")), None)
 
 
+def is_recorded(store: RunStore, run: str) -> bool:
+    return (store.recording(run) / "run.json").exists()
+
+
 def chosen_run(store: RunStore) -> StoredRun | None:
     runs = store.runs()
-    ids = [run for run in runs["id"] if (store.recording(run) / "run.json").exists()]
-    chosen, _ = chosen_job("Recorded run", runs[runs["id"].isin(ids)], "replayed", nothing="train one")
+    recorded = runs["id"].map(lambda run: is_recorded(store, run)).astype(bool)
+    to_come = ~runs["state"].isin(FINAL_STATES)
+    chosen, _ = chosen_job("Recorded run", runs[recorded | to_come], "replayed", nothing="train one")
     return None if chosen is None else store.result(chosen)
 
 
@@ -184,7 +189,9 @@ folder = str(store.recording(run.id))
 
 
 def epochs_in(history: pd.DataFrame) -> int:
-    """How many whole epochs there are of the run, in this history and in its recording."""
+    """How many whole epochs there are of the run, in this history and in its recording, which may not have begun."""
+    if training and not is_recorded(store, run.id):
+        return 0
     return min(len(Trajectory.open(folder).epoch_ends), len(history))
 
 
@@ -198,7 +205,7 @@ def watch(seen: int) -> None:
 
 try:
     epochs = epochs_in(history)
-    trajectory = opened(folder, epochs)
+    trajectory = opened(folder, epochs) if epochs else None
 except RecordingError as error:
     stop_with(f"The recording cannot be used: {error}.")
 if training:

@@ -150,11 +150,17 @@ def _start_and_stop(job: Job | None, chosen: str | None, *, active: bool, what: 
 
 
 def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "press Start") -> tuple[str | None, bool]:
-    """A choice among stored jobs, the newest unless one says otherwise: its id, and whether it is still under way."""
+    """A choice among stored jobs, the newest unless one says otherwise: its id, and whether it is still under way.
+
+    One that was chosen, or is named by the link, and is not there is told until another one is chosen.
+    """
     ids = table["id"].tolist()
-    if st.session_state.get(key) not in ids:
+    what, gone = label.lower(), f"gone-{key}"
+    wanted = st.session_state.get(key) or st.query_params.get(key)
+    if wanted not in ids:
         st.session_state[key] = None
-    what = label.lower()
+        if wanted:
+            st.session_state[gone] = wanted
     chosen = st.selectbox(
         label,
         ids,
@@ -164,6 +170,14 @@ def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "pre
         help="All are kept: close the tab, come back, or open this link elsewhere.",
         **BOUND,
     )
+    if chosen:
+        st.session_state.pop(gone, None)
+    elif gone in st.session_state:
+        st.warning(
+            f"There is no {what} {st.session_state[gone]}: it may have been deleted."
+            + (f" This is the newest {what}." if ids else ""),
+            icon=":material/warning:",
+        )
     chosen = chosen or (ids[0] if ids else None)
     state = table.set_index("id")["state"].get(chosen) if chosen else None
     return chosen, state in ("queued", "running")
