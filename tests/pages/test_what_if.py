@@ -176,8 +176,9 @@ def test_a_run_that_is_not_there_is_not_silently_another(open_page, home):
     for _ in range(2):
         assert run(app).warning[0].value == told
         assert len(figures(app)) == 3
-    app.get_by_key("replayed").set_value(newer)
-    assert not run(app).warning
+    for choice in (newer, None):
+        app.get_by_key("replayed").set_value(choice)
+        assert not run(app).warning
     assert "There is no recorded run abc:" in open_page("what_if", replayed="abc").warning[0].value
     assert "There is no run abc:" in open_page("train", run="abc").warning[0].value
     assert not open_page("what_if").warning
