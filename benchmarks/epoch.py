@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.interleaved import medians, report
 from emacore import RunConfig
-from emacore.training.data import load
+from emacore.tasks.regression.data import load
 from emacore.training.loop import _never, _Run
 from emacore.training.network import build
 

@@ -19,12 +19,12 @@ from threadpoolctl import threadpool_limits
 from benchmarks.interleaved import medians, report
 from emacore import RunConfig
 from emacore.averaging.schedules import InversePower
-from emacore.training.atlas import AXES, _reach, atlas, partners
+from emacore.replay.atlas import AXES, _reach, atlas, partners
+from emacore.replay.recording import Recorder
+from emacore.replay.trajectory import Trajectory
+from emacore.tasks.regression.data import load
 from emacore.training.config import StoppingConfig
-from emacore.training.data import load
 from emacore.training.loop import _never, _Run, train
-from emacore.training.recording import Recorder
-from emacore.training.trajectory import Trajectory
 
 
 def anew(*arguments: Any) -> pd.DataFrame:

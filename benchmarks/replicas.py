@@ -8,7 +8,7 @@ import torch
 from benchmarks.epoch import PlainLoop
 from benchmarks.interleaved import medians, report
 from emacore import RunConfig
-from emacore.training.data import load
+from emacore.tasks.regression.data import load
 from emacore.training.loop import _never
 from emacore.training.replicas import _Stack
 

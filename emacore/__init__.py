@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emacore.averages import Averages
     from emacore.ema import EMA, averaging_function
+    from emacore.replay.recording import Recorder
     from emacore.training.config import RunConfig
     from emacore.training.loop import train
-    from emacore.training.recording import Recorder
 
 _HOMES = {
     "Averages": "emacore.averages",
     "EMA": "emacore.ema",
     "averaging_function": "emacore.ema",
     "RunConfig": "emacore.training.config",
-    "Recorder": "emacore.training.recording",
+    "Recorder": "emacore.replay.recording",
     "train": "emacore.training.loop",
 }
 

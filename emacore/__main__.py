@@ -25,9 +25,9 @@ import emacore
 from emacore.averaging.schedules import Schedule, from_code, to_code
 from emacore.averaging.weights import average, effective_count, mean_age, relative_width, start_share, weights
 from emacore.experiments.store import RunStore, StoreError, worker_name
+from emacore.experiments.studies import Job, Study, Sweep, job_from_json, json_value, with_settings
 from emacore.tables import finite_values, numeric_columns, read_csv
 from emacore.training.config import RunConfig
-from emacore.training.studies import Job, Study, Sweep, job_from_json, json_value, with_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,7 +190,7 @@ def replay(folder: str, schedules: tuple[Schedule, ...], final: bool, output: st
     \b
     emacore replay recording "Constant(beta=0.99)" "PowerFunction(sigma_rel=0.1)" --final
     """
-    from emacore.training.trajectory import Trajectory
+    from emacore.replay.trajectory import Trajectory
 
     named = {to_code(schedule): schedule for schedule in schedules}
     trajectory = _checked(lambda: Trajectory.open(folder), failed=True)

@@ -16,9 +16,9 @@ from emacore.charts.style import AVERAGED, ORIGINAL
 from emacore.experiments.evidence import answers, bands, in_markdown, per_seed, wins
 from emacore.experiments.statistics import BCA, CLASSICAL, coverage_in_words
 from emacore.experiments.store import FINAL_STATES, StoredRun
-from emacore.training.article import LAST_EPOCH, STEADINESS
+from emacore.experiments.studies import Study
+from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
-from emacore.training.studies import Study
 from emacore.widgets.evidence import show_differences, show_verdicts
 from emacore.widgets.jobs import duration, job_queue, json_button, listed, show_state, stored, workbench
 from emacore.widgets.page import BOUND, csv_button, presets, show_chart, show_table, through_app

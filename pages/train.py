@@ -10,7 +10,7 @@ from emacore.averaging.schedules import Constant, to_code
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
-from emacore.training.article import STEADINESS, beside_final, beside_progress
+from emacore.tasks.regression.article import STEADINESS, beside_final, beside_progress
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
 from emacore.training.history import epochs_without_best, in_words, steadiness
 from emacore.widgets.jobs import attempt, duration, job_queue, json_button, listed, show_state, stored, workbench

@@ -47,12 +47,12 @@ st.markdown(
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     import torch
 
-    from emacore.training.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
-    from emacore.training.family import relatives, with_ema
-    from emacore.training.metrics import METRICS
-    from emacore.training.recording import RecordingError
-    from emacore.training.trajectory import Trajectory, scheme_from_code, scheme_to_code
-    from emacore.training.weight_space import Space, space
+    from emacore.replay.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
+    from emacore.replay.recording import RecordingError
+    from emacore.replay.relatives import relatives, with_ema
+    from emacore.replay.trajectory import Trajectory, scheme_from_code, scheme_to_code
+    from emacore.replay.weight_space import Space, space
+    from emacore.tasks.regression.metrics import METRICS
 
 # A replay is too short to be shared out: its threads would wait for each other while a run trains on the same cores.
 torch.set_num_threads(1)
@@ -288,7 +288,7 @@ st.markdown(
 with st.expander("Load this average into a module of your own", icon=":material/download:"):
     st.code(
         "from emacore.averaging.schedules import *\n"
-        "from emacore.training.trajectory import Trajectory\n\n"
+        "from emacore.replay.trajectory import Trajectory\n\n"
         f"trajectory = Trajectory.open({folder!r})\n"
         f"trajectory.load_into(module, {code})  # any torch module with these tensors by name\n"
         f"# {', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in trajectory.tensors.items())}",

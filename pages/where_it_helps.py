@@ -14,9 +14,9 @@ from emacore.averaging.schedules import to_code
 from emacore.charts.heatmap import CELL, evidence_map
 from emacore.experiments.evidence import answers
 from emacore.experiments.store import StoredRun
+from emacore.experiments.studies import Study, Sweep, json_values
 from emacore.experiments.sweep import in_words, sharing, summary
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig, article_schedule
-from emacore.training.studies import Study, Sweep, json_values
 from emacore.widgets.evidence import show_differences, show_verdicts
 from emacore.widgets.jobs import duration, job_queue, json_button, listed, show_state, stored, workbench
 from emacore.widgets.page import (

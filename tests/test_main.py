@@ -18,7 +18,7 @@ from emacore import __main__ as command_line
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower
 from emacore.averaging.weights import average
 from emacore.experiments.store import RunStore
-from emacore.training.studies import Study
+from emacore.experiments.studies import Study
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "max_epochs=3", "--set", "data.n_samples=100"]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from emacore.experiments.statistics import CLASSICAL, Comparison, kind_of, paired_comparison, verdict
-from emacore.training.studies import Study
+from emacore.experiments.studies import Study
 
 #: The three questions, and what they ask of a seed.
 QUESTIONS = {

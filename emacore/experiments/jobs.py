@@ -24,8 +24,8 @@ import pandas as pd
 import emacore
 from emacore.averaging.schedules import to_code
 from emacore.experiments.store import RECORDING_BYTES, RunLost, RunStore, StoreError, worker_name
+from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
-from emacore.training.studies import Job, Study, Sweep, job_from_json
 
 #: Seconds between a worker's looks at the store: for a new run, for a request to stop, and to show it is alive.
 POLL = 0.2

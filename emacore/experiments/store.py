@@ -23,9 +23,9 @@ from typing import Any
 import pandas as pd
 import platformdirs
 
+from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.training.config import RunConfig
 from emacore.training.history import COLUMNS, summarise
-from emacore.training.studies import Job, Study, Sweep, job_from_json
 
 #: States a run can be in.  "interrupted" means that its worker went away; what it had written is kept.
 STATES = ("queued", "running", "done", "stopped", "failed", "interrupted")

@@ -23,9 +23,9 @@ from emacore.averaging.schedules import UniformAverage, to_code
 from emacore.experiments.evidence import QUESTIONS, per_seed
 from emacore.experiments.statistics import holm, kind_of, paired_comparison
 from emacore.experiments.store import RunStore
+from emacore.experiments.studies import Study, Sweep, job_from_json
 from emacore.training.config import RunConfig
 from emacore.training.history import training_follows_average
-from emacore.training.studies import Study, Sweep, job_from_json
 
 if TYPE_CHECKING:
     from emacore.training.replicas import ReplicaResult
@@ -79,7 +79,7 @@ def sweep(
         the average), and ``error``, which is missing unless the cell could not be trained.
 
     Raises:
-        ValueError: as :class:`~emacore.training.studies.Sweep`, before anything starts.
+        ValueError: as :class:`~emacore.experiments.studies.Sweep`, before anything starts.
         SweepError: if the scheduler cannot be reached, or its workers have other versions.
     """
     chosen = Sweep(config, grid, tuple(seeds)).cells()

@@ -1,1 +1,1 @@
-"""One run of the article's experiment: its settings, data, network and training."""
+"""Training a network and its averages: the settings, the loop, the stack of seeds, and their histories."""

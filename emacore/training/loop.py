@@ -16,12 +16,12 @@ from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from emacore.ema import EMA
+from emacore.replay.recording import Recorder, thinning
+from emacore.tasks.regression.data import load
+from emacore.tasks.regression.metrics import METRICS, metrics
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig, check_rows
-from emacore.training.data import load
 from emacore.training.history import COLUMNS, summarise
-from emacore.training.metrics import METRICS, metrics
 from emacore.training.network import build
-from emacore.training.recording import Recorder, thinning
 
 #: Seconds between two looks at ``should_stop`` inside an epoch.
 _PATIENCE = 0.2
@@ -63,7 +63,7 @@ def train(
         on_epoch: Called with each row of the history as soon as it is complete.
         should_stop: Asked after every epoch and a few times a second within one; an epoch that is cut short is dropped.
         record: A new folder in which to keep the weights after every step, for
-            :class:`emacore.training.trajectory.Trajectory`.
+            :class:`emacore.replay.trajectory.Trajectory`.
         record_bytes: What that may take at most; a run that could take more keeps every k-th step only.
 
     Raises:

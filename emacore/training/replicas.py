@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule
+from emacore.tasks.regression.data import load
+from emacore.tasks.regression.metrics import METRICS, metrics
 from emacore.tensors import distinct, from_reals, reals
 from emacore.training.config import OptimizerConfig, RunConfig, check_rows
-from emacore.training.data import load
 from emacore.training.history import COLUMNS
 from emacore.training.loop import EarlyStop, RateRule, make_optimizer
-from emacore.training.metrics import METRICS, metrics
 from emacore.training.network import build, forward
 
 #: Steps for which dropout masks are drawn at a time, which bounds their memory.

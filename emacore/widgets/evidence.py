@@ -9,7 +9,7 @@ from scipy import stats
 from emacore.charts.evidence import differences
 from emacore.experiments.evidence import QUESTIONS
 from emacore.experiments.statistics import Comparison, gains, kind_of, verdict
-from emacore.training.article import FINAL
+from emacore.tasks.regression.article import FINAL
 from emacore.widgets.page import show_chart
 
 ICONS = {

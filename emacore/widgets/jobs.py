@@ -11,7 +11,7 @@ import streamlit as st
 
 from emacore.experiments.jobs import JobQueue
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError, default_folder
-from emacore.training.studies import Job
+from emacore.experiments.studies import Job
 from emacore.widgets.page import BOUND, reset_button, sentence, told
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from emacore.averaging.schedules import from_code
 from emacore.charts.style import AVERAGED, CHOSEN, ORIGINAL, OTHERS
 from emacore.experiments.store import RunStore
-from emacore.training.data import load
-from emacore.training.trajectory import Trajectory
+from emacore.replay.trajectory import Trajectory
+from emacore.tasks.regression.data import load
 from tests.browser.conftest import Server
 
 if sys.platform == "win32":

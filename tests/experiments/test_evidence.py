@@ -8,7 +8,7 @@ import pytest
 from emacore import RunConfig
 from emacore.experiments.evidence import QUESTIONS, answers, bands, in_markdown, per_seed, shipped, wins
 from emacore.experiments.statistics import BCA, kind_of
-from emacore.training.studies import Study
+from emacore.experiments.studies import Study
 
 
 def history(losses):

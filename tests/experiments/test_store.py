@@ -13,8 +13,8 @@ from emacore import RunConfig
 from emacore.averaging.schedules import Constant
 from emacore.experiments import store as store_module
 from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder, worker_name
+from emacore.experiments.studies import Study, Sweep
 from emacore.training.history import COLUMNS
-from emacore.training.studies import Study, Sweep
 
 CONFIG = RunConfig()
 ME = worker_name(os.getpid(), "test")

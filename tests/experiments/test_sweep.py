@@ -14,10 +14,10 @@ from emacore import RunConfig
 from emacore.experiments import sweep as sweep_module
 from emacore.experiments.evidence import per_seed
 from emacore.experiments.store import RunStore
+from emacore.experiments.studies import Sweep, job_from_json, with_settings
 from emacore.experiments.sweep import SCHEDULER, SweepError, in_words, summary, sweep
 from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
-from emacore.training.studies import Sweep, job_from_json, with_settings
 
 CONFIG = RunConfig(
     data=DataConfig(n_samples=120, n_features=5, n_informative=3),

@@ -8,7 +8,7 @@ from emacore import RunConfig, train
 from emacore.averaging.schedules import InversePower, from_code
 from emacore.averaging.weights import relative_width
 from emacore.experiments.store import RunStore
-from emacore.training.atlas import plateau
+from emacore.replay.atlas import plateau
 from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
 from tests.pages.conftest import run, texts
 from tests.pages.test_train import ME

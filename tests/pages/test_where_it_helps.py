@@ -6,9 +6,9 @@ import pytest
 from emacore import RunConfig
 from emacore.averaging.schedules import to_code
 from emacore.experiments.store import RunStore
+from emacore.experiments.studies import Sweep, job_from_json
 from emacore.experiments.sweep import sweep
 from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig, article_schedule
-from emacore.training.studies import Sweep, job_from_json
 from tests.pages.conftest import run, texts
 from tests.pages.test_train import ME
 

@@ -98,5 +98,5 @@ def test_json_is_for_people_too():
 
 
 def test_config_and_history_import_no_torch():
-    code = "import sys, emacore.training.studies, emacore.training.history; assert 'torch' not in sys.modules"
+    code = "import sys, emacore.experiments.studies, emacore.training.history; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emacore.training import article
+from emacore.tasks.regression import article
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
 from emacore.training.history import (
     curve_figures,

@@ -15,8 +15,8 @@ from scipy.optimize import brentq, minimize_scalar
 from emacore.averaging.filters import decay_from_half_life
 from emacore.averaging.schedules import InversePower, PowerFunction
 from emacore.averaging.weights import relative_width
-from emacore.training.metrics import METRICS
-from emacore.training.trajectory import Scheme, Trajectory, Window, scheme_to_code
+from emacore.replay.trajectory import Scheme, Trajectory, Window, scheme_to_code
+from emacore.tasks.regression.metrics import METRICS
 
 SIZE = 20
 #: So many epochs, evenly spread, are looked at for a cell's best.

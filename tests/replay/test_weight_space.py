@@ -3,9 +3,8 @@ import pytest
 
 from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant
-from emacore.training.config import DataConfig, StoppingConfig
-from emacore.training.trajectory import Trajectory, Window
-from emacore.training.weight_space import (
+from emacore.replay.trajectory import Trajectory, Window
+from emacore.replay.weight_space import (
     SIDE,
     along_line,
     landscape,
@@ -14,6 +13,7 @@ from emacore.training.weight_space import (
     space,
     through_points,
 )
+from emacore.training.config import DataConfig, StoppingConfig
 
 CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none"), max_epochs=6)
 

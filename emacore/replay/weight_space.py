@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from emacore.training.trajectory import Scheme, Trajectory
+from emacore.replay.trajectory import Scheme, Trajectory
 
 Floats = NDArray[np.floating]
 

@@ -1,4 +1,4 @@
-"""Recording the weights of a run, after every step or every k-th one, for :mod:`emacore.training.trajectory`.
+"""Recording the weights of a run, after every step or every k-th one, for :mod:`emacore.replay.trajectory`.
 
 A recording is a folder: ``weights.npy`` of shape (rows, weights), which grows while the run trains; ``copied.npy``, the
 bytes of what cannot be averaged (BatchNorm's counters), where there is any; ``run.json``, which says what they hold.
@@ -72,7 +72,7 @@ class Recorder:
     Example:
         >>> import tempfile
         >>> from emacore.averaging.schedules import UniformAverage
-        >>> from emacore.training.trajectory import Trajectory
+        >>> from emacore.replay.trajectory import Trajectory
         >>> model, folder = nn.Linear(1, 1, bias=False), tempfile.mkdtemp()
         >>> with Recorder(model, folder) as recorder:
         ...     for value in (1.0, 2.0, 6.0):

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from emacore.averaging.schedules import Constant, UniformAverage
+from emacore.experiments.studies import Study, Sweep, job_from_json, json_value, json_values, with_settings
 from emacore.training.config import RunConfig
-from emacore.training.studies import Study, Sweep, job_from_json, json_value, json_values, with_settings
 
 
 def test_settings_by_dotted_names():

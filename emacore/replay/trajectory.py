@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule, check_whole, from_code, last_move, to_code
 from emacore.averaging.weights import stretch_weights, weights
+from emacore.replay.recording import VERSION, RecordingError, mapped_rows
+from emacore.tasks.regression.data import load
+from emacore.tasks.regression.metrics import METRICS, metrics
 from emacore.tensors import from_reals, real_count, ties, unwrapped
 from emacore.training.config import RunConfig
-from emacore.training.data import load
-from emacore.training.metrics import METRICS, metrics
 from emacore.training.network import forward
-from emacore.training.recording import VERSION, RecordingError, mapped_rows
 
 Floats = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from emacore.averaging.schedules import PowerFunction, Schedule, UniformAverage, to_code
-from emacore.training.trajectory import Scheme, Trajectory, Window
+from emacore.replay.trajectory import Scheme, Trajectory, Window
 
 COLUMNS = ["scheme", "setting", "loss", "mae", "r2", "copies_kept", "forward_passes"]
 

@@ -7,8 +7,8 @@ from torch.func import functional_call
 
 from emacore import EMA, Recorder
 from emacore.averaging.schedules import Constant, InversePower, UniformAverage
-from emacore.training.recording import RecordingError
-from emacore.training.trajectory import Trajectory, Window
+from emacore.replay.recording import RecordingError
+from emacore.replay.trajectory import Trajectory, Window
 from tests.test_ema import Network, change, tensors
 
 SCHEDULES = {

@@ -1,0 +1,1 @@
+"""What the weights of a recorded run say afterwards: other averages of them, and where they lie."""

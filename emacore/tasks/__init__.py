@@ -1,0 +1,1 @@
+"""What is trained: data, network, loss and metrics, a task each."""
