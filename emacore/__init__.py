@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from emacore.averages import Averages
     from emacore.ema import EMA, averaging_function
     from emacore.replay.recording import Recorder
-    from emacore.training.config import RunConfig
+    from emacore.tasks.regression.config import RunConfig
     from emacore.training.loop import train
 
 _HOMES = {
     "Averages": "emacore.averages",
     "EMA": "emacore.ema",
     "averaging_function": "emacore.ema",
-    "RunConfig": "emacore.training.config",
+    "RunConfig": "emacore.tasks.regression.config",
     "Recorder": "emacore.replay.recording",
     "train": "emacore.training.loop",
 }

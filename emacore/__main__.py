@@ -27,7 +27,7 @@ from emacore.averaging.weights import average, effective_count, mean_age, relati
 from emacore.experiments.store import RunStore, StoreError, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json, json_value, with_settings
 from emacore.tables import finite_values, numeric_columns, read_csv
-from emacore.training.config import RunConfig
+from emacore.tasks.regression.config import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,8 @@ from emacore.experiments.statistics import BCA, CLASSICAL, coverage_in_words
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS
-from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
+from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.evidence import show_differences, show_verdicts
 from emacore.widgets.jobs import duration, job_queue, json_button, listed, show_state, stored, workbench
 from emacore.widgets.page import BOUND, csv_button, presets, show_chart, show_table, through_app

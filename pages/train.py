@@ -11,7 +11,8 @@ from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.tasks.regression.article import STEADINESS, beside_final, beside_progress
-from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
+from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.history import epochs_without_best, in_words, steadiness
 from emacore.widgets.jobs import attempt, duration, job_queue, json_button, listed, show_state, stored, workbench
 from emacore.widgets.page import (

@@ -16,7 +16,7 @@ from emacore.charts.lines import lines
 from emacore.charts.plane import paths_on_landscape
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun
-from emacore.training.config import RunConfig
+from emacore.tasks.regression.config import RunConfig
 from emacore.training.history import (
     curve_figures,
     curve_in_words,
@@ -46,13 +46,13 @@ st.markdown(
 )
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     import torch
+    from emacore.tasks.regression.metrics import METRICS
 
     from emacore.replay.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
     from emacore.replay.recording import RecordingError
     from emacore.replay.relatives import relatives, with_ema
     from emacore.replay.trajectory import Trajectory, scheme_from_code, scheme_to_code
     from emacore.replay.weight_space import Space, space
-    from emacore.tasks.regression.metrics import METRICS
 
 # A replay is too short to be shared out: its threads would wait for each other while a run trains on the same cores.
 torch.set_num_threads(1)

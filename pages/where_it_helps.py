@@ -16,7 +16,8 @@ from emacore.experiments.evidence import answers
 from emacore.experiments.store import StoredRun
 from emacore.experiments.studies import Study, Sweep, json_values
 from emacore.experiments.sweep import in_words, sharing, summary
-from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig, article_schedule
+from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from emacore.widgets.evidence import show_differences, show_verdicts
 from emacore.widgets.jobs import duration, job_queue, json_button, listed, show_state, stored, workbench
 from emacore.widgets.page import (

@@ -24,13 +24,13 @@ import pandas as pd
 import platformdirs
 
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
-from emacore.training.config import RunConfig
-from emacore.training.history import COLUMNS, summarise
+from emacore.training.config import TaskConfig
+from emacore.training.history import columns, summarise
 
 #: States a run can be in.  "interrupted" means that its worker went away; what it had written is kept.
 STATES = ("queued", "running", "done", "stopped", "failed", "interrupted")
 FINAL_STATES = STATES[2:]
-KINDS: dict[type, str] = {RunConfig: "run", Study: "study", Sweep: "sweep"}
+KINDS: dict[type, str] = {TaskConfig: "run", Study: "study", Sweep: "sweep"}
 #: Seconds without a sign of life after which a run's worker counts as gone.
 STALE_AFTER = 15.0
 #: What the recorded weights of one run, and of all runs together, may take.  The article's run takes 70 MB; with all of
@@ -79,9 +79,9 @@ class StoredRun:
     summary: pd.DataFrame
 
     @property
-    def config(self) -> RunConfig:
+    def config(self) -> TaskConfig:
         """The run's settings, or those that a study or sweep starts from."""
-        return self.job if isinstance(self.job, RunConfig) else self.job.config
+        return self.job if isinstance(self.job, TaskConfig) else self.job.config
 
 
 def default_folder() -> Path:
@@ -142,13 +142,12 @@ class RunStore:
         with self._connected() as connection:
             stored = self._row(connection, run_id)
             rows = connection.execute("SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch", (run_id,)).fetchall()
-        kind = stored["kind"]
-        if kind == "run":
-            return pd.DataFrame([json.loads(text) for (text,) in rows], columns=list(COLUMNS))
+        job = job_from_json(stored["config"])
+        if isinstance(job, TaskConfig):
+            return pd.DataFrame([json.loads(text) for (text,) in rows], columns=columns(job.metrics))
         found = [row for (text,) in rows for row in json.loads(text)["rows"]]
         if not found:
-            return pd.DataFrame(columns=["seed", *(COLUMNS if kind == "study" else ())])
-        job = job_from_json(stored["config"])
+            return pd.DataFrame(columns=["seed", *(columns(job.config.metrics) if isinstance(job, Study) else ())])
         return pd.DataFrame(job.in_order(found) if isinstance(job, Sweep) else found)
 
     def result(self, run_id: str) -> StoredRun:
@@ -163,8 +162,9 @@ class RunStore:
                 "SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch DESC LIMIT 1", (run_id,)
             ).fetchall()
         job = job_from_json(row["config"])
-        rows = [json.loads(text) for (text,) in last] if isinstance(job, RunConfig) else []
-        summary = summarise(pd.DataFrame(rows, columns=list(COLUMNS)))
+        rows = [json.loads(text) for (text,) in last] if isinstance(job, TaskConfig) else []
+        metrics = job.metrics if isinstance(job, TaskConfig) else job.config.metrics
+        summary = summarise(pd.DataFrame(rows, columns=columns(metrics)), metrics)
         fields = ("id", "state", "created", "started", "finished", "stopped", "error")
         return StoredRun(job=job, summary=summary, **{f: row[f] for f in fields})
 
@@ -179,7 +179,7 @@ class RunStore:
     def _enter(self, job: Job, state: str, worker: str | None) -> str:
         run_id, now = uuid.uuid4().hex[:12], time.time()
         started = None if worker is None else now
-        kind = KINDS[type(job)]
+        kind = next(kind for its_class, kind in KINDS.items() if isinstance(job, its_class))
         with self._connected() as connection:
             connection.execute(
                 "INSERT INTO runs (id, state, created, started, heartbeat, worker, config, kind) "

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import emacore.tasks  # noqa: F401  settings are read back by the task that they name
 from emacore.averaging.schedules import Schedule, check_whole, from_code, schedule_from_dict
-from emacore.training.config import RunConfig, json_object
+from emacore.training.config import TaskConfig, json_object
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Study:
         ValueError: for no seeds, the same one twice, or a value out of range.
     """
 
-    config: RunConfig
+    config: TaskConfig
     seeds: tuple[int, ...]
     schedules: tuple[Schedule, ...] = ()
 
@@ -57,7 +58,7 @@ class Sweep:
         ValueError: for an unknown name, a name without values, the same value twice, or a value out of range.
     """
 
-    config: RunConfig
+    config: TaskConfig
     grid: Mapping[str, Sequence[Any]]
     seeds: tuple[int, ...]
 
@@ -73,7 +74,7 @@ class Sweep:
         object.__setattr__(self, "grid", {name: list(values) for name, values in self.grid.items()})
         self.cells()
 
-    def cells(self) -> list[tuple[dict[str, Any], RunConfig]]:
+    def cells(self) -> list[tuple[dict[str, Any], TaskConfig]]:
         """The settings of each cell and the config they give; the last name of the grid varies fastest."""
         return [(settings, with_settings(self.config, settings)) for settings in self._chosen()]
 
@@ -91,10 +92,10 @@ class Sweep:
         return json.dumps(settings, indent=indent)
 
 
-Job = RunConfig | Study | Sweep
+Job = TaskConfig | Study | Sweep
 
 
-def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
     """``config`` with settings changed by their dotted names, such as ``optimizer.learning_rate``.
 
     ``schedule`` itself takes a schedule's code, such as ``Constant(beta=0.99)``.
@@ -103,6 +104,8 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
         ValueError: for a name that is no setting, or a value out of range.
     """
     changed = json.loads(config.to_json())
+    del changed["task"]
+    del changed["task"]
     for name, value in sorted(settings.items()):  # a whole schedule before its settings
         *parents, last = name.split(".")
         part = changed
@@ -112,7 +115,7 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
             known = ", ".join(sorted(_dotted(changed)))
             raise ValueError(f"there is no setting {name!r}; there are {known}, and schedule (as code)")
         part[last] = from_code(value).to_dict() if name == "schedule" else value
-    return RunConfig.from_json(json.dumps(changed))
+    return type(config).from_json(json.dumps(changed))
 
 
 def _dotted(settings: Mapping[str, Any], start: str = "") -> Iterator[str]:
@@ -131,13 +134,13 @@ def job_from_json(text: str | bytes) -> Job:
     """
     settings = json_object(text)
     if "seeds" not in settings:
-        return RunConfig.from_json(text)
+        return TaskConfig.from_json(text)
     kind, names = ("sweep", ("config", "grid", "seeds")) if "grid" in settings else ("study", _STUDY)
     unknown = sorted(set(settings) - set(names))
     if unknown:
         raise ValueError(f"there is no setting {unknown[0]} of a {kind}; there are {', '.join(names)}")
     try:
-        config = RunConfig.from_json(json.dumps(settings.get("config", {})))
+        config = TaskConfig.from_json(json.dumps(settings.get("config", {})))
         if kind == "sweep":
             return Sweep(config, dict(settings["grid"]), settings["seeds"])
         schedules = tuple(schedule_from_dict(schedule) for schedule in settings.get("schedules", ()))

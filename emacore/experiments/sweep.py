@@ -24,7 +24,7 @@ from emacore.experiments.evidence import QUESTIONS, per_seed
 from emacore.experiments.statistics import holm, kind_of, paired_comparison
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
-from emacore.training.config import RunConfig
+from emacore.training.config import TaskConfig
 from emacore.training.history import training_follows_average
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _CutShort(Exception):
 
 
 def sweep(
-    config: RunConfig,
+    config: TaskConfig,
     grid: Mapping[str, Sequence[Any]],
     seeds: Sequence[int],
     scheduler: str | None = None,
@@ -113,10 +113,10 @@ def sweep(
     return _table(done, columns)
 
 
-def sharing(cells: Mapping[int, RunConfig]) -> dict[int, dict[int, RunConfig]]:
+def sharing(cells: Mapping[int, TaskConfig]) -> dict[int, dict[int, TaskConfig]]:
     """Cells in groups, by their first one, of which one training serves all: they differ in their average only, and
     nothing in the training looks at it."""
-    groups: dict[int, dict[int, RunConfig]] = {}
+    groups: dict[int, dict[int, TaskConfig]] = {}
     firsts: dict[str, int] = {}
     for index, cell in cells.items():
         alone = bool(training_follows_average(cell))
@@ -125,7 +125,7 @@ def sharing(cells: Mapping[int, RunConfig]) -> dict[int, dict[int, RunConfig]]:
     return groups
 
 
-def _study(group: Mapping[int, RunConfig], seeds: Sequence[int]) -> Study:
+def _study(group: Mapping[int, TaskConfig], seeds: Sequence[int]) -> Study:
     first, *others = group.values()
     return Study(first, tuple(seeds), tuple(cell.schedule for cell in others))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -32,7 +32,6 @@ from emacore.tensors import (
     ties,
     unwrapped,
 )
-from emacore.training.config import RunConfig
 
 VERSION = 2
 _HEADER_BYTES = 128
@@ -59,7 +58,7 @@ class Recorder:
         names: Only these parameters and buffers; by default all.
         float16: Half the size; each weight is rounded by at most a 2048th of itself (or 3e-8, if that is more), and
             none may be above 65504.
-        config: Of a run of :func:`emacore.train`, which can be evaluated from its recording alone.
+        settings: What the recording is to say of its run, as JSON can hold it; replays only pass it on.
 
     Attributes:
         row_bytes: What a row takes on the disk, known before the first is written.
@@ -91,7 +90,7 @@ class Recorder:
         names: Collection[str] | None = None,
         *,
         float16: bool = False,
-        config: RunConfig | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         check_whole("every", every, 1)
         check_has_values("module", module)
@@ -120,7 +119,7 @@ class Recorder:
             "dtype": "float16" if float16 else "float32",
             "tensors": _described(averaged),
             "copied": _described(copied),
-            "config": None if config is None else json.loads(config.to_json()),
+            "config": None if settings is None else dict(settings),
             "every": every,
             "epoch_ends": [],
         }

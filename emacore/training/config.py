@@ -1,12 +1,12 @@
-"""What a run is made of: ``RunConfig`` and its parts, validated, to and from JSON.  Imports no torch."""
+"""The settings of a run: what all tasks share, validated, to and from JSON.  Imports no torch."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
 
 from emacore.averaging.schedules import (
     InversePower,
@@ -15,67 +15,17 @@ from emacore.averaging.schedules import (
     check_whole,
     schedule_from_dict,
 )
-from emacore.tables import MAX_CELLS
+from emacore.replay.measure import Metric
 
-DATA_KINDS = ("make_regression", "friedman1", "diabetes", "csv")
+if TYPE_CHECKING:
+    from emacore.training.task import Task
+
+#: The task of files that name none: written before there were others.
+DEFAULT_TASK = "regression"
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 RATE_RULES = ("plateau", "cosine", "constant")
 CURVES = ("ema", "original")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The data set, and how it is split.  X and y are standardised over all rows, as the article does.
-
-    Args:
-        kind: "make_regression" (linear) and "friedman1" (not) are made by scikit-learn, "diabetes" ships inside it
-            (442 rows, 10 features), "csv" is a file of one's own.
-        n_samples, n_features, n_informative, noise, random_state: Of the made data sets; ``n_informative`` of
-            make_regression only.  ``noise`` is the standard deviation added to y before it is standardised.
-        test_size: Share of the rows used for validation, in (0, 1).
-        split_random_state: Seed of the split.
-        path, target: Of "csv": the file, and the column to predict; the other columns of numbers predict it.
-    """
-
-    kind: str = "make_regression"
-    n_samples: int = 2000
-    n_features: int = 20
-    n_informative: int = 10
-    noise: float = 0.1
-    random_state: int = 42
-    test_size: float = 0.2
-    split_random_state: int = 42
-    path: str | None = None
-    target: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_choice("data.kind", self.kind, DATA_KINDS)
-        check_whole("data.n_samples", self.n_samples, 4)
-        check_whole("data.n_features", self.n_features, 5 if self.kind == "friedman1" else 1)
-        check_whole("data.n_informative", self.n_informative, 1)
-        check_whole("data.random_state", self.random_state, 0)
-        check_whole("data.split_random_state", self.split_random_state, 0)
-        _check_at_least_zero("data.noise", self.noise)
-        if not (_is_number(self.test_size) and 0 < self.test_size < 1):
-            raise ValueError(f"data.test_size must be in (0, 1), got {self.test_size!r}")
-        if self.n_samples * self.n_features > MAX_CELLS:
-            raise ValueError(
-                f"data: {self.n_samples:,} samples of {self.n_features:,} features are "
-                f"{self.n_samples * self.n_features:,} numbers; at most {MAX_CELLS:,} are allowed"
-            )
-        if self.kind == "csv" and not (self.path and self.target):
-            raise ValueError("data: kind 'csv' needs a path and the name of its target column")
-
-    @property
-    def rows(self) -> int | None:
-        """How many rows the data set has; ``None`` for a CSV, which is not opened here."""
-        return {"csv": None, "diabetes": 442}.get(self.kind, self.n_samples)
-
-    @property
-    def train_rows(self) -> int | None:
-        """How many of them train, by scikit-learn's rule for a split; ``None`` for a CSV."""
-        return None if self.rows is None else self.rows - math.ceil(self.rows * self.test_size)
 
 
 @dataclass(frozen=True)
@@ -94,9 +44,9 @@ class NetworkConfig:
             check_whole("network.widths", width, 1)
             if width > 4096:
                 raise ValueError(f"network.widths must be at most 4096, got {width!r}")
-        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
+        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
             raise ValueError(f"network.dropout must be in [0, 1), got {self.dropout!r}")
-        _check_choice("network.activation", self.activation, ACTIVATIONS)
+        check_choice("network.activation", self.activation, ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -121,17 +71,17 @@ class OptimizerConfig:
     plateau_curve: str = "ema"
 
     def __post_init__(self) -> None:
-        _check_choice("optimizer.name", self.name, OPTIMIZERS)
+        check_choice("optimizer.name", self.name, OPTIMIZERS)
         check_positive("optimizer.learning_rate", self.learning_rate)
-        _check_at_least_zero("optimizer.weight_decay", self.weight_decay)
-        if not (_is_number(self.momentum) and 0 <= self.momentum < 1):
+        check_at_least_zero("optimizer.weight_decay", self.weight_decay)
+        if not (is_number(self.momentum) and 0 <= self.momentum < 1):
             raise ValueError(f"optimizer.momentum must be in [0, 1), got {self.momentum!r}")
         check_whole("optimizer.batch_size", self.batch_size, 1)
-        _check_choice("optimizer.rate_rule", self.rate_rule, RATE_RULES)
-        if not (_is_number(self.plateau_factor) and 0 < self.plateau_factor < 1):
+        check_choice("optimizer.rate_rule", self.rate_rule, RATE_RULES)
+        if not (is_number(self.plateau_factor) and 0 < self.plateau_factor < 1):
             raise ValueError(f"optimizer.plateau_factor must be in (0, 1), got {self.plateau_factor!r}")
         check_whole("optimizer.plateau_patience", self.plateau_patience, 0)
-        _check_choice("optimizer.plateau_curve", self.plateau_curve, CURVES)
+        check_choice("optimizer.plateau_curve", self.plateau_curve, CURVES)
 
 
 @dataclass(frozen=True)
@@ -142,7 +92,7 @@ class StoppingConfig:
     patience: int = 20
 
     def __post_init__(self) -> None:
-        _check_choice("stopping.curve", self.curve, (*CURVES, "none"))
+        check_choice("stopping.curve", self.curve, (*CURVES, "none"))
         check_whole("stopping.patience", self.patience, 1)
 
 
@@ -152,8 +102,12 @@ def article_schedule() -> InversePower:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run's numbers.  ``RunConfig()`` is the article's experiment.
+class TaskConfig:
+    """Everything that decides a run's numbers, whatever is trained; each task has a class of its own of this.
+
+    A subclass names the task in ``task_name``, says what is measured in ``metrics``, gives ``data`` and ``network``
+    their types and defaults, and makes the task in :meth:`task`.  The data settings say in ``train_rows`` how many rows
+    train.  Files name the task, so a subclass can be read back from where it was written once it is defined.
 
     Args:
         seed: Of the initial weights, the order of batches, and dropout.
@@ -163,44 +117,70 @@ class RunConfig:
         ValueError: for a value out of range; the message names the setting.
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    task_name: ClassVar[str]
+    #: What is measured; the first is the loss, whose column is ``loss``.
+    metrics: ClassVar[tuple[Metric, ...]]
+    _by_task: ClassVar[dict[str, type[TaskConfig]]] = {}
+
+    data: Any = None
+    network: Any = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: Schedule = field(default_factory=article_schedule)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
     seed: int = 42
     max_epochs: int = 500
 
+    def __init_subclass__(cls) -> None:
+        TaskConfig._by_task[cls.task_name] = cls
+
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
         check_whole("max_epochs", self.max_epochs, 1)
-        rows = self.data.train_rows
+        rows = self.train_rows
         if rows is not None:
             check_rows(rows, self.optimizer.batch_size)
 
+    def task(self) -> Task:
+        """What is trained; imports torch."""
+        raise NotImplementedError
+
+    @property
+    def train_rows(self) -> int | None:
+        """How many rows train; ``None`` where only the data can tell."""
+        rows: int | None = self.data.train_rows
+        return rows
+
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimiser steps, which are calls of ``update()``, in an epoch; ``None`` for a CSV."""
-        rows = self.data.train_rows
+        """Optimiser steps, which are calls of ``update()``, in an epoch; ``None`` where only the data can tell."""
+        rows = self.train_rows
         return None if rows is None else math.ceil(rows / self.optimizer.batch_size)
 
     def to_json(self, indent: int | None = 2) -> str:
         """The settings as JSON; :meth:`from_json` gives an equal config back."""
-        return json.dumps({**asdict(self), "schedule": self.schedule.to_dict()}, indent=indent)
+        return json.dumps(
+            {"task": self.task_name, **asdict(self), "schedule": self.schedule.to_dict()}, indent=indent
+        )
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> RunConfig:
-        """The config that ``text`` describes; settings it leaves out have the article's values.
+    def from_json(cls, text: str | bytes) -> Self:
+        """The config that ``text`` describes, of the task that it names; settings it leaves out have their defaults.
 
         Raises:
-            ValueError: if it is not JSON, or names or values are wrong; the message says which.
+            ValueError: if it is not JSON, names a task that is not (or not of this class), or names or values are
+                wrong; the message says which.
         """
         parts = json_object(text)
-        for name, part in _PARTS.items():
-            if name in parts:
-                parts[name] = _built(part, parts[name], f"{name}.")
+        name = parts.pop("task", DEFAULT_TASK)
+        kind = TaskConfig._by_task.get(name) if isinstance(name, str) else None
+        if kind is None or not issubclass(kind, cls):
+            known = sorted(name for name, known in TaskConfig._by_task.items() if issubclass(known, cls))
+            raise ValueError(f"there is no task {name!r}" + (f" here; there is {', '.join(known)}" if known else ""))
+        for part, its_type in get_type_hints(kind).items():
+            if part in parts and part != "schedule" and is_dataclass(its_type):
+                parts[part] = _built(its_type, parts[part], f"{part}.")
         if "schedule" in parts:
             if not isinstance(parts["schedule"], Mapping):
                 raise ValueError(f"schedule must be an object, got {parts['schedule']!r}")
@@ -208,15 +188,9 @@ class RunConfig:
                 parts["schedule"] = schedule_from_dict(parts["schedule"])
             except TypeError as error:
                 raise ValueError(f"schedule: {error}") from error
-        return _built(cls, parts, "")
+        return _built(kind, parts, "")
 
 
-_PARTS: dict[str, type[Any]] = {
-    "data": DataConfig,
-    "network": NetworkConfig,
-    "optimizer": OptimizerConfig,
-    "stopping": StoppingConfig,
-}
 T = TypeVar("T")
 
 
@@ -252,15 +226,15 @@ def _built(kind: type[T], settings: Any, where: str) -> T:
     return kind(**settings)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def _check_at_least_zero(name: str, value: float) -> None:
-    if not (_is_number(value) and 0 <= value < math.inf):
+def check_at_least_zero(name: str, value: float) -> None:
+    if not (is_number(value) and 0 <= value < math.inf):
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")

@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from emacore.training.config import RunConfig
+from emacore.replay.measure import Metric
+from emacore.training.config import TaskConfig
 
-#: Columns of a history.  Losses are mean squared errors of standardised targets; rates and decays are those of the
-#: epoch's last step; ``steps`` counts optimiser steps, ``seconds`` time, both since the start.
-COLUMNS = (
-    "epoch",
-    "train_loss",
-    "val_loss_original",
-    "val_loss_ema",
-    "val_mae_original",
-    "val_mae_ema",
-    "val_r2_original",
-    "val_r2_ema",
-    "learning_rate",
-    "decay",
-    "steps",
-    "seconds",
-)
-
-_METRICS = {"mse": "val_loss", "mae": "val_mae", "r2": "val_r2"}
+#: Of the two models that each epoch measures, in columns and settings.
+MODELS = ("original", "ema")
 
 
-def summarise(history: pd.DataFrame, epoch: int | None = None) -> pd.DataFrame:
-    """The three metrics of both models after an epoch (the last by default): metric, original, ema, improvement.
+def columns(metrics: Sequence[Metric]) -> list[str]:
+    """The columns of a run's history.
+
+    ``val_<metric>_<model>`` are measured on the validation rows; ``train_loss`` is the epoch's mean.  Rates and decays
+    are those of the epoch's last step; ``steps`` counts optimiser steps, ``seconds`` time, both since the start.
+    """
+    measured = [f"val_{metric.column}_{model}" for metric in metrics for model in MODELS]
+    return ["epoch", "train_loss", *measured, "learning_rate", "decay", "steps", "seconds"]
+
+
+def summarise(history: pd.DataFrame, metrics: Sequence[Metric], epoch: int | None = None) -> pd.DataFrame:
+    """The metrics of both models after an epoch (the last by default): metric, original, ema, improvement.
 
     ``improvement`` is in percent of the original's value, above 0 where the averaged model is better.  An empty
     history gives an empty table.
     """
     rows = history if epoch is None else history[history["epoch"] == epoch]
     table = []
-    for metric, column in _METRICS.items() if len(rows) else ():
-        original, ema = (float(rows[f"{column}_{model}"].iloc[-1]) for model in ("original", "ema"))
-        gain = ema - original if metric == "r2" else original - ema
-        improvement = 100 * gain / abs(original) if original else float("nan")
-        table.append((metric, original, ema, improvement))
-    return pd.DataFrame(table, columns=["metric", "original", "ema", "improvement"])
+    for metric in metrics if len(rows) else ():
+        original, ema = (float(rows[f"val_{metric.column}_{model}"].iloc[-1]) for model in MODELS)
+        table.append((metric.name.lower(), original, ema, 100 * float(metric.gain(original, ema))))
+    return pd.DataFrame(table, columns=["metric", *MODELS, "improvement"])
 
 
 def steadiness(history: pd.DataFrame, from_epoch: int) -> tuple[float, float]:
@@ -174,7 +168,7 @@ def _against(value: float, reference: float) -> str:
     return f"{abs(change):.3g} % {'below' if change < 0 else 'above'} the original's ({value:.4g} and {reference:.4g})"
 
 
-def training_follows_average(config: RunConfig) -> list[str]:
+def training_follows_average(config: TaskConfig) -> list[str]:
     """Which rules of a run look at the average: then another average would have trained another run."""
     rules = []
     if config.optimizer.rate_rule == "plateau" and config.optimizer.plateau_curve == "ema":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +13,13 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from emacore.ema import EMA
 from emacore.replay.recording import Recorder, thinning
-from emacore.tasks.regression.data import load
-from emacore.tasks.regression.metrics import METRICS, metrics
-from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig, check_rows
-from emacore.training.history import COLUMNS, summarise
-from emacore.training.network import build
+from emacore.training.config import OptimizerConfig, StoppingConfig, TaskConfig, check_rows
+from emacore.training.history import MODELS, columns, summarise
+from emacore.training.task import Dataset, Task
 
 #: Seconds between two looks at ``should_stop`` inside an epoch.
 _PATIENCE = 0.2
@@ -32,14 +30,14 @@ class RunResult:
     """What :func:`train` returns.
 
     Args:
-        history: One row an epoch, the columns of :data:`emacore.training.history.COLUMNS`.
+        history: One row an epoch, the columns of :func:`emacore.training.history.columns`.
         summary: The final metrics: metric, original, ema, improvement (percent).
         stopped: "early stop", "max epochs", "stopped" or "diverged".
         ema: The trained model and its average.
         recording_error: Why the recording ended before the run did, if it did.
     """
 
-    config: RunConfig
+    config: TaskConfig
     history: pd.DataFrame
     summary: pd.DataFrame
     stopped: str
@@ -48,7 +46,7 @@ class RunResult:
 
 
 def train(
-    config: RunConfig,
+    config: TaskConfig,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     record: str | Path | None = None,
@@ -69,11 +67,12 @@ def train(
     Raises:
         ValueError: if the data do not fit the settings (also :class:`emacore.tables.TableError`).
     """
-    data = load(config.data)
+    task = config.task()
+    data = task.load(config)
     check_rows(len(data.x_train), config.optimizer.batch_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        run = _Run(config, *(torch.from_numpy(part) for part in data))
+        run = _Run(config, task, data)
         recorder, error = None, None
         if record is not None:
             try:
@@ -87,10 +86,10 @@ def train(
         finally:
             if recorder is not None:
                 recorder.close()
-    history = pd.DataFrame(rows, columns=list(COLUMNS))
+    history = pd.DataFrame(rows, columns=columns(config.metrics))
     if recorder is not None:
         error = recorder.error
-    return RunResult(config, history, summarise(history), stopped, run.ema, error)
+    return RunResult(config, history, summarise(history, config.metrics), stopped, run.ema, error)
 
 
 def _epochs(
@@ -115,10 +114,9 @@ def _epochs(
 
 
 class _Run:
-    def __init__(self, config: RunConfig, x_train: Tensor, x_val: Tensor, y_train: Tensor, y_val: Tensor) -> None:
-        self.config = config
-        self.x_train, self.y_train, self.x_val, self.y_val = x_train, y_train, x_val, y_val
-        self.model = build(x_train.shape[1], config.network)
+    def __init__(self, config: TaskConfig, task: Task, data: Dataset) -> None:
+        self.config, self.task, self.data = config, task, data
+        self.model = task.network(config, data).build()
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.parameters, config.optimizer)
         self.rate_rule = RateRule(self.optimizer, config)
@@ -129,10 +127,10 @@ class _Run:
 
     def recorded(self, folder: str | Path, most_bytes: float) -> Recorder:
         """A recorder of this run."""
-        steps = math.ceil(len(self.x_train) / self.config.optimizer.batch_size)
+        steps = math.ceil(len(self.data.x_train) / self.config.optimizer.batch_size)
         row_bytes = 4 * sum(parameter.numel() for parameter in self.parameters)
         every = thinning(steps, row_bytes, self.config.max_epochs, most_bytes)
-        return Recorder(self.model, folder, every, config=self.config)
+        return Recorder(self.model, folder, every, settings=json.loads(self.config.to_json()))
 
     def epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Train on every row once and evaluate; ``None`` if it was cut short."""
@@ -141,12 +139,10 @@ class _Run:
             return None
         if self.recorder is not None:
             self.recorder.end_epoch()
-        original = self._metrics(self.model)
-        ema = self._metrics(self.ema)
+        scores = [self._scores(model) for model in (self.model, self.ema)]
         row = {"epoch": epoch, "train_loss": train_loss}
-        for name in METRICS:
-            row[f"val_{name}_original"] = original[name]
-            row[f"val_{name}_ema"] = ema[name]
+        for column in (metric.column for metric in self.config.metrics):
+            row |= {f"val_{column}_{name}": found[column] for name, found in zip(MODELS, scores, strict=True)}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         row["decay"] = self.ema.get_current_decay()
         row["steps"] = int(self.ema.step)
@@ -157,12 +153,13 @@ class _Run:
     def _pass(self, should_stop: Callable[[], bool]) -> float | None:
         self.model.train()
         # One permutation an epoch, applied at once: a DataLoader would collate the rows one by one.
-        order = torch.randperm(len(self.x_train))
+        data = self.data
+        order = torch.randperm(len(data.x_train))
         size = self.config.optimizer.batch_size
         losses: list[Tensor] = []
         looked = perf_counter()
-        for x, y in zip(torch.split(self.x_train[order], size), torch.split(self.y_train[order], size), strict=True):
-            loss = mse_loss(self.model(x), y)
+        for x, y in zip(torch.split(data.x_train[order], size), torch.split(data.y_train[order], size), strict=True):
+            loss = self.task.loss(self.model(x), y)
             for parameter in self.parameters:  # Optimizer.zero_grad() spends as long on its profiler hook as on Adam
                 parameter.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
@@ -180,9 +177,10 @@ class _Run:
         return float(torch.stack(losses) @ rows) / len(order)
 
     @torch.no_grad()
-    def _metrics(self, model: nn.Module) -> dict[str, float]:
+    def _scores(self, model: nn.Module) -> dict[str, float]:
         self.model.eval()
-        return {name: float(value) for name, value in metrics(model(self.x_val), self.y_val).items()}
+        found = self.task.score(model(self.data.x_val), self.data.y_val)
+        return {name: float(value) for name, value in found.items()}
 
 
 class EarlyStop:
@@ -206,7 +204,7 @@ class EarlyStop:
 class RateRule:
     """How the learning rate of an optimiser changes after each epoch."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, config: RunConfig) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, config: TaskConfig) -> None:
         settings = config.optimizer
         self.curve = settings.plateau_curve
         self.rule: ReduceLROnPlateau | CosineAnnealingLR | None = None

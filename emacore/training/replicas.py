@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule
-from emacore.tasks.regression.data import load
-from emacore.tasks.regression.metrics import METRICS, metrics
 from emacore.tensors import distinct, from_reals, reals
-from emacore.training.config import OptimizerConfig, RunConfig, check_rows
-from emacore.training.history import COLUMNS
+from emacore.training.config import OptimizerConfig, TaskConfig, check_rows
+from emacore.training.history import columns
 from emacore.training.loop import EarlyStop, RateRule, make_optimizer
-from emacore.training.network import build, forward
+from emacore.training.network import Perceptron
+from emacore.training.task import Dataset, Task
 
 #: Steps for which dropout masks are drawn at a time, which bounds their memory.
 _STEPS_AHEAD = 10
@@ -35,18 +34,17 @@ class ReplicaResult:
 
     Args:
         history: One row for each seed and epoch, ordered by seed: ``seed``, the columns of
-            :data:`emacore.training.history.COLUMNS`, and ``val_loss_<name>``, ``val_mae_<name>``, ``val_r2_<name>`` of
-            each further schedule.
+            :func:`emacore.training.history.columns`, and ``val_<metric>_<name>`` of each further schedule.
         stopped: How each seed ended: "early stop", "max epochs", "stopped" or "diverged".
     """
 
-    config: RunConfig
+    config: TaskConfig
     history: pd.DataFrame
     stopped: dict[int, str]
 
 
 def replicate(
-    config: RunConfig,
+    config: TaskConfig,
     seeds: Sequence[int],
     on_epoch: Callable[[Rows], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -70,9 +68,10 @@ def replicate(
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different numbers, at least one; got {list(seeds)!r}")
-    data = load(config.data)
+    task = config.task()
+    data = task.load(config)
     check_rows(len(data.x_train), config.optimizer.batch_size)
-    stack = _Stack(config, seeds, schedules or {}, *(torch.from_numpy(part) for part in data))
+    stack = _Stack(config, seeds, schedules or {}, task, data)
     rows: Rows = []
     stop = should_stop or (lambda: False)
     for epoch in range(1, config.max_epochs + 1):
@@ -88,8 +87,8 @@ def replicate(
         (replica.seed for replica in stack.replicas),
         "max epochs" if epoch == config.max_epochs and found else "stopped",
     )
-    names = [f"val_{metric}_{name}" for name in schedules or () for metric in METRICS]
-    history = pd.DataFrame(rows, columns=["seed", *COLUMNS, *names])
+    names = [f"val_{metric.column}_{name}" for name in schedules or () for metric in config.metrics]
+    history = pd.DataFrame(rows, columns=["seed", *columns(config.metrics), *names])
     history["order"] = history["seed"].map({seed: n for n, seed in enumerate(seeds)})
     history = history.sort_values(["order", "epoch"], ignore_index=True).drop(columns="order")
     return ReplicaResult(config, history, {seed: stopped[seed] for seed in seeds})
@@ -98,7 +97,7 @@ def replicate(
 class _Replica:
     """What each seed has of its own besides its weights."""
 
-    def __init__(self, config: RunConfig, seed: int) -> None:
+    def __init__(self, config: TaskConfig, seed: int) -> None:
         self.seed = seed
         self.generator = np.random.default_rng([seed, 1])
         # An optimiser of nothing holds the rate that the rule changes.
@@ -120,19 +119,17 @@ class _Stack:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: TaskConfig,
         seeds: Sequence[int],
         schedules: Mapping[str, Schedule],
-        x_train: Tensor,
-        x_val: Tensor,
-        y_train: Tensor,
-        y_val: Tensor,
+        task: Task,
+        data: Dataset,
     ) -> None:
-        self.config = config
-        self.x_train, self.y_train, self.x_val, self.y_val = x_train, y_train, x_val, y_val
+        self.config, self.task, self.data = config, task, data
+        self.network = task.network(config, data)
         self.replicas = [_Replica(config, seed) for seed in seeds]
         self.ended: dict[int, str] = {}
-        networks = [_initial(x_train.shape[1], config, seed) for seed in seeds]
+        networks = [_initial(self.network, seed) for seed in seeds]
         self.layout = distinct(networks[0])
         flat = torch.stack([torch.cat([reals(tensor) for tensor in distinct(net).values()]) for net in networks])
         self.schedules = {"ema": config.schedule, **schedules}
@@ -169,7 +166,7 @@ class _Stack:
         return rows
 
     def _pass(self, should_stop: Callable[[], bool]) -> list[float] | None:
-        size, rows = self.config.optimizer.batch_size, len(self.x_train)
+        size, rows = self.config.optimizer.batch_size, len(self.data.x_train)
         orders = np.stack([replica.generator.permutation(rows) for replica in self.replicas])
         starts = range(0, rows, size)
         weighings = self._weighings(len(starts))
@@ -190,8 +187,8 @@ class _Stack:
 
     def _step(self, chosen: Tensor, masks: list[Tensor], rates: Tensor, weighing: Tensor) -> Tensor:
         """One optimiser step of every replica on its own rows: the losses before it, shape (S,)."""
-        predicted = forward(self.parameters, self.x_train[chosen], self.config.network, masks or None)
-        losses = (predicted - self.y_train[chosen]).square().mean(dim=(1, 2))
+        predicted = self.network.forward(self.parameters, self.data.x_train[chosen], masks or None)
+        losses = self.task.loss(predicted, self.data.y_train[chosen])
         gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
         with torch.no_grad():
             torch.cat([gradient.flatten(1) for gradient in gradients], dim=1, out=self.gradients)
@@ -210,8 +207,8 @@ class _Stack:
 
     def _masks(self, sizes: list[int]) -> list[list[Tensor]]:
         """For each of the next steps, a dropout mask for each hidden layer: shape (S, rows, width)."""
-        dropout, widths = self.config.network.dropout, self.config.network.widths
-        if not dropout or not widths:
+        dropout, widths = self.network.dropout, self.network.mask_widths
+        if not widths:
             return [[] for _ in sizes]
         # 16 random bits decide: the share dropped is right to 1 in 131,072.
         shape, threshold = (sum(sizes), sum(widths)), round(dropout * 2**16)
@@ -221,8 +218,8 @@ class _Stack:
 
     @torch.no_grad()
     def _evaluate(self, flat: Tensor) -> dict[str, list[float]]:
-        predicted = forward(from_reals(flat, self.layout), self.x_val, self.config.network)
-        return {name: values.tolist() for name, values in metrics(predicted, self.y_val).items()}
+        predicted = self.network.forward(from_reals(flat, self.layout), self.data.x_val)
+        return {name: values.tolist() for name, values in self.task.score(predicted, self.data.y_val).items()}
 
     def _let_go(self) -> None:
         """Those that have ended leave the stack."""
@@ -252,10 +249,10 @@ class _Stack:
         }
 
 
-def _initial(inputs: int, config: RunConfig, seed: int) -> nn.Module:
+def _initial(network: Perceptron, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(inputs, config.network)
+        return network.build()
 
 
 def _at_rate_one(config: OptimizerConfig) -> OptimizerConfig:

@@ -8,16 +8,14 @@ import streamlit as st
 
 from emacore.experiments.store import RunStore
 from emacore.tables import MAX_BYTES, finite_values, numeric_columns, read_csv
+from emacore.tasks.regression.config import DATA_KINDS, DataConfig, RunConfig
 from emacore.training.config import (
     ACTIVATIONS,
     CURVES,
-    DATA_KINDS,
     OPTIMIZERS,
     RATE_RULES,
-    DataConfig,
     NetworkConfig,
     OptimizerConfig,
-    RunConfig,
     StoppingConfig,
 )
 from emacore.widgets.page import BOUND

@@ -18,8 +18,9 @@ from emacore.experiments.jobs import JobQueue, work_off
 from emacore.experiments.store import RunStore, StoreError, worker_name
 from emacore.experiments.studies import Study, Sweep
 from emacore.replay.trajectory import Trajectory
+from emacore.tasks.regression.config import DataConfig
 from emacore.training import loop
-from emacore.training.config import DataConfig, StoppingConfig
+from emacore.training.config import StoppingConfig
 
 QUICK = RunConfig(data=DataConfig(n_samples=200), max_epochs=3)
 ENDLESS = replace(RunConfig(), max_epochs=100_000, stopping=StoppingConfig("none"))

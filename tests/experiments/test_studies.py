@@ -4,7 +4,7 @@ import pytest
 
 from emacore.averaging.schedules import Constant, UniformAverage
 from emacore.experiments.studies import Study, Sweep, job_from_json, json_value, json_values, with_settings
-from emacore.training.config import RunConfig
+from emacore.tasks.regression.config import RunConfig
 
 
 def test_settings_by_dotted_names():

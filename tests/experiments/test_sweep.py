@@ -16,7 +16,8 @@ from emacore.experiments.evidence import per_seed
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json, with_settings
 from emacore.experiments.sweep import SCHEDULER, SweepError, in_words, summary, sweep
-from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
 
 CONFIG = RunConfig(

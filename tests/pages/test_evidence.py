@@ -7,7 +7,8 @@ from emacore.averaging.schedules import Constant, to_code
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
-from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
 from tests.pages.conftest import run, texts
 from tests.pages.test_train import ME

@@ -9,7 +9,8 @@ from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant
 from emacore.experiments import jobs, store
 from emacore.experiments.store import RunStore, worker_name
-from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
 from tests.pages.conftest import run, texts
 

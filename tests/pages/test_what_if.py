@@ -9,7 +9,8 @@ from emacore.averaging.schedules import InversePower, from_code
 from emacore.averaging.weights import relative_width
 from emacore.experiments.store import RunStore
 from emacore.replay.atlas import plateau
-from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from tests.pages.conftest import run, texts
 from tests.pages.test_train import ME
 

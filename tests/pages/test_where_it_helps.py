@@ -8,7 +8,8 @@ from emacore.averaging.schedules import to_code
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json
 from emacore.experiments.sweep import sweep
-from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig, article_schedule
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from tests.pages.conftest import run, texts
 from tests.pages.test_train import ME
 

@@ -10,7 +10,8 @@ from emacore.averaging.weights import average, relative_width
 from emacore.replay import atlas as atlas_module
 from emacore.replay.atlas import AXES, atlas, partners, plateau, widths
 from emacore.replay.trajectory import Trajectory, Window, scheme_from_code, scheme_to_code
-from emacore.training.config import DataConfig, StoppingConfig
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import StoppingConfig
 
 POWERS = np.geomspace(1e-3, 50, 500)
 CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none"), max_epochs=6)

@@ -21,9 +21,10 @@ from emacore.replay import recording, trajectory
 from emacore.replay.recording import Recorder, RowFile
 from emacore.replay.relatives import family
 from emacore.replay.trajectory import RecordingError, Trajectory, Window
+from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
 from emacore.tensors import from_reals
-from emacore.training.config import DataConfig, NetworkConfig, OptimizerConfig, StoppingConfig
+from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 
 CONFIG = RunConfig(
     data=DataConfig(n_samples=300, n_features=6, n_informative=4),

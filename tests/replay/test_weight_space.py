@@ -13,7 +13,8 @@ from emacore.replay.weight_space import (
     space,
     through_points,
 )
-from emacore.training.config import DataConfig, StoppingConfig
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import StoppingConfig
 
 CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none"), max_epochs=6)
 

@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emacore.averaging.schedules import InversePower, PowerFunction
-from emacore.training.config import (
-    DataConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    RunConfig,
-    StoppingConfig,
-)
+from emacore.tasks.regression.config import DataConfig, RunConfig
+from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 
 
 def test_the_default_is_the_articles_experiment():

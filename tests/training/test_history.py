@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from emacore.tasks.regression import article
-from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
+from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.history import (
     curve_figures,
     curve_in_words,

@@ -7,8 +7,9 @@ from scipy import stats
 
 from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.tasks.regression.config import DataConfig
 from emacore.training import replicas
-from emacore.training.config import DataConfig, NetworkConfig, OptimizerConfig, StoppingConfig
+from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.history import COLUMNS
 from emacore.training.replicas import replicate
 

@@ -1,1 +1,3 @@
 """The article's regression."""
+
+from emacore.tasks.regression.config import RunConfig as RunConfig

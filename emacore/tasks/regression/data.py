@@ -11,12 +11,13 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from emacore.tables import TableError, finite_values, numeric_columns, read_csv
-from emacore.training.config import DataConfig, check_rows
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import check_rows
 
 Floats = NDArray[np.float32]
 
 
-class Dataset(NamedTuple):
+class Arrays(NamedTuple):
     """Features of shape (rows, features) and targets of shape (rows, 1), float32, standardised over all rows."""
 
     x_train: Floats
@@ -25,7 +26,7 @@ class Dataset(NamedTuple):
     y_val: Floats
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: DataConfig) -> Arrays:
     """Make or read the data set that ``config`` describes.
 
     Raises:
@@ -43,7 +44,7 @@ def load(config: DataConfig) -> Dataset:
     # float32 cannot hold the offsets of some columns, so standardising comes first.
     x = StandardScaler().fit_transform(features.astype(np.float64)).astype(np.float32)
     y = StandardScaler().fit_transform(target.astype(np.float64).reshape(-1, 1)).astype(np.float32)
-    return Dataset(*train_test_split(x, y, test_size=config.test_size, random_state=config.split_random_state))
+    return Arrays(*train_test_split(x, y, test_size=config.test_size, random_state=config.split_random_state))
 
 
 def _rows(config: DataConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

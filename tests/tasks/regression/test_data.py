@@ -4,8 +4,8 @@ import pytest
 from sklearn.datasets import make_regression
 
 from emacore.tables import TableError
+from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
-from emacore.training.config import DataConfig
 
 
 def test_the_articles_data():

@@ -1,0 +1,115 @@
+"""How networks are measured: from their weights to numbers.  Imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a network.
+
+    Args:
+        column: Its name in tables, such as ``loss``.
+        name: As people read it, such as ``MSE``.
+        higher_is_better: Which way is better.
+    """
+
+    column: str
+    name: str
+    higher_is_better: bool = False
+
+    def gain(self, original: Any, averaged: Any) -> Any:
+        """By how much ``averaged`` is better than ``original``, relative to it: above 0 where it is better.
+
+        Numbers or arrays; NaN where the original is 0.
+        """
+        one, other = np.asarray(original, dtype=np.float64), np.asarray(averaged, dtype=np.float64)
+        better = other - one if self.higher_is_better else one - other
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(one == 0, np.nan, better / np.abs(one))[()]
+
+    def best(self, values: Any) -> int:
+        """The position of the best value, the first of several; NaN is never the best unless all are."""
+        numbers = np.asarray(values, dtype=np.float64)
+        worst = -np.inf if self.higher_is_better else np.inf
+        usable = np.where(np.isnan(numbers), worst, numbers)
+        return int(usable.argmax() if self.higher_is_better else usable.argmin())
+
+
+class Measure(ABC):
+    """Measures networks, some at a time.
+
+    Attributes:
+        metrics: What it finds; the first is the loss, by which "the best" is chosen.
+        at_once: How many networks it takes at a time.
+    """
+
+    metrics: Sequence[Metric]
+    at_once: int = 64
+
+    @abstractmethod
+    def __call__(self, networks: dict[str, Tensor]) -> Mapping[str, Any]:
+        """Each metric's column, with a number for each of N networks: shape (N,).
+
+        Args:
+            networks: Their tensors by name, each of shape (N, *its own shape*).
+        """
+
+    def ensemble(self, batches: Sequence[dict[str, Tensor]]) -> Mapping[str, float]:
+        """The metrics of the one model that averages the predictions of all networks of all batches.
+
+        Raises:
+            ValueError: if nothing is known of predictions.
+        """
+        raise ValueError(f"{type(self).__name__} knows no predictions, so it cannot measure an ensemble")
+
+
+class OneByOne(Measure):
+    """Measures by a function of one network.
+
+    Args:
+        function: Gets the tensors of one network by name, as ``load_state_dict(..., strict=False)`` and
+            ``torch.func.functional_call`` take them; returns a number, or one for each metric by its column.
+        metrics: What that is; by default one loss.
+    """
+
+    at_once = 1
+
+    def __init__(
+        self,
+        function: Callable[[dict[str, Tensor]], float | Mapping[str, float]],
+        metrics: Sequence[Metric] = (Metric("loss", "loss"),),
+    ) -> None:
+        self.function = function
+        self.metrics = tuple(metrics)
+
+    def __call__(self, networks: dict[str, Tensor]) -> Mapping[str, Floats]:
+        count = len(next(iter(networks.values())))
+        rows = [self._one({name: tensor[n] for name, tensor in networks.items()}) for n in range(count)]
+        return {metric.column: np.array([row[metric.column] for row in rows]) for metric in self.metrics}
+
+    def _one(self, network: dict[str, Tensor]) -> Mapping[str, float]:
+        found = self.function(network)
+        if not isinstance(found, Mapping):
+            if len(self.metrics) != 1:
+                raise ValueError(f"the measure returned {found!r}, where it is to return {self._columns()} by name")
+            return {self.metrics[0].column: float(found)}
+        missing = [metric.column for metric in self.metrics if metric.column not in found]
+        if missing:
+            raise ValueError(f"the measure returned {sorted(found)}, where it is to return {self._columns()}")
+        return found
+
+    def _columns(self) -> str:
+        return ", ".join(metric.column for metric in self.metrics)

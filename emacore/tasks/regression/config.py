@@ -1,0 +1,88 @@
+"""The settings of a regression.  Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from emacore.averaging.schedules import check_whole
+from emacore.replay.measure import Metric
+from emacore.tables import MAX_CELLS
+from emacore.training.config import NetworkConfig, TaskConfig, check_at_least_zero, check_choice, is_number
+
+if TYPE_CHECKING:
+    from emacore.tasks.regression.task import Regression
+
+DATA_KINDS = ("make_regression", "friedman1", "diabetes", "csv")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set, and how it is split.  X and y are standardised over all rows, as the article does.
+
+    Args:
+        kind: "make_regression" (linear) and "friedman1" (not) are made by scikit-learn, "diabetes" ships inside it
+            (442 rows, 10 features), "csv" is a file of one's own.
+        n_samples, n_features, n_informative, noise, random_state: Of the made data sets; ``n_informative`` of
+            make_regression only.  ``noise`` is the standard deviation added to y before it is standardised.
+        test_size: Share of the rows used for validation, in (0, 1).
+        split_random_state: Seed of the split.
+        path, target: Of "csv": the file, and the column to predict; the other columns of numbers predict it.
+    """
+
+    kind: str = "make_regression"
+    n_samples: int = 2000
+    n_features: int = 20
+    n_informative: int = 10
+    noise: float = 0.1
+    random_state: int = 42
+    test_size: float = 0.2
+    split_random_state: int = 42
+    path: str | None = None
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("data.kind", self.kind, DATA_KINDS)
+        check_whole("data.n_samples", self.n_samples, 4)
+        check_whole("data.n_features", self.n_features, 5 if self.kind == "friedman1" else 1)
+        check_whole("data.n_informative", self.n_informative, 1)
+        check_whole("data.random_state", self.random_state, 0)
+        check_whole("data.split_random_state", self.split_random_state, 0)
+        check_at_least_zero("data.noise", self.noise)
+        if not (is_number(self.test_size) and 0 < self.test_size < 1):
+            raise ValueError(f"data.test_size must be in (0, 1), got {self.test_size!r}")
+        if self.n_samples * self.n_features > MAX_CELLS:
+            raise ValueError(
+                f"data: {self.n_samples:,} samples of {self.n_features:,} features are "
+                f"{self.n_samples * self.n_features:,} numbers; at most {MAX_CELLS:,} are allowed"
+            )
+        if self.kind == "csv" and not (self.path and self.target):
+            raise ValueError("data: kind 'csv' needs a path and the name of its target column")
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows the data set has; ``None`` for a CSV, which is not opened here."""
+        return {"csv": None, "diabetes": 442}.get(self.kind, self.n_samples)
+
+    @property
+    def train_rows(self) -> int | None:
+        """How many of them train, by scikit-learn's rule for a split; ``None`` for a CSV."""
+        return None if self.rows is None else self.rows - math.ceil(self.rows * self.test_size)
+
+
+@dataclass(frozen=True)
+class RunConfig(TaskConfig):
+    """The settings of a regression.  ``RunConfig()`` is the article's experiment."""
+
+    task_name = "regression"
+    metrics = (Metric("loss", "MSE"), Metric("mae", "MAE"), Metric("r2", "R2", higher_is_better=True))
+
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+
+    def task(self) -> Regression:
+        """The regression; imports torch."""
+        from emacore.tasks.regression.task import Regression
+
+        return Regression()
