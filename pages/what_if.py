@@ -8,8 +8,9 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
+from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import InversePower, from_code, to_code, with_relative_width
+from emacore.averaging.schedules import InversePower, with_relative_width
 from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
@@ -51,7 +52,7 @@ with st.spinner("Loading torch, once for each start of the server"):  # the titl
     from emacore.training.family import relatives, with_ema
     from emacore.training.metrics import METRICS
     from emacore.training.recording import RecordingError
-    from emacore.training.trajectory import Trajectory, scheme_from_code, scheme_to_code
+    from emacore.training.trajectory import Trajectory
     from emacore.training.weight_space import Space, space
 
 # A replay is too short to be shared out: its threads would wait for each other while a run trains on the same cores.

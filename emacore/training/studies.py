@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from emacore.averaging.schedules import Schedule, check_whole, from_code, schedule_from_dict
+from emacore.averaging.code import from_code
+from emacore.averaging.schedules import Schedule, check_whole, schedule_from_dict
 from emacore.training.config import RunConfig, json_object
 
 

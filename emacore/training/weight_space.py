@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from emacore.training.trajectory import Scheme, Trajectory
+from emacore.averaging.windows import Scheme
+from emacore.training.trajectory import Trajectory
 
 Floats = NDArray[np.floating]
 

@@ -17,13 +17,14 @@ from torch.func import functional_call
 from emacore import RunConfig, train
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average, moving_average
+from emacore.averaging.windows import Window
 from emacore.tensors import from_reals
 from emacore.training import recording, trajectory
 from emacore.training.config import DataConfig, NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.data import load
 from emacore.training.family import family
 from emacore.training.recording import Recorder, RowFile
-from emacore.training.trajectory import RecordingError, Trajectory, Window
+from emacore.training.trajectory import RecordingError, Trajectory
 
 CONFIG = RunConfig(
     data=DataConfig(n_samples=300, n_features=6, n_informative=4),

@@ -3,8 +3,9 @@ import pytest
 
 from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant
+from emacore.averaging.windows import Window
 from emacore.training.config import DataConfig, StoppingConfig
-from emacore.training.trajectory import Trajectory, Window
+from emacore.training.trajectory import Trajectory
 from emacore.training.weight_space import (
     SIDE,
     along_line,
