@@ -22,8 +22,10 @@ import numpy as np
 import pandas as pd
 
 import emacore
-from emacore.averaging.schedules import Schedule, from_code, to_code
+from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code
+from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import average, effective_count, mean_age, relative_width, start_share, weights
+from emacore.averaging.windows import Scheme
 from emacore.experiments.store import RunStore, StoreError, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json, json_value, with_settings
 from emacore.tables import finite_values, numeric_columns, read_csv
@@ -45,6 +47,18 @@ class ScheduleCode(click.ParamType[Schedule]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Schedule:
         try:
             return from_code(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class SchemeCode(click.ParamType[Scheme]):
+    """A schedule or a window as code, such as ``Window(size=100)``."""
+
+    name = "scheme"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Scheme:
+        try:
+            return scheme_from_code(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -181,18 +195,19 @@ def sweep(
 
 @cli.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
-@click.argument("schedules", type=ScheduleCode(), nargs=-1, required=True)
+@click.argument("schemes", type=SchemeCode(), nargs=-1, required=True)
 @click.option("--final", is_flag=True, help="The last average only.")
 @output
-def replay(folder: str, schedules: tuple[Schedule, ...], final: bool, output: str | None) -> None:
-    """Replay a recorded run (a folder) under other schedules.
+def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | None) -> None:
+    """Replay a recorded run (a folder) under other schedules, or under windows.
 
     \b
     emacore replay recording "Constant(beta=0.99)" "PowerFunction(sigma_rel=0.1)" --final
+    emacore replay recording "Window(size=100)" "Window(size=100, schedule=Constant(beta=0.9))"
     """
     from emacore.replay.trajectory import Trajectory
 
-    named = {to_code(schedule): schedule for schedule in schedules}
+    named = {scheme_to_code(scheme): scheme for scheme in schemes}
     trajectory = _checked(lambda: Trajectory.open(folder), failed=True)
     _write(trajectory.final(named) if final else trajectory.replay(named), output)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from emacore.averaging.code import to_code
 from emacore.averaging.schedules import (
     BiasCorrected,
     Constant,
@@ -17,7 +18,6 @@ from emacore.averaging.schedules import (
     Schedule,
     UniformAverage,
     changed_settings,
-    to_code,
 )
 
 

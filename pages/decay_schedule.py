@@ -7,10 +7,12 @@ import pandas as pd
 import streamlit as st
 
 from emacore.averaging import schedules
+from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.filters import half_life
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import from_code, to_code
+from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
+from emacore.averaging.windows import Window, decays_at_end
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, palette
 from emacore.snippets import snippets
@@ -25,24 +27,23 @@ NOW = "now"
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def decays_of(code: str, num_steps: int) -> np.ndarray:
-    return from_code(code).decays(num_steps)
+    return decays_at_end(scheme_from_code(code), num_steps)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def weights_of(code: str, num_steps: int, step: int) -> pd.DataFrame:
-    schedule = from_code(code)
-    calls = steps_axis(step + 1, schedule)
-    return pd.DataFrame({"step": calls, "weight": weights(decays_of(code, num_steps), step)[calls]})
+def weights_of(code: str, step: int) -> pd.DataFrame:
+    calls = steps_axis(step + 1, scheme_from_code(code))
+    return pd.DataFrame({"step": calls, "weight": weights(decays_of(code, step + 1))[calls]})
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def figures_of(code: str, num_steps: int, step: int) -> dict[str, float]:
-    decays = decays_of(code, num_steps)
+def figures_of(code: str, step: int) -> dict[str, float]:
+    decays = decays_of(code, step + 1)
     return {
-        "mean age (steps)": mean_age(decays, step),
-        "effective count (snapshots)": effective_count(decays, step),
-        "relative width (share of the run)": relative_width(decays, step),
-        "share of the start": start_share(decays, step),
+        "mean age (steps)": mean_age(decays),
+        "effective count (snapshots)": effective_count(decays),
+        "relative width (share of the run)": relative_width(decays),
+        "share of the start": start_share(decays),
     }
 
 
@@ -93,7 +94,7 @@ with controls:
     num_steps = run_length()
     schedule = schedule_controls()
     code = to_code(schedule)
-    pins = pin_controls(code, {**SCHEDULE_DEFAULTS, **RUN_DEFAULTS}, from_code)
+    pins = pin_controls(code, {**SCHEDULE_DEFAULTS, **RUN_DEFAULTS}, scheme_from_code)
     curves = {NOW: schedule, **pins}
 
 colours = palette(curves, {NOW: AVERAGED})
@@ -116,7 +117,8 @@ with charts:
             "Steps", ["linear", "log"], default="linear", key="x", required=True, help="Scale of the steps.", **BOUND
         )
     parts = []
-    for name, curve in curves.items():
+    with_decays = {name: curve for name, curve in curves.items() if isinstance(curve, Schedule)}
+    for name, curve in with_decays.items():
         calls = steps_axis(num_steps, curve)
         rates = decays_of(to_code(curve), num_steps)[calls]
         with np.errstate(divide="ignore"):
@@ -144,11 +146,16 @@ with charts:
             x_scale=x_scale,
             y_scale=scale,
         ),
-        alt_text=f"{quantity} over the steps of the run, for {len(curves)} schedules; the decay of {code} ends at "
+        alt_text=f"{quantity} over the steps of the run, for {len(with_decays)} schedules; the decay of {code} ends at "
         f"{schedule.at([last])[0]:.6g}",
         table=partial(named, table),
         name="decays",
     )
+    for window in (curve for curve in curves.values() if isinstance(curve, Window)):
+        st.caption(
+            f"`{scheme_to_code(window)}` has no decay: at each step the oldest value leaves it whole. Its weights are "
+            "below."
+        )
 
 st.subheader("What each past step weighs in the average")
 step = num_steps - 1
@@ -165,7 +172,7 @@ if num_steps > 2:
     )
     step = max(1, round((num_steps - 1) * percent / 100))
 table = pd.concat(
-    [weights_of(to_code(curve), num_steps, step).assign(curve=name) for name, curve in curves.items()],
+    [weights_of(scheme_to_code(curve), step).assign(curve=name) for name, curve in curves.items()],
     ignore_index=True,
 )[["curve", "step", "weight"]]
 left, right = st.columns([2.3, 1.4], gap="medium")
@@ -184,13 +191,13 @@ with left:
             y_title="weight in the average",
             y_scale=weight_scale,
         ),
-        alt_text=f"Weight of each past step in the average after step {step:,}, for {len(curves)} schedules",
+        alt_text=f"Weight of each past step in the average after step {step:,}, for {len(curves)} averages",
         table=partial(named, table),
         name="weights",
     )
 with right:
     figures = pd.DataFrame(
-        {name: figures_of(to_code(curve), num_steps, step) for name, curve in curves.items()}
+        {name: figures_of(scheme_to_code(curve), step) for name, curve in curves.items()}
     ).T.reset_index(names="curve")
     st.markdown(f"The average after step **{step:,}**, now:")
     own = figures.iloc[0]

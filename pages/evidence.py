@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 from scipy import stats
 
-from emacore.averaging.schedules import from_code, to_code
+from emacore.averaging.code import from_code, to_code
 from emacore.charts.evidence import bands as draw_bands
 from emacore.charts.evidence import histogram
 from emacore.charts.lines import lines

@@ -5,8 +5,9 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
+from emacore.averaging.code import to_code
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import Constant, to_code
+from emacore.averaging.schedules import Constant
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.store import FINAL_STATES, StoredRun

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
+from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import InversePower, from_code, to_code, with_relative_width
+from emacore.averaging.schedules import InversePower, with_relative_width
 from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
@@ -46,7 +47,6 @@ st.markdown(
 )
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     import torch
-    from emacore.tasks.regression.metrics import METRICS
 
     from emacore.replay.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
     from emacore.replay.recording import RecordingError

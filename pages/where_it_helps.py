@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from emacore.averaging.schedules import to_code
+from emacore.averaging.code import to_code
 from emacore.charts.heatmap import CELL, evidence_map
 from emacore.experiments.evidence import answers
 from emacore.experiments.store import StoredRun

@@ -17,8 +17,10 @@ from emacore import RunConfig
 from emacore import __main__ as command_line
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower
 from emacore.averaging.weights import average
+from emacore.averaging.windows import Window
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
+from emacore.replay.trajectory import Trajectory
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "max_epochs=3", "--set", "data.n_samples=100"]
@@ -83,6 +85,20 @@ def test_a_run_is_in_the_store_with_its_recording():
     np.testing.assert_allclose(replayed["loss"], store.history(run_id)["val_loss_ema"], rtol=1e-4)
     pd.testing.assert_frame_equal(table(emacore("export", run_id)), store.history(run_id))
     assert RunConfig.from_json(emacore("export", run_id, "--as", "json").stdout) == stored.config
+
+
+@pytest.mark.parametrize("final", [(), ("--final",)])
+def test_windows_are_replayed_beside_schedules(final):
+    emacore("train", *SMALL)
+    store = RunStore()
+    folder = store.recording(store.runs()["id"][0])
+    codes = ["Window(size=4)", "Window(size=4, schedule=Constant(beta=0.5))", "Constant(beta=0.5)"]
+    found = table(emacore("replay", str(folder), *codes, *final))
+    assert found["schedule"].unique().tolist() == codes
+    trajectory = Trajectory.open(folder)
+    schemes = dict(zip(codes, [Window(4), Window(4, Constant(0.5)), Constant(0.5)], strict=True))
+    expected = trajectory.final(schemes) if final else trajectory.replay(schemes)
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-6)
 
 
 def test_many_seeds_and_a_verdict():
@@ -151,6 +167,8 @@ def test_the_app_is_found_in_a_checkout_or_where_it_was_installed(tmp_path, monk
         (["train", "--set", "nope"], 2, "name=value"),
         (["train", "--set", "max_epochs=0"], 2, "max_epochs"),
         (["schedule", "Nope()"], 2, "not a schedule"),
+        (["replay", ".", "Window(size=0)"], 2, "size must be a whole number of at least 1"),
+        (["schedule", "Window(size=9)"], 2, "a window has no decays"),
         (["sweep", "--grid", "nope=[1]"], 2, "there is no setting"),
         (["smooth", "missing.csv", "Constant()"], 2, "does not exist"),
         (["smooth", "empty.csv", "Constant()"], 1, "The file is empty"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from emacore.averaging.code import to_code
 from emacore.averaging.schedules import (
     BiasCorrected,
     Constant,
@@ -21,8 +22,6 @@ from emacore.averaging.schedules import (
     PowerFunction,
     RationalWarmup,
     UniformAverage,
-    from_code,
-    to_code,
 )
 from emacore.averaging.weights import average
 from emacore.snippets import snippets
@@ -130,23 +129,3 @@ def test_the_code_averages_as_the_schedule_says(schedule, library):
 def test_settings_that_freeze_ema_pytorch_are_refused():
     for schedule in (InversePower(beta=1.0), Constant(1.0)):
         assert next(s for s in snippets(schedule) if s.library == "ema-pytorch").code is None
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=to_code)
-def test_code_round_trip(schedule):
-    assert from_code(to_code(schedule)) == schedule
-
-
-def test_code_leaves_defaults_out():
-    assert to_code(InversePower()) == "InversePower()"
-    assert to_code(InversePower(0.99, update_every=1)) == "InversePower(beta=0.99, update_every=1)"
-    assert to_code(PowerFunction(sigma_rel=0.1)) == "PowerFunction(sigma_rel=0.1)"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "3", "Nope()", "Constant(0.9)", "Constant(beta=2)", "Constant(beta=open('x'))", "Constant(**{})", "(" * 999],
-)
-def test_other_code_is_refused(text):
-    with pytest.raises(ValueError, match="not a schedule"):
-        from_code(text)

@@ -11,7 +11,6 @@ first real average.
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -570,29 +569,7 @@ def _out_of_reach(name: str, schedule: Schedule, steps: float, num_steps: int) -
     )
 
 
-def to_code(schedule: Schedule) -> str:
-    """The schedule as a Python expression that leaves defaults out, such as ``Constant(beta=0.99)``."""
-    settings = (f"{name}={value!r}" for name, value in changed_settings(schedule).items())
-    return f"{type(schedule).__name__}({', '.join(settings)})"
-
-
 def changed_settings(schedule: Schedule) -> dict[str, Any]:
     """The settings that are not the family's defaults, its own first and those of all families last."""
     ordered = sorted(fields(schedule), key=lambda f: bool(f.kw_only))
     return {f.name: getattr(schedule, f.name) for f in ordered if getattr(schedule, f.name) != f.default}
-
-
-def from_code(text: str) -> Schedule:
-    """The schedule that :func:`to_code` wrote; only names and plain values are read, nothing is run.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError("not of the form Family(name=value, ...)")  # noqa: TRY301
-        settings = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        return schedule_from_dict({**settings, "family": call.func.id})
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"not a schedule: {text!r} ({error})") from error

@@ -22,7 +22,7 @@ import joblib
 import pandas as pd
 
 import emacore
-from emacore.averaging.schedules import to_code
+from emacore.averaging.code import to_code
 from emacore.experiments.store import RECORDING_BYTES, RunLost, RunStore, StoreError, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep

@@ -10,7 +10,8 @@ from itertools import product
 from typing import Any
 
 import emacore.tasks  # noqa: F401  settings are read back by the task that they name
-from emacore.averaging.schedules import Schedule, check_whole, from_code, schedule_from_dict
+from emacore.averaging.code import from_code
+from emacore.averaging.schedules import Schedule, check_whole, schedule_from_dict
 from emacore.training.config import TaskConfig, json_object
 
 

@@ -19,7 +19,8 @@ import joblib
 import pandas as pd
 
 import emacore
-from emacore.averaging.schedules import UniformAverage, to_code
+from emacore.averaging.code import to_code
+from emacore.averaging.schedules import UniformAverage
 from emacore.experiments.evidence import QUESTIONS, per_seed
 from emacore.experiments.statistics import holm, kind_of, paired_comparison
 from emacore.experiments.store import RunStore

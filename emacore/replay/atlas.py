@@ -12,11 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 
+from emacore.averaging.code import scheme_to_code
 from emacore.averaging.filters import decay_from_half_life
 from emacore.averaging.schedules import InversePower, PowerFunction
 from emacore.averaging.weights import relative_width
-from emacore.replay.trajectory import Scheme, Trajectory, Window, scheme_to_code
-from emacore.tasks.regression.metrics import METRICS
+from emacore.averaging.windows import Scheme, Window
+from emacore.replay.trajectory import Trajectory
 
 SIZE = 20
 #: So many epochs, evenly spread, are looked at for a cell's best.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from emacore.averaging.schedules import PowerFunction, Schedule, UniformAverage, to_code
-from emacore.replay.trajectory import Scheme, Trajectory, Window
+from emacore.averaging.code import to_code
+from emacore.averaging.schedules import PowerFunction, Schedule, UniformAverage
+from emacore.averaging.windows import Scheme, Window
+from emacore.replay.trajectory import Trajectory
 
 COLUMNS = ["scheme", "setting", "loss", "mae", "r2", "copies_kept", "forward_passes"]
 

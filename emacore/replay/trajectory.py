@@ -7,9 +7,7 @@ have given.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import Schedule, check_whole, from_code, last_move, to_code
+from emacore.averaging.schedules import Schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
+from emacore.averaging.windows import Scheme, Window, decays_at_end
 from emacore.replay.recording import VERSION, RecordingError, mapped_rows
 from emacore.tasks.regression.data import load
 from emacore.tasks.regression.metrics import METRICS, metrics
@@ -35,46 +34,6 @@ Floats = NDArray[np.float64]
 #: Bytes of weights read, and averaged networks evaluated, at a time: what bounds the memory.
 _BLOCK_BYTES = 8 * 2**20
 _NETWORKS_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class Window:
-    """An average of the last ``size`` recorded rows only (of all so far, while there are fewer).
-
-    Without a schedule it is their plain mean: LAWA, or SMA.  With one it is what that schedule, begun at the first of
-    these rows, has made of them.
-    """
-
-    size: int
-    schedule: Schedule | None = None
-
-    def __post_init__(self) -> None:
-        check_whole("size", self.size, 1)
-
-
-Scheme = Schedule | Window
-
-
-def scheme_to_code(scheme: Scheme) -> str:
-    """A scheme as a Python expression, such as ``Window(size=100)``."""
-    if isinstance(scheme, Schedule):
-        return to_code(scheme)
-    within = "" if scheme.schedule is None else f", schedule={to_code(scheme.schedule)}"
-    return f"Window(size={scheme.size}{within})"
-
-
-def scheme_from_code(text: str) -> Scheme:
-    """The scheme that :func:`scheme_to_code` wrote; nothing is run.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
-    window = re.fullmatch(
-        r"\s*Window\(\s*(?:size\s*=\s*)?(\d{1,12})\s*(?:,\s*(?:schedule\s*=\s*)?(.+))?\)\s*", text, re.DOTALL
-    )
-    if window is None:
-        return from_code(text)
-    return Window(int(window[1]), None if window[2] is None else from_code(window[2]))
 
 
 class Trajectory:
@@ -134,11 +93,7 @@ class Trajectory:
 
     def shares(self, scheme: Scheme) -> Floats:
         """What each row weighs in the last average of a scheme: shape (T,)."""
-        rows = len(self.weights)
-        if isinstance(scheme, Window):
-            recent = self._recent(scheme, min(scheme.size, rows))
-            return np.concatenate([np.zeros(rows - len(recent)), recent])
-        return weights(self.decays(scheme, rows))
+        return weights(decays_at_end(scheme, len(self.weights), self.decays))
 
     def average(self, schemes: Sequence[Scheme], at: Sequence[int] | None = None) -> NDArray[np.float32]:
         """The averaged weights of each scheme after the rows ``at`` (by default the ends of epochs).
@@ -299,9 +254,7 @@ class Trajectory:
 
     def _recent(self, window: Window, rows: int) -> Floats:
         """What each of the last ``rows`` rows weighs in a window that holds just these."""
-        if window.schedule is None:
-            return np.full(rows, 1 / rows)
-        return weights(self.decays(window.schedule, rows))
+        return weights(self.decays(window.rule, rows))
 
     def _predictions(self, networks: NDArray[Any] | Iterator[NDArray[Any]]) -> Iterator[Tensor]:
         """Predictions for the validation rows, some networks at a time: shape (networks, rows, 1)."""

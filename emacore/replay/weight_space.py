@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from emacore.replay.trajectory import Scheme, Trajectory
+from emacore.averaging.windows import Scheme
+from emacore.replay.trajectory import Trajectory
 
 Floats = NDArray[np.floating]
 

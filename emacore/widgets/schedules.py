@@ -15,6 +15,7 @@ import streamlit as st
 from emacore.averaging import schedules
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import Schedule
+from emacore.averaging.windows import Scheme
 from emacore.widgets.page import BOUND, number_text, reset_button
 
 T = TypeVar("T")
@@ -199,7 +200,8 @@ def pin_controls(code: str, defaults: Mapping[str, Any], parse: Callable[[str], 
         accept_new_options=True,
         max_selections=MOST_PINS,
         placeholder="Pin the curve, or type one: Constant(beta=0.99)",
-        help="Up to five, kept in the link. Any schedule can be typed as code, with the names the sliders have.",
+        help="Up to five, kept in the link. Any schedule can be typed as code, with the names the sliders have; a "
+        "window, as Window(size=100), where no training is needed.",
         **BOUND,
     )
     found = {}
@@ -230,6 +232,6 @@ def state_of(schedule: Schedule) -> dict[str, Any]:
     return state
 
 
-def steps_axis(num_steps: int, schedule: Schedule) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The calls of a run that are not skipped."""
-    return np.arange(0, num_steps, schedule.update_every)
+def steps_axis(num_steps: int, scheme: Scheme) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The calls of a run that are not skipped; of a window all, as its start moves."""
+    return np.arange(0, num_steps, scheme.update_every if isinstance(scheme, Schedule) else 1)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from emacore.averaging.schedules import from_code
+from emacore.averaging.code import from_code
 from emacore.charts.style import AVERAGED, CHOSEN, ORIGINAL, OTHERS
 from emacore.experiments.store import RunStore
 from emacore.replay.trajectory import Trajectory

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
+from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
 from emacore.experiments import jobs
@@ -42,6 +43,11 @@ def run(app):
     app.run()
     assert not app.exception, app.exception
     return app
+
+
+def drawn(app):
+    """The tables that the page's charts draw, in its order."""
+    return [convert_arrow_bytes_to_pandas_df(chart.proto.data.data) for chart in app.get("vega_lite_chart")]
 
 
 def texts(app):

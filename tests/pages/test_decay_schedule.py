@@ -1,10 +1,12 @@
+import numpy as np
 import pytest
 
-from emacore.averaging.schedules import FAMILIES, from_code
+from emacore.averaging.code import from_code
+from emacore.averaging.schedules import FAMILIES
 from emacore.averaging.weights import relative_width
 from emacore.widgets.schedules import FAMILIES as LABELS
 from emacore.widgets.schedules import SCHEDULE_DEFAULTS, state_of
-from tests.pages.conftest import run, texts
+from tests.pages.conftest import drawn, run, texts
 
 
 def answer(app):
@@ -38,7 +40,7 @@ def test_a_slider_changes_the_figures(open_page):
 def test_pins_are_in_the_link_and_limited(open_page):
     app = open_page("decay_schedule", pins=["Constant(beta=0.99)", "nonsense", "PowerFunction(sigma_rel=0.1)"])
     assert app.dataframe[0].value["curve"].tolist()[1:] == ["Constant(beta=0.99)", "PowerFunction(sigma_rel=0.1)"]
-    assert "Left out: not a schedule: 'nonsense'" in texts(app)
+    assert "Left out: not a schedule or window: 'nonsense'" in texts(app)
     pin = next(button for button in app.button if button.label == "Pin this curve")
     for power in (0.5, 0.6, 0.7):
         app.get_by_key("power").set_value(power)
@@ -48,6 +50,27 @@ def test_pins_are_in_the_link_and_limited(open_page):
         run(app)
     assert len(app.get_by_key("pins").value) == 5
     assert next(button for button in app.button if button.label == "Pin this curve").disabled
+
+
+def test_windows_are_shown_by_their_weights(open_page):
+    windows = ["Window(size=100)", "Window(size=100, schedule=Constant(beta=0.9))"]
+    app = open_page("decay_schedule", pins=[*windows, "Constant(beta=0.99)"])
+    assert not app.warning
+    assert app.dataframe[0].value["curve"].tolist()[1:] == [*windows, "Constant(beta=0.99)"]
+    figures = app.dataframe[0].value.set_index("curve")
+    assert figures.loc[windows[0], "mean age (steps)"] == pytest.approx(49.5)
+    assert figures.loc[windows[0], "effective count (snapshots)"] == pytest.approx(100)
+    ages, shares = np.arange(100), 0.1 * 0.9 ** np.arange(100)
+    shares[-1] = 0.9**99
+    assert figures.loc[windows[1], "mean age (steps)"] == pytest.approx(ages @ shares)
+    decays, weighed = drawn(app)
+    assert set(decays["curve"]) == {"now", "Constant(beta=0.99)"}
+    assert set(weighed["curve"]) == {"now", *windows, "Constant(beta=0.99)"}
+    own = weighed[weighed["curve"] == windows[0]].set_index("step")["weight"]
+    assert own[own > 0.005].index.min() == 4900
+    assert own.max() == pytest.approx(0.01)
+    for window in windows:
+        assert f"`{window}` has no decay" in texts(app)
 
 
 def test_run_length_in_epochs(open_page):

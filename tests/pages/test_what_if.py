@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import InversePower, from_code
+from emacore.averaging.code import from_code
+from emacore.averaging.schedules import InversePower
 from emacore.averaging.weights import relative_width
 from emacore.experiments.store import RunStore
 from emacore.replay.atlas import plateau

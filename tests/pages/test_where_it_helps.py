@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emacore import RunConfig
-from emacore.averaging.schedules import to_code
+from emacore.averaging.code import to_code
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json
 from emacore.experiments.sweep import sweep

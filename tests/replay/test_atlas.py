@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import Constant, InversePower, PowerFunction, from_code
+from emacore.averaging.code import from_code, scheme_from_code
+from emacore.averaging.schedules import InversePower, PowerFunction
 from emacore.averaging.weights import average, relative_width
+from emacore.averaging.windows import Window
 from emacore.replay import atlas as atlas_module
 from emacore.replay.atlas import AXES, atlas, partners, plateau, widths
-from emacore.replay.trajectory import Trajectory, Window, scheme_from_code, scheme_to_code
+from emacore.replay.trajectory import Trajectory
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import StoppingConfig
 
@@ -142,17 +144,6 @@ def test_widths(trajectory):
     row = table.iloc[20]
     expected = trajectory.final({"a": PowerFunction(sigma_rel=row["width"])})
     assert row["loss"] == pytest.approx(expected["loss"][0], rel=1e-5)
-
-
-def test_a_window_as_code():
-    assert scheme_from_code(scheme_to_code(Window(12))) == scheme_from_code("Window( 12 )") == Window(12)
-    assert scheme_from_code("InversePower(power=0.5)") == InversePower(power=0.5)
-    within = Window(12, Constant(0.5))
-    assert scheme_to_code(within) == "Window(size=12, schedule=Constant(beta=0.5))"
-    assert scheme_from_code(scheme_to_code(within)) == scheme_from_code("Window(12, Constant(beta=0.5))") == within
-    for text in ("Window()", "Window(size=0)", "Window(a)", "Window(3, 4)", "Window(3, Window(2))"):
-        with pytest.raises(ValueError, match="not a schedule|size must be"):
-            scheme_from_code(text)
 
 
 def test_values_are_short_and_within_range():

@@ -7,8 +7,9 @@ from torch.func import functional_call
 
 from emacore import EMA, Recorder
 from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.averaging.windows import Window
 from emacore.replay.recording import RecordingError
-from emacore.replay.trajectory import Trajectory, Window
+from emacore.replay.trajectory import Trajectory
 from tests.test_ema import Network, change, tensors
 
 SCHEDULES = {

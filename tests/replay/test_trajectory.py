@@ -17,10 +17,11 @@ from torch.func import functional_call
 from emacore import RunConfig, train
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average, moving_average
+from emacore.averaging.windows import Window
 from emacore.replay import recording, trajectory
 from emacore.replay.recording import Recorder, RowFile
 from emacore.replay.relatives import family
-from emacore.replay.trajectory import RecordingError, Trajectory, Window
+from emacore.replay.trajectory import RecordingError, Trajectory
 from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
 from emacore.tensors import from_reals

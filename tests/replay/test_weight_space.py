@@ -3,7 +3,8 @@ import pytest
 
 from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant
-from emacore.replay.trajectory import Trajectory, Window
+from emacore.averaging.windows import Window
+from emacore.replay.trajectory import Trajectory
 from emacore.replay.weight_space import (
     SIDE,
     along_line,

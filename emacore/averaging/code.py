@@ -1,0 +1,91 @@
+"""Schedules and windows as text, both ways: ``Constant(beta=0.99)``, ``Window(size=100)``."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from emacore.averaging.schedules import Schedule, changed_settings, schedule_from_dict
+from emacore.averaging.windows import Scheme, Window
+
+_WINDOW = ("size", "schedule")
+
+
+def to_code(schedule: Schedule) -> str:
+    """The schedule as a Python expression that leaves defaults out, such as ``Constant(beta=0.99)``."""
+    settings = (f"{name}={value!r}" for name, value in changed_settings(schedule).items())
+    return f"{type(schedule).__name__}({', '.join(settings)})"
+
+
+def scheme_to_code(scheme: Scheme) -> str:
+    """A scheme as a Python expression, such as ``Window(size=100)``."""
+    if isinstance(scheme, Schedule):
+        return to_code(scheme)
+    within = "" if scheme.schedule is None else f", schedule={to_code(scheme.schedule)}"
+    return f"Window(size={scheme.size}{within})"
+
+
+def from_code(text: str) -> Schedule:
+    """The schedule that :func:`to_code` wrote; only names and plain values are read, nothing is run.
+
+    Raises:
+        ValueError: if it is anything else, a window included.
+    """
+    scheme = _read(text, "schedule")
+    if isinstance(scheme, Window):
+        raise ValueError(  # noqa: TRY004  of a text that is wrong
+            f"not a schedule: {text!r} (a window has no decays, so no average moves by it: what was recorded can be "
+            "replayed with it)"
+        )
+    return scheme
+
+
+def scheme_from_code(text: str) -> Scheme:
+    """The scheme that :func:`scheme_to_code` wrote; nothing is run.  A window's settings may stand without names.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    return _read(text, "schedule or window")
+
+
+def _read(text: str, wanted: str) -> Scheme:
+    try:
+        return _scheme(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not a {wanted}: {text!r} ({error})") from error
+
+
+def _scheme(call: ast.expr) -> Scheme:
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise ValueError("not of the form Family(name=value, ...)")  # noqa: TRY004
+    if call.func.id == "Window":
+        return _window(_settings(call, _WINDOW))
+    values = {name: ast.literal_eval(value) for name, value in _settings(call).items()}
+    return schedule_from_dict({**values, "family": call.func.id})
+
+
+def _window(settings: dict[str, ast.expr]) -> Window:
+    unknown = sorted(set(settings) - set(_WINDOW))
+    if unknown:
+        raise ValueError(f"Window has no setting {unknown[0]!r}; it has {', '.join(_WINDOW)}")
+    if "size" not in settings:
+        raise ValueError("a window needs its size, as in Window(size=100)")
+    return Window(**{name: _value(value) for name, value in settings.items()})
+
+
+def _value(node: ast.expr) -> Any:
+    return _scheme(node) if isinstance(node, ast.Call) else ast.literal_eval(node)
+
+
+def _settings(call: ast.Call, positional: tuple[str, ...] = ()) -> dict[str, ast.expr]:
+    """What a call sets, by name; its unnamed values are those of ``positional``."""
+    if len(call.args) > len(positional):
+        raise ValueError("not of the form Family(name=value, ...)")
+    settings = dict(zip(positional, call.args, strict=False))
+    for keyword in call.keywords:
+        name = str(keyword.arg)
+        if name in settings:
+            raise ValueError(f"{name} is given twice")
+        settings[name] = keyword.value
+    return settings

@@ -1,0 +1,104 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
+from emacore.averaging.schedules import Constant, InversePower, PowerFunction
+from emacore.averaging.windows import Window
+from tests.averaging.test_schedules import ANY
+
+SCHEMES = ANY | st.builds(Window, st.integers(1, 10**15), st.none() | ANY)
+
+
+@given(SCHEMES)
+def test_every_scheme_is_read_back_from_its_code(scheme):
+    code = scheme_to_code(scheme)
+    assert scheme_from_code(code) == scheme
+    if not isinstance(scheme, Window):
+        assert code == to_code(scheme)
+        assert from_code(code) == scheme
+
+
+def test_code_leaves_defaults_out():
+    assert to_code(InversePower()) == "InversePower()"
+    assert to_code(InversePower(0.99, update_every=1)) == "InversePower(beta=0.99, update_every=1)"
+    assert to_code(PowerFunction(sigma_rel=0.1)) == "PowerFunction(sigma_rel=0.1)"
+    assert scheme_to_code(Window(12)) == "Window(size=12)"
+    assert scheme_to_code(Window(12, Constant(0.5))) == "Window(size=12, schedule=Constant(beta=0.5))"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Window(12, Constant(beta=0.5))",
+        " Window( 12,schedule = Constant(beta=0.5) ) ",
+        "Window(schedule=Constant(beta=0.5), size=12)",
+        "Window(\n    size=1_2,\n    schedule=Constant(beta=0.5),\n)",
+    ],
+)
+def test_a_windows_code_is_read_as_python_reads_it(text):
+    assert scheme_from_code(text) == Window(12, Constant(0.5)) == eval(text, {"Window": Window, "Constant": Constant})
+
+
+WRONG = [
+    "",
+    "3",
+    "Nope()",
+    "Constant(0.9)",
+    "Constant(beta=2)",
+    "Constant(beta=open('x'))",
+    "Constant(**{})",
+    "Constant(beta=0.9, beta=0.8)",
+    "Constant(beta=0.9) or Constant(beta=0.8)",
+    "(" * 999,
+    "Window",
+    "Window()",
+    "Window(size=0)",
+    "Window(size=1.5)",
+    "Window(size=a)",
+    "Window(size=Constant())",
+    "Window(3, 4)",
+    "Window(3, size=4)",
+    "Window(3, size=4, schedule=None)",
+    "Window(3, None, None)",
+    "Window(3, Window(2))",
+    "Window(3, Nope())",
+    "Window(3, shape=2)",
+    "Window(*[3])",
+]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_other_code_is_refused(text):
+    with pytest.raises(ValueError, match="not a schedule or window: "):
+        scheme_from_code(text)
+    with pytest.raises(ValueError, match="not a schedule: "):
+        from_code(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Constant(beta=0.9, beta=0.8)", "beta is given twice"),
+        ("Window()", "needs its size, as in"),
+        ("Window(size=0)", "size must be a whole number of at least 1, got 0"),
+        ("Window(3, Window(2))", "a window's schedule must be a schedule or None, got Window"),
+        ("Window(3, shape=2)", "Window has no setting 'shape'; it has size, schedule"),
+    ],
+)
+def test_it_is_said_what_is_wrong(text, why):
+    with pytest.raises(ValueError, match=why):
+        scheme_from_code(text)
+
+
+def test_where_a_schedule_is_wanted_a_window_is_named():
+    with pytest.raises(ValueError, match="a window has no decays"):
+        from_code("Window(size=9)")
+
+
+def test_reading_code_needs_no_torch():
+    code = "import sys, emacore.averaging.code; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
