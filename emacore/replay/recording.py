@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import check_whole
+from emacore.replay.rows import Rows
 from emacore.tensors import (
     Watch,
     check_has_values,
@@ -270,6 +271,66 @@ def mapped_rows(path: Path, descr: str, columns: int) -> NDArray[Any]:
     if rows == 0:
         return np.empty((0, columns), dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=_HEADER_BYTES, shape=(rows, columns))
+
+
+def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
+    """What is whole of a recording, or only its first ``epochs``; the weights are memory-mapped.
+
+    Raises:
+        RecordingError: if there is none, or it is damaged, foreign, or of another version.
+        ValueError: if it has not so many epochs.
+    """
+    folder = Path(folder)
+    about = _read_about(folder)
+    try:
+        tensors, copied_tensors = _layout(about["tensors"]), _layout(about["copied"])
+        columns = sum(real_count(tensor) for tensor in tensors.values())
+        extra = sum(tensor.nbytes for tensor in copied_tensors.values())
+        weights = mapped_rows(folder / "weights.npy", {"float32": "<f4", "float16": "<f2"}[about["dtype"]], columns)
+        copied = mapped_rows(folder / "copied.npy", "|u1", extra) if extra else np.empty((len(weights), 0), np.uint8)
+        every, settings = int(about["every"]), about["config"]
+        whole = min(len(weights), len(copied))
+        ends = [int(end) for end in about["epoch_ends"] if end < whole]
+    except RecordingError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _foreign(folder, error) from error
+    if epochs is not None:
+        if not 0 <= epochs <= len(ends):
+            raise ValueError(f"epochs must be from 0 to {len(ends)}, as many as the recording has; got {epochs}")
+        ends = ends[:epochs]
+        whole = ends[-1] + 1 if ends else 0
+    steps = np.arange(1, whole + 1) * every - 1
+    try:
+        return Rows(weights[:whole], steps, tensors, ends, copied[:whole], copied_tensors, settings)
+    except ValueError as error:
+        raise _foreign(folder, error) from error
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        version = int(about["version"])
+    except OSError as error:
+        raise RecordingError(f"there is no recording in {folder}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(folder, error) from error
+    if version != VERSION:
+        cure = "update this program" if version > VERSION else "record the run again"
+        raise RecordingError(f"the recording has format {version}, this program knows {VERSION}: {cure}")
+    return about
+
+
+def _foreign(folder: Path, error: Exception) -> RecordingError:
+    return RecordingError(f"run.json in {folder} does not describe a recording: {error!r}")
+
+
+def _layout(described: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors without values, of the described shapes and dtypes."""
+    layout = {}
+    for name, about in described.items():
+        layout[name] = torch.empty(about["shape"], dtype=getattr(torch, about["dtype"]), device="meta")
+    return layout
 
 
 def thinning(steps_per_epoch: int, row_bytes: int, max_epochs: int, most_bytes: float) -> int:

@@ -1,4 +1,4 @@
-"""The recorded weights of a run, and their exact replay under any schedules.
+"""The weights of a run, and their exact replay under any schemes.
 
 The average never touches the training, so the weights after every optimiser step answer what any other schedule would
 have given.
@@ -6,15 +6,12 @@ have given.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -22,134 +19,154 @@ from torch import Tensor, nn
 from emacore.averaging.schedules import Schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
 from emacore.averaging.windows import Scheme, Window, decays_at_end
-from emacore.replay.recording import VERSION, RecordingError, mapped_rows
-from emacore.tasks.regression.data import load
-from emacore.tasks.regression.metrics import METRICS, metrics
-from emacore.tensors import from_reals, real_count, ties, unwrapped
-from emacore.training.config import RunConfig
-from emacore.training.network import forward
+from emacore.replay.measure import Measure, Metric, OneByOne
+from emacore.replay.recording import RecordingError, read_recording
+from emacore.replay.rows import Rows
+from emacore.tensors import from_reals, ties, unwrapped
 
 Floats = NDArray[np.float64]
+#: A table: columns of equal length by name, as ``pandas.DataFrame`` takes them.
+Table = dict[str, NDArray[Any]]
 
-#: Bytes of weights read, and averaged networks evaluated, at a time: what bounds the memory.
+#: Bytes of weights read at a time, which bounds the memory.
 _BLOCK_BYTES = 8 * 2**20
-_NETWORKS_AT_ONCE = 64
+#: Columns averaged at a time where all are wanted in the end, which bounds it for networks of any size.
+_BLOCK_COLUMNS = 2**20
 
 
 class Trajectory:
-    """A recording, opened to be replayed; the files stay on disk and are mapped, and may still be growing.
+    """Rows of weights, to be replayed.
+
+    Args:
+        rows: Where they come from; they may be memory-mapped, and the file may still be growing.
+        measure: How networks are measured: a :class:`~emacore.replay.measure.Measure`, or a function from one
+            network's tensors by name to a number (its loss).
 
     Attributes:
-        weights: Shape (T, P), float32 or float16, memory-mapped: the flat weights after each recorded step.
-        every: Each row stands for so many steps, of which it is the last.  With more than one, replays are those of a
-            run that moved only then: close to the exact ones where the weights moved little in between.
+        weights: Shape (T, P), float32 or float16: the flat weights after each row's step.
         epoch_ends: The rows at which epochs ended.
-        config: Of a run of :func:`emacore.train`; ``None`` for one of another loop.
+        settings: What the run says of itself; ``None`` if nothing.
         tensors: Names, shapes and dtypes of what lies in a row, as tensors without values.
     """
 
-    def __init__(self, rows: NDArray[Any], copied: NDArray[np.uint8], about: Mapping[str, Any]) -> None:
-        self.weights = rows
-        self.every: int = about["every"]
-        self.epoch_ends: list[int] = [end for end in about["epoch_ends"] if end < len(rows)]
-        config = about["config"]
-        self.config = None if config is None else RunConfig.from_json(json.dumps(config))
-        self.tensors = _layout(about["tensors"])
-        self._copied_rows = copied
-        self._copied = _layout(about["copied"])
-        self._data: tuple[Tensor, Tensor] | None = None
+    def __init__(self, rows: Rows, measure: Measure | Callable[[dict[str, Tensor]], float] | None = None) -> None:
+        self.rows = rows
+        self.weights = rows.weights
+        self.epoch_ends = list(rows.epoch_ends)
+        self.settings = rows.settings
+        self.tensors = rows.tensors
+        self._measure = measure if measure is None or isinstance(measure, Measure) else OneByOne(measure)
+        self._first_steps = np.concatenate([[0], np.asarray(rows.steps[:-1]) + 1]) if len(rows.steps) else rows.steps
+        self._of_windows: dict[tuple[Window, bytes], Floats] = {}
 
     @classmethod
-    def open(cls, folder: str | Path, epochs: int | None = None) -> Trajectory:
+    def open(
+        cls,
+        folder: str | Path,
+        epochs: int | None = None,
+        measure: Measure | Callable[[dict[str, Tensor]], float] | None = None,
+    ) -> Trajectory:
         """Open what is whole of a recording, or only its first ``epochs``.
 
         Raises:
             RecordingError: if there is none, or it is damaged, foreign, or of another version.
+            ValueError: if it has not so many epochs.
         """
-        folder = Path(folder)
-        about = _read_about(folder)
-        try:
-            columns = sum(real_count(tensor) for tensor in _layout(about["tensors"]).values())
-            extra = sum(tensor.nbytes for tensor in _layout(about["copied"]).values())
-            rows = mapped_rows(folder / "weights.npy", {"float32": "<f4", "float16": "<f2"}[about["dtype"]], columns)
-            copied = mapped_rows(folder / "copied.npy", "|u1", extra) if extra else np.empty((len(rows), 0), np.uint8)
-            whole = min(len(rows), len(copied))
-            if epochs is not None:
-                whole = min(whole, *(end + 1 for end in about["epoch_ends"][max(0, epochs - 1) : epochs]))
-            return cls(rows[:whole], copied[:whole], about)
-        except RecordingError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise _foreign(folder, error) from error
+        return cls(read_recording(folder, epochs), measure)
 
     @property
     def steps(self) -> int:
         """How many steps of the run the rows stand for."""
-        return len(self.weights) * self.every
+        return int(self.rows.steps[-1]) + 1 if len(self.weights) else 0
+
+    @property
+    def every(self) -> int:
+        """The most steps that one row stands for.
+
+        With more than one, replays are those of a run that moved only then: close to the exact ones where the weights
+        moved little in between.
+        """
+        return int(np.diff(self.rows.steps, prepend=-1).max()) if len(self.weights) else 1
+
+    @property
+    def measured(self) -> Sequence[Metric]:
+        """What is measured; the first is the loss.
+
+        Raises:
+            RecordingError: if nothing says how networks are measured.
+        """
+        return self._measuring.metrics
+
+    @property
+    def _measuring(self) -> Measure:
+        if self._measure is None:
+            raise RecordingError(
+                "nothing says how these networks are measured: open the recording with a measure, or use evaluate()"
+            )
+        return self._measure
 
     def decays(self, schedule: Schedule, rows: int) -> Floats:
         """The schedule's decays over the first ``rows`` rows: of each, the product over the steps it stands for."""
-        return np.asarray(schedule.decays(rows * self.every).reshape(rows, self.every).prod(axis=1))
+        return self._by_row(schedule.decays(int(self.rows.steps[rows - 1]) + 1), rows) if rows else np.empty(0)
 
     def shares(self, scheme: Scheme) -> Floats:
         """What each row weighs in the last average of a scheme: shape (T,)."""
-        return weights(decays_at_end(scheme, len(self.weights), self.decays))
+        if not len(self.weights):
+            return np.empty(0)
+        return weights(self._by_row(decays_at_end(scheme, self.steps), len(self.weights)))
 
     def average(self, schemes: Sequence[Scheme], at: Sequence[int] | None = None) -> NDArray[np.float32]:
         """The averaged weights of each scheme after the rows ``at`` (by default the ends of epochs).
 
         Returns:
-            Shape (schemes, steps, P).
+            Shape (schemes, rows, P).
 
         Raises:
-            ValueError: if ``at`` is not rising or names a row that was not recorded.
+            ValueError: if ``at`` is not rising or names a row that there is not.
         """
-        steps = self._checked(at)
-        result = np.empty((len(schemes), len(steps), self.weights.shape[1]), dtype=np.float32)
-        for n, averages in enumerate(self._averages(schemes, steps)):
-            result[:, n] = averages
+        wanted = self._checked(at)
+        columns = self.weights.shape[1]
+        result = np.empty((len(schemes), len(wanted), columns), dtype=np.float32)
+        for first in range(0, columns, _BLOCK_COLUMNS):
+            block = slice(first, first + _BLOCK_COLUMNS)
+            for n, averages in enumerate(self._averages(schemes, wanted, block)):
+                result[:, n, block] = averages
         return result
 
-    def replay(self, schemes: Mapping[str, Scheme]) -> pd.DataFrame:
-        """The validation curve of each scheme: schedule, epoch, loss, mae, r2.
+    def replay(self, schemes: Mapping[str, Scheme]) -> Table:
+        """The curve of each scheme over the epochs: schedule, epoch, and each metric's column.
 
         Raises:
-            RecordingError: if the run was not one of :func:`emacore.train` (also the methods below that measure).
+            RecordingError: if nothing says how networks are measured (also the methods below that measure).
         """
-        return self.metrics(schemes, self.epoch_ends).assign(
-            epoch=list(range(1, len(self.epoch_ends) + 1)) * len(schemes)
-        )[["schedule", "epoch", *METRICS]]
+        table = self.metrics(schemes, self.epoch_ends)
+        epochs = np.tile(np.arange(1, len(self.epoch_ends) + 1), len(schemes))
+        return {"schedule": table["schedule"], "epoch": epochs, **self._measured(table)}
 
-    def final(self, schemes: Mapping[str, Scheme]) -> pd.DataFrame:
-        """The metrics of each scheme's last average: schedule, loss, mae, r2."""
-        rows = [len(self.weights) - 1] if len(self.weights) else []
-        return self.metrics(schemes, rows)[["schedule", *METRICS]]
+    def final(self, schemes: Mapping[str, Scheme]) -> Table:
+        """The metrics of each scheme's last average: schedule, and each metric's column."""
+        table = self.metrics(schemes, [len(self.weights) - 1] if len(self.weights) else [])
+        return {"schedule": table["schedule"], **self._measured(table)}
 
-    def metrics(self, schemes: Mapping[str, Scheme], at: Sequence[int]) -> pd.DataFrame:
-        """The metrics of each scheme's average after the rows ``at``: schedule, row, loss, mae, r2.
+    def metrics(self, schemes: Mapping[str, Scheme], at: Sequence[int]) -> Table:
+        """The metrics of each scheme's average after the rows ``at``: schedule, row, and each metric's column.
 
-        One pass over the file; only some averages are in memory at a time.
+        One pass over the rows; only some averages are in memory at a time.
         """
-        steps = self._checked(at)
-        networks = (network for averages in self._averages(list(schemes.values()), steps) for network in averages)
-        table = self.measure(networks)
-        order = np.arange(len(table)).reshape(len(steps), len(schemes)).T.reshape(-1)
-        named = {"schedule": [name for name in schemes for _ in steps], "row": steps * len(schemes)}
-        return pd.concat([pd.DataFrame(named), table.iloc[order].reset_index(drop=True)], axis=1)
+        wanted = self._checked(at)
+        found = self._table(self._networks(schemes.values(), wanted))
+        return self._labelled(schemes, wanted, found)
 
-    def measure(self, networks: NDArray[Any] | Iterator[NDArray[Any]]) -> pd.DataFrame:
-        """Loss (MSE), MAE and R2 on the run's validation rows of flat weights of shape (N, P): a row each."""
-        target = self._validation()[1]
-        tables = [metrics(predicted, target) for predicted in self._predictions(networks)]
-        return pd.DataFrame(
-            {name: np.concatenate([table[name].numpy() for table in tables]) if tables else [] for name in METRICS}
-        )
+    def measure(self, networks: NDArray[Any]) -> Table:
+        """The metrics of flat weights of shape (N, P), a row each: each metric's column."""
+        last = len(self.weights) - 1
+        return self._table((network, last) for network in networks)
 
-    def ensemble(self, networks: NDArray[Any]) -> pd.DataFrame:
-        """The same of the one model that averages the predictions of ``networks``: one row."""
-        total = sum(predicted.double().sum(dim=0) for predicted in self._predictions(networks))
-        found = metrics(torch.as_tensor(total) / len(networks), self._validation()[1])
-        return pd.DataFrame({name: [float(value)] for name, value in found.items()})
+    def ensemble(self, networks: NDArray[Any]) -> dict[str, float]:
+        """The metrics of the one model that averages the predictions of flat weights of shape (N, P)."""
+        last = len(self.weights) - 1
+        batches = _batches(((network, last) for network in networks), self._measuring.at_once)
+        return dict(self._measuring.ensemble([self._stacked(batch) for batch in batches]))
 
     def state(self, scheme: Scheme, at: int = -1) -> dict[str, Tensor]:
         """The averaged tensors after row ``at`` by name, in their own dtypes; those that were copied, as EMA does.
@@ -157,40 +174,29 @@ class Trajectory:
         Integers and booleans are those of the last move of a schedule; a shared tensor is there once.
 
         Raises:
-            ValueError: if the recording has no such row.
+            ValueError: if there is no such row.
         """
         row = self._row(at)
-        moved = row
-        if isinstance(scheme, Schedule):
-            # Thinned rows are the last of the steps they stand for.
-            moved = max(0, last_move(scheme, (row + 1) * self.every) // self.every)
-        averaged = from_reals(torch.from_numpy(self.average([scheme], [row])[0]), self.tensors)
-        state = {name: tensor[0].to(self.tensors[name].dtype) for name, tensor in averaged.items()}
-        content = torch.from_numpy(np.array(self._copied_rows[moved]))
-        pieces = torch.split(content, [tensor.nbytes for tensor in self._copied.values()])
-        for (name, tensor), piece in zip(self._copied.items(), pieces, strict=True):
-            state[name] = piece.clone().view(tensor.dtype).reshape(tensor.shape)
-        return state
+        return self._state(self.average([scheme], [row])[0, 0], self._moved(scheme, row))
 
     @torch.no_grad()
     def load_into(self, module: nn.Module, scheme: Scheme, at: int = -1) -> None:
-        """Put the averages after row ``at`` into a module that has the recorded tensors by name.
+        """Put the averages after row ``at`` into a module that has these tensors by name.
 
-        Tensors that were not recorded stay as they are.
+        Its other tensors stay as they are.
 
         Raises:
-            RuntimeError: if the module lacks a recorded tensor, or has it in another shape.
-            ValueError: if the recording has no such row.
+            RuntimeError: if the module lacks one of the tensors, or has it in another shape.
+            ValueError: if there is no such row.
         """
         found = ties(unwrapped(module))
-        state = self.state(scheme, at)
-        for name, tensor in state.items():
+        for name, tensor in {**self.tensors, **self.rows.copied_tensors}.items():
             if name not in found or found[name].tensor.shape != tensor.shape:
                 have = f"with shape {tuple(found[name].tensor.shape)}" if name in found else "under no such name"
                 raise RuntimeError(
                     f"the recording holds {name!r} with shape {tuple(tensor.shape)}, the module has it {have}"
                 )
-        for name, tensor in state.items():
+        for name, tensor in self.state(scheme, at).items():
             found[name].tensor.copy_(tensor)
 
     def evaluate(
@@ -198,87 +204,150 @@ class Trajectory:
         schemes: Mapping[str, Scheme],
         function: Callable[[dict[str, Tensor]], float | Mapping[str, float]],
         at: Sequence[int] | None = None,
-    ) -> pd.DataFrame:
-        """What ``function`` makes of each scheme's averages: schedule, row, and its results.
+    ) -> Table:
+        """What ``function`` makes of each scheme's averages: schedule, row, and its results.  One pass over the rows.
 
         Args:
             function: Gets the averaged tensors by name, as ``load_state_dict(..., strict=False)`` and
                 ``torch.func.functional_call`` take them; returns a number (column ``value``) or several by name.
             at: After which rows; by default the last.
         """
-        rows = [self._row(-1)] if at is None else self._checked(at)
-        table = []
-        for name, scheme in schemes.items():
-            for row in rows:
-                result = function(self.state(scheme, row))
-                values = result if isinstance(result, Mapping) else {"value": float(result)}
-                table.append({"schedule": name, "row": row, **values})
-        return pd.DataFrame(table)
+        wanted = [self._row(-1)] if at is None else self._checked(at)
+        results: list[Mapping[str, float]] = []
+        for network, moved in self._networks(schemes.values(), wanted):
+            result = function(self._state(network, moved))
+            results.append(result if isinstance(result, Mapping) else {"value": float(result)})
+        names = dict.fromkeys(name for result in results for name in result)
+        found = {name: np.array([result.get(name, np.nan) for result in results]) for name in names}
+        return self._labelled(schemes, wanted, found)
 
-    def _averages(self, schemes: Sequence[Scheme], steps: list[int]) -> Iterator[NDArray[np.float32]]:
-        """The averages after each of ``steps``, shape (schemes, P), one after the other.
+    def _averages(
+        self, schemes: Sequence[Scheme], at: list[int], block: slice = slice(None)
+    ) -> Iterator[NDArray[np.float32]]:
+        """The averages of a block of columns after each of the rows ``at``, shape (schemes, columns), in turn.
 
-        One pass over the file: stretch by stretch, a matrix product weighs its rows for all schemes at once.  What is
+        One pass over the rows: stretch by stretch, a matrix product weighs them for all schemes at once.  What is
         carried from one stretch to the next is float64.
         """
-        columns = self.weights.shape[1]
-        length = steps[-1] + 1 if steps else 0
+        columns = len(range(*block.indices(self.weights.shape[1])))
+        length = at[-1] + 1 if at else 0
         recursive = [k for k, scheme in enumerate(schemes) if isinstance(scheme, Schedule)]
         windows = [(k, scheme) for k, scheme in enumerate(schemes) if isinstance(scheme, Window)]
-        recent = cache(self._recent)
         decays = np.empty((len(recursive), length))
         for n, scheme in enumerate(scheme for scheme in schemes if isinstance(scheme, Schedule)):
             decays[n] = self.decays(scheme, length)
         carried = np.zeros((len(recursive), columns))
-        sliding = {step: np.zeros((len(windows), columns)) for step in steps} if windows else {}
-        for first, stop in _stretches(steps, max(1, _BLOCK_BYTES // (4 * columns))):
-            open_windows = [
-                (n, step, _stretch_of(recent(window, min(window.size, step + 1)), step, first, stop))
-                for n, (_, window) in enumerate(windows)
-                for step in sliding
-                if step >= first and step - window.size + 1 < stop
-            ]
+        sliding = {row: np.zeros((len(windows), columns)) for row in at} if windows else {}
+        for first, stop in _stretches(at, max(1, _BLOCK_BYTES // (4 * columns))):
             shares, kept = stretch_weights(decays[:, first:stop])
+            open_windows = []
+            for n, (_, window) in enumerate(windows):
+                for row in sliding:
+                    recent = self._recent(window, row)
+                    if row >= first and row + 1 - len(recent) < stop:
+                        open_windows.append((n, row, _stretch_of(recent, row, first, stop)))
             weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)])
-            products = weighing.astype(np.float32) @ self.weights[first:stop].astype(np.float32, copy=False)
+            rows = np.asarray(self.weights[first:stop, block]).astype(np.float32, copy=False)
+            products = weighing.astype(np.float32) @ rows
             carried *= kept[:, np.newaxis]
             carried += products[: len(recursive)]
-            for (n, step, _), product in zip(open_windows, products[len(recursive) :], strict=True):
-                sliding[step][n] += product
-            if stop - 1 in steps:
+            for (n, row, _), product in zip(open_windows, products[len(recursive) :], strict=True):
+                sliding[row][n] += product
+            if stop - 1 in at:
                 result = np.empty((len(schemes), columns), dtype=np.float32)
                 result[recursive] = carried
                 if windows:
                     result[[k for k, _ in windows]] = sliding.pop(stop - 1)
                 yield result
 
-    def _recent(self, window: Window, rows: int) -> Floats:
-        """What each of the last ``rows`` rows weighs in a window that holds just these."""
-        return weights(self.decays(window.rule, rows))
+    def _networks(self, schemes: Iterable[Scheme], at: list[int]) -> Iterator[tuple[NDArray[np.float32], int]]:
+        """The flat averages after each row for each scheme, and the row whose copied tensors go with each."""
+        listed = list(schemes)
+        for row, averages in zip(at, self._averages(listed, at), strict=True):
+            for scheme, network in zip(listed, averages, strict=True):
+                yield network, self._moved(scheme, row)
 
-    def _predictions(self, networks: NDArray[Any] | Iterator[NDArray[Any]]) -> Iterator[Tensor]:
-        """Predictions for the validation rows, some networks at a time: shape (networks, rows, 1)."""
-        x, _ = self._validation()
-        for some in _batches(networks, _NETWORKS_AT_ONCE):
-            with torch.no_grad():
-                yield forward(from_reals(torch.from_numpy(some), self.tensors), x, self._own_config().network)
+    def _moved(self, scheme: Scheme, row: int) -> int:
+        """The row of what is copied at the last move up to ``row``."""
+        if isinstance(scheme, Window) or not self.rows.copied_tensors:
+            return row
+        # A row is the last of the steps it stands for.
+        return int(np.searchsorted(self.rows.steps, last_move(scheme, int(self.rows.steps[row]) + 1)))
 
-    def _validation(self) -> tuple[Tensor, Tensor]:
-        if self._data is None:
-            data = load(self._own_config().data)
-            self._data = torch.from_numpy(data.x_val), torch.from_numpy(data.y_val)
-        return self._data
+    def _by_row(self, decays: Floats, rows: int) -> Floats:
+        """Decays of steps as decays of rows: the product over the steps that each stands for."""
+        if len(decays) == rows:
+            return decays
+        return np.asarray(np.multiply.reduceat(decays, self._first_steps[:rows]))
 
-    def _own_config(self) -> RunConfig:
-        if self.config is None:
-            raise RecordingError("only runs of emacore.train say how they are measured; use evaluate() for others")
-        return self.config
+    def _recent(self, window: Window, row: int) -> Floats:
+        """What each of the rows up to ``row`` that reach into the window ending there weighs in it."""
+        steps = self.rows.steps
+        end = int(steps[row])
+        begin = max(0, end - window.size + 1)
+        first = int(np.searchsorted(steps[: row + 1], begin))
+        starts = np.concatenate([[0], steps[first:row] + 1 - begin])
+        key = window, np.append(starts, end + 1 - begin).tobytes()
+        if key not in self._of_windows:
+            self._of_windows[key] = weights(np.multiply.reduceat(window.rule.decays(end + 1 - begin), starts))
+        return self._of_windows[key]
+
+    def _table(self, networks: Iterable[tuple[NDArray[Any], int]]) -> Table:
+        """Each metric's column, over networks in turn."""
+        measure = self._measuring
+        tables = [measure(self._stacked(batch)) for batch in _batches(networks, measure.at_once)]
+        return {
+            metric.column: np.concatenate([np.asarray(table[metric.column], dtype=np.float64) for table in tables])
+            if tables
+            else np.empty(0)
+            for metric in measure.metrics
+        }
+
+    def _stacked(self, batch: Sequence[tuple[NDArray[Any], int]]) -> dict[str, Tensor]:
+        """The tensors of some networks by name, each of shape (N, *its own shape*)."""
+        if self._measuring.at_once == 1:
+            [(network, moved)] = batch
+            return {name: tensor.unsqueeze(0) for name, tensor in self._state(network, moved).items()}
+        flat = np.stack([np.asarray(network, dtype=np.float32) for network, _ in batch])
+        stacked = from_reals(torch.from_numpy(flat), self.tensors)
+        if self.rows.copied_tensors:
+            copies = [self._copies(moved) for _, moved in batch]
+            stacked |= {name: torch.stack([copy[name] for copy in copies]) for name in copies[0]}
+        return stacked
+
+    def _state(self, network: NDArray[Any], moved: int) -> dict[str, Tensor]:
+        """The tensors of one network by name, in their own dtypes."""
+        flat = torch.from_numpy(np.asarray(network, dtype=np.float32)).unsqueeze(0)
+        averaged = from_reals(flat, self.tensors)
+        return {name: tensor[0].to(self.tensors[name].dtype) for name, tensor in averaged.items()} | self._copies(moved)
+
+    def _copies(self, row: int) -> dict[str, Tensor]:
+        """What is copied, as it was at a row."""
+        described = self.rows.copied_tensors
+        if not described:
+            return {}
+        content = torch.from_numpy(np.array(self.rows.copied[row]))
+        pieces = torch.split(content, [tensor.nbytes for tensor in described.values()])
+        return {
+            name: piece.clone().view(tensor.dtype).reshape(tensor.shape)
+            for (name, tensor), piece in zip(described.items(), pieces, strict=True)
+        }
+
+    def _labelled(self, schemes: Mapping[str, Scheme], at: list[int], found: Table) -> Table:
+        """Results in the order of :meth:`_networks` as a table, scheme by scheme: schedule, row, and the results."""
+        order = np.arange(len(at) * len(schemes)).reshape(len(at), len(schemes)).T.reshape(-1)
+        names = np.array([name for name in schemes for _ in at], dtype=object)
+        rows = np.array(list(at) * len(schemes), dtype=np.int64)
+        return {"schedule": names, "row": rows, **{name: values[order] for name, values in found.items()}}
+
+    def _measured(self, table: Table) -> Table:
+        return {metric.column: table[metric.column] for metric in self.measured}
 
     def _checked(self, at: Sequence[int] | None) -> list[int]:
-        steps = list(self.epoch_ends if at is None else at)
-        if any(b <= a for a, b in pairwise(steps)) or (steps and not (steps[0] >= 0 and steps[-1] < len(self.weights))):
-            raise ValueError(f"at must be rising steps from 0 to {len(self.weights) - 1}, got {steps}")
-        return steps
+        rows = list(self.epoch_ends if at is None else at)
+        if any(b <= a for a, b in pairwise(rows)) or (rows and not (rows[0] >= 0 and rows[-1] < len(self.weights))):
+            raise ValueError(f"at must be rising rows from 0 to {len(self.weights) - 1}, got {rows}")
+        return rows
 
     def _row(self, at: int) -> int:
         if not -len(self.weights) <= at < len(self.weights):
@@ -286,62 +355,34 @@ class Trajectory:
         return at % len(self.weights)
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads((folder / "run.json").read_text())
-        version = int(about["version"])
-    except OSError as error:
-        raise RecordingError(f"there is no recording in {folder}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise _foreign(folder, error) from error
-    if version != VERSION:
-        cure = "update this program" if version > VERSION else "record the run again"
-        raise RecordingError(f"the recording has format {version}, this program knows {VERSION}: {cure}")
-    return about
-
-
-def _foreign(folder: Path, error: Exception) -> RecordingError:
-    return RecordingError(f"run.json in {folder} does not describe a recording: {error!r}")
-
-
-def _batches(networks: NDArray[Any] | Iterator[NDArray[Any]], size: int) -> Iterator[NDArray[np.float32]]:
-    """Flat weights, (N, P) or one after the other, as arrays of at most ``size`` rows."""
-    if isinstance(networks, np.ndarray):
-        for start in range(0, len(networks), size):
-            yield np.array(networks[start : start + size], dtype=np.float32)
-        return
-    kept: list[NDArray[Any]] = []
+def _batches(
+    networks: Iterable[tuple[NDArray[Any], int]], size: int
+) -> Iterator[list[tuple[NDArray[Any], int]]]:
+    """Lists of at most ``size``."""
+    kept: list[tuple[NDArray[Any], int]] = []
     for network in networks:
         kept.append(network)
         if len(kept) == size:
-            yield np.stack(kept)
-            kept.clear()
+            yield kept
+            kept = []
     if kept:
-        yield np.stack(kept)
+        yield kept
 
 
-def _stretches(steps: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Stretches of at most ``most`` rows, from the first row on; each of ``steps`` is the last row of one."""
+def _stretches(rows: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Stretches of at most ``most`` rows, from the first row on; each of ``rows`` is the last of one."""
     first = 0
-    for step in steps:
-        while first <= step:
-            stop = min(first + most, step + 1)
+    for row in rows:
+        while first <= row:
+            stop = min(first + most, row + 1)
             yield first, stop
             first = stop
 
 
-def _stretch_of(recent: Floats, step: int, first: int, stop: int) -> Floats:
-    """The weights of rows ``first`` to ``stop - 1``, where ``recent`` are those of the last rows up to ``step``."""
-    begin = step + 1 - len(recent)
-    overlap = slice(max(first, begin), min(stop, step + 1))
+def _stretch_of(recent: Floats, row: int, first: int, stop: int) -> Floats:
+    """The weights of rows ``first`` to ``stop - 1``, where ``recent`` are those of the last rows up to ``row``."""
+    begin = row + 1 - len(recent)
+    overlap = slice(max(first, begin), min(stop, row + 1))
     result = np.zeros(stop - first)
     result[overlap.start - first : overlap.stop - first] = recent[overlap.start - begin : overlap.stop - begin]
     return result
-
-
-def _layout(described: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors without values, of the described shapes and dtypes."""
-    layout = {}
-    for name, about in described.items():
-        layout[name] = torch.empty(about["shape"], dtype=getattr(torch, about["dtype"]), device="meta")
-    return layout

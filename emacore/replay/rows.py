@@ -1,0 +1,75 @@
+"""Rows of weights, whoever wrote them: a recording, a folder of checkpoints, or arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emacore.tensors import real_count
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The weights of one run after some of its optimiser steps.
+
+    Args:
+        weights: Shape (T, P), float32 or float16, or what is indexed like it (memory-mapped, say): each row has the
+            real numbers of ``tensors`` one after the other.
+        steps: Shape (T,), rising whole numbers, which need not be even: the step after which each row was taken,
+            counted from 0.  A row stands for all steps since the row before it.
+        tensors: What lies in a row: tensors without values (on the meta device), by name.
+        epoch_ends: The rows at which epochs ended, rising.
+        copied: Shape (T, B), bytes of what is copied and not averaged.
+        copied_tensors: What lies in those, by name.
+        settings: What the run says of itself, as JSON can hold it; replay only passes it on.
+
+    Raises:
+        ValueError: if these do not fit each other.
+    """
+
+    weights: NDArray[Any]
+    steps: NDArray[np.int64]
+    tensors: Mapping[str, Tensor]
+    epoch_ends: Sequence[int] = ()
+    copied: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))
+    copied_tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        columns = sum(real_count(tensor) for tensor in self.tensors.values())
+        if self.weights.ndim != 2 or self.weights.shape[1] != columns:
+            raise ValueError(f"weights must have shape (T, {columns}), as their tensors say; got {self.weights.shape}")
+        count = len(self.weights)
+        steps = np.asarray(self.steps)
+        if steps.shape != (count,) or (count and not (steps[0] >= 0 and (np.diff(steps) > 0).all())):
+            raise ValueError(f"steps must be {count} rising numbers of at least 0, one for each row; got {steps}")
+        ends = np.asarray(self.epoch_ends, dtype=np.int64)
+        if ends.size and not (ends[0] >= 0 and ends[-1] < count and (np.diff(ends) > 0).all()):
+            raise ValueError(f"epoch_ends must be rising rows from 0 to {count - 1}; got {ends}")
+
+    @classmethod
+    def of(cls, states: Sequence[Mapping[str, Tensor]], steps: Sequence[int] | None = None) -> Rows:
+        """Rows of the states of one module, held in memory.
+
+        Args:
+            states: Floating-point tensors by name, the same names and shapes in each.
+            steps: After which steps they were taken, counted from 0; by default after every one.
+
+        Raises:
+            ValueError: if there is none, or they differ in names or shapes.
+        """
+        if not states:
+            raise ValueError("there must be at least one state")
+        tensors = {name: tensor.detach().to("meta") for name, tensor in states[0].items()}
+        for n, state in enumerate(states):
+            if {name: tensor.shape for name, tensor in state.items()} != {n: t.shape for n, t in tensors.items()}:
+                raise ValueError(f"state {n} has other tensors, or tensors of other shapes, than the first")
+        flat = [torch.cat([state[name].detach().float().reshape(-1) for name in tensors]) for state in states]
+        chosen = range(len(states)) if steps is None else steps
+        return cls(torch.stack(flat).numpy(), np.array(chosen, dtype=np.int64), tensors)
