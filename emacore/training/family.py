@@ -43,11 +43,11 @@ def relatives(trajectory: Trajectory) -> pd.DataFrame:
         raise ValueError("the recording has no whole epoch yet")
     per_epoch = int(ends[0]) + 1
     snapshots = ends[ends >= 0.75 * rows] if (ends >= 0.75 * rows).any() else ends[-1:]
-    window = Window(max(1, rows // 10))
+    window = Window(max(1, trajectory.steps // 10))
     schemes: dict[str, tuple[Scheme, str, int]] = {
         "running mean": (UniformAverage(), "all steps alike", 1),
         "EDM2 power function": (PowerFunction(sigma_rel=0.1), "relative width 10 %", 1),
-        "SMA (window)": (window, f"the last {window.size * trajectory.every:,} steps", window.size * trajectory.every),
+        "SMA (window)": (window, f"the last {window.size:,} steps", window.size),
     }
     final = trajectory.final({name: scheme for name, (scheme, *_) in schemes.items()})
     table = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -93,7 +94,7 @@ class Trajectory:
 
     def shares(self, scheme: Scheme) -> Floats:
         """What each row weighs in the last average of a scheme: shape (T,)."""
-        return weights(decays_at_end(scheme, len(self.weights), self.decays))
+        return weights(decays_at_end(self._in_rows(scheme), len(self.weights), self.decays))
 
     def average(self, schemes: Sequence[Scheme], at: Sequence[int] | None = None) -> NDArray[np.float32]:
         """The averaged weights of each scheme after the rows ``at`` (by default the ends of epochs).
@@ -224,7 +225,7 @@ class Trajectory:
         columns = self.weights.shape[1]
         length = steps[-1] + 1 if steps else 0
         recursive = [k for k, scheme in enumerate(schemes) if isinstance(scheme, Schedule)]
-        windows = [(k, scheme) for k, scheme in enumerate(schemes) if isinstance(scheme, Window)]
+        windows = [(k, scheme) for k, scheme in enumerate(map(self._in_rows, schemes)) if isinstance(scheme, Window)]
         recent = cache(self._recent)
         decays = np.empty((len(recursive), length))
         for n, scheme in enumerate(scheme for scheme in schemes if isinstance(scheme, Schedule)):
@@ -251,6 +252,10 @@ class Trajectory:
                 if windows:
                     result[[k for k, _ in windows]] = sliding.pop(stop - 1)
                 yield result
+
+    def _in_rows(self, scheme: Scheme) -> Scheme:
+        """The scheme with a window's size in rows: those that were recorded among its last steps."""
+        return replace(scheme, size=-(-scheme.size // self.every)) if isinstance(scheme, Window) else scheme
 
     def _recent(self, window: Window, rows: int) -> Floats:
         """What each of the last ``rows`` rows weighs in a window that holds just these."""

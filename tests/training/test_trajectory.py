@@ -20,6 +20,7 @@ from emacore.averaging.weights import average, moving_average
 from emacore.averaging.windows import Window
 from emacore.tensors import from_reals
 from emacore.training import recording, trajectory
+from emacore.training.atlas import atlas
 from emacore.training.config import DataConfig, NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.data import load
 from emacore.training.family import family
@@ -292,6 +293,29 @@ def test_a_run_over_its_budget_keeps_every_kth_step(run, tmp_path):
     losses = [opened.final({"slow": slow})["loss"][0] for opened in (thin, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 40, 41, 96, 1000])
+def test_a_window_is_counted_in_steps_however_many_of_them_were_recorded(run, tmp_path, size):
+    train(CONFIG, record=tmp_path, record_bytes=4 * 119 * 8 * 12 / 3)
+    thin, whole = Trajectory.open(tmp_path), Trajectory.open(run[1])
+    for end in (3, 11, 23):
+        recorded = np.arange(3, 4 * end + 4, 4)
+        within = recorded[recorded > 4 * end + 3 - size]
+        expected = np.asarray(whole.weights[within], dtype=float).mean(axis=0)
+        np.testing.assert_allclose(thin.average([Window(size)], [end])[0, 0], expected, atol=1e-6)
+    shares = thin.shares(Window(size, Constant(0.5)))
+    assert (shares > 0).sum() == len(within)
+    assert shares[-1] == pytest.approx(1 - 0.5**4 * (len(within) > 1))
+    codes = [
+        atlas(opened, CONFIG.schedule, "window", other)["code"].tolist()
+        for other in ("power", "update_after_step", "relative_width")
+        for opened in (thin, whole)
+    ]
+    assert codes[::2] == codes[1::2]
+    settings = [family(opened, CONFIG.schedule).set_index("scheme").loc["SMA (window)"] for opened in (thin, whole)]
+    assert settings[0]["setting"] == settings[1]["setting"] == "the last 9 steps"
+    assert settings[0]["copies_kept"] == 9
 
 
 def test_thinning_never_loses_the_ends_of_epochs():
