@@ -30,6 +30,7 @@ from emacore.experiments.store import RunStore, StoreError, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json, json_value, with_settings
 from emacore.tables import finite_values, numeric_columns, read_csv
 from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import TaskConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,11 +206,11 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
     emacore replay recording "Constant(beta=0.99)" "PowerFunction(sigma_rel=0.1)" --final
     emacore replay recording "Window(size=100)" "Window(size=100, schedule=Constant(beta=0.9))"
     """
-    from emacore.replay.trajectory import Trajectory
+    from emacore.tasks import open_run
 
     named = {scheme_to_code(scheme): scheme for scheme in schemes}
-    trajectory = _checked(lambda: Trajectory.open(folder), failed=True)
-    _write(trajectory.final(named) if final else trajectory.replay(named), output)
+    trajectory = _checked(lambda: open_run(folder), failed=True)
+    _write(pd.DataFrame(trajectory.final(named) if final else trajectory.replay(named)), output)
 
 
 @cli.command()
@@ -313,12 +314,12 @@ def main() -> None:
         sys.exit(1)
 
 
-def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> RunConfig:
-    def read() -> RunConfig:
+def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfig:
+    def read() -> TaskConfig:
         job = RunConfig() if file is None else job_from_json(Path(file).read_bytes())
-        return with_settings(job if isinstance(job, RunConfig) else job.config, dict(changes))
+        return with_settings(job if isinstance(job, TaskConfig) else job.config, dict(changes))
 
-    config: RunConfig = _checked(read)
+    config: TaskConfig = _checked(read)
     return config
 
 

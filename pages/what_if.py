@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -53,6 +54,7 @@ with st.spinner("Loading torch, once for each start of the server"):  # the titl
     from emacore.replay.relatives import relatives, with_ema
     from emacore.replay.trajectory import Trajectory, scheme_from_code, scheme_to_code
     from emacore.replay.weight_space import Space, space
+    from emacore.tasks import open_run
 
 # A replay is too short to be shared out: its threads would wait for each other while a run trains on the same cores.
 torch.set_num_threads(1)
@@ -67,21 +69,21 @@ SECONDS_BETWEEN_LOOKS = 2.0
 @st.cache_resource(max_entries=4, show_spinner="Opening the recording")
 def opened(folder: str, epochs: int) -> Trajectory:
     """A recording as it was after so many epochs."""
-    return Trajectory.open(folder, epochs)
+    return open_run(folder, epochs)
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
 def replayed(folder: str, epochs: int, code: str) -> pd.DataFrame:
     trajectory = opened(folder, epochs)
-    table = trajectory.replay({code: scheme_from_code(code)})
-    return table.assign(step=[(end + 1) * trajectory.every - 1 for end in trajectory.epoch_ends])
+    table = pd.DataFrame(trajectory.replay({code: scheme_from_code(code)}))
+    return table.assign(step=trajectory.rows.steps[trajectory.epoch_ends])
 
 
 @st.cache_data(max_entries=50, show_spinner=False)
 def shares_of(folder: str, epochs: int, code: str) -> pd.DataFrame:
     trajectory = opened(folder, epochs)
     weight = trajectory.shares(scheme_from_code(code))
-    table = pd.DataFrame({"step": range(trajectory.every - 1, trajectory.steps, trajectory.every), "weight": weight})
+    table = pd.DataFrame({"step": trajectory.rows.steps, "weight": weight})
     return table[table["weight"] > 0]
 
 
@@ -94,7 +96,7 @@ def atlas_of(folder: str, epochs: int, code: str, x: str, y: str, metric: str) -
 
 
 @st.cache_data(max_entries=50, show_spinner=False)
-def relatives_of(folder: str, epochs: int) -> pd.DataFrame:
+def relatives_of(folder: str, epochs: int) -> dict[str, np.ndarray]:
     return relatives(opened(folder, epochs))
 
 
@@ -225,13 +227,14 @@ schemes = {NOW: schedule, **({clicked: scheme_from_code(clicked)} if clicked els
 
 steps = trajectory.steps
 now = replayed(folder, epochs, code)
+columns = [metric.column for metric in trajectory.measured]
 parts = {
-    name: history[["epoch"]].assign(step=now["step"], **{m: history[f"val_{m}_{column}"] for m in METRICS})
+    name: history[["epoch"]].assign(step=now["step"], **{m: history[f"val_{m}_{column}"] for m in columns})
     for name, column in ((ORIGINAL_NAME, "original"), (OWN, "ema"))
 }
 parts |= {name: replayed(folder, epochs, scheme_to_code(scheme)) for name, scheme in schemes.items()}
 curves = pd.concat([part.assign(curve=name) for name, part in parts.items()], ignore_index=True)
-curves = curves[["curve", "epoch", "step", *METRICS]]
+curves = curves[["curve", "epoch", "step", *columns]]
 shares = pd.concat(
     [shares_of(folder, epochs, scheme_to_code(scheme)).assign(curve=name) for name, scheme in schemes.items()],
     ignore_index=True,
@@ -302,7 +305,9 @@ def show_family(epochs: int) -> None:
         "weights and so needs every one of its networks at prediction time."
     )
     show_table(
-        with_ema(relatives_of(folder, epochs), schedule, replayed(folder, epochs, code).iloc[-1]),
+        pd.DataFrame(
+            with_ema(relatives_of(folder, epochs), schedule, replayed(folder, epochs, code)[columns].iloc[-1].to_dict())
+        ),
         name=f"family-{run.id}",
         column_config={
             "loss": st.column_config.NumberColumn("final loss", format="%.6f"),

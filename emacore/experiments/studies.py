@@ -106,7 +106,6 @@ def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig
     """
     changed = json.loads(config.to_json())
     del changed["task"]
-    del changed["task"]
     for name, value in sorted(settings.items()):  # a whole schedule before its settings
         *parents, last = name.split(".")
         part = changed

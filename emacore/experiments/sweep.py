@@ -26,7 +26,7 @@ from emacore.experiments.statistics import holm, kind_of, paired_comparison
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
 from emacore.training.config import TaskConfig
-from emacore.training.history import training_follows_average
+from emacore.training.history import MODELS, training_follows_average
 
 if TYPE_CHECKING:
     from emacore.training.replicas import ReplicaResult
@@ -39,9 +39,7 @@ Found = dict[str, Rows]
 SCHEDULER = "EMACORE_SCHEDULER"
 #: How often a cell is tried whose worker died.
 TRIES = 3
-_FINAL = ("val_mae_original", "val_mae_ema", "val_r2_original", "val_r2_ema")
 _NAMES = [f"{question}_{which}" for question in QUESTIONS for which in ("original", "averaged")]
-_COLUMNS = ("seed", *_NAMES, *_FINAL, "epochs", "stopped", "seconds", "error")
 
 
 class SweepError(RuntimeError):
@@ -84,7 +82,7 @@ def sweep(
         SweepError: if the scheduler cannot be reached, or its workers have other versions.
     """
     chosen = Sweep(config, grid, tuple(seeds)).cells()
-    columns = [*grid, *_COLUMNS]
+    columns = [*grid, "seed", *_NAMES, *_finals(config), "epochs", "stopped", "seconds", "error"]
     keys = [_key(Study(cell, tuple(seeds)).to_json(indent=None)) for _, cell in chosen]
     done: dict[int, Rows] = {}
 
@@ -249,10 +247,16 @@ def _rows(result: ReplicaResult, name: str) -> Rows:
     """The figures of each seed of one of the averages, named as if it were the only one."""
     history = result.history
     last = history.groupby("seed", sort=False).nth(-1).set_index("seed")
-    last = last[[column.replace("ema", name) for column in _FINAL]].set_axis(list(_FINAL), axis=1)
+    finals = _finals(result.config)
+    last = last[[column.replace("ema", name) for column in finals]].set_axis(finals, axis=1)
     table = per_seed(history, name).set_index("seed").join(last)
     table = table.assign(seconds=float(history["seconds"].max()), error=None, stopped=pd.Series(result.stopped))
     return [{str(key): _plain(value) for key, value in row.items()} for row in table.reset_index().to_dict("records")]
+
+
+def _finals(config: TaskConfig) -> list[str]:
+    """The columns of the final metrics but the loss."""
+    return [f"val_{metric.column}_{model}" for metric in config.metrics[1:] for model in MODELS]
 
 
 def _read(job: str) -> Study:

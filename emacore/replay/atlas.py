@@ -73,12 +73,12 @@ def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric
     for vertical in AXES[y](steps).tolist():
         for horizontal in AXES[x](steps).tolist():
             settings = {x: _short(horizontal), y: _short(vertical)}
-            scheme = _scheme(schedule, settings, trajectory)
+            scheme = _scheme(schedule, settings, steps)
             code = scheme and scheme_to_code(scheme)
             if scheme and code:
                 schemes[code] = scheme
             cells.append({"x": settings[x], "y": settings[y], "code": code, "beta_from": _beta_from(scheme, steps)})
-    found = trajectory.final(schemes) if metric == "final" else _best(trajectory, schemes)
+    found = pd.DataFrame(trajectory.final(schemes)) if metric == "final" else _best(trajectory, schemes)
     return pd.DataFrame(cells).astype({"beta_from": "Int64"}).join(found.set_index("schedule"), on="code")
 
 
@@ -92,34 +92,31 @@ def widths(trajectory: Trajectory) -> pd.DataFrame:
     """The final metrics of power-function averages over their relative width: width, loss, mae, r2."""
     values = np.geomspace(0.005, 0.28, 2 * SIZE).round(4).tolist()
     found = trajectory.final({f"{width:g}": PowerFunction(sigma_rel=width) for width in values})
-    return pd.DataFrame({"width": values}).join(found[list(METRICS)])
+    return pd.DataFrame({"width": values} | {m.column: found[m.column] for m in trajectory.measured})
 
 
-def _scheme(schedule: InversePower, settings: dict[str, Any], trajectory: Trajectory) -> Scheme | None:
+def _scheme(schedule: InversePower, settings: dict[str, Any], steps: int) -> Scheme | None:
     rest = dict(settings)
     if "half_life" in rest:
         rest["beta"] = decay_from_half_life(rest.pop("half_life"))
     if "window" in rest:
-        return _within(rest.pop("window"), schedule, rest, trajectory)
+        return _within(rest.pop("window"), schedule, rest, steps)
     if "relative_width" in rest:
         width = rest.pop("relative_width")
         if "update_after_step" in rest:
             return PowerFunction(sigma_rel=width, **rest)
-        return _of_width(
-            replace(schedule, **rest), "inv_gamma" if "power" in rest else "power", trajectory.steps, width
-        )
+        return _of_width(replace(schedule, **rest), "inv_gamma" if "power" in rest else "power", steps, width)
     return replace(schedule, **rest)
 
 
-def _within(steps: int, schedule: InversePower, rest: dict[str, Any], trajectory: Trajectory) -> Window:
+def _within(steps: int, schedule: InversePower, rest: dict[str, Any], all_steps: int) -> Window:
     """The average that looks back no more than so many steps."""
-    since_start = max(1, trajectory.steps - rest.get("update_after_step", 0))
-    rows = max(1, min(steps, since_start) // trajectory.every)
+    size = min(steps, max(1, all_steps - rest.get("update_after_step", 0)))
     if "update_after_step" in rest:
-        return Window(rows)
+        return Window(size)
     if "relative_width" in rest:
-        return Window(rows, PowerFunction(sigma_rel=rest["relative_width"]))
-    return Window(rows, replace(schedule, **rest, update_after_step=0, update_every=1))
+        return Window(size, PowerFunction(sigma_rel=rest["relative_width"]))
+    return Window(size, replace(schedule, **rest, update_after_step=0, update_every=1))
 
 
 def _of_width(schedule: InversePower, setting: str, steps: int, width: float) -> InversePower | None:
@@ -166,10 +163,10 @@ def _beta_from(scheme: Scheme | None, steps: int) -> int | None:
 def _best(trajectory: Trajectory, schemes: dict[str, Scheme]) -> pd.DataFrame:
     ends = np.array(trajectory.epoch_ends)
     epochs = np.unique(np.linspace(1, len(ends), BEST_OF).round().astype(int)) if len(ends) else np.array([], dtype=int)
-    table = trajectory.metrics(schemes, ends[epochs - 1].tolist())
+    table = pd.DataFrame(trajectory.metrics(schemes, ends[epochs - 1].tolist()))
     table["epoch"] = np.tile(epochs, len(schemes))
     best = table.groupby("schedule", sort=False)["loss"].idxmin()
-    return table.loc[best.dropna(), ["schedule", *METRICS, "epoch"]]
+    return table.loc[best.dropna(), ["schedule", *(m.column for m in trajectory.measured), "epoch"]]
 
 
 def _short(value: float) -> float:

@@ -71,9 +71,9 @@ class Measure(ABC):
         """The metrics of the one model that averages the predictions of all networks of all batches.
 
         Raises:
-            ValueError: if nothing is known of predictions.
+            NotImplementedError: if this knows no predictions.
         """
-        raise ValueError(f"{type(self).__name__} knows no predictions, so it cannot measure an ensemble")
+        raise NotImplementedError(f"{type(self).__name__} knows no predictions, so it cannot measure an ensemble")
 
 
 class OneByOne(Measure):

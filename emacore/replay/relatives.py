@@ -1,67 +1,80 @@
-"""The ways to average that the article names, side by side on one recorded run, with what each costs."""
+"""The ways to average that the article names, side by side on one run, with what each costs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
-import pandas as pd
 
 from emacore.averaging.code import to_code
 from emacore.averaging.schedules import PowerFunction, Schedule, UniformAverage
 from emacore.averaging.windows import Scheme, Window
-from emacore.replay.trajectory import Trajectory
-
-COLUMNS = ["scheme", "setting", "loss", "mae", "r2", "copies_kept", "forward_passes"]
+from emacore.replay.trajectory import Table, Trajectory
 
 
-def family(trajectory: Trajectory, own: Schedule) -> pd.DataFrame:
+def family(trajectory: Trajectory, own: Schedule) -> Table:
     """Final metrics of an EMA, ``own``, and of :func:`relatives`, in the columns of those."""
+    others = relatives(trajectory)
     final = trajectory.final({"EMA": own})
-    if final.empty:
-        raise ValueError("the recording has no whole epoch yet")
-    return with_ema(relatives(trajectory), own, final.iloc[-1])
+    return with_ema(others, own, {metric.column: final[metric.column][0] for metric in trajectory.measured})
 
 
-def with_ema(others: pd.DataFrame, own: Schedule, metrics: pd.Series[float]) -> pd.DataFrame:
+def with_ema(others: Table, own: Schedule, metrics: Mapping[str, float]) -> Table:
     """The table of :func:`relatives` with an EMA of known final metrics on top."""
-    row = ("EMA", to_code(own), *(metrics[name] for name in ("loss", "mae", "r2")), 1, 1)
-    return pd.concat([pd.DataFrame([row], columns=COLUMNS), others], ignore_index=True)
+    first = {"scheme": "EMA", "setting": to_code(own), **metrics, "copies_kept": 1, "forward_passes": 1}
+    return {
+        name: np.concatenate([np.array([first[name]], dtype=values.dtype), values]) for name, values in others.items()
+    }
 
 
-def relatives(trajectory: Trajectory) -> pd.DataFrame:
-    """Final metrics: scheme, setting, loss, mae, r2, copies_kept, forward_passes.
+def relatives(trajectory: Trajectory) -> Table:
+    """Final metrics: scheme, setting, each metric's column, copies_kept, forward_passes.
 
     SWA takes the ends of epochs from three quarters of the run on, the window the last tenth of the steps, and the
-    ensemble averages the *predictions* of the very networks whose weights SWA averages.  ``copies_kept`` counts copies
-    of the weights during training besides the trained ones.
+    ensemble averages the *predictions* of the very networks whose weights SWA averages (NaN where the measure knows no
+    predictions).  ``copies_kept`` counts copies of the weights during training besides the trained ones.
 
     Raises:
         ValueError: if no epoch is whole yet.
     """
-    rows = len(trajectory.weights)
     ends = np.array(trajectory.epoch_ends)
     if not len(ends):
         raise ValueError("the recording has no whole epoch yet")
-    per_epoch = int(ends[0]) + 1
-    snapshots = ends[ends >= 0.75 * rows] if (ends >= 0.75 * rows).any() else ends[-1:]
-    window = Window(max(1, rows // 10))
+    steps = trajectory.rows.steps
+    late = ends[steps[ends] >= 0.75 * trajectory.steps]
+    snapshots = late if len(late) else ends[-1:]
+    window = Window(max(1, trajectory.steps // 10))
     schemes: dict[str, tuple[Scheme, str, int]] = {
         "running mean": (UniformAverage(), "all steps alike", 1),
         "EDM2 power function": (PowerFunction(sigma_rel=0.1), "relative width 10 %", 1),
-        "SMA (window)": (window, f"the last {window.size * trajectory.every:,} steps", window.size * trajectory.every),
+        "SMA (window)": (window, f"the last {window.size:,} steps", window.size),
     }
     final = trajectory.final({name: scheme for name, (scheme, *_) in schemes.items()})
-    table = [
-        (name, setting, *metrics, copies, 1)
-        for (name, (_, setting, copies)), metrics in zip(
-            schemes.items(), final[["loss", "mae", "r2"]].itertuples(index=False), strict=True
-        )
-    ]
-    told = f"{len(snapshots)} epoch ends, from step {(int(snapshots[0]) + 1) * trajectory.every - 1:,} on"
+    columns = [metric.column for metric in trajectory.measured]
+    told = f"{len(snapshots)} epoch ends, from step {steps[snapshots[0]]:,} on"
     networks = np.asarray(trajectory.weights[snapshots])
-    swa = trajectory.measure(networks.mean(axis=0, dtype=np.float64)[np.newaxis].astype(np.float32))
-    table.append(("SWA", f"{told} (every {per_epoch * trajectory.every} steps)", *swa.iloc[0], 1, 1))
-    together = trajectory.ensemble(networks)
-    table.append(("ensemble of predictions", told, *together.iloc[0], len(snapshots), len(snapshots)))
-    last = trajectory.measure(np.asarray(trajectory.weights[-1:]))
-    table.append(("original", "the last step", *last.iloc[0], 0, 1))
-    return pd.DataFrame(table, columns=COLUMNS)
+    mean = networks.mean(axis=0, dtype=np.float64).astype(np.float32)
+    single = trajectory.measure(np.stack([mean, np.asarray(trajectory.weights[-1], dtype=np.float32)]))
+    try:
+        together = trajectory.ensemble(networks)
+    except NotImplementedError:
+        together = dict.fromkeys(columns, np.nan)
+    table = [
+        (name, setting, *(final[column][n] for column in columns), copies, 1)
+        for n, (name, (_, setting, copies)) in enumerate(schemes.items())
+    ]
+    table += [
+        ("SWA", f"{told} (every {steps[ends[0]] + 1} steps)", *(single[column][0] for column in columns), 1, 1),
+        ("ensemble of predictions", told, *(together[c] for c in columns), len(snapshots), len(snapshots)),
+        ("original", "the last step", *(single[column][1] for column in columns), 0, 1),
+    ]
+    return _columns(["scheme", "setting", *columns, "copies_kept", "forward_passes"], table)
+
+
+def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    columns = zip(*rows, strict=True)
+    return {
+        name: np.array(values, dtype=object if isinstance(values[0], str) else None)
+        for name, values in zip(names, columns, strict=True)
+    }

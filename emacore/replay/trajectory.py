@@ -355,9 +355,7 @@ class Trajectory:
         return at % len(self.weights)
 
 
-def _batches(
-    networks: Iterable[tuple[NDArray[Any], int]], size: int
-) -> Iterator[list[tuple[NDArray[Any], int]]]:
+def _batches(networks: Iterable[tuple[NDArray[Any], int]], size: int) -> Iterator[list[tuple[NDArray[Any], int]]]:
     """Lists of at most ``size``."""
     kept: list[tuple[NDArray[Any], int]] = []
     for network in networks:

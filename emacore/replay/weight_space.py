@@ -77,14 +77,14 @@ def landscape(trajectory: Trajectory, plane: Plane, places: Floats, margin: floa
     u, v = (np.linspace(a, b, SIDE) for a, b in zip(low - room, high + room, strict=True))
     grid = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
     networks = (plane.origin + grid @ plane.axes).astype(np.float32)
-    return pd.DataFrame({"u": grid[:, 0], "v": grid[:, 1], "loss": trajectory.measure(networks)["loss"]})
+    return pd.DataFrame({"u": grid[:, 0], "v": grid[:, 1], "loss": _losses(trajectory, networks)})
 
 
 def along_line(trajectory: Trajectory, start: Floats, end: Floats, points: int = 61) -> pd.DataFrame:
     """The validation loss on the line from ``start`` (position 0) to ``end`` (position 1) and half beyond both ways."""
     positions = np.linspace(-0.5, 1.5, points)
     networks = start + positions[:, np.newaxis] * (end.astype(np.float64) - start)
-    return pd.DataFrame({"position": positions, "loss": trajectory.measure(networks.astype(np.float32))["loss"]})
+    return pd.DataFrame({"position": positions, "loss": _losses(trajectory, networks.astype(np.float32))})
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def space(trajectory: Trajectory, scheme: Scheme, kind: str, from_share: float =
         plane = through_points(np.stack([original[0], original[-1], averaged[-1]]))
     else:
         raise ValueError(f'kind must be "principal components" or "three points", got {kind!r}')
-    steps = (np.array(rows) + 1) * trajectory.every - 1
+    steps = trajectory.rows.steps[rows]
     places = plane.coordinates(original), plane.coordinates(averaged)
     end = original[-1]
     return Space(
@@ -143,6 +143,10 @@ def space(trajectory: Trajectory, scheme: Scheme, kind: str, from_share: float =
         along_line(trajectory, end, averaged[-1]),
         pd.DataFrame({"step": steps, "original": _distances(original, end), "averaged": _distances(averaged, end)}),
     )
+
+
+def _losses(trajectory: Trajectory, networks: Floats) -> Floats:
+    return trajectory.measure(networks)[trajectory.measured[0].column]
 
 
 def _distances(path: Floats, end: Floats) -> Floats:

@@ -160,9 +160,7 @@ class TaskConfig:
 
     def to_json(self, indent: int | None = 2) -> str:
         """The settings as JSON; :meth:`from_json` gives an equal config back."""
-        return json.dumps(
-            {"task": self.task_name, **asdict(self), "schedule": self.schedule.to_dict()}, indent=indent
-        )
+        return json.dumps({"task": self.task_name, **asdict(self), "schedule": self.schedule.to_dict()}, indent=indent)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -173,13 +171,13 @@ class TaskConfig:
                 wrong; the message says which.
         """
         parts = json_object(text)
-        name = parts.pop("task", DEFAULT_TASK)
+        name = parts.pop("task", getattr(cls, "task_name", DEFAULT_TASK))
         kind = TaskConfig._by_task.get(name) if isinstance(name, str) else None
         if kind is None or not issubclass(kind, cls):
             known = sorted(name for name, known in TaskConfig._by_task.items() if issubclass(known, cls))
             raise ValueError(f"there is no task {name!r}" + (f" here; there is {', '.join(known)}" if known else ""))
         for part, its_type in get_type_hints(kind).items():
-            if part in parts and part != "schedule" and is_dataclass(its_type):
+            if part in parts and part != "schedule" and isinstance(its_type, type) and is_dataclass(its_type):
                 parts[part] = _built(its_type, parts[part], f"{part}.")
         if "schedule" in parts:
             if not isinstance(parts["schedule"], Mapping):

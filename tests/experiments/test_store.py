@@ -14,7 +14,7 @@ from emacore.averaging.schedules import Constant
 from emacore.experiments import store as store_module
 from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder, worker_name
 from emacore.experiments.studies import Study, Sweep
-from emacore.training.history import COLUMNS
+from emacore.training.history import columns
 
 CONFIG = RunConfig()
 ME = worker_name(os.getpid(), "test")
@@ -26,7 +26,7 @@ def store(tmp_path):
 
 
 def row(epoch, **changes):
-    return dict.fromkeys(COLUMNS, 0.1 * epoch) | {"epoch": epoch, "steps": 50 * epoch} | changes
+    return dict.fromkeys(columns(RunConfig.metrics), 0.1 * epoch) | {"epoch": epoch, "steps": 50 * epoch} | changes
 
 
 def claimed(store):
@@ -42,7 +42,7 @@ def test_a_run_from_queue_to_end(store):
     store.append(run_id, ME, row(1))
     store.append(run_id, ME, row(2, val_loss_original=1 / 3))
     assert store.history(run_id)["val_loss_original"].tolist() == [0.1, 1 / 3]
-    assert tuple(store.history(run_id).columns) == COLUMNS
+    assert store.history(run_id).columns.tolist() == columns(RunConfig.metrics)
     assert not store.beat(run_id, ME)
     store.finish(run_id, ME, "done", stopped="early stop")
     result = RunStore(store.folder).result(run_id)

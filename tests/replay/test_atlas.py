@@ -11,7 +11,7 @@ from emacore.averaging.weights import average, relative_width
 from emacore.averaging.windows import Window
 from emacore.replay import atlas as atlas_module
 from emacore.replay.atlas import AXES, atlas, partners, plateau, widths
-from emacore.replay.trajectory import Trajectory
+from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import StoppingConfig
 
@@ -23,7 +23,7 @@ CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none
 def trajectory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("atlas") / "run"
     train(CONFIG, record=folder)
-    return Trajectory.open(folder)
+    return open_run(folder)
 
 
 @pytest.mark.parametrize(("x", "y"), [("power", "beta"), ("inv_gamma", "power"), ("beta", "update_after_step")])
@@ -122,7 +122,7 @@ def test_the_best_epoch_of_each_cell(trajectory):
     final = atlas(trajectory, schedule, "power", "beta")
     assert (cells["loss"] <= final["loss"] * (1 + 1e-6)).all()
     row = cells.iloc[123]
-    curve = trajectory.replay({"a": from_code(row["code"])})
+    curve = pd.DataFrame(trajectory.replay({"a": from_code(row["code"])}))
     assert row["loss"] == pytest.approx(curve["loss"].min(), rel=1e-4)
     assert row["epoch"] == curve.loc[curve["loss"].idxmin(), "epoch"]
     with pytest.raises(ValueError, match="metric"):

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -75,7 +76,7 @@ def accuracy(model, x, y):
 def test_somebody_elses_network_is_replayed_with_its_buffers(digits):
     _, emas, paths, _, (x, y) = digits
     trajectory = Trajectory.open(paths["float32"])
-    assert trajectory.config is None
+    assert trajectory.settings is None
     assert trajectory.epoch_ends == [46, 93]
     for name, ema in emas.items():
         other = Digits()
@@ -93,13 +94,13 @@ def test_a_function_of_ones_own_is_evaluated_under_every_schedule(digits):
         predicted = functional_call(model.eval(), state, (x,))
         return {"accuracy": float((predicted.argmax(dim=1) == y).double().mean())}
 
-    table = trajectory.evaluate({**SCHEDULES, "window": Window(20)}, measured)
+    table = pd.DataFrame(trajectory.evaluate({**SCHEDULES, "window": Window(20)}, measured))
     assert table.columns.tolist() == ["schedule", "row", "accuracy"]
     for name, ema in emas.items():
         assert table.set_index("schedule").loc[name, "accuracy"] == accuracy(ema.ema_model, x, y)
     curve = trajectory.evaluate({"a": Constant(0.0)}, lambda state: float(state["5.bias"][0]), trajectory.epoch_ends)
     assert curve["row"].tolist() == [46, 93]
-    assert curve["value"].iloc[-1] == float(model[5].bias[0].detach())
+    assert curve["value"][-1] == float(model[5].bias[0].detach())
 
 
 def test_half_precision_rounds_by_what_it_says(digits):

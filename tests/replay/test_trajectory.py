@@ -19,13 +19,16 @@ from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, P
 from emacore.averaging.weights import average, moving_average
 from emacore.averaging.windows import Window
 from emacore.replay import recording, trajectory
+from emacore.replay.atlas import atlas
 from emacore.replay.recording import Recorder, RowFile
 from emacore.replay.relatives import family
-from emacore.replay.trajectory import RecordingError, Trajectory
+from emacore.replay.trajectory import RecordingError
+from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
 from emacore.tensors import from_reals
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
+from emacore.training.task import ValidationMeasure
 
 CONFIG = RunConfig(
     data=DataConfig(n_samples=300, n_features=6, n_informative=4),
@@ -60,10 +63,10 @@ def block(request, monkeypatch):
 
 def test_what_is_recorded_are_the_weights_after_each_step(run):
     result, folder = run
-    opened = Trajectory.open(folder)
+    opened = open_run(folder)
     assert opened.weights.shape == (12 * 8, 10 * 6 + 10 + 10 * 4 + 4 + 4 + 1)
     assert opened.epoch_ends == list(range(7, 96, 8))
-    assert opened.config == CONFIG
+    assert RunConfig.from_json(json.dumps(opened.settings)) == CONFIG
     last = torch.cat([p.detach().flatten() for p in result.ema.model.parameters()]).numpy()
     np.testing.assert_array_equal(opened.weights[-1], last)
     np.testing.assert_array_equal(np.load(folder / "weights.npy"), opened.weights)
@@ -80,7 +83,7 @@ def test_recording_changes_nothing(run):
 
 
 def test_averages_are_the_plain_recursion(run, block):
-    opened = Trajectory.open(run[1])
+    opened = open_run(run[1])
     values = np.asarray(opened.weights, dtype=np.float64)
     schemes = [*SCHEMES.values(), Window(1), Window(13), Window(500), *WITHIN]
     steps = [0, 5, 7, 41, 95]
@@ -99,7 +102,7 @@ def test_averages_are_the_plain_recursion(run, block):
 
 def test_the_runs_own_schedule_gives_its_own_curve_back(run):
     result, folder = run
-    curves = Trajectory.open(folder).replay({"own": CONFIG.schedule, "copy": Constant(0.0)})
+    curves = pd.DataFrame(open_run(folder).replay({"own": CONFIG.schedule, "copy": Constant(0.0)}))
     assert curves.columns.tolist() == ["schedule", "epoch", "loss", "mae", "r2"]
     for name, model in (("own", "ema"), ("copy", "original")):
         mine = curves[curves["schedule"] == name]
@@ -109,16 +112,16 @@ def test_the_runs_own_schedule_gives_its_own_curve_back(run):
 
 
 def test_final_is_the_end_of_replay(run):
-    opened = Trajectory.open(run[1])
+    opened = open_run(run[1])
     schemes = {**SCHEMES, "window": Window(20), "within": WITHIN[0]}
-    ends = opened.replay(schemes).groupby("schedule", sort=False).tail(1).drop(columns="epoch")
-    pd.testing.assert_frame_equal(opened.final(schemes), ends.reset_index(drop=True), rtol=1e-5)
+    ends = pd.DataFrame(opened.replay(schemes)).groupby("schedule", sort=False).tail(1).drop(columns="epoch")
+    pd.testing.assert_frame_equal(pd.DataFrame(opened.final(schemes)), ends.reset_index(drop=True), rtol=1e-5)
 
 
 def test_the_family_side_by_side(run):
     result, folder = run
-    opened = Trajectory.open(folder)
-    table = family(opened, CONFIG.schedule).set_index("scheme")
+    opened = open_run(folder)
+    table = pd.DataFrame(family(opened, CONFIG.schedule)).set_index("scheme")
     assert table.loc["EMA", "loss"] == pytest.approx(result.summary["ema"][0], rel=1e-4)
     assert table.loc["original", "loss"] == pytest.approx(result.summary["original"][0], rel=1e-4)
     snapshots = [71 + 8 * n for n in range(1, 4)]
@@ -139,17 +142,17 @@ def test_the_family_side_by_side(run):
 
 
 def test_many_networks_are_evaluated_in_pieces(run, monkeypatch):
-    opened = Trajectory.open(run[1])
-    whole = opened.measure(np.asarray(opened.weights))
-    monkeypatch.setattr(trajectory, "_NETWORKS_AT_ONCE", 7)
-    pd.testing.assert_frame_equal(opened.measure(np.asarray(opened.weights)), whole, rtol=1e-6)
+    opened = open_run(run[1])
+    whole = pd.DataFrame(opened.measure(np.asarray(opened.weights)))
+    monkeypatch.setattr(ValidationMeasure, "at_once", 7)
+    pd.testing.assert_frame_equal(pd.DataFrame(opened.measure(np.asarray(opened.weights))), whole, rtol=1e-6)
     assert len(whole) == 96
 
 
 def test_steps_must_rise_and_exist(run):
-    opened = Trajectory.open(run[1])
+    opened = open_run(run[1])
     for steps in ([3, 3], [5, 2], [-1], [96]):
-        with pytest.raises(ValueError, match="rising steps from 0 to 95"):
+        with pytest.raises(ValueError, match="rising rows from 0 to 95"):
             opened.average([Constant(0.5)], steps)
     assert opened.average([Constant(0.5)], []).shape == (1, 0, 119)
     with pytest.raises(ValueError, match="size"):
@@ -164,20 +167,20 @@ def test_a_file_cut_off_in_a_row_opens_up_to_there(run, tmp_path):
     folder = copied(run, tmp_path)
     with (folder / "weights.npy").open("r+b") as file:
         file.truncate(recording._HEADER_BYTES + 4 * 119 * 50 + 17)
-    opened = Trajectory.open(folder)
+    opened = open_run(folder)
     assert len(opened.weights) == 50
     assert opened.epoch_ends == [7, 15, 23, 31, 39, 47]
-    assert len(opened.replay({"a": Constant(0.5)})) == 6
-    assert len(opened.final({"a": Constant(0.5)})) == 1
+    assert len(opened.replay({"a": Constant(0.5)})["loss"]) == 6
+    assert len(opened.final({"a": Constant(0.5)})["loss"]) == 1
 
 
 def test_an_empty_recording_opens(tmp_path):
     model = torch.nn.Linear(6, 1)
-    Recorder(model, tmp_path, config=CONFIG).close()
-    opened = Trajectory.open(tmp_path)
+    Recorder(model, tmp_path, settings=json.loads(CONFIG.to_json())).close()
+    opened = open_run(tmp_path)
     assert opened.weights.shape == (0, 7)
-    assert opened.replay({"a": Constant(0.5)}).empty
-    assert opened.final({"a": Constant(0.5)}).empty
+    assert not len(opened.replay({"a": Constant(0.5)})["loss"])
+    assert not len(opened.final({"a": Constant(0.5)})["loss"])
     with pytest.raises(FileExistsError):
         Recorder(model, tmp_path)
 
@@ -198,7 +201,7 @@ def test_what_is_not_a_recording_is_told(run, tmp_path, damage, message):
     folder = copied(run, tmp_path)
     damage(folder)
     with pytest.raises(RecordingError, match=message):
-        Trajectory.open(folder)
+        open_run(folder)
 
 
 def edited(folder, **changes):
@@ -210,8 +213,8 @@ def test_a_growing_recording_is_read_as_far_as_it_is_whole(tmp_path):
     seen = []
 
     def look(row):
-        opened = Trajectory.open(tmp_path)
-        seen.append((len(opened.epoch_ends), len(opened.replay({"own": CONFIG.schedule}))))
+        opened = open_run(tmp_path)
+        seen.append((len(opened.epoch_ends), len(opened.replay({"own": CONFIG.schedule})["loss"])))
 
     train(replace(CONFIG, max_epochs=3), on_epoch=look, record=tmp_path)
     assert seen == [(1, 1), (2, 2), (3, 3)]
@@ -242,7 +245,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypat
     result = train(CONFIG, record=tmp_path)
     assert len(result.history) == 12
     assert result.recording_error == "the recording ends after step 39: No space left on device"
-    opened = Trajectory.open(tmp_path)
+    opened = open_run(tmp_path)
     assert opened.epoch_ends == [7, 15, 23, 31, 39]
     assert len(opened.weights) >= 40
 
@@ -264,27 +267,27 @@ train(RunConfig.from_json('''{replace(CONFIG, max_epochs=100_000).to_json()}''')
     try:
         end = time.monotonic() + 60
         while time.monotonic() < end:
-            if (tmp_path / "run/run.json").exists() and len(Trajectory.open(tmp_path / "run").epoch_ends) > 3:
+            if (tmp_path / "run/run.json").exists() and len(open_run(tmp_path / "run").epoch_ends) > 3:
                 break
             time.sleep(0.05)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    opened = Trajectory.open(tmp_path / "run")
-    assert len(opened.replay({"own": CONFIG.schedule})) == len(opened.epoch_ends) > 3
+    opened = open_run(tmp_path / "run")
+    assert len(opened.replay({"own": CONFIG.schedule})["loss"]) == len(opened.epoch_ends) > 3
 
 
 def test_a_cut_short_epoch_is_recorded_but_does_not_end(tmp_path):
     stops = iter([False] * 3 + [True] * 9)
     result = train(CONFIG, should_stop=lambda: next(stops), record=tmp_path)
     assert result.stopped == "stopped"
-    assert len(Trajectory.open(tmp_path).epoch_ends) == len(result.history)
+    assert len(open_run(tmp_path).epoch_ends) == len(result.history)
 
 
 def test_a_run_over_its_budget_keeps_every_kth_step(run, tmp_path):
     budget = 4 * 119 * 8 * 12 / 3  # a third of the whole: the next divisor of 8 steps is every fourth
     train(CONFIG, record=tmp_path, record_bytes=budget)
-    thin, whole = Trajectory.open(tmp_path), Trajectory.open(run[1])
+    thin, whole = open_run(tmp_path), open_run(run[1])
     assert thin.every == 4
     assert thin.epoch_ends == list(range(1, 24, 2))
     np.testing.assert_array_equal(thin.weights, whole.weights[3::4])
@@ -293,6 +296,34 @@ def test_a_run_over_its_budget_keeps_every_kth_step(run, tmp_path):
     losses = [opened.final({"slow": slow})["loss"][0] for opened in (thin, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 40, 41, 96, 1000])
+def test_a_window_is_counted_in_steps_however_many_of_them_were_recorded(run, tmp_path, size):
+    train(CONFIG, record=tmp_path, record_bytes=4 * 119 * 8 * 12 / 3)
+    thin, whole = open_run(tmp_path), open_run(run[1])
+    for end in (3, 11, 23):
+        recorded = np.arange(3, 4 * end + 4, 4)
+        within = recorded[recorded > 4 * end + 3 - size]
+        # Each recorded step stands for those of its own four that lie in the window.
+        steps = np.minimum(4, size - (4 * end + 3 - within))
+        expected = np.average(np.asarray(whole.weights[within], dtype=float), axis=0, weights=steps)
+        np.testing.assert_allclose(thin.average([Window(size)], [end])[0, 0], expected, atol=1e-6)
+    shares = thin.shares(Window(size, Constant(0.5)))
+    assert (shares > 0).sum() == len(within)
+    assert shares[-1] == pytest.approx(1 - 0.5**4 * (len(within) > 1))
+    codes = [
+        atlas(opened, CONFIG.schedule, "window", other)["code"].tolist()
+        for other in ("power", "update_after_step", "relative_width")
+        for opened in (thin, whole)
+    ]
+    assert codes[::2] == codes[1::2]
+    settings = [
+        pd.DataFrame(family(opened, CONFIG.schedule)).set_index("scheme").loc["SMA (window)"]
+        for opened in (thin, whole)
+    ]
+    assert settings[0]["setting"] == settings[1]["setting"] == "the last 9 steps"
+    assert settings[0]["copies_kept"] == 9
 
 
 def test_thinning_never_loses_the_ends_of_epochs():

@@ -4,7 +4,6 @@ import pytest
 from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant
 from emacore.averaging.windows import Window
-from emacore.replay.trajectory import Trajectory
 from emacore.replay.weight_space import (
     SIDE,
     along_line,
@@ -14,6 +13,7 @@ from emacore.replay.weight_space import (
     space,
     through_points,
 )
+from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import StoppingConfig
 
@@ -24,7 +24,7 @@ CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none
 def trajectory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("space") / "run"
     train(CONFIG, record=folder)
-    return Trajectory.open(folder)
+    return open_run(folder)
 
 
 def test_a_plane_through_points_holds_them():

@@ -56,7 +56,7 @@ def test_the_articles_tables_stand_beside_the_runs():
     beside = article.beside_progress(own)
     assert beside["epoch"].tolist() == [10, 20]
     assert beside.columns.tolist()[1:3] == ["train_loss", "train_loss_article"]
-    final = article.beside_final(summarise(own)).set_index("metric")
+    final = article.beside_final(summarise(own, RunConfig.metrics)).set_index("metric")
     assert final.loc["mse", "improvement_article"] == 20.0
     assert final.loc["mse", "improvement"] == pytest.approx(-100)
     # what the article prints as improvement follows from its own final metrics

@@ -12,7 +12,7 @@ from emacore.averaging.schedules import Constant, InversePower
 from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
-from emacore.training.history import COLUMNS, steadiness, summarise
+from emacore.training.history import columns, steadiness, summarise
 
 SMALL = RunConfig(
     data=DataConfig(n_samples=200, n_features=5, n_informative=3),
@@ -41,7 +41,7 @@ def test_same_config_same_numbers_and_the_callers_random_state_untouched():
 
 def test_columns_and_metrics_are_scikit_learns():
     result = train(SMALL)
-    assert tuple(result.history.columns) == COLUMNS
+    assert result.history.columns.tolist() == columns(RunConfig.metrics)
     assert result.history["epoch"].tolist() == [1, 2, 3, 4]
     assert result.history["steps"].tolist() == [5, 10, 15, 20]
     assert result.stopped == "max epochs"
@@ -151,7 +151,7 @@ def test_callbacks_see_every_epoch_and_can_stop():
     result = train(SMALL, on_epoch=rows.append, should_stop=lambda: len(rows) == 2)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert result.stopped == "stopped"
-    pd.testing.assert_frame_equal(pd.DataFrame(rows, columns=list(COLUMNS)), result.history)
+    pd.testing.assert_frame_equal(pd.DataFrame(rows, columns=columns(RunConfig.metrics)), result.history)
     assert train(SMALL, should_stop=lambda: False).stopped == "max epochs"
 
 
@@ -182,7 +182,7 @@ def test_summary_improvement_is_that_of_the_article():
             "val_r2_ema": [0.9957],
         }
     )
-    table = summarise(history)
+    table = summarise(history, RunConfig.metrics)
     assert table["metric"].tolist() == ["mse", "mae", "r2"]
     assert table["improvement"].tolist() == pytest.approx([20.0, 9.5, 0.11], abs=0.05)
     assert math.isnan(steadiness(history, 1)[0])

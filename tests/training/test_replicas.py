@@ -10,7 +10,7 @@ from emacore.averaging.schedules import Constant, InversePower, UniformAverage
 from emacore.tasks.regression.config import DataConfig
 from emacore.training import replicas
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
-from emacore.training.history import COLUMNS
+from emacore.training.history import columns
 from emacore.training.replicas import replicate
 
 CONFIG = RunConfig(
@@ -30,7 +30,7 @@ def of(history, seed):
 
 def test_one_row_for_each_seed_and_epoch():
     result = replicate(CONFIG, SEEDS)
-    assert result.history.columns.tolist() == ["seed", *COLUMNS]
+    assert result.history.columns.tolist() == ["seed", *columns(RunConfig.metrics)]
     assert result.history["seed"].tolist() == np.repeat(SEEDS, 8).tolist()
     assert result.history["epoch"].tolist() == list(range(1, 9)) * 4
     assert result.stopped == dict.fromkeys(SEEDS, "max epochs")
@@ -89,7 +89,7 @@ def test_in_distribution_they_are_trains_runs():
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
     config = replace(CONFIG, network=NetworkConfig((64, 32), dropout=0.3))
-    stack = replicas._Stack(config, SEEDS, {}, *map(replicas.torch.from_numpy, replicas.load(config.data)))
+    stack = replicas._Stack(config, SEEDS, {}, config.task(), config.task().load(config))
     masks = stack._masks([100, 50])
     assert [mask.shape for mask in masks[1]] == [(4, 50, 64), (4, 50, 32)]
     whole = replicas.torch.cat([mask.flatten() for step in masks for mask in step])
