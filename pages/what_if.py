@@ -48,7 +48,7 @@ st.markdown(
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     import torch
 
-    from emacore.training.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
+    from emacore.training.atlas import AXES, BEST_OF, atlas, original, partners, plateau, widths
     from emacore.training.family import relatives, with_ema
     from emacore.training.metrics import METRICS
     from emacore.training.recording import RecordingError
@@ -92,6 +92,11 @@ def atlas_of(folder: str, epochs: int, code: str, x: str, y: str, metric: str) -
     if not isinstance(schedule, InversePower):
         raise TypeError(f"the atlas varies InversePower, got {code}")
     return atlas(opened(folder, epochs), schedule, x, y, metric)
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def original_of(folder: str, epochs: int, metric: str) -> float:
+    return float(original(opened(folder, epochs), metric)["loss"])
 
 
 @st.cache_data(max_entries=50, show_spinner=False)
@@ -341,12 +346,12 @@ def show_atlas(epochs: int) -> None:
         default="final",
         key="atlas_metric",
         required=True,
-        help=f"After the last epoch, or the lowest of {BEST_OF} epochs spread evenly up to the last.",
+        help=f"After the last epoch, or the lowest of {BEST_OF} epochs spread evenly up to the last: of the cells and "
+        "of the original alike.",
         **BOUND,
     )
     cells = atlas_of(folder, epochs, code, x, y, metric)
-    losses = history["val_loss_original"].head(epochs)
-    reference = float(losses.iloc[-1] if metric == "final" else losses.min())
+    reference = original_of(folder, epochs, metric)
     capped = x in CAPPED and y in CAPPED
     cells["beta_never"] = cells["beta_from"].isna() & capped
     picture = heatmap(cells, reference=reference, x_title=x, y_title=y, dotted="beta_never")
@@ -368,7 +373,9 @@ def show_atlas(epochs: int) -> None:
     if cells["loss"].notna().any():
         best = cells.loc[cells["loss"].idxmin()]
         st.markdown(
-            f"The lowest cell, `{best['code']}`, has {best['loss']:.4g}; the original {reference:.4g}. It was **chosen "
+            f"The lowest cell, `{best['code']}`, has {best['loss']:.4g}; the original "
+            + ("" if metric == "final" else "at its lowest of the same epochs ")
+            + f"{reference:.4g}. It was **chosen "
             f"on these very validation rows**, so it flatters itself. {plateau(cells.dropna(subset='code')):.0%} of "
             "the cells lie within 5 % of it: the wider that plateau, the less the choice matters."
         )

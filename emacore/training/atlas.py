@@ -66,8 +66,7 @@ def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric
     """
     if x not in AXES or y not in partners(x):
         raise ValueError(f"x and y must be two of {', '.join(AXES)} (beta and half_life are one); got {x!r} and {y!r}")
-    if metric not in ("final", "best"):
-        raise ValueError(f'metric must be "final" or "best", got {metric!r}')
+    rows, epochs = _looked_at(trajectory, metric)
     steps = trajectory.steps
     cells: list[dict[str, Any]] = []
     schemes: dict[str, Scheme] = {}
@@ -79,8 +78,28 @@ def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric
             if scheme and code:
                 schemes[code] = scheme
             cells.append({"x": settings[x], "y": settings[y], "code": code, "beta_from": _beta_from(scheme, steps)})
-    found = trajectory.final(schemes) if metric == "final" else _best(trajectory, schemes)
+    found = trajectory.metrics(schemes, rows).drop(columns="row")
+    if metric == "best":
+        found["epoch"] = np.tile(epochs, len(schemes))
+        found = found.sort_values("loss", kind="stable").drop_duplicates("schedule")
     return pd.DataFrame(cells).astype({"beta_from": "Int64"}).join(found.set_index("schedule"), on="code")
+
+
+def original(trajectory: Trajectory, metric: str = "final") -> pd.Series[float]:
+    """The metrics of the trained weights on the terms of :func:`atlas`: loss, mae, r2 and, of "best", epoch.
+
+    Of "best", of the very epochs at which the cells are looked at: the lowest of more epochs would be lower by that.
+
+    Raises:
+        ValueError: for another metric, or while no epoch is whole.
+    """
+    rows, epochs = _looked_at(trajectory, metric)
+    if not rows:
+        raise ValueError("the recording has no whole epoch yet")
+    table = trajectory.measure(np.asarray(trajectory.weights[rows]))
+    if metric == "best":
+        table["epoch"] = epochs
+    return table.sort_values("loss", kind="stable").iloc[0]
 
 
 def plateau(table: pd.DataFrame, within: float = 0.05) -> float:
@@ -161,13 +180,15 @@ def _beta_from(scheme: Scheme | None, steps: int) -> int | None:
     return call if call is not None and call < steps else None
 
 
-def _best(trajectory: Trajectory, schemes: dict[str, Scheme]) -> pd.DataFrame:
-    ends = np.array(trajectory.epoch_ends)
-    epochs = np.unique(np.linspace(1, len(ends), BEST_OF).round().astype(int)) if len(ends) else np.array([], dtype=int)
-    table = trajectory.metrics(schemes, ends[epochs - 1].tolist())
-    table["epoch"] = np.tile(epochs, len(schemes))
-    best = table.groupby("schedule", sort=False)["loss"].idxmin()
-    return table.loc[best.dropna(), ["schedule", *METRICS, "epoch"]]
+def _looked_at(trajectory: Trajectory, metric: str) -> tuple[list[int], list[int]]:
+    """The rows at which a metric looks, and the epochs that end there, if it looks at ends of epochs."""
+    if metric not in ("final", "best"):
+        raise ValueError(f'metric must be "final" or "best", got {metric!r}')
+    if metric == "final":
+        return ([len(trajectory.weights) - 1] if len(trajectory.weights) else []), []
+    ends = trajectory.epoch_ends
+    epochs = np.unique(np.linspace(1, len(ends), BEST_OF).round().astype(int)).tolist() if ends else []
+    return [ends[epoch - 1] for epoch in epochs], epochs
 
 
 def _short(value: float) -> float:

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from emacore.averaging.weights import relative_width
 from emacore.experiments.store import RunStore
 from emacore.training.atlas import plateau
 from emacore.training.config import DataConfig, OptimizerConfig, StoppingConfig
-from tests.pages.conftest import run, texts
+from tests.pages.conftest import drawn, run, texts
 from tests.pages.test_train import ME
 
 FREE = RunConfig(
@@ -90,6 +91,22 @@ def test_the_atlas_says_where_its_best_was_chosen_and_pins_it(open_page, home):
     assert table.loc[best["code"], "final"] == pytest.approx(best["loss"], rel=1e-4)
     app.get_by_key("atlas_x").set_value("update_after_step")
     assert run(app).get_by_key("atlas_y").value != "update_after_step"
+
+
+@pytest.mark.parametrize("metric", ["final", "best"])
+def test_a_cell_of_the_atlas_that_is_the_original_is_drawn_level_with_it(open_page, home, metric):
+    enter(
+        home, replace(FREE, max_epochs=31, optimizer=OptimizerConfig(rate_rule="constant", learning_rate=0.03), seed=2)
+    )
+    app = open_page("what_if", view="Atlas", atlas_x="window", atlas_y="power", atlas_metric=metric)
+    cells = drawn(app)[-1]
+    alone = cells[cells["x"] == 1]
+    assert len(alone) == 20
+    assert alone["percent"].abs().max() < 0.01
+    assert cells["percent"].abs().max() > 1
+    reference = float(re.search(r"the original (?:at its lowest of the same epochs )?([\d.]+)\. It was", texts(app))[1])
+    assert reference == pytest.approx(alone["loss"].iloc[0], rel=1e-3)
+    assert ("lowest of the same epochs" in texts(app)) == (metric == "best")
 
 
 def test_no_two_curves_look_alike_with_five_pins(open_page, home):
