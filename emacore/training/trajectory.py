@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import Schedule, last_move
+from emacore.averaging.schedules import Schedule, check_whole, last_move
 from emacore.averaging.weights import stretch_weights, weights
-from emacore.averaging.windows import Scheme, Window, decays_at_end
+from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
 from emacore.tensors import from_reals, real_count, ties, unwrapped
 from emacore.training.config import RunConfig
 from emacore.training.data import load
@@ -64,9 +63,15 @@ class Trajectory:
     def open(cls, folder: str | Path, epochs: int | None = None) -> Trajectory:
         """Open what is whole of a recording, or only its first ``epochs``.
 
+        Args:
+            epochs: At least 1, and at most as many as are whole.
+
         Raises:
             RecordingError: if there is none, or it is damaged, foreign, or of another version.
+            ValueError: for another number of epochs.
         """
+        if epochs is not None:
+            check_whole("epochs", epochs, 1)
         folder = Path(folder)
         about = _read_about(folder)
         try:
@@ -75,13 +80,17 @@ class Trajectory:
             rows = mapped_rows(folder / "weights.npy", {"float32": "<f4", "float16": "<f2"}[about["dtype"]], columns)
             copied = mapped_rows(folder / "copied.npy", "|u1", extra) if extra else np.empty((len(rows), 0), np.uint8)
             whole = min(len(rows), len(copied))
-            if epochs is not None:
-                whole = min(whole, *(end + 1 for end in about["epoch_ends"][max(0, epochs - 1) : epochs]))
-            return cls(rows[:whole], copied[:whole], about)
+            found = cls(rows[:whole], copied[:whole], about)
         except RecordingError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise _foreign(folder, error) from error
+        if epochs is None:
+            return found
+        if epochs > len(found.epoch_ends):
+            raise ValueError(f"epochs must be at most the {len(found.epoch_ends)} that are whole, got {epochs}")
+        whole = found.epoch_ends[epochs - 1] + 1
+        return cls(rows[:whole], copied[:whole], about)
 
     @property
     def steps(self) -> int:
@@ -104,6 +113,7 @@ class Trajectory:
 
         Raises:
             ValueError: if ``at`` is not rising or names a row that was not recorded.
+            TypeError: if a scheme is none.
         """
         steps = self._checked(at)
         result = np.empty((len(schemes), len(steps), self.weights.shape[1]), dtype=np.float32)
@@ -115,7 +125,7 @@ class Trajectory:
         """The validation curve of each scheme: schedule, epoch, loss, mae, r2.
 
         Raises:
-            RecordingError: if the run was not one of :func:`emacore.train` (also the methods below that measure).
+            ValueError: if the run was not one of :func:`emacore.train` (also the methods below that measure).
         """
         return self.metrics(schemes, self.epoch_ends).assign(
             epoch=list(range(1, len(self.epoch_ends) + 1)) * len(schemes)
@@ -222,6 +232,8 @@ class Trajectory:
         One pass over the file: stretch by stretch, a matrix product weighs its rows for all schemes at once.  What is
         carried from one stretch to the next is float64.
         """
+        for scheme in schemes:
+            check_scheme(scheme)
         columns = self.weights.shape[1]
         length = steps[-1] + 1 if steps else 0
         recursive = [k for k, scheme in enumerate(schemes) if isinstance(scheme, Schedule)]
@@ -276,19 +288,22 @@ class Trajectory:
 
     def _own_config(self) -> RunConfig:
         if self.config is None:
-            raise RecordingError("only runs of emacore.train say how they are measured; use evaluate() for others")
+            raise ValueError("only runs of emacore.train say how they are measured; use evaluate() for others")
         return self.config
 
     def _checked(self, at: Sequence[int] | None) -> list[int]:
-        steps = list(self.epoch_ends if at is None else at)
-        if any(b <= a for a, b in pairwise(steps)) or (steps and not (steps[0] >= 0 and steps[-1] < len(self.weights))):
-            raise ValueError(f"at must be rising steps from 0 to {len(self.weights) - 1}, got {steps}")
-        return steps
+        rows = np.asarray(self.epoch_ends if at is None else at)
+        if not rows.size and rows.ndim == 1:
+            return []
+        whole = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer)
+        if not whole or (np.diff(rows) <= 0).any() or rows[0] < 0 or rows[-1] >= len(self.weights):
+            raise ValueError(f"at must be rising rows from 0 to {len(self.weights) - 1}, such as [0], got {at!r}")
+        return [int(row) for row in rows]
 
     def _row(self, at: int) -> int:
-        if not -len(self.weights) <= at < len(self.weights):
-            raise ValueError(f"at must be one of the {len(self.weights)} recorded rows, got {at}")
-        return at % len(self.weights)
+        if not isinstance(at, (int, np.integer)) or not -len(self.weights) <= at < len(self.weights):
+            raise ValueError(f"at must be one of the {len(self.weights)} recorded rows, got {at!r}")
+        return int(at) % len(self.weights)
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
