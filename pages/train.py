@@ -195,6 +195,8 @@ def beside_the_article(run: StoredRun, history: pd.DataFrame) -> None:
     st.caption(
         "The article's run, whose seed is not stated, stopped at epoch 97. "
         + ("This run has its settings." if same else "This run has other settings.")
+        + f" Its final metrics are those after epoch {history['epoch'].iloc[-1]}; the first table sets the same epochs "
+        "side by side."
     )
     progress = beside_progress(history)
     if progress.empty:

@@ -49,10 +49,10 @@ st.markdown(
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     import torch
 
-    from emacore.replay.atlas import AXES, BEST_OF, atlas, partners, plateau, widths
+    from emacore.replay.atlas import AXES, BEST_OF, atlas, original, partners, plateau, widths
     from emacore.replay.recording import RecordingError
     from emacore.replay.relatives import relatives, with_ema
-    from emacore.replay.trajectory import Trajectory, scheme_from_code, scheme_to_code
+    from emacore.replay.trajectory import Trajectory
     from emacore.replay.weight_space import Space, space
     from emacore.tasks import open_run
 
@@ -92,7 +92,12 @@ def atlas_of(folder: str, epochs: int, code: str, x: str, y: str, metric: str) -
     schedule = from_code(code)
     if not isinstance(schedule, InversePower):
         raise TypeError(f"the atlas varies InversePower, got {code}")
-    return atlas(opened(folder, epochs), schedule, x, y, metric)
+    return pd.DataFrame(atlas(opened(folder, epochs), schedule, x, y, metric)).astype({"beta_from": "Int64"})
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def original_of(folder: str, epochs: int, metric: str) -> float:
+    return original(opened(folder, epochs), metric)["loss"]
 
 
 @st.cache_data(max_entries=50, show_spinner=False)
@@ -102,7 +107,7 @@ def relatives_of(folder: str, epochs: int) -> dict[str, np.ndarray]:
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def widths_of(folder: str, epochs: int) -> pd.DataFrame:
-    return widths(opened(folder, epochs))
+    return pd.DataFrame(widths(opened(folder, epochs)))
 
 
 @st.cache_data(max_entries=10, show_spinner="Evaluating the loss over a plane")
@@ -345,12 +350,12 @@ def show_atlas(epochs: int) -> None:
         default="final",
         key="atlas_metric",
         required=True,
-        help=f"After the last epoch, or the lowest of {BEST_OF} epochs spread evenly up to the last.",
+        help=f"After the last epoch, or the lowest of {BEST_OF} epochs spread evenly up to the last: of the cells and "
+        "of the original alike.",
         **BOUND,
     )
     cells = atlas_of(folder, epochs, code, x, y, metric)
-    losses = history["val_loss_original"].head(epochs)
-    reference = float(losses.iloc[-1] if metric == "final" else losses.min())
+    reference = original_of(folder, epochs, metric)
     capped = x in CAPPED and y in CAPPED
     cells["beta_never"] = cells["beta_from"].isna() & capped
     picture = heatmap(cells, reference=reference, x_title=x, y_title=y, dotted="beta_never")
@@ -371,9 +376,12 @@ def show_atlas(epochs: int) -> None:
     )
     if cells["loss"].notna().any():
         best = cells.loc[cells["loss"].idxmin()]
+        near = plateau(cells.dropna(subset="code")["loss"])
         st.markdown(
-            f"The lowest cell, `{best['code']}`, has {best['loss']:.4g}; the original {reference:.4g}. It was **chosen "
-            f"on these very validation rows**, so it flatters itself. {plateau(cells.dropna(subset='code')):.0%} of "
+            f"The lowest cell, `{best['code']}`, has {best['loss']:.4g}; the original "
+            + ("" if metric == "final" else "at its lowest of the same epochs ")
+            + f"{reference:.4g}. It was **chosen "
+            f"on these very validation rows**, so it flatters itself. {near:.0%} of "
             "the cells lie within 5 % of it: the wider that plateau, the less the choice matters."
         )
         with st.container(horizontal=True):
@@ -471,7 +479,7 @@ def show_space(epochs: int) -> None:
 def show_advice(epochs: int) -> None:
     table = widths_of(folder, epochs)
     reference = float(history["val_loss_original"].iloc[epochs - 1])
-    best = table.loc[table["loss"].idxmin()]
+    best, near = table.loc[table["loss"].idxmin()], plateau(table["loss"])
     left, right = st.columns([1.5, 1], gap="medium")
     drawn = [("average", table["loss"]), (ORIGINAL_NAME, reference)]
     with left:
@@ -497,8 +505,9 @@ def show_advice(epochs: int) -> None:
     with right:
         st.markdown(
             f"In this run the relative width **{best['width']:.1%}** was best: {best['loss']:.4g}, the original "
-            f"{reference:.4g}; {plateau(table):.0%} of the widths are within 5 % of it. A width is a share of the run, "
-            "so it can be carried to a run of another length. It was chosen on these validation rows and this seed."
+            f"{reference:.4g}; {near:.0%} of the widths are within 5 % of it. A width is a share of the "
+            "run, so it can be carried to a run of another length. It was chosen on these validation rows and this "
+            "seed."
         )
         length = st.number_input(
             "Steps of the other run", 100, 1_000_000, 50_000, key="other_steps", help="Optimiser steps.", **BOUND

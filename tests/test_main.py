@@ -20,7 +20,7 @@ from emacore.averaging.weights import average
 from emacore.averaging.windows import Window
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
-from emacore.replay.trajectory import Trajectory
+from emacore.tasks import open_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "max_epochs=3", "--set", "data.n_samples=100"]
@@ -95,9 +95,9 @@ def test_windows_are_replayed_beside_schedules(final):
     codes = ["Window(size=4)", "Window(size=4, schedule=Constant(beta=0.5))", "Constant(beta=0.5)"]
     found = table(emacore("replay", str(folder), *codes, *final))
     assert found["schedule"].unique().tolist() == codes
-    trajectory = Trajectory.open(folder)
+    trajectory = open_run(folder)
     schemes = dict(zip(codes, [Window(4), Window(4, Constant(0.5)), Constant(0.5)], strict=True))
-    expected = trajectory.final(schemes) if final else trajectory.replay(schemes)
+    expected = pd.DataFrame(trajectory.final(schemes) if final else trajectory.replay(schemes))
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-6)
 
 

@@ -46,6 +46,12 @@ class Window:
 Scheme = Schedule | Window
 
 
+def check_scheme(scheme: object) -> None:
+    """Raise ``TypeError`` unless ``scheme`` is a schedule or a window."""
+    if not isinstance(scheme, (Schedule, Window)):
+        raise TypeError(f"a scheme must be a schedule or a window, such as Constant(beta=0.99), got {scheme!r}")
+
+
 def decays_at_end(
     scheme: Scheme, num_steps: int, decays: Callable[[Schedule, int], Floats] = Schedule.decays
 ) -> Floats:
@@ -60,7 +66,11 @@ def decays_at_end(
 
     Returns:
         Float64, shape (num_steps,), each in [0, 1].
+
+    Raises:
+        TypeError: if ``scheme`` is none.
     """
+    check_scheme(scheme)
     if isinstance(scheme, Schedule):
         return decays(scheme, num_steps)
     result = np.zeros(num_steps)

@@ -8,8 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq, minimize_scalar
 
 from emacore.averaging.code import scheme_to_code
@@ -17,7 +16,7 @@ from emacore.averaging.filters import decay_from_half_life
 from emacore.averaging.schedules import InversePower, PowerFunction
 from emacore.averaging.weights import relative_width
 from emacore.averaging.windows import Scheme, Window
-from emacore.replay.trajectory import Trajectory
+from emacore.replay.trajectory import Table, Trajectory
 
 SIZE = 20
 #: So many epochs, evenly spread, are looked at for a cell's best.
@@ -44,7 +43,7 @@ def partners(axis: str) -> list[str]:
     return [name for name in AXES if name != axis and not (name in _BETA and axis in _BETA)]
 
 
-def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric: str = "final") -> pd.DataFrame:
+def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric: str = "final") -> Table:
     """The metrics of ``schedule`` with two of its settings varied, a row each cell.
 
     Two axes are no settings of its own.  ``relative_width`` is that of the weights at the end of the run: beside
@@ -57,16 +56,15 @@ def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric
         metric: "final", or "best": each cell's lowest loss of :data:`BEST_OF` epochs, evenly spread up to the last.
 
     Returns:
-        x, y, code (missing where nothing has that relative width), beta_from (the first step at which beta acts;
-        missing where it never does in this run), loss, mae, r2, and, of "best", epoch.
+        x, y, code (``None`` where nothing has that relative width), beta_from (the first step at which beta acts; NaN
+        where it never does in this run), each metric's column (NaN where there is no code), and, of "best", epoch.
 
     Raises:
         ValueError: if ``x`` and ``y`` are not two settings.
     """
     if x not in AXES or y not in partners(x):
         raise ValueError(f"x and y must be two of {', '.join(AXES)} (beta and half_life are one); got {x!r} and {y!r}")
-    if metric not in ("final", "best"):
-        raise ValueError(f'metric must be "final" or "best", got {metric!r}')
+    rows, epochs = _looked_at(trajectory, metric)
     steps = trajectory.steps
     cells: list[dict[str, Any]] = []
     schemes: dict[str, Scheme] = {}
@@ -78,21 +76,39 @@ def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric
             if scheme and code:
                 schemes[code] = scheme
             cells.append({"x": settings[x], "y": settings[y], "code": code, "beta_from": _beta_from(scheme, steps)})
-    found = pd.DataFrame(trajectory.final(schemes)) if metric == "final" else _best(trajectory, schemes)
-    return pd.DataFrame(cells).astype({"beta_from": "Int64"}).join(found.set_index("schedule"), on="code")
+    found = _chosen(trajectory, trajectory.metrics(schemes, rows), epochs)
+    place = {code: n for n, code in enumerate(schemes)}
+    at = np.array([place.get(cell["code"], -1) for cell in cells])
+    known = {name: np.where(at >= 0, np.append(values, np.nan)[at], np.nan) for name, values in found.items()}
+    return {name: np.array([cell[name] for cell in cells]) for name in ("x", "y", "code", "beta_from")} | known
 
 
-def plateau(table: pd.DataFrame, within: float = 0.05) -> float:
-    """The share of an atlas' cells whose loss is at most ``within`` (relative) above the lowest."""
-    losses = table["loss"]
-    return float((losses <= (1 + within) * losses.min()).mean())
+def original(trajectory: Trajectory, metric: str = "final") -> dict[str, float]:
+    """The metrics of the trained weights on the terms of :func:`atlas`: each by its column and, of "best", epoch.
+
+    Of "best", of the very epochs at which the cells are looked at: the lowest of more epochs would be lower by that.
+
+    Raises:
+        ValueError: for another metric, or while no epoch is whole.
+    """
+    rows, epochs = _looked_at(trajectory, metric)
+    if not rows:
+        raise ValueError("the recording has no whole epoch yet")
+    found = _chosen(trajectory, trajectory.measure(np.asarray(trajectory.weights[rows])), epochs)
+    return {name: float(values[0]) for name, values in found.items()}
 
 
-def widths(trajectory: Trajectory) -> pd.DataFrame:
-    """The final metrics of power-function averages over their relative width: width, loss, mae, r2."""
+def plateau(losses: ArrayLike, within: float = 0.05) -> float:
+    """The share of an atlas' losses that are at most ``within`` (relative) above the lowest; a NaN is not."""
+    numbers = np.asarray(losses, dtype=np.float64)
+    return float((numbers <= (1 + within) * np.nanmin(numbers)).mean())
+
+
+def widths(trajectory: Trajectory) -> Table:
+    """The final metrics of power-function averages over their relative width: width, and each metric's column."""
     values = np.geomspace(0.005, 0.28, 2 * SIZE).round(4).tolist()
     found = trajectory.final({f"{width:g}": PowerFunction(sigma_rel=width) for width in values})
-    return pd.DataFrame({"width": values} | {m.column: found[m.column] for m in trajectory.measured})
+    return {"width": np.array(values), **{metric.column: found[metric.column] for metric in trajectory.measured}}
 
 
 def _scheme(schedule: InversePower, settings: dict[str, Any], steps: int) -> Scheme | None:
@@ -153,20 +169,32 @@ def _with(schedule: InversePower, setting: str, value: float) -> InversePower:
     return replace(schedule, **settings)
 
 
-def _beta_from(scheme: Scheme | None, steps: int) -> int | None:
+def _beta_from(scheme: Scheme | None, steps: int) -> float:
     if not isinstance(scheme, InversePower) or not scheme.beta > 0:
-        return None
+        return np.nan
     call = scheme.reaches(scheme.beta)
-    return call if call is not None and call < steps else None
+    return call if call is not None and call < steps else np.nan
 
 
-def _best(trajectory: Trajectory, schemes: dict[str, Scheme]) -> pd.DataFrame:
-    ends = np.array(trajectory.epoch_ends)
-    epochs = np.unique(np.linspace(1, len(ends), BEST_OF).round().astype(int)) if len(ends) else np.array([], dtype=int)
-    table = pd.DataFrame(trajectory.metrics(schemes, ends[epochs - 1].tolist()))
-    table["epoch"] = np.tile(epochs, len(schemes))
-    best = table.groupby("schedule", sort=False)["loss"].idxmin()
-    return table.loc[best.dropna(), ["schedule", *(m.column for m in trajectory.measured), "epoch"]]
+def _looked_at(trajectory: Trajectory, metric: str) -> tuple[list[int], list[int]]:
+    """The rows at which a metric looks, and the epochs that end there, if it looks at ends of epochs."""
+    if metric not in ("final", "best"):
+        raise ValueError(f'metric must be "final" or "best", got {metric!r}')
+    if metric == "final":
+        return ([len(trajectory.weights) - 1] if len(trajectory.weights) else []), []
+    ends = trajectory.epoch_ends
+    epochs = np.unique(np.linspace(1, len(ends), BEST_OF).round().astype(int)).tolist() if ends else []
+    return [ends[epoch - 1] for epoch in epochs], epochs
+
+
+def _chosen(trajectory: Trajectory, table: Table, epochs: list[int]) -> Table:
+    """Of each scheme's rows, those of the best loss: each metric's column and, where there are epochs, epoch."""
+    loss = trajectory.measured[0]
+    per_scheme = max(1, len(epochs))
+    columns = {metric.column: table[metric.column].reshape(-1, per_scheme) for metric in trajectory.measured}
+    best = np.array([loss.best(losses) for losses in columns[loss.column]], dtype=int)
+    chosen = {name: values[np.arange(len(best)), best] for name, values in columns.items()}
+    return chosen | ({"epoch": np.array(epochs)[best]} if epochs else {})
 
 
 def _short(value: float) -> float:

@@ -276,10 +276,15 @@ def mapped_rows(path: Path, descr: str, columns: int) -> NDArray[Any]:
 def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
     """What is whole of a recording, or only its first ``epochs``; the weights are memory-mapped.
 
+    Args:
+        epochs: At least 1, and at most as many as are whole.
+
     Raises:
         RecordingError: if there is none, or it is damaged, foreign, or of another version.
-        ValueError: if it has not so many epochs.
+        ValueError: for another number of epochs.
     """
+    if epochs is not None:
+        check_whole("epochs", epochs, 1)
     folder = Path(folder)
     about = _read_about(folder)
     try:
@@ -296,10 +301,10 @@ def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _foreign(folder, error) from error
     if epochs is not None:
-        if not 0 <= epochs <= len(ends):
-            raise ValueError(f"epochs must be from 0 to {len(ends)}, as many as the recording has; got {epochs}")
+        if epochs > len(ends):
+            raise ValueError(f"epochs must be at most the {len(ends)} that are whole, got {epochs}")
         ends = ends[:epochs]
-        whole = ends[-1] + 1 if ends else 0
+        whole = ends[-1] + 1
     steps = np.arange(1, whole + 1) * every - 1
     try:
         return Rows(weights[:whole], steps, tensors, ends, copied[:whole], copied_tensors, settings)

@@ -7,7 +7,6 @@ have given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
-from emacore.averaging.windows import Scheme, Window, decays_at_end
+from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
 from emacore.replay.measure import Measure, Metric, OneByOne
-from emacore.replay.recording import RecordingError, read_recording
+from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows
 from emacore.tensors import from_reals, ties, unwrapped
 
@@ -68,9 +67,13 @@ class Trajectory:
     ) -> Trajectory:
         """Open what is whole of a recording, or only its first ``epochs``.
 
+        Args:
+            epochs: At least 1, and at most as many as are whole.
+            measure: As of the class.
+
         Raises:
             RecordingError: if there is none, or it is damaged, foreign, or of another version.
-            ValueError: if it has not so many epochs.
+            ValueError: for another number of epochs.
         """
         return cls(read_recording(folder, epochs), measure)
 
@@ -93,14 +96,14 @@ class Trajectory:
         """What is measured; the first is the loss.
 
         Raises:
-            RecordingError: if nothing says how networks are measured.
+            ValueError: if nothing says how networks are measured.
         """
         return self._measuring.metrics
 
     @property
     def _measuring(self) -> Measure:
         if self._measure is None:
-            raise RecordingError(
+            raise ValueError(
                 "nothing says how these networks are measured: open the recording with a measure, or use evaluate()"
             )
         return self._measure
@@ -123,6 +126,7 @@ class Trajectory:
 
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not.
+            TypeError: if a scheme is none.
         """
         wanted = self._checked(at)
         columns = self.weights.shape[1]
@@ -137,7 +141,7 @@ class Trajectory:
         """The curve of each scheme over the epochs: schedule, epoch, and each metric's column.
 
         Raises:
-            RecordingError: if nothing says how networks are measured (also the methods below that measure).
+            ValueError: if nothing says how networks are measured (also the methods below that measure).
         """
         table = self.metrics(schemes, self.epoch_ends)
         epochs = np.tile(np.arange(1, len(self.epoch_ends) + 1), len(schemes))
@@ -229,6 +233,8 @@ class Trajectory:
         One pass over the rows: stretch by stretch, a matrix product weighs them for all schemes at once.  What is
         carried from one stretch to the next is float64.
         """
+        for scheme in schemes:
+            check_scheme(scheme)
         columns = len(range(*block.indices(self.weights.shape[1])))
         length = at[-1] + 1 if at else 0
         recursive = [k for k, scheme in enumerate(schemes) if isinstance(scheme, Schedule)]
@@ -344,15 +350,18 @@ class Trajectory:
         return {metric.column: table[metric.column] for metric in self.measured}
 
     def _checked(self, at: Sequence[int] | None) -> list[int]:
-        rows = list(self.epoch_ends if at is None else at)
-        if any(b <= a for a, b in pairwise(rows)) or (rows and not (rows[0] >= 0 and rows[-1] < len(self.weights))):
-            raise ValueError(f"at must be rising rows from 0 to {len(self.weights) - 1}, got {rows}")
-        return rows
+        rows = np.asarray(self.epoch_ends if at is None else at)
+        if not rows.size and rows.ndim == 1:
+            return []
+        whole = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer)
+        if not whole or (np.diff(rows) <= 0).any() or rows[0] < 0 or rows[-1] >= len(self.weights):
+            raise ValueError(f"at must be rising rows from 0 to {len(self.weights) - 1}, such as [0], got {at!r}")
+        return [int(row) for row in rows]
 
     def _row(self, at: int) -> int:
-        if not -len(self.weights) <= at < len(self.weights):
-            raise ValueError(f"at must be one of the {len(self.weights)} recorded rows, got {at}")
-        return at % len(self.weights)
+        if not isinstance(at, (int, np.integer)) or not -len(self.weights) <= at < len(self.weights):
+            raise ValueError(f"at must be one of the {len(self.weights)} recorded rows, got {at!r}")
+        return int(at) % len(self.weights)
 
 
 def _batches(networks: Iterable[tuple[NDArray[Any], int]], size: int) -> Iterator[list[tuple[NDArray[Any], int]]]:

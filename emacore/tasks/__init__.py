@@ -28,9 +28,9 @@ def open_run(folder: str | Path, epochs: int | None = None) -> Trajectory:
         epochs: Only so many of its first epochs; by default all that are whole.
 
     Raises:
-        RecordingError: if there is none, it is damaged, or it is of another loop, which does not say how its networks
-            are measured.
-        ValueError: if it has not so many epochs.
+        RecordingError: if there is none, or it is damaged.
+        ValueError: if it has not so many epochs, or is of another loop, which does not say how its networks are
+            measured.
     """
     from emacore.replay.recording import RecordingError, read_recording
     from emacore.replay.trajectory import Trajectory
@@ -38,7 +38,7 @@ def open_run(folder: str | Path, epochs: int | None = None) -> Trajectory:
 
     rows = read_recording(folder, epochs)
     if rows.settings is None:
-        raise RecordingError(
+        raise ValueError(
             "only runs of emacore.train say how they are measured: open others by Trajectory.open(folder, measure=...)"
         )
     try:

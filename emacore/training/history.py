@@ -43,10 +43,11 @@ def summarise(history: pd.DataFrame, metrics: Sequence[Metric], epoch: int | Non
 def steadiness(history: pd.DataFrame, from_epoch: int) -> tuple[float, float]:
     """Standard deviation of the validation loss over the epochs from ``from_epoch`` on: original, EMA.
 
-    NaN where fewer than two epochs are left.
+    Both over the epochs at which both losses are finite; NaN where fewer than two are left.
     """
-    rows = history[history["epoch"] >= from_epoch]
-    return float(rows["val_loss_original"].std()), float(rows["val_loss_ema"].std())
+    rows = history.loc[history["epoch"] >= from_epoch, ["val_loss_original", "val_loss_ema"]]
+    finite = rows[np.isfinite(rows).all(axis=1)]
+    return float(finite["val_loss_original"].std()), float(finite["val_loss_ema"].std())
 
 
 def epochs_without_best(history: pd.DataFrame, curve: str) -> int:
@@ -86,10 +87,16 @@ def curve_figures(curves: pd.DataFrame, original: str, from_epoch: int) -> pd.Da
 
     Returns:
         curve, final, best, best_epoch, steadiness and ahead_since of the loss, then final_mae, best_mae, final_r2 and
-        best_r2, each metric's best of its own epoch.  ``ahead_since`` is the epoch from which the loss stays below the
-        original's to the end; missing if it does not.
+        best_r2, each metric's best of its own epoch.  The standard deviation is over the epochs at which all losses are
+        finite.  ``ahead_since`` is the epoch from which the loss stays below the original's to the end; missing if it
+        does not.
+
+    Raises:
+        ValueError: unless all curves have the same epochs, for else their figures could not be compared.
     """
     wide = curves.pivot(index="epoch", columns="curve", values="loss")
+    _check_same_epochs(curves, original)
+    steady = wide[(wide.index >= from_epoch) & np.isfinite(wide).all(axis=1)]
     rows = []
     for name, curve in curves.groupby("curve", sort=False):
         losses = wide[name]
@@ -101,7 +108,7 @@ def curve_figures(curves: pd.DataFrame, original: str, from_epoch: int) -> pd.Da
                 "final": float(losses.iloc[-1]),
                 "best": float(losses.min()),
                 "best_epoch": int(wide.index[int(losses.argmin())]),
-                "steadiness": float(losses[wide.index >= from_epoch].std()),
+                "steadiness": float(steady[name].std()),
                 "ahead_since": int(wide.index[first]) if first < len(wide) else None,
                 "final_mae": float(curve["mae"].iloc[-1]),
                 "best_mae": float(curve["mae"].min()),
@@ -110,6 +117,16 @@ def curve_figures(curves: pd.DataFrame, original: str, from_epoch: int) -> pd.Da
             }
         )
     return pd.DataFrame(rows).astype({"ahead_since": "Int64"})
+
+
+def _check_same_epochs(curves: pd.DataFrame, original: str) -> None:
+    epochs = {name: set(curve["epoch"]) for name, curve in curves.groupby("curve")}
+    for name, found in epochs.items():
+        other = sorted(found ^ epochs[original])
+        if other:
+            raise ValueError(
+                f"all curves must have the same epochs, but only one of {name!r} and {original!r} has epoch {other[0]}"
+            )
 
 
 def curve_in_words(figures: pd.DataFrame, original: str, averaged: str) -> str:
@@ -136,9 +153,14 @@ def smaller_rate_in_words(history: pd.DataFrame, averaged: ArrayLike) -> str:
     Args:
         history: Of the run.
         averaged: The average's validation loss after each of its epochs.
+
+    Raises:
+        ValueError: if those are not as many.
     """
     rates, epochs = history["learning_rate"].to_numpy(), history["epoch"].to_numpy()
     original, average = history["val_loss_original"].to_numpy(), np.asarray(averaged, dtype=np.float64)
+    if len(average) != len(original):
+        raise ValueError(f"averaged must have the {len(original)} epochs of the history, got {len(average)}")
     high, low = np.flatnonzero(rates >= rates[0] / 2), np.flatnonzero(rates <= rates[0] / 4)
     high = high[len(high) // 2 :]
     before = np.median(original[high]), np.median(average[high])

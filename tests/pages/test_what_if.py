@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from emacore.experiments.store import RunStore
 from emacore.replay.atlas import plateau
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
-from tests.pages.conftest import run, texts
+from tests.pages.conftest import drawn, run, texts
 from tests.pages.test_train import ME
 
 FREE = RunConfig(
@@ -93,6 +94,22 @@ def test_the_atlas_says_where_its_best_was_chosen_and_pins_it(open_page, home):
     assert run(app).get_by_key("atlas_y").value != "update_after_step"
 
 
+@pytest.mark.parametrize("metric", ["final", "best"])
+def test_a_cell_of_the_atlas_that_is_the_original_is_drawn_level_with_it(open_page, home, metric):
+    enter(
+        home, replace(FREE, max_epochs=31, optimizer=OptimizerConfig(rate_rule="constant", learning_rate=0.03), seed=2)
+    )
+    app = open_page("what_if", view="Atlas", atlas_x="window", atlas_y="power", atlas_metric=metric)
+    cells = drawn(app)[-1]
+    alone = cells[cells["x"] == 1]
+    assert len(alone) == 20
+    assert alone["percent"].abs().max() < 0.01
+    assert cells["percent"].abs().max() > 1
+    reference = float(re.search(r"the original (?:at its lowest of the same epochs )?([\d.]+)\. It was", texts(app))[1])
+    assert reference == pytest.approx(alone["loss"].iloc[0], rel=1e-3)
+    assert ("lowest of the same epochs" in texts(app)) == (metric == "best")
+
+
 def test_no_two_curves_look_alike_with_five_pins(open_page, home):
     enter(home)
     app = open_page("what_if", pins=[f"Constant(beta=0.{n})" for n in range(1, 6)])
@@ -121,8 +138,8 @@ def test_widths_that_no_average_has_are_told(open_page, home):
     cells = next(d.value for d in app.dataframe if "code" in d.value)
     there = cells[cells["code"].notna()]
     assert len(there) < len(cells)
-    assert f"{plateau(there):.0%} of the cells lie within 5 %" in texts(app)
-    assert f"{plateau(cells):.0%} of" not in texts(app)
+    assert f"{plateau(there['loss']):.0%} of the cells lie within 5 %" in texts(app)
+    assert f"{plateau(cells['loss']):.0%} of" not in texts(app)
     next(b for b in app.button if b.label == "Pin the lowest cell").click()
     best = cells.loc[cells["loss"].idxmin()]
     assert figures(run(app)).loc[best["code"], "final"] == pytest.approx(best["loss"], rel=1e-4)

@@ -1,8 +1,10 @@
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from emacore import RunConfig, train
 from emacore.averaging.code import from_code, scheme_from_code
@@ -10,10 +12,18 @@ from emacore.averaging.schedules import InversePower, PowerFunction
 from emacore.averaging.weights import average, relative_width
 from emacore.averaging.windows import Window
 from emacore.replay import atlas as atlas_module
-from emacore.replay.atlas import AXES, atlas, partners, plateau, widths
+from emacore.replay.atlas import AXES, original, partners, plateau
+from emacore.replay.measure import OneByOne
+from emacore.replay.recording import Recorder, read_recording
+from emacore.replay.trajectory import Trajectory
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import StoppingConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
+
+
+def atlas(*arguments):
+    return pd.DataFrame(atlas_module.atlas(*arguments))
+
 
 POWERS = np.geomspace(1e-3, 50, 500)
 CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none"), max_epochs=6)
@@ -140,10 +150,51 @@ def test_where_beta_never_acts(trajectory):
 
 
 def test_widths(trajectory):
-    table = widths(trajectory)
+    table = pd.DataFrame(atlas_module.widths(trajectory))
     row = table.iloc[20]
     expected = trajectory.final({"a": PowerFunction(sigma_rel=row["width"])})
     assert row["loss"] == pytest.approx(expected["loss"][0], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """A run of more epochs than are looked at for a cell's best, whose lowest is not among those."""
+    folder = tmp_path_factory.mktemp("recordings") / "long"
+    config = replace(CONFIG, seed=2, max_epochs=31, optimizer=OptimizerConfig(learning_rate=0.03, rate_rule="constant"))
+    return train(config, record=folder).history, folder
+
+
+@pytest.mark.parametrize("metric", ["final", "best"])
+@pytest.mark.parametrize("epochs", [1, 7, 12, 13, 31])
+def test_a_cell_that_is_the_original_is_level_with_it(long_run, metric, epochs):
+    history, folder = long_run
+    trajectory = open_run(folder, epochs)
+    cells = atlas(trajectory, CONFIG.schedule, "window", "power", metric)
+    alone = cells[cells["x"] == 1]  # a window of one step is the weights themselves
+    reference = original(trajectory, metric)
+    for column in set(reference) & set(cells.columns):
+        np.testing.assert_allclose(alone[column], reference[column], rtol=1e-5)
+    losses = history.set_index("epoch")["val_loss_original"].loc[:epochs]
+    if metric == "final":
+        assert reference["loss"] == pytest.approx(losses.iloc[-1], rel=1e-4)
+    else:
+        assert cells["epoch"].isin(losses.index).all()
+        assert reference["loss"] == pytest.approx(losses[reference["epoch"]], rel=1e-4)
+    if (metric, epochs) == ("best", 31):
+        assert reference["loss"] > 1.01 * losses.min(), "else this shows nothing"
+
+
+def test_a_run_that_diverged_at_once_has_an_atlas_without_losses(tmp_path):
+    train(replace(CONFIG, optimizer=OptimizerConfig("sgd", 10.0, rate_rule="constant")), record=tmp_path)
+    lost = open_run(tmp_path)
+    for metric in ("final", "best"):
+        assert atlas(lost, CONFIG.schedule, "power", "beta", metric)["loss"].isna().all()
+        assert np.isnan(original(lost, metric)["loss"])
+    Recorder(torch.nn.Linear(1, 1), tmp_path / "nothing", settings=json.loads(CONFIG.to_json())).close()
+    nothing = Trajectory(read_recording(tmp_path / "nothing"), OneByOne(lambda state: 0.0))
+    for metric in ("final", "best"):
+        with pytest.raises(ValueError, match="no whole epoch yet"):
+            original(nothing, metric)
 
 
 def test_values_are_short_and_within_range():
@@ -154,5 +205,4 @@ def test_values_are_short_and_within_range():
 
 
 def test_plateau_counts_the_cells_near_the_lowest():
-    table = pd.DataFrame({"loss": [1.0, 1.04, 1.06, np.nan]})
-    assert plateau(table) == 0.5
+    assert plateau([1.0, 1.04, 1.06, np.nan]) == 0.5

@@ -9,7 +9,6 @@ from torch.func import functional_call
 from emacore import EMA, Recorder
 from emacore.averaging.schedules import Constant, InversePower, UniformAverage
 from emacore.averaging.windows import Window
-from emacore.replay.recording import RecordingError
 from emacore.replay.trajectory import Trajectory
 from tests.test_ema import Network, change, tensors
 
@@ -229,7 +228,7 @@ def test_a_module_that_does_not_fit_is_told(tmp_path):
         trajectory.load_into(nn.ReLU(), Constant(0.5))
     with pytest.raises(ValueError, match="one of the 1 recorded rows, got 1"):
         trajectory.load_into(model, Constant(0.5), at=1)
-    with pytest.raises(RecordingError, match=r"use evaluate\(\)"):
+    with pytest.raises(ValueError, match=r"use evaluate\(\)"):
         trajectory.final({"a": Constant(0.5)})
 
 

@@ -20,9 +20,8 @@ from emacore.averaging.weights import average, moving_average
 from emacore.averaging.windows import Window
 from emacore.replay import recording, trajectory
 from emacore.replay.atlas import atlas
-from emacore.replay.recording import Recorder, RowFile
+from emacore.replay.recording import Recorder, RecordingError, RowFile
 from emacore.replay.relatives import family
-from emacore.replay.trajectory import RecordingError
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
@@ -151,12 +150,61 @@ def test_many_networks_are_evaluated_in_pieces(run, monkeypatch):
 
 def test_steps_must_rise_and_exist(run):
     opened = open_run(run[1])
-    for steps in ([3, 3], [5, 2], [-1], [96]):
-        with pytest.raises(ValueError, match="rising rows from 0 to 95"):
+    for steps in ([3, 3], [5, 2], [-1], [96], [1.5], 5, "abc", [[1], [2]], [None]):
+        with pytest.raises(ValueError, match="at must be rising rows from 0 to 95") as told:
             opened.average([Constant(0.5)], steps)
+        assert type(told.value) is ValueError
+        assert repr(steps) in str(told.value)
+    for row in (96, -97, 1.0, "1", None, [1]):
+        with pytest.raises(ValueError, match="one of the 96 recorded rows") as told:
+            opened.state(Constant(0.5), row)
+        assert type(told.value) is ValueError
     assert opened.average([Constant(0.5)], []).shape == (1, 0, 119)
     with pytest.raises(ValueError, match="size"):
         Window(0)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "message"),
+    [
+        (0, "epochs must be a whole number of at least 1, got 0"),
+        (-1, "at least 1, got -1"),
+        (2.0, r"whole number of at least 1, got 2\.0"),
+        ("3", "whole number of at least 1, got '3'"),
+        (True, "whole number of at least 1, got True"),
+        (13, "epochs must be at most the 12 that are whole, got 13"),
+        (10**30, "at most the 12 that are whole"),
+    ],
+)
+def test_a_wrong_number_of_epochs_is_no_damage(run, epochs, message):
+    with pytest.raises(ValueError, match=message) as told:
+        open_run(run[1], epochs)
+    assert type(told.value) is ValueError
+
+
+def test_only_the_epochs_that_are_whole_count(run, tmp_path):
+    folder = copied(run, tmp_path)
+    with (folder / "weights.npy").open("r+b") as file:
+        file.truncate(recording._HEADER_BYTES + 4 * 119 * 50)
+    assert [len(open_run(folder, epochs).weights) for epochs in (1, 6)] == [8, 48]
+    with pytest.raises(ValueError, match="at most the 6 that are whole, got 7"):
+        open_run(folder, 7)
+
+
+@pytest.mark.parametrize("scheme", [0.9, "Constant(beta=0.9)", Constant, None, [Constant(0.9)]])
+def test_what_is_no_scheme_is_told(run, scheme):
+    opened = open_run(run[1])
+    for asked in (
+        lambda: opened.average([Constant(0.5), scheme]),
+        lambda: opened.replay({"a": scheme}),
+        lambda: opened.final({"a": scheme}),
+        lambda: opened.evaluate({"a": scheme}, lambda state: 0.0),
+        lambda: opened.shares(scheme),
+        lambda: opened.state(scheme),
+    ):
+        with pytest.raises(TypeError, match="a scheme must be a schedule or a window, such as") as told:
+            asked()
+        assert repr(scheme) in str(told.value)
 
 
 def copied(run, tmp_path):

@@ -11,6 +11,7 @@ from emacore.training.history import (
     epochs_without_best,
     in_words,
     smaller_rate_in_words,
+    steadiness,
     summarise,
     training_follows_average,
 )
@@ -83,6 +84,35 @@ def test_figures_of_curves():
     assert table.loc["a", "steadiness"] == pytest.approx(np.std([0.9, 0.8], ddof=1))
     always = curve_figures(curves[curves["epoch"] > 1], "original", 1).set_index("curve")
     assert always.loc["a", "ahead_since"] == 2
+
+
+def test_curves_of_different_length_are_not_compared():
+    def curve(name, epochs):
+        return pd.DataFrame({"curve": name, "epoch": epochs, "loss": 1.0, "mae": 1.0, "r2": 0.5})
+
+    for epochs, missing in (([1, 2], 3), ([1, 2, 3, 4], 4), ([1, 3], 2)):
+        curves = pd.concat([curve("original", [1, 2, 3]), curve("a", [1, 2, 3]), curve("now", epochs)])
+        with pytest.raises(ValueError, match=f"only one of 'now' and 'original' has epoch {missing}"):
+            curve_figures(curves, "original", 1)
+    for length in (1, 3):
+        with pytest.raises(ValueError, match=f"must have the 2 epochs of the history, got {length}"):
+            smaller_rate_in_words(rates([4.0, 4.0], []), [2.0] * length)
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", [0, 1])
+def test_standard_deviations_are_over_epochs_that_are_finite_in_both(lost, which):
+    losses = [[4.0, 3.0, 1.0, 2.0, 7.0], [5.0, 2.0, 0.9, 0.8, 0.1]]
+    losses[which][4] = lost
+    expected = [np.std(values[1:4], ddof=1) for values in losses]
+    assert steadiness(history(*losses), 2) == pytest.approx(expected)
+    curves = pd.concat(
+        [
+            pd.DataFrame({"curve": name, "epoch": range(1, 6), "loss": values, "mae": 1.0, "r2": 0.5})
+            for name, values in zip(("original", "now"), losses, strict=True)
+        ]
+    )
+    assert curve_figures(curves, "original", 2)["steadiness"].tolist() == pytest.approx(expected)
 
 
 def test_which_rules_look_at_the_average():
