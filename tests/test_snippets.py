@@ -26,6 +26,7 @@ from emacore.averaging.schedules import (
 )
 from emacore.averaging.weights import average
 from emacore.snippets import snippets
+from emacore.training.trajectory import scheme_from_code
 
 STEPS = 60
 SCHEDULES = [
@@ -150,3 +151,23 @@ def test_code_leaves_defaults_out():
 def test_other_code_is_refused(text):
     with pytest.raises(ValueError, match="not a schedule"):
         from_code(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Constant(beta=0.9, beta=0.8)", "beta is given twice"),
+        ("Constant(beta=0.9, update_every=2, beta=0.9)", "beta is given twice"),
+        ("Constant(0.9, beta=0.8)", "not of the form"),
+        ("Constant(family='InversePower')", "no setting 'family'"),
+        ("Constant(family='Constant', family='Constant')", "family is given twice"),
+        ("PowerFunction(gamma=1, gamma=2)", "gamma is given twice"),
+        ("Window(3, schedule=Constant(beta=0.9, beta=0.8))", "beta is given twice"),
+        ("Window(size=3, size=4)", "not a schedule"),
+        ("Window(3, size=4)", "not a schedule"),
+        ("Window(3, Constant(beta=0.9), schedule=Constant(beta=0.8))", "not a schedule"),
+    ],
+)
+def test_a_setting_given_twice_is_refused(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        scheme_from_code(text)

@@ -29,6 +29,10 @@ Floats = NDArray[np.float64]
 #: The largest relative width a power function can have: that of the running mean, 1 / sqrt(12).
 MAX_SIGMA_REL = 1 / math.sqrt(12)
 LARGEST_DECAY = 1 - 2.0**-53
+#: Calls are counted in float64, exactly up to here.
+MOST_CALLS = 2**53
+#: What a setting without natural bounds may be.  Powers and quotients of such numbers are still finite.
+SMALLEST, LARGEST = 1e-100, 1e100
 
 
 S = TypeVar("S", bound="Schedule")
@@ -50,8 +54,13 @@ class Schedule:
     tuned: ClassVar[str] = "beta"
 
     def __post_init__(self) -> None:
-        check_whole("update_after_step", self.update_after_step, 0)
-        check_whole("update_every", self.update_every, 1)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, (np.integer, np.floating)):  # narrow ones overflow, and none can be read as code
+                plain = int(value) if isinstance(value, np.integer) else float(value)
+                object.__setattr__(self, setting.name, plain)
+        check_whole("update_after_step", self.update_after_step, 0, MOST_CALLS)
+        check_whole("update_every", self.update_every, 1, MOST_CALLS)
 
     @property
     def start(self) -> int:
@@ -60,7 +69,7 @@ class Schedule:
 
     def decays(self, num_steps: int) -> Floats:
         """The decays of calls 0 to ``num_steps - 1``: float64, shape (num_steps,), each in [0, 1]."""
-        check_whole("num_steps", num_steps, 0)
+        check_whole("num_steps", num_steps, 0, MOST_CALLS)
         return self.at(np.arange(num_steps))
 
     def at(self, calls: ArrayLike) -> Floats:
@@ -267,7 +276,7 @@ class ExponentialRamp(Schedule):
         return np.asarray(-self.beta * np.expm1(-self.move_number(calls) / self.tau))
 
     def _call_reaching(self, decay: float) -> float:
-        if decay >= self.beta:  # it tends to beta from below
+        if decay >= self.beta or decay / self.beta == 1:  # it tends to beta from below
             return math.inf
         return self._call_of_move(-self.tau * math.log1p(-decay / self.beta))
 
@@ -294,10 +303,10 @@ class PowerFunction(Schedule):
             raise ValueError(
                 f"give exactly one of gamma and sigma_rel, got gamma={self.gamma!r}, sigma_rel={self.sigma_rel!r}"
             )
-        if self.gamma is not None and not (math.isfinite(self.gamma) and self.gamma >= 0):
-            raise ValueError(f"gamma must be finite and at least 0, got {self.gamma!r}")
+        if self.gamma is not None:
+            _check_gamma(self.gamma)
         if self.sigma_rel is not None:
-            gamma_from_sigma_rel(self.sigma_rel)
+            _check_sigma_rel(self.sigma_rel)
 
     @property
     def exponent(self) -> float:
@@ -355,21 +364,23 @@ def schedule_from_dict(settings: Mapping[str, Any]) -> Schedule:
         ValueError: for an unknown family or setting, or a value that the family does not take.
     """
     rest = dict(settings)
-    name = rest.pop("family", None)
-    if name not in FAMILIES:
+    return _built(rest.pop("family", None), rest)
+
+
+def _built(name: object, settings: Mapping[str, Any]) -> Schedule:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"schedule family must be one of {', '.join(FAMILIES)}; got {name!r}")
     family = FAMILIES[name]
-    unknown = sorted(set(rest) - {f.name for f in fields(family)})
+    unknown = sorted(set(settings) - {f.name for f in fields(family)}, key=str)
     if unknown:
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(f.name for f in fields(family))}")
-    return family(**rest)
+    return family(**settings)
 
 
 def sigma_rel_from_gamma(gamma: float) -> float:
     """Relative width of the power function of exponent ``gamma``: sqrt(g+1) / ((g+2) sqrt(g+3)); EDM2, equation 126."""
-    if not (math.isfinite(gamma) and gamma >= 0):
-        raise ValueError(f"gamma must be finite and at least 0, got {gamma!r}")
-    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
+    _check_gamma(gamma)
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
@@ -377,11 +388,10 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
 
     The largest real root of ``(g+2)^2 (g+3) = (g+1) / sigma_rel^2``, the inverse of :func:`sigma_rel_from_gamma`.
     """
-    if not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
-        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {sigma_rel!r}")
-    inverse = sigma_rel**-2
-    roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
-    return max(float(roots.real.max()), 0.0)
+    _check_sigma_rel(sigma_rel)
+    # With y = (g + 2) sigma_rel the cubic is y^3 + sigma_rel y^2 - y + sigma_rel = 0, whose numbers are all near 1.
+    roots = np.roots([1.0, sigma_rel, -1.0, sigma_rel])
+    return max(float(roots.real.max()) / sigma_rel - 2, 0.0)
 
 
 def power_reaching(decay: float, step: float, *, inv_gamma: float = 1.0, update_after_step: int = 0) -> float:
@@ -391,7 +401,8 @@ def power_reaching(decay: float, step: float, *, inv_gamma: float = 1.0, update_
     """
     _check_target(decay, step, update_after_step)
     check_positive("inv_gamma", inv_gamma)
-    return -math.log1p(-decay) / math.log1p((step - update_after_step) / inv_gamma)
+    power = -math.log1p(-decay) / math.log1p((step - update_after_step) / inv_gamma)
+    return _reached("power", power, decay, step)
 
 
 def inv_gamma_reaching(decay: float, step: float, *, power: float = 2 / 3, update_after_step: int = 0) -> float:
@@ -401,12 +412,18 @@ def inv_gamma_reaching(decay: float, step: float, *, power: float = 2 / 3, updat
     """
     _check_target(decay, step, update_after_step)
     check_positive("power", power)
-    return (step - update_after_step) / math.expm1(-math.log1p(-decay) / power)
+    try:
+        inv_gamma = (step - update_after_step) / math.expm1(-math.log1p(-decay) / power)
+    except OverflowError:
+        inv_gamma = 0.0
+    except ZeroDivisionError:
+        inv_gamma = math.inf
+    return _reached("inv_gamma", inv_gamma, decay, step)
 
 
 def last_move(schedule: Schedule, num_steps: int) -> int:
     """The last call of a run of ``num_steps`` calls that is not skipped."""
-    check_whole("num_steps", num_steps, 1)
+    check_whole("num_steps", num_steps, 1, MOST_CALLS)
     return (num_steps - 1) // schedule.update_every * schedule.update_every
 
 
@@ -523,29 +540,66 @@ def _tuned_value(schedule: Schedule, num_steps: int, position: float) -> float:
             return -math.expm1(position * math.log1p(-LARGEST_DECAY))
 
 
-def check_whole(name: str, value: int, minimum: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is a whole number of at least ``minimum``."""
+def check_whole(name: str, value: int, minimum: int, maximum: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number from ``minimum`` to ``maximum``, if there is one."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {_told(value)}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be a whole number from {minimum} to {maximum:,}, got {_told(value)}")
 
 
 def check_unit(name: str, value: float) -> None:
     """Raise ``ValueError`` unless ``value`` is in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    if not _is_real(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {_told(value)}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless ``value`` is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    """Raise ``ValueError`` unless ``value`` is a number above 0, and neither tiny nor huge beyond all use."""
+    if not _is_real(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {_told(value)}")
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"{name} must be from {SMALLEST:g} to {LARGEST:g}, got {_told(value)}")
+
+
+def _check_gamma(gamma: float) -> None:
+    if not _is_real(gamma) or not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma must be finite and at least 0, got {_told(gamma)}")
+    if gamma > LARGEST:
+        raise ValueError(f"gamma must be from 0 to {LARGEST:g}, got {_told(gamma)}")
+
+
+def _check_sigma_rel(sigma_rel: float) -> None:
+    if not _is_real(sigma_rel) or not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
+        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {_told(sigma_rel)}")
+    if sigma_rel < SMALLEST:
+        raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {MAX_SIGMA_REL:.4f}, got {_told(sigma_rel)}")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _told(value: object) -> str:
+    """A refused value as a message has it; Python itself refuses to write whole numbers of very many digits."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"a whole number of {value.bit_length():,} bits"
+    return repr(value)
 
 
 def _check_target(decay: float, step: float, update_after_step: int) -> None:
     if not 0 < decay < 1:
         raise ValueError(f"decay must be in (0, 1), got {decay!r}")
-    if step <= update_after_step:
-        raise ValueError(f"step must be above update_after_step = {update_after_step}, got {step!r}")
+    if not update_after_step < step <= MOST_CALLS:
+        raise ValueError(
+            f"step must be above update_after_step = {update_after_step} and at most {MOST_CALLS:,}, got {_told(step)}"
+        )
+
+
+def _reached(name: str, value: float, decay: float, step: float) -> float:
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"no {name} from {SMALLEST:g} to {LARGEST:g} reaches a decay of {decay!r} at step {step:g}")
+    return value
 
 
 def _bias_corrected_beta(decay: float, move: float) -> float:
@@ -592,7 +646,12 @@ def from_code(text: str) -> Schedule:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError("not of the form Family(name=value, ...)")  # noqa: TRY301
-        settings = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        return schedule_from_dict({**settings, "family": call.func.id})
+        settings: dict[str, Any] = {}
+        for keyword in call.keywords:
+            name = str(keyword.arg)
+            if name in settings:
+                raise ValueError(f"{name} is given twice")  # noqa: TRY301
+            settings[name] = ast.literal_eval(keyword.value)
+        return _built(call.func.id, settings)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"not a schedule: {text!r} ({error})") from error
