@@ -9,7 +9,7 @@ import streamlit as st
 from emacore.averaging import schedules
 from emacore.averaging.filters import half_life
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import from_code, to_code
+from emacore.averaging.schedules import InversePower, from_code, to_code
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, palette
@@ -293,7 +293,12 @@ with right:
         st.caption(
             f"At the end: half-life {schedules.final_half_life(answer, num_steps):,.4g} steps, relative width "
             f"{relative_width(decays):.2%}, mean age {mean_age(decays):,.4g} steps. Solved for the family's "
-            f"`{answer.tuned}`; the other settings are as above."
+            f"`{answer.tuned}`; "
+            + (
+                f"`beta` was in the way, so it is {answer.beta:.6g} now; the other settings are as above."
+                if isinstance(answer, InversePower) and answer.beta != schedule.beta
+                else "the other settings are as above."
+            )
         )
         try:
             st.button("Use these settings", on_click=partial(put, state_of(answer)), icon=":material/check:")

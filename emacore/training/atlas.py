@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -122,14 +123,21 @@ def _within(steps: int, schedule: InversePower, rest: dict[str, Any], trajectory
 
 
 def _of_width(schedule: InversePower, setting: str, steps: int, width: float) -> InversePower | None:
-    """``schedule`` with ``setting`` such that its weights have this relative width after so many steps, if any does."""
+    """``schedule`` with ``setting`` such that its weights have this relative width after so many steps, if any does.
+
+    The setting has five digits, or as many as it takes to meet the width within 0.1 %.
+    """
     logs, widths = _reach(schedule, setting, steps)
     crossed = np.flatnonzero((widths[:-1] - width) * (widths[1:] - width) <= 0)
     if not crossed.size:
         return None
     ends = logs[crossed[0] : crossed[0] + 2]
-    found = brentq(lambda log: _width(schedule, setting, steps, log) - width, *ends, xtol=1e-4)
-    return _with(schedule, setting, float(f"{np.exp(found):.5g}"))
+    found = np.exp(brentq(lambda log: _width(schedule, setting, steps, log) - width, *ends, xtol=1e-7))
+    for digits in (5, 8):
+        answer = _with(schedule, setting, float(f"{found:.{digits}g}"))
+        if math.isclose(relative_width(answer.decays(steps)), width, rel_tol=1e-3):
+            return answer
+    return None
 
 
 @lru_cache(maxsize=4 * SIZE)

@@ -83,6 +83,19 @@ def test_what_cannot_be_solved_is_told(open_page):
     assert "No beta of RationalWarmup gives a half-life of 2500 steps" in app.warning[0].value
 
 
+def test_a_cap_that_was_raised_is_told(open_page):
+    app = open_page("decay_schedule", beta="0.9", want_half_life="5.0")
+    assert answer(app).beta == pytest.approx(0.5 ** (1 / 250))
+    assert "`beta` was in the way, so it is 0.997231 now" in texts(app)
+    assert "the other settings are as above" in texts(open_page("decay_schedule", want_half_life="5.0"))
+
+
+def test_a_floor_that_is_in_the_way_is_told(open_page):
+    app = open_page("decay_schedule", beta="0.9999", min_value="0.999", want_half_life="5.0")
+    assert "No power of InversePower gives a half-life of 250 steps" in app.warning[0].value
+    assert "the nearest is 692.8: ask for that, or lower min_value = 0.999" in app.warning[0].value
+
+
 def test_reset(open_page):
     app = open_page("decay_schedule", power="1.5", beta="0.5", steps="77")
     next(button for button in app.button if button.label == "Reset").click()
