@@ -252,7 +252,8 @@ with left:
             5.0,
             0.1,
             key="want_half_life",
-            help="5 % is usual.",
+            help="How far back the average looks once the run is over. Longer is calmer, and later: it holds on to "
+            "older weights.",
             **BOUND,
         )
         wanted = share / 100 * num_steps
@@ -266,7 +267,8 @@ with left:
                 10.0,
                 0.1,
                 key="want_width",
-                help="EDM2 uses 5 to 15 %.",
+                help="The published models of EDM2 have 1.5 to 20 %: which width is best depends on the model, the "
+                "metric and the guidance.",
                 **BOUND,
             )
             / 100

@@ -381,7 +381,7 @@ def _built(name: object, settings: Mapping[str, Any]) -> Schedule:
 
 
 def sigma_rel_from_gamma(gamma: float) -> float:
-    """Relative width of the power function of exponent ``gamma``: sqrt(g+1) / ((g+2) sqrt(g+3)); EDM2, equation 126."""
+    """Relative width of the power function of exponent ``gamma``: sqrt(g+1) / ((g+2) sqrt(g+3)); EDM2, equation 123."""
     _check_gamma(gamma)
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
@@ -389,7 +389,8 @@ def sigma_rel_from_gamma(gamma: float) -> float:
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """Exponent of the power function of relative width ``sigma_rel``, in (0, 1/sqrt(12)].
 
-    The largest real root of ``(g+2)^2 (g+3) = (g+1) / sigma_rel^2``, the inverse of :func:`sigma_rel_from_gamma`.
+    The largest real root of ``(g+2)^2 (g+3) = (g+1) / sigma_rel^2``, the inverse of :func:`sigma_rel_from_gamma`;
+    EDM2, equation 126.
     """
     _check_sigma_rel(sigma_rel)
     # With y = (g + 2) sigma_rel the cubic is y^3 + sigma_rel y^2 - y + sigma_rel = 0, whose numbers are all near 1.

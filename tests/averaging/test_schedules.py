@@ -329,6 +329,8 @@ def test_the_edges_of_the_settings_give_numbers(schedule, num_steps, level):
 
 @given(st.floats(1e-100, schedules.MAX_SIGMA_REL))
 def test_any_width_has_an_exponent_that_gives_it_back(width):
+    assert "equation 123" in schedules.sigma_rel_from_gamma.__doc__
+    assert "equation 126" in schedules.gamma_from_sigma_rel.__doc__
     exponent = schedules.gamma_from_sigma_rel(width)
     assert schedules.sigma_rel_from_gamma(exponent) == pytest.approx(width, rel=1e-9)
 

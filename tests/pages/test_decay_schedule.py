@@ -96,6 +96,13 @@ def test_a_floor_that_is_in_the_way_is_told(open_page):
     assert "the nearest is 692.8: ask for that, or lower min_value = 0.999" in app.warning[0].value
 
 
+def test_only_published_widths_are_told(open_page):
+    width = open_page("decay_schedule", memory="relative width").get_by_key("want_width")
+    assert "EDM2 have 1.5 to 20 %" in width.help
+    assert "depends on the model, the metric and the guidance" in width.help
+    assert "usual" not in open_page("decay_schedule").get_by_key("want_half_life").help
+
+
 def test_reset(open_page):
     app = open_page("decay_schedule", power="1.5", beta="0.5", steps="77")
     next(button for button in app.button if button.label == "Reset").click()
