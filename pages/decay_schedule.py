@@ -42,7 +42,7 @@ def figures_of(code: str, num_steps: int, step: int) -> dict[str, float]:
         "mean age (steps)": mean_age(decays, step),
         "effective count (snapshots)": effective_count(decays, step),
         "relative width (share of the run)": relative_width(decays, step),
-        "share of the start": start_share(decays, step),
+        "share of the start": start_share(decays, step, from_code(code).start),
     }
 
 
@@ -209,7 +209,7 @@ with right:
     second.metric(
         "Start still in it (%)",
         f"{100 * own['share of the start']:.2g}",
-        help="The weight of the copy that it began with.",
+        help="The weight of the copy that it began with. Much of it means a memory too long for the run.",
     )
     show_table(figures, name="figures")
 

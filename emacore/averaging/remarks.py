@@ -31,6 +31,10 @@ def remarks(schedule: Schedule, num_steps: int) -> list[str]:
             f"step {num_steps - 1:,}. Until then it is a copy of the weights."
         ]
     decays = schedule.decays(num_steps)
+    if not decays[last]:
+        cap = getattr(schedule, "beta", None)
+        reason = "beta = 0" if cap == 0 else f"A decay of 0 up to step {last:,}"
+        return [f"{reason} copies the weights at every move: nothing is averaged."]
     return [
         *_cap(schedule, num_steps, float(decays[last])),
         *_floor(schedule),
@@ -100,7 +104,7 @@ def _counting(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.flo
 
 
 def _start(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[str]:
-    share = start_share(decays)
+    share = start_share(decays, start=schedule.start)
     snapshots = int(np.count_nonzero(decays < 1)) - int(np.count_nonzero(decays[: schedule.start + 1] < 1)) + 1
     if share < 0.01 or share < 3 / snapshots:
         return []

@@ -28,7 +28,7 @@ AXES: dict[str, Callable[[int], NDArray[Any]]] = {
     "power": lambda steps: np.linspace(0.1, 2.0, SIZE).round(12),
     "inv_gamma": lambda steps: np.geomspace(0.1, 1000.0, SIZE),
     "beta": lambda steps: 1 - np.geomspace(0.3, 1e-5, SIZE),
-    "half_life": lambda steps: np.geomspace(1, steps, SIZE),
+    "half_life": lambda steps: np.unique(np.geomspace(1, steps, SIZE)),
     "update_after_step": lambda steps: np.unique(np.linspace(0, 0.95 * steps, SIZE).astype(int)),
     "relative_width": lambda steps: np.linspace(0.01, 0.28, SIZE),
     "window": lambda steps: np.unique(np.geomspace(1, steps, SIZE).astype(int)),

@@ -62,6 +62,13 @@ def test_nothing_is_said_where_nothing_is_odd(schedule, num_steps):
     assert remarks(schedule, num_steps) == []
 
 
+@pytest.mark.parametrize("family", [BiasCorrected, Constant, ExponentialRamp, InversePower, RationalWarmup])
+def test_a_beta_of_0_is_told_as_copying(family):
+    assert remarks(family(beta=0.0, update_after_step=101, update_every=1), 5000) == [
+        "beta = 0 copies the weights at every move: nothing is averaged."
+    ]
+
+
 def told_of_beta(schedule, num_steps):
     return [remark for remark in remarks(schedule, num_steps) if "of beta" in remark or "beta = " in remark]
 

@@ -103,6 +103,18 @@ def test_only_published_widths_are_told(open_page):
     assert "usual" not in open_page("decay_schedule").get_by_key("want_half_life").help
 
 
+def test_with_beta_0_nothing_is_left_of_the_start(open_page):
+    app = open_page("decay_schedule", family="Constant", pins=["Constant(beta=0)", "Constant(beta=0.9999)"])
+    figures = next(d.value for d in app.dataframe if "share of the start" in d.value).set_index("curve")
+    assert figures.loc["Constant(beta=0)", "share of the start"] == 0
+    assert figures.loc["Constant(beta=0.9999)", "share of the start"] == pytest.approx(0.9999**4999)
+
+
+def test_a_power_of_1_is_told_with_what_it_takes(open_page):
+    told = open_page("decay_schedule").get_by_key("power").help
+    assert "Only with inv_gamma 1 and update_every 1 is 1 the plain mean" in told
+
+
 def test_reset(open_page):
     app = open_page("decay_schedule", power="1.5", beta="0.5", steps="77")
     next(button for button in app.button if button.label == "Reset").click()

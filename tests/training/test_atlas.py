@@ -41,6 +41,12 @@ def test_a_cell_is_the_final_of_its_schedule(trajectory, x, y):
     assert cells["loss"].nunique() > 20
 
 
+@pytest.mark.parametrize("steps", [1, 30, 5000, 400_000])
+def test_no_axis_has_a_value_twice(steps):
+    for values in AXES.values():
+        assert 1 <= len(np.unique(values(steps))) == len(values(steps)) <= 20
+
+
 def test_axes_must_be_two(trajectory):
     for x, y in (("power", "power"), ("power", "nope"), ("beta", "half_life")):
         with pytest.raises(ValueError, match="two of power.*are one"):
