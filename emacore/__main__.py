@@ -232,7 +232,8 @@ def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
         _tell(f"reaches {level:g} {when}")
     _tell(
         f"after step {steps - 1:,}: mean age {mean_age(decays):,.4g} steps, counts as {effective_count(decays):,.4g} "
-        f"snapshots, relative width {relative_width(decays):.2%}, start still in it {start_share(decays):.2%}"
+        f"snapshots, relative width {relative_width(decays):.2%}, start still in it "
+        f"{start_share(decays, start=schedule.start):.2%}"
     )
     _write(pd.DataFrame({"step": np.arange(steps), "decay": decays, "weight": weights(decays)}), output)
 

@@ -10,7 +10,7 @@ from emacore.averaging import schedules
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.filters import half_life
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import Schedule
+from emacore.averaging.schedules import InversePower, Schedule
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
 from emacore.averaging.windows import Window, decays_at_end
 from emacore.charts.lines import lines
@@ -38,12 +38,13 @@ def weights_of(code: str, step: int) -> pd.DataFrame:
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def figures_of(code: str, step: int) -> dict[str, float]:
-    decays = decays_of(code, step + 1)
+    decays, scheme = decays_of(code, step + 1), scheme_from_code(code)
+    start = scheme.start if isinstance(scheme, Schedule) else None
     return {
         "mean age (steps)": mean_age(decays),
         "effective count (snapshots)": effective_count(decays),
         "relative width (share of the run)": relative_width(decays),
-        "share of the start": start_share(decays),
+        "share of the start": start_share(decays, start=start),
     }
 
 
@@ -216,7 +217,7 @@ with right:
     second.metric(
         "Start still in it (%)",
         f"{100 * own['share of the start']:.2g}",
-        help="The weight of the copy that it began with.",
+        help="The weight of the copy that it began with. Much of it means a memory too long for the run.",
     )
     show_table(figures, name="figures")
 
@@ -259,7 +260,8 @@ with left:
             5.0,
             0.1,
             key="want_half_life",
-            help="5 % is usual.",
+            help="How far back the average looks once the run is over. Longer is calmer, and later: it holds on to "
+            "older weights.",
             **BOUND,
         )
         wanted = share / 100 * num_steps
@@ -273,7 +275,8 @@ with left:
                 10.0,
                 0.1,
                 key="want_width",
-                help="EDM2 uses 5 to 15 %.",
+                help="The published models of EDM2 have 1.5 to 20 %: which width is best depends on the model, the "
+                "metric and the guidance.",
                 **BOUND,
             )
             / 100
@@ -300,7 +303,12 @@ with right:
         st.caption(
             f"At the end: half-life {schedules.final_half_life(answer, num_steps):,.4g} steps, relative width "
             f"{relative_width(decays):.2%}, mean age {mean_age(decays):,.4g} steps. Solved for the family's "
-            f"`{answer.tuned}`; the other settings are as above."
+            f"`{answer.tuned}`; "
+            + (
+                f"`beta` was in the way, so it is {answer.beta:.6g} now; the other settings are as above."
+                if isinstance(answer, InversePower) and answer.beta != schedule.beta
+                else "the other settings are as above."
+            )
         )
         try:
             st.button("Use these settings", on_click=partial(put, state_of(answer)), icon=":material/check:")

@@ -87,7 +87,7 @@ def shares_of(folder: str, epochs: int, code: str) -> pd.DataFrame:
     return table[table["weight"] > 0]
 
 
-@st.cache_data(max_entries=20, show_spinner="Replaying the run 400 times")
+@st.cache_data(max_entries=20, show_spinner="Replaying the run once for each cell")
 def atlas_of(folder: str, epochs: int, code: str, x: str, y: str, metric: str) -> pd.DataFrame:
     schedule = from_code(code)
     if not isinstance(schedule, InversePower):
@@ -557,8 +557,8 @@ view = st.segmented_control(
     default="Family",
     key="view",
     required=True,
-    help="SWA, windows and ensembles beside the EMA; 400 schedules as a map; paths over the loss; settings for a run "
-    "of another length.",
+    help="SWA, windows and ensembles beside the EMA; up to 400 schedules as a map; paths over the loss; settings for "
+    "a run of another length.",
     **BOUND,
 )
 with told():

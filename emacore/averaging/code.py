@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from emacore.averaging.schedules import Schedule, changed_settings, schedule_from_dict
+from emacore.averaging.schedules import Schedule, built_schedule, changed_settings
 from emacore.averaging.windows import Scheme, Window
 
 _WINDOW = ("size", "schedule")
@@ -62,7 +62,7 @@ def _scheme(call: ast.expr) -> Scheme:
     if call.func.id == "Window":
         return _window(_settings(call, _WINDOW))
     values = {name: ast.literal_eval(value) for name, value in _settings(call).items()}
-    return schedule_from_dict({**values, "family": call.func.id})
+    return built_schedule(call.func.id, values)
 
 
 def _window(settings: dict[str, ast.expr]) -> Window:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import (
-    BiasCorrected,
-    ExponentialRamp,
     InversePower,
     RationalWarmup,
     Schedule,
+    final_half_life,
     last_move,
 )
 from emacore.averaging.weights import start_share, weights
@@ -29,6 +31,10 @@ def remarks(schedule: Schedule, num_steps: int) -> list[str]:
             f"step {num_steps - 1:,}. Until then it is a copy of the weights."
         ]
     decays = schedule.decays(num_steps)
+    if not decays[last]:
+        cap = getattr(schedule, "beta", None)
+        reason = "beta = 0" if cap == 0 else f"A decay of 0 up to step {last:,}"
+        return [f"{reason} copies the weights at every move: nothing is averaged."]
     return [
         *_cap(schedule, num_steps, float(decays[last])),
         *_floor(schedule),
@@ -39,13 +45,33 @@ def remarks(schedule: Schedule, num_steps: int) -> list[str]:
 
 def _cap(schedule: Schedule, num_steps: int, final: float) -> list[str]:
     beta = getattr(schedule, "beta", None)
-    if isinstance(schedule, (InversePower, RationalWarmup)) and beta is not None and final < beta:
+    if beta is None or final >= beta:
+        return []
+    # Near 1 a decay can be close to another and remember a tenth as long, so half-lives are compared.
+    memory, capped = final_half_life(schedule, num_steps), half_life(beta) * schedule.update_every
+    ends = f"the decay ends at {_decay(final)}"
+    instead = f"a half-life of {_steps(memory)} steps, " + (
+        f"not the {_steps(capped)} of beta" if beta < 1 else "while that of beta has no end"
+    )
+    if isinstance(schedule, (InversePower, RationalWarmup)):
         call = schedule.reaches(beta) if beta < 1 else None
         when = f"it would be from step {call:,} on" if call is not None else "no run is long enough for it"
-        return [f"beta = {beta:g} is never reached in this run: the decay ends at {final:.6g}; {when}."]
-    if isinstance(schedule, (BiasCorrected, ExponentialRamp)) and beta and final < 0.99 * beta:
-        return [f"The decay ends at {final:.6g}, {final / beta:.0%} of beta = {beta:g}: the run is too short for it."]
-    return []
+        return [f"beta = {_decay(beta)} is never reached in this run: {ends}, {instead}; {when}."]
+    share = final / beta
+    if share >= 0.99 and memory >= 0.99 * capped:
+        return []
+    percent = f"{share:.0%}" if share < 0.99 else f"{min(share, 0.9999):.2%}"
+    reason = "the run is too short for it" if beta < 1 else "no run is long enough for it"
+    return [f"{ends[0].upper()}{ends[1:]}, {percent} of beta = {_decay(beta)}: {instead}; {reason}."]
+
+
+def _decay(decay: float) -> str:
+    """Six digits, or as many as show how far below 1 it is."""
+    return f"{decay:.{max(6, 3 - math.floor(math.log10(1 - decay)))}g}" if decay < 1 else "1"
+
+
+def _steps(steps: float) -> str:
+    return f"{steps:,.0f}" if steps >= 1000 else f"{steps:.4g}"
 
 
 def _floor(schedule: Schedule) -> list[str]:
@@ -53,13 +79,13 @@ def _floor(schedule: Schedule) -> list[str]:
         return []
     if schedule.min_value >= schedule.beta:
         return [
-            f"min_value = {schedule.min_value:g} is not below beta = {schedule.beta:g}: beta wins, and every move has "
-            "that decay."
+            f"min_value = {_decay(schedule.min_value)} is not below beta = {_decay(schedule.beta)}: beta wins, and "
+            "every move has that decay."
         ]
     first = schedule.start + schedule.update_every
     warm = 1 - (1 + (first - schedule.update_after_step) / schedule.inv_gamma) ** -schedule.power
     if warm >= schedule.min_value:
-        return [f"min_value = {schedule.min_value:g} has no effect: the first move already has decay {warm:.4g}."]
+        return [f"min_value = {_decay(schedule.min_value)} has no effect: the first move already has decay {warm:.4g}."]
     return []
 
 
@@ -78,7 +104,7 @@ def _counting(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.flo
 
 
 def _start(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[str]:
-    share = start_share(decays)
+    share = start_share(decays, start=schedule.start)
     snapshots = int(np.count_nonzero(decays < 1)) - int(np.count_nonzero(decays[: schedule.start + 1] < 1)) + 1
     if share < 0.01 or share < 3 / snapshots:
         return []

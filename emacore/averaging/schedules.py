@@ -12,13 +12,14 @@ first real average.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
 from emacore.averaging.filters import decay_from_half_life, half_life
 from emacore.averaging.weights import relative_width
@@ -28,6 +29,12 @@ Floats = NDArray[np.float64]
 #: The largest relative width a power function can have: that of the running mean, 1 / sqrt(12).
 MAX_SIGMA_REL = 1 / math.sqrt(12)
 LARGEST_DECAY = 1 - 2.0**-53
+#: Calls are counted in float64: so many, and sums of a few of them, exactly.
+MOST_CALLS = 2**51
+#: What a setting without natural bounds may be.  Powers and quotients of such numbers are still finite.
+SMALLEST, LARGEST = 1e-100, 1e100
+#: The longest run whose weights are all looked at for a relative width: 800 MB each time an array of them is made.
+_MOST_WEIGHTS = 10**8
 
 
 S = TypeVar("S", bound="Schedule")
@@ -49,8 +56,13 @@ class Schedule:
     tuned: ClassVar[str] = "beta"
 
     def __post_init__(self) -> None:
-        check_whole("update_after_step", self.update_after_step, 0)
-        check_whole("update_every", self.update_every, 1)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, (np.integer, np.floating)):  # narrow ones overflow, and none can be read as code
+                plain = int(value) if isinstance(value, np.integer) else float(value)
+                object.__setattr__(self, setting.name, plain)
+        check_whole("update_after_step", self.update_after_step, 0, MOST_CALLS)
+        check_whole("update_every", self.update_every, 1, MOST_CALLS)
 
     @property
     def start(self) -> int:
@@ -59,7 +71,7 @@ class Schedule:
 
     def decays(self, num_steps: int) -> Floats:
         """The decays of calls 0 to ``num_steps - 1``: float64, shape (num_steps,), each in [0, 1]."""
-        check_whole("num_steps", num_steps, 0)
+        check_whole("num_steps", num_steps, 0, MOST_CALLS)
         return self.at(np.arange(num_steps))
 
     def at(self, calls: ArrayLike) -> Floats:
@@ -266,7 +278,7 @@ class ExponentialRamp(Schedule):
         return np.asarray(-self.beta * np.expm1(-self.move_number(calls) / self.tau))
 
     def _call_reaching(self, decay: float) -> float:
-        if decay >= self.beta:  # it tends to beta from below
+        if decay >= self.beta or decay / self.beta == 1:  # it tends to beta from below
             return math.inf
         return self._call_of_move(-self.tau * math.log1p(-decay / self.beta))
 
@@ -293,10 +305,10 @@ class PowerFunction(Schedule):
             raise ValueError(
                 f"give exactly one of gamma and sigma_rel, got gamma={self.gamma!r}, sigma_rel={self.sigma_rel!r}"
             )
-        if self.gamma is not None and not (math.isfinite(self.gamma) and self.gamma >= 0):
-            raise ValueError(f"gamma must be finite and at least 0, got {self.gamma!r}")
+        if self.gamma is not None:
+            _check_gamma(self.gamma)
         if self.sigma_rel is not None:
-            gamma_from_sigma_rel(self.sigma_rel)
+            _check_sigma_rel(self.sigma_rel)
 
     @property
     def exponent(self) -> float:
@@ -354,33 +366,36 @@ def schedule_from_dict(settings: Mapping[str, Any]) -> Schedule:
         ValueError: for an unknown family or setting, or a value that the family does not take.
     """
     rest = dict(settings)
-    name = rest.pop("family", None)
-    if name not in FAMILIES:
+    return built_schedule(rest.pop("family", None), rest)
+
+
+def built_schedule(name: object, settings: Mapping[str, Any]) -> Schedule:
+    """The schedule of the family ``name`` with these settings; raises as :func:`schedule_from_dict`."""
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"schedule family must be one of {', '.join(FAMILIES)}; got {name!r}")
     family = FAMILIES[name]
-    unknown = sorted(set(rest) - {f.name for f in fields(family)})
+    unknown = sorted(set(settings) - {f.name for f in fields(family)}, key=str)
     if unknown:
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(f.name for f in fields(family))}")
-    return family(**rest)
+    return family(**settings)
 
 
 def sigma_rel_from_gamma(gamma: float) -> float:
-    """Relative width of the power function of exponent ``gamma``: sqrt(g+1) / ((g+2) sqrt(g+3)); EDM2, equation 126."""
-    if not (math.isfinite(gamma) and gamma >= 0):
-        raise ValueError(f"gamma must be finite and at least 0, got {gamma!r}")
-    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
+    """Relative width of the power function of exponent ``gamma``: sqrt(g+1) / ((g+2) sqrt(g+3)); EDM2, equation 123."""
+    _check_gamma(gamma)
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """Exponent of the power function of relative width ``sigma_rel``, in (0, 1/sqrt(12)].
 
-    The largest real root of ``(g+2)^2 (g+3) = (g+1) / sigma_rel^2``, the inverse of :func:`sigma_rel_from_gamma`.
+    The largest real root of ``(g+2)^2 (g+3) = (g+1) / sigma_rel^2``, the inverse of :func:`sigma_rel_from_gamma`;
+    EDM2, equation 126.
     """
-    if not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
-        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {sigma_rel!r}")
-    inverse = sigma_rel**-2
-    roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
-    return max(float(roots.real.max()), 0.0)
+    _check_sigma_rel(sigma_rel)
+    # With y = (g + 2) sigma_rel the cubic is y^3 + sigma_rel y^2 - y + sigma_rel = 0, whose numbers are all near 1.
+    roots = np.roots([1.0, sigma_rel, -1.0, sigma_rel])
+    return max(float(roots.real.max()) / sigma_rel - 2, 0.0)
 
 
 def power_reaching(decay: float, step: float, *, inv_gamma: float = 1.0, update_after_step: int = 0) -> float:
@@ -390,7 +405,8 @@ def power_reaching(decay: float, step: float, *, inv_gamma: float = 1.0, update_
     """
     _check_target(decay, step, update_after_step)
     check_positive("inv_gamma", inv_gamma)
-    return -math.log1p(-decay) / math.log1p((step - update_after_step) / inv_gamma)
+    power = -math.log1p(-decay) / math.log1p((step - update_after_step) / inv_gamma)
+    return _reached("power", power, decay, step)
 
 
 def inv_gamma_reaching(decay: float, step: float, *, power: float = 2 / 3, update_after_step: int = 0) -> float:
@@ -400,12 +416,18 @@ def inv_gamma_reaching(decay: float, step: float, *, power: float = 2 / 3, updat
     """
     _check_target(decay, step, update_after_step)
     check_positive("power", power)
-    return (step - update_after_step) / math.expm1(-math.log1p(-decay) / power)
+    try:
+        inv_gamma = (step - update_after_step) / math.expm1(-math.log1p(-decay) / power)
+    except OverflowError:
+        inv_gamma = 0.0
+    except ZeroDivisionError:
+        inv_gamma = math.inf
+    return _reached("inv_gamma", inv_gamma, decay, step)
 
 
 def last_move(schedule: Schedule, num_steps: int) -> int:
     """The last call of a run of ``num_steps`` calls that is not skipped."""
-    check_whole("num_steps", num_steps, 1)
+    check_whole("num_steps", num_steps, 1, MOST_CALLS)
     return (num_steps - 1) // schedule.update_every * schedule.update_every
 
 
@@ -421,152 +443,254 @@ def final_half_life(schedule: Schedule, num_steps: int) -> float:
 def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
     """``schedule`` with its tuned setting changed so that the decay at the end of the run halves in ``steps`` steps.
 
-    Closed form for every family.  The tuned setting is the family's: ``power``, ``beta``, ``gamma``, or, for the
-    running mean, its start.
+    Closed form for most families.  The tuned setting is the family's: ``power``, ``beta``, ``gamma``, or, for the
+    running mean, its start, which is a whole number of moves and so may miss the half-life by up to 2 %.  A cap of
+    :class:`InversePower` that is in the way is raised.
 
     Raises:
         ValueError: where no value of the setting does it; the message says what would.
     """
     check_positive("steps", steps)
-    call = last_move(schedule, num_steps)
-    if call <= schedule.start:
+    _check_moves(schedule, num_steps)
+    every = schedule.update_every
+    decay = decay_from_half_life(steps / every)
+    if not 0 < decay < 1:
         raise ValueError(
-            f"the average starts at step {schedule.start}, but the run ends at step {num_steps - 1}: "
-            "make the run longer or update_after_step and update_every smaller"
+            f"no decay in double precision has a half-life of {steps:g} steps at update_every = {every}: "
+            f"ask for one from {half_life(5e-324) * every:.2g} to {half_life(LARGEST_DECAY) * every:.2g} steps"
         )
-    decay = decay_from_half_life(steps / schedule.update_every)
+    found = replace(schedule, **_settings_of_decay(schedule, num_steps, decay))
+    nearest = final_half_life(found, num_steps)
+    if math.isclose(nearest, steps, rel_tol=_tolerance(schedule)):
+        return found
+    cure = "ask for that" if nearest > steps else "ask for that, or make the run longer"
+    if isinstance(schedule, InversePower) and schedule.min_value > decay:
+        cure = f"ask for that, or lower min_value = {schedule.min_value:g}"
+    if isinstance(schedule, BiasCorrected):
+        cure = f"it is at most the plain mean of its moves: {cure}"
+    raise ValueError(
+        f"no {schedule.tuned} of {type(schedule).__name__} gives a half-life of {steps:g} steps at the end of "
+        f"{num_steps} steps; the nearest is {nearest:.4g}: {cure}"
+    )
+
+
+def _settings_of_decay(schedule: Schedule, num_steps: int, decay: float) -> dict[str, Any]:
+    """The settings with which the last move has ``decay``, or, where there are none, as near as the family comes."""
+    call = last_move(schedule, num_steps)
     move = float(schedule.move_number(np.array([float(call)]))[0])
-    solved: dict[str, Any]
     match schedule:
         case InversePower():
-            solved = {
-                "power": power_reaching(
-                    decay, call, inv_gamma=schedule.inv_gamma, update_after_step=schedule.update_after_step
-                ),
-                "beta": max(schedule.beta, decay),
-            }
+            power = power_reaching(
+                decay, call, inv_gamma=schedule.inv_gamma, update_after_step=schedule.update_after_step
+            )
+            return {"power": power, "beta": max(schedule.beta, decay)}
         case BiasCorrected():
-            solved = {"beta": _bias_corrected_beta(decay, move)}
-        case RationalWarmup():
-            if decay > (1 + move) / (10 + move):
-                raise _out_of_reach("beta", schedule, steps, num_steps)
-            solved = {"beta": decay}
+            return {"beta": _bias_corrected_beta(decay, move)}
         case ExponentialRamp():
-            solved = {"beta": -decay / math.expm1(-move / schedule.tau)}
-            if solved["beta"] > 1:
-                raise _out_of_reach("beta", schedule, steps, num_steps)
+            return {"beta": min(-decay / math.expm1(-move / schedule.tau), 1.0)}
         case PowerFunction():
-            gamma = math.log(decay) / math.log1p(-1 / move) - 1
-            if gamma < 0:
-                raise _out_of_reach("gamma", schedule, steps, num_steps)
-            solved = {"gamma": gamma, "sigma_rel": None}
+            return {"gamma": max(math.log(decay) / math.log1p(-1 / move) - 1, 0.0), "sigma_rel": None}
         case UniformAverage():
-            start = call - (round(1 / (1 - decay)) - 1) * schedule.update_every
-            if not 0 <= start < call:
-                raise _out_of_reach("update_after_step", schedule, steps, num_steps)
-            solved = {"update_after_step": start}
+            every = schedule.update_every
+            most = call // every + 1
+            near = round(1 / (1 - decay))
+            moves = min(
+                (min(max(n, 2), most) for n in (near - 1, near, near + 1)),
+                key=lambda n: abs(half_life(1 - 1 / n) - half_life(decay)),
+            )
+            return {"update_after_step": call - (moves - 1) * every}
         case _:
-            solved = {"beta": decay}
-    return replace(schedule, **solved)
+            return {"beta": decay}
 
 
 def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
     """``schedule`` with its tuned setting changed so that the final average has a relative width of ``width``.
 
-    The relative width is EDM2's: the standard deviation in time of the weights, divided by the run length.  Found by
-    bisection on the exact weights of the run, so skipped calls and the copy at the start count.
+    The relative width is the standard deviation in time of the weights, divided by the length of the whole run,
+    whenever the average starts.  Found by bisection on the exact weights of the run, so skipped calls and the copy at
+    the start count.  The start of the running mean is a whole number of moves, so it may miss the width by up to 2 %.
+
+    Args:
+        num_steps: At most 100 million, because the weight of every step is looked at.
 
     Raises:
         ValueError: where no value of the setting does it; the message gives the widths within reach.
     """
     check_positive("width", width)
+    check_whole("num_steps", num_steps, 1, _MOST_WEIGHTS)
+    _check_moves(schedule, num_steps)
+    # A cap of InversePower is out of the way at first; the user's stays where the answer does not need more.
+    changes: list[dict[str, Any]] = [{}]
+    if isinstance(schedule, InversePower):
+        changes = [{"beta": LARGEST_DECAY}, {}]
     if isinstance(schedule, PowerFunction):
-        schedule = replace(schedule, gamma=schedule.exponent, sigma_rel=None)
-    free = replace(schedule, beta=LARGEST_DECAY) if isinstance(schedule, InversePower) else schedule
+        changes = [{"gamma": 0.0, "sigma_rel": None}]
+    narrowest, widest = math.inf, 0.0
+    for change in changes:
+        found, low, high = _tuned_to_width(replace(schedule, **change), num_steps, width)
+        if isinstance(found, InversePower) and isinstance(schedule, InversePower):
+            largest = float(found.at([last_move(found, num_steps)])[0])
+            found = replace(found, beta=max(schedule.beta, largest))
+        if found is not None and _has_width(found, num_steps, width):
+            return found
+        narrowest, widest = min(narrowest, low), max(widest, high)
+    raise ValueError(
+        f"no {schedule.tuned} of {type(schedule).__name__} gives a relative width of {width:g} over {num_steps} "
+        f"steps; widths from {narrowest:.3g} to {widest:.3g} are within reach"
+        + (", but not each of them" if narrowest < width < widest else "")
+    )
+
+
+def _has_width(schedule: Schedule, num_steps: int, width: float) -> bool:
+    return math.isclose(relative_width(schedule.decays(num_steps)), width, rel_tol=_tolerance(schedule))
+
+
+def _tuned_to_width(schedule: S, num_steps: int, width: float) -> tuple[S | None, float, float]:
+    """``schedule`` with its tuned setting where the width is first crossed, if it is, and the range of widths seen.
+
+    An average that barely moves is narrow again, around its start; the first crossing follows the run instead.
+    """
 
     def candidate(position: float) -> S:
-        setting: dict[str, Any] = {free.tuned: _tuned_value(free, num_steps, position)}
-        return replace(free, **setting)
+        setting: dict[str, Any] = {schedule.tuned: _tuned_value(schedule, num_steps, position)}
+        return replace(schedule, **setting)
 
     def error(position: float) -> float:
         return relative_width(candidate(position).decays(num_steps)) - width
 
-    # An average that barely moves is narrow again, around its start; the first crossing follows the run instead.
-    previous, reach = 0.0, [error(0.0)]
-    for position in np.linspace(0, 1, 65)[1:]:
-        reach.append(error(position))
-        if reach[-2] * reach[-1] <= 0:
-            found = candidate(float(brentq(error, previous, position, xtol=1e-12)))
-            if isinstance(found, InversePower) and isinstance(schedule, InversePower):
-                # The solution is that of a cap never reached; keep the user's cap where it was not.
-                largest = float(found.at([last_move(found, num_steps)])[0])
-                return replace(found, beta=max(schedule.beta, largest))
-            return found
-        previous = position
-    raise ValueError(
-        f"no {schedule.tuned} of {type(schedule).__name__} gives a relative width of {width:g} over {num_steps} "
-        f"steps; widths from {min(reach) + width:.3g} to {max(reach) + width:.3g} are within reach"
-    )
+    bracket, low, high = _first_crossing(error)
+    if bracket is None:
+        return None, low + width, high + width
+    found = candidate(float(brentq(error, *bracket, xtol=1e-12)))
+    if isinstance(found, UniformAverage):  # of whole numbers none may be exact
+        near = (found.start + k * found.update_every for k in (-1, 0, 1))
+        near_ones = [replace(found, update_after_step=start) for start in near if 0 <= start < num_steps]
+        found = min(near_ones, key=lambda one: abs(relative_width(one.decays(num_steps)) - width))
+    return found, low + width, high + width
+
+
+def _first_crossing(error: Callable[[float], float]) -> tuple[tuple[float, float] | None, float, float]:
+    """Between which positions in [0, 1] ``error`` first changes its sign, if it does, and its least and greatest."""
+    positions = np.linspace(0, 1, 65).tolist()
+    errors = [error(0.0)]
+    for previous, position in pairwise(positions):
+        errors.append(error(position))
+        if np.sign(errors[-2]) * np.sign(errors[-1]) <= 0:
+            return (previous, position), min(errors), max(errors)
+    top = int(np.argmax(errors))
+    bounds = positions[max(top - 1, 0)], positions[min(top + 1, 64)]
+    # The widest may lie between two of the positions.
+    peak = minimize_scalar(lambda position: -error(position), bounds=bounds, options={"xatol": 1e-9})
+    widest = max(errors[top], -float(peak.fun))
+    return (bounds[0], float(peak.x)) if errors[top] < 0 <= widest else None, min(errors), widest
 
 
 def _tuned_value(schedule: Schedule, num_steps: int, position: float) -> float:
     """The tuned setting at ``position`` in [0, 1] of its range, spaced as its effect is."""
-    match schedule.tuned:
-        case "power":
-            return float(1e-3 * 5e4**position)
-        case "gamma":
-            return math.expm1(position * math.log1p(1e7))
-        case "update_after_step":
+    match schedule:
+        case InversePower():
+            # What matters is power * log(1 + e / inv_gamma) at the end.
+            passed = last_move(schedule, num_steps) - schedule.update_after_step
+            scale = math.log1p(passed) / math.log1p(passed / schedule.inv_gamma)
+            return min(float(1e-3 * 5e4**position * scale), LARGEST)
+        case PowerFunction():
+            return math.expm1(position * math.log1p(1e17))
+        case UniformAverage():
             return round(position * (num_steps - 1))
         case _:
             return -math.expm1(position * math.log1p(-LARGEST_DECAY))
 
 
-def check_whole(name: str, value: int, minimum: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is a whole number of at least ``minimum``."""
+def _check_moves(schedule: Schedule, num_steps: int) -> None:
+    """Raise ``ValueError`` if a run is over before the average moves, whatever the tuned setting."""
+    last = last_move(schedule, num_steps)
+    if isinstance(schedule, UniformAverage) and last > 0:  # its start is what is tuned
+        return
+    if last <= schedule.start:
+        raise ValueError(
+            f"the average starts at step {schedule.start}, but the run ends at step {num_steps - 1}: "
+            "make the run longer or update_after_step and update_every smaller"
+        )
+
+
+def _tolerance(schedule: Schedule) -> float:
+    return 0.02 if isinstance(schedule, UniformAverage) else 1e-5
+
+
+def check_whole(name: str, value: int, minimum: int, maximum: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number from ``minimum`` to ``maximum``, if there is one."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {_told(value)}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be a whole number from {minimum} to {maximum:,}, got {_told(value)}")
 
 
 def check_unit(name: str, value: float) -> None:
     """Raise ``ValueError`` unless ``value`` is in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    if not _is_real(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {_told(value)}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless ``value`` is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    """Raise ``ValueError`` unless ``value`` is a number above 0, and neither tiny nor huge beyond all use."""
+    if not _is_real(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {_told(value)}")
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"{name} must be from {SMALLEST:g} to {LARGEST:g}, got {_told(value)}")
+
+
+def _check_gamma(gamma: float) -> None:
+    if not _is_real(gamma) or not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma must be finite and at least 0, got {_told(gamma)}")
+    if gamma > LARGEST:
+        raise ValueError(f"gamma must be from 0 to {LARGEST:g}, got {_told(gamma)}")
+
+
+def _check_sigma_rel(sigma_rel: float) -> None:
+    if not _is_real(sigma_rel) or not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
+        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {_told(sigma_rel)}")
+    if sigma_rel < SMALLEST:
+        raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {MAX_SIGMA_REL:.4f}, got {_told(sigma_rel)}")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _told(value: object) -> str:
+    """A refused value as a message has it; Python itself refuses to write whole numbers of very many digits."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"a whole number of {value.bit_length():,} bits"
+    return repr(value)
 
 
 def _check_target(decay: float, step: float, update_after_step: int) -> None:
     if not 0 < decay < 1:
         raise ValueError(f"decay must be in (0, 1), got {decay!r}")
-    if step <= update_after_step:
-        raise ValueError(f"step must be above update_after_step = {update_after_step}, got {step!r}")
+    if not update_after_step < step <= MOST_CALLS:
+        raise ValueError(
+            f"step must be above update_after_step = {update_after_step} and at most {MOST_CALLS:,}, got {_told(step)}"
+        )
+
+
+def _reached(name: str, value: float, decay: float, step: float) -> float:
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"no {name} from {SMALLEST:g} to {LARGEST:g} reaches a decay of {decay!r} at step {step:g}")
+    return value
 
 
 def _bias_corrected_beta(decay: float, move: float) -> float:
-    """The beta whose corrected decay at move ``move`` is ``decay``; it falls short of 1 - 1/n for every beta < 1."""
+    """The beta whose corrected decay at move ``move`` is ``decay``; 1, the plain mean, where that is still less."""
 
     def error(log_rest: float) -> float:
         return float(BiasCorrected(-math.expm1(log_rest))._decay(np.array([move - 1]))[0]) - decay
 
-    if decay >= 1 - 1 / move:
-        raise ValueError(
-            f"a bias-corrected average of {move:g} moves is at most the plain mean of them, a half-life of "
-            f"{half_life(1 - 1 / move):.4g} moves: ask for less, or make the run longer"
-        )
-    return -math.expm1(float(brentq(error, math.log(2.0**-53), math.log1p(-decay) + 1e-12, xtol=1e-14)))
-
-
-def _out_of_reach(name: str, schedule: Schedule, steps: float, num_steps: int) -> ValueError:
-    family = type(schedule).__name__
-    return ValueError(
-        f"no {name} of {family} gives a half-life of {steps:g} steps at the end of {num_steps} steps: "
-        "ask for a shorter one, or make the run longer"
-    )
+    low, high = math.log(2.0**-53), math.log1p(-decay)
+    if decay >= 1 - 1 / move or error(low) <= 0:
+        return 1.0
+    if error(high) >= 0:  # the correction is over
+        return decay
+    return -math.expm1(float(brentq(error, low, high, xtol=1e-14)))
 
 
 def changed_settings(schedule: Schedule) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.signal import chirp, lfilter
 
 from emacore.averaging.filters import variance_gain
-from emacore.averaging.schedules import check_whole
+from emacore.averaging.schedules import LARGEST_DECAY, check_whole
 
 Floats = NDArray[np.float64]
 
@@ -136,11 +136,7 @@ def sgd_on_quadratic(
         The iterates: ``clean`` and ``noisy``, shape (T, k).
     """
     check_whole("num_steps", num_steps, 1)
-    curves = np.atleast_1d(np.asarray(curvatures, dtype=np.float64))
-    if not np.all(curves > 0):
-        raise ValueError(f"curvatures must be above 0, got {curves.tolist()}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be above 0, got {learning_rate!r}")
+    curves = _checked_curvatures(curvatures, learning_rate)
     driven = np.zeros((2, num_steps, len(curves)))
     driven[:, 0] = start
     noise = np.random.default_rng(seed).standard_normal((num_steps - 1, len(curves)))
@@ -153,9 +149,16 @@ def sgd_on_quadratic(
 
 def stationary_variance(curvatures: ArrayLike, learning_rate: float, gradient_noise: float) -> Floats:
     """Variance of SGD's iterates around the minimum in each direction: ``lr^2 s^2 / (1 - (1 - lr c)^2)``; infinite
-    where ``learning_rate * curvature`` is 2 or more."""
-    rate = learning_rate * np.atleast_1d(np.asarray(curvatures, dtype=np.float64))
-    with np.errstate(divide="ignore"):
+    where ``learning_rate * curvature`` is 2 or more, since SGD does not come to rest there.
+
+    Raises:
+        ValueError: if a curvature or the learning rate is not above 0, or the noise is below 0.
+    """
+    curves = _checked_curvatures(curvatures, learning_rate)
+    if not gradient_noise >= 0:
+        raise ValueError(f"gradient_noise must be at least 0, got {gradient_noise!r}")
+    rate = learning_rate * curves
+    with np.errstate(divide="ignore", invalid="ignore"):
         variance = (learning_rate * gradient_noise) ** 2 / (rate * (2 - rate))
     return np.where(rate < 2, variance, np.inf)
 
@@ -166,10 +169,30 @@ def stationary_loss(
     """Expected loss of SGD's iterates around the minimum, or, given ``beta``, of their average of that decay.
 
     ``sum(curvature * variance) / 2``; averaging multiplies each direction's variance by the gain of the filter for
-    AR(1) noise of coefficient ``1 - learning_rate * curvature``.
+    AR(1) noise of coefficient ``1 - learning_rate * curvature``.  Infinite, averaged or not, where that variance is.
+
+    Raises:
+        ValueError: as :func:`stationary_variance`, or if ``beta`` is outside [0, 1).
     """
     curves = np.atleast_1d(np.asarray(curvatures, dtype=np.float64))
     variances = stationary_variance(curves, learning_rate, gradient_noise)
     if beta is not None:
-        variances = variances * [variance_gain(beta, 1 - learning_rate * float(c)) for c in curves]
+        variance_gain(beta)  # a beta out of range is refused whatever the variances
+        settled = np.flatnonzero(np.isfinite(variances))
+        gains = [variance_gain(beta, _coefficient(learning_rate * float(curves[n]))) for n in settled]
+        variances[settled] *= gains
     return float(curves @ variances / 2)
+
+
+def _coefficient(rate: float) -> float:
+    """``1 - rate`` of AR(1), kept below 1 where the rate is lost beside it."""
+    return min(1 - rate, LARGEST_DECAY)
+
+
+def _checked_curvatures(curvatures: ArrayLike, learning_rate: float) -> Floats:
+    curves = np.atleast_1d(np.asarray(curvatures, dtype=np.float64))
+    if not np.all(curves > 0):
+        raise ValueError(f"curvatures must be above 0, got {curves.tolist()}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be above 0, got {learning_rate!r}")
+    return curves

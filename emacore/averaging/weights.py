@@ -77,11 +77,16 @@ def initial_share(decays: ArrayLike, step: int = -1) -> float:
     return float(np.prod(rates[: _end(rates, step)]))
 
 
-def start_share(decays: ArrayLike, step: int = -1) -> float:
-    """The weight of where the average started: its last copy (decay 0), or the initial average if it never copied."""
+def start_share(decays: ArrayLike, step: int = -1, start: int | None = None) -> float:
+    """The weight of where the average started: its last copy (decay 0), or the initial average if it never copied.
+
+    Args:
+        start: The call of the copy that it started with, as a schedule has it.  Where later moves copy too (a decay of
+            0 all along), nothing is left of it.
+    """
     rates = checked_decays(decays)
     end = _end(rates, step)
-    copies = np.flatnonzero(rates[:end] == 0)
+    copies = np.flatnonzero(rates[: end if start is None else min(end, start + 1)] == 0)
     first = int(copies[-1]) + 1 if copies.size else 0
     return float(np.prod(rates[first:end]))
 
@@ -125,7 +130,8 @@ def relative_width(decays: ArrayLike, step: int = -1) -> float:
 def moving_average(values: ArrayLike, window: int) -> Floats:
     """The mean of the last ``window`` values (of all so far, while there are fewer): the sliding family.
 
-    ``values`` has shape (T,) or (T, k); so has the result.
+    ``values`` has shape (T,) or (T, k); so has the result.  A value that is not finite, or huge, reaches no further
+    than the windows that hold it.
 
     Raises:
         ValueError: if ``window`` is below 1.
@@ -135,13 +141,22 @@ def moving_average(values: ArrayLike, window: int) -> Floats:
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         return numbers.copy()
-    # Centred first, so that the running sum stays small and the difference below keeps its digits.
-    centre = numbers.mean(axis=0)
-    sums = np.concatenate([np.zeros((1, *numbers.shape[1:])), np.cumsum(numbers - centre, axis=0)])
-    stop = np.arange(1, len(numbers) + 1)
-    start = np.maximum(stop - int(window), 0)
-    counts = (stop - start).reshape(-1, *[1] * (numbers.ndim - 1))
-    return np.asarray((sums[stop] - sums[start]) / counts + centre)
+    # Cut into blocks of a window's length, a window is the end of one block and the beginning of the next: sums alone,
+    # since in a difference of running sums every value stays for good.
+    length = min(int(window), len(numbers))
+    blocks = -(-len(numbers) // length)
+    shape = (blocks, length, *numbers.shape[1:])
+    padded = np.zeros((blocks * length, *numbers.shape[1:]))
+    padded[: len(numbers)] = numbers
+    with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+        beginnings = np.cumsum(padded.reshape(shape), axis=1).reshape(padded.shape)[: len(numbers)]
+        ends = np.cumsum(padded.reshape(shape)[:, ::-1], axis=1)[:, ::-1].reshape(padded.shape)
+        sums = beginnings.copy()
+        last = np.arange(length, len(numbers))
+        last = last[(last + 1) % length != 0]  # those that end with a block are a whole one
+        sums[last] += ends[last - length + 1]
+    counts = np.minimum(np.arange(1, len(numbers) + 1), length).reshape(-1, *[1] * (numbers.ndim - 1))
+    return np.asarray(sums / counts)
 
 
 def checked_decays(decays: ArrayLike) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -27,7 +28,7 @@ AXES: dict[str, Callable[[int], NDArray[Any]]] = {
     "power": lambda steps: np.linspace(0.1, 2.0, SIZE).round(12),
     "inv_gamma": lambda steps: np.geomspace(0.1, 1000.0, SIZE),
     "beta": lambda steps: 1 - np.geomspace(0.3, 1e-5, SIZE),
-    "half_life": lambda steps: np.geomspace(1, steps, SIZE),
+    "half_life": lambda steps: np.unique(np.geomspace(1, steps, SIZE)),
     "update_after_step": lambda steps: np.unique(np.linspace(0, 0.95 * steps, SIZE).astype(int)),
     "relative_width": lambda steps: np.linspace(0.01, 0.28, SIZE),
     "window": lambda steps: np.unique(np.geomspace(1, steps, SIZE).astype(int)),
@@ -136,14 +137,21 @@ def _within(steps: int, schedule: InversePower, rest: dict[str, Any], all_steps:
 
 
 def _of_width(schedule: InversePower, setting: str, steps: int, width: float) -> InversePower | None:
-    """``schedule`` with ``setting`` such that its weights have this relative width after so many steps, if any does."""
+    """``schedule`` with ``setting`` such that its weights have this relative width after so many steps, if any does.
+
+    The setting has five digits, or as many as it takes to meet the width within 0.1 %.
+    """
     logs, widths = _reach(schedule, setting, steps)
     crossed = np.flatnonzero((widths[:-1] - width) * (widths[1:] - width) <= 0)
     if not crossed.size:
         return None
     ends = logs[crossed[0] : crossed[0] + 2]
-    found = brentq(lambda log: _width(schedule, setting, steps, log) - width, *ends, xtol=1e-4)
-    return _with(schedule, setting, float(f"{np.exp(found):.5g}"))
+    found = np.exp(brentq(lambda log: _width(schedule, setting, steps, log) - width, *ends, xtol=1e-7))
+    for digits in (5, 8):
+        answer = _with(schedule, setting, float(f"{found:.{digits}g}"))
+        if math.isclose(relative_width(answer.decays(steps)), width, rel_tol=1e-3):
+            return answer
+    return None
 
 
 @lru_cache(maxsize=4 * SIZE)

@@ -107,8 +107,9 @@ def schedule_controls() -> Schedule:
             defaults["power"],
             0.01,
             key="power",
-            help="Exponent of the warm-up 1 - (1 + e / inv_gamma)^-power. 1 is the plain mean, 2/3 and 3/4 are the "
-            "article's; smaller forgets faster.",
+            help="Exponent of the warm-up 1 - (1 + e / inv_gamma)^-power. Only with inv_gamma 1 and update_every 1 is "
+            "1 the plain mean (of which the first step is two parts). 2/3 and 3/4 are the article's; smaller forgets "
+            "faster.",
             **BOUND,
         )
         values["inv_gamma"] = log_slider(

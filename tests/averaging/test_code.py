@@ -83,6 +83,13 @@ def test_other_code_is_refused(text):
     ("text", "why"),
     [
         ("Constant(beta=0.9, beta=0.8)", "beta is given twice"),
+        ("Constant(beta=0.9, update_every=2, beta=0.9)", "beta is given twice"),
+        ("Constant(0.9, beta=0.8)", "not of the form"),
+        ("Constant(family='InversePower')", "no setting 'family'"),
+        ("PowerFunction(gamma=1, gamma=2)", "gamma is given twice"),
+        ("Window(3, schedule=Constant(beta=0.9, beta=0.8))", "beta is given twice"),
+        ("Window(3, size=4)", "size is given twice"),
+        ("Window(3, Constant(beta=0.9), schedule=Constant(beta=0.8))", "schedule is given twice"),
         ("Window()", "needs its size, as in"),
         ("Window(size=0)", "size must be a whole number of at least 1, got 0"),
         ("Window(3, Window(2))", "a window's schedule must be a schedule or None, got Window"),

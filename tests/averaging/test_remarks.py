@@ -1,5 +1,11 @@
-import pytest
+import math
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emacore.averaging import schedules
+from emacore.averaging.filters import half_life
 from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import (
     BiasCorrected,
@@ -54,3 +60,55 @@ def test_what_a_reader_should_know_is_said(schedule, num_steps, words):
 )
 def test_nothing_is_said_where_nothing_is_odd(schedule, num_steps):
     assert remarks(schedule, num_steps) == []
+
+
+@pytest.mark.parametrize("family", [BiasCorrected, Constant, ExponentialRamp, InversePower, RationalWarmup])
+def test_a_beta_of_0_is_told_as_copying(family):
+    assert remarks(family(beta=0.0, update_after_step=101, update_every=1), 5000) == [
+        "beta = 0 copies the weights at every move: nothing is averaged."
+    ]
+
+
+def told_of_beta(schedule, num_steps):
+    return [remark for remark in remarks(schedule, num_steps) if "of beta" in remark or "beta = " in remark]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_steps", "final", "memory", "capped"),
+    [
+        (ExponentialRamp(), 10_600, 0.9999 * (1 - math.exp(-10_600 / 2000)), "135.8", "6,931"),
+        (ExponentialRamp(0.99, tau=500), 3000, 0.99 * (1 - math.exp(-6)), "55.31", "68.97"),
+        (BiasCorrected(0.9999), 10_000, 1 - 0.0001 / (1 - 0.9999**10_000), "4,381", "6,931"),
+        (BiasCorrected(0.9999, update_every=10), 20_000, 1 - 0.0001 / (1 - 0.9999**2000), "12,562", "69,311"),
+        (InversePower(0.9999, update_after_step=0, update_every=1), 500_000, 1 - 500_000 ** (-2 / 3), "4,366", "6,931"),
+        (RationalWarmup(0.9999), 50_000, 50_001 / 50_010, "3,851", "6,931"),
+    ],
+)
+def test_a_cap_is_held_against_the_memory_not_the_decay(schedule, num_steps, final, memory, capped):
+    (told,) = told_of_beta(schedule, num_steps)
+    half_life_in_steps = -math.log(2) / math.log(final) * schedule.update_every
+    assert half_life_in_steps == pytest.approx(float(memory.replace(",", "")), rel=1e-3)
+    assert f"a half-life of {memory} steps, not the {capped} of beta" in told
+
+
+@given(
+    st.sampled_from([BiasCorrected, ExponentialRamp, RationalWarmup, InversePower, Constant]),
+    st.floats(0.05, 0.999999),
+    st.integers(2, 20_000),
+    st.sampled_from([1, 3]),
+)
+def test_a_memory_that_falls_short_of_betas_is_always_told(family, beta, num_steps, every):
+    schedule = family(beta=beta, update_after_step=0, update_every=every)
+    if schedules.last_move(schedule, num_steps) <= schedule.start:
+        return
+    memory, capped = schedules.final_half_life(schedule, num_steps), half_life(beta) * every
+    if memory < 0.99 * capped:
+        assert told_of_beta(schedule, num_steps)
+    if memory > 0.999 * capped and schedule.reaches(beta) is not None and schedule.reaches(beta) < num_steps:
+        assert not told_of_beta(schedule, num_steps)
+
+
+def test_a_beta_next_to_1_is_not_told_as_1():
+    assert "beta = 0.9999999 is never reached" in remarks(InversePower(0.9999999, update_every=1), 5000)[0]
+    assert "100.00%" not in remarks(BiasCorrected(0.9999999), 500_000)[0]
+    assert "while that of beta has no end; no run is long enough" in remarks(BiasCorrected(1.0), 500)[0]

@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from emacore.averaging import schedules
+from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import (
     BiasCorrected,
     Constant,
@@ -259,3 +260,196 @@ def test_a_limit_is_never_reached():
 def test_families_are_all_listed():
     assert set(schedules.FAMILIES.values()) == set(Schedule.__subclasses__())
     assert replace(Constant(0.5), beta=0.25).beta == 0.25
+
+
+WILD = st.one_of(
+    st.floats(),
+    st.integers(),
+    st.sampled_from([10**22, -(10**22), 10**400, 10**5000, 5e-324, 1e-300, 1e300, True, None, "a", (), 1j]),
+    st.sampled_from([np.float16(0.9), np.float32(0.999), np.float64(0.5), np.int8(100), np.uint64(7), np.bool_(True)]),
+)
+UNIT = st.sampled_from([0.0, 5e-324, 1e-300, 1e-16, 0.1, 0.5, 1 - 1e-9, schedules.LARGEST_DECAY, 1.0, 0, 1])
+POSITIVE = st.sampled_from([1e-100, 1e-12, 1.0, 10**30, 1e100])
+WHOLE = st.sampled_from([0, 1, 2, 7, 199, 200, 10**6, schedules.MOST_CALLS])
+#: The edges of what each setting may be, and some values between.
+EDGES = {
+    "beta": UNIT,
+    "min_value": UNIT,
+    "inv_gamma": POSITIVE,
+    "power": POSITIVE,
+    "tau": POSITIVE,
+    "gamma": st.one_of(st.none(), st.sampled_from([0, 0.0, 1e-12, 1.0, 10**30, 1e100])),
+    "sigma_rel": st.sampled_from([1e-100, 1e-12, 0.1, schedules.MAX_SIGMA_REL]),
+    "update_after_step": WHOLE,
+    "update_every": WHOLE.filter(bool),
+}
+
+
+@st.composite
+def extremes(draw):
+    family = draw(st.sampled_from(sorted(schedules.FAMILIES)))
+    settings = {f.name: draw(EDGES[f.name]) for f in fields(schedules.FAMILIES[family])}
+    if settings.get("gamma") is not None:
+        settings["sigma_rel"] = None
+    return schedules.FAMILIES[family](**settings)
+
+
+@given(st.sampled_from(sorted(schedules.FAMILIES)), st.data())
+def test_any_value_of_any_setting_gives_a_schedule_or_a_sentence_that_names_it(family, data):
+    own = [f.name for f in fields(schedules.FAMILIES[family])]
+    name = data.draw(st.sampled_from(own))
+    settings = {name: data.draw(WILD)}
+    if family == "PowerFunction" and name not in ("gamma", "sigma_rel"):
+        settings["gamma"] = 1.0
+    told = ""
+    try:
+        schedule = schedules.FAMILIES[family](**settings)
+    except ValueError as error:
+        told = str(error)
+    if told:
+        assert f"{name} must be" in told or "exactly one of gamma and sigma_rel" in told
+    else:
+        assert np.all(np.isfinite(schedule.decays(50)))
+        assert schedules.from_code(schedules.to_code(schedule)) == schedule
+
+
+@given(extremes(), st.integers(1, 200), st.floats(0, 1, exclude_min=True))
+def test_the_edges_of_the_settings_give_numbers(schedule, num_steps, level):
+    rates = schedule.decays(num_steps)
+    assert np.all((rates >= 0) & (rates <= 1))
+    assert schedules.final_half_life(schedule, num_steps) >= 0
+    call = schedule.reaches(level)
+    assert call is None or call > schedule.start
+    assert 0 <= relative_width(rates) <= 1
+    assert (
+        schedules.schedule_from_dict(schedule.to_dict()) == schedules.from_code(schedules.to_code(schedule)) == schedule
+    )
+    assert all(isinstance(remark, str) for remark in remarks(schedule, num_steps))
+
+
+@given(st.floats(1e-100, schedules.MAX_SIGMA_REL))
+def test_any_width_has_an_exponent_that_gives_it_back(width):
+    assert "equation 123" in schedules.sigma_rel_from_gamma.__doc__
+    assert "equation 126" in schedules.gamma_from_sigma_rel.__doc__
+    exponent = schedules.gamma_from_sigma_rel(width)
+    assert schedules.sigma_rel_from_gamma(exponent) == pytest.approx(width, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: PowerFunction(sigma_rel=1e-300), "sigma_rel must be from 1e-100 to 0.2887, got 1e-300"),
+        (lambda: PowerFunction(gamma=10**400), "gamma must be finite and at least 0|gamma must be from 0 to 1e.100"),
+        (lambda: PowerFunction(gamma="a"), "gamma must be finite and at least 0, got 'a'"),
+        (lambda: PowerFunction(sigma_rel="a"), "sigma_rel must be in .* got 'a'"),
+        (lambda: PowerFunction(gamma=True), "gamma must be"),
+        (lambda: Constant(update_every=10**22), "update_every must be a whole number from 1 to 2,251,799,813,685,248"),
+        (
+            lambda: Constant(update_after_step=10**5000),
+            "update_after_step must be .* got a whole number of 16,610 bits",
+        ),
+        (lambda: Constant().decays(10**22), "num_steps must be a whole number from 0"),
+        (lambda: schedules.last_move(Constant(), 10**22), "num_steps must be"),
+        (lambda: InversePower(inv_gamma=10**400), "inv_gamma must be from 1e-100 to 1e.100"),
+        (lambda: InversePower(power=1e-300), "power must be from 1e-100 to 1e.100, got 1e-300"),
+        (lambda: ExponentialRamp(tau=1e300), "tau must be from"),
+        (lambda: Constant(beta=np.complex128(0.5)), "beta must be in"),
+        (lambda: schedules.schedule_from_dict({"family": ["Constant"]}), "family must be one of"),
+        (lambda: schedules.power_reaching(0.5, float("nan")), "step must be above .* got nan"),
+        (lambda: schedules.inv_gamma_reaching(0.999, 100, power=1e-3), "no inv_gamma from .* at step 100"),
+        (lambda: schedules.inv_gamma_reaching(1e-300, 100, power=1e90), "no inv_gamma from .* at step 100"),
+        (lambda: schedules.power_reaching(5e-324, 100), "no power from .* at step 100"),
+    ],
+)
+def test_values_beyond_all_use_get_a_sentence(build, named):
+    with pytest.raises(ValueError, match=named):
+        build()
+
+
+@pytest.mark.parametrize("family", [BiasCorrected, ExponentialRamp, RationalWarmup, Constant, InversePower])
+@pytest.mark.parametrize("beta", [0.9, 1e-300, schedules.LARGEST_DECAY])
+def test_a_decay_next_to_beta_is_reached_or_not_at_all(family, beta):
+    level = math.nextafter(beta, 0)
+    call = family(beta=beta).reaches(level)
+    assert call is None or family(beta=beta).at(call) >= level
+
+
+def check_solved(solve, measure, schedule, num_steps, wanted):
+    """The answer is right and changes nothing but what it may, or a sentence says why there is none."""
+    try:
+        solved = solve(schedule, num_steps, wanted)
+    except ValueError as error:
+        told = str(error)
+        assert any(words in told for words in ("within reach", "nearest is", "ask for", "run ends at step", "no power"))
+        return None
+    tolerance = 0.02 if isinstance(schedule, UniformAverage) else 1e-5
+    assert measure(solved, num_steps) == pytest.approx(wanted, rel=tolerance, abs=0)
+    rest = {f.name for f in fields(schedule)} - {solved.tuned, "sigma_rel"}
+    if isinstance(schedule, InversePower):
+        rest.remove("beta")
+        final = solved.at([schedules.last_move(solved, num_steps)])[0]
+        assert solved.beta == pytest.approx(max(schedule.beta, final), abs=1e-12)
+    assert all(getattr(solved, name) == getattr(schedule, name) for name in rest)
+    return solved
+
+
+def width_over(schedule, num_steps):
+    return relative_width(schedule.decays(num_steps))
+
+
+RUNS = st.one_of(st.integers(1, 12), st.integers(13, 400))
+
+
+@given(
+    st.one_of(ANY, extremes()),
+    st.one_of(RUNS, st.sampled_from([10_600, 10**9, schedules.MOST_CALLS])),
+    st.one_of(st.floats(1e-3, 1e6), st.sampled_from([1e-90, 5e-4, 1.0, 250, 1e12, 1e90])),
+)
+def test_a_half_life_is_solved_or_refused(schedule, num_steps, steps):
+    check_solved(schedules.with_half_life, schedules.final_half_life, schedule, num_steps, steps)
+
+
+@given(st.one_of(ANY, extremes()), RUNS, st.one_of(st.floats(1e-4, 0.6), st.sampled_from([1e-90, 1e-12, 0.2887, 7.0])))
+def test_a_width_is_solved_or_refused(schedule, num_steps, width):
+    check_solved(schedules.with_relative_width, width_over, schedule, num_steps, width)
+
+
+@given(ANY, RUNS)
+def test_what_a_schedule_has_is_found_again(schedule, num_steps):
+    half_life = schedules.final_half_life(schedule, num_steps)
+    if 0.01 * schedule.update_every < half_life < math.inf:
+        assert check_solved(schedules.with_half_life, schedules.final_half_life, schedule, num_steps, half_life)
+    width = width_over(schedule, num_steps)
+    if width > 1e-3 and not (isinstance(schedule, InversePower) and schedule.min_value >= schedule.beta):
+        assert check_solved(schedules.with_relative_width, width_over, schedule, num_steps, width)
+
+
+def test_a_floor_under_the_decay_that_is_asked_for_is_told():
+    floored = InversePower(beta=0.9999, min_value=0.999)
+    with pytest.raises(ValueError, match="nearest is 6928: ask for that, or lower min_value = 0.999"):
+        schedules.with_half_life(floored, 5000, 250)
+    solved = schedules.with_half_life(InversePower(0.95, min_value=0.999, update_every=1), 5000, 100)  # beta wins
+    assert schedules.final_half_life(solved, 5000) == pytest.approx(100)
+
+
+def test_the_start_of_a_running_mean_is_sought_wherever_it_was():
+    late = UniformAverage(update_after_step=200)
+    assert schedules.with_half_life(late, 51, 10).start == 36
+    assert width_over(schedules.with_relative_width(late, 51, 0.1), 51) == pytest.approx(0.1, rel=0.02)
+    with pytest.raises(ValueError, match=r"half-life of 2 steps .* nearest is 1.71"):
+        schedules.with_half_life(UniformAverage(), 100, 2)
+
+
+def test_a_width_near_the_widest_is_found():
+    for schedule in (Constant(), ExponentialRamp(tau=30), InversePower(inv_gamma=1e6, update_every=3)):
+        grid = [
+            replace(schedule, **{schedule.tuned: schedules._tuned_value(schedule, 300, p)})
+            for p in np.linspace(0, 1, 3001)
+        ]
+        if isinstance(schedule, InversePower):
+            grid = [replace(one, beta=schedules.LARGEST_DECAY) for one in grid]
+        widest = max(width_over(one, 300) for one in grid)
+        solved = schedules.with_relative_width(schedule, 300, 0.9999 * widest)
+        assert width_over(solved, 300) == pytest.approx(0.9999 * widest, rel=1e-5)
+        with pytest.raises(ValueError, match="within reach"):
+            schedules.with_relative_width(schedule, 300, 1.001 * widest)

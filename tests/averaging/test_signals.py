@@ -90,6 +90,33 @@ def test_wrong_arguments_raise(call):
         call()
 
 
+@pytest.mark.parametrize("rate", [2.0, 2.0 + 1e-12, 3.0, 1e9])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+@pytest.mark.parametrize("beta", [None, 0.0, 0.9])
+def test_from_twice_the_inverse_curvature_on_every_loss_is_infinite(rate, noise, beta):
+    assert signals.stationary_loss((1.0, 0.01), rate, noise, beta) == np.inf
+    assert signals.stationary_loss((0.01,), min(rate, 3.0), noise, beta) < np.inf
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: signals.stationary_loss((0.0, 1.0), 0.1, 1.0), "curvatures must be above 0"),
+        (lambda: signals.stationary_loss((1.0,), 0.0, 1.0, 0.9), "learning_rate must be above 0"),
+        (lambda: signals.stationary_loss((1.0,), 0.1, -1.0), "gradient_noise must be at least 0"),
+        (lambda: signals.stationary_loss((1.0,), 2.0, 1.0, 1.0), "beta must be in"),
+        (lambda: signals.stationary_variance((1.0,), float("nan"), 1.0), "learning_rate must be above 0"),
+    ],
+)
+def test_what_no_sgd_has_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_rate_that_is_lost_beside_1_still_has_a_loss():
+    assert 0 <= signals.stationary_loss((1.0,), 1e-17, 1.0, 0.9) < 1e-16
+
+
 def test_stationary_loss_is_that_of_a_long_run():
     curvatures = (1.0, 0.25)
     path = signals.sgd_on_quadratic(curvatures, 0.3, 1.0, 300_000, seed=2, start=0.0).noisy[1000:]

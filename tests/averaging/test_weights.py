@@ -107,6 +107,56 @@ def test_moving_average_equals_pandas(window, length):
     np.testing.assert_allclose(moving_average(values, window), expected, rtol=1e-12)
 
 
+def plain_windows(values, window):
+    with np.errstate(invalid="ignore"):
+        return np.array([values[max(0, t + 1 - window) : t + 1].mean(axis=0) for t in range(len(values))])
+
+
+@given(
+    st.integers(1, 30),
+    st.integers(1, 50).flatmap(
+        lambda n: arrays(
+            np.float64,
+            (n, 2),
+            elements=st.one_of(st.floats(-1, 1), st.sampled_from([np.nan, np.inf, -np.inf, 1e17, -1e200])),
+        )
+    ),
+)
+def test_a_moving_average_is_touched_only_by_what_is_in_its_window(window, values):
+    expected = plain_windows(values, window)
+    found = moving_average(values, window)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    # Each as exact as its own largest value allows.
+    largest = np.array([np.abs(values[max(0, t + 1 - window) : t + 1]).max(axis=0) for t in range(len(values))])
+    fine = np.isfinite(expected)
+    assert np.all(np.abs(found[fine] - expected[fine]) <= 1e-14 * largest[fine])
+
+
+def test_a_nan_spoils_the_windows_that_hold_it_alone():
+    np.testing.assert_array_equal(moving_average([1, 2, np.nan, 4, 6], 2), [1, 1.5, np.nan, np.nan, 5])
+    np.testing.assert_array_equal(moving_average([1, np.inf, 3, 5, -np.inf], 2), [1, np.inf, np.inf, 4, -np.inf])
+    np.testing.assert_array_equal(moving_average([np.inf, -np.inf, 3], 2), [np.inf, np.nan, -np.inf])
+
+
+def test_what_copies_all_along_keeps_nothing_of_its_start():
+    copying = Constant(0.0, update_after_step=10).decays(51)
+    assert start_share(copying, start=10) == 0
+    assert start_share(copying, step=5, start=10) == 1
+    decays = Constant(0.9, update_after_step=10).decays(51)
+    assert start_share(decays, start=10) == start_share(decays) == pytest.approx(0.9**40)
+
+
+@pytest.mark.parametrize(("inv_gamma", "every", "plain"), [(1, 1, True), (10, 10, True), (1, 10, False), (5, 1, False)])
+def test_power_1_is_the_plain_mean_with_some_settings_only(inv_gamma, every, plain):
+    from emacore.averaging.schedules import InversePower
+
+    schedule = InversePower(1.0, inv_gamma, 1.0, update_after_step=0, update_every=every)
+    shares = weights(schedule.decays(500))[schedule.start :: every]
+    assert np.allclose(shares[1:], 1 / (len(shares) + 1)) == plain
+    assert not plain or shares[0] == pytest.approx(2 / (len(shares) + 1))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

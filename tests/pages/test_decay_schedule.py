@@ -106,6 +106,38 @@ def test_what_cannot_be_solved_is_told(open_page):
     assert "No beta of RationalWarmup gives a half-life of 2500 steps" in app.warning[0].value
 
 
+def test_a_cap_that_was_raised_is_told(open_page):
+    app = open_page("decay_schedule", beta="0.9", want_half_life="5.0")
+    assert answer(app).beta == pytest.approx(0.5 ** (1 / 250))
+    assert "`beta` was in the way, so it is 0.997231 now" in texts(app)
+    assert "the other settings are as above" in texts(open_page("decay_schedule", want_half_life="5.0"))
+
+
+def test_a_floor_that_is_in_the_way_is_told(open_page):
+    app = open_page("decay_schedule", beta="0.9999", min_value="0.999", want_half_life="5.0")
+    assert "No power of InversePower gives a half-life of 250 steps" in app.warning[0].value
+    assert "the nearest is 692.8: ask for that, or lower min_value = 0.999" in app.warning[0].value
+
+
+def test_only_published_widths_are_told(open_page):
+    width = open_page("decay_schedule", memory="relative width").get_by_key("want_width")
+    assert "EDM2 have 1.5 to 20 %" in width.help
+    assert "depends on the model, the metric and the guidance" in width.help
+    assert "usual" not in open_page("decay_schedule").get_by_key("want_half_life").help
+
+
+def test_with_beta_0_nothing_is_left_of_the_start(open_page):
+    app = open_page("decay_schedule", family="Constant", pins=["Constant(beta=0)", "Constant(beta=0.9999)"])
+    figures = next(d.value for d in app.dataframe if "share of the start" in d.value).set_index("curve")
+    assert figures.loc["Constant(beta=0)", "share of the start"] == 0
+    assert figures.loc["Constant(beta=0.9999)", "share of the start"] == pytest.approx(0.9999**4999)
+
+
+def test_a_power_of_1_is_told_with_what_it_takes(open_page):
+    told = open_page("decay_schedule").get_by_key("power").help
+    assert "Only with inv_gamma 1 and update_every 1 is 1 the plain mean" in told
+
+
 def test_reset(open_page):
     app = open_page("decay_schedule", power="1.5", beta="0.5", steps="77")
     next(button for button in app.button if button.label == "Reset").click()

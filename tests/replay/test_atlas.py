@@ -5,6 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from emacore import RunConfig, train
 from emacore.averaging.code import from_code, scheme_from_code
@@ -50,6 +52,12 @@ def test_a_cell_is_the_final_of_its_schedule(trajectory, x, y):
         alone = trajectory.final({"a": named})
         assert alone["loss"][0] == pytest.approx(row.loss, rel=1e-4)
     assert cells["loss"].nunique() > 20
+
+
+@pytest.mark.parametrize("steps", [1, 30, 5000, 400_000])
+def test_no_axis_has_a_value_twice(steps):
+    for values in AXES.values():
+        assert 1 <= len(np.unique(values(steps))) == len(values(steps)) <= 20
 
 
 def test_axes_must_be_two(trajectory):
@@ -112,6 +120,25 @@ def test_a_width_has_a_rule_where_one_exists_and_it_follows_the_run(steps):
                 assert found.power <= POWERS[widest + 1]
             elif width > reach[widest] + 1e-4:
                 assert found is None
+
+
+@given(
+    st.floats(0.01, 0.3),
+    st.sampled_from(["power", "inv_gamma"]),
+    st.integers(5, 300),
+    st.builds(
+        InversePower,
+        st.sampled_from([0.5, 0.99, 0.9999, 1.0]),
+        st.sampled_from([0.01, 1.0, 300.0]),
+        st.sampled_from([0.1, 2 / 3, 2.0]),
+        st.sampled_from([0.0, 0.6, 0.98]),
+        update_after_step=st.integers(0, 100),
+        update_every=st.sampled_from([1, 2, 7]),
+    ),
+)
+def test_a_rule_that_is_found_has_the_width(width, setting, steps, schedule):
+    found = atlas_module._of_width(schedule, setting, steps, width)
+    assert found is None or relative_width(found.decays(steps)) == pytest.approx(width, rel=1e-3)
 
 
 def test_a_window_lets_the_rule_begin_anew(trajectory):
