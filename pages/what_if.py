@@ -426,26 +426,27 @@ def show_space(epochs: int) -> None:
     except ValueError as error:
         st.warning(sentence(error), icon=":material/warning:")
         return
+    landscape, distances = pd.DataFrame(found.landscape), pd.DataFrame(found.distances)
     titles = ("first component", "second component") if kind == PRINCIPAL else ("along the path", "towards the average")
     left, right = st.columns([1.5, 1], gap="medium")
     with left:
         show_chart(
-            paths_on_landscape(found.original, found.averaged, found.steps, found.landscape, titles=titles),
+            paths_on_landscape(found.original, found.averaged, found.steps, landscape, titles=titles),
             alt_text="A plane through the weights of this run: lines of equal validation loss, the path of the weights "
             "in orange and of their average in blue",
-            table=found.landscape,
+            table=landscape,
             name=f"landscape-{run.id}",
         )
         st.caption(
             f"The plane shows {found.original_share:.0%} of the variance of the weights' path and "
             f"{found.averaged_share:.0%} of the average's; the rest of it is hidden above and below. "
             "Grey: lines of equal validation loss *in the plane*, from "
-            f"{found.landscape['loss'].min():.4g} to {found.landscape['loss'].max():.4g}."
+            f"{landscape['loss'].min():.4g} to {landscape['loss'].max():.4g}."
         )
     with right:
         show_chart(
             lines(
-                found.line.assign(curve="loss"),
+                pd.DataFrame(found.line).assign(curve="loss"),
                 x="position",
                 y="loss",
                 series="curve",
@@ -456,12 +457,12 @@ def show_space(epochs: int) -> None:
                 height=280,
             ),
             alt_text="Validation loss along the straight line from the last weights to their average and beyond",
-            table=found.line,
+            table=pd.DataFrame(found.line),
             name=f"line-{run.id}",
         )
         show_chart(
             lines(
-                found.distances.rename(columns={"averaged": NOW}).melt("step", var_name="curve", value_name="distance"),
+                distances.rename(columns={"averaged": NOW}).melt("step", var_name="curve", value_name="distance"),
                 x="step",
                 y="distance",
                 series="curve",
@@ -471,7 +472,7 @@ def show_space(epochs: int) -> None:
                 height=280,
             ),
             alt_text="Euclidean distance of the weights and of their average from the last weights, over the steps",
-            table=found.distances,
+            table=distances,
             name=f"distances-{run.id}",
         )
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
+from scipy.linalg import eigh
 
 from emacore.averaging.windows import Scheme
-from emacore.replay.trajectory import Trajectory
+from emacore.replay.trajectory import Table, Trajectory
 
 Floats = NDArray[np.floating]
 
@@ -55,9 +54,15 @@ def through_points(points: Floats) -> Plane:
 
 
 def principal(path: Floats) -> Plane:
-    """The plane of the first two principal components of a path, shape (N, P) with N of at least 3."""
-    found = PCA(2, svd_solver="randomized", random_state=0).fit(path)
-    return Plane(np.asarray(found.mean_), np.asarray(found.components_))
+    """The plane of the first two principal components of a path, shape (N, P) with N of at least 3.
+
+    Found from the N x N inner products, because a path has fewer points than weights.
+    """
+    origin = path.mean(axis=0, dtype=np.float64)
+    centred = path.astype(np.float64) - origin
+    _, vectors = eigh(centred @ centred.T, subset_by_index=(len(path) - 2, len(path) - 1))
+    spanned, _ = np.linalg.qr(centred.T @ vectors[:, ::-1])
+    return Plane(origin, spanned.T)
 
 
 def path_rows(trajectory: Trajectory, from_share: float = 0.0) -> list[int]:
@@ -67,7 +72,7 @@ def path_rows(trajectory: Trajectory, from_share: float = 0.0) -> list[int]:
     return np.unique(np.linspace(first, rows - 1, PATH_POINTS).round().astype(int)).tolist()  # type: ignore[no-any-return]
 
 
-def landscape(trajectory: Trajectory, plane: Plane, places: Floats, margin: float = 0.15) -> pd.DataFrame:
+def landscape(trajectory: Trajectory, plane: Plane, places: Floats, margin: float = 0.15) -> Table:
     """The validation loss on a grid of the plane, evaluated in one batched call: u, v, loss.
 
     The grid covers ``places``, shape (N, 2), with a margin on each side.
@@ -77,14 +82,14 @@ def landscape(trajectory: Trajectory, plane: Plane, places: Floats, margin: floa
     u, v = (np.linspace(a, b, SIDE) for a, b in zip(low - room, high + room, strict=True))
     grid = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
     networks = (plane.origin + grid @ plane.axes).astype(np.float32)
-    return pd.DataFrame({"u": grid[:, 0], "v": grid[:, 1], "loss": _losses(trajectory, networks)})
+    return {"u": grid[:, 0], "v": grid[:, 1], "loss": _losses(trajectory, networks)}
 
 
-def along_line(trajectory: Trajectory, start: Floats, end: Floats, points: int = 61) -> pd.DataFrame:
+def along_line(trajectory: Trajectory, start: Floats, end: Floats, points: int = 61) -> Table:
     """The validation loss on the line from ``start`` (position 0) to ``end`` (position 1) and half beyond both ways."""
     positions = np.linspace(-0.5, 1.5, points)
     networks = start + positions[:, np.newaxis] * (end.astype(np.float64) - start)
-    return pd.DataFrame({"position": positions, "loss": _losses(trajectory, networks.astype(np.float32))})
+    return {"position": positions, "loss": _losses(trajectory, networks.astype(np.float32))}
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,9 @@ class Space:
     averaged: Floats
     original_share: float
     averaged_share: float
-    landscape: pd.DataFrame
-    line: pd.DataFrame
-    distances: pd.DataFrame
+    landscape: Table
+    line: Table
+    distances: Table
 
 
 def space(trajectory: Trajectory, scheme: Scheme, kind: str, from_share: float = 0.0) -> Space:
@@ -141,7 +146,7 @@ def space(trajectory: Trajectory, scheme: Scheme, kind: str, from_share: float =
         plane.share(averaged),
         landscape(trajectory, plane, np.concatenate(places)),
         along_line(trajectory, end, averaged[-1]),
-        pd.DataFrame({"step": steps, "original": _distances(original, end), "averaged": _distances(averaged, end)}),
+        {"step": steps, "original": _distances(original, end), "averaged": _distances(averaged, end)},
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from emacore.averaging import schedules
+from emacore.averaging import code, schedules
 from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import (
     BiasCorrected,
@@ -310,7 +310,7 @@ def test_any_value_of_any_setting_gives_a_schedule_or_a_sentence_that_names_it(f
         assert f"{name} must be" in told or "exactly one of gamma and sigma_rel" in told
     else:
         assert np.all(np.isfinite(schedule.decays(50)))
-        assert schedules.from_code(schedules.to_code(schedule)) == schedule
+        assert code.from_code(code.to_code(schedule)) == schedule
 
 
 @given(extremes(), st.integers(1, 200), st.floats(0, 1, exclude_min=True))
@@ -321,9 +321,7 @@ def test_the_edges_of_the_settings_give_numbers(schedule, num_steps, level):
     call = schedule.reaches(level)
     assert call is None or call > schedule.start
     assert 0 <= relative_width(rates) <= 1
-    assert (
-        schedules.schedule_from_dict(schedule.to_dict()) == schedules.from_code(schedules.to_code(schedule)) == schedule
-    )
+    assert schedules.schedule_from_dict(schedule.to_dict()) == code.from_code(code.to_code(schedule)) == schedule
     assert all(isinstance(remark, str) for remark in remarks(schedule, num_steps))
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from emacore import RunConfig, train
@@ -51,14 +52,14 @@ def test_principal_components_show_most_of_a_path_that_lies_nearly_in_a_plane():
 
 def test_the_loss_on_plane_and_line_is_that_of_the_networks_there(trajectory):
     ends = np.asarray(trajectory.weights[[0, -1]], dtype=np.float64)
-    line = along_line(trajectory, *ends)
+    line = pd.DataFrame(along_line(trajectory, *ends))
     assert line["position"].iloc[[0, -1]].tolist() == [-0.5, 1.5]
     known = trajectory.measure(np.asarray(trajectory.weights[[0, -1]]))["loss"]
     for position, loss in zip((0, 1), known, strict=True):
         assert line.loc[line["position"].sub(position).abs().idxmin(), "loss"] == pytest.approx(loss, rel=1e-4)
     plane = through_points(np.asarray(trajectory.weights[[0, 12, -1]]))
     places = plane.coordinates(np.asarray(trajectory.weights[[0, 12, -1]]))
-    grid = landscape(trajectory, plane, places)
+    grid = pd.DataFrame(landscape(trajectory, plane, places))
     assert len(grid) == SIDE**2
     assert (grid[["u", "v"]].min() < places.min(axis=0)).all()
     assert (grid[["u", "v"]].max() > places.max(axis=0)).all()
@@ -77,12 +78,13 @@ def test_space_of_a_run(trajectory, kind, scheme):
     assert found.steps[-1] == 29
     assert found.original.shape == found.averaged.shape == (18, 2)
     assert 0 < found.original_share <= 1
-    assert found.distances["original"].iloc[-1] == 0
+    assert found.distances["original"][-1] == 0
     end = np.asarray(trajectory.weights[-1], dtype=np.float64)
     average = trajectory.average([scheme], [29])[0, 0]
-    assert found.distances["averaged"].iloc[-1] == pytest.approx(np.linalg.norm(average - end))
+    assert found.distances["averaged"][-1] == pytest.approx(np.linalg.norm(average - end))
     final = trajectory.final({"a": scheme})["loss"][0]
-    assert found.line.loc[found.line["position"].sub(1).abs().idxmin(), "loss"] == pytest.approx(final, rel=1e-4)
+    line = pd.DataFrame(found.line)
+    assert line.loc[line["position"].sub(1).abs().idxmin(), "loss"] == pytest.approx(final, rel=1e-4)
 
 
 def test_what_has_no_plane_is_told(trajectory):
