@@ -128,7 +128,8 @@ def sharing(cells: Mapping[int, RunConfig]) -> dict[int, dict[int, RunConfig]]:
 
 def _study(group: Mapping[int, RunConfig], seeds: Sequence[int]) -> Study:
     first, *others = group.values()
-    return Study(first, tuple(seeds), tuple(cell.schedule for cell in others))
+    different = {to_code(cell.schedule): cell.schedule for cell in others}  # one can be written in two ways
+    return Study(first, tuple(seeds), tuple(different.values()))
 
 
 Run = Callable[[dict[int, str]], Iterator[tuple[int, Found]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,23 @@ COLUMNS = (
 )
 
 _METRICS = {"mse": "val_loss", "mae": "val_mae", "r2": "val_r2"}
+
+
+def further_columns(names: Iterable[str]) -> list[str]:
+    """The columns of further averages of the same networks: ``val_loss_<name>`` and its like.
+
+    Raises:
+        ValueError: for a name that is no text, or is taken: the history has its columns already.
+    """
+    columns: list[str] = []
+    for name in names:
+        own = [f"{column}_{name}" for column in _METRICS.values()]
+        taken = sorted({*COLUMNS, *columns} & set(own))
+        if not isinstance(name, str) or not name or taken:
+            why = f"a history has the column {taken[0]} already" if taken else "it must be a text"
+            raise ValueError(f"an average cannot be named {name!r}: {why}; choose another name")
+        columns += own
+    return columns
 
 
 def summarise(history: pd.DataFrame, epoch: int | None = None) -> pd.DataFrame:

@@ -17,9 +17,9 @@ from emacore.averaging.schedules import Schedule
 from emacore.tensors import distinct, from_reals, reals
 from emacore.training.config import OptimizerConfig, RunConfig, check_rows
 from emacore.training.data import load
-from emacore.training.history import COLUMNS
+from emacore.training.history import COLUMNS, further_columns
 from emacore.training.loop import EarlyStop, RateRule, make_optimizer
-from emacore.training.metrics import METRICS, metrics
+from emacore.training.metrics import metrics
 from emacore.training.network import build, forward
 
 #: Steps for which dropout masks are drawn at a time, which bounds their memory.
@@ -63,13 +63,20 @@ def replicate(
         config: Its own seed is not used.
         on_epoch: Called after each epoch with the rows of the seeds that are still training.
         should_stop: Asked after every epoch and a few times a second within one; an epoch cut short is dropped.
-        schedules: Further averages of the same networks.  Stopping and learning rate follow ``config.schedule``.
+        schedules: Further averages of the same networks, by any names but "original" and "ema".  Stopping and
+            learning rate follow ``config.schedule``.
 
     Raises:
-        ValueError: for no seeds, the same one twice, or data that do not fit the settings.
+        ValueError: for no seeds, the same one twice, a schedule's name that the history needs itself, or data that do
+            not fit the settings.
+        TypeError: for a schedule that is none.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different numbers, at least one; got {list(seeds)!r}")
+    columns = further_columns(schedules or {})
+    for name, schedule in (schedules or {}).items():
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedules[{name!r}] must be a schedule, such as Constant(beta=0.99), got {schedule!r}")
     data = load(config.data)
     check_rows(len(data.x_train), config.optimizer.batch_size)
     stack = _Stack(config, seeds, schedules or {}, *(torch.from_numpy(part) for part in data))
@@ -88,8 +95,7 @@ def replicate(
         (replica.seed for replica in stack.replicas),
         "max epochs" if epoch == config.max_epochs and found else "stopped",
     )
-    names = [f"val_{metric}_{name}" for name in schedules or () for metric in METRICS]
-    history = pd.DataFrame(rows, columns=["seed", *COLUMNS, *names])
+    history = pd.DataFrame(rows, columns=["seed", *COLUMNS, *columns])
     history["order"] = history["seed"].map({seed: n for n, seed in enumerate(seeds)})
     history = history.sort_values(["order", "epoch"], ignore_index=True).drop(columns="order")
     return ReplicaResult(config, history, {seed: stopped[seed] for seed in seeds})

@@ -216,6 +216,9 @@ class Trajectory:
             function: Gets the averaged tensors by name, as ``load_state_dict(..., strict=False)`` and
                 ``torch.func.functional_call`` take them; returns a number (column ``value``) or several by name.
             at: After which rows; by default the last.
+
+        Raises:
+            ValueError: if ``at`` is not rising or names a row that was not recorded, or a result has a column's name.
         """
         rows = [self._row(-1)] if at is None else self._checked(at)
         table = []
@@ -223,6 +226,8 @@ class Trajectory:
             for row in rows:
                 result = function(self.state(scheme, row))
                 values = result if isinstance(result, Mapping) else {"value": float(result)}
+                if "schedule" in values or "row" in values:
+                    raise ValueError('the results of function must not be named "schedule" or "row": those are columns')
                 table.append({"schedule": name, "row": row, **values})
         return pd.DataFrame(table)
 
