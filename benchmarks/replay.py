@@ -21,7 +21,7 @@ from emacore import RunConfig
 from emacore.averaging.schedules import InversePower
 from emacore.replay.atlas import AXES, _reach, atlas, partners
 from emacore.replay.recording import Recorder
-from emacore.replay.trajectory import Trajectory
+from emacore.tasks import open_run
 from emacore.tasks.regression.data import load
 from emacore.training.config import StoppingConfig
 from emacore.training.loop import _never, _Run, train
@@ -49,7 +49,7 @@ def main() -> None:
         recorded.recorder.close()
 
         train(config, record=Path(folder) / "run")
-        trajectory = Trajectory.open(Path(folder) / "run")
+        trajectory = open_run(Path(folder) / "run")
         rows = np.array(trajectory.weights)
         grid = {
             f"{power:.3f} {beta}": InversePower(beta, power=power, update_after_step=100, update_every=1)
@@ -83,7 +83,7 @@ def main() -> None:
 
         short = replace(config, max_epochs=8, stopping=StoppingConfig("none"))
         train(short, record=Path(folder) / "short")
-        trajectory = Trajectory.open(Path(folder) / "short")
+        trajectory = open_run(Path(folder) / "short")
         cpu = medians(
             {
                 "400 final settings of a record of 8 epochs": lambda: trajectory.final(grid),

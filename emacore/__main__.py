@@ -209,6 +209,8 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
     from emacore.tasks import open_run
 
     named = {scheme_to_code(scheme): scheme for scheme in schemes}
+    if len(named) < len(schemes):
+        raise click.UsageError("the same schedule is given twice")
     trajectory = _checked(lambda: open_run(folder), failed=True)
     _write(pd.DataFrame(trajectory.final(named) if final else trajectory.replay(named)), output)
 
@@ -254,6 +256,8 @@ def smooth(file: str, schedule: Schedule, column: str | None, output: str | None
     if column is not None and column not in names:
         raise click.BadParameter(f"there is no column of numbers {column!r}; there are {', '.join(names)}")
     name = column or names[0]
+    if f"{name}_smoothed" in table:
+        raise click.UsageError(f"{file} has a column {name}_smoothed already: rename it, or choose another --column")
     values = _checked(lambda: finite_values(table, [name], minimum_rows=1)[:, 0], failed=True)
     _write(table.assign(**{f"{name}_smoothed": average(values, schedule.decays(len(values)), values[0])}), output)
 

@@ -223,7 +223,7 @@ def settings() -> Study:
     return Study(
         config,
         tuple(range(first_seed, first_seed + seeds)),
-        tuple(schedule for schedule in further.values() if schedule != config.schedule),
+        tuple(dict.fromkeys(schedule for schedule in further.values() if schedule != config.schedule)),
     )
 
 

@@ -172,12 +172,20 @@ def test_the_app_is_found_in_a_checkout_or_where_it_was_installed(tmp_path, monk
         (["sweep", "--grid", "nope=[1]"], 2, "there is no setting"),
         (["smooth", "missing.csv", "Constant()"], 2, "does not exist"),
         (["smooth", "empty.csv", "Constant()"], 1, "The file is empty"),
+        (["smooth", "smoothed.csv", "Constant()"], 2, "has a column loss_smoothed already"),
+        (["replay", ".", "Constant()", "Constant( )"], 2, "the same schedule is given twice"),
+        (
+            ["replicate", "--schedule", "Constant(beta=0.5)", "--schedule", "Constant(beta=0.50)"],
+            2,
+            "got Constant(beta=0.5) twice",
+        ),
         (["replay", ".", "Constant()"], 1, "no recording"),
         (["export", "nope"], 1, "There is no run"),
     ],
 )
 def test_exit_codes_and_one_sentence(arguments, code, message, monkeypatch, capsys):
     Path("empty.csv").write_text("")
+    Path("smoothed.csv").write_text("loss,loss_smoothed\n1,2\n3,4\n")
     monkeypatch.setattr(sys, "argv", ["emacore", *arguments])
     with pytest.raises(SystemExit) as ended:
         command_line.main()

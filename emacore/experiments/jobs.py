@@ -29,6 +29,10 @@ from emacore.experiments.sweep import SweepError, sweep
 
 #: Seconds between a worker's looks at the store: for a new run, for a request to stop, and to show it is alive.
 POLL = 0.2
+#: Bytes that are kept of what a worker says, its last ones, and of how many workers that is kept.
+LOG_BYTES = 256 * 2**10
+LOGS_KEPT = 20
+_READY = b"ready"
 
 Rows = list[dict[str, Any]]
 
@@ -77,7 +81,9 @@ class JobQueue:
             work = counts.get("queued", 0) + counts.get("running", 0)
             for _ in range(min(self.limit, max(work, int(warm))) - len(self._workers)):
                 process = _start_worker(self.store.folder, self.limit)
-                self._workers[worker_name(process.pid, process.args[-1])] = process  # type: ignore[index, arg-type]
+                self._workers[worker_name(process.pid, _token(process))] = process
+            for process in self._workers.values():
+                _shorten(_log(self.store.folder, _token(process)))
 
     def close(self) -> None:
         """Let the workers go; runs under way are entered as interrupted."""
@@ -90,6 +96,7 @@ class JobQueue:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+                self._put_away(process)
             self._workers.clear()
 
     def _bury_dead(self) -> None:
@@ -97,12 +104,23 @@ class JobQueue:
             code = process.poll()
             if code is not None:
                 how = f"signal {-code}" if code < 0 else f"exit status {code}"
-                self.store.fail_run_of(
-                    name,
-                    f"The worker process ended unexpectedly ({how}); what it said is in {_log(self.store.folder)}.",
-                )
-                process.stdin.close()  # type: ignore[union-attr]
+                came_up = _came_up(process)
+                log = self._put_away(process)
+                said = "it said nothing" if log is None else f"what it said is in {log}"
                 del self._workers[name]
+                if came_up:
+                    self.store.fail_run_of(name, f"The worker process ended unexpectedly ({how}); {said}.")
+                elif not self._workers:  # the next one would fare no better, and the run would wait forever
+                    self.store.fail_next(f"No worker process could be started ({how}); {said}.")
+
+    def _put_away(self, process: subprocess.Popen[bytes]) -> Path | None:
+        """Close what is left of a worker that has ended, and return its log, if it said anything."""
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+        log = _log(self.store.folder, _token(process))
+        _shorten(log)
+        return log if log.exists() and not _drop_if_empty(log) else None
 
 
 def _start_worker(folder: Path, limit: int) -> subprocess.Popen[bytes]:
@@ -110,26 +128,82 @@ def _start_worker(folder: Path, limit: int) -> subprocess.Popen[bytes]:
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     # Not multiprocessing: its children run the parent's main module again, which under Streamlit is the whole app.
     token = os.urandom(6).hex()
-    with _log(folder).open("wb") as log:
-        return subprocess.Popen(
+    path = _log(folder, token)
+    path.parent.mkdir(exist_ok=True)
+    _drop_oldest(path.parent)
+    with path.open("ab") as log:  # appended to, so that it can be shortened meanwhile
+        process = subprocess.Popen(
             [sys.executable, "-m", "emacore.experiments.jobs", str(folder), str(limit), token],
             stdin=subprocess.PIPE,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=log,
             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is the server's; the worker then sees the pipe close
         )
+    os.set_blocking(process.stdout.fileno(), False)  # type: ignore[union-attr]
+    return process
 
 
-def _log(folder: Path) -> Path:
-    return folder / "worker.log"
+def _token(process: subprocess.Popen[bytes]) -> str:
+    return str(process.args[-1])  # type: ignore[index]
 
 
-def work(folder: str, limit: int, name: str) -> None:
+def _came_up(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a worker that has ended had been ready to take runs."""
+    return _READY in (process.stdout.read() or b"")  # type: ignore[union-attr]
+
+
+def _say_ready() -> None:
+    """Of a worker: tell the server; what is printed from now on goes to the log."""
+    with suppress(OSError):  # the server may be gone, of which the other pipe tells
+        os.write(1, _READY)
+    os.dup2(2, 1)
+
+
+def _log(folder: Path, token: str) -> Path:
+    """Where a worker's output is kept: one file each, for the next one starts before anybody can read it."""
+    return folder / "workers" / f"{token}.log"
+
+
+def _shorten(log: Path) -> None:
+    """Keep the end of a log that has grown too long."""
+    with suppress(OSError), log.open("r+b") as file:
+        if file.seek(0, os.SEEK_END) > LOG_BYTES:
+            file.seek(-LOG_BYTES, os.SEEK_END)
+            end = file.read(LOG_BYTES)
+            file.seek(0)
+            file.write(end)
+            file.truncate()
+
+
+def _drop_if_empty(log: Path) -> bool:
+    """Remove a log in which nothing was said."""
+    with suppress(OSError):
+        if not log.stat().st_size:
+            log.unlink()
+            return True
+    return False
+
+
+def _drop_oldest(folder: Path) -> None:
+    """Keep the newest logs in which something was said."""
+    found = []
+    for log in folder.glob("*.log"):
+        with suppress(OSError):  # another server may be dropping it too
+            about = log.stat()
+            if about.st_size:
+                found.append((about.st_mtime, log))
+    for _, log in sorted(found)[: -LOGS_KEPT + 1]:
+        with suppress(OSError):
+            log.unlink()
+
+
+def work(folder: str, limit: int, token: str) -> None:
     """A worker's life: take runs from the store, one after the other, until the server's end of the pipe closes."""
-    store = RunStore(folder)
+    store, name = RunStore(folder), worker_name(os.getpid(), token)
     current: list[str] = []
-    threading.Thread(target=_end_with_server, args=(store, name, current), daemon=True).start()
+    log = _log(store.folder, token)
+    threading.Thread(target=_end_with_server, args=(store, name, current, log), daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(10)  # a slider comes before an epoch
     import torch
@@ -137,6 +211,7 @@ def work(folder: str, limit: int, name: str) -> None:
     from emacore.training import loop, replicas  # noqa: F401  takes seconds, so not after a run has been claimed
 
     torch.set_num_threads(1)
+    _say_ready()
     while True:
         try:
             claimed = store.claim(name, limit)
@@ -262,13 +337,14 @@ def _insist(write: Callable[[], None]) -> None:
             return
 
 
-def _end_with_server(store: RunStore, name: str, current: list[str]) -> None:
+def _end_with_server(store: RunStore, name: str, current: list[str], log: Path) -> None:
     sys.stdin.buffer.read()
     for run_id in current:
         with suppress(StoreError):
             store.finish(run_id, name, "interrupted")
+    _drop_if_empty(log)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], int(sys.argv[2]), worker_name(os.getpid(), sys.argv[3]))
+    work(sys.argv[1], int(sys.argv[2]), sys.argv[3])

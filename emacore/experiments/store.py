@@ -306,19 +306,21 @@ class RunStore:
             )
 
     def fail_run_of(self, worker: str, error: str) -> None:
-        """Enter the run of a worker that died as failed; if it died before it took one, the run it was to take."""
-        now = time.time()
-        with self._connected() as connection, _transaction(connection):
-            failed = connection.execute(
+        """Enter the run that a worker had claimed when it died as failed; if it had none, nothing happens."""
+        with self._connected() as connection:
+            connection.execute(
                 "UPDATE runs SET state = 'failed', error = ?, finished = ? WHERE worker = ? AND state = 'running'",
-                (error, now, worker),
+                (error, time.time(), worker),
             )
-            if not failed.rowcount:
-                connection.execute(
-                    "UPDATE runs SET state = 'failed', error = ?, finished = ? WHERE id = "
-                    "(SELECT id FROM runs WHERE state = 'queued' ORDER BY created, rowid LIMIT 1)",
-                    (error, now),
-                )
+
+    def fail_next(self, error: str) -> None:
+        """Enter the oldest queued run as failed, if there is one: for where no worker can be started to take it."""
+        with self._connected() as connection:
+            connection.execute(
+                "UPDATE runs SET state = 'failed', error = ?, finished = ? WHERE id = "
+                "(SELECT id FROM runs WHERE state = 'queued' ORDER BY created, rowid LIMIT 1)",
+                (error, time.time()),
+            )
 
     def interrupt_abandoned(self) -> None:
         """Enter running runs as interrupted whose worker is gone: no sign of life, or no such process here."""

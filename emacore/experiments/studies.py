@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import emacore.tasks  # noqa: F401  settings are read back by the task that they name
-from emacore.averaging.code import from_code
+from emacore.averaging.code import from_code, to_code
 from emacore.averaging.schedules import Schedule, check_whole, schedule_from_dict
 from emacore.training.config import TaskConfig, json_object
 
@@ -22,10 +22,10 @@ class Study:
     Args:
         config: Its own seed is not used.
         seeds: Different whole numbers of at least 0.
-        schedules: Each is named by its code.
+        schedules: Each is named by its code, so they are different ones.
 
     Raises:
-        ValueError: for no seeds, the same one twice, or a value out of range.
+        ValueError: for no seeds, the same seed or schedule twice, or a value out of range.
     """
 
     config: TaskConfig
@@ -35,6 +35,10 @@ class Study:
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", _checked_seeds(self.seeds))
         object.__setattr__(self, "schedules", tuple(self.schedules))
+        codes = [to_code(schedule) for schedule in self.schedules]
+        twice = sorted({code for code in codes if codes.count(code) > 1})
+        if twice:
+            raise ValueError(f"schedules must be different ones, got {twice[0]} twice")
 
     def to_json(self, indent: int | None = 2) -> str:
         """The study as JSON; :func:`job_from_json` gives an equal one back."""
@@ -143,8 +147,9 @@ def job_from_json(text: str | bytes) -> Job:
         config = TaskConfig.from_json(json.dumps(settings.get("config", {})))
         if kind == "sweep":
             return Sweep(config, dict(settings["grid"]), settings["seeds"])
-        schedules = tuple(schedule_from_dict(schedule) for schedule in settings.get("schedules", ()))
-        return Study(config, settings["seeds"], schedules)
+        schedules = (schedule_from_dict(schedule) for schedule in settings.get("schedules", ()))
+        # Once a study could name one twice; its history holds it once.
+        return Study(config, settings["seeds"], tuple({to_code(schedule): schedule for schedule in schedules}.values()))
     except TypeError as error:
         raise ValueError(f"not a {kind}: {error}") from error
 

@@ -82,7 +82,7 @@ def sweep(
         SweepError: if the scheduler cannot be reached, or its workers have other versions.
     """
     chosen = Sweep(config, grid, tuple(seeds)).cells()
-    columns = [*grid, "seed", *_NAMES, *_finals(config), "epochs", "stopped", "seconds", "error"]
+    columns = [*grid, *columns_of(config)]
     keys = [_key(Study(cell, tuple(seeds)).to_json(indent=None)) for _, cell in chosen]
     done: dict[int, Rows] = {}
 
@@ -126,7 +126,8 @@ def sharing(cells: Mapping[int, TaskConfig]) -> dict[int, dict[int, TaskConfig]]
 
 def _study(group: Mapping[int, TaskConfig], seeds: Sequence[int]) -> Study:
     first, *others = group.values()
-    return Study(first, tuple(seeds), tuple(cell.schedule for cell in others))
+    different = {to_code(cell.schedule): cell.schedule for cell in others}  # one can be written in two ways
+    return Study(first, tuple(seeds), tuple(different.values()))
 
 
 Run = Callable[[dict[int, str]], Iterator[tuple[int, Found]]]
@@ -252,6 +253,11 @@ def _rows(result: ReplicaResult, name: str) -> Rows:
     table = per_seed(history, name).set_index("seed").join(last)
     table = table.assign(seconds=float(history["seconds"].max()), error=None, stopped=pd.Series(result.stopped))
     return [{str(key): _plain(value) for key, value in row.items()} for row in table.reset_index().to_dict("records")]
+
+
+def columns_of(config: TaskConfig) -> list[str]:
+    """The columns of a sweep's table after those of its grid."""
+    return ["seed", *_NAMES, *_finals(config), "epochs", "stopped", "seconds", "error"]
 
 
 def _finals(config: TaskConfig) -> list[str]:

@@ -215,6 +215,9 @@ class Trajectory:
             function: Gets the averaged tensors by name, as ``load_state_dict(..., strict=False)`` and
                 ``torch.func.functional_call`` take them; returns a number (column ``value``) or several by name.
             at: After which rows; by default the last.
+
+        Raises:
+            ValueError: if ``at`` is not rising or names a row that there is not, or a result has a column's name.
         """
         wanted = [self._row(-1)] if at is None else self._checked(at)
         results: list[Mapping[str, float]] = []
@@ -222,6 +225,8 @@ class Trajectory:
             result = function(self._state(network, moved))
             results.append(result if isinstance(result, Mapping) else {"value": float(result)})
         names = dict.fromkeys(name for result in results for name in result)
+        if "schedule" in names or "row" in names:
+            raise ValueError('the results of function must not be named "schedule" or "row": those are columns')
         found = {name: np.array([result.get(name, np.nan) for result in results]) for name in names}
         return self._labelled(schemes, wanted, found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,23 @@ def columns(metrics: Sequence[Metric]) -> list[str]:
     """
     measured = [f"val_{metric.column}_{model}" for metric in metrics for model in MODELS]
     return ["epoch", "train_loss", *measured, "learning_rate", "decay", "steps", "seconds"]
+
+
+def further_columns(metrics: Sequence[Metric], names: Iterable[str]) -> list[str]:
+    """The columns of further averages of the same networks: ``val_<metric>_<name>``.
+
+    Raises:
+        ValueError: for a name that is no text, or is taken: the history has its columns already.
+    """
+    further: list[str] = []
+    for name in names:
+        own = [f"val_{metric.column}_{name}" for metric in metrics]
+        taken = sorted({*columns(metrics), *further} & set(own))
+        if not isinstance(name, str) or not name or taken:
+            why = f"a history has the column {taken[0]} already" if taken else "it must be a text"
+            raise ValueError(f"an average cannot be named {name!r}: {why}; choose another name")
+        further += own
+    return further
 
 
 def summarise(history: pd.DataFrame, metrics: Sequence[Metric], epoch: int | None = None) -> pd.DataFrame:

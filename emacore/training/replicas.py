@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from emacore.averaging.schedules import Schedule
 from emacore.tensors import distinct, from_reals, reals
 from emacore.training.config import OptimizerConfig, TaskConfig, check_rows
-from emacore.training.history import columns
+from emacore.training.history import columns, further_columns
 from emacore.training.loop import EarlyStop, RateRule, make_optimizer
 from emacore.training.network import Perceptron
 from emacore.training.task import Dataset, Task
@@ -61,13 +61,20 @@ def replicate(
         config: Its own seed is not used.
         on_epoch: Called after each epoch with the rows of the seeds that are still training.
         should_stop: Asked after every epoch and a few times a second within one; an epoch cut short is dropped.
-        schedules: Further averages of the same networks.  Stopping and learning rate follow ``config.schedule``.
+        schedules: Further averages of the same networks, by any names but "original" and "ema".  Stopping and
+            learning rate follow ``config.schedule``.
 
     Raises:
-        ValueError: for no seeds, the same one twice, or data that do not fit the settings.
+        ValueError: for no seeds, the same one twice, a schedule's name that the history needs itself, or data that do
+            not fit the settings.
+        TypeError: for a schedule that is none.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different numbers, at least one; got {list(seeds)!r}")
+    further = further_columns(config.metrics, schedules or {})
+    for name, schedule in (schedules or {}).items():
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedules[{name!r}] must be a schedule, such as Constant(beta=0.99), got {schedule!r}")
     task = config.task()
     data = task.load(config)
     check_rows(len(data.x_train), config.optimizer.batch_size)
@@ -87,8 +94,7 @@ def replicate(
         (replica.seed for replica in stack.replicas),
         "max epochs" if epoch == config.max_epochs and found else "stopped",
     )
-    names = [f"val_{metric.column}_{name}" for name in schedules or () for metric in config.metrics]
-    history = pd.DataFrame(rows, columns=["seed", *columns(config.metrics), *names])
+    history = pd.DataFrame(rows, columns=["seed", *columns(config.metrics), *further])
     history["order"] = history["seed"].map({seed: n for n, seed in enumerate(seeds)})
     history = history.sort_values(["order", "epoch"], ignore_index=True).drop(columns="order")
     return ReplicaResult(config, history, {seed: stopped[seed] for seed in seeds})

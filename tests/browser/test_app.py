@@ -219,12 +219,12 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
     best = page.locator("[data-testid=stMarkdownContainer] code", has_text="InversePower(").first.inner_text()
     told = page.get_by_text("The lowest cell,").inner_text()
     run_id = RunStore(server.home).runs()["id"][0]
-    trajectory = Trajectory.open(RunStore(server.home).recording(run_id))
+    trajectory = open_run(RunStore(server.home).recording(run_id))
     module = nn.Sequential(
         nn.Linear(20, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 1)
     )
     trajectory.load_into(module, from_code(best))
-    data = load(trajectory.config.data)
+    data = load(RunConfig.from_json(json.dumps(trajectory.settings)).data)
     with torch.no_grad():
         loss = float((module.eval()(torch.from_numpy(data.x_val)) - torch.from_numpy(data.y_val)).square().mean())
     assert f"has {loss:.3g}"[:-1] in told

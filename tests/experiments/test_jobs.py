@@ -17,7 +17,7 @@ from emacore.experiments import jobs
 from emacore.experiments.jobs import JobQueue, work_off
 from emacore.experiments.store import RunStore, StoreError, worker_name
 from emacore.experiments.studies import Study, Sweep
-from emacore.replay.trajectory import Trajectory
+from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training import loop
 from emacore.training.config import StoppingConfig
@@ -58,14 +58,21 @@ def test_runs_queue_stop_and_give_the_numbers_of_train(queue):
     assert store.history(unwanted).empty
     expected = train(QUICK).history.drop(columns="seconds")
     pd.testing.assert_frame_equal(store.history(quick).drop(columns="seconds"), expected, rtol=1e-6)
-    final = Trajectory.open(store.recording(quick)).final({"own": QUICK.schedule})
+    final = open_run(store.recording(quick)).final({"own": QUICK.schedule})
     assert final["loss"][0] == pytest.approx(store.history(quick)["val_loss_ema"].iloc[-1], rel=1e-4)
     # the worker is kept, so the next run starts at once
     process = next(iter(queue._workers.values()))
     again = queue.submit(QUICK)
     wait_for(lambda: store.result(again).state == "done", 10)
     assert next(iter(queue._workers.values())) is process
-    # and one that dies fails its run with the reason, while the next run gets a new one
+    # one that dies while it has no run fails none, and the next run gets a new one
+    process.kill()
+    process.wait()
+    again = queue.submit(QUICK)
+    assert store.result(again).state in ("queued", "running")
+    wait_for(lambda: store.result(again).state == "done")
+    process = next(iter(queue._workers.values()))
+    # one that dies with a run fails it with the reason
     endless = queue.submit(ENDLESS)
     wait_for(lambda: len(store.history(endless)) >= 1)
     process.kill()
@@ -194,6 +201,87 @@ def test_a_worker_that_cannot_start_fails_the_run_it_was_for(tmp_path, monkeypat
     wait_for(lambda: all(p.poll() is not None for p in queue._workers.values()), 5)
     queue.tend()
     assert "exit status 1" in queue.store.result(run_id).error
+    queue.close()
+
+
+def saying(tmp_path, monkeypatch, script):
+    """Workers that run a script in place of Python."""
+    program = tmp_path / "worker"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(program))
+    return JobQueue(RunStore(tmp_path / "store"), limit=1)
+
+
+def buried(queue):
+    wait_for(lambda: all(p.poll() is not None for p in queue._workers.values()), 5)
+    queue.tend()
+
+
+def log_named_in(error):
+    return Path(error.partition("what it said is in ")[2].removesuffix("."))
+
+
+@pytest.mark.parametrize("size", [0, 1, jobs.LOG_BYTES - 5, jobs.LOG_BYTES, 10 * jobs.LOG_BYTES])
+def test_what_a_dead_worker_said_is_kept_though_others_start_and_is_bounded(tmp_path, monkeypatch, size):
+    queue = saying(tmp_path, monkeypatch, f"head -c {size} /dev/zero | tr '\\0' x >&2; echo $0 went wrong >&2; exit 3")
+    logs = []
+    for _ in range(3):
+        run_id = queue.submit(QUICK)
+        buried(queue)
+        error = queue.store.result(run_id).error
+        assert error.startswith("No worker process could be started (exit status 3); what it said is in ")
+        logs.append(log_named_in(error))
+    for log in logs:
+        said = log.read_text()
+        assert said.endswith("worker went wrong\n")
+        assert said.count("went wrong") == 1
+        assert len(said) <= jobs.LOG_BYTES
+        assert len(said) >= min(size, jobs.LOG_BYTES)
+    queue.close()
+
+
+def test_of_many_dead_workers_the_last_are_kept(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, "echo wrong >&2; exit 3")
+    monkeypatch.setattr(jobs, "LOGS_KEPT", 3)
+    runs = []
+    for _ in range(7):
+        runs.append(queue.submit(QUICK))
+        buried(queue)
+    kept = [log_named_in(queue.store.result(run).error).exists() for run in runs]
+    assert kept[-2:] == [True, True]
+    assert sum(kept) <= 3
+    queue.close()
+
+
+def test_a_worker_that_says_nothing_leaves_no_log(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, "exit 3")
+    run_id = queue.submit(QUICK)
+    buried(queue)
+    assert queue.store.result(run_id).error == "No worker process could be started (exit status 3); it said nothing."
+    queue.close()
+    assert not list((tmp_path / "store" / "workers").iterdir())
+
+
+def test_a_log_is_bounded_while_its_worker_lives(tmp_path, monkeypatch):
+    script = "head -c 999999 /dev/zero | tr '\\0' x >&2; echo told >&2; read end; echo the end >&2"
+    queue = saying(tmp_path, monkeypatch, script)
+    queue.tend(warm=True)
+    (log,) = (tmp_path / "store" / "workers").iterdir()
+    wait_for(lambda: log.stat().st_size == 999999 + len("told\n"))
+    queue.tend()
+    assert log.stat().st_size == jobs.LOG_BYTES
+    queue.close()
+    assert log.read_text().endswith("told\nthe end\n")
+    assert log.stat().st_size <= jobs.LOG_BYTES
+
+
+def test_a_worker_that_came_up_is_told_from_one_that_did_not(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, "printf ready; exit 4")
+    waiting = queue.submit(QUICK)
+    for _ in range(3):
+        buried(queue)
+        assert queue.store.result(waiting).state == "queued"
     queue.close()
 
 

@@ -134,13 +134,25 @@ def test_runs_left_behind_read_interrupted(store, monkeypatch):
     assert [store.result(run).state for run in (dead, silent, alive)] == ["interrupted", "interrupted", "running"]
 
 
-def test_a_worker_that_died_fails_its_run_or_the_one_it_was_to_take(store):
+def test_a_worker_that_died_fails_the_run_that_it_had_claimed_and_no_other(store):
     run_id, waiting = claimed(store), store.create(CONFIG)
-    store.fail_run_of(ME, "signal 9")
-    assert (store.result(run_id).state, store.result(run_id).error) == ("failed", "signal 9")
-    assert store.result(waiting).state == "queued"
-    store.fail_run_of("never-started", "exit status 1")
-    assert store.result(waiting).state == "failed"
+    for idle in ("another", ME.replace(":test", ":test2")):
+        store.fail_run_of(idle, "signal 9")
+        assert [store.result(run).state for run in (run_id, waiting)] == ["running", "queued"]
+    for _ in range(2):
+        store.fail_run_of(ME, "signal 9")
+        assert (store.result(run_id).state, store.result(run_id).error) == ("failed", "signal 9")
+        assert store.result(waiting).state == "queued"
+
+
+def test_where_no_worker_can_be_started_the_oldest_run_that_waits_fails(store):
+    running, first, second = claimed(store), store.create(CONFIG), store.create(CONFIG)
+    store.fail_next("exit status 1")
+    assert [store.result(run).state for run in (running, first, second)] == ["running", "failed", "queued"]
+    assert store.result(first).error == "exit status 1"
+    store.fail_next("exit status 1")
+    store.fail_next("exit status 1")
+    assert [store.result(run).state for run in (running, second)] == ["running", "failed"]
 
 
 def test_a_newer_store_is_left_alone(tmp_path):

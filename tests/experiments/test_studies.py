@@ -1,9 +1,11 @@
+import json
 from dataclasses import replace
 
 import pytest
 
 from emacore.averaging.schedules import Constant, UniformAverage
-from emacore.experiments.studies import Study, Sweep, job_from_json, json_value, json_values, with_settings
+from emacore.experiments.studies import Study, Sweep, _dotted, job_from_json, json_value, json_values, with_settings
+from emacore.experiments.sweep import columns_of
 from emacore.tasks.regression.config import RunConfig
 
 
@@ -22,6 +24,23 @@ def test_a_study_goes_to_json_and_back():
     assert job_from_json(study.to_json()) == study
     assert job_from_json(RunConfig(seed=3).to_json()) == RunConfig(seed=3)
     assert job_from_json('{"seeds": [3]}') == Study(RunConfig(), (3,))
+
+
+def test_a_study_names_no_schedule_twice():
+    with pytest.raises(ValueError, match=r"schedules must be different ones, got Constant\(beta=0.5\) twice"):
+        Study(RunConfig(), (1, 2), (Constant(0.5), UniformAverage(), Constant(beta=0.5)))
+    # one that was stored while it could is still read
+    study = Study(RunConfig(), (1, 2), (Constant(0.5), UniformAverage()))
+    stored = json.loads(study.to_json())
+    stored["schedules"].append(stored["schedules"][0])
+    assert job_from_json(json.dumps(stored)) == study
+
+
+def test_no_setting_is_named_like_a_column_of_a_sweeps_table():
+    known = set(_dotted(json.loads(RunConfig().to_json()))) | {"schedule"}
+    assert not (known - {"seed"}) & set(columns_of(RunConfig()))
+    with pytest.raises(ValueError, match="leave 'seed' out"):
+        Sweep(RunConfig(), {"seed": [1]}, (1, 2))
 
 
 def test_a_sweep_goes_to_json_and_back_and_has_its_cells():

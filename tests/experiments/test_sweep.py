@@ -115,6 +115,14 @@ def test_cells_that_differ_in_their_average_share_a_training(table, monkeypatch)
     assert len(jobs) == 4
 
 
+def test_a_schedule_written_in_two_ways_is_one_average_in_two_cells():
+    codes = ["Constant(beta=0.9)", "Constant(beta=0.5)", "Constant(beta=0.50)", "Constant( beta=0.9 )"]
+    table = sweep(CONFIG, {"schedule": codes}, SEEDS, workers=1)
+    assert table["error"].isna().all()
+    final = {code: cell["final_averaged"].tolist() for code, cell in table.groupby("schedule")}
+    assert final[codes[0]] == final[codes[3]] != final[codes[1]] == final[codes[2]]
+
+
 def test_a_cell_under_way_is_stopped_and_leaves_nothing(tmp_path):
     asked = []
 

@@ -97,6 +97,9 @@ def test_a_function_of_ones_own_is_evaluated_under_every_schedule(digits):
     assert table.columns.tolist() == ["schedule", "row", "accuracy"]
     for name, ema in emas.items():
         assert table.set_index("schedule").loc[name, "accuracy"] == accuracy(ema.ema_model, x, y)
+    for taken in ("schedule", "row"):
+        with pytest.raises(ValueError, match="must not be named"):
+            trajectory.evaluate(SCHEDULES, lambda state, taken=taken: {taken: 0.0})
     curve = trajectory.evaluate({"a": Constant(0.0)}, lambda state: float(state["5.bias"][0]), trajectory.epoch_ends)
     assert curve["row"].tolist() == [46, 93]
     assert curve["value"][-1] == float(model[5].bias[0].detach())

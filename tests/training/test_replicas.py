@@ -7,6 +7,7 @@ from scipy import stats
 
 from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.averaging.windows import Window
 from emacore.tasks.regression.config import DataConfig
 from emacore.training import replicas
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
@@ -142,6 +143,30 @@ def test_stopped_between_and_within_epochs():
         replicas._PATIENCE = replicas_patience
     assert cut.history.empty
     assert set(cut.stopped.values()) == {"stopped"}
+
+
+@pytest.mark.parametrize("name", ["original", "ema", "", 1, None])
+def test_a_further_average_does_not_take_the_runs_own_columns(name):
+    with pytest.raises(ValueError, match="an average cannot be named .*: .*; choose another name") as told:
+        replicate(CONFIG, SEEDS, schedules={"mean": UniformAverage(), name: Constant(0.0)})
+    assert repr(name) in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["mean", "epoch", "seed", "val_loss_ema", "EMA", "ema "])
+def test_all_columns_of_a_history_are_different_ones(name):
+    config = replace(CONFIG, max_epochs=1)
+    history = replicate(config, SEEDS, schedules={name: Constant(0.0)}).history
+    assert history.columns.is_unique
+    assert len(history.columns) == 1 + len(columns(RunConfig.metrics)) + 3
+    own = replicate(config, SEEDS).history.drop(columns="seconds")
+    pd.testing.assert_frame_equal(history[own.columns], own)
+    np.testing.assert_array_equal(history[f"val_loss_{name}"], history["val_loss_original"])
+
+
+@pytest.mark.parametrize("schedule", [Window(3), 0.9, "Constant()"])
+def test_what_is_no_schedule_is_told(schedule):
+    with pytest.raises(TypeError, match=r"schedules\['a'\] must be a schedule, such as .*, got"):
+        replicate(CONFIG, SEEDS, schedules={"a": schedule})
 
 
 def test_seeds_must_be_different():
