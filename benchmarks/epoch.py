@@ -15,7 +15,7 @@ from benchmarks.interleaved import medians, report
 from emacore import RunConfig
 from emacore.tasks.regression.data import load
 from emacore.training.loop import _never, _Run
-from emacore.training.network import build
+from emacore.training.network import Perceptron
 
 
 class PlainLoop:
@@ -23,7 +23,7 @@ class PlainLoop:
         data = [torch.from_numpy(part) for part in load(config.data)]
         self.x_val, self.y_val = data[1], data[3]
         self.batches = DataLoader(TensorDataset(data[0], data[2]), batch_size=32, shuffle=True)
-        self.model = build(20, config.network)
+        self.model = Perceptron(20, 1, config.network).build()
         self.ema = EMAPytorch(self.model, beta=0.999, update_after_step=100, update_every=1)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, weight_decay=1e-5)
         self.rate_rule = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, factor=0.5, patience=10)
@@ -53,7 +53,8 @@ class PlainLoop:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     config = RunConfig()
-    ours = _Run(config, *(torch.from_numpy(part) for part in load(config.data)))
+    task = config.task()
+    ours = _Run(config, task, task.load(config))
     plain = PlainLoop(config)
     seconds = medians(
         {"emacore.training": lambda: ours.epoch(1, _never), "plain loop": plain.epoch},

@@ -12,7 +12,6 @@ from time import process_time
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -21,24 +20,29 @@ from emacore import RunConfig
 from emacore.averaging.schedules import InversePower
 from emacore.replay.atlas import AXES, _reach, atlas, partners
 from emacore.replay.recording import Recorder
+from emacore.replay.trajectory import Table
 from emacore.tasks import open_run
-from emacore.tasks.regression.data import load
 from emacore.training.config import StoppingConfig
 from emacore.training.loop import _never, _Run, train
 
 
-def anew(*arguments: Any) -> pd.DataFrame:
+def anew(*arguments: Any) -> Table:
     """An atlas with none of its widths known yet."""
     _reach.cache_clear()
     return atlas(*arguments)
+
+
+def _first(tensors: dict[str, torch.Tensor]) -> float:
+    return float(tensors["0.bias"][0])
 
 
 def main() -> None:
     torch.set_num_threads(1)
     config = RunConfig()
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
-        data = [torch.from_numpy(part) for part in load(config.data)]
-        plain, recorded = _Run(config, *data), _Run(config, *data)
+        task = config.task()
+        data = task.load(config)
+        plain, recorded = _Run(config, task, data), _Run(config, task, data)
         recorded.recorder = Recorder(recorded.model, Path(folder) / "epochs")
         seconds = medians(
             {"an epoch, recorded": lambda: recorded.epoch(1, _never), "an epoch": lambda: plain.epoch(1, _never)},
@@ -67,6 +71,15 @@ def main() -> None:
             },
             rounds=7,
         )
+        twenty = dict(list(grid.items())[:20])
+        cheap = medians(
+            {
+                "evaluate 1 scheme": lambda: trajectory.evaluate(dict(list(twenty.items())[:1]), _first),
+                "evaluate 20 schemes": lambda: trajectory.evaluate(twenty, _first),
+            },
+            rounds=7,
+        )
+        report("evaluate() of a function that costs nothing; x = 1 scheme / candidate", cheap, "evaluate 1 scheme")
         size = rows.nbytes / 2**20
         report(f"A recording of {size:.0f} MB; x = one sum / candidate", seconds, "one sum over the file in memory")
 

@@ -10,28 +10,100 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emacore.averages import Averages
+    from emacore.averaging.schedules import (
+        BiasCorrected,
+        Constant,
+        ExponentialRamp,
+        InversePower,
+        PowerFunction,
+        RationalWarmup,
+        Schedule,
+        UniformAverage,
+        with_half_life,
+        with_relative_width,
+    )
+    from emacore.averaging.weights import effective_count, mean_age
+    from emacore.averaging.windows import Window
     from emacore.ema import EMA, averaging_function
+    from emacore.experiments.evidence import answers, per_seed
+    from emacore.experiments.statistics import verdict
     from emacore.replay.recording import Recorder
+    from emacore.replay.trajectory import Trajectory
+    from emacore.tasks import open_run
     from emacore.tasks.regression.config import RunConfig
     from emacore.training.loop import train
+    from emacore.training.replicas import replicate
 
 _HOMES = {
-    "Averages": "emacore.averages",
-    "EMA": "emacore.ema",
-    "averaging_function": "emacore.ema",
-    "RunConfig": "emacore.tasks.regression.config",
-    "Recorder": "emacore.replay.recording",
-    "train": "emacore.training.loop",
+    "Averages": "averages",
+    "BiasCorrected": "averaging.schedules",
+    "Constant": "averaging.schedules",
+    "EMA": "ema",
+    "ExponentialRamp": "averaging.schedules",
+    "InversePower": "averaging.schedules",
+    "PowerFunction": "averaging.schedules",
+    "RationalWarmup": "averaging.schedules",
+    "Recorder": "replay.recording",
+    "RunConfig": "tasks.regression.config",
+    "Schedule": "averaging.schedules",
+    "Trajectory": "replay.trajectory",
+    "UniformAverage": "averaging.schedules",
+    "Window": "averaging.windows",
+    "answers": "experiments.evidence",
+    "averaging_function": "ema",
+    "effective_count": "averaging.weights",
+    "mean_age": "averaging.weights",
+    "open_run": "tasks",
+    "per_seed": "experiments.evidence",
+    "replicate": "training.replicas",
+    "train": "training.loop",
+    "verdict": "experiments.statistics",
+    "with_half_life": "averaging.schedules",
+    "with_relative_width": "averaging.schedules",
 }
 
-__all__ = ["EMA", "Averages", "Recorder", "RunConfig", "averaging_function", "train"]
+__all__ = [
+    "EMA",
+    "Averages",
+    "BiasCorrected",
+    "Constant",
+    "ExponentialRamp",
+    "InversePower",
+    "PowerFunction",
+    "RationalWarmup",
+    "Recorder",
+    "RunConfig",
+    "Schedule",
+    "Trajectory",
+    "UniformAverage",
+    "Window",
+    "answers",
+    "averaging_function",
+    "effective_count",
+    "mean_age",
+    "open_run",
+    "per_seed",
+    "replicate",
+    "train",
+    "verdict",
+    "with_half_life",
+    "with_relative_width",
+]
 __version__ = "0.1.0"
+
+#: What the extra ``experiments`` brings, by the names under which it is imported.
+_EXPERIMENTS = ("joblib", "pandas", "platformdirs", "sklearn")
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXPERIMENTS:
+            raise
+        raise ImportError(f"{__name__}.{name} needs {error.name}: pip install 'emacore[experiments]'") from error
 
 
 def __dir__() -> list[str]:

@@ -5,35 +5,35 @@ Tables go to standard output or a file as CSV, progress and messages to standard
 
 from __future__ import annotations
 
+import csv
 import itertools
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import joblib
 import numpy as np
-import pandas as pd
 
 import emacore
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import average, effective_count, mean_age, relative_width, start_share, weights
 from emacore.averaging.windows import Scheme
-from emacore.experiments.store import RunStore, StoreError, worker_name
-from emacore.experiments.studies import Job, Study, Sweep, job_from_json, json_value, with_settings
-from emacore.tables import finite_values, numeric_columns, read_csv
-from emacore.tasks.regression.config import RunConfig
-from emacore.training.config import TaskConfig
 
+# What the core does not need is imported where it is used: some commands run without pandas.
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pandas as pd
+
+    from emacore.experiments.studies import Job, Study, Sweep
+    from emacore.training.config import TaskConfig
 
 LEVELS = (0.9, 0.99, 0.999, 0.9999)
 
@@ -73,6 +73,8 @@ class Setting(click.ParamType[tuple[str, Any]]):
         key, equals, text = value.partition("=")
         if not equals:
             self.fail(f"{value!r} is not of the form name=value", param, ctx)
+        from emacore.experiments.studies import json_value
+
         return key.strip(), json_value(text)
 
 
@@ -145,6 +147,7 @@ def replicate(
     """
     from emacore.experiments.evidence import QUESTIONS, answers, per_seed
     from emacore.experiments.statistics import verdict
+    from emacore.experiments.studies import Study
 
     study = _checked(lambda: Study(_config(config, changes), tuple(range(first_seed, first_seed + seeds)), further))
     history = _carried_out(study, lambda rows: _tell(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train"))
@@ -176,6 +179,9 @@ def sweep(
     emacore sweep --grid "optimizer.learning_rate=[0.001, 0.01]" --seeds 8 --set max_epochs=3
     emacore sweep --grid "schedule.power=[0.5, 0.75]" --seeds 8 --set max_epochs=3 -o sweep.csv
     """
+    import joblib
+
+    from emacore.experiments.studies import Sweep
     from emacore.experiments.sweep import summary
 
     def read() -> Sweep:
@@ -206,6 +212,8 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
     emacore replay recording "Constant(beta=0.99)" "PowerFunction(sigma_rel=0.1)" --final
     emacore replay recording "Window(size=100)" "Window(size=100, schedule=Constant(beta=0.9))"
     """
+    import pandas as pd
+
     from emacore.tasks import open_run
 
     named = {scheme_to_code(scheme): scheme for scheme in schemes}
@@ -237,7 +245,11 @@ def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
         f"snapshots, relative width {relative_width(decays):.2%}, start still in it "
         f"{start_share(decays, start=schedule.start):.2%}"
     )
-    _write(pd.DataFrame({"step": np.arange(steps), "decay": decays, "weight": weights(decays)}), output)
+    columns = {"step": np.arange(steps), "decay": decays, "weight": weights(decays)}
+    with Path(output).open("w", newline="") if output else nullcontext(sys.stdout) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(columns)
+        rows.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
 
 
 @cli.command()
@@ -251,6 +263,8 @@ def smooth(file: str, schedule: Schedule, column: str | None, output: str | None
     \b
     emacore smooth losses.csv "BiasCorrected(beta=0.9)" --column loss
     """
+    from emacore.tables import finite_values, numeric_columns, read_csv
+
     table = _checked(lambda: read_csv(file), failed=True)
     names = _checked(lambda: numeric_columns(table), failed=True)
     if column is not None and column not in names:
@@ -274,6 +288,8 @@ def export(run_id: str, form: str, output: str | None) -> None:
     \b
     emacore export 0123456789ab --as json
     """
+    from emacore.experiments.store import RunStore
+
     store = RunStore()
     if form == "csv":
         _write(store.history(run_id), output)
@@ -314,12 +330,19 @@ def main() -> None:
     """Run, with exit code 0, 1 (failed) or 2 (usage)."""
     try:
         cli(prog_name="emacore")
-    except (StoreError, RuntimeError, ValueError, OSError) as error:
+    except ModuleNotFoundError as error:
+        click.echo(f"Error: this command needs {error.name}: pip install 'emacore[experiments]'", err=True)
+        sys.exit(1)
+    except (RuntimeError, ValueError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
 
 def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfig:
+    from emacore.experiments.studies import job_from_json, with_settings
+    from emacore.tasks.regression.config import RunConfig
+    from emacore.training.config import TaskConfig
+
     def read() -> TaskConfig:
         job = RunConfig() if file is None else job_from_json(Path(file).read_bytes())
         return with_settings(job if isinstance(job, TaskConfig) else job.config, dict(changes))
@@ -339,6 +362,7 @@ def _checked(make: Callable[[], Any], *, failed: bool = False) -> Any:
 def _carried_out(job: Job, tell: Callable[[list[dict[str, Any]]], None], **arguments: Any) -> pd.DataFrame:
     """The history of a job, trained here into the store; Ctrl-C ends it."""
     from emacore.experiments.jobs import alive, carry_out
+    from emacore.experiments.store import RunStore, worker_name
 
     store, worker = RunStore(), worker_name(os.getpid(), "terminal")
     with _interruptible() as stop:

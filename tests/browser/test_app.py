@@ -1,6 +1,7 @@
 """What a person does: look, drag, train, leave, come back, take the numbers home."""
 
 import io
+import json
 import re
 import sys
 import time
@@ -15,7 +16,8 @@ from torch import nn
 from emacore.averaging.code import from_code
 from emacore.charts.style import AVERAGED, CHOSEN, ORIGINAL, OTHERS
 from emacore.experiments.store import RunStore
-from emacore.replay.trajectory import Trajectory
+from emacore.tasks import open_run
+from emacore.tasks.regression.config import RunConfig
 from emacore.tasks.regression.data import load
 from tests.browser.conftest import Server
 
