@@ -21,6 +21,7 @@ LEVELS = (0.9, 0.99, 0.999, 0.9999)
 MOST_STEPS = 1_000_000
 RUN_DEFAULTS = {"length": "Steps", "steps": 5000, "rows": 1600, "batch": 32, "epochs": 100}
 NOW = "now"
+WIDTH = "relative width (share of the steps so far)"
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -41,7 +42,7 @@ def figures_of(code: str, num_steps: int, step: int) -> dict[str, float]:
     return {
         "mean age (steps)": mean_age(decays, step),
         "effective count (snapshots)": effective_count(decays, step),
-        "relative width (share of the run)": relative_width(decays, step),
+        WIDTH: relative_width(decays, step),
         "share of the start": start_share(decays, step, from_code(code).start),
     }
 
@@ -202,8 +203,8 @@ with right:
         help="So many equally weighted ones would average independent noise as well: 1 / sum of squared weights.",
     )
     first.metric(
-        "Width (% of the run)",
-        f"{100 * own['relative width (share of the run)']:.3g}",
+        "Width (% of the run)" if step == num_steps - 1 else "Width (% of the steps so far)",
+        f"{100 * own[WIDTH]:.3g}",
         help="Standard deviation of its weights in time: EDM2's relative width.",
     )
     second.metric(
