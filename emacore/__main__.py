@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from emacore.experiments.studies import Job, Study, Sweep
+    from emacore.experiments.studies import Job, Sweep
     from emacore.training.config import TaskConfig
 
 LEVELS = (0.9, 0.99, 0.999, 0.9999)

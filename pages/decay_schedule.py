@@ -23,6 +23,7 @@ LEVELS = (0.9, 0.99, 0.999, 0.9999)
 MOST_STEPS = 1_000_000
 RUN_DEFAULTS = {"length": "Steps", "steps": 5000, "rows": 1600, "batch": 32, "epochs": 100}
 NOW = "now"
+WIDTH = "relative width (share of the steps so far)"
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -43,7 +44,7 @@ def figures_of(code: str, step: int) -> dict[str, float]:
     return {
         "mean age (steps)": mean_age(decays),
         "effective count (snapshots)": effective_count(decays),
-        "relative width (share of the run)": relative_width(decays),
+        WIDTH: relative_width(decays),
         "share of the start": start_share(decays, start=start),
     }
 
@@ -210,8 +211,8 @@ with right:
         help="So many equally weighted ones would average independent noise as well: 1 / sum of squared weights.",
     )
     first.metric(
-        "Width (% of the run)",
-        f"{100 * own['relative width (share of the run)']:.3g}",
+        "Width (% of the run)" if step == num_steps - 1 else "Width (% of the steps so far)",
+        f"{100 * own[WIDTH]:.3g}",
         help="Standard deviation of its weights in time: EDM2's relative width.",
     )
     second.metric(

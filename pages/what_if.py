@@ -49,7 +49,7 @@ st.markdown(
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     import torch
 
-    from emacore.replay.atlas import AXES, BEST_OF, atlas, original, partners, plateau, widths
+    from emacore.replay.atlas import AXES, BEST_OF, TITLES, atlas, original, partners, plateau, widths
     from emacore.replay.recording import RecordingError
     from emacore.replay.relatives import relatives, with_ema
     from emacore.replay.trajectory import Trajectory
@@ -339,9 +339,10 @@ def show_atlas(epochs: int) -> None:
         others.index("beta") if "beta" in others else 0,
         key="atlas_y",
         help="The setting along the vertical axis. half_life (steps) is beta's. relative_width is that of the weights "
-        "at the end, as a share of the run: inv_gamma is solved for it beside power, power beside the others, and "
-        "beside a start it is EDM2's power function. window (steps) is how far the average looks back: the rule begins "
-        "anew so many steps before; beside a start it is the plain mean, beside relative_width the power function.",
+        "at the end, as a share of the whole run: inv_gamma is solved for it beside power, power beside the others, "
+        "and the exponent of EDM2's power function beside a start or a window, where the average begins. window "
+        "(steps) is how far the average looks back: the rule begins anew so many steps before; beside a start it is "
+        "the plain mean.",
         **BOUND,
     )
     metric = right.segmented_control(
@@ -358,7 +359,9 @@ def show_atlas(epochs: int) -> None:
     reference = original_of(folder, epochs, metric)
     capped = x in CAPPED and y in CAPPED
     cells["beta_never"] = cells["beta_from"].isna() & capped
-    picture = heatmap(cells, reference=reference, x_title=x, y_title=y, dotted="beta_never")
+    picture = heatmap(
+        cells, reference=reference, x_title=TITLES.get(x, x), y_title=TITLES.get(y, y), dotted="beta_never"
+    )
     st.vega_lite_chart(
         picture.data,
         picture.spec,
@@ -481,13 +484,17 @@ def show_advice(epochs: int) -> None:
     table = widths_of(folder, epochs)
     reference = float(history["val_loss_original"].iloc[epochs - 1])
     best, near = table.loc[table["loss"].idxmin()], plateau(table["loss"])
+    width = float(best["relative_width"])
     left, right = st.columns([1.5, 1], gap="medium")
     drawn = [("average", table["loss"]), (ORIGINAL_NAME, reference)]
     with left:
         show_chart(
             lines(
                 pd.concat(
-                    [pd.DataFrame({"curve": name, "width": 100 * table["width"], "loss": loss}) for name, loss in drawn]
+                    [
+                        pd.DataFrame({"curve": name, "width": 100 * table["relative_width"], "loss": loss})
+                        for name, loss in drawn
+                    ]
                 ),
                 x="width",
                 y="loss",
@@ -505,7 +512,7 @@ def show_advice(epochs: int) -> None:
         )
     with right:
         st.markdown(
-            f"In this run the relative width **{best['width']:.1%}** was best: {best['loss']:.4g}, the original "
+            f"In this run the relative width **{width:.1%}** was best: {best['loss']:.4g}, the original "
             f"{reference:.4g}; {near:.0%} of the widths are within 5 % of it. A width is a share of the "
             "run, so it can be carried to a run of another length. It was chosen on these validation rows and this "
             "seed."
@@ -514,7 +521,7 @@ def show_advice(epochs: int) -> None:
             "Steps of the other run", 100, 1_000_000, 50_000, key="other_steps", help="Optimiser steps.", **BOUND
         )
         try:
-            answer = from_code(carried(code, length, float(best["width"])))
+            answer = from_code(carried(code, length, width))
             state = state_of(answer)
         except ValueError as error:
             st.warning(sentence(error), icon=":material/warning:")
@@ -525,7 +532,7 @@ def show_advice(epochs: int) -> None:
             label="Look at it on the schedule page",
             icon=":material/arrow_forward:",
             query_params=query_of(
-                {**state, "steps": length, "memory": "relative width", "want_width": round(100 * best["width"], 1)}
+                {**state, "steps": length, "memory": "relative width", "want_width": round(100 * width, 1)}
             ),
         )
 

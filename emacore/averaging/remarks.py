@@ -9,12 +9,13 @@ import numpy as np
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import (
     InversePower,
+    PowerFunction,
     RationalWarmup,
     Schedule,
     final_half_life,
     last_move,
 )
-from emacore.averaging.weights import start_share, weights
+from emacore.averaging.weights import relative_width, start_share, weights
 
 
 def remarks(schedule: Schedule, num_steps: int) -> list[str]:
@@ -38,6 +39,7 @@ def remarks(schedule: Schedule, num_steps: int) -> list[str]:
     return [
         *_cap(schedule, num_steps, float(decays[last])),
         *_floor(schedule),
+        *_width(schedule, decays),
         *_counting(schedule, decays),
         *_start(schedule, decays),
     ]
@@ -87,6 +89,21 @@ def _floor(schedule: Schedule) -> list[str]:
     if warm >= schedule.min_value:
         return [f"min_value = {_decay(schedule.min_value)} has no effect: the first move already has decay {warm:.4g}."]
     return []
+
+
+def _width(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[str]:
+    if not isinstance(schedule, PowerFunction):
+        return []
+    width = relative_width(decays)
+    if math.isclose(width, schedule.width, rel_tol=0.05):
+        return []
+    moves = int(np.count_nonzero(decays[schedule.start :] < 1))
+    reason = (
+        f"its own width is a share of the {len(decays) - schedule.start:,} steps since step {schedule.start:,}"
+        if schedule.start
+        else f"its {moves:,} moves are too few for it"
+    )
+    return [f"The weights are {width:.3%} of this run wide, not {schedule.width:.3%}: {reason}."]
 
 
 def _counting(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[str]:

@@ -288,7 +288,9 @@ class PowerFunction(Schedule):
     """``(1 - 1/n) ** (gamma + 1)``: an average whose memory grows with the run, so it has no time scale of its own.
 
     Give either ``gamma`` (at least 0; 0 is the running mean) or ``sigma_rel``, the standard deviation of the weights
-    in time, as a share of the run (in (0, 1/sqrt(12)]).  ``n`` counts moves.
+    in time, as a share of the steps since ``start`` (in (0, 1/sqrt(12)]): of the whole run only where it starts at 0,
+    and exactly so only after many moves.  :func:`with_relative_width` solves for a share of the whole run.  ``n``
+    counts moves.
 
     Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024, section 3.1
     and appendix C.
@@ -317,7 +319,7 @@ class PowerFunction(Schedule):
 
     @property
     def width(self) -> float:
-        """``sigma_rel``, whichever of the two was given."""
+        """``sigma_rel``, a share of the steps since ``start``, whichever of the two was given."""
         return self.sigma_rel if self.sigma_rel is not None else sigma_rel_from_gamma(self.gamma or 0.0)
 
     def _decay(self, calls: Floats) -> Floats:

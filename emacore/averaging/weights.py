@@ -121,7 +121,10 @@ def effective_count(decays: ArrayLike, step: int = -1) -> float:
 
 
 def relative_width(decays: ArrayLike, step: int = -1) -> float:
-    """Standard deviation in time of the weights, as a share of the steps so far (EDM2's sigma_rel)."""
+    """Standard deviation in time of the weights, as a share of all steps so far (EDM2's sigma_rel).
+
+    Steps before the start of an average count too: it is a share of the run, whenever the average began.
+    """
     ages, shares = _ages(decays, step)
     variance = shares @ (ages - ages @ shares) ** 2
     return math.sqrt(float(variance)) / (len(ages) - 1)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,10 +14,18 @@ from scipy.optimize import brentq, minimize_scalar
 
 from emacore.averaging.code import scheme_to_code
 from emacore.averaging.filters import decay_from_half_life
-from emacore.averaging.schedules import InversePower, PowerFunction
+from emacore.averaging.schedules import (
+    MAX_SIGMA_REL,
+    InversePower,
+    PowerFunction,
+    Schedule,
+    gamma_from_sigma_rel,
+)
 from emacore.averaging.weights import relative_width
 from emacore.averaging.windows import Scheme, Window
 from emacore.replay.trajectory import Table, Trajectory
+
+S = TypeVar("S", bound=Schedule)
 
 SIZE = 20
 #: So many epochs, evenly spread, are looked at for a cell's best.
@@ -34,6 +42,14 @@ AXES: dict[str, Callable[[int], NDArray[Any]]] = {
     "window": lambda steps: np.unique(np.geomspace(1, steps, SIZE).astype(int)),
 }
 
+#: The axes whose values have a unit, as charts name them.
+TITLES = {
+    "half_life": "half_life (steps)",
+    "update_after_step": "update_after_step (step)",
+    "relative_width": "relative_width (share of the run)",
+    "window": "window (steps)",
+}
+
 _BETA = ("beta", "half_life")
 #: Where a relative width is solved for: from averages that follow the run to ones that keep its start.
 _SOLVED = {"power": np.geomspace(1e-3, 50.0, 33), "inv_gamma": np.geomspace(1e8, 1e-3, 45)}
@@ -47,11 +63,11 @@ def partners(axis: str) -> list[str]:
 def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric: str = "final") -> Table:
     """The metrics of ``schedule`` with two of its settings varied, a row each cell.
 
-    Two axes are no settings of its own.  ``relative_width`` is that of the weights at the end of the run: beside
-    ``power`` it is reached by ``inv_gamma``, beside ``inv_gamma`` or ``beta`` by ``power``, and beside a start the
-    average is EDM2's power function.  ``window`` (steps) is how far the average looks back: the rule begins anew so
-    many steps before, at once and with every step; beside a start the average is the plain mean, and beside
-    ``relative_width``, then a share of the window, the power function.
+    Two axes are no settings of its own.  ``relative_width`` is that of the weights at the end of the run, always as a
+    share of the whole run: beside ``power`` it is reached by ``inv_gamma``, beside ``inv_gamma`` or ``beta`` by
+    ``power``, and beside a start or a window by the exponent of EDM2's power function, begun there.  ``window`` (steps)
+    is how far the average looks back: the rule begins anew so many steps before, at once and with every step; beside a
+    start the average is the plain mean.
 
     Args:
         metric: "final", or "best": each cell's lowest loss of :data:`BEST_OF` epochs, evenly spread up to the last.
@@ -106,10 +122,17 @@ def plateau(losses: ArrayLike, within: float = 0.05) -> float:
 
 
 def widths(trajectory: Trajectory) -> Table:
-    """The final metrics of power-function averages over their relative width: width, and each metric's column."""
-    values = np.geomspace(0.005, 0.28, 2 * SIZE).round(4).tolist()
-    found = trajectory.final({f"{width:g}": PowerFunction(sigma_rel=width) for width in values})
-    return {"width": np.array(values), **{metric.column: found[metric.column] for metric in trajectory.measured}}
+    """The final metrics of power-function averages over their width: width, relative_width, each metric's column.
+
+    ``width`` is the setting ``sigma_rel``, ``relative_width`` that of the weights: in a short run they differ.
+    """
+    schedules = [PowerFunction(sigma_rel=width) for width in np.geomspace(0.005, 0.28, 2 * SIZE).round(4).tolist()]
+    found = trajectory.final({scheme_to_code(schedule): schedule for schedule in schedules})
+    return {
+        "width": np.array([schedule.width for schedule in schedules]),
+        "relative_width": np.array([relative_width(schedule.decays(trajectory.steps)) for schedule in schedules]),
+        **{metric.column: found[metric.column] for metric in trajectory.measured},
+    }
 
 
 def _scheme(schedule: InversePower, settings: dict[str, Any], steps: int) -> Scheme | None:
@@ -121,18 +144,21 @@ def _scheme(schedule: InversePower, settings: dict[str, Any], steps: int) -> Sch
     if "relative_width" in rest:
         width = rest.pop("relative_width")
         if "update_after_step" in rest:
-            return PowerFunction(sigma_rel=width, **rest)
+            start = rest["update_after_step"]
+            function = _power_function(width * steps, steps - start)
+            return None if function is None else replace(function, update_after_step=start)
         return _of_width(replace(schedule, **rest), "inv_gamma" if "power" in rest else "power", steps, width)
     return replace(schedule, **rest)
 
 
-def _within(steps: int, schedule: InversePower, rest: dict[str, Any], all_steps: int) -> Window:
+def _within(steps: int, schedule: InversePower, rest: dict[str, Any], all_steps: int) -> Window | None:
     """The average that looks back no more than so many steps."""
     size = min(steps, max(1, all_steps - rest.get("update_after_step", 0)))
     if "update_after_step" in rest:
         return Window(size)
     if "relative_width" in rest:
-        return Window(size, PowerFunction(sigma_rel=rest["relative_width"]))
+        function = _power_function(rest["relative_width"] * all_steps, size)
+        return None if function is None else Window(size, function)
     return Window(size, replace(schedule, **rest, update_after_step=0, update_every=1))
 
 
@@ -147,9 +173,43 @@ def _of_width(schedule: InversePower, setting: str, steps: int, width: float) ->
         return None
     ends = logs[crossed[0] : crossed[0] + 2]
     found = np.exp(brentq(lambda log: _width(schedule, setting, steps, log) - width, *ends, xtol=1e-7))
+    return _short_setting(
+        found,
+        lambda value: _with(schedule, setting, value),
+        lambda answer: relative_width(answer.decays(steps)) / width,
+    )
+
+
+def _power_function(spread: float, steps: int) -> PowerFunction | None:
+    """The power function whose weights after so many steps have a standard deviation of ``spread`` steps, if any does.
+
+    Its exponent has five digits, or as many as it takes to meet that within 0.1 %.
+    """
+
+    def ratio(function: PowerFunction) -> float:
+        return relative_width(function.decays(steps)) * steps / spread
+
+    def error(log: float) -> float:
+        return ratio(PowerFunction(gamma=math.expm1(log))) - 1
+
+    if error(0.0) < 0:  # the plain mean is the widest
+        return None
+    # Where steps are not few, the exponent is nearly that of the continuous formula.
+    near = math.log1p(gamma_from_sigma_rel(min(spread / steps, MAX_SIGMA_REL)))
+    low, high = max(near - 0.1, 0.0), near + 0.1
+    while error(low) < 0:
+        low = max(low - 1, 0.0)
+    while error(high) > 0:
+        high += 1
+    found = math.expm1(brentq(error, low, high, xtol=1e-9))
+    return _short_setting(found, lambda gamma: PowerFunction(gamma=gamma), ratio)
+
+
+def _short_setting(value: float, build: Callable[[float], S], ratio: Callable[[S], float]) -> S | None:
+    """What ``build`` makes of ``value`` with few digits, such that ``ratio`` is 1 within 0.1 %."""
     for digits in (5, 8):
-        answer = _with(schedule, setting, float(f"{found:.{digits}g}"))
-        if math.isclose(relative_width(answer.decays(steps)), width, rel_tol=1e-3):
+        answer = build(float(f"{value:.{digits}g}"))
+        if math.isclose(ratio(answer), 1, rel_tol=1e-3):
             return answer
     return None
 

@@ -132,7 +132,8 @@ def schedule_controls() -> Schedule:
             0.001,
             format="%.3f",
             key="width",
-            help="Standard deviation of the weights in time, as a share of the run (EDM2's sigma_rel).",
+            help="Standard deviation of the weights in time, as a share of the steps since update_after_step (EDM2's "
+            "sigma_rel). Smaller follows the run more closely.",
             **BOUND,
         )
     if family in ("InversePower", "Constant", "BiasCorrected", "RationalWarmup", "ExponentialRamp"):

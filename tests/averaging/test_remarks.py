@@ -12,9 +12,11 @@ from emacore.averaging.schedules import (
     Constant,
     ExponentialRamp,
     InversePower,
+    PowerFunction,
     RationalWarmup,
     UniformAverage,
 )
+from emacore.averaging.weights import relative_width
 
 ARTICLE = InversePower(beta=0.999, update_after_step=100, update_every=1)
 
@@ -56,6 +58,7 @@ def test_what_a_reader_should_know_is_said(schedule, num_steps, words):
         (UniformAverage(update_after_step=50, update_every=10), 100),
         (InversePower(beta=0.9, update_after_step=0, update_every=1), 5000),
         (BiasCorrected(0.99), 3000),
+        (PowerFunction(sigma_rel=0.1), 5000),
     ],
 )
 def test_nothing_is_said_where_nothing_is_odd(schedule, num_steps):
@@ -67,6 +70,21 @@ def test_a_beta_of_0_is_told_as_copying(family):
     assert remarks(family(beta=0.0, update_after_step=101, update_every=1), 5000) == [
         "beta = 0 copies the weights at every move: nothing is averaged."
     ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_steps", "words"),
+    [
+        (PowerFunction(sigma_rel=0.1, update_after_step=4000), 5000, "2.000% of this run wide, not 10.000%"),
+        (PowerFunction(gamma=0, update_after_step=2500), 5000, "share of the 2,500 steps since step 2,500"),
+        (PowerFunction(sigma_rel=0.005), 50, "its 50 moves are too few for it"),
+        (PowerFunction(sigma_rel=0.005, update_every=100), 5000, "its 50 moves are too few for it"),
+    ],
+)
+def test_a_width_that_the_weights_do_not_have_is_told(schedule, num_steps, words):
+    (told,) = [remark for remark in remarks(schedule, num_steps) if "wide" in remark]
+    assert words in told
+    assert f"{relative_width(schedule.decays(num_steps)):.3%} of this run" in told
 
 
 def told_of_beta(schedule, num_steps):

@@ -138,6 +138,23 @@ def test_a_power_of_1_is_told_with_what_it_takes(open_page):
     assert "Only with inv_gamma 1 and update_every 1 is 1 the plain mean" in told
 
 
+def test_a_width_says_what_it_is_a_share_of(open_page):
+    settings = {"family": "Power function", "width": "0.1", "update_after_step": "4000"}
+    app = open_page("decay_schedule", **settings)
+    shown = next(metric for metric in app.metric if metric.label.startswith("Width"))
+    assert (shown.label, float(shown.value)) == ("Width (% of the run)", pytest.approx(2, rel=0.01))
+    assert "2.000% of this run wide, not 10.000%" in texts(app)
+    assert "share of the steps since update_after_step" in app.get_by_key("width").help
+    app = open_page("decay_schedule", at="90", **settings)
+    shown = next(metric for metric in app.metric if metric.label.startswith("Width"))
+    assert (shown.label, float(shown.value)) == (
+        "Width (% of the steps so far)",
+        pytest.approx(10 * 499 / 4499, rel=0.01),
+    )
+    app = open_page("decay_schedule", memory="relative width", want_width="2", **settings)
+    assert relative_width(answer(app).decays(5000)) == pytest.approx(0.02, rel=1e-4)
+
+
 def test_reset(open_page):
     app = open_page("decay_schedule", power="1.5", beta="0.5", steps="77")
     next(button for button in app.button if button.label == "Reset").click()

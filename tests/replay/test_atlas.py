@@ -66,19 +66,15 @@ def test_axes_must_be_two(trajectory):
             atlas(trajectory, InversePower(), x, y)
 
 
-@pytest.mark.parametrize(
-    ("x", "y"), [("half_life", "power"), ("relative_width", "update_after_step"), ("update_after_step", "window")]
-)
+@pytest.mark.parametrize(("x", "y"), [("half_life", "power"), ("update_after_step", "window")])
 def test_axes_of_other_rules(trajectory, x, y):
     cells = atlas(trajectory, InversePower(update_every=1), x, y)
     row = cells.iloc[len(cells) // 2]
     scheme = scheme_from_code(row["code"])
     if "half_life" in (x, y):
         assert 0.5 ** (1 / row["x"]) == pytest.approx(scheme.beta)
-    elif "window" in (x, y):
-        assert scheme == Window(min(int(row["y"]), 30 - int(row["x"])))
     else:
-        assert scheme == PowerFunction(sigma_rel=row["x"], update_after_step=int(row["y"]))
+        assert scheme == Window(min(int(row["y"]), 30 - int(row["x"])))
     assert trajectory.final({"a": scheme})["loss"][0] == pytest.approx(row["loss"], rel=1e-4)
 
 
@@ -141,6 +137,37 @@ def test_a_rule_that_is_found_has_the_width(width, setting, steps, schedule):
     assert found is None or relative_width(found.decays(steps)) == pytest.approx(width, rel=1e-3)
 
 
+@pytest.mark.parametrize("other", [axis for axis in AXES if axis != "relative_width"])
+def test_a_relative_width_is_a_share_of_the_run_beside_every_other_axis(trajectory, other):
+    cells = atlas(trajectory, InversePower(0.99, update_after_step=3, update_every=1), "relative_width", other)
+    there = cells[cells["code"].notna()]
+    assert len(there) > 20
+    for row in there.itertuples():
+        shares = trajectory.shares(scheme_from_code(row.code))
+        steps = np.arange(1, len(shares) + 1)
+        spread = np.sqrt(shares @ (steps - shares @ steps) ** 2)
+        assert spread / trajectory.steps == pytest.approx(row.x, rel=2e-3)
+        if other == "update_after_step":
+            assert np.flatnonzero(shares)[0] >= row.y
+        if other == "window":
+            assert np.count_nonzero(shares) <= row.y
+    if other in ("update_after_step", "window"):
+        left = {row.y: 30 - row.y if other == "update_after_step" else row.y for row in cells.itertuples()}
+        for row in cells[cells["code"].isna()].itertuples():
+            widest = np.sqrt((left[row.y] ** 2 - 1) / 12) / 30
+            assert row.x > widest * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("steps", [2, 30, 5000])
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.25, 0.3])
+def test_a_power_function_of_a_spread(steps, share):
+    found = atlas_module._power_function(share * steps, steps)
+    if share > np.sqrt((steps**2 - 1) / 12) / steps:
+        assert found is None
+    else:
+        assert relative_width(found.decays(steps)) == pytest.approx(share, rel=1e-3)
+
+
 def test_a_window_lets_the_rule_begin_anew(trajectory):
     cells = atlas(trajectory, InversePower(0.9, update_after_step=3, update_every=2), "window", "power")
     row = cells[(cells["x"] == 12)].iloc[4]
@@ -148,9 +175,6 @@ def test_a_window_lets_the_rule_begin_anew(trajectory):
     assert scheme_from_code(row["code"]) == Window(12, rule)
     by_hand = average(np.asarray(trajectory.weights[-12:], dtype=float), rule.decays(12))[-1:]
     assert row["loss"] == pytest.approx(trajectory.measure(by_hand)["loss"][0], rel=1e-4)
-    cells = atlas(trajectory, InversePower(), "window", "relative_width")
-    row = cells[(cells["x"] == 12)].iloc[7]
-    assert scheme_from_code(row["code"]) == Window(12, PowerFunction(sigma_rel=row["y"]))
 
 
 def test_the_best_epoch_of_each_cell(trajectory):
@@ -181,6 +205,7 @@ def test_widths(trajectory):
     row = table.iloc[20]
     expected = trajectory.final({"a": PowerFunction(sigma_rel=row["width"])})
     assert row["loss"] == pytest.approx(expected["loss"][0], rel=1e-5)
+    assert row["relative_width"] == pytest.approx(relative_width(PowerFunction(sigma_rel=row["width"]).decays(30)))
 
 
 @pytest.fixture(scope="module")
