@@ -1,7 +1,5 @@
 import numpy as np
 import pandas as pd
-from hypothesis import given
-from hypothesis import strategies as st
 
 from emacore.averaging.signals import sgd_on_quadratic
 from emacore.charts.aligned import curves_and_shares
@@ -10,34 +8,6 @@ from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
-from emacore.charts.thin import kept_rows, thin
-
-
-@given(st.integers(1, 5000), st.integers(10, 300), st.integers(1, 3))
-def test_thinning_keeps_ends_and_extremes_within_the_budget(rows, most, lines_):
-    values = np.random.default_rng(rows).normal(size=(rows, lines_))
-    kept = kept_rows(values, most)
-    assert len(kept) <= max(most, 2 + 2 * lines_)
-    assert kept[0] == 0
-    assert kept[-1] == rows - 1
-    assert np.all(np.diff(kept) > 0)
-    for column in range(lines_):
-        assert values[kept, column].max() == values[:, column].max()
-        assert values[kept, column].min() == values[:, column].min()
-
-
-def test_short_lines_are_left_alone_and_gaps_do_no_harm():
-    assert kept_rows(np.arange(5.0), 10).tolist() == [0, 1, 2, 3, 4]
-    gaps = np.full(1000, np.nan)
-    gaps[500] = 7.0
-    assert 500 in kept_rows(gaps, 50)
-
-
-def test_thin_works_series_by_series():
-    table = pd.DataFrame({"x": [*range(1000)] * 2, "y": np.sin(np.arange(2000)), "s": ["a"] * 1000 + ["b"] * 1000})
-    counts = thin(table, "y", "s", 100).groupby("s").size()
-    assert counts.max() <= 100
-    assert counts.min() > 50
 
 
 def chart_of(**changes):

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
@@ -48,3 +49,8 @@ def texts(app):
     """All that the page says."""
     kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.success)
     return "\n".join(element.value for elements in kinds for element in elements)
+
+
+def drawn(app, number=0):
+    """The rows that a page's chart draws, the first one by default."""
+    return pa.ipc.open_stream(app.get("vega_lite_chart")[number].proto.data.data).read_pandas()
