@@ -8,6 +8,7 @@ from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
+from emacore.charts.tradeoff import tradeoff
 
 
 def chart_of(**changes):
@@ -171,3 +172,21 @@ def test_bands_and_histograms():
     ruled = histogram(pd.Series([1.0, 2.0]), x_title="x", rules={"theirs": 1.5}).spec["layer"]
     assert ruled[1]["data"]["values"] == ruled[2]["data"]["values"] == [{"at": 1.5, "label": "theirs"}]
     assert histogram(pd.Series([1.0]), x_title="x").spec["layer"][1]["data"]["values"] == []
+
+
+def test_a_tradeoff_leaves_the_picture_far_below_its_lowest_average():
+    table = pd.DataFrame({"decay": [0.5, 0.9, 0.99], "half_life": [1.0, 6.6, 69.0], "bias": [1e-40, 1e-9, 1.0]})
+    table = table.assign(variance=[0.3, 0.1, 0.0], simulated=0.2, last=0.4)
+    table["expected"] = table["bias"] + table["variance"]
+    figure = tradeoff(table, chosen=6.6, label="decay 0.9")
+    assert figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == [0.033, 1.5]
+    assert figure.spec["layer"][2]["data"]["values"] == [{"at": 6.6, "label": "decay 0.9"}]
+    assert figure.data.groupby("curve").size().to_dict() == {
+        "average": 4,  # and a dot
+        "SGD's last step": 3,
+        "start left in it": 3,
+        "noise left in it": 2,  # a log axis has no 0
+    }
+    deep = tradeoff(table.assign(expected=[1e-40, 1e-9, 1.0]), chosen=69.0, label="").spec["layer"]
+    assert deep[0]["encoding"]["y"]["scale"]["domain"] == [1e-6, 1.5]
+    assert (figure.spec["layer"][3]["mark"]["align"], deep[3]["mark"]["align"]) == ("left", "right")
