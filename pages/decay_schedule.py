@@ -8,7 +8,7 @@ import streamlit as st
 
 from emacore.averaging import schedules
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
-from emacore.averaging.filters import half_life
+from emacore.averaging.filters import half_life, half_lives
 from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import InversePower, Schedule
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
@@ -123,8 +123,7 @@ with charts:
     for name, curve in with_decays.items():
         calls = steps_axis(num_steps, curve)
         rates = decays_of(to_code(curve), num_steps)[calls]
-        with np.errstate(divide="ignore"):
-            memory = np.where(rates > 0, -np.log(2) / np.log(np.maximum(rates, 1e-300)), 0.0) * curve.update_every
+        memory = half_lives(rates) * curve.update_every
         parts.append(
             pd.DataFrame(
                 {"curve": name, "step": calls, "decay": rates, "one_minus_decay": 1 - rates, "half_life_steps": memory}

@@ -4,20 +4,22 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from emacore.averaging.filters import half_life
+from emacore.averaging.filters import half_life, half_lives
 from emacore.averaging.schedules import Constant
-from emacore.averaging.signals import sgd_on_quadratic, stationary_loss
+from emacore.averaging.signals import quadratic_loss, sgd_on_quadratic
+from emacore.averaging.views import LossByDecay, change_in_words, loss_by_decay
 from emacore.averaging.weights import average
 from emacore.charts.plane import paths
+from emacore.charts.tradeoff import tradeoff
 from emacore.experiments.evidence import answers, shipped
 from emacore.experiments.statistics import verdict
-from emacore.widgets.page import BOUND, query_of, reset_button, show_chart, show_table, through_app
+from emacore.widgets.page import BOUND, number_text, query_of, reset_button, show_chart, show_table, through_app
 from emacore.widgets.schedules import SCHEDULE_DEFAULTS, beta_slider
 
 CURVATURES = (1.0, 0.25)
 START = (2.0, 1.6)
 DRAWN = 300
-MEASURED = 50_000
+RUNS = 1000
 SECONDS_PER_FRAME = 0.4
 DEFAULTS = {"quad_rate": 0.3, "quad_noise": 1.0, "quad_decay": 0.98}
 
@@ -25,7 +27,8 @@ through_app()
 st.title("What does averaging do to your weights?")
 st.markdown(
     "Near a minimum, SGD does not settle: the noise of its batches keeps it :orange[**circling**]. An "
-    ":blue[**exponential moving average**] of its weights lies much closer to the minimum. Move the sliders."
+    ":blue[**exponential moving average**] of its weights is calmer, and later: closer to the minimum if its decay "
+    "fits the length of the run, still on its way if it is too large. Move the sliders."
 )
 controls = st.columns(3)
 with controls[0]:
@@ -57,17 +60,22 @@ with controls[2]:
         DEFAULTS["quad_decay"],
         help="The share of the old average that each step keeps.",
     )
-    st.caption(f"It forgets half in {half_life(beta):,.3g} steps.")
+    st.caption(f"It forgets half in {half_life(beta):,.1f} steps.")
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def simulate(rate: float, noise: float, steps: int, start: float | tuple[float, float]) -> np.ndarray:
-    return sgd_on_quadratic(CURVATURES, rate, noise, steps, seed=1, start=start).noisy
+def simulate(rate: float, noise: float) -> np.ndarray:
+    return sgd_on_quadratic(CURVATURES, rate, noise, DRAWN, seed=1, start=START).noisy
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def losses(rate: float, noise: float, beta: float) -> LossByDecay:
+    return loss_by_decay(CURVATURES, rate, noise, DRAWN, START, beta, runs=RUNS)
 
 
 def advance() -> int:
     """How many steps the picture shows: more with each frame while it plays."""
-    if not st.session_state.get("play", True):
+    if not st.session_state["play"]:
         return DRAWN
     shown = min(st.session_state.get("frame", 20) + 8, DRAWN)
     st.session_state["frame"] = shown
@@ -78,14 +86,20 @@ def replay() -> None:
     st.session_state["frame"] = 20
 
 
-playing = st.session_state.get("play", True) and st.session_state.get("frame", 20) < DRAWN
 picture, numbers = st.columns([3, 2])
+with picture:
+    moving = st.container()  # above the toggle, whose value it needs
+    with st.container(horizontal=True):
+        st.button("Play again", on_click=replay, icon=":material/replay:")
+        reset_button(DEFAULTS)
+        st.toggle("Play", True, key="play", help="Off: show the whole path at once.", **BOUND)
+playing = st.session_state["play"] and st.session_state.get("frame", 20) < DRAWN
 
 
 @st.fragment(run_every=SECONDS_PER_FRAME if playing else None)
 def draw() -> None:
     shown = advance()
-    path = simulate(learning_rate, noise, DRAWN, START)
+    path = simulate(learning_rate, noise)
     averaged = average(path, Constant(beta).decays(DRAWN))
     table = pd.DataFrame(
         np.column_stack([np.arange(DRAWN), path, averaged]),
@@ -103,48 +117,77 @@ def draw() -> None:
         st.rerun()
 
 
-with picture:
+with moving:
     draw()
-    with st.container(horizontal=True):
-        st.button("Play again", on_click=replay, icon=":material/replay:")
-        reset_button(DEFAULTS)
-        st.toggle("Play", True, key="play", help="Off: show the whole path at once.", **BOUND)
-
+found = losses(learning_rate, noise, beta)
+last, now = found.at(0.0), found.at(beta)
+expected = found.expected.total
+best = int(expected[1:].argmin()) + 1
 with numbers:
-    st.subheader("Formula and simulation agree")
-    long = simulate(learning_rate, noise, MEASURED, 0.0)
-    settled = slice(MEASURED // 10, None)
-    averages = average(long, np.full(MEASURED, beta), initial=0.0)
-    measured = [float(np.mean((part[settled] ** 2) @ CURVATURES) / 2) for part in (long, averages)]
-    predicted = [stationary_loss(CURVATURES, learning_rate, noise, b) for b in (None, beta)]
-
-    def ratio(pair: list[float]) -> float:
-        return pair[1] / pair[0] if pair[0] else float("nan")
-
-    st.metric(
-        "Loss of the average, as a share of SGD's own",
-        "no noise, no difference" if noise == 0 else f"{ratio(measured):.1%}",
-        help="Both around the minimum, once the start is forgotten.",
+    st.subheader(change_in_words(expected[last], expected[now]))
+    one, two = st.columns(2)
+    one.metric("SGD's last step", f"{expected[last]:.3g}", help="Its expected loss: the mean over all noise.")
+    two.metric(
+        "Its average",
+        f"{expected[now]:.3g}",
+        help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
     )
-    show_table(
-        pd.DataFrame(
-            {
-                "mean loss around the minimum": ["SGD", "average", "average / SGD"],
-                "formula": [*predicted, ratio(predicted)],
-                "simulated": [*measured, ratio(measured)],
-            }
-        ),
-        name="loss",
+    curve = pd.DataFrame(
+        {
+            "decay": found.decays,
+            "half_life": half_lives(found.decays),
+            "bias": found.expected.bias,
+            "variance": found.expected.variance,
+            "expected": expected,
+            "simulated": found.simulated,
+            "standard_error": found.error,
+            "last": expected[last],
+        }
+    )
+    show_chart(
+        tradeoff(curve[curve["decay"] > 0], chosen=half_life(beta), label=f"decay {number_text(beta)}"),
+        alt_text=f"Expected loss of the average after {DRAWN - 1} steps over its decay, lowest at "
+        f"{found.decays[best]:.6g}; the chosen decay {number_text(beta)} is marked",
+        table=curve,
+        name="loss_by_decay",
     )
     st.caption(
-        "Formula: each direction of SGD is AR(1) noise with coefficient 1 - learning rate x curvature, and the "
-        f"average is a one-pole filter. Simulated: {MEASURED:,} steps from the minimum, seed 1, curvatures "
-        f"{CURVATURES[0]:g} and {CURVATURES[1]:g}."
+        f"Lowest of these: {expected[best]:.3g}, at decay {found.decays[best]:.6g}. Too small a decay leaves the noise "
+        "in the average, too large a one the start. Dots are simulated."
     )
-    st.markdown(
-        "**Look for:** a larger decay makes the blue path calmer *and later*: it needs longer to come in from the "
-        "start. A small learning rate does the same to the orange path itself."
-    )
+
+path = simulate(learning_rate, noise)
+ends = [path[-1], average(path, Constant(beta).decays(DRAWN))[-1]]
+places = [last, now]
+agrees = all(found.agrees(decay) for decay in (0.0, beta))
+st.subheader("Formula and simulation agree" if agrees else "Formula and simulation do not agree")
+compared = pd.DataFrame(
+    {
+        f"loss after step {DRAWN - 1}": ["SGD's last step", f"average, decay {number_text(beta)}"],
+        "left of the start": found.expected.bias[places],
+        "from the noise": found.expected.variance[places],
+        "expected: both": expected[places],
+        "simulated": found.simulated[places],
+        "standard error": found.error[places],
+        "the path drawn": [quadratic_loss(CURVATURES, end) for end in ends],
+    }
+)
+show_table(
+    compared,
+    name="loss",
+    column_config={column: st.column_config.NumberColumn(format="%.3g") for column in compared.columns[1:]},
+)
+st.caption(
+    f"Expected: exact for these {DRAWN - 1} steps from this start. Each direction of SGD is AR(1) noise with "
+    "coefficient 1 - learning rate x curvature, added to the path that it would take without noise; the average "
+    "weighs both. "
+    f"Simulated: the mean of {RUNS:,} runs of the same steps from the same start, curvatures {CURVATURES[0]:g} and "
+    f"{CURVATURES[1]:g}. The path drawn is one such run, and can have more loss or less."
+)
+st.markdown(
+    "**Look for:** a larger decay makes the blue path calmer *and later*: it needs longer to come in from the start. A "
+    "small learning rate does the same to the orange path itself."
+)
 
 
 @st.cache_data(max_entries=1)

@@ -112,6 +112,12 @@ def half_life(beta: float) -> float:
     return time_constant(beta) * math.log(2)
 
 
+def half_lives(decays: ArrayLike) -> Floats:
+    """:func:`half_life` of each of many decays, in their shape."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(math.log(2) / np.abs(np.log(np.asarray(decays, dtype=np.float64))))
+
+
 def decay_from_half_life(steps: float) -> float:
     """The decay whose half-life is ``steps``; the inverse of :func:`half_life`."""
     return decay_from_time_constant(steps / math.log(2))

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.signal import chirp, lfilter
 
 from emacore.averaging.filters import variance_gain
-from emacore.averaging.schedules import LARGEST_DECAY, check_whole
+from emacore.averaging.schedules import LARGEST_DECAY, Constant, check_whole
+from emacore.averaging.weights import weights
 
 Floats = NDArray[np.float64]
 
@@ -145,6 +146,149 @@ def sgd_on_quadratic(
         [lfilter([1.0], [1.0, learning_rate * c - 1], driven[..., i], axis=1) for i, c in enumerate(curves)], axis=-1
     )
     return Sequence(clean=paths[0], noisy=paths[1])
+
+
+def quadratic_loss(curvatures: ArrayLike, places: ArrayLike) -> float:
+    """``sum(curvatures * w**2) / 2`` at one place ``w``, shape (k,)."""
+    return float(np.asarray(places, dtype=np.float64) ** 2 @ np.atleast_1d(curvatures) / 2)
+
+
+class FinalLoss(NamedTuple):
+    """Expected loss of a final average in two parts, which add: what is left of the start, and what the noise does."""
+
+    bias: Floats
+    variance: Floats
+
+    @property
+    def total(self) -> Floats:
+        return self.bias + self.variance
+
+
+def final_moments(
+    curvatures: ArrayLike,
+    learning_rate: float,
+    gradient_noise: float,
+    num_steps: int,
+    decays: ArrayLike,
+    start: ArrayLike = 1.0,
+) -> tuple[Floats, Floats]:
+    """Mean and variance, in each direction, of the average of the ``num_steps`` iterates of :func:`sgd_on_quadratic`.
+
+    The average begins as a copy of the first iterate and keeps a constant decay b from there on, as
+    ``Constant(b).decays(num_steps)`` says.  With ``a = 1 - learning_rate * curvature``, ``n = num_steps - 1`` and
+    ``D_m = (b^m - a^m) / (b - a)``, the sum of ``b^(m-1-k) a^k`` over k < m:
+
+        mean = start * (b^n + (1 - b) a D_n)
+        variance = (learning_rate * gradient_noise * (1 - b))^2 * (D_1^2 + ... + D_n^2)
+
+    The first is the average of the path without noise.  The second follows because the noise of step j reaches the
+    average with the factor ``learning_rate * (1 - b) * D_(n-j)``.  It holds for every rate, diverging ones included.
+
+    Args:
+        curvatures, learning_rate, gradient_noise, num_steps, start: As there.
+        decays: Numbers in [0, 1], of any shape (d...).  0 is the last iterate itself.
+
+    Returns:
+        Two arrays of shape (d..., k), infinite where they are too large for a float.
+
+    Raises:
+        ValueError: if a decay is outside [0, 1], or ``sgd_on_quadratic`` would raise.
+    """
+    check_whole("num_steps", num_steps, 1)
+    curves = _checked_curvatures(curvatures, learning_rate)
+    b = np.asarray(decays, dtype=np.float64)[..., np.newaxis]
+    if not np.all((b >= 0) & (b <= 1)):
+        raise ValueError(f"decays must be in [0, 1], got {np.asarray(decays).tolist()}")
+    a, b = np.broadcast_arrays(1 - learning_rate * curves, b)
+    first = np.broadcast_to(np.asarray(start, dtype=np.float64), curves.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        power, last, squares = _geometric_sums(a, b, num_steps - 1)
+        share = np.where(b == 1, 1.0, power + (1 - b) * a * last)
+        # What is no number here came of two that are too large, which only diverging rates have.
+        mean = np.where(first == 0, 0.0, first * np.where(np.isfinite(share), share, np.inf))
+        variance = (learning_rate * gradient_noise * (1 - b)) ** 2 * np.where(np.isfinite(squares), squares, np.inf)
+    return mean, np.where((b == 1) | (gradient_noise == 0), 0.0, variance)
+
+
+def _geometric_sums(a: Floats, b: Floats, count: int) -> tuple[Floats, Floats, Floats]:
+    """``b^n``, ``D_n`` and ``D_1^2 + ... + D_n^2`` for n = ``count``, with D as in :func:`final_moments`.
+
+    Built by doubling, from ``D_(m+l) = b^l D_m + a^m D_l``: about log2(n) rounds, none of which divides by b - a, so
+    nothing cancels where the two are close.
+    """
+    one, zero = np.ones(a.shape), np.zeros(a.shape)
+    # Of m terms: a^m, b^m, D_m, and the sums over i <= m of b^(2i), of b^i D_i and of D_i^2.
+    total: tuple[Floats, ...] = (one, one, zero, zero, zero, zero)
+    block: tuple[Floats, ...] = (a, b, one, b**2, b, one)
+    while count:
+        if count % 2:
+            total = _joined(total, block)
+        count //= 2
+        block = _joined(block, block)
+    return total[1], total[2], total[5]
+
+
+def _joined(first: tuple[Floats, ...], then: tuple[Floats, ...]) -> tuple[Floats, ...]:
+    """The sums over m + l terms, from those over the first m and over l."""
+    a_m, b_m, d_m, bb_m, bd_m, dd_m = first
+    a_l, b_l, d_l, bb_l, bd_l, dd_l = then
+    return (
+        a_m * a_l,
+        b_m * b_l,
+        b_l * d_m + a_m * d_l,
+        bb_m + b_m**2 * bb_l,
+        bd_m + b_m * (d_m * bb_l + a_m * bd_l),
+        dd_m + d_m**2 * bb_l + 2 * d_m * a_m * bd_l + a_m**2 * dd_l,
+    )
+
+
+def final_loss(
+    curvatures: ArrayLike,
+    learning_rate: float,
+    gradient_noise: float,
+    num_steps: int,
+    decays: ArrayLike,
+    start: ArrayLike = 1.0,
+) -> FinalLoss:
+    """Expected loss of that average: ``sum(curvature * mean**2) / 2`` and the same of the variance.
+
+    Arguments and errors are those of :func:`final_moments`; both parts have the shape of ``decays``.
+    """
+    curves = np.atleast_1d(np.asarray(curvatures, dtype=np.float64))
+    mean, variance = final_moments(curves, learning_rate, gradient_noise, num_steps, decays, start)
+    with np.errstate(over="ignore"):
+        return FinalLoss(bias=mean**2 @ curves / 2, variance=variance @ curves / 2)
+
+
+def simulated_final_losses(
+    curvatures: ArrayLike,
+    learning_rate: float,
+    gradient_noise: float,
+    num_steps: int,
+    decays: ArrayLike,
+    start: ArrayLike = 1.0,
+    *,
+    runs: int = 1000,
+    seed: int = 0,
+) -> Floats:
+    """The loss of that average in so many simulated runs, which differ in their noise: shape (runs, d...).
+
+    The same noise for every decay, so that decays can be compared run by run.
+    """
+    check_whole("num_steps", num_steps, 1)
+    curves = _checked_curvatures(curvatures, learning_rate)
+    wanted = np.asarray(decays, dtype=np.float64)
+    first = np.broadcast_to(np.asarray(start, dtype=np.float64), curves.shape)
+    shares = np.array([weights(Constant(float(decay)).decays(num_steps)) for decay in wanted.ravel()])
+    rng = np.random.default_rng(seed)
+    losses = np.zeros((wanted.size, runs))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for curve, begin in zip(curves, first, strict=True):
+            driven = np.full((num_steps, runs), begin)
+            driven[1:] = -learning_rate * gradient_noise * rng.standard_normal((num_steps - 1, runs))
+            path = lfilter([1.0], [1.0, learning_rate * curve - 1], driven, axis=0)
+            losses += curve * (shares @ path) ** 2 / 2
+    return np.where(np.isnan(losses), np.inf, losses).T.reshape(runs, *wanted.shape)
 
 
 def stationary_variance(curvatures: ArrayLike, learning_rate: float, gradient_noise: float) -> Floats:

@@ -10,9 +10,8 @@ import altair as alt
 import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of
-from emacore.charts.lines import Scale
 from emacore.charts.style import DASHES
-from emacore.charts.thin import MAX_POINTS, thin
+from emacore.charts.thin import MAX_POINTS, Scale, left_out, thin
 
 
 def curves_and_shares(
@@ -33,13 +32,13 @@ def curves_and_shares(
         colours: The colour of each curve, in the order of the legend; curves without shares are only above.
         steps: Where the common axis ends.
     """
-    above = curves[curves["loss"] > 0] if y_scale == "log" else curves
     # Weights change smoothly: fewer points show them, and a slider's answer is drawn sooner.
-    weighed = thin(shares, "weight", "curve", MAX_POINTS // 2)
-    drawn = [thin(above, "loss", "curve").assign(part="loss"), weighed.assign(part="weight")]
-    columns = ["part", "curve", "step", "epoch", "loss", "weight"]
-    table = pd.concat(drawn, ignore_index=True).reindex(columns=columns)
-    return Figure(table, _spec(tuple(colours.items()), y_title, y_scale, steps, height))
+    weighed = thin(shares, "step", "weight", "curve", MAX_POINTS // 2)
+    losses = thin(curves, "step", "loss", "curve", y_scale=y_scale)
+    columns = ["part", "curve", "piece", "step", "epoch", "loss", "weight"]
+    table = pd.concat([losses.assign(part="loss"), weighed.assign(part="weight")], ignore_index=True)
+    spec = _spec(tuple(colours.items()), y_title, y_scale, steps, height)
+    return Figure(table.reindex(columns=columns), spec, left_out(curves, {"loss": y_scale}, "curve"))
 
 
 @lru_cache(maxsize=64)
@@ -58,6 +57,7 @@ def _spec(
     )
     step_scale = alt.Scale(domain=[0, steps], nice=False)
     base = alt.Chart().encode(
+        detail="piece:N",
         color=alt.Color("curve:N", scale=alt.Scale(domain=names, range=hues), legend=legend),
         strokeDash=alt.StrokeDash(
             "curve:N",

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
-from emacore.charts.lines import Scale
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+from emacore.charts.thin import Scale, left_out, thin
 
 _ZERO, _INTERVAL, _RULES, _LABELS = range(4)
 
@@ -24,8 +24,13 @@ def bands(table: pd.DataFrame, colours: Mapping[str, str], *, y_title: str, y_sc
         table: curve, epoch, low, median, high, seeds.
         colours: The colour of each curve, in the order of the legend.
     """
-    shown = table[table["low"] > 0] if y_scale == "log" else table
-    return Figure(shown, _bands(tuple(colours.items()), y_title, y_scale))
+    columns = ["low", "median", "high"]
+    shown = thin(table, "epoch", columns, "curve", y_scale=y_scale)
+    return Figure(
+        shown,
+        _bands(tuple(colours.items()), y_title, y_scale),
+        left_out(table, dict.fromkeys(columns, y_scale), "curve"),
+    )
 
 
 @lru_cache(maxsize=32)
@@ -33,6 +38,7 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
     highlight = alt.selection_point(name="highlight", fields=["curve"], bind="legend")
     scale = alt.Scale(type=y_scale, zero=False) if y_scale == "linear" else alt.Scale(type=y_scale)
     base = alt.Chart().encode(
+        detail="piece:N",
         x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False)),
         color=alt.Color(
             "curve:N",
@@ -55,7 +61,7 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
     )
     points = base.mark_circle(size=80).encode(
         y=alt.Y("median:Q", title=y_title, scale=scale),
-        opacity=alt.value(0),
+        opacity=alt.when(alt.datum.alone).then(alt.value(0.6)).otherwise(alt.value(0)),
         tooltip=[
             alt.Tooltip("curve:N", title=" "),
             alt.Tooltip("epoch:Q"),

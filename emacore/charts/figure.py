@@ -14,10 +14,13 @@ class Figure(NamedTuple):
 
     Altair needs some 60 ms to build and check a chart, too long for a slider, but only the data change while one drags.
     So chart functions cache the specification by everything else.
+
+    ``left_out`` says in a sentence which values the axes cannot show; it is empty where they show all.
     """
 
     data: pd.DataFrame
     spec: dict[str, Any]
+    left_out: str = ""
 
 
 def spec_of(chart: alt.LayerChart | alt.FacetChart | alt.VConcatChart) -> dict[str, Any]:

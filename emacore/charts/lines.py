@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import CLEAN, DASHES
-from emacore.charts.thin import MAX_POINTS, thin
-
-Scale = Literal["linear", "log"]
+from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
 
 #: Two names of up to so many letters stand side by side on a narrow screen.
 _LONG_NAME = 16
@@ -45,15 +44,17 @@ def lines(
         x, y, series: Names of the columns.
         colours: The colour of each series, in the order of the legend.
         x_title, y_title: Axis titles, with their unit.
-        x_scale, y_scale: On a log scale, rows that are not above 0 are left out.
+        x_scale, y_scale: Rows that an axis cannot show (not finite, or not above 0 on a log scale) break the line, and
+            are told in ``left_out``.
         faint: Series drawn thin, for context.
         x_rules: Labelled vertical lines.
     """
-    shown = table[[x, y, series]]
-    for column, scale in ((x, x_scale), (y, y_scale)):
-        if scale == "log":
-            shown = shown[shown[column] > 0]
-    shown = thin(shown, y, series, max_points)
+    ends = axis_ends(table[y].to_numpy(dtype=np.float64), y_scale)
+    shown = thin(
+        table[[x, y, series]], x, y, series, max_points, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends
+    )
+    if y_domain is None and ends != axis_ends(shown[y], y_scale):
+        y_domain = ends  # one number up to rounding: the axis must not show the rounding
     rank = shown.groupby(series, sort=False).cumcount()
     shown = shown.assign(probe=rank % max(1, len(shown) // (_PROBES * max(1, shown[series].nunique()))) == 0)
     present = set(shown[series].unique())
@@ -75,7 +76,7 @@ def lines(
         rules = [{"label": name, "at": at, "height": 8 + 14 * n} for n, (name, at) in enumerate(x_rules.items())]
         for layer in (_RULES, _LABELS):
             spec = with_layer_data(spec, layer, rules)
-    return Figure(shown, spec)
+    return Figure(shown, spec, left_out(table, {x: x_scale, y: y_scale}, series))
 
 
 @lru_cache(maxsize=256)
@@ -115,6 +116,7 @@ def _spec(
         color=alt.Color(f"{series}:N", scale=alt.Scale(domain=names, range=hues), legend=legend),
     )
     drawn = base.mark_line(clip=True).encode(
+        detail="piece:N",
         strokeDash=alt.StrokeDash(
             f"{series}:N",
             scale=alt.Scale(domain=names, range=[DASHES.get(colour, [1, 0]) for colour in hues]),
@@ -126,10 +128,14 @@ def _spec(
         opacity=alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.12)),
     )
     points = (
-        base.transform_filter(alt.datum.probe)
+        base.transform_filter(alt.datum.probe | alt.datum.alone)
         .mark_circle(size=70)
         .encode(
-            opacity=alt.when(nearest).then(alt.value(1)).otherwise(alt.value(0)),
+            opacity=alt.when(nearest)
+            .then(alt.value(1))
+            .when(alt.datum.alone)
+            .then(alt.value(0.6))
+            .otherwise(alt.value(0)),
             tooltip=[
                 alt.Tooltip(f"{series}:N", title=" "),
                 alt.Tooltip(f"{x}:Q", title=x_title, format=",.6~g"),

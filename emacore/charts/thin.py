@@ -1,42 +1,225 @@
-"""Fewer points for the eye: what a line of a few hundred pixels can show, extremes kept."""
+"""Fewer points for the eye: what a line of a few hundred pixels can show, in the scale in which it is drawn."""
 
 from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-#: Points a line gets at most: two for each pixel of a narrow chart.
+Floats = NDArray[np.float64]
+Positions = NDArray[np.intp]
+Scale = Literal["linear", "log"]
+
+#: Points that a line gets at most: two for each pixel column of a narrow chart, and some for its corners.
 MAX_POINTS = 800
+#: How far a smooth line may be off, as a share of the axis; half a pixel of a chart of usual height.
+TOLERANCE = 0.0015
+#: Of the points, the share that is kept for corners.
+_CORNERS = 1 / 8
 
 
-def kept_rows(values: ArrayLike, max_points: int = MAX_POINTS) -> NDArray[np.intp]:
-    """Positions of the rows to draw: the first, the last, and the lowest and highest of equal stretches between.
+def kept_rows(
+    x: ArrayLike,
+    y: ArrayLike,
+    max_points: int = MAX_POINTS,
+    *,
+    x_scale: Scale = "linear",
+    y_scale: Scale = "linear",
+    y_range: tuple[float, float] | None = None,
+) -> Positions:
+    """Positions of the rows to draw of a line from point to point, in the order of ``x``.
+
+    They hold the first and the last row and the lowest and the highest of each pixel column of the axis that is drawn.
+    Where the straight lines between those miss a row by more than ``TOLERANCE`` of the axis, rows are added, the worst
+    first, until none is missed: so a curve keeps its bends, its plateaus and its cliffs.  A line with too many such
+    places for that is noise, which its extremes show.
 
     Args:
-        values: Shape (rows,) or (rows, lines); of several lines every one keeps its extremes within the same budget.
+        x: Shape (rows,).
+        y: Shape (rows,), or (rows, lines) for lines that share their rows: each keeps its own extremes and corners.
+        max_points: As many rows are kept at most, but never fewer than the ends and one column's extremes.
+        x_scale, y_scale: Of the axes.  Rows that :func:`drawable` excludes are never kept; where there are few gaps,
+            the rows at their borders are.
+        y_range: The ends of the y axis, in units of ``y``; those of this line by default.
+
+    Returns:
+        Shape (kept,), without repeats.
+    """
+    across = np.asarray(x, dtype=np.float64)
+    up = np.asarray(y, dtype=np.float64).reshape(len(across), -1)
+    shown = drawable(across, x_scale) & drawable(up, y_scale).all(axis=1)
+    rows = np.arange(len(across))
+    if not shown.all():
+        rows, across, up = rows[shown], across[shown], up[shown]
+    if np.any(across[1:] < across[:-1]):
+        order = np.argsort(across, kind="stable")  # as Vega-Lite draws it
+        rows, across, up = rows[order], across[order], up[order]
+    if len(rows) <= max_points:
+        return rows
+    u = _on_axis(across, x_scale, (float(across[0]), float(across[-1])))
+    ends = y_range or axis_ends(up, y_scale)
+    lines = [_on_axis(line, y_scale, ends) for line in up.T]
+    borders = np.flatnonzero(np.diff(rows) > 1) if not shown.all() else np.empty(0, dtype=np.intp)
+    corners = int(max_points * _CORNERS)
+    columns = max(1, (max_points - corners - 2) // (2 * len(lines)))
+    kept = _extremes(u, lines, columns)
+    if len(kept) + 2 * len(borders) <= max_points:
+        kept = np.union1d(kept, [borders, borders + 1])
+    return rows[_with_corners(u, lines, kept, max_points)]
+
+
+def thin(
+    table: pd.DataFrame,
+    x: str,
+    y: str | Sequence[str],
+    series: str,
+    max_points: int = MAX_POINTS,
+    *,
+    x_scale: Scale = "linear",
+    y_scale: Scale = "linear",
+    y_domain: tuple[float, float] | None = None,
+) -> pd.DataFrame:
+    """The rows of ``table`` to draw as one line for each value of ``series``; see :func:`kept_rows`.
+
+    Args:
+        x, y, series: Names of columns; several ``y`` share their rows.
+        y_domain: The ends of the y axis; by default those of all values that it can show.
+
+    Returns:
+        Rows of ``table`` with two further columns.  ``piece``: rows between which the axes cannot show one have
+        different numbers there, and no line must lead from the one to the other.  ``alone``: whether a row is all of
+        its piece, so that there is no line to see.
+    """
+    columns = [y] if isinstance(y, str) else list(y)
+    values = table[columns].to_numpy(dtype=np.float64)
+    visible = drawable(values, y_scale).all(axis=1) & drawable(table[x], x_scale)
+    ends = y_domain or axis_ends(values, y_scale)
+    codes, _ = pd.factorize(table[series])
+    places, pieces = [], []
+    for code in range(codes.max(initial=-1) + 1):
+        own = np.flatnonzero(codes == code)
+        across, up = table[x].to_numpy(dtype=np.float64)[own], values[own]
+        kept = kept_rows(across, up, max_points, x_scale=x_scale, y_scale=y_scale, y_range=ends)
+        places.append(own[kept])
+        pieces.append(np.cumsum(~visible[own])[kept])
+    if not places:
+        return table.iloc[:0].assign(piece=0, alone=False)
+    shown = table.iloc[np.concatenate(places)].assign(piece=np.concatenate(pieces))
+    return shown.assign(alone=~shown.duplicated([series, "piece"], keep=False))
+
+
+def drawable(values: ArrayLike, scale: Scale) -> NDArray[np.bool_]:
+    """Which values an axis can show: finite ones, and on a log axis those above 0."""
+    numbers = np.asarray(values, dtype=np.float64)
+    return np.isfinite(numbers) & (numbers > 0) if scale == "log" else np.isfinite(numbers)
+
+
+def axis_ends(values: ArrayLike, scale: Scale) -> tuple[float, float]:
+    """The lowest and the highest of the values that an axis can show, or (0, 0) if it can show none.
+
+    Values that are one number up to rounding, such as the weights of a plain mean, get an axis that is wider than they
+    are: 10 % to both sides.
     """
     numbers = np.asarray(values, dtype=np.float64)
-    rows = len(numbers)
-    if rows <= max_points:
-        return np.arange(rows)
-    columns = numbers.reshape(rows, -1)
-    stretches = max(1, (max_points - 2) // (2 * columns.shape[1]))
-    # Padded with NaN to whole stretches; nanargmin skips the padding, and a stretch of NaN alone keeps its first row.
-    length = -(-rows // stretches)
-    padded = np.full((stretches * length, columns.shape[1]), np.nan)
-    padded[:rows] = columns
-    blocks = padded.reshape(stretches, length, -1)
-    starts = (np.arange(stretches) * length)[:, np.newaxis]
-    low = np.where(np.isnan(blocks), np.inf, blocks).argmin(axis=1) + starts
-    high = np.where(np.isnan(blocks), -np.inf, blocks).argmax(axis=1) + starts
-    kept = np.unique(np.concatenate([[0, rows - 1], low.ravel(), high.ravel()]))
-    return np.asarray(kept[kept < rows])
+    shown = drawable(numbers, scale)
+    if not shown.any():
+        return 0.0, 0.0
+    low = float(np.min(numbers, where=shown, initial=np.inf))
+    high = float(np.max(numbers, where=shown, initial=-np.inf))
+    size = max(abs(low), abs(high))
+    if 0 < high - low <= 4 * np.finfo(np.float64).eps * numbers.size * size:
+        return low - size / 10, high + size / 10
+    return low, high
 
 
-def thin(table: pd.DataFrame, y: str, series: str | None = None, max_points: int = MAX_POINTS) -> pd.DataFrame:
-    """``table`` with at most about ``max_points`` rows for each value of ``series``, the extremes of ``y`` kept."""
-    if series is None:
-        return table.iloc[kept_rows(table[y], max_points)]
-    parts = [part.iloc[kept_rows(part[y], max_points)] for _, part in table.groupby(series, sort=False)]
-    return pd.concat(parts) if parts else table
+def left_out(table: pd.DataFrame, scales: Mapping[str, Scale], series: str) -> str:
+    """A sentence that says how many rows of which series the axes cannot show, and why; empty where they show all.
+
+    Args:
+        scales: The scale of each column that is drawn.
+    """
+    told = []
+    values = {column: table[column].to_numpy(dtype=np.float64) for column in scales}
+    missing = ~np.logical_and.reduce([drawable(values[column], scale) for column, scale in scales.items()])
+    if not missing.any():
+        return ""
+    for name, rows in table.groupby(series, sort=False).indices.items():
+        own = rows[missing[rows]]
+        if len(own):
+            told.append(f"{len(own):,} of {len(rows):,} values of {name} ({_kinds(values, scales, own)})")
+    return f"Not drawn, because the axis cannot show them: {'; '.join(told)}."
+
+
+def _kinds(values: Mapping[str, Floats], scales: Mapping[str, Scale], rows: Positions) -> str:
+    """Of what kind the values in these rows are that an axis cannot show."""
+    chosen = [(values[column][rows], scale) for column, scale in scales.items()]
+    kinds = {
+        "missing": any(np.isnan(some).any() for some, _ in chosen),
+        "infinite": any(np.isinf(some).any() for some, _ in chosen),
+        "0": any((some == 0).any() for some, scale in chosen if scale == "log"),
+        "below 0": any(((some < 0) & np.isfinite(some)).any() for some, scale in chosen if scale == "log"),
+    }
+    return ", ".join(kind for kind, present in kinds.items() if present)
+
+
+def _on_axis(values: Floats, scale: Scale, ends: tuple[float, float]) -> Floats:
+    """Where on an axis from 0 to 1 values are drawn: beyond an end at that end, and all at 0 if both ends are one."""
+    low, high = ends
+    if scale == "log":
+        values, low, high = np.log(values), math.log(low), math.log(high)
+    length = high / 2 - low / 2  # halved, so that no length is too large for a float
+    if not length > 0:
+        return np.zeros(len(values))
+    return np.clip((values / 2 - low / 2) / length, 0.0, 1.0)
+
+
+def _extremes(u: Floats, lines: Sequence[Floats], columns: int) -> Positions:
+    """The first row, the last, and the lowest and the highest of each line in each of so many columns of the axis."""
+    edges = np.searchsorted(u, np.arange(1, columns) / columns)
+    stretches = [(start, stop) for start, stop in zip([0, *edges], [*edges, len(u)], strict=True) if stop > start]
+    found = [0, len(u) - 1]
+    for line in lines:
+        for start, stop in stretches:
+            part = line[start:stop]
+            found += [start + int(part.argmin()), start + int(part.argmax())]
+    return np.unique(np.asarray(found, dtype=np.intp))
+
+
+def _with_corners(u: Floats, lines: Sequence[Floats], kept: Positions, max_points: int) -> Positions:
+    """``kept`` with the rows that straight lines between kept ones miss most, until they miss none or it is full."""
+    missed = np.zeros(len(u))
+    for line in lines:
+        np.maximum(missed, np.abs(line - np.interp(u, u[kept], line[kept])), out=missed)
+    worst = np.maximum.reduceat(missed, kept[:-1])
+    gaps = np.flatnonzero(worst > TOLERANCE)
+    if len(gaps) > max_points - len(kept):
+        return kept
+
+    def split(start: int, stop: int) -> tuple[float, int, int, int]:
+        """The gap between two kept rows: minus the largest miss in it, where that is, and its ends."""
+        inside = slice(start, stop + 1)
+        off = np.zeros(stop + 1 - start)
+        for line in lines:
+            ends = line[[start, stop]]
+            straight = (
+                np.interp(u[inside], u[[start, stop]], ends) if u[stop] > u[start] else np.full(len(off), ends[0])
+            )
+            np.maximum(off, np.abs(line[inside] - straight), out=off)
+        off[[0, -1]] = 0.0
+        place = int(off.argmax())
+        return -float(off[place]), start + place, start, stop
+
+    queue = [split(int(kept[gap]), int(kept[gap + 1])) for gap in gaps]
+    heapq.heapify(queue)
+    added: list[int] = []
+    while queue and -queue[0][0] > TOLERANCE and len(kept) + len(added) < max_points:
+        _, place, start, stop = heapq.heappop(queue)
+        added.append(place)
+        heapq.heappush(queue, split(start, place))
+        heapq.heappush(queue, split(place, stop))
+    return np.union1d(kept, np.asarray(added, dtype=np.intp))

@@ -97,8 +97,10 @@ def presets(choices: Mapping[str, tuple[str, Mapping[str, Any]]], defaults: Mapp
 
 
 def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str) -> None:
-    """A chart, and below it its whole table (nothing thinned) as CSV."""
+    """A chart, what its axes cannot show, and below it its whole table (nothing thinned) as CSV."""
     st.vega_lite_chart(figure.data, figure.spec, alt=alt_text, width="stretch")
+    if figure.left_out:
+        st.caption(figure.left_out)
     csv_button(table, name)
 
 

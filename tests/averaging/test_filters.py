@@ -130,3 +130,10 @@ def test_edges_of_the_conversions():
 def test_values_outside_their_range_raise(call):
     with pytest.raises(ValueError, match="must be"):
         call()
+
+
+def test_half_lives_are_those_of_each_decay():
+    decays = np.array([[0.0, 0.5, 0.9], [0.999999, 1.0, 1e-300]])
+    expected = [[filters.half_life(float(decay)) for decay in row] for row in decays]
+    np.testing.assert_allclose(filters.half_lives(decays), expected)
+    assert filters.half_lives([0.0, 1.0]).tolist() == [0.0, np.inf]

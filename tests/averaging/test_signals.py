@@ -1,8 +1,14 @@
+import math
+import time
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from emacore.averaging import signals
 from emacore.averaging.filters import variance_gain
+from emacore.averaging.schedules import Constant
 from emacore.averaging.weights import average
 
 
@@ -83,6 +89,9 @@ def test_a_learning_rate_too_large_has_no_stationary_state():
         lambda: signals.sequence(noise="AR(1)", autocorrelation=1),
         lambda: signals.sgd_on_quadratic(curvatures=(0.0,)),
         lambda: signals.sgd_on_quadratic(learning_rate=0),
+        lambda: signals.final_loss((1.0,), 0.1, 1.0, 0, [0.5]),
+        lambda: signals.final_loss((1.0,), 0.1, 1.0, 10, [1.5]),
+        lambda: signals.final_loss((-1.0,), 0.1, 1.0, 10, [0.5]),
     ],
 )
 def test_wrong_arguments_raise(call):
@@ -124,3 +133,94 @@ def test_stationary_loss_is_that_of_a_long_run():
     for values, beta in ((path, None), (averaged, 0.98)):
         predicted = signals.stationary_loss(curvatures, 0.3, 1.0, beta)
         assert np.mean(values**2 @ curvatures) / 2 == pytest.approx(predicted, rel=0.05)
+
+
+def plain_moments(curvature, rate, noise, num_steps, beta, start):
+    """Mean and variance of the final average in one direction, from the rule: each noise's share is carried along."""
+    mean, shares = start, np.zeros(num_steps)  # of the iterate
+    averaged, averaged_shares = mean, shares.copy()
+    for step in range(1, num_steps):
+        mean, shares = mean - rate * curvature * mean, shares - rate * curvature * shares
+        shares[step] -= rate * noise
+        averaged = beta * averaged + (1 - beta) * mean
+        averaged_shares = beta * averaged_shares + (1 - beta) * shares
+    return averaged, math.fsum(averaged_shares**2)
+
+
+@given(
+    st.floats(0.01, 3.0),
+    st.floats(0.001, 2.0),
+    st.floats(0, 3),
+    st.integers(1, 120),
+    st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.98, 0.9999, 0.999999, 1 - 2.0**-53, 1.0])),
+    st.floats(-3, 3),
+)
+def test_the_final_average_has_the_mean_and_variance_that_its_rule_gives(c, rate, noise, steps, beta, start):
+    mean, variance = signals.final_moments([c, 1.0], rate, noise, steps, beta, (start, 0.0))
+    expected = plain_moments(c, rate, noise, steps, beta, start)
+    # What cancels are terms as large as |a|^n, so they set how exact both can be.
+    size = 1e-11 * (1 + max(abs(1 - rate * c), 1) ** steps)
+    assert mean[0] == pytest.approx(expected[0], rel=1e-9, abs=size * abs(start))
+    assert mean[1] == 0
+    assert variance[0] == pytest.approx(expected[1], rel=1e-9, abs=(size * rate * noise) ** 2)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.7, 0.7 + 1e-15, 0.7 - 1e-9, 0.98, 0.999999])
+def test_nothing_cancels_where_the_decay_is_close_to_that_of_the_steps(beta):
+    mean, variance = signals.final_moments([1.0], 0.3, 1.0, 300, beta, 2.0)
+    assert (mean[0], variance[0]) == pytest.approx(plain_moments(1.0, 0.3, 1.0, 300, beta, 2.0), rel=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 1.5, 2.1])
+def test_simulated_runs_have_that_mean_and_variance(rate):
+    curvatures, start, steps, runs = np.array([1.0, 0.25]), np.array([2.0, 1.6]), 40, 40_000
+    noise = np.random.default_rng(7).standard_normal((steps, runs, 2))
+    place = np.tile(start, (runs, 1))
+    averaged = {beta: place.copy() for beta in (0.0, 0.9, 0.9999)}
+    for step in range(1, steps):
+        place = place - rate * (curvatures * place + 0.8 * noise[step])
+        averaged = {beta: beta * old + (1 - beta) * place for beta, old in averaged.items()}
+    means, variances = signals.final_moments(curvatures, rate, 0.8, steps, list(averaged), start)
+    losses = signals.final_loss(curvatures, rate, 0.8, steps, list(averaged), start)
+    for row, ends in enumerate(averaged.values()):
+        np.testing.assert_allclose(ends.mean(axis=0), means[row], atol=5 * np.sqrt(variances[row].max() / runs))
+        np.testing.assert_allclose(ends.var(axis=0), variances[row], rtol=0.05)
+        measured = (ends**2 @ curvatures) / 2
+        assert measured.mean() == pytest.approx(losses.total[row], abs=5 * measured.std() / math.sqrt(runs))
+
+
+def test_the_simulation_is_the_average_of_sgd_with_the_same_noise():
+    noise = np.random.default_rng(3)
+    white = np.stack([noise.standard_normal((19, 5)) for _ in range(2)], axis=-1)
+    found = signals.simulated_final_losses((1.0, 0.5), 0.4, 0.9, 20, [0.0, 0.8], (1.0, -2.0), runs=5, seed=3)
+    assert found.shape == (5, 2)
+    for run in range(5):
+        path = [np.array([1.0, -2.0])]
+        for step in range(19):
+            path.append(path[-1] - 0.4 * (np.array([1.0, 0.5]) * path[-1] + 0.9 * white[step, run]))
+        averaged = average(np.array(path), Constant(0.8).decays(20))[-1]
+        expected = [signals.quadratic_loss((1.0, 0.5), end) for end in (path[-1], averaged)]
+        np.testing.assert_allclose(found[run], expected)
+
+
+def test_a_long_run_ends_in_the_stationary_loss_and_no_length_is_too_long():
+    began = time.process_time()
+    last, averaged = signals.final_loss((1.0, 0.25), 0.3, 1.0, 10_000_000, [0.0, 0.9999], (2.0, 1.6)).total
+    assert time.process_time() - began < 0.5
+    assert last == pytest.approx(signals.stationary_loss((1.0, 0.25), 0.3, 1.0))
+    assert averaged == pytest.approx(signals.stationary_loss((1.0, 0.25), 0.3, 1.0, 0.9999))
+
+
+def test_what_diverges_is_infinite_and_what_stays_stays():
+    bias, variance = signals.final_loss((1.0, 0.1), 2.5, 1.0, 1_000_000, [0.0, 0.9, 1.0], (2.0, 0.0))
+    assert bias.tolist() == [np.inf, np.inf, 2.0]
+    assert variance.tolist() == [np.inf, np.inf, 0.0]
+    assert signals.final_loss((1.0,), 2.5, 0.0, 1_000_000, [0.5], 0.0).total.tolist() == [0.0]
+    assert np.isposinf(signals.simulated_final_losses((1.0,), 2.5, 1.0, 2000, [0.5], 1.0, runs=3)).all()
+    assert signals.final_loss((2.0,), 1.0, 1.0, 50, [0.0]).variance[0] == pytest.approx(49)  # |a| = 1: a random walk
+
+
+def test_a_run_of_its_start_only_is_its_start():
+    bias, variance = signals.final_loss((2.0,), 0.1, 1.0, 1, [0.0, 0.5], 3.0)
+    assert bias.tolist() == [9.0, 9.0]
+    assert variance.tolist() == [0.0, 0.0]

@@ -1,7 +1,5 @@
 import numpy as np
 import pandas as pd
-from hypothesis import given
-from hypothesis import strategies as st
 
 from emacore.averaging.signals import sgd_on_quadratic
 from emacore.charts.aligned import curves_and_shares
@@ -10,34 +8,7 @@ from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
-from emacore.charts.thin import kept_rows, thin
-
-
-@given(st.integers(1, 5000), st.integers(10, 300), st.integers(1, 3))
-def test_thinning_keeps_ends_and_extremes_within_the_budget(rows, most, lines_):
-    values = np.random.default_rng(rows).normal(size=(rows, lines_))
-    kept = kept_rows(values, most)
-    assert len(kept) <= max(most, 2 + 2 * lines_)
-    assert kept[0] == 0
-    assert kept[-1] == rows - 1
-    assert np.all(np.diff(kept) > 0)
-    for column in range(lines_):
-        assert values[kept, column].max() == values[:, column].max()
-        assert values[kept, column].min() == values[:, column].min()
-
-
-def test_short_lines_are_left_alone_and_gaps_do_no_harm():
-    assert kept_rows(np.arange(5.0), 10).tolist() == [0, 1, 2, 3, 4]
-    gaps = np.full(1000, np.nan)
-    gaps[500] = 7.0
-    assert 500 in kept_rows(gaps, 50)
-
-
-def test_thin_works_series_by_series():
-    table = pd.DataFrame({"x": [*range(1000)] * 2, "y": np.sin(np.arange(2000)), "s": ["a"] * 1000 + ["b"] * 1000})
-    counts = thin(table, "y", "s", 100).groupby("s").size()
-    assert counts.max() <= 100
-    assert counts.min() > 50
+from emacore.charts.tradeoff import tradeoff
 
 
 def chart_of(**changes):
@@ -201,3 +172,21 @@ def test_bands_and_histograms():
     ruled = histogram(pd.Series([1.0, 2.0]), x_title="x", rules={"theirs": 1.5}).spec["layer"]
     assert ruled[1]["data"]["values"] == ruled[2]["data"]["values"] == [{"at": 1.5, "label": "theirs"}]
     assert histogram(pd.Series([1.0]), x_title="x").spec["layer"][1]["data"]["values"] == []
+
+
+def test_a_tradeoff_leaves_the_picture_far_below_its_lowest_average():
+    table = pd.DataFrame({"decay": [0.5, 0.9, 0.99], "half_life": [1.0, 6.6, 69.0], "bias": [1e-40, 1e-9, 1.0]})
+    table = table.assign(variance=[0.3, 0.1, 0.0], simulated=0.2, last=0.4)
+    table["expected"] = table["bias"] + table["variance"]
+    figure = tradeoff(table, chosen=6.6, label="decay 0.9")
+    assert figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == [0.033, 1.5]
+    assert figure.spec["layer"][2]["data"]["values"] == [{"at": 6.6, "label": "decay 0.9"}]
+    assert figure.data.groupby("curve").size().to_dict() == {
+        "average": 4,  # and a dot
+        "SGD's last step": 3,
+        "start left in it": 3,
+        "noise left in it": 2,  # a log axis has no 0
+    }
+    deep = tradeoff(table.assign(expected=[1e-40, 1e-9, 1.0]), chosen=69.0, label="").spec["layer"]
+    assert deep[0]["encoding"]["y"]["scale"]["domain"] == [1e-6, 1.5]
+    assert (figure.spec["layer"][3]["mark"]["align"], deep[3]["mark"]["align"]) == ("left", "right")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from emacore.averaging.code import from_code
+from emacore.averaging.filters import half_lives
 from emacore.averaging.schedules import FAMILIES
 from emacore.averaging.weights import relative_width
 from emacore.widgets.schedules import FAMILIES as LABELS
@@ -87,6 +88,41 @@ def test_the_smallest_and_the_longest_run(open_page):
     assert "only step 0 is looked at" in texts(open_page("decay_schedule", steps="2", update_every="10"))
     app = open_page("decay_schedule", steps="1000000", quantity="memory", x="log", w="log")
     assert app.dataframe[1].value.set_index("decay").loc["0.999", "in this run"] == "yes"
+
+
+LONG = ["InversePower(beta=0.999, update_every=1)", "Constant(update_after_step=100)", "BiasCorrected(beta=0.999999)"]
+
+
+@pytest.mark.parametrize("steps", [5_000, 400_000, 1_000_000])
+def test_a_long_run_is_drawn_as_it_is_between_its_points_too(open_page, steps):
+    app = open_page("decay_schedule", steps=str(steps), quantity="1 - decay", x="log", pins=LONG)
+    table = drawn(app)[0]
+    for code in LONG:
+        line = table[table["curve"] == code]
+        truth = 1 - from_code(code).decays(steps)
+        between = np.interp(np.log(np.arange(steps) + 1), np.log(line["step"]), np.log(line["one_minus_decay"]))
+        assert np.abs(between - np.log(truth)).max() < 0.005 * -np.log(table["one_minus_decay"].min()), code
+    cliff = table[table["curve"] == "Constant(update_after_step=100)"].set_index("step")["one_minus_decay"]
+    assert cliff[101] == 1  # the copy at step 100, counted from 1
+    assert cliff[102] == pytest.approx(0.001)
+
+
+def test_what_a_log_axis_cannot_show_is_told(open_page):
+    pins = ["Constant(beta=1.0)", "Constant(update_after_step=9)"]
+    app = open_page("decay_schedule", quantity="memory", pins=pins)
+    assert drawn(app)[0]["curve"].unique().tolist() == ["now", pins[1]]
+    told = next(caption.value for caption in app.caption if "Not drawn" in caption.value)
+    assert "102 of 5,000 values of now (0)" in told
+    assert "5,000 of 5,000 values of Constant(beta=1.0) (infinite, 0)" in told
+    assert "10 of 5,000 values of Constant(update_after_step=9) (0)" in told
+    assert "Not drawn" not in texts(open_page("decay_schedule", quantity="decay", pins=pins))
+
+
+def test_memory_is_the_half_life_of_each_decay(open_page):
+    line = drawn(open_page("decay_schedule", quantity="memory", family="Inverse power", update_every="10"))[0]
+    schedule = from_code("InversePower(beta=0.999, update_every=10)")
+    expected = 10 * half_lives(schedule.at(line["step"]))
+    np.testing.assert_allclose(line["half_life_steps"], expected)
 
 
 @pytest.mark.parametrize("label", [label for label in LABELS if label != "Rational warm-up"])

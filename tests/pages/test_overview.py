@@ -1,20 +1,88 @@
+import time
+
+import numpy as np
 import pytest
 
-from tests.pages.conftest import run
+from emacore.averaging.schedules import Constant
+from emacore.averaging.signals import final_loss, sgd_on_quadratic
+from emacore.averaging.weights import average
+from tests.pages.conftest import drawn, run, texts
+
+CURVATURES, START, STEPS = (1.0, 0.25), (2.0, 1.6), 300
 
 
 def figures(app):
-    return app.dataframe[0].value.set_index("mean loss around the minimum")
+    table = app.dataframe[0].value
+    return table.set_index(table.columns[0])
 
 
-def test_formula_and_simulation_agree(open_page):
-    app = open_page("overview")
+def heading(app):
+    return app.subheader[0].value
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 1.5])
+@pytest.mark.parametrize("decay", ["0.2", "0.98", "0.9999", "0.999999"])
+def test_the_page_says_what_holds_for_the_run_it_draws(open_page, rate, decay):
+    app = open_page("overview", quad_rate=str(rate), quad_decay=decay, play="false")
+    beta = float(decay)
+    bias, variance = final_loss(CURVATURES, rate, 1.0, STEPS, [0.0, beta], START)
     table = figures(app)
-    assert (table["formula"] / table["simulated"]).tolist() == pytest.approx([1, 1, 1], rel=0.1)
-    before = app.metric[0].value
-    app.get_by_key("quad_decay").set_value(0.999)
-    assert run(app).metric[0].value != before
-    assert figures(app).loc["average", "simulated"] < table.loc["average", "simulated"]
+    np.testing.assert_allclose(table["left of the start"], bias)
+    np.testing.assert_allclose(table["from the noise"], variance)
+    np.testing.assert_allclose(table["expected: both"], bias + variance)
+    np.testing.assert_allclose(table["simulated"], bias + variance, rtol=0.2)
+    assert [float(metric.value) for metric in app.metric] == pytest.approx(bias + variance, rel=0.005)
+    before, after = bias + variance
+    assert heading(app).startswith("Averaging lowers" if after < before else "Averaging raises")
+    assert app.subheader[1].value == "Formula and simulation agree"
+    path = sgd_on_quadratic(CURVATURES, rate, 1.0, STEPS, seed=1, start=START).noisy
+    ends = [path[-1], average(path, Constant(beta).decays(STEPS))[-1]]
+    np.testing.assert_allclose(table["the path drawn"], [end**2 @ CURVATURES / 2 for end in ends])
+    picture = drawn(app)[0]
+    np.testing.assert_allclose(picture.loc[picture["newest"], ["u", "v"]], ends)
+
+
+def test_a_decay_too_large_for_the_run_is_not_praised(open_page):
+    app = open_page("overview", quad_decay="0.9999")
+    assert heading(app) == "Averaging raises the expected loss of this run from 0.166 to 2.19"
+    assert heading(open_page("overview")) == "Averaging lowers the expected loss of this run by 87.5 %"
+
+
+def test_the_chart_is_the_formula_over_the_decay_with_the_chosen_one_marked(open_page):
+    app = open_page("overview", quad_decay="0.9")
+    table = drawn(app)[1]
+    lines = table[table["part"] == "formula"].pivot(index="decay", columns="curve", values="loss")
+    bias, variance = final_loss(CURVATURES, 0.3, 1.0, STEPS, lines.index, START)
+    np.testing.assert_allclose(lines["average"], bias + variance)
+    np.testing.assert_allclose(lines["noise left in it"], variance)
+    shown = lines["start left in it"].notna()
+    np.testing.assert_allclose(lines["start left in it"][shown], bias[shown])
+    np.testing.assert_allclose(lines["SGD's last step"], final_loss(CURVATURES, 0.3, 1.0, STEPS, 0.0, START).total)
+    spec = app.get("vega_lite_chart")[1].proto.spec
+    assert '"label": "decay 0.9"' in spec
+    assert f"at decay {lines['average'].idxmin():.6g}" in texts(app)
+    dots = table[table["part"] == "simulated"].set_index("decay")["loss"]
+    assert len(dots) > 20
+    np.testing.assert_allclose(dots, lines["average"][dots.index], rtol=0.2)
+
+
+def test_titles_follow_the_numbers(open_page, monkeypatch):
+    from emacore.averaging import views
+
+    monkeypatch.setattr(views.LossByDecay, "agrees", lambda self, decay: decay != 0)
+    assert open_page("overview").subheader[1].value == "Formula and simulation do not agree"
+
+
+def test_a_slider_is_answered_soon(open_page):
+    app = open_page("overview", play="false")
+    took = []
+    for decay, rate in ((0.99, 0.31), (0.995, 0.32), (0.97, 0.33)):
+        app.get_by_key("quad_decay").set_value(decay)
+        app.get_by_key("quad_rate").set_value(rate)
+        began = time.process_time()
+        run(app)
+        took.append(time.process_time() - began)
+    assert min(took) < 0.5
 
 
 def test_reset_brings_the_first_settings_back(open_page):
@@ -24,8 +92,11 @@ def test_reset_brings_the_first_settings_back(open_page):
     assert run(app).get_by_key("quad_rate").value == 0.3
 
 
-def test_no_noise_is_told(open_page):
-    assert open_page("overview", quad_noise="0").metric[0].value == "no noise, no difference"
+def test_without_noise_averaging_only_keeps_the_start(open_page):
+    app = open_page("overview", quad_noise="0")
+    assert heading(app).startswith("Averaging raises the expected loss of this run from")
+    assert figures(app)["from the noise"].tolist() == [0.0, 0.0]
+    assert app.subheader[1].value == "Formula and simulation agree"
 
 
 def test_garbage_in_the_link_falls_back(open_page):

@@ -1,0 +1,106 @@
+"""The loss of a final average over its decay: what is left of the start, what the noise does, and both together."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Literal
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from emacore.charts.figure import Figure, spec_of, with_layer_data
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
+
+#: The lines, in the order of the legend.
+CURVES = {
+    "average": AVERAGED,
+    "SGD's last step": ORIGINAL,
+    "start left in it": OTHERS[1],
+    "noise left in it": OTHERS[0],
+}
+#: The axis of the losses ends so far below the greatest.
+_DEEPEST = 1e-6
+_CHOSEN, _LABELS = 2, 3
+
+
+def tradeoff(table: pd.DataFrame, *, chosen: float, label: str, height: int = 400) -> Figure:
+    """Lines of the formula, with simulated averages as dots, over the half-life.
+
+    Args:
+        table: decay, half_life (steps; above 0), bias, variance, expected, simulated, last (of the last iterate).
+        chosen: The half-life that a vertical line marks, with ``label`` beside it.
+
+    Losses below the axis (a third of the lowest of averages and last step, but no less than a millionth of the
+    greatest) leave the picture at its lower edge.
+    """
+    columns = dict(zip(CURVES, ("expected", "last", "bias", "variance"), strict=True))
+    keys = table[["decay", "half_life"]]
+    parts = [keys.assign(curve=name, loss=table[column], part="formula") for name, column in columns.items()]
+    parts.append(keys.assign(curve="average", loss=table["simulated"], part="simulated").iloc[::4])
+    shown = pd.concat(parts, ignore_index=True)
+    shown = shown[np.isfinite(shown["loss"]) & (shown["loss"] > 0)]
+    main = shown.loc[shown["curve"].isin(list(CURVES)[:2]), "loss"]
+    top = float(main.max()) if len(main) else 1.0
+    bottom = max(float(main.min()) / 3, top * _DEEPEST) if len(main) else 0.1
+    side: Literal["left", "right"] = (
+        "left" if chosen < float(np.sqrt(shown["half_life"].min() * shown["half_life"].max())) else "right"
+    )
+    spec = _spec(_rounded(bottom), _rounded(1.5 * top), side, height)
+    for layer in (_CHOSEN, _LABELS):
+        spec = with_layer_data(spec, layer, [{"at": chosen, "label": label}])
+    return Figure(shown, spec)
+
+
+def _rounded(value: float) -> float:
+    """To two digits, so that few specifications are made while a slider moves."""
+    return float(f"{value:.1e}") if math.isfinite(value) else value
+
+
+@lru_cache(maxsize=64)
+def _spec(bottom: float, top: float, side: Literal["left", "right"], height: int) -> dict[str, Any]:
+    highlight = alt.selection_point(name="highlight", fields=["curve"], bind="legend")
+    base = alt.Chart().encode(
+        x=alt.X(
+            "half_life:Q",
+            title="half-life of the average (steps)",
+            scale=alt.Scale(type="log", nice=False),
+            axis=alt.Axis(grid=False),
+        ),
+        y=alt.Y(
+            "loss:Q",
+            title="expected loss",
+            scale=alt.Scale(type="log", domain=[bottom, top], nice=False),
+            axis=alt.Axis(grid=False),
+        ),
+        color=alt.Color(
+            "curve:N",
+            scale=alt.Scale(domain=list(CURVES), range=list(CURVES.values())),
+            legend=alt.Legend(title=None, orient="bottom", columns=2, symbolType="stroke", symbolOpacity=1),
+        ),
+        tooltip=[
+            alt.Tooltip("curve:N", title=" "),
+            alt.Tooltip("part:N", title="by"),
+            alt.Tooltip("decay:Q", format=".7~g"),
+            alt.Tooltip("half_life:Q", title="half-life (steps)", format=",.4~g"),
+            alt.Tooltip("loss:Q", format=".4~g"),
+        ],
+    )
+    lines = (
+        base.transform_filter(alt.datum.part == "formula")
+        .mark_line(clip=True)
+        .encode(
+            strokeWidth=alt.when(alt.datum.curve == "average").then(alt.value(2.6)).otherwise(alt.value(1.4)),
+            opacity=alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12)),
+        )
+        .add_params(highlight)
+    )
+    dots = base.transform_filter(alt.datum.part == "simulated").mark_circle(clip=True, size=34, opacity=0.9)
+    rule = alt.Chart().encode(x=alt.X("at:Q"))
+    rules = rule.mark_rule(color=CLEAN, strokeDash=[4, 3])
+    # At the foot, where no line is once the decay is large.
+    labels = rule.mark_text(color=CLEAN, align=side, dx=4 if side == "left" else -4).encode(
+        text="label:N", y=alt.value(alt.ExprRef("height - 10"))
+    )
+    return spec_of(alt.layer(lines, dots, rules, labels).properties(height=height))
