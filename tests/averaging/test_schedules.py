@@ -214,6 +214,28 @@ def test_relative_width_is_the_one_asked_for(schedule, width):
     assert relative_width(solved.decays(3000)) == pytest.approx(width, rel=tolerance)
 
 
+@given(
+    st.sampled_from([schedules.with_half_life, schedules.with_relative_width]),
+    st.floats(0.5, 0.99999),
+    st.floats(0.02, 0.2),
+    st.integers(1, 7),
+)
+def test_a_solution_keeps_the_cap_or_lifts_it_to_where_it_ends(solve, beta, share, every):
+    """A cap below the decay that is needed must not keep it from its end; one above it is the user's."""
+    steps, schedule = 3000, InversePower(beta, update_after_step=20, update_every=every)
+    half_life = solve is schedules.with_half_life
+    solved = solve(schedule, steps, share * steps if half_life else share)
+    if half_life:
+        assert schedules.final_half_life(solved, steps) == pytest.approx(share * steps, rel=1e-6)
+    else:
+        assert relative_width(solved.decays(steps)) == pytest.approx(share, rel=1e-4)
+    end = float(solved.at([schedules.last_move(solved, steps)])[0])
+    free = float(replace(solved, beta=1.0).at([schedules.last_move(solved, steps)])[0])
+    assert end == pytest.approx(free, abs=1e-12), "the cap does not act before the end"
+    assert solved.beta == pytest.approx(max(beta, end), abs=1e-12)
+    assert replace(solved, power=schedule.power, beta=beta) == schedule
+
+
 def test_what_cannot_be_reached_says_so():
     with pytest.raises(ValueError, match="run ends at step 50"):
         schedules.with_half_life(Constant(update_after_step=200), 51, 10)

@@ -123,6 +123,28 @@ def test_those_that_stop_leave_and_the_others_go_on():
             assert losses.idxmin() == len(losses) - 3
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        OptimizerConfig("adam", 0.02, rate_rule="constant"),
+        OptimizerConfig("adamw", 0.02, 0.1, rate_rule="cosine"),
+        OptimizerConfig("sgd", 0.02, 1e-3, 0.9, rate_rule="plateau", plateau_patience=0),
+    ],
+    ids=["adam", "adamw", "sgd"],
+)
+def test_those_that_stay_go_on_as_if_nobody_had_left(optimizer):
+    config = replace(CONFIG, optimizer=optimizer, stopping=StoppingConfig("original", 1), max_epochs=25)
+    schedules = {"mean": UniformAverage()}
+    alone = {seed: replicate(config, [seed], schedules=schedules).history for seed in (7, 3, 0, 11, 5)}
+    seeds = sorted(alone, key=lambda seed: len(alone[seed]))  # so those that stay move up in the stack
+    lengths = [len(alone[seed]) for seed in seeds]
+    assert len(set(lengths)) >= 3, "seeds leave at different times"
+    assert lengths[-1] >= lengths[1] + 2, "and there is time to see what that did to the others"
+    together = replicate(config, seeds, schedules=schedules).history
+    for seed in seeds:
+        pd.testing.assert_frame_equal(of(together, seed), of(alone[seed], seed), rtol=1e-3, atol=1e-6)
+
+
 def test_a_diverged_seed_leaves_and_harms_no_other():
     config = replace(CONFIG, optimizer=OptimizerConfig("sgd", 1e12, rate_rule="constant"))
     result = replicate(config, SEEDS)
