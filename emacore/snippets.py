@@ -1,4 +1,4 @@
-"""The same schedule as code for other libraries, where it exists there.
+"""The same schedule as code for other libraries: by a rule of their own, or else with decays from emacore.
 
 Each piece of code is complete but for three names of the reader's own: ``model``, ``batches`` and ``train_on(batch)``,
 one optimiser step.  The tests run every one of them and compare the averages.
@@ -22,15 +22,17 @@ from emacore.averaging.schedules import (
 
 
 class Snippet(NamedTuple):
-    """``code`` is ``None`` where the library cannot do it; ``note`` then says why, or else what differs."""
+    """``note`` says what differs from the schedule, and where the decays come from."""
 
     library: str
-    code: str | None
+    code: str
     note: str = ""
 
 
 _FIRST_MOVE = "Its first move after the warm-up averages with the rule's decay; the article's class copies there."
-_NO_RULE = "Not possible there: it has no such rule."
+_FIRST_UPDATE = "It averages its first update with decay 2/11 instead of copying it."
+#: A cap that never acts, where the library takes 1 for something else.
+_NEVER = 0.9999999999
 
 
 def snippets(schedule: Schedule) -> list[Snippet]:
@@ -45,19 +47,24 @@ def snippets(schedule: Schedule) -> list[Snippet]:
     ]
 
 
-def _loop(body: str, schedule: Schedule | None = None, *, from_start: bool = False) -> str:
-    """The reader's training loop around ``body``, on the calls at which ``schedule`` acts."""
-    conditions = []
-    if schedule is not None and from_start and schedule.start > 0:
-        conditions.append(f"step >= {schedule.start}")
-    if schedule is not None and schedule.update_every > 1:
-        conditions.append(f"step % {schedule.update_every} == 0")
+def _loop(body: str, *, start: int = 0, every: int = 1) -> str:
+    """The reader's training loop around ``body``, run from step ``start`` on at multiples of ``every``."""
+    conditions = [f"step >= {start}"] * (start > 0) + [f"step % {every} == 0"] * (every > 1)
     lines = ["for step, batch in enumerate(batches):", "    train_on(batch)"]
     if conditions:
         lines += [f"    if {' and '.join(conditions)}:", f"        {body}"]
     else:
         lines.append(f"    {body}")
     return "\n".join(lines)
+
+
+def _given(schedule: Schedule) -> str:
+    """The schedule itself, for libraries that take the decay of each step from it."""
+    return f"from emacore.averaging.schedules import {type(schedule).__name__}\n\nschedule = {to_code(schedule)}\n"
+
+
+def _no_rule(library: str, how: str) -> str:
+    return f"{library} has no such rule of its own; {how} takes the decay that emacore gives for each step."
 
 
 def _emacore(schedule: Schedule) -> Snippet:
@@ -73,37 +80,70 @@ def _emacore(schedule: Schedule) -> Snippet:
 
 
 def _ema_pytorch(schedule: Schedule) -> Snippet:
-    note = ""
-    after = schedule.start
+    every, after, note = schedule.update_every, schedule.start, ""
+    loop = _loop("ema.update()")
     match schedule:
         case InversePower():
-            if schedule.beta == 1:
-                return Snippet("ema-pytorch", None, "Not possible there: beta = 1 freezes the average.")
             after = schedule.update_after_step
+            beta = schedule.beta if schedule.beta < 1 else _NEVER
             rule = (
-                f"beta={schedule.beta!r}, inv_gamma={schedule.inv_gamma!r}, power={schedule.power!r}, "
-                f"min_value={min(schedule.min_value, schedule.beta)!r}"
+                f"beta={beta!r}, inv_gamma={schedule.inv_gamma!r}, power={schedule.power!r}, "
+                f"min_value={min(schedule.min_value, beta)!r}"
             )
             note = f"{_FIRST_MOVE} (Version 0.2 is the article's class.)"
-        case Constant() if schedule.beta < 1:
+            if schedule.beta == 1:
+                note += " beta = 1 would freeze the average there, so it is a little less."
+        case Constant():
             rule = f"beta={schedule.beta!r}, min_value={schedule.beta!r}"
+        case RationalWarmup():
+            # (1 + n) / (10 + n) is 1 - 1 / (1 + e / 9) with e = n + 1, and its first call copies in any case.
+            rule = f"beta={schedule.beta if schedule.beta < 1 else _NEVER!r}, inv_gamma={9 * every}, power=1"
+            after, loop = -2 * every, _loop("ema.update()", start=schedule.start)
+            note = "Its rule with inv_gamma 9 and power 1, two moves ahead, is this one."
         case UniformAverage():
-            rule = f"beta=0.9999999999, inv_gamma={schedule.update_every}, power=1"
+            rule = f"beta={_NEVER!r}, inv_gamma={every}, power=1"
             note = "Its rule counts steps; inv_gamma = update_every makes it count moves."
+        case PowerFunction():
+            return _karras(schedule)
         case _:
-            return Snippet("ema-pytorch", None, _NO_RULE)
+            return Snippet(
+                "ema-pytorch",
+                f"from ema_pytorch import EMA\n{_given(schedule)}ema = EMA(model)\n"
+                f"{_loop('ema.update_moving_average(ema.ema_model, model, float(schedule.at(step)))')}\n"
+                "# ema.ema_model is the averaged model",
+                _no_rule("ema-pytorch", "update_moving_average"),
+            )
     return Snippet(
         "ema-pytorch",
         f"from ema_pytorch import EMA\n\nema = EMA(\n    model, {rule},\n"
-        f"    update_after_step={after}, update_every={schedule.update_every},\n)\n"
-        f"{_loop('ema.update()')}\n# ema.ema_model is the averaged model",
+        f"    update_after_step={after}, update_every={every},\n)\n"
+        f"{loop}\n# ema.ema_model is the averaged model",
+        note,
+    )
+
+
+def _karras(schedule: PowerFunction) -> Snippet:
+    """ema-pytorch's power function: ``(1 - 1 / (c + 2)) ** (gamma + 1)`` at its call c = 0, 1, 2, ...
+
+    It counts raw calls, so over the k calls from one move to the next the exponent has to act k times: k (gamma + 1).
+    """
+    every, exponent = schedule.update_every, schedule.exponent
+    note = "Its n is one more than here, so its first moves keep more of the old average, and its last ones agree."
+    if every > 1:
+        note += f" It counts raw calls, not moves: its gamma is {every} (gamma + 1) - 1, of the {exponent:.6g} here."
+    note += " PostHocEMA keeps snapshots of two or more such averages and makes those of other widths from them."
+    loop = _loop("ema.update()", start=schedule.start)
+    return Snippet(
+        "ema-pytorch",
+        f"from ema_pytorch import KarrasEMA\n\nema = KarrasEMA(model, gamma={every * (exponent + 1) - 1!r}, "
+        f"update_every={every})\n{loop}\n# ema.ema_model is the averaged model",
         note,
     )
 
 
 def _timm(schedule: Schedule) -> Snippet:
-    note = ""
-    after = schedule.start
+    every, after, note = schedule.update_every, schedule.start, ""
+    begin = 0
     match schedule:
         case InversePower():
             after = schedule.update_after_step
@@ -114,14 +154,25 @@ def _timm(schedule: Schedule) -> Snippet:
             note = _FIRST_MOVE
         case Constant():
             rule = f"decay={schedule.beta!r}"
+        case RationalWarmup():
+            # (1 + n) / (10 + n) is 1 - 1 / (1 + e / 9) with e = n + 1.
+            rule = f"decay={schedule.beta!r}, use_warmup=True, warmup_gamma={9 * every}, warmup_power=1"
+            after, begin = schedule.start - 2 * every, schedule.start
+            note = f"Its warm-up of gamma 9 and power 1, two moves ahead, is this one. {_FIRST_UPDATE}"
         case UniformAverage():
-            rule = f"decay=1.0, use_warmup=True, warmup_gamma={schedule.update_every}, warmup_power=1"
+            rule = f"decay=1.0, use_warmup=True, warmup_gamma={every}, warmup_power=1"
         case _:
-            return Snippet("timm", None, _NO_RULE)
+            return Snippet(
+                "timm",
+                f"from timm.utils import ModelEmaV3\n{_given(schedule)}ema = ModelEmaV3(model)\n"
+                f"{_loop('ema.apply_update_(model, float(schedule.at(step)))')}\n# ema.module is the averaged model",
+                _no_rule("timm", "apply_update_"),
+            )
+    loop = _loop("ema.update(model, step=step + 1)", start=begin, every=every)
     return Snippet(
         "timm",
         f"from timm.utils import ModelEmaV3\n\nema = ModelEmaV3(\n    model, {rule}, update_after_step={after},\n)\n"
-        f"{_loop('ema.update(model, step=step + 1)', schedule)}\n# ema.module is the averaged model",
+        f"{loop}\n# ema.module is the averaged model",
         note,
     )
 
@@ -130,6 +181,7 @@ def _diffusers(schedule: Schedule) -> Snippet:
     # EMAModel counts its own calls, so steps are divided by update_every.
     every = schedule.update_every
     note = "" if every == 1 else "It counts its own calls, so update_after_step and inv_gamma are in moves."
+    tail = "# ema.copy_to(model.parameters()) puts the averages into a model"
     after: float = schedule.start // every
     match schedule:
         case InversePower():
@@ -144,17 +196,23 @@ def _diffusers(schedule: Schedule) -> Snippet:
         case RationalWarmup():
             rule = f"decay={schedule.beta!r}"
             after -= 1
-            note = f"{note} It averages its first update with decay 2/11 instead of copying it.".strip()
+            note = f"{note} {_FIRST_UPDATE}".strip()
         case UniformAverage():
             rule = "decay=1.0, use_ema_warmup=True, inv_gamma=1.0, power=1.0"
         case _:
-            return Snippet("diffusers", None, _NO_RULE)
+            return Snippet(
+                "diffusers",
+                f"from diffusers.training_utils import EMAModel\n{_given(schedule)}\n"
+                "class ScheduledEMA(EMAModel):\n    def get_decay(self, optimization_step):  # counted from 1\n"
+                "        return float(schedule.at(optimization_step - 1))\n\n\n"
+                f"ema = ScheduledEMA(model.parameters())\n{_loop('ema.step(model.parameters())')}\n{tail}",
+                _no_rule("diffusers", "get_decay"),
+            )
     return Snippet(
         "diffusers",
         "from diffusers.training_utils import EMAModel\n\nema = EMAModel(\n"
         f"    model.parameters(), {rule}, update_after_step={after!r},\n)\n"
-        f"{_loop('ema.step(model.parameters())', schedule)}\n"
-        "# ema.copy_to(model.parameters()) puts the averages into a model",
+        f"{_loop('ema.step(model.parameters())', every=every)}\n{tail}",
         note,
     )
 
@@ -168,11 +226,11 @@ def _torch(schedule: Schedule) -> Snippet:
                 f"{head}, get_ema_multi_avg_fn\n\n"
                 f"averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn({schedule.beta!r}))\n"
             )
-            loop = _loop("averaged.update_parameters(model)", schedule, from_start=True)
+            loop = _loop("averaged.update_parameters(model)", start=schedule.start, every=schedule.update_every)
             note = ""
         case UniformAverage():
             code = f"{head}\n\naveraged = AveragedModel(model)\n"
-            loop = _loop("averaged.update_parameters(model)", schedule, from_start=True)
+            loop = _loop("averaged.update_parameters(model)", start=schedule.start, every=schedule.update_every)
             note = ""
         case _:
             code = (
@@ -188,19 +246,19 @@ def _torch(schedule: Schedule) -> Snippet:
 
 def _optax(schedule: Schedule) -> Snippet:
     note = "train_on(batch) returns the new parameters there."
+    move = "average = params if average is None else optax.incremental_update(params, average, step_size="
+    start, every = schedule.start, schedule.update_every
     match schedule:
         case Constant():
-            body = (
-                "average = params if average is None else "
-                f"optax.incremental_update(params, average, step_size={1 - schedule.beta!r})"
-            )
             head = "import optax\n\naverage = None\n"
+            body = f"{move}{1 - schedule.beta!r})"
         case BiasCorrected() if schedule.beta < 1:
             head = f"import optax\n\nema = optax.ema(decay={schedule.beta!r}, debias=True)\nstate = None\n"
             body = "average, state = ema.update(params, ema.init(params) if state is None else state)"
-        case PowerFunction() | InversePower() | RationalWarmup() | UniformAverage():
-            return Snippet("optax", None, f"{_NO_RULE} incremental_update takes a step size of one's own at each step.")
         case _:
-            return Snippet("optax", None, _NO_RULE)
-    loop = _loop(body, schedule, from_start=True).replace("train_on(batch)", "params = train_on(batch)")
+            head = f"import optax\n{_given(schedule)}average = None\n"
+            body = f"{move}1 - float(schedule.at(step)))"
+            start, every = 0, 1
+            note = f"{_no_rule('optax', 'incremental_update')} {note}"
+    loop = _loop(body, start=start, every=every).replace("train_on(batch)", "params = train_on(batch)")
     return Snippet("optax", head + loop, note)

@@ -321,7 +321,6 @@ st.subheader("The same as code")
 tabs = st.tabs([snippet.library for snippet in snippets(schedule)])
 for tab, snippet in zip(tabs, snippets(schedule), strict=True):
     with tab:
-        if snippet.code is not None:
-            st.code(snippet.code, language="python")
+        st.code(snippet.code, language="python")
         if snippet.note:
             st.caption(snippet.note)

@@ -23,7 +23,7 @@ from emacore.averaging.schedules import (
     RationalWarmup,
     UniformAverage,
 )
-from emacore.averaging.weights import average
+from emacore.averaging.weights import average, weights
 from emacore.snippets import snippets
 
 STEPS = 60
@@ -37,20 +37,17 @@ SCHEDULES = [
     BiasCorrected(0.8, update_after_step=9, update_every=4),
     RationalWarmup(0.9),
     RationalWarmup(0.6, update_after_step=8, update_every=4),
+    RationalWarmup(1.0),
     ExponentialRamp(0.9, 10.0),
+    ExponentialRamp(0.9, 5.0, update_after_step=9, update_every=4),
     PowerFunction(sigma_rel=0.1),
+    PowerFunction(gamma=1.5, update_after_step=11, update_every=5),
+    BiasCorrected(1.0),
+    Constant(1.0, update_after_step=9),
     UniformAverage(),
     UniformAverage(update_after_step=21, update_every=5),
 ]
-#: What each library cannot do; everything else must run.
-NOT_THERE = {
-    "emacore": (),
-    "torch AveragedModel": (),
-    "ema-pytorch": (BiasCorrected, RationalWarmup, ExponentialRamp, PowerFunction),
-    "timm": (BiasCorrected, RationalWarmup, ExponentialRamp, PowerFunction),
-    "diffusers": (BiasCorrected, ExponentialRamp, PowerFunction),
-    "optax": (InversePower, RationalWarmup, ExponentialRamp, PowerFunction, UniformAverage),
-}
+LIBRARIES = ("emacore", "ema-pytorch", "timm", "diffusers", "torch AveragedModel", "optax")
 
 
 def load_file(name, path):
@@ -108,24 +105,62 @@ def run(snippet):
     return values, result.item()
 
 
-@pytest.mark.parametrize("library", NOT_THERE)
+def in_library(library, schedule):
+    return next(snippet for snippet in snippets(schedule) if snippet.library == library)
+
+
+def karras_decays(schedule, steps):
+    """Written from the source of KarrasEMA: its call c copies at first, and has (1 - 1 / (c + 2)) ** (gamma + 1)."""
+    decays = np.ones(steps)
+    decays[: schedule.start + 1 : schedule.update_every] = 0
+    for call in range(schedule.update_every, steps - schedule.start, schedule.update_every):
+        exponent = schedule.update_every * (schedule.exponent + 1)
+        decays[schedule.start + call] = (1 - 1 / (call + 2)) ** exponent
+    return decays
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=to_code)
 def test_the_code_averages_as_the_schedule_says(schedule, library):
-    snippet = next(s for s in snippets(schedule) if s.library == library)
-    if isinstance(schedule, NOT_THERE[library]):
-        assert snippet.code is None
-        assert snippet.note.startswith("Not possible there")
-        return
+    snippet = in_library(library, schedule)
     values, found = run(snippet)
     decays = schedule.decays(STEPS)
-    if "first move" in snippet.note.lower() and schedule.start < STEPS:
+    if "first move" in snippet.note.lower() and isinstance(schedule, InversePower) and schedule.start < STEPS:
         decays[schedule.start] = schedule.rule(schedule.start)
     if "2/11" in snippet.note:
         decays[schedule.start] = 2 / 11
+    if "KarrasEMA" in snippet.code:
+        decays = karras_decays(schedule, STEPS)
     expected = average(values, decays, initial=0.0)
     assert found == pytest.approx(expected[-1], rel=1e-4, abs=1e-5)
 
 
-def test_settings_that_freeze_ema_pytorch_are_refused():
-    for schedule in (InversePower(beta=1.0), Constant(1.0)):
-        assert next(s for s in snippets(schedule) if s.library == "ema-pytorch").code is None
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=to_code)
+def test_no_library_is_said_to_be_unable(schedule):
+    assert [snippet.library for snippet in snippets(schedule)] == list(LIBRARIES)
+    assert not any("not possible" in snippet.note.lower() for snippet in snippets(schedule))
+
+
+@pytest.mark.parametrize("every", [1, 5, 20])
+@pytest.mark.parametrize("start", [0, 400])
+def test_karras_ema_comes_to_agree_with_the_power_function(every, start):
+    schedule = PowerFunction(sigma_rel=0.1, update_after_step=start, update_every=every)
+    own, theirs = (weights(decays) for decays in (schedule.decays(4000), karras_decays(schedule, 4000)))
+    assert np.abs(own - theirs).sum() < 0.005 * every
+    snippet = in_library("ema-pytorch", schedule)
+    assert f"gamma={every * (schedule.exponent + 1) - 1!r}, update_every={every}" in snippet.code
+    assert "Its n is one more" in snippet.note
+    assert ("raw calls" in snippet.note) == (every > 1)
+
+
+def test_settings_of_1_are_possible_in_ema_pytorch():
+    frozen = in_library("ema-pytorch", Constant(1.0, update_after_step=20))
+    values, found = run(frozen)
+    assert found == pytest.approx(values[20])
+    schedule = InversePower(beta=1.0, update_every=1, update_after_step=0)
+    snippet = in_library("ema-pytorch", schedule)
+    decays = schedule.decays(STEPS)
+    decays[schedule.start] = schedule.rule(schedule.start)
+    values, found = run(snippet)
+    assert found == pytest.approx(average(values, decays)[-1], rel=1e-4, abs=1e-5)
+    assert "beta = 1 would freeze" in snippet.note
