@@ -2,9 +2,11 @@
 
 import streamlit as st
 
+from emacore.widgets.link import link_told
+
 st.session_state["navigated"] = True  # see emacore.widgets.page.through_app
 st.set_page_config(page_title="Weight-averaging explorer", page_icon=":material/ssid_chart:", layout="wide")
-st.navigation(
+page = st.navigation(
     [
         st.Page("pages/overview.py", title="Overview", icon=":material/explore:", default=True),
         st.Page("pages/decay_schedule.py", title="Decay schedule", icon=":material/show_chart:"),
@@ -15,4 +17,6 @@ st.navigation(
         st.Page("pages/where_it_helps.py", title="Where it helps", icon=":material/grid_on:"),
     ],
     position="top",
-).run()
+)
+with link_told(page.url_path):
+    page.run()

@@ -99,8 +99,8 @@ def _spec(bottom: float, top: float, side: Literal["left", "right"], height: int
     dots = base.transform_filter(alt.datum.part == "simulated").mark_circle(clip=True, size=34, opacity=0.9)
     rule = alt.Chart().encode(x=alt.X("at:Q"))
     rules = rule.mark_rule(color=CLEAN, strokeDash=[4, 3])
-    # At the foot, where no line is once the decay is large.
+    # Where no line is: above the noise of short memories, below the start in long ones.
     labels = rule.mark_text(color=CLEAN, align=side, dx=4 if side == "left" else -4).encode(
-        text="label:N", y=alt.value(alt.ExprRef("height - 10"))
+        text="label:N", y=alt.value(8 if side == "left" else alt.ExprRef("height - 10"))
     )
     return spec_of(alt.layer(lines, dots, rules, labels).properties(height=height))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -44,6 +45,25 @@ def sentence(error: Exception) -> str:
     """An error's message as a sentence; it keeps its small letter where it begins with the name of a setting."""
     text = str(error).rstrip(".") + "."
     return text if {".", "_"} & set(text.split()[0][:-1]) else text[0].upper() + text[1:]
+
+
+#: What Markdown, and Streamlit's own additions to it, read as more than text; within words, _ is text.
+_MARKUP = re.compile(r"[\\`*\[\]<$~]|(?<!\w)_|_(?!\w)|&(?=[#\w])")
+#: What they read as more even where it is escaped: icons, emoji and addresses, which are looked for in the final text.
+_NAMES = re.compile(r"(?<=:)(?=\S)|(?<=@)(?=\w)|(?<=www)(?=\.)", re.IGNORECASE)
+#: What makes a line a list, a title, a quotation or a rule.
+_BLOCK = re.compile(r"^(\d+)(?=[.)](?: |$))|^(?=[-+](?: |$)|#+(?: |$)|>|[-=]+$)")
+_WORD_JOINER = "\N{WORD JOINER}"
+
+
+def escaped(text: object) -> str:
+    """Text of others (a link, a pin, a file, an error that quotes them) as Markdown that says just that, in one line.
+
+    For everything that Streamlit takes as Markdown.  An invisible word joiner stands where a backslash is not enough.
+    """
+    line = " ".join(str(text).split())
+    line = _NAMES.sub(_WORD_JOINER, _MARKUP.sub(r"\\\g<0>", line))
+    return _BLOCK.sub(r"\1\\", line)
 
 
 def stop_with(message: str) -> NoReturn:

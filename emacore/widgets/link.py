@@ -1,0 +1,106 @@
+"""What a link asks of the controls: numbers that no control can have are kept from them, and what was not taken is
+told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import streamlit as st
+from streamlit.runtime.state import get_session_state
+
+from emacore.widgets.page import escaped, number_text
+
+#: Parameters of controls that take any text: "inf" may be the name of a column.
+FREE_TEXT = ("column", "pins", "target", "widths", "values_")
+
+_REFUSED, _PAGE = "link_refused", "link_page"
+
+
+@contextmanager
+def link_told(page: str) -> Iterator[None]:
+    """Around the run of a page: above it, a sentence says which values of its link no control has taken.
+
+    Streamlit falls back on a control's default without a word where a link asks for what it cannot have, and fails
+    where a whole number is asked to be infinite.
+
+    Args:
+        page: The page's name; another one forgets what was told of the last.
+    """
+    state = st.session_state
+    if state.get(_PAGE) != page:
+        state[_PAGE], state[_REFUSED] = page, {}
+        known: set[str] = set()
+    else:
+        known = {str(key) for key in state}
+    refused = state[_REFUSED] | _cleaned()
+    asked = {key: st.query_params.get_all(key) for key in st.query_params}
+    place = st.container()
+    try:
+        yield
+    finally:
+        for key, texts in asked.items():
+            if key not in known and key in state and _is_bound(key) and f"gone-{key}" not in state:
+                missing = _not_taken(texts, state[key])
+                refused |= {key: (", ".join(missing), None)} if missing else {}
+        # A value is told for as long as the one that is shown instead is there.
+        refused = {key: (text, state.get(key) if shown is None else shown) for key, (text, shown) in refused.items()}
+        refused = {key: (text, shown) for key, (text, shown) in refused.items() if state.get(key) == shown}
+        state[_REFUSED] = refused
+        if refused:
+            place.warning(f"Not taken from the link: {'; '.join(_told(refused))}.", icon=":material/link_off:")
+
+
+def _told(refused: Mapping[str, tuple[str, Any]]) -> Iterator[str]:
+    for key, (text, shown) in refused.items():
+        words = f"{escaped(key)} = {escaped(text) or 'nothing'}"
+        if shown is None or isinstance(shown, (list, tuple)):
+            yield words
+        else:
+            yield f"{words} ({number_text(shown) if isinstance(shown, float) else escaped(shown)} is shown)"
+
+
+def _cleaned() -> dict[str, tuple[str, Any]]:
+    """Take what reads as a number but is not finite out of the link, before a control reads it; returns it by key."""
+    found = {}
+    with get_session_state().query_params() as link:
+        for key in list(st.query_params):
+            texts = link.get_all(key)
+            if not key.startswith(FREE_TEXT) and any(_is_endless(text) for text in texts):
+                found[key] = (", ".join(texts), None)
+                link.remove_param(key)
+        if found:
+            link.set_initial_query_params_from_current()
+    return found
+
+
+def _is_bound(key: str) -> bool:
+    with get_session_state().query_params() as link:
+        return link.is_bound(key)
+
+
+def _is_endless(text: str) -> bool:
+    try:
+        return not math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _not_taken(texts: Sequence[str], value: Any) -> list[str]:
+    """What a link asks of a control and its ``value`` is not; of a control with many values, those it does not have."""
+    if isinstance(value, (list, tuple)):
+        return [text for text in texts if text and text not in map(str, value)]
+    return [] if _is_same(texts[-1], value) else [texts[-1]]
+
+
+def _is_same(text: str, value: Any) -> bool:
+    if value is None:
+        return text == ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return math.isclose(float(text), value, rel_tol=1e-11)
+        except ValueError:
+            return False
+    return text.lower() == str(value).lower() if isinstance(value, bool) else text == str(value)

@@ -1,0 +1,161 @@
+"""Links that ask for what a control cannot have."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from emacore.widgets.link import FREE_TEXT
+from tests.pages import test_evidence, test_train, test_what_if, test_where_it_helps
+from tests.pages.conftest import APP, run, texts
+
+#: Each page, with settings that bring out controls which are not there at first.
+PAGES = {
+    "overview": [{}],
+    "decay_schedule": [
+        {"length": "Epochs"},
+        {"family": "Exponential ramp", "memory": "relative width"},
+        {"family": "Power function"},
+    ],
+    "low_pass_filter": [{"noise": "AR(1)", "signal": "sine", "filters": ["the schedule"]}],
+    "train": [{"optimizer": "sgd"}, {"data": "friedman1", "family": "Power function"}],
+    "what_if": [{"view": "Weight space"}, {"view": "For my run"}],
+    "evidence": [{}],
+    "where_it_helps": [{"optimizer": "sgd"}],
+}
+NEVER = ["inf", "-inf", "nan", "1e400", "-1e30", "9" * 400, "", "many", "2020-01-01"]
+ENTER = {
+    "train": lambda home: test_train.enter(home, epochs=3),
+    "what_if": test_what_if.enter,
+    "evidence": test_evidence.enter,
+    "where_it_helps": test_where_it_helps.enter,
+}
+
+
+def numeric(app):
+    """The controls of numbers that are in the link: sliders whose marks are numbers among them."""
+    controls = [*app.number_input, *app.slider, *app.select_slider]
+    return {control.key: control.value for control in controls if control.proto.query_param_key}
+
+
+def told(app):
+    return next((w.value for w in app.warning if w.value.startswith("Not taken from the link")), "")
+
+
+def test_all_pages_are_walked():
+    assert set(PAGES) == {path.stem for path in (APP.parent / "pages").glob("*.py")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_number_in_a_link_fails_and_what_is_not_taken_is_told(open_page, home, page):
+    if page in ENTER:
+        ENTER[page](home)
+    seen = set()
+    for number, settings in enumerate(PAGES[page]):
+        expected = numeric(open_page(page, **settings))
+        seen |= set(expected)
+        for bad in NEVER[: 3 if number else None]:
+            app = open_page(page, **settings, **dict.fromkeys(expected, bad))
+            assert numeric(app) == expected, bad
+            words = told(app)
+            for key in expected:
+                assert f"{key} = {bad or 'nothing'}" in words.replace("\u2060", ""), (bad, key)
+    kinds = ("number_input", "slider", "log_slider", "beta_slider")
+    source = (APP.parent / f"pages/{page}.py").read_text()
+    keys = {
+        keyword.value.value
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", "")) in kinds
+        for keyword in call.keywords
+        if keyword.arg == "key" and isinstance(keyword.value, ast.Constant)
+    }
+    assert keys <= seen
+
+
+def app_of(**query):
+    """A page of its own: AppTest runs the app's pages without app.py from their second run on."""
+
+    def script():
+        import streamlit as st
+
+        from emacore.widgets.link import link_told
+        from emacore.widgets.page import BOUND
+
+        with link_told(st.session_state.get("page", "one")):
+            st.number_input("Steps", 2, 100, 50, key="steps", **BOUND)
+            st.slider("Power", 0.0, 3.0, 2 / 3, key="power", **BOUND)
+            st.multiselect("Pins", [], key="pins", accept_new_options=True, max_selections=2, **BOUND)
+            if st.toggle("More", key="more", **BOUND):
+                st.number_input("Rows", 1, 100, 16, key="rows", **BOUND)
+
+    app = AppTest.from_function(script)
+    for key, value in query.items():
+        app.query_params[key] = value
+    return run(app)
+
+
+def test_a_control_that_comes_later_does_not_find_it():
+    app = app_of(rows="inf", steps="1e400")
+    assert told(app) == "Not taken from the link: rows = inf; steps = 1e400 (50 is shown)."
+    app.get_by_key("more").set_value(True)
+    assert run(app).get_by_key("rows").value == 16
+    assert "rows = inf (16 is shown)" in told(app)
+    app.get_by_key("rows").set_value(32)
+    assert told(run(app)) == "Not taken from the link: steps = 1e400 (50 is shown)."
+    app.get_by_key("steps").set_value(51)
+    assert told(run(app)) == ""
+
+
+def test_what_does_not_read_as_endless_is_told_once_its_control_is_there():
+    app = app_of(rows="-3")
+    assert told(app) == ""
+    app.get_by_key("more").set_value(True)
+    assert told(run(app)) == "Not taken from the link: rows = -3 (16 is shown)."
+
+
+def test_a_part_of_a_number_is_told_and_another_page_forgets():
+    app = app_of(steps="77.5", power="1e400")
+    assert "steps = 77.5 (77 is shown)" in told(app)
+    assert "power = 1e400 (0.666666666667 is shown)" in told(app)
+    app.session_state["page"] = "two"
+    assert told(run(app)) == ""
+
+
+def test_what_is_taken_is_not_told(open_page):
+    taken = {"steps": "1e3", "power": "0.5", "beta": "0.98765", "x": "log", "pins": ["Constant(beta=0.9)"], "at": "50"}
+    app = open_page("decay_schedule", **taken)
+    assert told(app) == ""
+    assert app.get_by_key("steps").value == 1000
+    assert told(open_page("overview", play="False", utm_source="x")) == ""
+    app = app_of(steps="60", pins=["a", "b"])
+    assert told(app) == ""
+    for value in (70, 50):
+        app.get_by_key("steps").set_value(value)
+        assert told(run(app)) == ""
+
+
+def test_of_many_values_those_are_told_that_are_not_there():
+    assert told(app_of(pins=["a", "b", "c"])) == "Not taken from the link: pins = c."
+
+
+def test_words_that_no_control_has_are_told_too(open_page):
+    words = told(open_page("decay_schedule", family="Magic", x="cubic", quantity="memory"))
+    assert "family = Magic (Inverse power is shown)" in words
+    assert "x = cubic (linear is shown)" in words
+    assert "quantity" not in words
+    app = open_page("train", run="nowhere")
+    assert "There is no run nowhere" in texts(app)
+    assert told(app) == ""
+
+
+def test_free_text_may_say_inf(open_page):
+    assert "not a schedule: 'inf'" in texts(open_page("decay_schedule", pins="inf"))
+    assert "whole numbers such as 64, 32; got 'nan'" in texts(open_page("train", widths="nan"))
+    keys = set()
+    for path in [*(APP.parent / "pages").glob("*.py"), *Path(APP.parent, "emacore/widgets").glob("*.py")]:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("text_input", "text_area"):
+                keys |= {ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "key"}
+    assert keys == {"'widths'", "values_key(name)"}
+    assert {"widths", "values_"} < set(FREE_TEXT)
