@@ -88,6 +88,27 @@ def test_what_cannot_be_started_is_told(open_page, query, words):
     assert next(b for b in app.button if b.label == "Start").disabled
 
 
+def test_whatever_a_link_has_for_values_is_told_or_can_be_started(open_page):
+    garbage = ("[]", "null", "9" * 400, "[[1]]", "{", "true", "NaN")
+    app = open_page("where_it_helps", sweep_y="max_epochs", values_max_epochs="2")
+    for n, name in enumerate(app.get_by_key("sweep_x").options):
+        if name != "max_epochs":
+            app.get_by_key("sweep_x").set_value(name)
+            run(app)
+            app.get_by_key(f"values_{name.replace('.', '_')}").set_value(garbage[n % len(garbage)])
+            run(app)
+            assert app.error, name
+            assert next(b for b in app.button if b.label == "Start").disabled
+
+
+@pytest.mark.parametrize("values", ["0.9, 0.99", "0.9,0.99", "0.9; 0.99", " .9, 0.99"])
+def test_bare_decays_are_schedules(open_page, home, values):
+    app = open_page("where_it_helps", values_schedule=values)
+    press(app, "Start")
+    grid = job_from_json(RunStore(home).sweeps()["config"][0]).grid
+    assert grid["schedule"] == ["Constant(beta=0.9)", "Constant(beta=0.99)"]
+
+
 def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
     _, table = enter(home)
     app = open_page("where_it_helps")
