@@ -125,7 +125,8 @@ def values_of(name: str, label: str) -> list[Any]:
         DEFAULTS[values_key(name)],
         height="content",
         key=values_key(name),
-        help="With commas between them. Schedules are written as code, with the names the sliders have.",
+        help="With commas between them. A schedule is written as code, with the names the sliders have; a bare decay "
+        "such as 0.99 is Constant(beta=0.99).",
         **BOUND,
     )
     return json_values(text or "")

@@ -103,7 +103,11 @@ def evidence_map(
 def _percent(share: float) -> str:
     if not np.isfinite(share):
         return "not finite"
-    return f"{100 * share:+.0f} %" if abs(share) < 10 else f"x {1 + share:.3g}"
+    if abs(share) >= 10:
+        return f"x {1 + share:.3g}"
+    if not share:
+        return "equal"
+    return f"{100 * share:+.0f} %" if abs(share) >= 0.0095 else f"{100 * share:+.1g} %"
 
 
 @lru_cache(maxsize=32)

@@ -10,9 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from emacore.experiments.statistics import CLASSICAL, Comparison, kind_of, paired_comparison, verdict
+from emacore.experiments.statistics import (
+    CLASSICAL,
+    Comparison,
+    gains,
+    interval_in_words,
+    kind_of,
+    over_pairs,
+    paired_comparison,
+    percent,
+    verdict,
+)
 from emacore.experiments.studies import Study
+from emacore.tasks.regression.article import FINAL
 
 #: The three questions, and what they ask of a seed.
 QUESTIONS = {
@@ -91,23 +103,58 @@ def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Compar
     return found
 
 
+def gains_in_words(table: pd.DataFrame, comparison: Comparison) -> str:
+    """What the gains in the final loss show beside their median: mean, single seeds, and the article's one run.
+
+    Args:
+        table: :func:`per_seed`'s, of which ``comparison`` is the final loss's.
+    """
+    found = gains(table["final_original"], table["final_averaged"])
+    told = []
+    if comparison.infinite:
+        told.append(f"Drawn are {over_pairs(comparison)}; the others have no finite gain.")
+    if comparison.pairs:
+        mean = comparison.mean
+        told.append(
+            f"The mean gain is {percent(mean.estimate)} ({interval_in_words(mean)}), over {over_pairs(comparison)}."
+        )
+    theirs = float(FINAL["improvement"][0])
+    less = stats.percentileofscore(100 * found, theirs, kind="mean")
+    told.append(f"The article's one run gained {theirs:g} %: {less:.0f} % of these {len(found)} seeds gained less.")
+    chance, wanted = comparison.chance, percent(comparison.wanted_gain, sign=False)
+    told.append(
+        f"A single seed shows a gain of at least {wanted} with a chance of {chance.estimate:.0%} (95 % interval "
+        f"{chance.low:.0%} to {chance.high:.0%}, from {comparison.seeds} seeds)."
+    )
+    if comparison.seeds_needed is not None:
+        needed = "a million seeds or more" if comparison.seeds_needed >= 10**6 else f"{comparison.seeds_needed:,} seeds"
+        told.append(f"With {needed} a t-test finds a mean gain as large as this one in four studies of five.")
+    return " ".join(told)
+
+
 def in_markdown(study: Study, found: Mapping[str, Comparison], schedule: str) -> str:
     """What one would write in a paper: numbers, seeds, tests and versions."""
     intervals = " and ".join(dict.fromkeys(one.intervals for one in found.values()))
     lines = [
         f"We compared the trained weights with their average, `{schedule}`, over {len(study.seeds)} seeds "
         f"({min(study.seeds)} to {max(study.seeds)}) of the same experiment. Gains are relative to the original; "
-        f"intervals are 95 % ({intervals}), p-values are two-sided (Wilcoxon's signed ranks).",
+        f"medians, means and their 95 % intervals ({intervals}) are of the seeds with a finite gain, wins and p-values "
+        "(two-sided, Wilcoxon's signed ranks) of all.",
         "",
-        "| question | seeds | wins | median gain | 95 % interval | mean gain | 95 % interval | p | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| question | seeds | wins | finite gains | median | 95 % interval | mean | 95 % interval | p | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for question, one in found.items():
-        gain = " | ".join(f"{i.estimate:+.2%} | {i.low:+.2%} to {i.high:+.2%}" for i in (one.median, one.mean))
+        gain = " | ".join(f"{_or_none(i.estimate)} | {_or_none(i.low, i.high)}" for i in (one.median, one.mean))
+        p = "none" if np.isnan(one.wilcoxon_p) else f"{one.wilcoxon_p:.2g}"
         lines.append(
-            f"| {QUESTIONS[question]} | {one.seeds} | {one.wins} | {gain} | {one.wilcoxon_p:.2g} | {kind_of(one)} |"
+            f"| {QUESTIONS[question]} | {one.seeds} | {one.wins} | {one.pairs} | {gain} | {p} | {kind_of(one)} |"
         )
     lines += ["", *(verdict(one, QUESTIONS[question]) for question, one in found.items()), ""]
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "scikit-learn"))
     lines.append(f"Python {platform.python_version()}, {versions}.")
     return "\n".join(lines)
+
+
+def _or_none(*shares: float) -> str:
+    return "none" if np.isnan(shares).any() else " to ".join(map(percent, shares))

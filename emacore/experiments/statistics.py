@@ -14,12 +14,14 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 
-#: Below so many seeds no test can reach 5 %, and nothing is said of a difference.
+#: Below so many finite pairs no test can reach 5 %, and nothing is said of a difference.
 FEWEST_SEEDS = 6
 LEVEL = 0.95
 POWER = 0.8
 #: The ways to an interval, of the median and of the mean.
 CLASSICAL, BCA = "order statistics and t", "BCa bootstrap"
+#: What a comparison can show.
+KINDS = ("helps", "hurts", "no difference shown", "unclear", "cannot tell")
 #: From so many seeds on each covers in 92 to 98 % of studies, over normal, skewed and heavy-tailed gains.
 COVERS_FROM = {CLASSICAL: {"median": 6, "mean": 6}, BCA: {"median": 16, "mean": 96}}
 _RESAMPLES = 9999
@@ -41,12 +43,13 @@ class Comparison:
     Args:
         seeds: How many pairs there were.
         wins, losses, ties: Of the averaged network.  A finite value beats one that is not; two that are not finite tie.
-        infinite: Pairs of which a value was not finite.  They count above, but not in the two intervals.
-        median, mean: Of the gains of the other pairs, with 95 % intervals.
+        infinite: Pairs without a finite gain: a value was not finite, or the original's was 0 and the other's was not.
+            They count above and in the p-values, but not in the two intervals.
+        median, mean: Of the gains of the other ``pairs``, with 95 % intervals.
         sign_p, wilcoxon_p: Two-sided p-values of no difference; NaN where there is nothing to test.
         chance: Of a single seed to show a gain of at least ``wanted_gain``, with the Clopper-Pearson interval.
         seeds_needed: With how many seeds a paired t-test at 5 % would find a mean gain like this in 80 % of studies;
-            ``None`` if the mean gain is 0 or there are fewer than two seeds.
+            ``None`` if the mean gain is 0 or there are fewer than two finite pairs.
         intervals: How those of median and mean were found: :data:`CLASSICAL` or :data:`BCA`.
     """
 
@@ -64,6 +67,11 @@ class Comparison:
     seeds_needed: int | None
     intervals: str = CLASSICAL
 
+    @property
+    def pairs(self) -> int:
+        """The pairs with a finite gain, on which median, mean and their intervals rest."""
+        return self.seeds - self.infinite
+
 
 def gains(original: ArrayLike, averaged: ArrayLike, *, higher_is_better: bool = False) -> Floats:
     """The relative gains of averaging, one a seed: above 0 where it is better; infinite where only one is finite.
@@ -76,7 +84,7 @@ def gains(original: ArrayLike, averaged: ArrayLike, *, higher_is_better: bool = 
     one, other = np.asarray(original, dtype=np.float64), np.asarray(averaged, dtype=np.float64)
     if one.shape != other.shape or one.ndim != 1:
         raise ValueError(f"original and averaged must have the same shape (seeds,), got {one.shape} and {other.shape}")
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         found = (other - one if higher_is_better else one - other) / np.abs(one)
     found[one == other] = 0.0
     finite_one, finite_other = np.isfinite(one), np.isfinite(other)
@@ -110,8 +118,8 @@ def paired_comparison(
     found = gains(original, averaged, higher_is_better=higher_is_better)
     if not len(found):
         raise ValueError("there are no seeds to compare")
-    lost = ~(np.isfinite(np.asarray(original, dtype=np.float64)) & np.isfinite(np.asarray(averaged, dtype=np.float64)))
-    finite = found[~lost & np.isfinite(found)]
+    both = np.isfinite(np.asarray([original, averaged], dtype=np.float64)).all(axis=0)
+    finite = found[both & np.isfinite(found)]
     wins, losses = int((found > 0).sum()), int((found < 0).sum())
     reached = int((found >= wanted_gain).sum())
     share = stats.binomtest(reached, len(found)).proportion_ci(LEVEL)
@@ -120,7 +128,7 @@ def paired_comparison(
         wins=wins,
         losses=losses,
         ties=len(found) - wins - losses,
-        infinite=int(lost.sum()),
+        infinite=len(found) - len(finite),
         median=_bca(finite, np.median) if intervals == BCA else _median(finite),
         mean=_bca(finite, np.mean) if intervals == BCA else _mean(finite),
         sign_p=float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else math.nan,
@@ -174,50 +182,91 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def kind_of(comparison: Comparison, p: float | None = None) -> str:
-    """ "helps", "hurts", "no difference shown" or "too few seeds": fixed by the numbers.
+    """One of :data:`KINDS`, fixed by the numbers.
 
-    A difference is claimed where the median's interval lies on one side of 0 and Wilcoxon's p is below 5 %.
+    A difference is claimed where the median's interval lies on one side of 0 and Wilcoxon's p is below 5 %.  Where one
+    of the two says so and the other does not, it is unclear; with fewer than :data:`FEWEST_SEEDS` finite pairs there is
+    no interval, and no way to tell.
 
     Args:
         p: An adjusted p-value in place of Wilcoxon's.
     """
-    if comparison.seeds < FEWEST_SEEDS or math.isnan(comparison.median.estimate):
-        return "too few seeds"
+    median = comparison.median
+    if math.isnan(median.low):
+        return "cannot tell"
     p = comparison.wilcoxon_p if p is None else p
-    if p < 1 - LEVEL and comparison.median.low > 0:
-        return "helps"
-    if p < 1 - LEVEL and comparison.median.high < 0:
-        return "hurts"
-    return "no difference shown"
+    small, aside = p < 1 - LEVEL, median.low > 0 or median.high < 0
+    if small and aside:
+        return "helps" if median.low > 0 else "hurts"
+    return "unclear" if small or aside else "no difference shown"
 
 
 def verdict(comparison: Comparison, what: str = "the final loss") -> str:
-    """One sentence that the numbers bear out."""
-    found, median = kind_of(comparison), comparison.median
-    told = f" ({comparison.infinite} of the pairs were not finite.)" if comparison.infinite else ""
-    interval = f"95 % interval {100 * median.low:+.3g} to {100 * median.high:+.3g} %"
-    over = f"over {comparison.seeds} seeds"
-    if found == "too few seeds":
-        return (
-            f"Too few seeds: {comparison.seeds}, of which averaging won {comparison.wins}, cannot tell whether it "
-            f"changes {what}; {FEWEST_SEEDS} are the least.{told}"
-        )
-    if found == "no difference shown":
-        largest = max(abs(median.low), abs(median.high))
-        return (
-            f"No difference larger than {100 * largest:.3g} % shown for {what} {over}: averaging won "
-            f"{comparison.wins}, the median gain is {100 * median.estimate:+.3g} % ({interval}).{told}"
-        )
-    better = "better" if found == "helps" else "worse"
-    return (
-        f"Averaging {found}: {what} is {better} by {100 * abs(median.estimate):.3g} % "
-        f"in the median {over} ({interval}; {comparison.wins} wins; Wilcoxon p = {comparison.wilcoxon_p:.2g}).{told}"
+    """A sentence or two that the numbers bear out; each number names the pairs it rests on."""
+    kind, median = kind_of(comparison), comparison.median
+    won = f"averaging won {comparison.wins} of {comparison.seeds}"
+    over = f"over {over_pairs(comparison)}"
+    rest = (
+        f" {comparison.infinite} of the {comparison.seeds} pairs have no finite gain: they count as wins, losses or "
+        "ties and in p, but not in the median."
+        if comparison.infinite
+        else ""
     )
+    if kind == "cannot tell":
+        only = f"only {comparison.pairs} of the pairs have a finite gain, and " if comparison.infinite else ""
+        return (
+            f"Cannot tell from {comparison.seeds} seeds whether averaging changes {what}: {only}{FEWEST_SEEDS} are the "
+            f"least; {won}."
+        )
+    if kind == "no difference shown" and median.low == median.high:
+        return f"No difference shown for {what} {over}: {comparison.ties} of {comparison.seeds} tie; {won}.{rest}"
+    numbers = f"{interval_in_words(median)}; Wilcoxon p = {comparison.wilcoxon_p:.2g}"
+    if kind in ("helps", "hurts"):
+        return (
+            f"Averaging {kind}: {what} is {'better' if kind == 'helps' else 'worse'} by "
+            f"{percent(abs(median.estimate), sign=False)} in the median {over} ({numbers}; {won}).{rest}"
+        )
+    found = f"{won}, and the median gain is {percent(median.estimate)} ({numbers})"
+    if kind == "unclear":
+        but = "the test finds a difference, but the interval holds 0"
+        if not median.low <= 0 <= median.high:
+            but = "the interval leaves out 0, but the test finds no difference"
+        return f"Unclear for {what} {over}: {found}: {but}.{rest}"
+    largest = percent(max(abs(median.low), abs(median.high)), sign=False)
+    return f"No difference larger than {largest} shown for {what} {over}: {found}.{rest}"
+
+
+def interval_in_words(found: Interval) -> str:
+    """The 95 % interval of an estimate, for brackets."""
+    if math.isnan(found.low):
+        return "too few finite pairs for an interval"
+    if found.low == found.high:
+        return "its 95 % interval is this value alone"
+    return f"95 % interval {percent(found.low)} to {percent(found.high)}"
+
+
+def over_pairs(comparison: Comparison) -> str:
+    """The pairs on which median and mean rest: "8 seeds", or "5 of 8 seeds"."""
+    return f"{comparison.pairs} of {comparison.seeds} seeds" if comparison.infinite else f"{comparison.seeds} seeds"
+
+
+def percent(share: float, *, sign: bool = True) -> str:
+    """A share in percent with three digits that matter, such as "+0.000123 %"; only 0 is "0 %"."""
+    value = 100 * share
+    if not math.isfinite(value):
+        return "not finite"
+    size = abs(value)
+    plus = "+" if sign and value else ""
+    if size and not 1e-6 <= size < 1e7:
+        return f"{value:{plus}.2e} %"
+    digits = max(0, 2 - math.floor(math.log10(size))) if size else 0
+    text = f"{round(value, 2 - math.floor(math.log10(size))) if size else 0:{plus},.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
 def coverage_in_words(comparison: Comparison) -> str:
     """How far the intervals can be trusted with so many seeds."""
-    usable = comparison.seeds - comparison.infinite
+    usable = comparison.pairs
     covers = COVERS_FROM[comparison.intervals]
     narrow = [name for name, least in covers.items() if FEWEST_SEEDS <= usable < least]
     since = (

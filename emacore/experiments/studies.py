@@ -11,7 +11,7 @@ from typing import Any
 
 import emacore.tasks  # noqa: F401  settings are read back by the task that they name
 from emacore.averaging.code import from_code, to_code
-from emacore.averaging.schedules import Schedule, check_whole, schedule_from_dict
+from emacore.averaging.schedules import Constant, Schedule, check_whole, schedule_from_dict
 from emacore.training.config import TaskConfig, json_object
 
 
@@ -74,10 +74,12 @@ class Sweep:
                 raise ValueError("grid: the seeds are those of every cell; leave 'seed' out")
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
                 raise ValueError(f"grid: {name!r} needs a list of at least one value, got {values!r}")
-            if len({json.dumps(value) for value in values}) < len(values):
-                raise ValueError(f"grid: {name!r} has the same value twice: {list(values)!r}")
-        object.__setattr__(self, "grid", {name: list(values) for name, values in self.grid.items()})
+        grid = {name: [_told(name, value) for value in values] for name, values in self.grid.items()}
+        object.__setattr__(self, "grid", grid)
         self.cells()
+        for name, values in grid.items():
+            if len({json.dumps(float(v) if type(v) is int else v) for v in values}) < len(values):  # 1 is 1.0
+                raise ValueError(f"grid: {name!r} has the same value twice: {values!r}")
 
     def cells(self) -> list[tuple[dict[str, Any], TaskConfig]]:
         """The settings of each cell and the config they give; the last name of the grid varies fastest."""
@@ -103,7 +105,8 @@ Job = TaskConfig | Study | Sweep
 def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
     """``config`` with settings changed by their dotted names, such as ``optimizer.learning_rate``.
 
-    ``schedule`` itself takes a schedule's code, such as ``Constant(beta=0.99)``.
+    ``schedule`` itself takes a schedule's code, such as ``Constant(beta=0.99)``, or a decay, which is that of a
+    ``Constant``.
 
     Raises:
         ValueError: for a name that is no setting, or a value out of range.
@@ -118,8 +121,29 @@ def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig
         if not isinstance(part, dict) or last not in part or (isinstance(part[last], dict) and name != "schedule"):
             known = ", ".join(sorted(_dotted(changed)))
             raise ValueError(f"there is no setting {name!r}; there are {known}, and schedule (as code)")
-        part[last] = from_code(value).to_dict() if name == "schedule" else value
-    return type(config).from_json(json.dumps(changed))
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"{name} must be a number below 2**63, got one of {len(str(abs(value)))} digits")
+        part[last] = _schedule(value).to_dict() if name == "schedule" else value
+    try:
+        return type(config).from_json(json.dumps(changed))
+    except TypeError as error:
+        raise ValueError(f"settings must be numbers, texts or lists of them: {error}") from error
+
+
+def _schedule(value: Any) -> Schedule:
+    """A schedule by its code; a bare decay is a constant one."""
+    if isinstance(value, str):
+        value = json_value(value)
+    if isinstance(value, str):
+        return from_code(value)
+    if not isinstance(value, bool) and isinstance(value, (int, float)):
+        return Constant(value)
+    raise ValueError(f"schedule must be code such as Constant(beta=0.99), or a decay such as 0.99; got {value!r}")
+
+
+def _told(name: str, value: Any) -> Any:
+    """A grid's value as its tables have it: a bare decay as the schedule it means."""
+    return to_code(_schedule(value)) if name == "schedule" and isinstance(value, (int, float)) else value
 
 
 def _dotted(settings: Mapping[str, Any], start: str = "") -> Iterator[str]:
@@ -155,11 +179,11 @@ def job_from_json(text: str | bytes) -> Job:
 
 
 def json_value(text: str) -> Any:
-    """What ``text`` means as JSON, or else itself: how people write a setting's value."""
+    """What ``text`` means as JSON or as a number such as ``.9``, or else itself: how people write a setting's value."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    except (ValueError, RecursionError):  # also numbers of too many digits, and brackets that nest too deeply
+        return float(text) if re.fullmatch(r"[+-]?(\d*\.\d+|\d+\.)([eE][+-]?\d+)?", text) else text
 
 
 def json_values(text: str) -> list[Any]:

@@ -22,7 +22,7 @@ import emacore
 from emacore.averaging.code import to_code
 from emacore.averaging.schedules import UniformAverage
 from emacore.experiments.evidence import QUESTIONS, per_seed
-from emacore.experiments.statistics import holm, kind_of, paired_comparison
+from emacore.experiments.statistics import holm, kind_of, paired_comparison, percent
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
 from emacore.training.config import TaskConfig
@@ -295,7 +295,7 @@ def _table(done: Mapping[int, Rows], columns: list[str]) -> pd.DataFrame:
 def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
     """A row for each cell: the grid's columns, seeds, wins, median_gain (a share), low, high, p (Holm's) and verdict.
 
-    Of the final loss; cells that could not be trained count as too few seeds.
+    Of the final loss; cells that could not be trained cannot tell.
     """
     rows, found = [], []
     for key, cell in table.groupby(list(grid), sort=False, dropna=False):
@@ -327,7 +327,8 @@ def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
         f"Of {len(found)} cells of {' or '.join(map(str, seeds))} seeds, averaging helps in "
         f"{counts.get('helps', 0)} and hurts in {counts.get('hurts', 0)}; "
         f"{open_ones} {'shows' if open_ones == 1 else 'show'} no difference"
-        + (f", and {counts['too few seeds']} have too few seeds to tell" if "too few seeds" in counts else "")
+        + (f", {counts['unclear']} {'is' if counts['unclear'] == 1 else 'are'} unclear" if "unclear" in counts else "")
+        + (f", and {counts['cannot tell']} cannot tell from so few seeds" if "cannot tell" in counts else "")
         + f" (p-values corrected for {len(found)} tests after Holm)."
     ]
     for verdict, best in (("helps", "idxmax"), ("hurts", "idxmin")):
@@ -345,5 +346,7 @@ def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
 def _beside(gain: float) -> str:
     """The averaged network's loss beside the original's."""
     if gain < -9:
-        return f"{1 - gain:.3g} times the original's"
-    return f"{100 * abs(gain):.3g} % {'lower' if gain > 0 else 'higher'}"
+        return f"{1 - gain:,.3g} times the original's"
+    if not gain:
+        return "the same as the original's"
+    return f"{percent(abs(gain), sign=False)} {'lower' if gain > 0 else 'higher'}"

@@ -81,9 +81,10 @@ def in_words(history: pd.DataFrame) -> list[str]:
     epochs = finite["epoch"].to_numpy()
     original, ema = (finite[f"val_loss_{name}"].to_numpy() for name in ("original", "ema"))
     change = 100 * (original[-1] - ema[-1]) / original[-1]
+    beside = f"{abs(change):.3g} % {'lower' if change > 0 else 'higher'} than" if change else "equal to"
     sentences = [
-        f"In this run, after epoch {epochs[-1]}, the averaged model's validation loss is {abs(change):.3g} % "
-        f"{'lower' if change > 0 else 'higher'} than the original's ({ema[-1]:.4g} against {original[-1]:.4g}).",
+        f"In this run, after epoch {epochs[-1]}, the averaged model's validation loss is {beside} the original's "
+        f"({ema[-1]:.4g} against {original[-1]:.4g}).",
         f"The lowest validation loss was {original.min():.4g} for the original (epoch {epochs[original.argmin()]}) and "
         f"{ema.min():.4g} for the average (epoch {epochs[ema.argmin()]}).",
     ]
@@ -203,6 +204,8 @@ def smaller_rate_in_words(history: pd.DataFrame, averaged: ArrayLike) -> str:
 
 
 def _against(value: float, reference: float) -> str:
+    if value == reference:
+        return f"equal to the original's ({value:.4g})"
     change = 100 * (value / reference - 1)
     return f"{abs(change):.3g} % {'below' if change < 0 else 'above'} the original's ({value:.4g} and {reference:.4g})"
 

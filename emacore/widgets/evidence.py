@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import streamlit as st
-from scipy import stats
 
 from emacore.charts.evidence import differences
-from emacore.experiments.evidence import QUESTIONS
+from emacore.experiments.evidence import QUESTIONS, gains_in_words
 from emacore.experiments.statistics import Comparison, gains, kind_of, verdict
 from emacore.tasks.regression.article import FINAL
 from emacore.widgets.page import show_chart
@@ -16,7 +16,8 @@ ICONS = {
     "helps": ":material/trending_up:",
     "hurts": ":material/trending_down:",
     "no difference shown": ":material/drag_handle:",
-    "too few seeds": ":material/help:",
+    "unclear": ":material/question_mark:",
+    "cannot tell": ":material/help:",
 }
 
 
@@ -35,30 +36,20 @@ def show_verdicts(found: dict[str, Comparison], complete: bool) -> None:
 def show_differences(table: pd.DataFrame, comparison: Comparison, name: str) -> None:
     gain = 100 * gains(table["final_original"], table["final_averaged"])
     shown = pd.DataFrame({"seed": table["seed"], "gain": gain})
-    theirs = float(FINAL["improvement"][0])
-    median, mean = comparison.median, comparison.mean
+    median = comparison.median
+    rules = {"the article's run": float(FINAL["improvement"][0])}
+    if comparison.pairs:
+        rules["median"] = 100 * median.estimate
     show_chart(
         differences(
             shown,
             x_title="gain in the final loss (%)",
             interval=(100 * median.low, 100 * median.high),
-            rules={"the article's run": theirs, "median": 100 * median.estimate},
+            rules=rules,
         ),
         alt_text=f"The gain in the final loss of each of {len(shown)} seeds, in order; {comparison.wins} above zero",
         table=shown,
         name=f"differences-{name}",
     )
-    percentile = stats.percentileofscore(gain, theirs, kind="mean")
-    needed = (
-        ""
-        if comparison.seeds_needed is None
-        else f" With {comparison.seeds_needed:,} seeds a t-test finds a mean gain as large as this one in four "
-        "studies of five."
-    )
-    chance, wanted = comparison.chance, comparison.wanted_gain
-    st.caption(
-        f"Shaded: the 95 % interval of the median. The mean gain is {100 * mean.estimate:+.3g} % (95 % interval "
-        f"{100 * mean.low:+.3g} to {100 * mean.high:+.3g} %). The article's one run gained {theirs:g} %: "
-        f"{percentile:.0f} % of these seeds gained less. A single seed shows a gain of at least {wanted:.0%} with a "
-        f"chance of {chance.estimate:.0%} (95 % interval {chance.low:.0%} to {chance.high:.0%}).{needed}"
-    )
+    shaded = "" if np.isnan(median.low) else "Shaded: the 95 % interval of the median. "
+    st.caption(f"{shaded}{gains_in_words(table, comparison)}")

@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import pytest
 
 from emacore.averaging.signals import sgd_on_quadratic
 from emacore.charts.aligned import curves_and_shares
@@ -104,6 +105,15 @@ def test_a_map_of_evidence_hatches_what_shows_nothing():
     assert figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == ["b", "a"]
     for layer in (0, 2):
         assert "data" not in figure.spec["layer"][layer]
+
+
+@pytest.mark.parametrize(
+    ("gain", "text"), [(0.5, "-50 %"), (-0.003, "+0.3 %"), (4e-5, "-0.004 %"), (0.0, "equal"), (-99.0, "x 100")]
+)
+def test_a_cell_of_the_map_never_says_that_a_change_is_0(gain, text):
+    cell = {"x": "1", "y": "a", "code": "1a", "median_gain": gain, "wins": 3, "seeds": 8, "verdict": "hurts"}
+    figure = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y")
+    assert figure.data["text"].tolist() == [f"{text}\n3 of 8"]
 
 
 def test_palette_gives_each_name_its_colour():

@@ -1,6 +1,8 @@
 import math
+import re
 import subprocess
 import sys
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -11,6 +13,7 @@ from emacore.experiments.statistics import (
     BCA,
     CLASSICAL,
     COVERS_FROM,
+    KINDS,
     coverage_in_words,
     gains,
     holm,
@@ -215,7 +218,17 @@ def test_holm_by_hand_and_by_what_it_promises():
         ([0.2, 0.3, 0.1, 0.25, 0.2, 0.15, 0.3, 0.2], "helps", "Averaging helps: the final loss is better by 20 %"),
         ([-0.2, -0.3, -0.1, -0.2, -0.2, -0.1, -0.3, -0.2], "hurts", "Averaging hurts: the final loss is worse by 20 %"),
         ([-0.2, 0.3, -0.1, 0.2, -0.2, 0.1, -0.3, 0.2], "no difference shown", "No difference larger than"),
-        ([0.2, 0.3, 0.1, 0.2, 0.2], "too few seeds", "Too few seeds: 5, of which averaging won 5"),
+        ([0.2, 0.3, 0.1, 0.2, 0.2], "cannot tell", "Cannot tell from 5 seeds whether averaging changes the final loss"),
+        (
+            [*np.arange(1, 11) / 50, -0.9, -0.8],
+            "unclear",
+            "Unclear for the final loss over 12 seeds: averaging won 10 of",
+        ),
+        (
+            [0.0] * 14 + [0.2],
+            "no difference shown",
+            "No difference shown for the final loss over 15 seeds: 14 of 15 tie",
+        ),
     ],
 )
 def test_the_verdicts_words_follow_the_numbers(gain, kind, start):
@@ -223,7 +236,81 @@ def test_the_verdicts_words_follow_the_numbers(gain, kind, start):
     assert kind_of(found) == kind
     assert verdict(found).startswith(start)
     if kind == "helps":
-        assert kind_of(found, p=0.06) == "no difference shown"
+        assert kind_of(found, p=0.06) == "unclear"
+
+
+def drawn_pairs(rng):
+    """Losses of the original and the average, as good and as bad as they come."""
+    n = int(rng.choice([*range(1, 7), *range(14, 40)]))  # between them SciPy goes through all signs of tied ranks
+    shape = rng.choice(["normal", "skewed", "heavy", "few values"])
+    draws = {
+        "normal": rng.normal(size=n),
+        "skewed": rng.exponential(size=n) - rng.choice([0.0, 1.0]),
+        "heavy": rng.standard_t(1, size=n),
+        "few values": rng.integers(-1, 2, n).astype(float),
+    }
+    original = rng.lognormal(0, 2, n) * 10.0 ** rng.integers(-12, 6)
+    averaged = original * (1 - 10.0 ** rng.integers(-6, 3) * (draws[shape] + rng.normal()))
+    for values in (original, averaged):
+        for odd in (NAN, INF, -INF, 0.0):
+            if rng.random() < 0.15:
+                values[rng.random(n) < rng.random()] = odd
+    tied = rng.random(n) < (rng.random() if rng.random() < 0.3 else 0)
+    averaged[tied] = original[tied]
+    return original, averaged
+
+
+NUMBER = r"([+-]?[\d,.]+(?:e[+-]\d+)?) %"
+
+
+def read(words, pattern):
+    """The numbers, in percent, that a sentence has in a place."""
+    return [float(text.replace(",", "")) for text in re.search(pattern, words).groups()]
+
+
+def no_empty_words(words):
+    assert not re.search(r"\b(nan|inf)\b|[+-]0 %|(by|than) 0 %|\b0 % (higher|lower|better|worse)", words), words
+
+
+@pytest.mark.parametrize("intervals", [CLASSICAL, BCA])
+def test_words_never_contradict_the_numbers(intervals):
+    rng = np.random.default_rng(0)
+    kinds = Counter()
+    for _ in range(500 if intervals == CLASSICAL else 40):
+        found = paired_comparison(*drawn_pairs(rng), intervals=intervals)
+        kind, words = kind_of(found), verdict(found)
+        kinds[kind] += 1
+        no_empty_words(words)
+        assert words.split()[0] == {"cannot tell": "Cannot", "unclear": "Unclear"}.get(kind, words.split()[0])
+        assert f"averaging won {found.wins} of {found.seeds}" in words
+        assert found.pairs == found.seeds - found.infinite
+        if kind == "cannot tell":
+            assert f"from {found.seeds} seeds" in words
+            assert found.pairs < 6
+            assert not found.infinite or f"only {found.pairs} of the pairs" in words
+            continue
+        assert f"over {found.pairs} of {found.seeds} seeds" in words or not found.infinite
+        if "tie;" in words:
+            assert found.median.low == found.median.estimate == found.median.high == 0
+            continue
+        if found.median.low == found.median.high:
+            assert "interval is this value alone" in words
+            continue
+        low, high = read(words, f"interval {NUMBER} to {NUMBER}")
+        assert [low, high] == pytest.approx([100 * found.median.low, 100 * found.median.high], rel=6e-3)
+        aside = low > 0 or high < 0
+        assert aside == (kind in ("helps", "hurts")) or kind == "unclear"
+        if kind == "no difference shown":
+            assert read(words, f"larger than {NUMBER}") == pytest.approx([max(abs(low), abs(high))], rel=1e-9)
+        elif kind == "unclear":
+            assert aside == ("leaves out 0" in words) == (found.wilcoxon_p >= 0.05)
+        else:
+            assert found.wilcoxon_p < 0.05
+            assert (low > 0) == (kind == "helps") == ("is better by" in words)
+            assert read(words, f"(?:better|worse) by {NUMBER}")[0] == pytest.approx(
+                abs(100 * found.median.estimate), 6e-3
+            )
+    assert intervals == BCA or (set(kinds) == set(KINDS) and min(kinds.values()) > 9), kinds
 
 
 def test_ties_and_diverged_seeds_are_told_and_never_dropped():
@@ -231,13 +318,22 @@ def test_ties_and_diverged_seeds_are_told_and_never_dropped():
     assert (ties.wins, ties.ties) == (0, 8)
     assert math.isnan(ties.sign_p)
     assert kind_of(ties) == "no difference shown"
-    assert "larger than 0 %" in verdict(ties)
+    assert "8 of 8 tie" in verdict(ties)
     diverged = paired_comparison([NAN] * 3 + [1.0] * 7, [0.5] * 2 + [NAN] + [0.9] * 7)
     assert (diverged.seeds, diverged.wins, diverged.ties, diverged.infinite) == (10, 9, 1, 3)
     assert diverged.mean.estimate == pytest.approx(0.1)
-    assert "(3 of the pairs were not finite.)" in verdict(diverged)
+    assert "in the median over 7 of 10 seeds" in verdict(diverged)
+    assert "3 of the 10 pairs have no finite gain" in verdict(diverged)
     lost = paired_comparison([NAN] * 8, [NAN] * 8)
-    assert kind_of(lost) == "too few seeds"
+    assert kind_of(lost) == "cannot tell"
+    few = paired_comparison([NAN] * 3 + [1.0] * 5, [NAN] * 3 + [0.9] * 5)
+    assert verdict(few) == (
+        "Cannot tell from 8 seeds whether averaging changes the final loss: only 5 of the pairs have a finite gain, "
+        "and 6 are the least; averaging won 5 of 8."
+    )
+    zero = paired_comparison([0.0] * 4 + [1.0] * 8, [1.0] * 4 + [0.9] * 8)
+    assert (zero.infinite, zero.pairs, zero.losses) == (4, 8, 4)
+    assert "over 8 of 12 seeds" in verdict(zero)
     with pytest.raises(ValueError, match="no seeds"):
         paired_comparison([], [])
 

@@ -75,8 +75,54 @@ def test_what_is_no_job_is_told(text, message):
 
 
 def test_values_as_people_write_them():
-    assert [json_value(text) for text in ("0.1", "[1, 2]", "adam", "true")] == [0.1, [1, 2], "adam", True]
+    assert [json_value(text) for text in ("0.1", ".9", "1.", "[1, 2]", "adam")] == [0.1, 0.9, 1.0, [1, 2], "adam"]
+    assert [json_value(text) for text in ("true", "nan", ".", "1.2.3")] == [True, "nan", ".", "1.2.3"]
     assert json_values("0.1, adam; [1, 2],") == [0.1, "adam", [1, 2]]
     codes = ["Constant(beta=0.5, update_every=2)", "UniformAverage()"]
     assert json_values(", ".join(codes)) == codes
     assert json_values(" ") == []
+
+
+#: What a person, or a link, may put where values belong.
+GARBAGE = (
+    *("0.9, 0.99", "-1", "1.5", "0", "1e400", "1e-400", "NaN", "-Infinity", "9" * 400, "9" * 5000, str(2**63)),
+    *("[]", "{}", "null", "true", "0.5, true", "[[0.9]]", "[1, [2, {}]]", '{"family": "Constant"}', "[" * 10_000),
+    *("", ",", ";;", '"', '"x"', "\\", "\x00", "é", "adam", "csv", "[1, 2", "2, 2", "2, 2.0", "lambda: 1"),
+    *("Constant", "Constant(", "Constant(0.9)", "Constant(beta=[])", "Constant(beta=None)", "Constant(**{})"),
+    *("Constant(beta=0.9).x", "Constant(family=1)", "Schedule()", "Constant(beta=0.9, update_every=0)", "(" * 10_000),
+)
+SETTINGS = (*_dotted(json.loads(RunConfig().to_json())), "schedule", "seed", "optimizer", "schedule.", "nope", "", ".")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_any_values_of_any_setting_are_a_sweep_or_a_sentence(name):
+    other = {"max_epochs": [1]} if name != "max_epochs" else {"network.dropout": [0.1]}
+    for text in GARBAGE:
+        try:
+            sweep = Sweep(RunConfig(), {name: json_values(text), **other}, (0, 1))
+        except ValueError as error:
+            told = str(error)
+        else:
+            told = "a sweep"
+            assert job_from_json(sweep.to_json()) == sweep
+        assert told
+
+
+def test_a_bare_decay_is_a_constant_one():
+    sweep = Sweep(RunConfig(), {"schedule": json_values("0.9, 0.99, UniformAverage(), 1")}, (0,))
+    codes = ["Constant(beta=0.9)", "Constant(beta=0.99)", "UniformAverage()", "Constant(beta=1)"]
+    assert [settings["schedule"] for settings, _ in sweep.cells()] == codes
+    assert [config.schedule for _, config in sweep.cells()] == [
+        Constant(0.9),
+        Constant(0.99),
+        UniformAverage(),
+        Constant(1),
+    ]
+    assert with_settings(RunConfig(), {"schedule": "0.9"}).schedule == Constant(0.9)
+    for value in ([], {}, None, True, [0.9]):
+        with pytest.raises(ValueError, match="schedule must be code such as"):
+            with_settings(RunConfig(), {"schedule": value})
+    with pytest.raises(ValueError, match="same value twice"):
+        Sweep(RunConfig(), {"schedule": [0.9, "Constant(beta=0.9)"]}, (0,))
+    with pytest.raises(ValueError, match="must be numbers, texts"):
+        Sweep(RunConfig(), {"optimizer.learning_rate": [Constant()]}, (0,))

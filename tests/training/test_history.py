@@ -156,3 +156,15 @@ def test_a_curve_in_words():
     assert "standard deviation is 100% of" in told
     assert "stays below from epoch 2 on" in told
     assert "does not stay below" in curve_in_words(curve_figures(curves, "now", 2), "now", "original")
+
+
+def test_equal_losses_are_told_as_equal():
+    rows = pd.DataFrame({"epoch": [1, 2], "val_loss_original": [2.0, 1.0], "val_loss_ema": [3.0, 1.0]})
+    assert (
+        "after epoch 2, the averaged model's validation loss is equal to the original's (1 against 1)"
+        in in_words(rows)[0]
+    )
+    figures = pd.DataFrame(
+        {"curve": ["original", "ema"], "final": 1.0, "best": 1.0, "steadiness": 0.0, "ahead_since": None}
+    )
+    assert "ends equal to the original's (1)" in curve_in_words(figures, "original", "ema")

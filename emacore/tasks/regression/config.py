@@ -57,6 +57,9 @@ class DataConfig:
                 f"data: {self.n_samples:,} samples of {self.n_features:,} features are "
                 f"{self.n_samples * self.n_features:,} numbers; at most {MAX_CELLS:,} are allowed"
             )
+        for name in ("path", "target"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"data.{name} must be text, got {getattr(self, name)!r}")  # noqa: TRY004
         if self.kind == "csv" and not (self.path and self.target):
             raise ValueError("data: kind 'csv' needs a path and the name of its target column")
 
