@@ -23,6 +23,7 @@ from scipy.optimize import brentq, minimize_scalar
 
 from emacore.averaging.filters import decay_from_half_life, half_life
 from emacore.averaging.weights import relative_width
+from emacore.checks import LARGEST, SMALLEST, check_positive, check_unit, check_whole, is_real, shown
 
 Floats = NDArray[np.float64]
 
@@ -31,8 +32,6 @@ MAX_SIGMA_REL = 1 / math.sqrt(12)
 LARGEST_DECAY = 1 - 2.0**-53
 #: Calls are counted in float64: so many, and sums of a few of them, exactly.
 MOST_CALLS = 2**51
-#: What a setting without natural bounds may be.  Powers and quotients of such numbers are still finite.
-SMALLEST, LARGEST = 1e-100, 1e100
 #: The longest run whose weights are all looked at for a relative width: 800 MB each time an array of them is made.
 _MOST_WEIGHTS = 10**8
 
@@ -619,51 +618,18 @@ def _tolerance(schedule: Schedule) -> float:
     return 0.02 if isinstance(schedule, UniformAverage) else 1e-5
 
 
-def check_whole(name: str, value: int, minimum: int, maximum: int | None = None) -> None:
-    """Raise ``ValueError`` unless ``value`` is a whole number from ``minimum`` to ``maximum``, if there is one."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {_told(value)}")
-    if maximum is not None and value > maximum:
-        raise ValueError(f"{name} must be a whole number from {minimum} to {maximum:,}, got {_told(value)}")
-
-
-def check_unit(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless ``value`` is in [0, 1]."""
-    if not _is_real(value) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {_told(value)}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless ``value`` is a number above 0, and neither tiny nor huge beyond all use."""
-    if not _is_real(value) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite number above 0, got {_told(value)}")
-    if not SMALLEST <= value <= LARGEST:
-        raise ValueError(f"{name} must be from {SMALLEST:g} to {LARGEST:g}, got {_told(value)}")
-
-
 def _check_gamma(gamma: float) -> None:
-    if not _is_real(gamma) or not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma must be finite and at least 0, got {_told(gamma)}")
+    if not is_real(gamma) or not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma must be finite and at least 0, got {shown(gamma)}")
     if gamma > LARGEST:
-        raise ValueError(f"gamma must be from 0 to {LARGEST:g}, got {_told(gamma)}")
+        raise ValueError(f"gamma must be from 0 to {LARGEST:g}, got {shown(gamma)}")
 
 
 def _check_sigma_rel(sigma_rel: float) -> None:
-    if not _is_real(sigma_rel) or not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
-        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {_told(sigma_rel)}")
+    if not is_real(sigma_rel) or not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
+        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {shown(sigma_rel)}")
     if sigma_rel < SMALLEST:
-        raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {MAX_SIGMA_REL:.4f}, got {_told(sigma_rel)}")
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def _told(value: object) -> str:
-    """A refused value as a message has it; Python itself refuses to write whole numbers of very many digits."""
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return f"a whole number of {value.bit_length():,} bits"
-    return repr(value)
+        raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {MAX_SIGMA_REL:.4f}, got {shown(sigma_rel)}")
 
 
 def _check_target(decay: float, step: float, update_after_step: int) -> None:
@@ -671,7 +637,7 @@ def _check_target(decay: float, step: float, update_after_step: int) -> None:
         raise ValueError(f"decay must be in (0, 1), got {decay!r}")
     if not update_after_step < step <= MOST_CALLS:
         raise ValueError(
-            f"step must be above update_after_step = {update_after_step} and at most {MOST_CALLS:,}, got {_told(step)}"
+            f"step must be above update_after_step = {update_after_step} and at most {MOST_CALLS:,}, got {shown(step)}"
         )
 
 

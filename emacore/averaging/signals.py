@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.signal import chirp, lfilter
 
 from emacore.averaging.filters import variance_gain
-from emacore.averaging.schedules import LARGEST_DECAY, Constant, check_whole
+from emacore.averaging.schedules import LARGEST_DECAY, Constant
 from emacore.averaging.weights import weights
+from emacore.checks import check_whole
 
 Floats = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import check_whole
+from emacore.checks import check_whole
 from emacore.replay.rows import Rows
 from emacore.tensors import (
     Watch,

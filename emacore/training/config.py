@@ -8,13 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
 
-from emacore.averaging.schedules import (
-    InversePower,
-    Schedule,
-    check_positive,
-    check_whole,
-    schedule_from_dict,
-)
+from emacore.averaging.schedules import InversePower, Schedule, schedule_from_dict
+from emacore.checks import check_at_least_zero, check_choice, check_positive, check_whole, is_real
 from emacore.replay.measure import Metric
 
 if TYPE_CHECKING:
@@ -44,7 +39,7 @@ class NetworkConfig:
             check_whole("network.widths", width, 1)
             if width > 4096:
                 raise ValueError(f"network.widths must be at most 4096, got {width!r}")
-        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
+        if not (is_real(self.dropout) and 0 <= self.dropout < 1):
             raise ValueError(f"network.dropout must be in [0, 1), got {self.dropout!r}")
         check_choice("network.activation", self.activation, ACTIVATIONS)
 
@@ -74,11 +69,11 @@ class OptimizerConfig:
         check_choice("optimizer.name", self.name, OPTIMIZERS)
         check_positive("optimizer.learning_rate", self.learning_rate)
         check_at_least_zero("optimizer.weight_decay", self.weight_decay)
-        if not (is_number(self.momentum) and 0 <= self.momentum < 1):
+        if not (is_real(self.momentum) and 0 <= self.momentum < 1):
             raise ValueError(f"optimizer.momentum must be in [0, 1), got {self.momentum!r}")
         check_whole("optimizer.batch_size", self.batch_size, 1)
         check_choice("optimizer.rate_rule", self.rate_rule, RATE_RULES)
-        if not (is_number(self.plateau_factor) and 0 < self.plateau_factor < 1):
+        if not (is_real(self.plateau_factor) and 0 < self.plateau_factor < 1):
             raise ValueError(f"optimizer.plateau_factor must be in (0, 1), got {self.plateau_factor!r}")
         check_whole("optimizer.plateau_patience", self.plateau_patience, 0)
         check_choice("optimizer.plateau_curve", self.plateau_curve, CURVES)
@@ -222,17 +217,3 @@ def _built(kind: type[T], settings: Any, where: str) -> T:
     if unknown:
         raise ValueError(f"there is no setting {where}{unknown[0]}; there are {', '.join(names)}")
     return kind(**settings)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
-def check_at_least_zero(name: str, value: float) -> None:
-    if not (is_number(value) and 0 <= value < math.inf):
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from emacore.averaging.schedules import check_whole
+from emacore.checks import check_at_least_zero, check_choice, check_whole, is_real
 from emacore.replay.measure import Metric
 from emacore.tables import MAX_CELLS
-from emacore.training.config import NetworkConfig, TaskConfig, check_at_least_zero, check_choice, is_number
+from emacore.training.config import NetworkConfig, TaskConfig
 
 if TYPE_CHECKING:
     from emacore.tasks.regression.task import Regression
@@ -50,7 +50,7 @@ class DataConfig:
         check_whole("data.random_state", self.random_state, 0)
         check_whole("data.split_random_state", self.split_random_state, 0)
         check_at_least_zero("data.noise", self.noise)
-        if not (is_number(self.test_size) and 0 < self.test_size < 1):
+        if not (is_real(self.test_size) and 0 < self.test_size < 1):
             raise ValueError(f"data.test_size must be in (0, 1), got {self.test_size!r}")
         if self.n_samples * self.n_features > MAX_CELLS:
             raise ValueError(

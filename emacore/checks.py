@@ -1,0 +1,57 @@
+"""What constructors ask of their settings: each check raises a ``ValueError`` that names the setting and the value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+#: What a setting without natural bounds may be.  Powers and quotients of such numbers are still finite.
+SMALLEST, LARGEST = 1e-100, 1e100
+
+
+def check_whole(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
+    """Raise unless ``value`` is a whole number from ``minimum`` to ``maximum``, if there is one."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {shown(value)}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be a whole number from {minimum} to {maximum:,}, got {shown(value)}")
+
+
+def check_unit(name: str, value: object) -> None:
+    """Raise unless ``value`` is in [0, 1]."""
+    if not (is_real(value) and 0 <= value <= 1):  # type: ignore[operator]
+        raise ValueError(f"{name} must be in [0, 1], got {shown(value)}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number above 0, and neither tiny nor huge beyond all use."""
+    if not (is_real(value) and 0 < value < math.inf):  # type: ignore[operator]
+        raise ValueError(f"{name} must be a finite number above 0, got {shown(value)}")
+    if not SMALLEST <= value <= LARGEST:  # type: ignore[operator]
+        raise ValueError(f"{name} must be from {SMALLEST:g} to {LARGEST:g}, got {shown(value)}")
+
+
+def check_at_least_zero(name: str, value: object) -> None:
+    """Raise unless ``value`` is a finite number of at least 0."""
+    if not (is_real(value) and 0 <= value < math.inf):  # type: ignore[operator]
+        raise ValueError(f"{name} must be a finite number of at least 0, got {shown(value)}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
+
+
+def is_real(value: object) -> bool:
+    """Whether ``value`` is a number, and no truth value."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def shown(value: object) -> str:
+    """A refused value as a message has it; Python itself refuses to write whole numbers of very many digits."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"a whole number of {value.bit_length():,} bits"
+    return repr(value)
