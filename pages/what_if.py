@@ -23,6 +23,7 @@ from emacore.training.history import (
     curve_figures,
     curve_in_words,
     smaller_rate_in_words,
+    thinning_in_words,
     training_follows_average,
 )
 from emacore.widgets.jobs import chosen_job, job_queue, show_problem, submit
@@ -169,11 +170,8 @@ def honest_words(run: StoredRun, trajectory: Trajectory, trained: int) -> None:
             help="Then no average touches the training, and every replay is exact in both senses.",
         )
     if trajectory.every > 1:
-        st.info(
-            f"The recording holds every {trajectory.every}th step only, to stay within its budget: replays are of "
-            "those.",
-            icon=":material/info:",
-        )
+        own = replayed(folder, epochs, to_code(run.config.schedule))
+        st.info(thinning_in_words(history, own["loss"], trajectory.every), icon=":material/info:")
     if len(trajectory.epoch_ends) < trained and run.state in FINAL_STATES:
         st.warning(
             f"The recording ends after epoch {len(trajectory.epoch_ends)} of {trained}: the disk may have been full.",

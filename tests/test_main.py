@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from emacore import RunConfig
+from emacore import RunConfig, train
 from emacore import __main__ as command_line
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower
 from emacore.averaging.weights import average
@@ -21,6 +22,8 @@ from emacore.averaging.windows import Window
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
 from emacore.tasks import open_run
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import NetworkConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "max_epochs=3", "--set", "data.n_samples=100"]
@@ -56,8 +59,6 @@ def examples():
 def test_the_examples_of_the_help_run(example, tmp_path, monkeypatch):
     pd.DataFrame({"loss": [3.0, 1.0, 2.0]}).to_csv("losses.csv", index=False)
     if example.startswith("emacore replay"):
-        from emacore import train
-
         train(RunConfig(max_epochs=2), record="recording")
     run_id = RunStore().create(RunConfig())
     monkeypatch.setattr(os, "execv", lambda path, arguments: print(arguments))
@@ -99,6 +100,14 @@ def test_windows_are_replayed_beside_schedules(final):
     schemes = dict(zip(codes, [Window(4), Window(4, Constant(0.5)), Constant(0.5)], strict=True))
     expected = pd.DataFrame(trajectory.final(schemes) if final else trajectory.replay(schemes))
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-6)
+
+
+def test_a_thinned_recording_is_told_when_it_is_replayed(tmp_path):
+    for name, most in (("whole", math.inf), ("thin", 400)):
+        config = RunConfig(data=DataConfig(n_samples=200), network=NetworkConfig((4,)), max_epochs=1)
+        train(config, record=tmp_path / name, record_bytes=most)
+        told = emacore("replay", str(tmp_path / name), "Constant(beta=0.5)").stderr
+        assert ("One step in 5 was recorded, so this is close, not exact" in told) == (name == "thin")
 
 
 def test_many_seeds_and_a_verdict():

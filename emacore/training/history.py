@@ -162,6 +162,36 @@ def curve_in_words(figures: pd.DataFrame, original: str, averaged: str) -> str:
     return f"{told} It stays below from epoch {other['ahead_since']} on."
 
 
+def thinning_in_words(history: pd.DataFrame, replayed: ArrayLike, every: int, from_epoch: int = 10) -> str:
+    """How far replays of a recording of every so many steps can be trusted, measured on its own run.
+
+    Args:
+        history: Of the run; its average's loss was measured with every step.
+        replayed: The loss of the run's own schedule after each of its epochs, replayed from the recording.
+        from_epoch: The largest miss is of the epochs from here on; of all where there are none.
+
+    Raises:
+        ValueError: if those are not as many.
+    """
+    exact, found = history["val_loss_ema"].to_numpy(), np.asarray(replayed, dtype=np.float64)
+    if len(found) != len(exact):
+        raise ValueError(f"replayed must have the {len(exact)} epochs of the history, got {len(found)}")
+    told = f"The recording holds one step in {every} only, to stay within its budget, so replays are close, not exact"
+    usable = np.isfinite(exact) & np.isfinite(found)
+    if not usable.any():
+        return f"{told}."
+    epochs = history["epoch"].to_numpy()[usable]
+    missed = 100 * np.abs(found[usable] / exact[usable] - 1)
+    late = epochs >= from_epoch
+    since = from_epoch if late.any() else int(epochs[0])
+    largest = missed[late].max() if late.any() else missed.max()
+    return (
+        f"{told}: the run's own average, replayed from it, misses the loss that the training measured by "
+        f"{missed[-1]:.2g} % after epoch {epochs[-1]}, and by up to {largest:.2g} % from epoch {since} on. Averages "
+        "that look back fewer steps miss theirs by more."
+    )
+
+
 def smaller_rate_in_words(history: pd.DataFrame, averaged: ArrayLike) -> str:
     """Whether, in this run, a smaller learning rate did for the original what averaging does.
 

@@ -62,7 +62,8 @@ def train(
         should_stop: Asked after every epoch and a few times a second within one; an epoch that is cut short is dropped.
         record: A new folder in which to keep the weights after every step, for
             :class:`emacore.replay.trajectory.Trajectory`.
-        record_bytes: What that may take at most; a run that could take more keeps every k-th step only.
+        record_bytes: What that may take at most; a run that could take more keeps every k-th step only, from which
+            replays are no longer exact (:class:`~emacore.replay.trajectory.Trajectory` says by how much).
 
     Raises:
         ValueError: if the data do not fit the settings (also :class:`emacore.tables.TableError`).

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import torch
 from sklearn.metrics import mean_squared_error
 from torch.func import functional_call
 
+from benchmarks import thinning
 from emacore import RunConfig, train
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average, moving_average
@@ -45,6 +47,7 @@ SCHEMES = {
     "swa": UniformAverage(update_after_step=40, update_every=8),
     "edm2": PowerFunction(sigma_rel=0.1),
 }
+ROOT = Path(__file__).parents[2]
 #: Windows in which a schedule of their own begins.
 WITHIN = [Window(20, Constant(0.8)), Window(60, InversePower(0.9, update_after_step=5, update_every=2))]
 
@@ -372,6 +375,27 @@ def test_a_window_is_counted_in_steps_however_many_of_them_were_recorded(run, tm
     ]
     assert settings[0]["setting"] == settings[1]["setting"] == "the last 9 steps"
     assert settings[0]["copies_kept"] == 9
+
+
+#: What the documentation says that replays of every 2nd, 5th and 10th step miss the exact loss by at most.
+STATED = {
+    "InversePower(beta=0.999, update_every=1)": (0.005, 0.02, 0.05),
+    "InversePower(beta=0.999)": (0.01, 0.04, 0.09),
+    "Constant(beta=0.9)": (0.08, 0.27, 0.61),
+}
+
+
+def test_replays_of_thinned_recordings_of_the_articles_run_miss_by_what_is_stated(tmp_path):
+    train(RunConfig(seed=1), record=tmp_path / "run")
+    table = thinning.missed(tmp_path / "run")
+    found = table[table["epoch"] >= thinning.FROM_EPOCH].groupby(["schedule", "every"])["miss"].max()
+    for code, most in STATED.items():
+        for every, stated in zip((2, 5, 10), most, strict=True):
+            assert stated / 4 < found[code, every] <= stated, (code, every)
+    for text in (Trajectory.__doc__, (ROOT / "README.md").read_text()):
+        assert "0.5, 2 and 5 %" in text
+        assert "1, 4 and 9 %" in text
+        assert "8, 27 and 61 %" in text
 
 
 def test_thinning_never_loses_the_ends_of_epochs():

@@ -13,6 +13,7 @@ from emacore.training.history import (
     smaller_rate_in_words,
     steadiness,
     summarise,
+    thinning_in_words,
     training_follows_average,
 )
 
@@ -139,6 +140,21 @@ def test_whether_a_smaller_rate_did_the_same():
     assert "from 4 to 2.5: 75% of what averaging gained" in told
     assert "gained nothing" in smaller_rate_in_words(history, [9.0, 9.0, 5.0, 5.0, 2.0, 2.0, 2.0])
     assert "cannot say" in smaller_rate_in_words(rates([4.0, 4.0], []), [2.0, 2.0])
+
+
+def test_how_far_a_thinned_recording_misses_is_measured_on_its_own_run():
+    own = history([1.0] * 12, [0.5] * 9 + [0.2, 0.4, 0.8])
+    replayed = [5.0] * 9 + [0.21, 0.36, 0.792]
+    told = thinning_in_words(own, replayed, 5)
+    assert "one step in 5 only" in told
+    assert "by 1 % after epoch 12, and by up to 10 % from epoch 10 on" in told
+    assert "up to 8e+02 % from epoch 9 on" not in told
+    assert "by up to 25 % from epoch 1 on" in thinning_in_words(own.head(3), [0.5, 0.4, 0.625], 2)
+    lost = thinning_in_words(history([1.0] * 2, [0.5, float("nan")]), [0.55, float("nan")], 3)
+    assert "by 10 % after epoch 1" in lost
+    assert thinning_in_words(history([1.0], [float("inf")]), [1.0], 3).endswith("so replays are close, not exact.")
+    with pytest.raises(ValueError, match="replayed must have the 3 epochs of the history, got 2"):
+        thinning_in_words(own.head(3), [1.0, 1.0], 2)
 
 
 def test_a_curve_in_words():
