@@ -103,7 +103,7 @@ def _width(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float6
         if schedule.start
         else f"its {moves:,} moves are too few for it"
     )
-    return [f"The weights are {width:.3%} of this run wide, not {schedule.width:.3%}: {reason}."]
+    return [f"The weights are {100 * width:.3g} % of this run wide, not {100 * schedule.width:.3g} %: {reason}."]
 
 
 def _counting(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[str]:

@@ -67,7 +67,9 @@ def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
         .add_params(cell)
     )
     dots = base.mark_circle(size=14, color=CLEAN, opacity=1).transform_filter(alt.datum.dot)
-    return spec_of(alt.layer(cells, dots).properties(height=height))
+    # Nothing to see: a row or column in which no cell has a value keeps its place on the axes.
+    places = base.mark_point(size=0, opacity=0)
+    return spec_of(alt.layer(cells, dots, places).properties(height=height))
 
 
 def evidence_map(

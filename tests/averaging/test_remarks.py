@@ -75,7 +75,7 @@ def test_a_beta_of_0_is_told_as_copying(family):
 @pytest.mark.parametrize(
     ("schedule", "num_steps", "words"),
     [
-        (PowerFunction(sigma_rel=0.1, update_after_step=4000), 5000, "2.000% of this run wide, not 10.000%"),
+        (PowerFunction(sigma_rel=0.1, update_after_step=4000), 5000, "2 % of this run wide, not 10 %"),
         (PowerFunction(gamma=0, update_after_step=2500), 5000, "share of the 2,500 steps since step 2,500"),
         (PowerFunction(sigma_rel=0.005), 50, "its 50 moves are too few for it"),
         (PowerFunction(sigma_rel=0.005, update_every=100), 5000, "its 50 moves are too few for it"),
@@ -84,7 +84,7 @@ def test_a_beta_of_0_is_told_as_copying(family):
 def test_a_width_that_the_weights_do_not_have_is_told(schedule, num_steps, words):
     (told,) = [remark for remark in remarks(schedule, num_steps) if "wide" in remark]
     assert words in told
-    assert f"{relative_width(schedule.decays(num_steps)):.3%} of this run" in told
+    assert f"{100 * relative_width(schedule.decays(num_steps)):.3g} % of this run" in told
 
 
 def told_of_beta(schedule, num_steps):

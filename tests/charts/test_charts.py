@@ -92,6 +92,13 @@ def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
     assert not lost.data["best"].any()
 
 
+def test_a_row_without_any_value_keeps_its_place():
+    table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": [None, "a"], "loss": [np.nan, 1.0]})
+    layers = heatmap(table, reference=1.0, x_title="x", y_title="y").spec["layer"]
+    # Vega-Lite leaves a row out of the axes where a quantity is missing, unless a layer draws none.
+    assert any(set(layer["encoding"]) == {"x", "y"} and "transform" not in layer for layer in layers)
+
+
 def test_a_map_of_evidence_hatches_what_shows_nothing():
     table = pd.DataFrame(
         {"x": ["1", "2", "1"], "y": ["a", "a", "b"], "code": ["1a", "2a", "1b"], "median_gain": [0.5, -99.0, 0.01]}

@@ -179,7 +179,7 @@ def test_a_width_says_what_it_is_a_share_of(open_page):
     app = open_page("decay_schedule", **settings)
     shown = next(metric for metric in app.metric if metric.label.startswith("Width"))
     assert (shown.label, float(shown.value)) == ("Width (% of the run)", pytest.approx(2, rel=0.01))
-    assert "2.000% of this run wide, not 10.000%" in texts(app)
+    assert "2 % of this run wide, not 10 %" in texts(app)
     assert "share of the steps since update_after_step" in app.get_by_key("width").help
     app = open_page("decay_schedule", at="90", **settings)
     shown = next(metric for metric in app.metric if metric.label.startswith("Width"))
