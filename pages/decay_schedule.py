@@ -16,7 +16,7 @@ from emacore.averaging.windows import Window, decays_at_end
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, palette
 from emacore.snippets import snippets
-from emacore.widgets.page import BOUND, put, sentence, show_chart, show_table, stop_with, through_app
+from emacore.widgets.page import BOUND, escaped, put, sentence, show_chart, show_table, stop_with, through_app
 from emacore.widgets.schedules import SCHEDULE_DEFAULTS, pin_controls, schedule_controls, state_of, steps_axis
 
 LEVELS = (0.9, 0.99, 0.999, 0.9999)
@@ -313,7 +313,7 @@ with right:
         try:
             st.button("Use these settings", on_click=partial(put, state_of(answer)), icon=":material/check:")
         except ValueError as error:
-            st.caption(f"They cannot be shown on the sliders: {error}.")
+            st.caption(f"They cannot be shown on the sliders: {escaped(error)}.")
     except ValueError as error:
         st.warning(sentence(error), icon=":material/warning:")
 

@@ -19,6 +19,7 @@ from emacore.widgets.jobs import attempt, duration, job_queue, json_button, list
 from emacore.widgets.page import (
     BOUND,
     csv_button,
+    escaped,
     presets,
     put,
     show_chart,
@@ -230,7 +231,7 @@ def settings_as_json(config: RunConfig) -> None:
         try:
             state = run_state(RunConfig.from_json(file.getvalue()))
         except ValueError as error:
-            st.error(f"The file cannot be used: {error}.", icon=":material/error:")
+            st.error(f"The file cannot be used: {escaped(error)}.", icon=":material/error:")
             return
         if state["data"] == "csv":
             st.info("It trains on a CSV, which is not part of it: upload that under Data.", icon=":material/info:")

@@ -30,6 +30,7 @@ from emacore.widgets.jobs import chosen_job, job_queue, show_problem, submit
 from emacore.widgets.page import (
     BOUND,
     csv_button,
+    escaped,
     query_of,
     sentence,
     show_chart,
@@ -388,7 +389,7 @@ def show_atlas(epochs: int) -> None:
         with st.container(horizontal=True):
             if clicked:
                 st.button(
-                    f"Pin {clicked}",
+                    f"Pin {escaped(clicked)}",
                     on_click=pin,
                     args=(clicked,),
                     icon=":material/keep:",

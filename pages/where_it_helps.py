@@ -23,6 +23,7 @@ from emacore.widgets.jobs import duration, job_queue, json_button, listed, show_
 from emacore.widgets.page import (
     BOUND,
     csv_button,
+    escaped,
     number_text,
     presets,
     show_table,
@@ -189,13 +190,13 @@ def draw(sweep_id: str) -> StoredRun:
         return run
     if len(names) != 2:
         st.info(f"A map needs two settings; this sweep varies {len(names)}.", icon=":material/info:")
-        st.markdown(in_words(found := summary(table, names), names))
+        st.markdown(escaped(in_words(found := summary(table, names), names)))
         show_table(found, name=f"cells-{sweep_id}")
         csv_button(table, f"sweep-{sweep_id}")
         return run
     found = labelled(summary(table, names), sweep)
     words = in_words(found, names)
-    st.markdown(words)
+    st.markdown(escaped(words))
     show_map(found, sweep, sweep_id, words)
     show_failures(table)
     show_cell(found, table, sweep, sweep_id)
@@ -242,7 +243,7 @@ def take_cell(key: str) -> None:
 def show_failures(table: pd.DataFrame) -> None:
     failed = table[table["error"].notna()]
     for error, rows in failed.groupby("error", sort=False):
-        st.warning(f"{len(rows)} runs could not be trained: {error}", icon=":material/warning:")
+        st.warning(f"{len(rows)} runs could not be trained: {escaped(error)}", icon=":material/warning:")
 
 
 def show_cell(found: pd.DataFrame, table: pd.DataFrame, sweep: Sweep, sweep_id: str) -> None:

@@ -12,7 +12,7 @@ import streamlit as st
 from emacore.experiments.jobs import JobQueue
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError, default_folder
 from emacore.experiments.studies import Job
-from emacore.widgets.page import BOUND, reset_button, sentence, told
+from emacore.widgets.page import BOUND, escaped, reset_button, sentence, told
 
 
 @st.cache_resource(show_spinner=False)
@@ -127,7 +127,7 @@ def submit(job: Job, key: str) -> None:
 def show_problem() -> None:
     """Tell, once, what a callback could not do."""
     if "problem" in st.session_state:
-        st.error(st.session_state.pop("problem"), icon=":material/error:")
+        st.error(escaped(st.session_state.pop("problem")), icon=":material/error:")
 
 
 def _start_and_stop(job: Job | None, chosen: str | None, *, active: bool, what: str) -> None:
@@ -174,7 +174,7 @@ def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "pre
         st.session_state.pop(gone, None)
     elif gone in st.session_state:
         st.warning(
-            f"There is no {what} {st.session_state[gone]}: it may have been deleted."
+            f"There is no {what} {escaped(st.session_state[gone])}: it may have been deleted."
             + (f" This is the newest {what}." if ids else ""),
             icon=":material/warning:",
         )
@@ -210,7 +210,7 @@ def show_state(run: StoredRun, share: float, *, progress: str, so_far: str, ende
         case "running":
             st.progress(share, progress)
         case "failed":
-            st.error(f"The {what} failed after {so_far}: {run.error}", icon=":material/error:")
+            st.error(f"The {what} failed after {so_far}: {escaped(run.error)}", icon=":material/error:")
         case "interrupted":
             st.warning(
                 f"The {what} was interrupted after {so_far}, because the program that trained it ended. What it had "

@@ -42,13 +42,13 @@ def told() -> Iterator[None]:
 
 
 def sentence(error: Exception) -> str:
-    """An error's message as a sentence; it keeps its small letter where it begins with the name of a setting."""
+    """An error's message as a sentence in Markdown; a name of a setting at its beginning keeps its small letter."""
     text = str(error).rstrip(".") + "."
-    return text if {".", "_"} & set(text.split()[0][:-1]) else text[0].upper() + text[1:]
+    return escaped(text if {".", "_"} & set(text.split()[0][:-1]) else text[0].upper() + text[1:])
 
 
 #: What Markdown, and Streamlit's own additions to it, read as more than text; within words, _ is text.
-_MARKUP = re.compile(r"[\\`*\[\]<$~]|(?<!\w)_|_(?!\w)|&(?=[#\w])")
+_MARKUP = re.compile(r"[\\`*\[\]<$~]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w])")
 #: What they read as more even where it is escaped: icons, emoji and addresses, which are looked for in the final text.
 _NAMES = re.compile(r"(?<=:)(?=\S)|(?<=@)(?=\w)|(?<=www)(?=\.)", re.IGNORECASE)
 #: What makes a line a list, a title, a quotation or a rule.
@@ -67,8 +67,8 @@ def escaped(text: object) -> str:
 
 
 def stop_with(message: str) -> NoReturn:
-    """Show an error and end the page there."""
-    st.error(message, icon=":material/error:")
+    """Show an error, a plain text, and end the page there."""
+    st.error(escaped(message), icon=":material/error:")
     st.stop()
 
 
@@ -120,7 +120,7 @@ def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str) -> Non
     """A chart, what its axes cannot show, and below it its whole table (nothing thinned) as CSV."""
     st.vega_lite_chart(figure.data, figure.spec, alt=alt_text, width="stretch")
     if figure.left_out:
-        st.caption(figure.left_out)
+        st.caption(escaped(figure.left_out))
     csv_button(table, name)
 
 
@@ -137,7 +137,7 @@ def csv_button(table: Table, name: str) -> None:
         return (table if isinstance(table, pd.DataFrame) else table()).to_csv(index=False).encode()
 
     st.download_button(
-        f"{name}.csv",
+        f"{escaped(name)}.csv",
         data=content,
         file_name=f"{name}.csv",
         mime="text/csv",

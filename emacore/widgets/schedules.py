@@ -15,8 +15,8 @@ import streamlit as st
 from emacore.averaging import schedules
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import Schedule
+from emacore.widgets.page import BOUND, escaped, number_text, reset_button
 from emacore.averaging.windows import Scheme
-from emacore.widgets.page import BOUND, number_text, reset_button
 
 T = TypeVar("T")
 
@@ -211,7 +211,7 @@ def pin_controls(code: str, defaults: Mapping[str, Any], parse: Callable[[str], 
         try:
             found[text] = parse(text)
         except ValueError as error:
-            st.warning(f"Left out: {error}", icon=":material/warning:")
+            st.warning(f"Left out: {escaped(error)}", icon=":material/warning:")
     return found
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -344,3 +345,23 @@ def test_a_killed_server_keeps_what_was_trained(tmp_path, page):
         assert RunStore(tmp_path).result(run_id).state == "interrupted"
     finally:
         server.stop()
+
+
+def test_a_link_plants_nothing_into_a_page_and_tells_what_it_cannot_have(server, page):
+    planted = "[x](http://evil.example) ![x](http://evil.example/p.png) :material/home: www.evil.example $x$ :red[x]"
+    query = f"pins={quote(planted)}&steps=inf&power={quote(planted)}"
+    page.goto(f"{server.url}/decay_schedule?{query}")
+    settled(page)
+    alerts = page.locator("[data-testid=stAlert]")
+    said = "\n".join(alerts.all_inner_texts()).replace("\N{WORD JOINER}", "")
+    assert f"power = {planted} (0.666666666667 is shown)" in said
+    assert "steps = inf (5000 is shown)" in said
+    assert f"Left out: not a schedule: '{planted}'" in said
+    assert alerts.locator("a, img, .katex, .stMarkdownColoredText").count() == 0
+    assert page.locator("[href*=evil], [src*=evil]").count() == 0
+    page.get_by_role("spinbutton", name="Steps").fill("6000")
+    page.get_by_role("spinbutton", name="Steps").press("Enter")
+    page.get_by_text("The average after step 5,999").wait_for()
+    page.go_back()  # to the link that asks for endless steps
+    settled(page)
+    assert page.locator("[data-testid=stException]").count() == 0
