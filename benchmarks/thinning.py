@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from emacore.training.recording import RowFile
-from emacore.training.trajectory import Trajectory
 
 from emacore import RunConfig, train
 from emacore.averaging.code import scheme_to_code
 from emacore.averaging.schedules import Constant, PowerFunction
 from emacore.averaging.windows import Scheme, Window
+from emacore.replay.measure import Measure
+from emacore.replay.rows import Rows
+from emacore.replay.trajectory import Trajectory
+from emacore.tasks import open_run
+from emacore.training.task import ValidationMeasure
 
 SEEDS = range(8)
 EVERY = (2, 5, 10)
@@ -35,27 +38,23 @@ SCHEMES: list[Scheme] = [
 ]
 
 
-def thinned(folder: Path, every: int) -> Trajectory:
-    """The recording in ``folder`` as it were of every so many steps; they must divide an epoch's."""
-    whole, about = Trajectory.open(folder), json.loads((folder / "run.json").read_text())
-    target = folder / f"every-{every}"
-    target.mkdir()
-    file = RowFile(target / "weights.npy", "<f4", whole.weights.shape[1])
-    file.append(np.ascontiguousarray(whole.weights[every - 1 :: every]))
-    file.close()
-    ends = [(end + 1) // every - 1 for end in whole.epoch_ends]
-    (target / "run.json").write_text(json.dumps(about | {"every": every, "epoch_ends": ends}))
-    return Trajectory.open(target)
+def thinned(run: Trajectory, every: int, measure: Measure) -> Trajectory:
+    """The same run as if it had recorded every so many steps only; they must divide an epoch's."""
+    ends = [(end + 1) // every - 1 for end in run.epoch_ends]
+    kept = slice(every - 1, None, every)
+    return Trajectory(Rows(run.weights[kept], run.rows.steps[kept], run.tensors, ends), measure)
 
 
 def missed(folder: Path) -> pd.DataFrame:
     """By how much of the exact loss each thinned replay misses it: every, schedule, epoch, miss (a share)."""
     schemes = {scheme_to_code(scheme): scheme for scheme in SCHEMES}
-    exact = Trajectory.open(folder).replay(schemes)
+    run = open_run(folder)
+    measure = ValidationMeasure(RunConfig.from_json(json.dumps(run.settings)))
+    exact = run.replay(schemes)
     parts = []
     for every in EVERY:
-        found = thinned(folder, every).replay(schemes)
-        parts.append(found.assign(every=every, miss=(found["loss"] / exact["loss"] - 1).abs()))
+        found = thinned(run, every, measure).replay(schemes)
+        parts.append(pd.DataFrame(found).assign(every=every, miss=np.abs(found["loss"] / exact["loss"] - 1)))
     return pd.concat(parts, ignore_index=True)[["every", "schedule", "epoch", "miss"]]
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import emacore
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_its_code_runs_as_it_stands(tmp_path, monkeypatch):
@@ -28,10 +31,21 @@ def test_its_code_runs_as_it_stands(tmp_path, monkeypatch):
         "validate": print,
         "my_accuracy": lambda tensors: float(tensors["weight"].mean()),
     }
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    for block in BLOCKS:
         exec(block, names)
     assert names["result"].stopped == "early stop"
     assert names["prediction"].shape == (1, 1)
+
+
+def test_all_that_it_imports_is_on_the_public_face():
+    imports = [line for block in BLOCKS for line in block.splitlines() if "import " in line]
+    assert len(imports) >= 5
+    assert all(line.startswith("from emacore import ") for line in imports)
+    names = {name.strip() for line in imports for name in line.removeprefix("from emacore import ").split(",")}
+    assert names <= set(emacore.__all__)
+    assert sorted(emacore.__all__) == sorted(emacore._HOMES)
+    for name in emacore.__all__:
+        assert getattr(emacore, name).__name__ == name
 
 
 def test_the_gate_calls_its_test_command():

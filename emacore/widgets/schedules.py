@@ -15,8 +15,8 @@ import streamlit as st
 from emacore.averaging import schedules
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import Schedule
-from emacore.widgets.page import BOUND, escaped, number_text, reset_button
 from emacore.averaging.windows import Scheme
+from emacore.widgets.page import BOUND, escaped, number_text, reset_button
 
 T = TypeVar("T")
 

@@ -52,18 +52,3 @@ def test_colours_are_the_same_in_streamlit_and_in_the_charts():
     expected = [style.ORIGINAL, style.AVERAGED, *style.OTHERS, style.CLEAN]
     assert theme["chartCategoricalColors"] == expected
     assert theme["primaryColor"] == style.AVERAGED
-
-
-def test_only_widgets_imports_streamlit():
-    users = {
-        str(path.parent.relative_to(ROOT))
-        for path in (ROOT / "emacore").rglob("*.py")
-        if "import streamlit" in path.read_text() or "from streamlit" in path.read_text()
-    }
-    assert users == {"emacore/widgets"}
-
-
-def test_averaging_knows_nothing_above_it():
-    for path in (ROOT / "emacore/averaging").glob("*.py"):
-        imports = [line for line in path.read_text().splitlines() if line.startswith(("import", "from"))]
-        assert not [line for line in imports if "emacore" in line and "emacore.averaging" not in line], path

@@ -24,6 +24,7 @@ from emacore.replay import recording, trajectory
 from emacore.replay.atlas import atlas
 from emacore.replay.recording import Recorder, RecordingError, RowFile
 from emacore.replay.relatives import family
+from emacore.replay.trajectory import Trajectory
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
@@ -392,7 +393,7 @@ def test_replays_of_thinned_recordings_of_the_articles_run_miss_by_what_is_state
     for code, most in STATED.items():
         for every, stated in zip((2, 5, 10), most, strict=True):
             assert stated / 4 < found[code, every] <= stated, (code, every)
-    for text in (Trajectory.__doc__, (ROOT / "README.md").read_text()):
+    for text in (Trajectory.every.__doc__, (ROOT / "README.md").read_text()):
         assert "0.5, 2 and 5 %" in text
         assert "1, 4 and 9 %" in text
         assert "8, 27 and 61 %" in text
