@@ -13,8 +13,9 @@ from emacore.charts.evidence import bands as draw_bands
 from emacore.charts.evidence import histogram
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, ORIGINAL
+from emacore.experiments.coverage import in_words as coverage_in_words
 from emacore.experiments.evidence import answers, bands, in_markdown, per_seed, wins
-from emacore.experiments.statistics import BCA, CLASSICAL, coverage_in_words
+from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS

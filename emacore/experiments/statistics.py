@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,9 @@ FEWEST_SEEDS = 6
 LEVEL = 0.95
 POWER = 0.8
 #: The ways to an interval, of the median and of the mean.
-CLASSICAL, BCA = "order statistics and t", "BCa bootstrap"
+CLASSICAL, BCA = INTERVALS = ("order statistics and t", "BCa bootstrap")
 #: What a comparison can show.
 KINDS = ("helps", "hurts", "no difference shown", "unclear", "cannot tell")
-#: From so many seeds on each covers in 92 to 98 % of studies, over normal, skewed and heavy-tailed gains.
-COVERS_FROM = {CLASSICAL: {"median": 6, "mean": 6}, BCA: {"median": 16, "mean": 96}}
 _RESAMPLES = 9999
 
 
@@ -108,13 +107,13 @@ def paired_comparison(
         wanted_gain: As a share of the original's value.
         intervals: :data:`CLASSICAL`: the median's between order statistics, interpolated (Hettmansperger and Sheather
             1986), the mean's from t.  :data:`BCA`: SciPy's bias-corrected and accelerated bootstrap (Efron 1987), with
-            the same resamples at each call; too narrow for few seeds, see :data:`COVERS_FROM`.
+            the same resamples at each call.  How far each can be trusted says :mod:`emacore.experiments.coverage`.
 
     Raises:
         ValueError: if the shapes differ, there are no seeds, or there are no such intervals.
     """
-    if intervals not in COVERS_FROM:
-        raise ValueError(f"intervals must be one of {', '.join(map(repr, COVERS_FROM))}, got {intervals!r}")
+    if intervals not in INTERVALS:
+        raise ValueError(f"intervals must be one of {', '.join(map(repr, INTERVALS))}, got {intervals!r}")
     found = gains(original, averaged, higher_is_better=higher_is_better)
     if not len(found):
         raise ValueError("there are no seeds to compare")
@@ -264,57 +263,63 @@ def percent(share: float, *, sign: bool = True) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
-def coverage_in_words(comparison: Comparison) -> str:
-    """How far the intervals can be trusted with so many seeds."""
-    usable = comparison.pairs
-    covers = COVERS_FROM[comparison.intervals]
-    narrow = [name for name, least in covers.items() if FEWEST_SEEDS <= usable < least]
-    since = (
-        f"from {covers['median']} seeds on"
-        if covers["median"] == covers["mean"]
-        else f"from {covers['median']} seeds on for the median and from {covers['mean']} on for the mean"
-    )
-    told = (
-        f"95 % intervals by {comparison.intervals}: in simulations with normal, skewed and heavy-tailed gains they "
-        f"hold the truth in 92 to 98 % of studies {since}."
-    )
-    if narrow:
-        told += f" With {usable} seeds that of the {' and of the '.join(narrow)} is too narrow: take the other kind."
-    return told
+def median_ends(values: Floats) -> tuple[Floats, Floats]:
+    """The ends of the median's 95 % intervals over the last axis, which has at least :data:`FEWEST_SEEDS` values.
+
+    They lie between order statistics (Hettmansperger and Sheather 1986).
+    """
+    n = values.shape[-1]
+    k, share = _order_statistics(n)
+    ordered = np.sort(values, axis=-1)
+    low = (1 - share) * ordered[..., k - 1] + share * ordered[..., k]
+    high = (1 - share) * ordered[..., n - k] + share * ordered[..., n - k - 1]
+    return low, high
 
 
-def _median(values: Floats) -> Interval:
-    """The median, with the interval of Hettmansperger and Sheather."""
-    if len(values) < FEWEST_SEEDS:
-        return Interval(float(np.median(values)) if len(values) else math.nan, math.nan, math.nan)
-    ordered, n = np.sort(values), len(values)
+@cache
+def _order_statistics(n: int) -> tuple[int, float]:
+    """Of n values: the k-th from each end, and which share of the next one, hold the median in 95 %."""
     covered = 1 - 2 * stats.binom.cdf(np.arange(n // 2), n, 0.5)  # by the k-th value from both ends
     k = int(np.flatnonzero(covered >= LEVEL)[-1]) + 1
     rest = (covered[k - 1] - LEVEL) / (covered[k - 1] - covered[k]) if k < len(covered) else 0.0
-    share = (n - k) * rest / (k + (n - 2 * k) * rest)
-    low = (1 - share) * ordered[k - 1] + share * ordered[k]
-    high = (1 - share) * ordered[n - k] + share * ordered[n - k - 1]
-    return Interval(float(np.median(values)), float(low), float(high))
+    return k, float((n - k) * rest / (k + (n - 2 * k) * rest))
+
+
+def mean_ends(values: Floats) -> tuple[Floats, Floats]:
+    """The ends of the mean's 95 % intervals by Student's t, over the last axis, which has at least two values."""
+    n = values.shape[-1]
+    mean = values.mean(axis=-1)
+    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(axis=-1, ddof=1) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def _median(values: Floats) -> Interval:
+    return _interval(values, np.median, median_ends)
 
 
 def _mean(values: Floats) -> Interval:
-    if len(values) < FEWEST_SEEDS:
-        return Interval(float(values.mean()) if len(values) else math.nan, math.nan, math.nan)
-    if not np.ptp(values):
-        return Interval(*[float(values[0])] * 3)
-    interval = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
-    return Interval(float(values.mean()), float(interval.low), float(interval.high))
+    return _interval(values, np.mean, mean_ends)
 
 
-def _bca(values: Floats, statistic: Callable[..., Any]) -> Interval:
+def _interval(
+    values: Floats, statistic: Callable[..., Any], ends: Callable[[Floats], tuple[Floats, Floats]]
+) -> Interval:
     if len(values) < FEWEST_SEEDS:
         return Interval(float(statistic(values)) if len(values) else math.nan, math.nan, math.nan)
     if not np.ptp(values):
         return Interval(*[float(values[0])] * 3)
-    low, high = _resampled(values, statistic, "BCa")
-    if math.isnan(low):  # where most gains are the same, leaving one out changes no median, so nothing tells the skew
-        low, high = _resampled(values, statistic, "percentile")
-    return Interval(float(statistic(values)), low, high)
+    low, high = ends(values)
+    return Interval(float(statistic(values)), float(low), float(high))
+
+
+def _bca(values: Floats, statistic: Callable[..., Any]) -> Interval:
+    def ends(values: Floats) -> tuple[Any, Any]:
+        low, high = _resampled(values, statistic, "BCa")
+        if math.isnan(low):  # where most gains are equal, leaving one out changes no median: nothing tells the skew
+            low, high = _resampled(values, statistic, "percentile")
+        return low, high
+
+    return _interval(values, statistic, ends)
 
 
 def _resampled(values: Floats, statistic: Callable[..., Any], method: str) -> tuple[float, float]:

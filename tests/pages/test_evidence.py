@@ -72,11 +72,11 @@ def test_the_figures_are_those_of_the_seeds(open_page, home):
 def test_the_intervals_can_be_bootstrapped_and_their_limits_are_told(open_page, home):
     enter(home)
     app = open_page("evidence")
-    assert "by order statistics and t" in texts(app)
+    assert "by order statistics and t. In 40,000 simulated studies of 8 seeds" in texts(app)
     paper = app.code[0].value
     app.get_by_key("intervals").set_value(BCA)
     run(app)
-    assert "With 8 seeds that of the median and of the mean is too narrow" in texts(app)
+    assert "95 % intervals by BCa bootstrap. In 2,000 simulated studies of 8 seeds" in texts(app)
     assert "(BCa bootstrap)" in app.code[0].value
     assert app.code[0].value != paper.replace(CLASSICAL, BCA), "its numbers must change too"
     linked = open_page("evidence", intervals=BCA, steady_from="3")
