@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,6 +318,8 @@ def app(arguments: tuple[str, ...]) -> None:
     file = _app_file(Path(__file__).parents[1])
     if file is None:
         raise click.ClickException("app.py is not beside the package, nor installed with it: run this in a checkout")
+    if find_spec("streamlit") is None:
+        raise click.ClickException("the app needs Streamlit: pip install 'emacore[app]'")
     os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *arguments])
 
 
