@@ -214,8 +214,8 @@ def _data_controls(store: RunStore) -> DataConfig:
             1000.0,
             default["noise_sd"],
             key="noise_sd",
-            help="Standard deviation of what is added to y before it is standardised. No network gets below it, and the "
-            "steps stay noisy.",
+            help="Standard deviation of what is added to y before it is standardised. No network gets below it, and "
+            "the steps stay noisy.",
             **BOUND,
         )
     if kind == "csv":
@@ -227,8 +227,8 @@ def _data_controls(store: RunStore) -> DataConfig:
         default["test_size"],
         0.05,
         key="test_size",
-        help="The share of the rows on which both models are measured and which neither is trained on. A small one makes "
-        "the curves uncertain.",
+        help="The share of the rows on which both models are measured and which neither is trained on. A small one "
+        "makes the curves uncertain.",
         **BOUND,
     )
     values["split_random_state"] = st.number_input(
@@ -271,8 +271,8 @@ def _optimizer_controls() -> OptimizerConfig:
         default=default["optimizer"],
         key="optimizer",
         required=True,
-        help="Adam scales each weight's step by its past gradients, adamw keeps weight decay out of that; sgd steps along "
-        "the gradient, with momentum, and wants a larger learning rate.",
+        help="Adam scales each weight's step by its past gradients, adamw keeps weight decay out of that; sgd steps "
+        "along the gradient, with momentum, and wants a larger learning rate.",
         **BOUND,
     )
     values["learning_rate"] = log_slider(
@@ -281,7 +281,7 @@ def _optimizer_controls() -> OptimizerConfig:
         default["lr"],
         1e-5,
         10.0,
-        help="The length of a step. The higher it stays, the more the weights move about, and the more averaging gains.",
+        help="The length of a step. The higher it stays, the more the weights move about, and averaging gains.",
     )
     if name == "sgd":
         values["momentum"] = st.slider(
@@ -321,8 +321,8 @@ def _optimizer_controls() -> OptimizerConfig:
         default=default["rate_rule"],
         key="rate_rule",
         required=True,
-        help="plateau: lowered where a validation loss no longer falls; cosine: to 0 over the most epochs; constant: as it "
-        "is. Averaging and lowering the rate do much the same, so averaging gains most at a constant one.",
+        help="plateau: lowered where a validation loss no longer falls; cosine: to 0 over the most epochs; constant: as "
+        "it is. Averaging and lowering the rate do much the same, so averaging gains most at a constant one.",
         **BOUND,
     )
     if values["rate_rule"] == "plateau":
