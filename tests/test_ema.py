@@ -16,49 +16,15 @@ import emacore
 from emacore import EMA, averaging_function
 from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average
+from tests.helpers import Network, assert_same, change, tensors
 
 FAST = {"update_after_step": 0, "update_every": 1}
-
-
-class Network(nn.Module):
-    """Parameters, float buffers and an integer counter."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(3, 4)
-        self.norm = nn.BatchNorm1d(4)
-        self.last = nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.last(self.norm(self.first(x)).relu())
-
-
-def change(model, seed):
-    """As a training step would: every tensor takes other values, in place."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-                tensor.copy_(values.abs() if name.endswith("running_var") else values)
-            else:
-                tensor.fill_(seed)
 
 
 def run(ema, first, last):
     for step in range(first, last):
         change(ema.model, step)
         ema.update()
-
-
-def tensors(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
 
 
 def reference(model, num_steps, beta, inv_gamma, power, min_value, update_after_step, update_every):

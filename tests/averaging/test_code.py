@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.schedules import Constant, InversePower, PowerFunction
 from emacore.averaging.windows import Window
-from tests.averaging.test_schedules import ANY
+from tests.averaging.conftest import ANY
 
 SCHEMES = ANY | st.builds(Window, st.integers(1, 10**15), st.none() | ANY)
 

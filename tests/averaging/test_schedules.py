@@ -20,30 +20,7 @@ from emacore.averaging.schedules import (
     UniformAverage,
 )
 from emacore.averaging.weights import average, relative_width, weights
-
-steps_between = st.integers(1, 12)
-warm_ups = st.integers(0, 60)
-decays = st.floats(0.0, 1.0)
-
-INVERSE_POWERS = st.builds(
-    InversePower,
-    beta=decays,
-    inv_gamma=st.floats(0.01, 1e4),
-    power=st.floats(0.01, 10),
-    min_value=decays,
-    update_after_step=warm_ups,
-    update_every=steps_between,
-)
-TIMING = {"update_after_step": warm_ups, "update_every": steps_between}
-ANY = st.one_of(
-    INVERSE_POWERS,
-    st.builds(Constant, decays, **TIMING),
-    st.builds(BiasCorrected, decays, **TIMING),
-    st.builds(RationalWarmup, decays, **TIMING),
-    st.builds(ExponentialRamp, decays, st.floats(0.1, 1e5), **TIMING),
-    st.builds(PowerFunction, st.floats(0, 100), **TIMING),
-    st.builds(UniformAverage, **TIMING),
-)
+from tests.averaging.conftest import ANY, INVERSE_POWERS
 
 
 def article_rule(num_steps, beta, inv_gamma, power, min_value, update_after_step, update_every):

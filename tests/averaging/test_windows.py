@@ -14,7 +14,7 @@ from emacore.averaging.weights import (
     weights,
 )
 from emacore.averaging.windows import Window, decays_at_end
-from tests.averaging.test_schedules import ANY
+from tests.averaging.conftest import ANY
 
 VALUES = np.random.default_rng(0).normal(size=200)
 

@@ -1,5 +1,6 @@
 """A real server on loopback and a real Chromium.  Where one is missing the tests skip and say so; in CI they fail."""
 
+import io
 import os
 import shutil
 import signal
@@ -10,7 +11,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from tests.helpers import wait_for
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
@@ -54,15 +59,14 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            try:
-                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=1)
-            except OSError:
-                time.sleep(0.1)
-            else:
-                return
-        raise AssertionError("the server did not start")
+        wait_for(self.answers)
+
+    def answers(self):
+        try:
+            urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=1)
+        except OSError:
+            return False
+        return True
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
@@ -110,3 +114,50 @@ def page(chromium):
     page.set_default_timeout(90_000)
     yield page
     context.close()
+
+
+def settled(page, *, charts=True):
+    """Wait until the page is drawn: a title is there, no script is running, and there is a chart."""
+    page.get_by_role("heading", level=1).wait_for()
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+    if charts:
+        page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for()
+
+
+def still(locator):
+    """Wait until it looks the same twice in a row, a quarter of a second apart or more, and return its picture."""
+    seen = []
+
+    def twice():
+        now, picture = time.monotonic(), locator.screenshot()
+        if not seen or picture != seen[0][1]:
+            seen[:] = [(now, picture)]
+        return now - seen[0][0] > 0.25
+
+    wait_for(twice)
+    return seen[0][1]
+
+
+def metric(page, label):
+    box = page.locator("[data-testid=stMetric]").filter(has_text=label)
+    return box.locator("[data-testid=stMetricValue]")
+
+
+def changes_from(locator, before):
+    """Wait until the text of ``locator`` is another one, and return it."""
+    return wait_for(lambda: (now := locator.inner_text()) != before and now, 90)
+
+
+def click_in(picture, across=0.5, down=0.25):
+    """A click into a map, at these shares of its width and height."""
+    picture.scroll_into_view_if_needed()
+    still(picture)
+    box = picture.bounding_box()
+    picture.page.mouse.click(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
+
+
+def drawn(chart, colour):
+    """How many pixels of a chart have about this colour."""
+    pixels = np.asarray(Image.open(io.BytesIO(chart.screenshot())).convert("RGB"), dtype=np.int32)
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return int((np.abs(pixels - wanted).max(axis=-1) < 60).sum())

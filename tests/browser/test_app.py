@@ -1,17 +1,13 @@
 """What a person does: look, drag, train, leave, come back, take the numbers home."""
 
-import io
 import json
 import re
 import sys
-import time
 from urllib.parse import quote
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from emacore.averaging.code import from_code
@@ -20,36 +16,16 @@ from emacore.experiments.store import RunStore
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import RunConfig
 from emacore.tasks.regression.data import load
-from tests.browser.conftest import Server
+from tests.browser.conftest import Server, changes_from, click_in, drawn, metric, settled, still
+from tests.helpers import wait_for
 
 if sys.platform == "win32":
     pytest.skip("needs a POSIX system", allow_module_level=True)
 
+pytestmark = pytest.mark.browser
+
 PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if", "evidence", "where_it_helps")
 ENDLESS = "?max_epochs=100000&stop_curve=none"
-
-
-def settled(page):
-    """Wait until the page is drawn: a title is there and no script is running."""
-    page.get_by_role("heading", level=1).wait_for()
-    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
-    page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for()
-
-
-def metric(page, label):
-    box = page.locator("[data-testid=stMetric]").filter(has_text=label)
-    return box.locator("[data-testid=stMetricValue]")
-
-
-def changes_from(locator, before):
-    """Wait until the text of ``locator`` is another one, and return it."""
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        now = locator.inner_text()
-        if now != before:
-            return now
-        time.sleep(0.02)
-    raise AssertionError(f"still {before!r}")
 
 
 def test_a_link_to_a_page_works_as_the_first_request_of_a_new_server(server, page):
@@ -63,8 +39,7 @@ def test_dragging_a_slider_bends_the_curve_and_the_link(server, page):
     page.goto(f"{server.url}/decay_schedule")
     settled(page)
     chart = page.locator("[data-testid=stVegaLiteChart]").first
-    page.wait_for_timeout(500)
-    before, age = chart.screenshot(), metric(page, "Mean age").inner_text()
+    before, age = still(chart), metric(page, "Mean age").inner_text()
     handle = page.get_by_role("slider", name="power")
     box = handle.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -73,8 +48,7 @@ def test_dragging_a_slider_bends_the_curve_and_the_link(server, page):
         page.mouse.move(box["x"] + shift, box["y"] + box["height"] / 2)
     page.mouse.up()
     assert float(changes_from(metric(page, "Mean age"), age).replace(",", "")) > float(age)
-    page.wait_for_timeout(500)
-    assert chart.screenshot() != before
+    wait_for(lambda: chart.screenshot() != before)
     assert "power=" in page.url
     link, age = page.url, metric(page, "Mean age").inner_text()
     other = page.context.new_page()
@@ -153,11 +127,8 @@ def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
     page = context.new_page()
     for name in PAGES:
         page.goto(f"{server.url}/{name}{'?play=false' if not name else ''}")
-        if name in PAGES[3:]:
-            page.get_by_role("heading", level=1).wait_for()
-            page.wait_for_timeout(1500)
-        else:
-            settled(page)
+        settled(page, charts=name in PAGES[:3])
+        still(page.locator("[data-testid=stMain]"))
         width = page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
         assert width <= 400, name
         for chart in page.locator("[data-testid=stVegaLiteChart]").all():
@@ -175,23 +146,18 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
     page.get_by_role("heading", name="What if?", level=1).wait_for()
     settled(page)
     chart = page.locator("[data-testid=stVegaLiteChart]").first
-    page.wait_for_timeout(500)
-    before = chart.screenshot()
+    before = still(chart)
     page.get_by_role("slider", name="power").focus()
     for _ in range(20):
         page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(1000)
-    settled(page)
-    page.wait_for_timeout(1500)
-    assert chart.screenshot() != before
+    wait_for(lambda: chart.screenshot() != before)
     for scheme in ("SWA", "ensemble of predictions"):  # the family is the first view
         page.locator("[data-testid=stDataFrame] td").get_by_text(scheme, exact=True).wait_for(state="attached")
     page.get_by_role("radio", name="Weight space").click()
     page.get_by_text(re.compile(r"^The plane shows \d+%")).wait_for()
     plane = page.locator("[data-testid=stVegaLiteChart]").nth(1)
-    page.wait_for_timeout(1000)
     for colour in (ORIGINAL, AVERAGED):
-        assert drawn(plane, colour) > 100, colour
+        wait_for(lambda colour=colour: drawn(plane, colour) > 100)
     page.get_by_role("radio", name="Atlas").click()
     page.get_by_text("Dotted cells: this run is too short for beta, which never acts.").wait_for()
     settled(page)  # until then the charts of the view before are still there
@@ -200,20 +166,19 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
     keep = page.get_by_role("button", name=re.compile("^Pin InversePower"))
     keep.wait_for()
     settled(page)
-    page.wait_for_timeout(1000)
-    assert drawn(chart, CHOSEN) > 20, "the clicked cell is a curve"
-    assert drawn(picture, CHOSEN) > 20, "and framed in its colour"
+    wait_for(lambda: drawn(chart, CHOSEN) > 20)  # the clicked cell is a curve
+    wait_for(lambda: drawn(picture, CHOSEN) > 20)  # and framed in its colour
     table = page.locator("[data-testid=stDataFrame]").first.locator("tbody tr")
-    assert table.count() == 4
+    wait_for(lambda: table.count() == 4)
     # Another map, and another view, have no clicked cell; back in the first one a click is a curve again.
     page.get_by_role("radio", name="best").click()
     keep.wait_for(state="detached")
     page.get_by_role("radio", name="final").click()
     page.get_by_text(re.compile("^The lowest cell")).wait_for()
     settled(page)
-    page.wait_for_timeout(1000)
-    assert table.count() == 3
-    assert drawn(chart, CHOSEN) == 0
+    wait_for(lambda: table.count() == 3)
+    wait_for(lambda: drawn(chart, CHOSEN) == 0)
+    assert drawn(chart, AVERAGED) > 20
     click_in(picture)
     keep.click()
     page.locator("[data-testid=stMultiSelect]").get_by_text(re.compile("InversePower")).first.wait_for()
@@ -241,10 +206,7 @@ def test_the_curves_of_a_run_that_trains_grow_by_themselves(server, page):
     page.get_by_role("button", name=re.compile("^As of epoch .* bring up to date")).wait_for(timeout=150_000)
     chart = page.locator("[data-testid=stVegaLiteChart]").first
     before = chart.screenshot()
-    end = time.monotonic() + 90
-    while chart.screenshot() == before and time.monotonic() < end:
-        page.wait_for_timeout(1000)
-    assert chart.screenshot() != before
+    wait_for(lambda: chart.screenshot() != before, 90)
     store = RunStore(server.home)
     for run_id in store.runs()["id"]:
         store.request_stop(run_id)
@@ -276,30 +238,13 @@ def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):
     page.get_by_text(re.compile("cells of 8 seeds, .* every cell is trained")).wait_for(timeout=150_000)
     settled(page)
     picture = page.locator("[data-testid=stVegaLiteChart]").first
-    page.wait_for_timeout(1000)
-    assert drawn(picture, ORIGINAL) > 1000  # a decay of 0.9999 is too long for 500 steps
-    box = picture.bounding_box()
-    page.mouse.click(box["x"] + box["width"] * 0.85, box["y"] + box["height"] * 0.3)
+    wait_for(lambda: drawn(picture, ORIGINAL) > 1000)  # a decay of 0.9999 is too long for 500 steps
+    click_in(picture, 0.85, 0.3)
     page.get_by_text(re.compile(r"Final\. .*over 8 seeds")).first.wait_for()
     assert "sweep_cell=" in page.url
     page.get_by_role("button", name="Its curves, on the Evidence page").click()
     page.get_by_role("heading", name="Evidence", level=1).wait_for()
     page.get_by_text(re.compile("8 seeds, 10 epochs, .* every seed has ended")).wait_for(timeout=150_000)
-
-
-def click_in(picture):
-    """A click into the upper half of a map."""
-    picture.scroll_into_view_if_needed()
-    picture.page.wait_for_timeout(1000)
-    box = picture.bounding_box()
-    picture.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
-
-
-def drawn(chart, colour):
-    """How many pixels of a chart have about this colour."""
-    pixels = np.asarray(Image.open(io.BytesIO(chart.screenshot())).convert("RGB"), dtype=np.int32)
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-    return int((np.abs(pixels - wanted).max(axis=-1) < 60).sum())
 
 
 @pytest.mark.parametrize(
@@ -313,10 +258,9 @@ def drawn(chart, colour):
 def test_what_is_computed_is_drawn_in_its_colour(server, page, path, colours):
     page.goto(f"{server.url}/{path}")
     settled(page)
-    page.wait_for_timeout(1000)
     chart = page.locator("[data-testid=stVegaLiteChart]").first
     for colour in colours:
-        assert drawn(chart, colour) > 150, colour
+        wait_for(lambda colour=colour: drawn(chart, colour) > 150)
 
 
 def test_every_chart_has_a_text_for_those_who_cannot_see_it(server, page):

@@ -18,7 +18,7 @@ from emacore.experiments.evidence import (
 )
 from emacore.experiments.statistics import BCA, kind_of, paired_comparison
 from emacore.experiments.studies import Study
-from tests.experiments.test_statistics import drawn_pairs, no_empty_words
+from tests.experiments.conftest import drawn_pairs, no_empty_words
 
 
 def history(losses):

@@ -1,10 +1,8 @@
 """Real worker processes.  They are few, because each imports torch."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,25 +13,15 @@ from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant
 from emacore.experiments import jobs
 from emacore.experiments.jobs import JobQueue, work_off
-from emacore.experiments.store import RunStore, StoreError, worker_name
+from emacore.experiments.store import RunStore, StoreError
 from emacore.experiments.studies import Study, Sweep
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training import loop
-from emacore.training.config import StoppingConfig
+from tests.experiments.conftest import ENDLESS
+from tests.helpers import ME, wait_for
 
 QUICK = RunConfig(data=DataConfig(n_samples=200), max_epochs=3)
-ENDLESS = replace(RunConfig(), max_epochs=100_000, stopping=StoppingConfig("none"))
-ME = worker_name(os.getpid(), "test")
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
 
 
 @pytest.fixture
@@ -105,19 +93,21 @@ def _imported_torch(pid):
 
 
 SERVER = """
-import sys, time
+import sys
 from emacore.experiments.jobs import JobQueue
 from emacore.experiments.store import RunStore
-from tests.experiments.test_jobs import ENDLESS
+from tests.experiments.conftest import ENDLESS
 queue = JobQueue(RunStore(sys.argv[1]), limit=1)
 queue.submit(ENDLESS)
 print(next(iter(queue._workers.values())).pid, flush=True)
-time.sleep(600)
+sys.stdin.read()
 """
 
 
 def test_a_killed_server_takes_its_worker_along_and_the_run_reads_interrupted(tmp_path):
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         worker = int(server.stdout.readline())
         store = RunStore(tmp_path)
@@ -125,6 +115,7 @@ def test_a_killed_server_takes_its_worker_along_and_the_run_reads_interrupted(tm
     finally:
         server.send_signal(signal.SIGKILL)
         server.wait()
+        server.stdin.close()
         server.stdout.close()
     run_id = store.runs()["id"][0]
     wait_for(lambda: not _exists(worker), 5)

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from emacore.experiments.sweep import SCHEDULER, SweepError, in_words, summary, 
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
+from tests.helpers import wait_for
 
 CONFIG = RunConfig(
     data=DataConfig(n_samples=120, n_features=5, n_informative=3),
@@ -196,9 +196,7 @@ def cluster(tmp_path):
 
     processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")]
     try:
-        end = time.monotonic() + 60
-        while not address.exists() and time.monotonic() < end:
-            time.sleep(0.1)
+        wait_for(address.exists)
         options = ("--no-nanny", "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard")
         processes += [start("worker", *options) for _ in range(2)]
 

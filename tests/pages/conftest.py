@@ -1,3 +1,5 @@
+"""Pages without a browser, a store of their own for them, and what workers leave in it."""
+
 from pathlib import Path
 
 import pytest
@@ -5,9 +7,46 @@ import streamlit as st
 from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
+from emacore import RunConfig, train
+from emacore.averaging.code import to_code
+from emacore.averaging.schedules import Constant, InversePower
 from emacore.experiments import jobs
+from emacore.experiments.store import RunStore
+from emacore.experiments.studies import Study, Sweep
+from emacore.experiments.sweep import sweep
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
+from emacore.training.replicas import replicate
+from tests.helpers import ME
 
 APP = Path(__file__).parents[2] / "app.py"
+
+#: A short run that no curve ends.
+FREE = RunConfig(
+    data=DataConfig(n_samples=200),
+    optimizer=OptimizerConfig(rate_rule="constant", learning_rate=0.01),
+    stopping=StoppingConfig("none"),
+    schedule=InversePower(0.9, update_after_step=5, update_every=1),
+    max_epochs=12,
+)
+STUDY_CONFIG = RunConfig(
+    data=DataConfig(n_samples=200),
+    optimizer=OptimizerConfig(rate_rule="constant", learning_rate=0.01),
+    stopping=StoppingConfig("none"),
+    max_epochs=25,
+)
+STUDY = Study(STUDY_CONFIG, tuple(range(8)), (Constant(0.5),))
+SWEEP_CONFIG = RunConfig(
+    data=DataConfig(n_samples=200),
+    optimizer=OptimizerConfig(rate_rule="constant"),
+    stopping=StoppingConfig("none"),
+    max_epochs=3,
+)
+SWEEP = Sweep(
+    SWEEP_CONFIG,
+    {"optimizer.learning_rate": [0.001, 0.01], "schedule": [to_code(article_schedule()), "Constant(beta=0.9)"]},
+    tuple(range(8)),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +93,57 @@ def texts(app):
     """All that the page says."""
     kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.success)
     return "\n".join(element.value for elements in kinds for element in elements)
+
+
+def enter_run(home, config=None, epochs=30, state="done", **ending):
+    """A run in the store, as a worker leaves it."""
+    config = config or RunConfig(max_epochs=epochs, stopping=StoppingConfig("none"))
+    runs = RunStore(home)
+    run_id = runs.create(config)
+    runs.claim(ME, 99)
+    result = train(config, on_epoch=lambda row: runs.append(run_id, ME, row))
+    if state != "running":
+        runs.finish(run_id, ME, state, **({"stopped": result.stopped} | ending))
+    return run_id
+
+
+def enter_recorded(home, config=FREE, state="done", **options):
+    """The same with its weights."""
+    runs = RunStore(home)
+    run_id = runs.create(config)
+    runs.claim(ME, 99)
+    result = train(config, lambda row: runs.append(run_id, ME, row), record=runs.recording(run_id), **options)
+    if state != "running":
+        runs.finish(run_id, ME, state, stopped=result.stopped)
+    return run_id
+
+
+def enter_study(home, study=STUDY, state="done"):
+    """A study in the store, and the result that it has."""
+    store = RunStore(home)
+    study_id = store.create(study)
+    store.claim(ME, 99)
+    result = replicate(
+        study.config,
+        study.seeds,
+        lambda rows: store.append(study_id, ME, {"epoch": rows[0]["epoch"], "rows": rows}),
+        schedules={to_code(schedule): schedule for schedule in study.schedules},
+    )
+    if state != "running":
+        store.finish(study_id, ME, state, stopped="all seeds ended")
+    return study_id, result
+
+
+def enter_sweep(home, job=SWEEP, state="done"):
+    """A sweep in the store, and its table."""
+    store, done = RunStore(home), []
+    sweep_id = store.enter(job, ME)
+
+    def on_result(rows):
+        done.append(rows)
+        store.append(sweep_id, ME, {"epoch": len(done), "rows": rows})
+
+    table = sweep(job.config, job.grid, job.seeds, on_result=on_result, workers=1)
+    if state != "running":
+        store.finish(sweep_id, ME, state, stopped="all cells trained")
+    return sweep_id, table

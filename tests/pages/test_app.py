@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from emacore.charts import style
-from tests.pages.test_train import enter
-from tests.pages.test_what_if import enter as record
+from tests.pages.conftest import enter_recorded, enter_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,9 +30,9 @@ assert "torch" not in sys.modules
 @pytest.mark.parametrize("page", ["overview", "decay_schedule", "low_pass_filter", "train", "what_if"])
 def test_every_control_has_help_and_its_place_in_the_link(open_page, page, home):
     if page == "what_if":
-        record(home)
+        enter_recorded(home)
     if page == "train":
-        enter(home, epochs=3)
+        enter_run(home, epochs=3)
     for query in (
         {},
         {"length": "Epochs", "noise": "AR(1)", "signal": "sine", "optimizer": "sgd", "family": "Power function"},

@@ -3,39 +3,12 @@ import json
 import pytest
 
 from emacore import RunConfig
-from emacore.averaging.code import to_code
-from emacore.averaging.schedules import Constant
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
-from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import OptimizerConfig, StoppingConfig
-from emacore.training.replicas import replicate
+from tests.helpers import ME
+from tests.pages.conftest import enter_study as enter
 from tests.pages.conftest import run, texts
-from tests.pages.test_train import ME
-
-CONFIG = RunConfig(
-    data=DataConfig(n_samples=200),
-    optimizer=OptimizerConfig(rate_rule="constant", learning_rate=0.01),
-    stopping=StoppingConfig("none"),
-    max_epochs=25,
-)
-STUDY = Study(CONFIG, tuple(range(8)), (Constant(0.5),))
-
-
-def enter(home, study=STUDY, state="done"):
-    store = RunStore(home)
-    study_id = store.create(study)
-    store.claim(ME, 99)
-    result = replicate(
-        study.config,
-        study.seeds,
-        lambda rows: store.append(study_id, ME, {"epoch": rows[0]["epoch"], "rows": rows}),
-        schedules={to_code(schedule): schedule for schedule in study.schedules},
-    )
-    if state != "running":
-        store.finish(study_id, ME, state, stopped="all seeds ended")
-    return study_id, result
 
 
 def seeds_table(app):

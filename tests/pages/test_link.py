@@ -7,8 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from emacore.widgets.link import FREE_TEXT
-from tests.pages import test_evidence, test_train, test_what_if, test_where_it_helps
-from tests.pages.conftest import APP, run, texts
+from tests.pages.conftest import APP, enter_recorded, enter_run, enter_study, enter_sweep, run, texts
 
 #: Each page, with settings that bring out controls which are not there at first.
 PAGES = {
@@ -26,10 +25,10 @@ PAGES = {
 }
 NEVER = ["inf", "-inf", "nan", "1e400", "-1e30", "9" * 400, "", "many", "2020-01-01"]
 ENTER = {
-    "train": lambda home: test_train.enter(home, epochs=3),
-    "what_if": test_what_if.enter,
-    "evidence": test_evidence.enter,
-    "where_it_helps": test_where_it_helps.enter,
+    "train": lambda home: enter_run(home, epochs=3),
+    "what_if": enter_recorded,
+    "evidence": enter_study,
+    "where_it_helps": enter_sweep,
 }
 
 

@@ -3,14 +3,13 @@
 import json
 
 import pytest
-from emacore.training.studies import Study
 
+from emacore import RunConfig
 from emacore.experiments.store import RunStore
-from emacore.training.config import RunConfig
-from tests.pages import test_what_if, test_where_it_helps
-from tests.pages.conftest import run
-from tests.pages.test_train import ME
-from tests.widgets.test_escaped import FOUND_BEFORE, FOUND_LATER, read
+from emacore.experiments.studies import Study
+from tests.helpers import ME
+from tests.pages.conftest import SWEEP, enter_recorded, run
+from tests.widgets.conftest import FOUND_BEFORE, FOUND_LATER, read
 
 PLANTED = ["[x](http://evil)", "![x](http://evil/p.png)", "<img src=http://evil/p.png>", ":material/x:", "$x$"]
 TABLE = "{0},b\n1,2\n3,\n5,6\n7,8\n"
@@ -55,7 +54,7 @@ def test_links(open_page, home, planted):
 def test_pins_that_are_schedules(open_page, home, planted):
     pin = f"Constant(beta=1.0) # {planted}"
     assert_told(open_page("decay_schedule", pins=pin, quantity="memory"), planted)
-    test_what_if.enter(home)
+    enter_recorded(home)
     app = open_page("what_if", pins=[pin, planted])
     assert_told(app, planted)
 
@@ -89,7 +88,7 @@ def test_settings_from_a_file(open_page, planted):
 @pytest.mark.parametrize("planted", PLANTED)
 def test_errors_of_jobs(open_page, home, planted):
     store = RunStore(home)
-    for job in (RunConfig(), Study(RunConfig(), (0, 1)), test_where_it_helps.SWEEP):
+    for job in (RunConfig(), Study(RunConfig(), (0, 1)), SWEEP):
         job_id = store.create(job)
         store.claim(ME, 99)
         store.finish(job_id, ME, "failed", error=f"ValueError: {planted}")

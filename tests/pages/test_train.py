@@ -1,6 +1,4 @@
-import os
 import sqlite3
-import time
 
 import pytest
 import streamlit as st
@@ -8,25 +6,13 @@ import streamlit as st
 from emacore import RunConfig, train
 from emacore.averaging.schedules import Constant
 from emacore.experiments import jobs, store
-from emacore.experiments.store import RunStore, worker_name
+from emacore.experiments.store import RunStore
 from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import OptimizerConfig, StoppingConfig
+from emacore.training.config import OptimizerConfig
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
+from tests.helpers import wait_for
+from tests.pages.conftest import enter_run as enter
 from tests.pages.conftest import run, texts
-
-ME = worker_name(os.getpid(), "test")
-
-
-def enter(home, config=None, epochs=30, state="done", **ending):
-    """A run in the store, as a worker leaves it."""
-    config = config or RunConfig(max_epochs=epochs, stopping=StoppingConfig("none"))
-    runs = RunStore(home)
-    run_id = runs.create(config)
-    runs.claim(ME, 99)
-    result = train(config, on_epoch=lambda row: runs.append(run_id, ME, row))
-    if state != "running":
-        runs.finish(run_id, ME, state, **({"stopped": result.stopped} | ending))
-    return run_id
 
 
 def button(app, label):
@@ -241,9 +227,7 @@ def test_from_start_to_end_with_a_real_worker(open_page, home, monkeypatch):
         app = open_page("train", max_epochs="3")
         button(app, "Start").click()
         run_id = run(app).session_state["run"]
-        end = time.monotonic() + 60
-        while RunStore(home).result(run_id).state != "done" and time.monotonic() < end:
-            time.sleep(0.1)
+        wait_for(lambda: RunStore(home).result(run_id).state == "done")
         assert "Ended after 3 epochs" in texts(run(app))
         queue = jobs.JobQueue(RunStore(home))
     finally:

@@ -4,41 +4,14 @@ import numpy as np
 import pytest
 
 from emacore import RunConfig
-from emacore.averaging.code import to_code
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json
-from emacore.experiments.sweep import sweep
-from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
-from tests.pages.conftest import run, texts
-from tests.pages.test_train import ME
+from tests.helpers import ME
+from tests.pages.conftest import SWEEP, run, texts
+from tests.pages.conftest import SWEEP_CONFIG as CONFIG
+from tests.pages.conftest import enter_sweep as enter
 
-CONFIG = RunConfig(
-    data=DataConfig(n_samples=200),
-    optimizer=OptimizerConfig(rate_rule="constant"),
-    stopping=StoppingConfig("none"),
-    max_epochs=3,
-)
-SWEEP = Sweep(
-    CONFIG,
-    {"optimizer.learning_rate": [0.001, 0.01], "schedule": [to_code(article_schedule()), "Constant(beta=0.9)"]},
-    tuple(range(8)),
-)
 CELL = "optimizer.learning_rate 0.01, schedule Constant(beta=0.9)"
-
-
-def enter(home, job=SWEEP, state="done"):
-    store, done = RunStore(home), []
-    sweep_id = store.enter(job, ME)
-
-    def on_result(rows):
-        done.append(rows)
-        store.append(sweep_id, ME, {"epoch": len(done), "rows": rows})
-
-    table = sweep(job.config, job.grid, job.seeds, on_result=on_result, workers=1)
-    if state != "running":
-        store.finish(sweep_id, ME, state, stopped="all cells trained")
-    return sweep_id, table
 
 
 def press(app, label):

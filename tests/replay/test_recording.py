@@ -10,7 +10,7 @@ from emacore import EMA, Recorder
 from emacore.averaging.schedules import Constant, InversePower, UniformAverage
 from emacore.averaging.windows import Window
 from emacore.replay.trajectory import Trajectory
-from tests.test_ema import Network, change, tensors
+from tests.helpers import Network, change, tensors
 
 SCHEDULES = {
     "article": InversePower(0.98, update_after_step=10, update_every=1),

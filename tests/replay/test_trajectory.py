@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from emacore.tasks.regression.data import load
 from emacore.tensors import from_reals
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.task import ValidationMeasure
+from tests.helpers import wait_for
 
 CONFIG = RunConfig(
     data=DataConfig(n_samples=300, n_features=6, n_informative=4),
@@ -317,11 +317,8 @@ train(RunConfig.from_json('''{replace(CONFIG, max_epochs=100_000).to_json()}''')
 """
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
     try:
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            if (tmp_path / "run/run.json").exists() and len(open_run(tmp_path / "run").epoch_ends) > 3:
-                break
-            time.sleep(0.05)
+        run_json = tmp_path / "run/run.json"
+        wait_for(lambda: run_json.exists() and len(open_run(tmp_path / "run").epoch_ends) > 3)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,13 +1,11 @@
 """Text of others in Markdown: it says what it says, and nothing of it is followed, loaded or drawn."""
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
 from emacore.widgets.page import escaped
+from tests.widgets.conftest import FOUND_BEFORE, FOUND_LATER, read
 
 JOINER = "\N{WORD JOINER}"
 PLANTED = [
@@ -34,20 +32,6 @@ PLANTED = [
     "\\[x](http://evil)",
     "[x][y] [^1]",
 ]
-#: What Streamlit looks for in the text that Markdown leaves: icons, emoji, addresses.
-FOUND_LATER = re.compile(
-    r":material/\w+:|:streamlit:|:\+1:|:-1:|:[\w-]+:|(https?://|www(?=\.))[-.\w]+|[-.\w+]+@[-\w]+(\.[-\w]+)+",
-    re.IGNORECASE,
-)
-#: What it looks for beside Markdown: formulas, and directives such as colours.
-FOUND_BEFORE = re.compile(r"(?<!\\)\$|:\w+\[")
-
-
-def read(text):
-    """What Markdown makes of a line: the kinds of its parts, and their text."""
-    tokens = MarkdownIt("commonmark").enable("strikethrough").parse(text)
-    inline = [part for token in tokens for part in token.children or ()]
-    return {token.type for token in tokens}, {part.type for part in inline}, "".join(part.content for part in inline)
 
 
 @pytest.mark.parametrize("text", PLANTED)

@@ -1,0 +1,57 @@
+"""What tests of several modules share."""
+
+import os
+import time
+
+import torch
+from torch import nn
+
+from emacore.experiments.store import worker_name
+
+#: A worker of the run store whose process lives as long as the test.
+ME = worker_name(os.getpid(), "test")
+
+
+def wait_for(condition, seconds=60):
+    """Wait until ``condition()`` is true, and return what it gave."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+class Network(nn.Module):
+    """Parameters, float buffers and an integer counter."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).relu())
+
+
+def change(model, seed):
+    """As a training step would: every tensor takes other values, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                tensor.copy_(values.abs() if name.endswith("running_var") else values)
+            else:
+                tensor.fill_(seed)
+
+
+def tensors(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
