@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
+
+import numpy as np
 
 from emacore.averaging.schedules import Constant, Schedule, check_whole, from_code, schedule_from_dict, to_code
 from emacore.training.config import RunConfig, json_object
@@ -84,6 +88,13 @@ class Sweep:
         place = {json.dumps(list(settings.values())): index for index, settings in enumerate(self._chosen())}
         return sorted(rows, key=lambda row: place[json.dumps([row[name] for name in self.grid])])
 
+    def alike(self) -> list[list[int]]:
+        """The cells by their number, in groups that are the same experiment in effect (see :func:`acting`)."""
+        groups: dict[Any, list[int]] = {}
+        for index, (_, config) in enumerate(self.cells()):
+            groups.setdefault(tuple(sorted(acting(config).items())), []).append(index)
+        return list(groups.values())
+
     def _chosen(self) -> Iterator[dict[str, Any]]:
         return (dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
 
@@ -139,12 +150,87 @@ def _told(name: str, value: Any) -> Any:
     return to_code(_schedule(value)) if name == "schedule" and isinstance(value, (int, float)) else value
 
 
-def _dotted(settings: Mapping[str, Any], start: str = "") -> Iterator[str]:
+def _dotted(settings: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """The values of nested settings by their dotted names."""
+    found: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{start}{name}.")
-        else:
-            yield f"{start}{name}"
+        found |= _dotted(value, f"{start}{name}.") if isinstance(value, Mapping) else {f"{start}{name}": value}
+    return found
+
+
+def idle_settings(config: RunConfig) -> dict[str, str]:
+    """The settings that change nothing in a run over seeds, by their dotted names, with the reason.
+
+    Beside other settings, that is: ``optimizer.momentum`` acts with sgd, not with adam.
+    """
+    data, optimizer, epochs = config.data, config.optimizer, config.max_epochs
+    made = ("data.n_samples", "data.n_features", "data.n_informative", "data.noise", "data.random_state")
+    idle = {"seed": "a study has seeds of its own"}
+    if data.kind in ("diabetes", "csv"):
+        idle |= dict.fromkeys(made, f"the rows of {data.kind} are given")
+    if data.kind == "friedman1":
+        idle["data.n_informative"] = "friedman1 has 5 informative features"
+    if data.kind != "csv":
+        idle |= dict.fromkeys(("data.path", "data.target"), f"{data.kind} is no file")
+    if not config.network.widths:
+        idle |= dict.fromkeys(("network.dropout", "network.activation"), "there are no hidden layers")
+    if optimizer.name != "sgd":
+        idle["optimizer.momentum"] = f"{optimizer.name} has none, only sgd has"
+    plateau = ("optimizer.plateau_factor", "optimizer.plateau_patience", "optimizer.plateau_curve")
+    if optimizer.rate_rule != "plateau":
+        idle |= dict.fromkeys(plateau, f"the learning rate is {optimizer.rate_rule}")
+    elif not _plateau_acts(config):
+        idle |= dict.fromkeys(plateau, f"{epochs} epochs are over before the plateau rule can act")
+    if config.stopping.curve == "none":
+        idle["stopping.patience"] = "there is no early stop"
+    elif config.stopping.patience >= epochs:
+        why = f"{epochs} epochs are over before the early stop can act"
+        idle |= dict.fromkeys(("stopping.curve", "stopping.patience"), why)
+    return idle
+
+
+def _plateau_acts(config: RunConfig) -> bool:
+    """Whether the plateau rule can lower the rate of an epoch: the first epoch is a best, the last has no successor."""
+    return config.optimizer.plateau_patience < config.max_epochs - 2
+
+
+def acting(config: RunConfig) -> dict[str, Any]:
+    """What decides the numbers of a run over seeds: configs with equal ones give the same numbers.
+
+    Returns:
+        The settings by dotted name without those of :func:`idle_settings`; the schedule as what it does in the steps of
+        the run, the size of the validation set in rows.
+    """
+    found = _dotted(asdict(config) | {"schedule": None})
+    for name in idle_settings(config):
+        del found[name]
+    rows, train_rows, optimizer = config.data.rows, config.data.train_rows, config.optimizer
+    if rows is not None and train_rows is not None:
+        found["data.test_size"] = rows - train_rows
+    if "data.n_informative" in found:
+        found["data.n_informative"] = min(config.data.n_informative, config.data.n_features)
+    if optimizer.name == "adamw" and not optimizer.weight_decay:
+        found["optimizer.name"] = "adam"  # they differ in their weight decay only
+    never_lowered = {"plateau": not _plateau_acts(config), "cosine": config.max_epochs == 1, "constant": True}
+    if never_lowered[optimizer.rate_rule]:
+        found["optimizer.rate_rule"] = "constant"
+    found["schedule"] = _effect(config.schedule, config.steps_per_epoch, config.max_epochs)
+    return found
+
+
+#: The decays of more steps than this are not compared, but the settings that make them.
+_MOST_STEPS = 2_000_000
+
+
+@lru_cache(maxsize=4096)
+def _effect(schedule: Schedule, steps: int | None, epochs: int) -> str:
+    """What tells schedules apart whose averages differ after one of the epochs, of so many steps each."""
+    if steps is None or steps * epochs > _MOST_STEPS:
+        return to_code(schedule)
+    rests = (1 - schedule.decays(steps * epochs)).astype(np.float32).reshape(epochs, steps)  # as the stack uses them
+    copied = np.maximum.accumulate((rests == 1)[:, ::-1], axis=1)[:, ::-1]
+    rests[copied] = 1  # what an epoch's last copy overwrites leaves no trace
+    return hashlib.sha256(rests.tobytes()).hexdigest()
 
 
 def job_from_json(text: str | bytes) -> Job:
