@@ -92,15 +92,18 @@ def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Compar
     Args:
         intervals: As :func:`~emacore.experiments.statistics.paired_comparison` takes them.
     """
-    found = {}
-    for question in QUESTIONS:
-        original, averaged = table[f"{question}_original"], table[f"{question}_averaged"]
-        if question == "steadiness":  # a run too short for it is no loss of either
-            kept = original.notna() & averaged.notna()
-            original, averaged = original[kept], averaged[kept]
-        if len(original):
-            found[question] = paired_comparison(original, averaged, intervals=intervals)
-    return found
+    found = {question: comparison_of(table, question, intervals) for question in QUESTIONS}
+    return {question: one for question, one in found.items() if one is not None}
+
+
+def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL) -> Comparison | None:
+    """The comparison for one of :data:`QUESTIONS`; ``None`` where no seed has an answer."""
+    pairs = table[[f"{question}_original", f"{question}_averaged"]].astype(float)
+    if question == "steadiness":  # a run too short for it is no loss of either
+        pairs = pairs.dropna()
+    if pairs.empty:
+        return None
+    return paired_comparison(pairs.iloc[:, 0], pairs.iloc[:, 1], intervals=intervals)
 
 
 def gains_in_words(table: pd.DataFrame, comparison: Comparison) -> str:
