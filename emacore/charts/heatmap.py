@@ -79,7 +79,7 @@ def evidence_map(
 
     Args:
         table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code, median_gain (a share
-            of the original), low, high, wins, seeds, p, verdict.  Cells may be missing.
+            of the original), low, high, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
     """
     with np.errstate(invalid="ignore"):
         ratio = np.maximum(1 - table["median_gain"].astype(float), 2.0**-9)
@@ -129,7 +129,9 @@ def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title:
                 alt.Tooltip("percent:Q", title="median change of the final loss (%)", format="+.3~g"),
                 alt.Tooltip("wins:Q", title="seeds in which averaging won"),
                 alt.Tooltip("seeds:Q", title="of"),
-                alt.Tooltip("p:Q", title="p (Holm)", format=".2~g"),
+                alt.Tooltip("pairs:Q", title="seeds with a finite gain, of which the median is"),
+                alt.Tooltip("wilcoxon_p:Q", title="Wilcoxon's p, of this cell alone", format=".2~g"),
+                alt.Tooltip("p:Q", title="p after Holm's correction, which decides", format=".2~g"),
                 alt.Tooltip("verdict:N"),
             ],
         )

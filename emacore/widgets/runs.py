@@ -321,8 +321,8 @@ def _optimizer_controls() -> OptimizerConfig:
         default=default["rate_rule"],
         key="rate_rule",
         required=True,
-        help="plateau: lowered where a validation loss no longer falls; cosine: to 0 over the most epochs; constant: as "
-        "it is. Averaging and lowering the rate do much the same, so averaging gains most at a constant one.",
+        help="plateau: lowered where a validation loss no longer falls; cosine: to 0 over the most epochs; constant: "
+        "as it is. Averaging and lowering the rate do much the same, so averaging gains most at a constant one.",
         **BOUND,
     )
     if values["rate_rule"] == "plateau":

@@ -23,7 +23,7 @@ from emacore.replay.measure import Metric
 from emacore.replay.relatives import relatives
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import RunConfig
-from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig, TaskConfig
+from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig, TaskConfig, TaskData
 from emacore.training.history import columns, in_words
 from emacore.training.network import Perceptron
 from emacore.training.replicas import replicate
@@ -31,7 +31,7 @@ from emacore.training.task import Dataset, Task
 
 
 @dataclass(frozen=True)
-class DigitsData:
+class DigitsData(TaskData):
     train_rows: int = 600
 
 
