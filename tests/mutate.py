@@ -14,6 +14,7 @@ import ast
 import copy
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -107,31 +108,32 @@ def mutants(source: str) -> list[Mutant]:
     return found
 
 
-def test_files(module: Path, root: Path) -> tuple[list[str], list[str]]:
-    """The test files that belong to a module by the layout, and all others that name it."""
+def test_files(module: Path, root: Path) -> list[str]:
+    """The test files that belong to a module by the layout, and those beside them that name it.
+
+    Where the layout has none these are all that name it; for widgets, those of the pages.
+    """
     if module.parts[0] == "pages":
-        return [f"tests/pages/test_{module.stem}.py"], ["tests/pages/test_link.py", "tests/pages/test_app.py"]
-    mirrored = Path("tests", *module.parts[1:-1], f"test_{module.stem}.py")
-    own = [str(mirrored)] if (root / mirrored).exists() else []
+        return [f"tests/pages/test_{module.stem}.py"]
+    mirrored = root / "tests" / Path(*module.parts[1:-1])
     dotted = ".".join(module.with_suffix("").parts)
-    named = (dotted, f"from {dotted.rpartition('.')[0]} import {module.stem}")
-    others = []
-    for path in sorted((root / "tests").rglob("test_*.py")):
-        name = str(path.relative_to(root))
-        if "browser" not in path.parts and name not in own and any(text in path.read_text() for text in named):
-            others.append(name)
-    if module.parts[1] in ("widgets", "charts"):
-        others += [f"tests/pages/test_{page.stem}.py" for page in sorted((root / "pages").glob("*.py"))]
-    return own, list(dict.fromkeys(others))
+    named = re.compile(rf"{dotted}\b|from {dotted.rpartition('.')[0]} import .*\b{module.stem}\b")
+    everywhere = [path for path in sorted((root / "tests").rglob("test_*.py")) if "browser" not in path.parts]
+    naming = [path for path in everywhere if named.search(path.read_text())]
+    own = [path for path in everywhere if path == mirrored / f"test_{module.stem}.py"]
+    beside = [path for path in naming if path.parent == mirrored != root / "tests"]
+    pages = sorted((root / "tests/pages").glob("test_*.py")) if module.parts[1] == "widgets" else []
+    found = [*own, *beside, *pages] or naming
+    return list(dict.fromkeys(str(path.relative_to(root)) for path in found))
 
 
-def passed(files: list[str], root: Path, timeout: float) -> bool:
-    """Whether these tests pass in time."""
+def passed(file: str, root: Path, timeout: float) -> bool:
+    """Whether the tests of a file pass in time."""
     command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     environment = os.environ | {"CI": "true", "OMP_NUM_THREADS": "1", "EMACORE_HOME": str(root / "home")}
     try:
         done = subprocess.run(
-            [*command, "-m", "not slow and not browser", *files],
+            [*command, "-m", "not browser", file],
             cwd=root,
             env=environment,
             capture_output=True,
@@ -174,18 +176,17 @@ def main() -> None:
         for number, place in enumerate(chosen, 1):
             mutant = rng.choice(places[place])
             module = place[0]
-            own, others = test_files(module, root)
-            for name in own:
+            files = test_files(module, root)
+            for name in files:
                 if name not in seconds:
                     start = time.monotonic()
-                    if not passed([name], root, 600):
+                    if not passed(name, root, 600):
                         raise SystemExit(f"{name} fails as it is")
                     seconds[name] = time.monotonic() - start
             source = (root / module).read_bytes()
             try:
                 (root / module).write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
-                noticed = bool(own) and not passed(own, root, 20 + 4 * sum(seconds[name] for name in own))
-                noticed = noticed or (bool(others) and not passed(others, root, 600))
+                noticed = not all(passed(name, root, 60 + 4 * seconds[name]) for name in files)
             finally:
                 (root / module).write_bytes(source)
             unnoticed += not noticed
