@@ -29,7 +29,8 @@ def check_positive(name: str, value: object) -> None:
     """Raise unless ``value`` is a number above 0, and neither tiny nor huge beyond all use."""
     if not (is_real(value) and 0 < value < math.inf):  # type: ignore[operator]
         raise ValueError(f"{name} must be a finite number above 0, got {shown(value)}")
-    if not SMALLEST <= value <= LARGEST:  # type: ignore[operator]
+    # Half precision knows neither bound, and a float no whole number beyond 1e308.
+    if not SMALLEST <= (value if isinstance(value, int) else float(value)) <= LARGEST:  # type: ignore[arg-type]
         raise ValueError(f"{name} must be from {SMALLEST:g} to {LARGEST:g}, got {shown(value)}")
 
 

@@ -31,6 +31,7 @@ def queue(tmp_path):
     queue.close()
 
 
+@pytest.mark.slow
 def test_runs_queue_stop_and_give_the_numbers_of_train(queue):
     store = queue.store
     endless, quick, unwanted = queue.submit(ENDLESS), queue.submit(QUICK), queue.submit(QUICK)
@@ -71,6 +72,7 @@ def test_runs_queue_stop_and_give_the_numbers_of_train(queue):
     wait_for(lambda: store.result(after).state == "done")
 
 
+@pytest.mark.slow
 def test_two_servers_share_a_store_and_its_limit(tmp_path):
     one, two = JobQueue(RunStore(tmp_path), limit=1), JobQueue(RunStore(tmp_path), limit=1)
     try:
@@ -104,6 +106,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_server_takes_its_worker_along_and_the_run_reads_interrupted(tmp_path):
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -283,6 +286,7 @@ def test_one_core_is_left_for_the_pages(monkeypatch):
     assert jobs.most_workers() == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_in_a_worker_and_stops(tmp_path):
     queue = JobQueue(RunStore(tmp_path), limit=1)
     grid = {"optimizer.learning_rate": [0.001, 0.01]}
@@ -302,6 +306,7 @@ def test_a_sweep_trains_in_a_worker_and_stops(tmp_path):
         queue.close()
 
 
+@pytest.mark.slow
 def test_a_study_trains_in_a_worker_and_stops(tmp_path):
     queue = JobQueue(RunStore(tmp_path))
     try:

@@ -213,6 +213,7 @@ def _write(folder, worker, first):
         store.append(store.runs()["id"][0], worker, row(epoch))
 
 
+@pytest.mark.slow
 def test_several_processes_share_it(store):
     claimed(store)
     context = multiprocessing.get_context("spawn")

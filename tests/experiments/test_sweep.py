@@ -54,6 +54,7 @@ def test_a_grid_is_checked_before_anything_starts():
         sweep(CONFIG, GRID, [1, 1])
 
 
+@pytest.mark.slow
 def test_one_row_for_each_cell_and_seed(table):
     assert table.columns.tolist()[:3] == ["optimizer.learning_rate", "schedule", "seed"]
     assert table["seed"].tolist() == SEEDS * 4
@@ -65,6 +66,7 @@ def test_one_row_for_each_cell_and_seed(table):
     np.testing.assert_allclose(cell["best_original"], expected["best_original"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_what_is_missing(table, tmp_path, monkeypatch):
     store, seen = RunStore(tmp_path), []
     part = sweep(CONFIG, GRID, SEEDS, on_result=seen.append, should_stop=lambda: len(seen) == 2, store=store, workers=1)
@@ -96,6 +98,7 @@ def test_a_cell_that_fails_is_reported_with_its_error(tmp_path):
     assert (verdicts == "cannot tell").all()
 
 
+@pytest.mark.slow
 def test_cells_that_differ_in_their_average_share_a_training(table, monkeypatch):
     jobs = []
     real = sweep_module.train_cell
@@ -146,6 +149,7 @@ def deadly(index, job):
     return index, {code: [{"seed": 1, "error": None}] for code in GRID["schedule"]}
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):
     monkeypatch.setattr(sweep_module, "train_cell", deadly)
     found = sweep(CONFIG, GRID, SEEDS, workers=2)
@@ -268,6 +272,7 @@ def test_cells_that_do_the_same_are_told_with_their_values():
     assert "4 tests need at least 8 seeds each" in told(GRID, seeds=7)[0]
 
 
+@pytest.mark.slow
 def test_an_unreachable_scheduler_is_one_sentence(monkeypatch):
     monkeypatch.setenv(SCHEDULER, "tcp://127.0.0.1:9")
     with pytest.raises(SweepError, match="cannot be reached"):
@@ -308,6 +313,7 @@ def cluster(tmp_path):
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_numbers_though_a_worker_is_killed(table, cluster):
     url, processes = cluster
     seen = []
@@ -323,6 +329,7 @@ def test_a_cluster_gives_the_same_numbers_though_a_worker_is_killed(table, clust
     pd.testing.assert_frame_equal(found[SAME], table[SAME], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_other_versions_on_the_cluster_are_one_sentence(cluster, monkeypatch):
     monkeypatch.setattr(sweep_module.emacore, "__version__", "9.9")
     with pytest.raises(SweepError, match=r"has emacore 0.1.0, here it is 9.9"):

@@ -11,6 +11,7 @@ from tests.pages.conftest import enter_recorded, enter_run
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_pages_import_no_torch():
     code = """
 import sys

@@ -219,6 +219,7 @@ def test_the_defaults_of_the_controls_are_the_articles():
     assert run_state(RunConfig()) == RUN_DEFAULTS
 
 
+@pytest.mark.slow
 def test_from_start_to_end_with_a_real_worker(open_page, home, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("EMACORE_HOME", str(home))

@@ -1,0 +1,200 @@
+"""Breaks lines of the package and the pages, one at a time and at random, and says which of them no test noticed.
+
+python -m tests.mutate --lines 60 --seed 1
+python -m tests.mutate --lines 10 --seed 2 emacore/averaging emacore/ema.py
+
+It works on a copy of the checkout.  mutmut breaks functions only, and pages have none; cosmic-ray breaks the checkout
+itself and knows one command for all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SWAPS = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Div,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.MatMult: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A part of a source file, from ``start`` to ``end`` in bytes, and what stands there instead."""
+
+    line: int
+    start: int
+    end: int
+    text: str
+
+
+def mutants(source: str) -> list[Mutant]:
+    """All that can be broken: an operator, a condition, a number, the order of two arguments, a statement."""
+    starts = [0]
+    for line in source.encode().splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    found = []
+
+    def enter(node: ast.AST, broken: ast.AST | str) -> None:
+        text = broken if isinstance(broken, str) else f"({ast.unparse(broken)})"
+        begin = starts[node.lineno - 1] + node.col_offset
+        found.append(Mutant(node.lineno, begin, starts[node.end_lineno - 1] + node.end_col_offset, text))
+
+    def changed(node: ast.AST, **fields: object) -> ast.AST:
+        other = copy.copy(node)
+        for name, value in fields.items():
+            setattr(other, name, value)
+        return other
+
+    def walk(node: ast.AST) -> None:
+        match node:
+            case ast.Compare(ops=[op]) if type(op) in SWAPS:
+                enter(node, changed(node, ops=[SWAPS[type(op)]()]))
+            case ast.BinOp(op=op) | ast.BoolOp(op=op) if type(op) in SWAPS:
+                enter(node, changed(node, op=SWAPS[type(op)]()))
+            case ast.UnaryOp(op=ast.Not() | ast.USub()):
+                enter(node, node.operand)
+            case ast.Constant(value=bool(value)):
+                enter(node, str(not value))
+            case ast.Constant(value=int(value)):
+                enter(node, str(value + 1))
+            case ast.Constant(value=float(value)):
+                enter(node, repr(1.5 * value if value else 0.5))
+            case ast.Call(args=[first, second, *rest]) if not any(isinstance(a, ast.Starred) for a in node.args):
+                enter(node, changed(node, args=[second, first, *rest]))
+            case ast.Expr(value=ast.Call()) | ast.AugAssign() | ast.Raise():
+                enter(node, "pass")
+        if isinstance(node, ast.If | ast.IfExp | ast.While) and ast.unparse(node.test) != "TYPE_CHECKING":
+            enter(node.test, ast.UnaryOp(ast.Not(), node.test))
+        for name, value in ast.iter_fields(node):
+            if name not in ("annotation", "returns"):  # they are never evaluated
+                for child in value if isinstance(value, list) else [value]:
+                    if isinstance(child, ast.AST) and not isinstance(child, ast.JoinedStr):  # has no places of its own
+                        walk(child)
+
+    walk(ast.parse(source))
+    return found
+
+
+def test_files(module: Path, root: Path) -> list[str]:
+    """The test files that belong to a module by the layout, and those beside them that name it.
+
+    Where the layout has none these are all that name it; for widgets, those of the pages.
+    """
+    if module.parts[0] == "pages":
+        return [f"tests/pages/test_{module.stem}.py"]
+    mirrored = root / "tests" / Path(*module.parts[1:-1])
+    dotted = ".".join(module.with_suffix("").parts)
+    named = re.compile(rf"{dotted}\b|from {dotted.rpartition('.')[0]} import .*\b{module.stem}\b")
+    everywhere = [path for path in sorted((root / "tests").rglob("test_*.py")) if "browser" not in path.parts]
+    naming = [path for path in everywhere if named.search(path.read_text())]
+    own = [path for path in everywhere if path == mirrored / f"test_{module.stem}.py"]
+    beside = [path for path in naming if path.parent == mirrored != root / "tests"]
+    pages = sorted((root / "tests/pages").glob("test_*.py")) if module.parts[1] == "widgets" else []
+    found = [*own, *beside, *pages] or naming
+    return list(dict.fromkeys(str(path.relative_to(root)) for path in found))
+
+
+def passed(file: str, root: Path, timeout: float) -> bool:
+    """Whether the tests of a file pass in time."""
+    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    environment = os.environ | {"CI": "true", "OMP_NUM_THREADS": "1", "EMACORE_HOME": str(root / "home")}
+    try:
+        done = subprocess.run(
+            [*command, "-m", "not browser", file],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode in (0, 5)  # 5: no test was left to run
+
+
+def copied(root: Path) -> None:
+    """The checkout's files, as they are now, in a folder of their own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=60, help="how many lines are broken")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("paths", nargs="*", default=["emacore", "pages"], help="files and folders to choose them from")
+    asked = parser.parse_args()
+    rng = random.Random(asked.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        copied(root)
+        places: dict[tuple[Path, int], list[Mutant]] = {}
+        for path in asked.paths:
+            for file in sorted((root / path).rglob("*.py")) if (root / path).is_dir() else [root / path]:
+                for mutant in mutants(file.read_text()):
+                    places.setdefault((file.relative_to(root), mutant.line), []).append(mutant)
+        chosen = rng.sample(sorted(places), min(asked.lines, len(places)))
+        seconds: dict[str, float] = {}
+        unnoticed = 0
+        for number, place in enumerate(chosen, 1):
+            mutant = rng.choice(places[place])
+            module = place[0]
+            files = test_files(module, root)
+            for name in files:
+                if name not in seconds:
+                    start = time.monotonic()
+                    if not passed(name, root, 600):
+                        raise SystemExit(f"{name} fails as it is")
+                    seconds[name] = time.monotonic() - start
+            source = (root / module).read_bytes()
+            try:
+                (root / module).write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
+                noticed = not all(passed(name, root, 60 + 4 * seconds[name]) for name in files)
+            finally:
+                (root / module).write_bytes(source)
+            unnoticed += not noticed
+            was = source[mutant.start : mutant.end].decode()
+            print(f"{number:3} {'noticed ' if noticed else 'UNNOTICED'} {module}:{mutant.line}  ", end="")
+            print(f"{' '.join(was.split())}  ->  {mutant.text}", flush=True)
+        print(f"{unnoticed} of {len(chosen)} unnoticed")
+
+
+if __name__ == "__main__":
+    main()
