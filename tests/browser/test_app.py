@@ -109,6 +109,7 @@ def test_the_articles_run_trains_and_goes_home_as_csv(server, page):
     page.get_by_role("button", name="Start").click()
     page.get_by_text("20 epochs without a new best validation loss").last.wait_for(timeout=120_000)
     page.get_by_text("Ended after").wait_for(timeout=150_000)
+    settled(page)  # until then the buttons below are those of an epoch before
     run_id = re.search("run=([0-9a-f]+)", page.url)[1]
     store = RunStore(server.home)
     for name, expected in (
