@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from emacore import EMA, Averages
-from emacore.averaging.schedules import Constant, InversePower, PowerFunction, UniformAverage
+from emacore.averaging.families import Constant, InversePower, PowerFunction, UniformAverage
 from tests.test_ema import Network, assert_same, change, tensors
 
 SCHEDULES = {

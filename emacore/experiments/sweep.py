@@ -20,7 +20,7 @@ import pandas as pd
 
 import emacore
 from emacore.averaging.code import to_code
-from emacore.averaging.schedules import UniformAverage
+from emacore.averaging.families import UniformAverage
 from emacore.experiments.evidence import QUESTIONS, per_seed
 from emacore.experiments.statistics import holm, kind_of, paired_comparison, percent
 from emacore.experiments.store import RunStore

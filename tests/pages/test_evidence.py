@@ -4,7 +4,7 @@ import pytest
 
 from emacore import RunConfig
 from emacore.averaging.code import to_code
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study

@@ -7,7 +7,7 @@ import pytest
 
 from emacore import RunConfig, train
 from emacore.averaging.code import from_code
-from emacore.averaging.schedules import InversePower
+from emacore.averaging.families import InversePower
 from emacore.averaging.weights import relative_width
 from emacore.experiments.store import RunStore
 from emacore.replay.atlas import plateau
