@@ -17,8 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.interleaved import medians, report
 from emacore import RunConfig
-from emacore.averaging.schedules import InversePower
-from emacore.replay.atlas import AXES, _reach, atlas, partners
+from emacore.averaging.families import InversePower
+from emacore.replay.atlas import _reach, atlas, axes, partners
 from emacore.replay.recording import Recorder
 from emacore.replay.rows import Rows
 from emacore.replay.trajectory import Table, Trajectory
@@ -93,7 +93,7 @@ def main() -> None:
 
         atlases = {
             f"{x}, {y}, {metric}": lambda x=x, y=y, metric=metric: anew(trajectory, config.schedule, x, y, metric)
-            for x, y in combinations(AXES, 2)
+            for x, y in combinations(axes(InversePower), 2)
             if y in partners(x)
             for metric in ("final", "best")
         }

@@ -6,18 +6,19 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from emacore.averaging import schedules
+from emacore.averaging import schedules, solving
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
+from emacore.averaging.families import InversePower
 from emacore.averaging.filters import half_life, half_lives
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import InversePower, Schedule
+from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
 from emacore.averaging.windows import Window, decays_at_end
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, palette
 from emacore.snippets import snippets
 from emacore.widgets.page import BOUND, escaped, put, sentence, show_chart, show_table, stop_with, through_app
-from emacore.widgets.schedules import SCHEDULE_DEFAULTS, pin_controls, schedule_controls, state_of, steps_axis
+from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_defaults, state_of, steps_axis
 
 LEVELS = (0.9, 0.99, 0.999, 0.9999)
 MOST_STEPS = 1_000_000
@@ -96,7 +97,7 @@ with controls:
     num_steps = run_length()
     schedule = schedule_controls()
     code = to_code(schedule)
-    pins = pin_controls(code, {**SCHEDULE_DEFAULTS, **RUN_DEFAULTS}, scheme_from_code)
+    pins = pin_controls(code, {**schedule_defaults(), **RUN_DEFAULTS}, scheme_from_code)
     curves = {NOW: schedule, **pins}
 
 colours = palette(curves, {NOW: AVERAGED})
@@ -291,7 +292,7 @@ with left:
 
 @st.cache_data(max_entries=64, show_spinner="Solving")
 def solved(code: str, num_steps: int, way: str, wanted: float) -> str:
-    solve = schedules.with_half_life if way == "half-life" else schedules.with_relative_width
+    solve = solving.with_half_life if way == "half-life" else solving.with_relative_width
     return to_code(solve(from_code(code), num_steps, wanted))
 
 

@@ -7,7 +7,7 @@ import streamlit as st
 from emacore import tables
 from emacore.averaging import filters, measurements
 from emacore.averaging.code import to_code
-from emacore.averaging.schedules import BiasCorrected, Constant
+from emacore.averaging.families import BiasCorrected, Constant
 from emacore.averaging.signals import NOISES, SIGNALS, Sequence, sequence
 from emacore.averaging.weights import average, moving_average
 from emacore.charts.lines import lines

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from emacore.averaging.families import Constant
 from emacore.averaging.filters import half_life, half_lives
-from emacore.averaging.schedules import Constant
 from emacore.averaging.signals import quadratic_loss, sgd_on_quadratic
 from emacore.averaging.views import LossByDecay, change_in_words, loss_by_decay
 from emacore.averaging.weights import average
@@ -14,7 +14,7 @@ from emacore.charts.tradeoff import tradeoff
 from emacore.experiments.evidence import answers, shipped
 from emacore.experiments.statistics import verdict
 from emacore.widgets.page import BOUND, number_text, query_of, reset_button, show_chart, show_table, through_app
-from emacore.widgets.schedules import SCHEDULE_DEFAULTS, beta_slider
+from emacore.widgets.schedules import beta_slider, schedule_defaults
 
 CURVATURES = (1.0, 0.25)
 START = (2.0, 1.6)
@@ -223,7 +223,7 @@ for column, (question, text, page, label, changes) in zip(
             "settings never act.",
             "pages/decay_schedule.py",
             "Bend a schedule",
-            SCHEDULE_DEFAULTS,
+            schedule_defaults(),
         ),
         (
             "Does it help me?",

@@ -6,8 +6,8 @@ import pandas as pd
 import streamlit as st
 
 from emacore.averaging.code import to_code
+from emacore.averaging.families import Constant
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import Constant
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.store import FINAL_STATES, StoredRun

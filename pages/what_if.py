@@ -11,7 +11,7 @@ import streamlit as st
 
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import InversePower, with_relative_width
+from emacore.averaging.solving import with_relative_width
 from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
@@ -39,7 +39,7 @@ from emacore.widgets.page import (
     through_app,
     told,
 )
-from emacore.widgets.schedules import SCHEDULE_DEFAULTS, pin, pin_controls, schedule_controls, state_of
+from emacore.widgets.schedules import pin, pin_controls, schedule_controls, schedule_defaults, state_of
 
 through_app()
 st.title("What if?")
@@ -51,7 +51,7 @@ st.markdown(
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     import torch
 
-    from emacore.replay.atlas import AXES, BEST_OF, TITLES, atlas, original, partners, plateau, widths
+    from emacore.replay.atlas import BEST_OF, TITLES, atlas, axes, has_beta, original, partners, plateau, widths
     from emacore.replay.recording import RecordingError
     from emacore.replay.relatives import relatives, with_ema
     from emacore.replay.trajectory import Trajectory
@@ -63,8 +63,6 @@ torch.set_num_threads(1)
 
 ORIGINAL_NAME, OWN, NOW = "original", "the run's own EMA", "now"
 PRINCIPAL, THREE_POINTS = "principal components", "three points"
-#: Axes of the atlas along which the same rule has the same beta.
-CAPPED = ("power", "inv_gamma", "beta", "half_life", "update_after_step")
 SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -91,10 +89,7 @@ def shares_of(folder: str, epochs: int, code: str) -> pd.DataFrame:
 
 @st.cache_data(max_entries=20, show_spinner="Replaying the run once for each cell")
 def atlas_of(folder: str, epochs: int, code: str, x: str, y: str, metric: str) -> pd.DataFrame:
-    schedule = from_code(code)
-    if not isinstance(schedule, InversePower):
-        raise TypeError(f"the atlas varies InversePower, got {code}")
-    return pd.DataFrame(atlas(opened(folder, epochs), schedule, x, y, metric)).astype({"beta_from": "Int64"})
+    return pd.DataFrame(atlas(opened(folder, epochs), from_code(code), x, y, metric)).astype({"beta_from": "Int64"})
 
 
 @st.cache_data(max_entries=20, show_spinner=False)
@@ -225,7 +220,7 @@ controls, charts = st.columns([1, 2.3], gap="medium")
 with controls:
     schedule = schedule_controls()
     code = to_code(schedule)
-    pinned = pin_controls(code, SCHEDULE_DEFAULTS, scheme_from_code)
+    pinned = pin_controls(code, schedule_defaults(), scheme_from_code)
 clicked = clicked_cell(run)
 schemes = {NOW: schedule, **({clicked: scheme_from_code(clicked)} if clicked else {}), **pinned}
 
@@ -294,7 +289,7 @@ st.markdown(
 )
 with st.expander("Load this average into a module of your own", icon=":material/download:"):
     st.code(
-        "from emacore.averaging.schedules import *\n"
+        "from emacore.averaging.families import *\n"
         "from emacore.replay.trajectory import Trajectory\n\n"
         f"trajectory = Trajectory.open({folder!r})\n"
         f"trajectory.load_into(module, {code})  # any torch module with these tensors by name\n"
@@ -324,12 +319,14 @@ def show_family(epochs: int) -> None:
 
 
 def show_atlas(epochs: int) -> None:
-    if not isinstance(schedule, InversePower):
-        st.caption("The atlas varies the settings of the inverse-power family: choose it above.")
-        return
+    family = type(schedule)
     left, middle, right = st.columns(3)
-    x = left.selectbox("Across", list(AXES), 0, key="atlas_x", help="The setting along the horizontal axis.", **BOUND)
-    others = partners(x)
+    if st.session_state.get("atlas_x") not in (None, *axes(family)):
+        st.session_state["atlas_x"] = next(iter(axes(family)))
+    x = left.selectbox(
+        "Across", list(axes(family)), 0, key="atlas_x", help="The setting along the horizontal axis.", **BOUND
+    )
+    others = partners(x, family)
     if st.session_state.get("atlas_y") not in (None, *others):
         st.session_state["atlas_y"] = others[0]
     y = middle.selectbox(
@@ -338,9 +335,10 @@ def show_atlas(epochs: int) -> None:
         others.index("beta") if "beta" in others else 0,
         key="atlas_y",
         help="The setting along the vertical axis. half_life (steps) is beta's. relative_width is that of the weights "
-        "at the end, as a share of the whole run: inv_gamma is solved for it beside power, power beside the others, "
-        "and the exponent of EDM2's power function beside a start or a window, where the average begins. window "
-        "(steps) is how far the average looks back: the rule begins anew so many steps before; beside a start it is "
+        "at the end, as a share of the whole run: another setting of the family is solved for it (inv_gamma beside "
+        "power, power beside the others), and the exponent of EDM2's power function beside a start or a window, where "
+        "the average begins. window (steps) is how far the average looks back: the rule begins anew so many "
+        "steps before; beside a start it is "
         "the plain mean.",
         **BOUND,
     )
@@ -356,7 +354,7 @@ def show_atlas(epochs: int) -> None:
     )
     cells = atlas_of(folder, epochs, code, x, y, metric)
     reference = original_of(folder, epochs, metric)
-    capped = x in CAPPED and y in CAPPED
+    capped = has_beta(schedule, x, y)
     cells["beta_never"] = cells["beta_from"].isna() & capped
     picture = heatmap(
         cells, reference=reference, x_title=TITLES.get(x, x), y_title=TITLES.get(y, y), dotted="beta_never"

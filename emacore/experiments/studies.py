@@ -11,7 +11,8 @@ from typing import Any
 
 import emacore.tasks  # noqa: F401  settings are read back by the task that they name
 from emacore.averaging.code import from_code, to_code
-from emacore.averaging.schedules import Constant, Schedule, schedule_from_dict
+from emacore.averaging.families import Constant
+from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.checks import check_whole
 from emacore.training.acting import acting
 from emacore.training.config import TaskConfig, dotted, json_object

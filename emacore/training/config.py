@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
 
-from emacore.averaging.schedules import InversePower, Schedule, schedule_from_dict
+from emacore.averaging.families import InversePower
+from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.checks import check_at_least_zero, check_choice, check_positive, check_whole, is_real
 from emacore.replay.measure import Metric
 

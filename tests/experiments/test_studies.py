@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from emacore.averaging.schedules import Constant, UniformAverage
+from emacore.averaging.families import Constant, UniformAverage
 from emacore.experiments.studies import Study, Sweep, job_from_json, json_value, json_values, with_settings
 from emacore.experiments.sweep import columns_of
 from emacore.tasks.regression.config import RunConfig

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
-from emacore.averaging.schedules import Constant, InversePower
+from emacore.averaging.families import Constant, InversePower
 from emacore.experiments import sweep as sweep_module
 from emacore.experiments.evidence import per_seed
 from emacore.experiments.statistics import holm, kind_of

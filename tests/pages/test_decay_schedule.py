@@ -5,9 +5,10 @@ from emacore.averaging.code import from_code
 from emacore.averaging.filters import half_lives
 from emacore.averaging.schedules import FAMILIES
 from emacore.averaging.weights import relative_width
-from emacore.widgets.schedules import FAMILIES as LABELS
-from emacore.widgets.schedules import SCHEDULE_DEFAULTS, state_of
+from emacore.widgets.schedules import family_names, schedule_defaults, state_of
 from tests.pages.conftest import drawn, run, texts
+
+LABELS = family_names()
 
 
 def answer(app):
@@ -196,14 +197,14 @@ def test_reset(open_page):
     next(button for button in app.button if button.label == "Reset").click()
     run(app)
     assert app.get_by_key("steps").value == 5000
-    assert app.get_by_key("power").value == SCHEDULE_DEFAULTS["power"]
+    assert app.get_by_key("power").value == schedule_defaults()["power"]
 
 
 def test_garbage_in_the_link_falls_back(open_page):
     app = open_page(
         "decay_schedule", power="NaN", beta="2", inv_gamma="-1", update_every="0", steps="1e99", at="x", family="?"
     )
-    assert app.get_by_key("power").value == SCHEDULE_DEFAULTS["power"]
+    assert app.get_by_key("power").value == schedule_defaults()["power"]
     assert app.get_by_key("beta").value == 0.999
     assert app.get_by_key("update_every").value == 1
 

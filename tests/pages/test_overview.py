@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.averaging.signals import final_loss, sgd_on_quadratic
 from emacore.averaging.weights import average
 from tests.pages.conftest import drawn, run, texts

@@ -4,7 +4,7 @@ import pytest
 import streamlit as st
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.experiments import jobs, store
 from emacore.experiments.store import RunStore
 from emacore.tasks.regression.config import DataConfig

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from emacore.averaging.schedules import (
+from emacore.averaging.families import (
     BiasCorrected,
     Constant,
     ExponentialRamp,
@@ -271,7 +271,7 @@ def test_however_many_schemes_each_weight_is_read_once(columns, at, monkeypatch)
 PEAK = """
 import sys, threading, time
 import numpy as np, torch
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.replay.trajectory import Trajectory
 
 def anonymous():

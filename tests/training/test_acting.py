@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emacore import RunConfig
-from emacore.averaging.schedules import Constant, InversePower
+from emacore.averaging.families import Constant, InversePower
 from emacore.experiments.studies import Sweep, with_settings
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.acting import acting, idle_settings

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.windows import Window
 from emacore.tasks.regression.config import DataConfig
 from emacore.training import replicas

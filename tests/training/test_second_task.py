@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from emacore import train
-from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.experiments.evidence import answers, per_seed
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
