@@ -8,13 +8,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import streamlit as st
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import BETA, FAMILIES, TIMING, Control, Schedule, schedule_from_dict
-from emacore.averaging.windows import Scheme
-from emacore.widgets.page import BOUND, escaped, number_text, reset_button
+from emacore.widgets.page import BOUND, escaped, number_text, reset_button, stop_with
 
 T = TypeVar("T")
 
@@ -22,6 +20,8 @@ T = TypeVar("T")
 #: The label of the family that is shown first.
 FIRST = FAMILIES["InversePower"].label
 MOST_PINS = 5
+MOST_STEPS = 1_000_000
+RUN_LENGTH_DEFAULTS: dict[str, Any] = {"length": "Steps", "steps": 5000, "rows": 1600, "batch": 32, "epochs": 100}
 
 
 _GRID = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
@@ -172,6 +172,39 @@ def state_of(schedule: Schedule) -> dict[str, Any]:
     return state
 
 
-def steps_axis(num_steps: int, scheme: Scheme) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The calls of a run that are not skipped; of a window all, as its start moves."""
-    return np.arange(0, num_steps, scheme.update_every if isinstance(scheme, Schedule) else 1)
+def run_length_controls() -> int:
+    """The controls of a run's length; returns its steps, and ends the page where they are too many."""
+    way = st.segmented_control(
+        "Run length",
+        ["Steps", "Epochs"],
+        default=RUN_LENGTH_DEFAULTS["length"],
+        key="length",
+        required=True,
+        help="Give the optimiser steps of your run, or rows, batch size and epochs.",
+        **BOUND,
+    )
+    if way == "Steps":
+        typed: int = st.number_input(
+            "Steps", 2, MOST_STEPS, RUN_LENGTH_DEFAULTS["steps"], key="steps", help=f"At most {MOST_STEPS:,}.", **BOUND
+        )
+        return typed
+    left, middle, right = st.columns(3)
+    with left:
+        rows = st.number_input(
+            "Rows", 1, 10**9, RUN_LENGTH_DEFAULTS["rows"], key="rows", help="Training rows.", **BOUND
+        )
+    with middle:
+        batch = st.number_input(
+            "Batch", 1, 10**7, RUN_LENGTH_DEFAULTS["batch"], key="batch", help="Rows a step.", **BOUND
+        )
+    with right:
+        epochs = st.number_input(
+            "Epochs", 1, 10**6, RUN_LENGTH_DEFAULTS["epochs"], key="epochs", help="Passes.", **BOUND
+        )
+    if batch > rows:
+        stop_with(f"A batch of {batch:,} is larger than the {rows:,} rows: at most {rows:,} is possible.")
+    steps: int = -(-rows // batch) * epochs
+    st.caption(f"{-(-rows // batch):,} steps an epoch, {steps:,} in all")
+    if not 2 <= steps <= MOST_STEPS:
+        stop_with(f"That is a run of {steps:,} steps; this page shows runs of 2 to {MOST_STEPS:,}. Change the epochs.")
+    return steps

@@ -87,7 +87,7 @@ def test_decays_are_decays_and_copy_up_to_the_start(schedule, num_steps):
 @given(ANY, st.floats(0.01, 1.0))
 def test_reaches_names_the_first_call(schedule, decay):
     if isinstance(schedule, (BiasCorrected, ExponentialRamp)):  # within rounding of its limit no call is the first
-        assume(abs(decay - schedule.beta) > 1e-6)
+        assume(decay >= schedule.beta or decay < schedule.beta * (1 - 1e-12))
     call = schedule.reaches(decay)
     rates = schedule.decays(2000)
     rates[np.arange(2000) % schedule.update_every != 0] = 0
@@ -251,13 +251,54 @@ def test_dict_round_trip(schedule):
     assert schedules.schedule_from_dict(schedule.to_dict()) == schedule
 
 
-def test_a_limit_is_never_reached():
-    assert BiasCorrected(0.9).reaches(0.9) is None
-    assert ExponentialRamp(0.9, tau=5).reaches(0.9) is None
+@pytest.mark.parametrize("beta", [5e-324, 0.3, 0.9, schedules.LARGEST_DECAY, 1.0])
+@pytest.mark.parametrize("family", [BiasCorrected, ExponentialRamp])
+def test_a_limit_is_never_reached(family, beta):
+    for schedule in (family(beta), *([ExponentialRamp(beta, tau=0.5)] if family is ExponentialRamp else [])):
+        assert schedule.reaches(beta) is None
+        assert schedule.decays(5000).max() < beta
+        assert schedule.at([2**50])[0] < beta
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        InversePower(beta=1.0, power=5.0, update_after_step=0, update_every=1),
+        InversePower(beta=1.0, inv_gamma=1e-100, power=1e100, update_every=1),
+        BiasCorrected(1.0),
+        RationalWarmup(1.0),
+        ExponentialRamp(1.0, tau=1e-100),
+        PowerFunction(gamma=0),
+        UniformAverage(),
+    ],
+    ids=repr,
+)
+def test_no_call_is_skipped_because_a_decay_was_rounded_to_1(schedule):
+    """In double precision 1 - (1 + e) ** -5 is 1 from e = 1782 on, but a decay of 1 takes nothing in any more."""
+    late = schedule.start + schedule.update_every * np.array([1, 2, 1782, 5000, 10**9, 2**50])
+    assert schedule.at(late).max() < 1
+    assert schedule.reaches(1.0) is None
+    assert schedule.reaches(schedules.LARGEST_DECAY) in (None, schedule.start + 1, *range(1000, 3000), 2**53)
+
+
+def test_a_decay_of_1_that_is_meant_is_kept():
+    assert Constant(1.0).decays(9)[1:].tolist() == [1] * 8
+    assert InversePower(beta=1.0, min_value=1.0, update_after_step=0, update_every=1).reaches(1.0) == 2
+
+
+@given(ANY, st.floats(0.01, 1.0))
+def test_without_a_formula_the_same_call_is_found(schedule, decay):
+    if isinstance(schedule, (BiasCorrected, ExponentialRamp)):
+        assume(decay >= schedule.beta or decay < schedule.beta * (1 - 1e-12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(schedule), "call_reaching", Schedule.call_reaching)
+        by_search = schedule.reaches(decay)
+    assert schedule.reaches(decay) == by_search
 
 
 def test_families_are_all_listed():
-    assert set(schedules.FAMILIES.values()) == set(Schedule.__subclasses__())
+    here = {family for family in vars(families).values() if isinstance(family, type) and issubclass(family, Schedule)}
+    assert set(schedules.FAMILIES.values()) == here - {Schedule}
     assert replace(Constant(0.5), beta=0.25).beta == 0.25
 
 
