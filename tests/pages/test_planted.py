@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from emacore.training.studies import Study
 
 from emacore.experiments.store import RunStore
-from emacore.training.config import RunConfig
+from emacore.experiments.studies import Study
+from emacore.tasks.regression.config import RunConfig
 from tests.pages import test_what_if, test_where_it_helps
 from tests.pages.conftest import run
 from tests.pages.test_train import ME
