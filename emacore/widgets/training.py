@@ -76,7 +76,8 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
     left = "starting"
     if epoch:
         seconds, pace = remaining(history, most)
-        left = f"at most {seconds:,.0f} s left ({1000 * pace:,.3g} ms an epoch)"
+        each = f"{pace:,.1f} s" if pace >= 0.5 else f"{1000 * pace:.3g} ms"
+        left = f"at most {seconds:,.0f} s left ({each} an epoch)"
         if stopping.curve != "none":
             waited = epochs_without_best(history, stopping.curve)
             left += f"; ends sooner after {patience}, {waited} so far"

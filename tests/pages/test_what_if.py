@@ -20,6 +20,7 @@ from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from tests.pages.conftest import drawn, run, texts
 from tests.pages.test_train import ME
+from tests.training.test_second_task import CONFIG as DIGITS
 
 FREE = RunConfig(
     data=DataConfig(n_samples=200),
@@ -448,3 +449,24 @@ def test_what_takes_long_stays_as_it_was_while_a_run_grows(open_page, home):
     assert family.loc["EMA", "loss"] == pytest.approx(
         open_run(runs.recording(run_id), 3).final({"": SLIDERS})["loss"][0], rel=1e-4
     )
+
+
+def test_a_run_of_another_task_is_replayed_by_its_own_metrics(open_page, home):
+    run_id = enter(home, DIGITS)
+    app = open_page("what_if", beta="0.9", update_after_step="5", view="Family")
+    history, opened = RunStore(home).history(run_id), open_run(RunStore(home).recording(run_id))
+    table = figures(app)
+    found = opened.replay({"": InversePower(0.9, update_after_step=5, update_every=1)})
+    row = table.loc["now"]
+    assert row[["final_accuracy", "best_accuracy"]].tolist() == [found["accuracy"][-1], found["accuracy"].max()]
+    assert table.loc["original", "best_accuracy"] == history["val_accuracy_original"].max()
+    shown = json.loads(next(d for d in app.dataframe if "best_epoch" in d.value).proto.columns)
+    assert shown["best_accuracy"]["label"] == "best accuracy"
+    assert "validation loss (cross-entropy)" in app.get("vega_lite_chart")[0].proto.spec
+    family = next(d.value for d in app.dataframe if "copies_kept" in d.value).set_index("scheme")
+    assert family.loc["EMA", "accuracy"] == found["accuracy"][-1]
+    for view, title in (("Atlas", "loss (cross-entropy)"), ("For my run", "final validation loss (cross-entropy)")):
+        app.get_by_key("view").set_value(view)
+        assert title in run(app).get("vega_lite_chart")[-1].proto.spec
+    app.get_by_key("view").set_value("Weight space")
+    assert "validation loss (cross-entropy)" in run(app).get("vega_lite_chart")[2].proto.spec
