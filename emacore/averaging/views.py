@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from emacore.averaging import filters, measurements
 from emacore.averaging.families import BiasCorrected, Constant
+from emacore.averaging.filters import half_lives
 from emacore.averaging.schedules import Schedule, final_half_life
-from emacore.averaging.signals import FinalLoss, final_loss, simulated_final_losses
+from emacore.averaging.signals import FinalLoss, final_loss, quadratic_loss, simulated_final_losses
 from emacore.averaging.weights import (
     average,
     effective_count,
@@ -61,6 +62,62 @@ class LossByDecay(NamedTuple):
         if expected == simulated:
             return True
         return abs(expected - simulated) <= MOST_ERRORS * float(self.error[place]) + 1e-9 * expected
+
+    @property
+    def lowest(self) -> int:
+        """Where the average of the lowest expected loss stands; the last iterate (decay 0) is no average."""
+        total = np.where(self.decays > 0, self.expected.total, np.inf)
+        return int(total.argmin())
+
+    def table(self) -> dict[str, Floats]:
+        """All of it as columns: decay, half_life (steps), bias, variance, expected (both), simulated, standard_error.
+
+        And last, the expected loss of the last iterate, beside each.
+        """
+        expected = self.expected.total
+        return {
+            "decay": self.decays,
+            "half_life": half_lives(self.decays),
+            "bias": self.expected.bias,
+            "variance": self.expected.variance,
+            "expected": expected,
+            "simulated": self.simulated,
+            "standard_error": self.error,
+            "last": np.full(len(expected), expected[self.at(0.0)]),
+        }
+
+
+class Path(NamedTuple):
+    """Iterates around a minimum, and their average after each; both of shape (T, 2)."""
+
+    iterates: Floats
+    averaged: Floats
+
+    @property
+    def reach(self) -> float:
+        """The greatest distance of an iterate from the minimum along one of the two weights."""
+        return float(np.abs(self.iterates).max())
+
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Columns: step, sgd_w1, sgd_w2, average_w1, average_w2."""
+        (sgd_1, sgd_2), (average_1, average_2) = self.iterates.T, self.averaged.T
+        return {
+            "step": np.arange(len(self.iterates)),
+            "sgd_w1": sgd_1,
+            "sgd_w2": sgd_2,
+            "average_w1": average_1,
+            "average_w2": average_2,
+        }
+
+    def final_losses(self, curvatures: ArrayLike) -> list[float]:
+        """The loss of the last iterate, and of its average."""
+        return [float(quadratic_loss(curvatures, path[-1])) for path in (self.iterates, self.averaged)]
+
+
+def averaged_path(iterates: ArrayLike, beta: float) -> Path:
+    """Iterates, shape (T, 2), with their average of constant decay ``beta``."""
+    path = np.asarray(iterates, dtype=np.float64)
+    return Path(path, average(path, Constant(beta).decays(len(path))))
 
 
 def loss_by_decay(

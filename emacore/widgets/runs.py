@@ -165,7 +165,7 @@ def _data_controls(store: RunStore) -> DataConfig:
         DATA_KINDS,
         key="data",
         help="make_regression is the article's (linear), friedman1 is not linear, diabetes is real (442 patients), "
-        "csv is a table of your own.",
+        "csv is a table of your own. Features and target are standardised.",
         **BOUND,
     )
     values: dict[str, Any] = {}

@@ -182,3 +182,41 @@ def test_spectra_keep_what_is_slow():
     ratio = table["average"] / table["sequence"]
     gain = np.abs(filters.frequency_response(0.9, table["frequency"])) ** 2
     np.testing.assert_allclose(ratio[2:], gain[2:], rtol=0.2)
+
+
+def test_the_columns_of_the_losses_over_the_decay():
+    found = views.loss_by_decay((1.0, 0.25), 0.3, 1.0, 50, (2.0, 1.6), 0.9, runs=20)
+    table = found.table()
+    assert list(table) == [
+        "decay",
+        "half_life",
+        "bias",
+        "variance",
+        "expected",
+        "simulated",
+        "standard_error",
+        "last",
+    ]
+    np.testing.assert_allclose(table["expected"], table["bias"] + table["variance"])
+    np.testing.assert_allclose(table["half_life"][1:], np.log(0.5) / np.log(table["decay"][1:]))
+    assert (table["last"] == table["expected"][table["decay"] == 0]).all()
+    assert table["expected"][found.lowest] == table["expected"][1:].min()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_lowest_is_an_average_even_where_none_is_better_than_the_last_iterate(noise):
+    found = views.loss_by_decay((1.0, 0.25), 0.01, noise, 50, (2.0, 1.6), 0.9, runs=20)
+    assert found.expected.total.argmin() == 0
+    assert found.lowest == 1
+
+
+def test_a_path_and_its_average():
+    iterates = np.array([[1.0, -2.0], [0.0, -3.5], [3.0, 1.0]])
+    path = views.averaged_path(iterates, 0.5)
+    np.testing.assert_allclose(path.averaged, [[1.0, -2.0], [0.5, -2.75], [1.75, -0.875]])
+    assert path.reach == 3.5
+    table = path.table()
+    assert table["step"].tolist() == [0, 1, 2]
+    assert [table[name].tolist() for name in ("sgd_w1", "sgd_w2")] == iterates.T.tolist()
+    assert [table[name].tolist() for name in ("average_w1", "average_w2")] == path.averaged.T.tolist()
+    assert path.final_losses((1.0, 0.25)) == pytest.approx([(9 + 0.25) / 2, (1.75**2 + 0.25 * 0.875**2) / 2])
