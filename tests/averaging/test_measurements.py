@@ -68,3 +68,11 @@ def test_comparison_says_why_it_has_no_number():
     short = pd.DataFrame(measurements.comparison(sequence("step", "white", 100), 0.999)).set_index("quantity")
     assert short["measured"].isna().sum() == 4
     assert set(short.loc[short["measured"].isna(), "remark"]) == {"too few steps for it"}
+
+
+def test_noise_is_taken_to_be_white_unless_it_is_told_otherwise():
+    made = sequence("ramp", "white", 20_000, seed=1)
+    of_itself, told = measurements.comparison(made, 0.9), measurements.comparison(made, 0.9, autocorrelation=0.0)
+    np.testing.assert_equal([row[:3] for row in of_itself], [row[:3] for row in told])
+    assert of_itself[0].predicted == pytest.approx(0.1 / 1.9)
+    assert of_itself[0].predicted != measurements.comparison(made, 0.9, autocorrelation=0.5)[0].predicted

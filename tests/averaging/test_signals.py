@@ -224,3 +224,40 @@ def test_a_run_of_its_start_only_is_its_start():
     bias, variance = signals.final_loss((2.0,), 0.1, 1.0, 1, [0.0, 0.5], 3.0)
     assert bias.tolist() == [9.0, 9.0]
     assert variance.tolist() == [0.0, 0.0]
+
+
+def test_signals_are_their_formulas_and_the_least_period_is_two():
+    t = np.arange(100)
+    made = {name: signals.sequence(name, "none", 100, period=2).clean for name in signals.SIGNALS}
+    np.testing.assert_allclose(made["sine"], np.sin(np.pi * t), atol=1e-12)
+    np.testing.assert_allclose(made["converging"], 1 - np.exp(-8 * t / 100))
+    np.testing.assert_array_equal(made["constant"], 1)
+    assert made["ramp"][-1] == 1
+    assert signals.sequence("ramp", "none", 1).clean.tolist() == [0]
+    # A chirp's frequency rises evenly, to ten times the first or to half a cycle a step.
+    for period, last in ((200, 1 / 20), (10, 0.5)):
+        phase = 2 * np.pi * (t / period + (last - 1 / period) * t**2 / (2 * 99))
+        np.testing.assert_allclose(
+            signals.sequence("chirp", "none", 100, period=period).clean, np.sin(phase), atol=1e-9
+        )
+    walks = [signals.sequence("random walk", "none", 400, seed=seed).clean[-1] for seed in range(400)]
+    assert np.std(walks) == pytest.approx(1, abs=0.12)
+
+
+def test_noise_may_be_none_at_all():
+    quiet = signals.sequence("sine", "white", 50, noise_level=0)
+    np.testing.assert_array_equal(quiet.noisy, quiet.clean)
+    still = signals.sgd_on_quadratic((1.0,), 0.1, 0.0, 20)
+    np.testing.assert_array_equal(still.noisy, still.clean)
+
+
+def test_spikes_are_rare_and_of_one_size():
+    noise = signals.unit_noise("spikes", 100_000, np.random.default_rng(0))
+    assert np.unique(np.abs(noise)).tolist() == pytest.approx([0, 1 / np.sqrt(0.02)])
+    assert (noise != 0).mean() == pytest.approx(0.02, rel=0.1)
+    assert (noise > 0).mean() == pytest.approx(0.01, rel=0.15)
+
+
+def test_autoregressive_noise_is_stationary_from_its_first_step():
+    firsts = [signals.unit_noise("AR(1)", 3, np.random.default_rng(seed), 0.9) for seed in range(4000)]
+    np.testing.assert_allclose(np.std(firsts, axis=0), 1, atol=0.05)

@@ -79,6 +79,7 @@ def test_a_step_is_that_of_train(optimizer, rule):
     assert (single["learning_rate"].nunique() > 1) == (rule != "constant")
 
 
+@pytest.mark.slow
 def test_in_distribution_they_are_trains_runs():
     stacked = replicate(CONFIG, range(40)).history
     single = [train(replace(CONFIG, seed=seed)).history for seed in range(40)]

@@ -1,0 +1,221 @@
+"""What the marks of the pictures mean: which are seen, which stand out, and by what they are told apart."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emacore.averaging.signals import sgd_on_quadratic
+from emacore.charts.aligned import curves_and_shares
+from emacore.charts.evidence import bands, differences, histogram
+from emacore.charts.heatmap import evidence_map, heatmap
+from emacore.charts.lines import lines
+from emacore.charts.plane import paths, paths_on_landscape
+from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, OTHERS
+
+
+def values_of(channel):
+    """What a channel shows where its conditions hold, and where none does."""
+    condition = channel["condition"]
+    conditions = condition if isinstance(condition, list) else [condition]
+    return [part["value"] for part in conditions], channel["value"]
+
+
+def test_in_a_heatmap_only_the_lowest_and_the_clicked_cell_have_frames_which_lie_above_the_others():
+    table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0], "idle": [True, False]})
+    figure = heatmap(table, reference=1.0, x_title="power", y_title="beta", dotted="idle", height=300)
+    cells, dots, places = figure.spec["layer"]
+    encoding = cells["encoding"]
+    assert values_of(encoding["strokeWidth"]) == ([3], 0)
+    assert values_of(encoding["order"]) == ([1], 0)
+    assert values_of(encoding["stroke"]) == ([CHOSEN], "black")
+    for channel in ("strokeWidth", "order"):
+        (condition,) = encoding[channel]["condition"]
+        assert condition["test"] == {"or": [{"param": "cell", "empty": False}, "datum.best"]}
+    assert figure.spec["params"][0]["select"]["fields"] == ["code"]
+    assert encoding["fill"]["scale"]["domain"] == [-2, 0, 2]
+    assert encoding["y"]["sort"] == "descending"
+    assert [(tip["field"], tip["title"]) for tip in encoding["tooltip"]] == [
+        ("x", "power"),
+        ("y", "beta"),
+        ("loss", "loss (MSE)"),
+        ("percent", "change against the original (%)"),
+    ]
+    assert dots["transform"] == [{"filter": "datum.dot"}]
+    assert (dots["mark"]["opacity"], dots["mark"]["color"]) == (1, CLEAN)
+    assert figure.data["dot"].tolist() == [True, False]
+    assert places["mark"]["opacity"] == 0
+    assert figure.spec["height"] == 300
+    assert not heatmap(table, reference=1.0, x_title="x", y_title="y").data["dot"].any()
+
+
+def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows():
+    cell = {"x": "1", "y": "a", "code": "1a", "median_gain": 0.25, "wins": 3, "seeds": 8, "verdict": "unclear"}
+    figure = evidence_map(pd.DataFrame([cell]), ["1", "2"], ["a", "b", "c"], x_title="x", y_title="y")
+    cells, hatches, numbers = figure.spec["layer"]
+    ends = pd.DataFrame(hatches["data"]["values"]).groupby("line")[["across", "up"]].agg(list)
+    assert len(ends) == 7
+    for across, up in zip(ends["across"], ends["up"], strict=True):
+        assert np.ptp(across) == pytest.approx(np.ptp(up)), "each goes up as it goes right"
+        for place in zip(across, up, strict=True):
+            assert {0.0, 1.0} & set(place), "from an edge to an edge"
+            assert all(0 <= part <= 1 for part in place)
+    shifts = [up[0] - across[0] for across, up in zip(ends["across"], ends["up"], strict=True)]
+    assert sorted(shifts) == [-0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75]
+    for offset in ("xOffset", "yOffset"):
+        assert hatches["encoding"][offset]["scale"] == {"domain": [0, 1], "nice": False, "zero": False}
+        assert figure.spec["resolve"]["scale"][offset] == "independent"
+    assert cells["encoding"]["fill"]["scale"]["domain"] == [-2, 0, 2]
+    assert figure.data["change"].tolist() == [pytest.approx(np.log2(0.75))]
+    assert figure.data["percent"].tolist() == [-25.0]
+    assert numbers["encoding"]["text"]["field"] == "text"
+    lower = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y").spec
+    assert figure.spec["height"] - lower["height"] == 2 * 62
+
+
+def line_chart(**changes):
+    table = pd.DataFrame({"x": [0, 1, 2, 0, 1, 2], "y": [0.0, 1, 2, 3, 4, 5], "who": ["one"] * 3 + ["two"] * 3})
+    arguments = {"colours": {"two": AVERAGED, "one": ORIGINAL}, "x_title": "step", "y_title": "loss"}
+    return lines(table, x="x", y="y", series="who", **(arguments | changes))
+
+
+def test_the_line_of_the_legend_stands_out_and_what_is_context_is_thin():
+    drawn, points = line_chart(faint=["one"]).spec["layer"]
+    (shown,), other = values_of(drawn["encoding"]["opacity"])
+    assert shown >= 0.9
+    assert other <= 0.15
+    assert values_of(drawn["encoding"]["strokeWidth"]) == ([1], 2.2)
+    assert drawn["encoding"]["strokeWidth"]["condition"][0]["test"] == {"field": "who", "oneOf": ["one"]}
+    assert values_of(points["encoding"]["opacity"]) == ([1, 0.6], 0)  # pointed at, alone in its line, any other
+    assert drawn["encoding"]["x"]["scale"]["nice"] is False
+    assert drawn["encoding"]["y"]["scale"] == {"type": "linear", "zero": False, "clamp": True}
+    assert drawn["encoding"]["strokeDash"]["scale"]["range"] == [[1, 0], [1, 0]]
+    assert len(set(map(str, dashes(line_chart(colours={"one": OTHERS[0], "two": OTHERS[1]}))))) == 2
+
+
+def dashes(figure):
+    return figure.spec["layer"][0]["encoding"]["strokeDash"]["scale"]["range"]
+
+
+def test_a_legend_of_more_rows_takes_nothing_from_the_plot():
+    colours = dict.fromkeys("abcdef", ORIGINAL)
+    table = pd.DataFrame({"x": 0, "y": 1.0, "who": list(colours)})
+    shared = {"x": "x", "y": "y", "series": "who", "x_title": "", "y_title": "", "height": 100}
+    assert lines(table, colours=colours, **shared).spec["height"] == 100 + 2 * 18  # three rows of two
+    longer = {name * 40: colour for name, colour in colours.items()}
+    figure = lines(table.assign(who=list(longer)), colours=longer, **shared)
+    assert figure.spec["height"] == 100 + 5 * 18  # six rows of one
+    assert figure.spec["layer"][0]["encoding"]["color"]["legend"]["columns"] == 1
+
+
+def test_rules_are_labelled_below_each_other():
+    chart = line_chart(x_rules={"cut-off": 1.0, "end": 2.0}).spec
+    for layer in chart["layer"][2:]:
+        assert [rule["height"] for rule in layer["data"]["values"]] == [8, 22]
+        assert [rule["label"] for rule in layer["data"]["values"]] == ["cut-off", "end"]
+    assert [layer["mark"]["type"] for layer in chart["layer"][2:]] == ["rule", "text"]
+    assert chart["layer"][3]["encoding"]["y"]["scale"] is None
+
+
+def test_some_points_of_each_line_answer_the_pointer():
+    steps = np.arange(1000)
+    table = pd.DataFrame({"x": steps, "y": np.sin(steps), "who": "one"})
+    figure = lines(table, x="x", y="y", series="who", colours={"one": ORIGINAL}, x_title="", y_title="")
+    probes = np.flatnonzero(figure.data["probe"])
+    assert probes[0] == 0
+    assert 50 <= len(probes) <= 200
+    assert set(np.diff(probes)) == {probes[1]}
+
+
+def test_bands_show_the_spread_faintly_and_the_median_clearly():
+    table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": [0.5, 1.0], "median": 2.0, "high": 3.0, "seeds": 8})
+    area, line, points = bands(table, {"a": ORIGINAL, "b": AVERAGED}, y_title="loss").spec["layer"]
+    assert values_of(area["encoding"]["opacity"]) == ([0.22], 0.04)
+    assert values_of(line["encoding"]["opacity"]) == ([0.95], 0.12)
+    assert values_of(points["encoding"]["opacity"]) == ([0.6], 0)
+    assert (area["encoding"]["y"]["field"], area["encoding"]["y2"]["field"]) == ("low", "high")
+    assert line["encoding"]["y"]["field"] == "median"
+    assert line["encoding"]["color"]["scale"] == {"domain": ["a", "b"], "range": [ORIGINAL, AVERAGED]}
+    assert line["encoding"]["y"]["scale"] == {"type": "log"}
+    straight = bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").spec["layer"][1]
+    assert straight["encoding"]["y"]["scale"] == {"type": "linear", "zero": False}
+
+
+def test_dots_of_seeds_are_blue_where_averaging_won_and_nothing_is_no_win():
+    table = pd.DataFrame({"seed": [1, 2, 3], "gain": [5.0, 0.0, -2.0]})
+    figure = differences(table, x_title="gain", interval=(-1.0, 4.0), rules={"a": 1.0, "b": 2.0}, height=200)
+    assert figure.data["won"].tolist() == [False, False, True]
+    zero, interval, rules, labels, dots = figure.spec["layer"]
+    assert values_of(dots["encoding"]["color"]) == ([AVERAGED], ORIGINAL)
+    assert dots["encoding"]["color"]["condition"][0]["test"] == "datum.won"
+    assert zero["data"]["values"] == [{"at": 0.0}]
+    assert (interval["encoding"]["x"]["field"], interval["encoding"]["x2"]["field"]) == ("low", "high")
+    assert 0 < interval["mark"]["opacity"] < 0.5
+    assert [rule["height"] for rule in labels["data"]["values"]] == [8, 22]
+    assert rules["data"] == labels["data"]
+    assert figure.spec["height"] == 200
+    assert differences(table, x_title="", interval=(0.0, np.inf), rules={}).spec["layer"][1]["data"]["values"] == []
+
+
+def test_a_histogram_counts_seeds():
+    bars, rules, labels = histogram(pd.Series([1.0, 2.0]), x_title="loss", rules={"a": 1.5}, height=120).spec["layer"]
+    assert bars["encoding"]["y"]["aggregate"] == "count"
+    assert (
+        bars["encoding"]["x"]["title"] == rules["encoding"]["x"]["title"] == labels["encoding"]["x"]["title"] == "loss"
+    )
+    assert bars["encoding"]["x"]["bin"] == {"maxbins": 24}
+    assert labels["encoding"]["y"] == {"value": -8}, "above the bars"
+
+
+def test_around_a_quadratic_lines_of_equal_loss_are_told_their_loss():
+    path = sgd_on_quadratic((2.0, 0.5), 0.3, 1.0, 50, start=(2.0, 1.6)).noisy
+    figure = paths(path, path / 2, (2.0, 0.5), reach=1.7)
+    contours, drawn, marks, heads = figure.spec["layer"]
+    rows = pd.DataFrame(contours["data"]["values"])
+    np.testing.assert_allclose((2.0 * rows["u"] ** 2 + 0.5 * rows["v"] ** 2) / 2, rows["level"])
+    border = drawn["encoding"]["x"]["scale"]["domain"][1]
+    assert border == 2.0, "rounded up to halves"
+    largest = rows.groupby("piece")["v"].max()
+    assert largest.tolist() == pytest.approx([0.5, 1.0, 1.5, 2.0]), "the flatter weight's reaches the border"
+    assert rows.groupby("piece")["order"].apply(list).map(lambda order: order == list(range(73))).all()
+    assert rows.groupby("piece")[["u", "v"]].agg(lambda side: side.iloc[-1] - side.iloc[0]).abs().max(axis=None) < 1e-9
+    assert marks["data"]["values"] == [{"u": 0.0, "v": 0.0, "mark": "minimum"}]
+    assert heads["transform"] == [{"filter": "datum.newest"}]
+    assert values_of(drawn["encoding"]["opacity"]) == ([0.9], 0.1)
+    assert values_of(drawn["encoding"]["strokeWidth"]) == ([1], 2.6)
+    assert drawn["encoding"]["strokeWidth"]["condition"][0]["test"] == "(datum.path === 'SGD')"
+    assert paths(path, path, (1.0, 1.0), reach=0.0).spec["layer"][1]["encoding"]["y"]["scale"]["domain"] == [-0.5, 0.5]
+
+
+def test_over_a_landscape_the_axes_are_its_own_and_no_minimum_is_claimed():
+    u, v = np.meshgrid(np.linspace(-2, 3, 11), np.linspace(-1, 4, 11))
+    grid = pd.DataFrame({"u": u.ravel(), "v": v.ravel(), "loss": (1 + u**2 + v**2).ravel()})
+    path = np.array([[0.0, 0.0], [1.0, 0.5]])
+    figure = paths_on_landscape(path, path / 2, np.array([3, 6]), grid, titles=("first", "second"))
+    contours, drawn, marks, _ = figure.spec["layer"]
+    assert drawn["encoding"]["x"]["scale"]["domain"] == [-2, 3]
+    assert drawn["encoding"]["y"]["scale"]["domain"] == [-1, 4]
+    assert (drawn["encoding"]["x"]["title"], drawn["encoding"]["y"]["title"]) == ("first", "second")
+    assert marks["data"]["values"] == []
+    levels = np.unique(pd.DataFrame(contours["data"]["values"])["level"])
+    np.testing.assert_allclose(levels, np.geomspace(1, 26, 12)[1:-1])
+    assert figure.data[["u", "v", "step"]].to_numpy().tolist() == [[0, 0, 3], [1, 0.5, 6], [0, 0, 3], [0.5, 0.25, 6]]
+
+
+def test_above_and_below_each_other_losses_and_weights_are_each_their_own():
+    curves = pd.DataFrame({"curve": ["original", "now"], "epoch": 1, "step": 9, "loss": [1.0, 0.5]})
+    shares = pd.DataFrame({"curve": "now", "step": [8, 9], "weight": [0.4, 0.6]})
+    colours = {"original": ORIGINAL, "now": AVERAGED}
+    figure = curves_and_shares(curves, shares, colours=colours, y_title="loss", y_scale="log", steps=10, height=100)
+    above, below = figure.spec["vconcat"]
+    assert above["transform"] != below["transform"]
+    assert "loss" in str(above["transform"])
+    assert "weight" in str(below["transform"])
+    assert (above["height"], below["height"]) == (100, 55)
+    assert values_of(above["encoding"]["strokeOpacity"]) == ([0.9], 0.12)
+    assert above["mark"]["point"]["fillOpacity"] == above["mark"]["point"]["strokeWidth"] == 0
+    assert above["encoding"]["x"]["axis"] == {"labels": False, "ticks": False}
+    assert above["encoding"]["x"]["scale"]["domain"] == [0, 10]
+    for axis in (above["encoding"]["y"]["axis"], below["encoding"]["y"]["axis"]):
+        assert axis["minExtent"] == axis["maxExtent"] > 0, "so that the axes of steps stand in line"
+    straight = curves_and_shares(curves, shares, colours=colours, y_title="loss", y_scale="linear", steps=10)
+    assert straight.spec["vconcat"][0]["encoding"]["y"]["scale"] == {"type": "linear", "zero": False}

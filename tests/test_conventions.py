@@ -1,0 +1,31 @@
+"""What docs/contributing.md asks of tests."""
+
+import ast
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+SOURCES = {path.relative_to(TESTS).as_posix(): path.read_text() for path in sorted(TESTS.rglob("*.py"))}
+
+
+def test_only_waiting_for_a_condition_sleeps():
+    waits = re.compile(r"\bsleep\(|wait_for_timeout\(")
+    assert [name for name, source in SOURCES.items() if waits.search(source)] == ["helpers.py"]
+
+
+def test_what_tests_share_is_in_no_test_module():
+    for name, source in SOURCES.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tests"):
+                modules = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+                assert not any(re.search(r"\.test_\w+$", module) and exists(module) for module in modules), name
+
+
+def exists(module):
+    return f"{module.removeprefix('tests.').replace('.', '/')}.py" in SOURCES
+
+
+def test_everything_in_a_browser_is_marked():
+    for name, source in SOURCES.items():
+        if name.startswith("browser/test_"):
+            assert "pytestmark = pytest.mark.browser" in source, name
