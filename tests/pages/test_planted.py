@@ -7,8 +7,8 @@ import pytest
 from emacore import RunConfig
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
+from tests.helpers import ME
 from tests.pages.conftest import SWEEP, enter_recorded, run
-from tests.pages.test_train import ME
 from tests.widgets.test_escaped import FOUND_BEFORE, FOUND_LATER, read
 
 PLANTED = ["[x](http://evil)", "![x](http://evil/p.png)", "<img src=http://evil/p.png>", ":material/x:", "$x$"]

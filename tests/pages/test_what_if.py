@@ -17,28 +17,11 @@ from emacore.replay.atlas import plateau
 from emacore.replay.weight_space import space
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import OptimizerConfig, StoppingConfig
-from tests.pages.conftest import drawn, run, texts
-from tests.pages.test_train import ME
+from emacore.training.config import OptimizerConfig
+from tests.helpers import ME
+from tests.pages.conftest import FREE, drawn, run, texts
+from tests.pages.conftest import enter_recorded as enter
 from tests.training.test_second_task import CONFIG as DIGITS
-
-FREE = RunConfig(
-    data=DataConfig(n_samples=200),
-    optimizer=OptimizerConfig(rate_rule="constant", learning_rate=0.01),
-    stopping=StoppingConfig("none"),
-    schedule=InversePower(0.9, update_after_step=5, update_every=1),
-    max_epochs=12,
-)
-
-
-def enter(home, config=FREE, state="done", **options):
-    runs = RunStore(home)
-    run_id = runs.create(config)
-    runs.claim(ME, 99)
-    result = train(config, lambda row: runs.append(run_id, ME, row), record=runs.recording(run_id), **options)
-    if state != "running":
-        runs.finish(run_id, ME, state, stopped=result.stopped)
-    return run_id
 
 
 def figures(app):
