@@ -128,15 +128,25 @@ def replicate(
     emacore replicate --seeds 8 --set max_epochs=5
     emacore replicate --seeds 8 --set max_epochs=5 --schedule "Constant(beta=0.99)" -o history.csv
     """
-    from emacore.experiments.evidence import QUESTIONS, answers, per_seed
+    from emacore.experiments.evidence import (
+        QUESTIONS,
+        answers,
+        chosen_in_words,
+        patience_of,
+        per_seed,
+        rules_in_words,
+    )
     from emacore.experiments.statistics import seeds_in_words, verdict
 
     study = _checked(lambda: Study(_config(config, changes), tuple(range(first_seed, first_seed + seeds)), further))
     _tell(seeds_in_words(seeds, 1))
     history = _carried_out(study, lambda rows: _tell(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train"))
     if len(history):
-        for question, found in answers(per_seed(history)).items():
-            _tell(verdict(found, QUESTIONS[question]))
+        seeds_table = per_seed(history, patience=patience_of(study.config))
+        found = answers(seeds_table)
+        for question, one in found.items():
+            _tell(verdict(one, QUESTIONS[question]))
+        _tell(f"{rules_in_words(study.config)} {chosen_in_words(seeds_table, found, study.config)}".strip())
     _write(history, output)
 
 
@@ -162,7 +172,7 @@ def sweep(
     emacore sweep --grid "optimizer.learning_rate=[0.001, 0.01]" --seeds 8 --set max_epochs=3
     emacore sweep --grid "schedule.power=[0.5, 0.75]" --seeds 8 --set max_epochs=3 -o sweep.csv
     """
-    from emacore.experiments.sweep import before_start, in_words, summary
+    from emacore.experiments.sweep import before_start, in_words, rules_of_cells, summary
 
     def read() -> Sweep:
         grid = {name: values if isinstance(values, list) else [values] for name, values in axes}
@@ -177,7 +187,7 @@ def sweep(
     )
     if len(table):
         found = summary(table, list(job.grid))
-        _tell(f"{found.to_string(index=False)}\n{in_words(found, list(job.grid))}")
+        _tell(f"{found.to_string(index=False)}\n{in_words(found, list(job.grid))} {rules_of_cells(job)}".rstrip())
     _write(table, output)
     if table["error"].notna().any():
         raise click.ClickException("some cells could not be trained: see the column error")

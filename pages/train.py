@@ -9,6 +9,7 @@ from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import Constant, to_code
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+from emacore.experiments.evidence import rules_in_words
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.training.article import STEADINESS, beside_final, beside_progress
 from emacore.training.config import OptimizerConfig, RunConfig, StoppingConfig
@@ -163,6 +164,8 @@ def figures(run: StoredRun, history: pd.DataFrame) -> None:
     csv_button(history, f"history-{run.id}")
     for words in in_words(history):
         st.markdown(words)
+    if rules := rules_in_words(run.config):
+        st.markdown(rules)
     if is_over(run):
         st.markdown("One run is one draw: another seed can turn the sign of the difference.")
     for remark in remarks(run.config.schedule, max(2, int(history["steps"].iloc[-1]))):

@@ -1,6 +1,7 @@
 import pytest
 
-from tests.pages.conftest import run
+from emacore.experiments.article import in_words, shipped
+from tests.pages.conftest import run, texts
 
 
 def figures(app):
@@ -36,6 +37,12 @@ def test_garbage_in_the_link_falls_back(open_page):
 
 def test_a_decay_between_the_marks_is_kept(open_page):
     assert open_page("overview", quad_decay="0.98765").get_by_key("quad_decay").value == 0.98765
+
+
+def test_the_articles_experiment_is_told_as_the_shipped_study_shows_it(open_page):
+    app = open_page("overview")
+    for sentence in in_words(shipped()[0]):
+        assert f"- {sentence}" in texts(app)
 
 
 def test_three_questions_lead_to_the_pages(open_page):
