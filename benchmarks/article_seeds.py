@@ -1,4 +1,7 @@
-"""The article's run over 32 seeds: where the medians and the spread of its figures lie.
+"""The article's run over 32 seeds, one by one in the plain loop: where its figures lie, and what they show.
+
+The study that ships, `benchmarks.article_study`, trains a stack of seeds, whose batches follow another generator: its
+figures must lie where these do.
 
 Run: python -m benchmarks.article_seeds
 """
@@ -8,31 +11,30 @@ import torch
 from joblib import Parallel, delayed
 
 from emacore import RunConfig, train
-from emacore.training.history import steadiness
+from emacore.experiments.evidence import (
+    QUESTIONS,
+    answers,
+    chosen_in_words,
+    patience_of,
+    per_seed,
+    rules_in_words,
+)
+from emacore.experiments.statistics import verdict
 
 
-def figures(seed: int) -> dict[str, float]:
+def history(seed: int) -> pd.DataFrame:
     torch.set_num_threads(1)
-    result = train(RunConfig(seed=seed))
-    table = result.summary.set_index("metric")
-    original, ema = steadiness(result.history, 20)
-    return {
-        "epochs": len(result.history),
-        "MSE original": table.loc["mse", "original"],
-        "MSE EMA": table.loc["mse", "ema"],
-        "R2 original": table.loc["r2", "original"],
-        "R2 EMA": table.loc["r2", "ema"],
-        "MSE improvement %": table.loc["mse", "improvement"],
-        "std from epoch 20, original": original,
-        "std from epoch 20, EMA": ema,
-        "best MSE original": result.history["val_loss_original"].min(),
-        "best MSE EMA": result.history["val_loss_ema"].min(),
-    }
+    return train(RunConfig(seed=seed)).history.assign(seed=seed)
 
 
 if __name__ == "__main__":
-    table = pd.DataFrame(Parallel(n_jobs=2)(delayed(figures)(seed) for seed in range(32)))
-    print(table.quantile([0.05, 0.5, 0.95]).T.to_string(float_format="%.4f"))
-    better = (table["MSE EMA"] < table["MSE original"]).sum()
-    steadier = (table["std from epoch 20, EMA"] < table["std from epoch 20, original"]).sum()
-    print(f"EMA better at the last epoch in {better} of {len(table)} seeds; steadier in {steadier}")
+    table = per_seed(
+        pd.concat(Parallel(n_jobs=2)(delayed(history)(seed) for seed in range(32)), ignore_index=True),
+        patience=patience_of(RunConfig()),
+    )
+    figures = table.drop(columns=["seed", "fixed_epoch"]).select_dtypes("number")
+    print(figures.quantile([0.05, 0.5, 0.95]).T.to_string(float_format="%.4f"))
+    found = answers(table)
+    for question, one in found.items():
+        print(verdict(one, QUESTIONS[question]))
+    print(rules_in_words(RunConfig()), chosen_in_words(table, found, RunConfig()))

@@ -146,7 +146,14 @@ def replicate(
     emacore replicate --seeds 8 --set max_epochs=5
     emacore replicate --seeds 8 --set max_epochs=5 --schedule "Constant(beta=0.99)" -o history.csv
     """
-    from emacore.experiments.evidence import QUESTIONS, answers, per_seed
+    from emacore.experiments.evidence import (
+        QUESTIONS,
+        answers,
+        chosen_in_words,
+        patience_of,
+        per_seed,
+        rules_in_words,
+    )
     from emacore.experiments.statistics import seeds_in_words, verdict
     from emacore.experiments.studies import Study
 
@@ -154,8 +161,11 @@ def replicate(
     _tell(seeds_in_words(seeds, 1))
     history = _carried_out(study, lambda rows: _tell(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train"))
     if len(history):
-        for question, found in answers(per_seed(history)).items():
-            _tell(verdict(found, QUESTIONS[question]))
+        seeds_table = per_seed(history, patience=patience_of(study.config))
+        found = answers(seeds_table)
+        for question, one in found.items():
+            _tell(verdict(one, QUESTIONS[question]))
+        _tell(f"{rules_in_words(study.config)} {chosen_in_words(seeds_table, found, study.config)}".strip())
     _write(history, output)
 
 
@@ -184,7 +194,7 @@ def sweep(
     import joblib
 
     from emacore.experiments.studies import Sweep
-    from emacore.experiments.sweep import before_start, in_words, summary
+    from emacore.experiments.sweep import before_start, in_words, rules_of_cells, summary
 
     def read() -> Sweep:
         grid = {name: values if isinstance(values, list) else [values] for name, values in axes}
@@ -199,7 +209,7 @@ def sweep(
     )
     if len(table):
         found = summary(table, list(job.grid))
-        _tell(f"{found.to_string(index=False)}\n{in_words(found, list(job.grid))}")
+        _tell(f"{found.to_string(index=False)}\n{in_words(found, list(job.grid))} {rules_of_cells(job)}".rstrip())
     _write(table, output)
     if table["error"].notna().any():
         raise click.ClickException("some cells could not be trained: see the column error")

@@ -14,7 +14,7 @@ from emacore.charts.evidence import histogram
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.coverage import in_words as coverage_in_words
-from emacore.experiments.evidence import answers, bands, in_markdown, per_seed, training_in_words, wins
+from emacore.experiments.evidence import answers, bands, in_markdown, patience_of, per_seed, training_in_words, wins
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study
@@ -31,6 +31,14 @@ CONSTANT = OptimizerConfig(learning_rate=0.01, rate_rule="constant")
 NEVER = StoppingConfig("none")
 PRESETS = {
     "The article, many times": ("Its own settings: is its one run's 20 % evidence?", RunConfig()),
+    "The article, at a fixed length": (
+        "No early stop: 97 epochs for every seed, as long as its one run. The learning rate still follows the average.",
+        RunConfig(stopping=NEVER, max_epochs=LAST_EPOCH),
+    ),
+    "The article, rules on the original": (
+        "Its early stop and learning rate look at the original's loss, as they would without an average.",
+        RunConfig(optimizer=OptimizerConfig(plateau_curve="original"), stopping=StoppingConfig("original")),
+    ),
     "A higher learning rate": (
         "0.01 and never lowered, 60 epochs: the steps stay large, so there is much to average.",
         RunConfig(optimizer=CONSTANT, stopping=NEVER, max_epochs=60),
@@ -193,11 +201,11 @@ def draw(study_id: str) -> StoredRun:
             "t, or both by SciPy's bias-corrected and accelerated bootstrap.",
             **BOUND,
         )
-        table = per_seed(history, averaged, first)
+        table = per_seed(history, averaged, first, patience_of(study.config))
         found = answers(table, intervals)
         st.caption(coverage_in_words(found["final"]))
         with shown:
-            show_verdicts(found, run.state in FINAL_STATES)
+            show_verdicts(found, table, study.config, from_code(chosen), complete=run.state in FINAL_STATES)
             left, right = st.columns(2, gap="medium")
             with left:
                 show_curves(history, averaged, study_id)
@@ -209,7 +217,7 @@ def draw(study_id: str) -> StoredRun:
         show_table(table, name=f"seeds-{study_id}")
         csv_button(history, f"history-{study_id}")
         with st.expander("As one would write it in a paper", icon=":material/article:"):
-            st.code(in_markdown(study, found, chosen), language="markdown", wrap_lines=True)
+            st.code(in_markdown(study, found, chosen, table), language="markdown", wrap_lines=True)
         json_button(study, "study")
     return run
 

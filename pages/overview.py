@@ -9,8 +9,8 @@ from emacore.averaging.signals import sgd_on_quadratic
 from emacore.averaging.views import LossByDecay, averaged_path, change_in_words, loss_by_decay
 from emacore.charts.plane import paths
 from emacore.charts.tradeoff import tradeoff
-from emacore.experiments.evidence import answers, shipped
-from emacore.experiments.statistics import verdict
+from emacore.experiments.article_study import in_words as article_in_words
+from emacore.experiments.article_study import shipped
 from emacore.widgets.page import BOUND, number_text, query_of, reset_button, show_chart, show_table, through_app
 from emacore.widgets.schedules import beta_slider, schedule_defaults
 
@@ -171,16 +171,10 @@ st.markdown(
 
 @st.cache_data(max_entries=1)
 def evidence() -> str:
-    """What the shipped study says of the final loss, and of steadiness."""
+    """What the shipped study says."""
     table, made = shipped()
-    told = []
-    for experiment, seeds in table.groupby("experiment", sort=False):
-        found = answers(seeds)
-        final, steady = found["final"], found["steadiness"]
-        told.append(
-            f"With {experiment}: {verdict(final)} The curve was steadier in {steady.wins} of {steady.seeds} seeds."
-        )
-    return f"{' '.join(told)} (Made by `{made.partition(',')[0]}`,{made.partition(',')[2]}.)"
+    told = "\n".join(f"- {sentence}" for sentence in article_in_words(table))
+    return f"It depends on how it is asked.\n\n{told}\n\nMade by `{made.partition(',')[0]}`,{made.partition(',')[2]}."
 
 
 st.divider()

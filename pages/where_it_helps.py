@@ -16,7 +16,7 @@ from emacore.experiments.evidence import QUESTIONS as ANSWERED
 from emacore.experiments.statistics import p_values_in_words
 from emacore.experiments.store import StoredRun
 from emacore.experiments.studies import Study, Sweep, json_values
-from emacore.experiments.sweep import before_start, cells_of, in_words, sharing, summary
+from emacore.experiments.sweep import before_start, cells_of, in_words, rules_of_cells, sharing, summary
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from emacore.widgets.evidence import show_differences, show_verdicts
@@ -191,12 +191,12 @@ def draw(sweep_id: str) -> StoredRun:
         return run
     if len(names) != 2:
         st.info(f"A map needs two settings; this sweep varies {len(names)}.", icon=":material/info:")
-        st.markdown(escaped(in_words(found := summary(table, names), names)))
+        st.markdown(escaped(f"{in_words(found := summary(table, names), names)} {rules_of_cells(sweep)}"))
         show_table(found, name=f"cells-{sweep_id}")
         csv_button(table, f"sweep-{sweep_id}")
         return run
     found = labelled(summary(table, names), sweep)
-    words = in_words(found, names)
+    words = f"{in_words(found, names)} {rules_of_cells(sweep)}"
     st.markdown(escaped(words))
     show_map(found, sweep, sweep_id, words)
     show_failures(table)
@@ -264,15 +264,16 @@ def show_cell(found: pd.DataFrame, table: pd.DataFrame, sweep: Sweep, sweep_id: 
     if code is None:
         return
     number = codes.index(code)
-    asked = {question: cells_of(table, list(sweep.grid), question)[number] for question in ANSWERED}
+    asked = {name: cells_of(table, list(sweep.grid), name)[number] for name in ANSWERED if f"{name}_original" in table}
     cell = asked["final"]
     if cell.rows["error"].notna().all():
         return
     compared = {question: one.comparison for question, one in asked.items() if one.comparison is not None}
     words, dots = st.columns(2, gap="medium")
     with words:
-        show_verdicts(compared, complete=True, among={question: one.among for question, one in asked.items()})
         config = next(config for chosen, config in sweep.cells() if chosen == cell.settings)
+        among = {question: one.among for question, one in asked.items()}
+        show_verdicts(compared, cell.rows, config, among=among)
         if st.button(
             "Its curves, on the Evidence page",
             icon=":material/query_stats:",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import emacore
+from emacore.experiments.article_study import in_words, shipped
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -52,6 +53,12 @@ def test_the_gate_calls_its_test_command():
     assert "    bash .ci/test\n" in README
     assert "bash .ci/test" in (ROOT / ".ci/run").read_text()
     assert "requirements-dev.txt" in (ROOT / ".ci/test").read_text()
+
+
+def test_what_it_says_of_the_articles_experiment_follows_the_shipped_study():
+    said = " ".join(README.split())
+    for sentence in in_words(shipped()[0]):
+        assert f"- {sentence} " in said, sentence
 
 
 def test_what_it_names_exists():

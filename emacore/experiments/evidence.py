@@ -1,17 +1,17 @@
-"""What a study over seeds says: a row a seed, curves over epochs, three answers.  Imports no torch."""
+"""What a study over seeds says: a row a seed, curves over epochs, answers.  Imports no torch."""
 
 from __future__ import annotations
 
-import io
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from emacore.averaging.code import from_code, to_code
+from emacore.averaging.schedules import Schedule
 from emacore.experiments.statistics import (
     CLASSICAL,
     Comparison,
@@ -25,45 +25,140 @@ from emacore.experiments.statistics import (
 )
 from emacore.experiments.studies import Study
 from emacore.tasks.regression.article import FINAL
+from emacore.training.acting import idle_settings
+from emacore.training.config import TaskConfig
 
-#: The three questions, and what they ask of a seed.
+#: The questions, and what they ask of a seed.
 QUESTIONS = {
     "final": "the final loss",
+    "fixed": "the loss at the last epoch that all seeds reached",
+    "own": "the loss where each curve's own early stop ends it",
     "best": "the lowest loss of a run",
     "steadiness": "the curve's standard deviation",
 }
 
 
-#: The study that ships with the package: a line that says how it was made, then one row a seed.
-SHIPPED = Path(__file__).with_name("article_study.csv")
-
-
-def shipped() -> tuple[pd.DataFrame, str]:
-    """The shipped study, :func:`per_seed`'s columns and ``experiment``, and how, when and with what it was made."""
-    made, _, content = SHIPPED.read_text().partition("\n")
-    return pd.read_csv(io.StringIO(content)), made.removeprefix("# ")
-
-
-def per_seed(history: pd.DataFrame, averaged: str = "ema", steady_from: int = 20) -> pd.DataFrame:
-    """The figures of each seed: seed, epochs, and final, best and steadiness of both curves.
+def per_seed(
+    history: pd.DataFrame, averaged: str = "ema", steady_from: int = 20, patience: int | None = None
+) -> pd.DataFrame:
+    """The figures of each seed: seed, epochs, and both curves' answers to each of :data:`QUESTIONS`.
 
     Args:
         history: Of a study; losses are those of the columns ``val_loss_original`` and ``val_loss_<averaged>``.
         steady_from: The epoch from which the standard deviation of the loss is taken; NaN for shorter runs.
+        patience: Of an early stop.  Without one there is no answer to "own".
 
     Returns:
-        ``<question>_original`` and ``<question>_averaged`` for each of :data:`QUESTIONS`.  The final loss is that of
-        the seed's own last epoch.
+        ``<question>_original`` and ``<question>_averaged``.  The final loss is that of the seed's own last epoch, the
+        fixed one that of ``fixed_epoch``, the last that all seeds reached which did not diverge.  The own one is that
+        of ``own_epoch_<curve>``, at which an early stop that looks at this curve alone ends it, or, where the run ended
+        before (``own_ended_<curve>`` is false), that of the last epoch.
     """
     groups = history.groupby("seed", sort=False)
     late = history[history["epoch"] >= steady_from].groupby("seed", sort=False)
     last = history.loc[groups["epoch"].idxmax().to_numpy()].set_index("seed")
+    curves = {"original": "val_loss_original", "averaged": f"val_loss_{averaged}"}
     table = groups["epoch"].max().rename("epochs").to_frame()
-    for name, column in (("original", "val_loss_original"), ("averaged", f"val_loss_{averaged}")):
+    sound, reached = np.isfinite(last[list(curves.values())].to_numpy()).all(axis=1), table["epochs"].to_numpy()
+    fixed = int((reached[sound] if sound.any() else reached).min())
+    then = history[history["epoch"] == fixed].set_index("seed")
+    for name, column in curves.items():
         table[f"final_{name}"] = last[column]
+        table[f"fixed_{name}"] = then[column].reindex(table.index)
         table[f"best_{name}"] = groups[column].min()
         table[f"steadiness_{name}"] = late[column].std()
+    table["fixed_epoch"] = fixed
+    if patience is not None:
+        for name, column in curves.items():
+            stops = [_own_stop(rows.sort_values("epoch"), column, patience) for _, rows in groups]
+            names = [f"own_{name}", f"own_epoch_{name}", f"own_ended_{name}"]
+            table[names] = pd.DataFrame(stops, columns=names, index=table.index)
     return table.reset_index()
+
+
+def _own_stop(rows: pd.DataFrame, column: str, patience: int) -> tuple[float, int, bool]:
+    """Loss and epoch at which an early stop that looks at one curve ends a run, and whether it does."""
+    losses, epochs = rows[column].to_numpy(), rows["epoch"].to_numpy()
+    filled = np.where(np.isnan(losses), np.inf, losses)
+    fresh = filled < np.concatenate([[np.inf], np.minimum.accumulate(filled)[:-1]])  # a new best
+    since = epochs - np.maximum.accumulate(np.where(fresh, epochs, 0))
+    over = np.flatnonzero(since >= patience)
+    at = int(over[0]) if over.size else len(rows) - 1
+    return float(losses[at]), int(epochs[at]), bool(over.size)
+
+
+def patience_of(config: TaskConfig) -> int | None:
+    """The patience of a run's early stop; ``None`` if it has none."""
+    return None if config.stopping.curve == "none" else config.stopping.patience
+
+
+def looking_at(config: TaskConfig) -> dict[str, list[str]]:
+    """Which rules of a run look at which curve, "ema" or "original"; those that cannot act are left out."""
+    idle = idle_settings(config)
+    rules: dict[str, list[str]] = {"ema": [], "original": []}
+    if config.stopping.curve != "none" and "stopping.curve" not in idle:
+        rules[config.stopping.curve].append("the early stop")
+    if "optimizer.plateau_curve" not in idle:
+        rules[config.optimizer.plateau_curve].append("the plateau rule of the learning rate")
+    return rules
+
+
+def rules_in_words(config: TaskConfig, averaged: Schedule | None = None) -> str:
+    """Which rules of the runs look at a curve, to be said beside their final numbers; empty if none does.
+
+    Args:
+        averaged: The schedule of the average that is compared; by default the runs' own.
+    """
+    told, rules = [], looking_at(config)
+    own = averaged is None or averaged == config.schedule
+    for curve, names in rules.items():
+        if not names:
+            continue
+        if curve == "original":
+            whose, past = "the original", "the original"
+        elif own:
+            whose, past = "this average", "the average"
+        else:
+            whose, past = f"another average, {to_code(config.schedule)}", "that average"
+        told.append(f"Here {' and '.join(names)} look{'s' if len(names) == 1 else ''} at {whose}.")
+        if "the early stop" in names:
+            told.append(
+                f"A run that it ends is {config.stopping.patience} epochs past the lowest loss of {past}, so the last "
+                f"epoch shows {past} past its best: the final loss tells of this rule as much as of averaging."
+            )
+        elif curve == "ema":
+            told.append("So it steers the training, and the final loss tells of this rule as well.")
+    return " ".join(told)
+
+
+def chosen_in_words(table: pd.DataFrame, found: Mapping[str, Comparison], config: TaskConfig) -> str:
+    """At which epoch each answer is taken, and on what that was chosen.
+
+    Args:
+        table: :func:`per_seed`'s.
+        found: The answers.
+    """
+    told = ["Final: each run's last epoch."]
+    if "fixed" in found:
+        told.append(f"Fixed: epoch {_fixed_epoch(table)} of every run, the last that all reached.")
+    if "own" in found:
+        ended = {"the original": table["own_ended_original"], "the average": table["own_ended_averaged"]}
+        short = {name: int((~flags.astype(bool)).sum()) for name, flags in ended.items()}
+        early = [f"{n} of {len(table)} runs were over before {name}'s could act" for name, n in short.items() if n]
+        last = f"; {' and '.join(early)}, and there the last epoch is taken" if early else ""
+        told.append(
+            f"Own: each curve at the end of an early stop ({config.stopping.patience} epochs without a new best) that "
+            f"looks at itself, on the validation rows it is judged by{last}."
+        )
+    if "best" in found:
+        told.append(
+            "Best: picked from all epochs on the validation rows it is judged by, which favours the less steady curve."
+        )
+    return " ".join(told)
+
+
+def _fixed_epoch(table: pd.DataFrame) -> int:
+    return int(table["fixed_epoch"].dropna().iloc[0])
 
 
 def bands(history: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -118,10 +213,19 @@ def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Compar
 
 
 def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL) -> Comparison | None:
-    """The comparison for one of :data:`QUESTIONS`; ``None`` where no seed has an answer."""
+    """The comparison for one of :data:`QUESTIONS`; ``None`` where no seed has an answer that differs in kind.
+
+    Where all runs end at the same epoch, the fixed one is the final one.
+    """
+    if f"{question}_original" not in table:
+        return None
     pairs = table[[f"{question}_original", f"{question}_averaged"]].astype(float)
     if question == "steadiness":  # a run too short for it is no loss of either
         pairs = pairs.dropna()
+    if question == "own" and table["own_epoch_original"].isna().all():
+        return None
+    if question == "fixed" and ((table["fixed_epoch"] == table["epochs"]) | pairs.isna().any(axis=1)).all():
+        return None
     if pairs.empty:
         return None
     return paired_comparison(pairs.iloc[:, 0], pairs.iloc[:, 1], intervals=intervals)
@@ -156,14 +260,21 @@ def gains_in_words(table: pd.DataFrame, comparison: Comparison) -> str:
     return " ".join(told)
 
 
-def in_markdown(study: Study, found: Mapping[str, Comparison], schedule: str) -> str:
-    """What one would write in a paper: numbers, seeds, tests and versions."""
+def in_markdown(study: Study, found: Mapping[str, Comparison], schedule: str, table: pd.DataFrame) -> str:
+    """What one would write in a paper: numbers, seeds, tests, what each was chosen on, and versions.
+
+    Args:
+        found: The answers from ``table``, which is :func:`per_seed`'s.
+        schedule: Of the average, as code.
+    """
     intervals = " and ".join(dict.fromkeys(one.intervals for one in found.values()))
     lines = [
         f"We compared the trained weights with their average, `{schedule}`, over {len(study.seeds)} seeds "
         f"({min(study.seeds)} to {max(study.seeds)}) of the same experiment. Gains are relative to the original; "
         f"medians, means and their 95 % intervals ({intervals}) are of the seeds with a finite gain, wins and p-values "
         "(two-sided, Wilcoxon's signed ranks) of all.",
+        *filter(None, [rules_in_words(study.config, from_code(schedule))]),
+        chosen_in_words(table, found, study.config),
         "",
         "| question | seeds | wins | finite gains | median | 95 % interval | mean | 95 % interval | p | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -21,7 +21,7 @@ import pandas as pd
 
 import emacore
 from emacore.averaging.code import to_code
-from emacore.experiments.evidence import QUESTIONS, comparison_of, per_seed
+from emacore.experiments.evidence import QUESTIONS, comparison_of, patience_of, per_seed, rules_in_words
 from emacore.experiments.statistics import (
     Comparison,
     Corrected,
@@ -50,6 +50,7 @@ SCHEDULER = "EMACORE_SCHEDULER"
 #: How often a cell is tried whose worker died.
 TRIES = 3
 _NAMES = [f"{question}_{which}" for question in QUESTIONS for which in ("original", "averaged")]
+_CHOSEN = ("fixed_epoch", *(f"own_{what}_{which}" for what in ("epoch", "ended") for which in ("original", "averaged")))
 
 
 class SweepError(RuntimeError):
@@ -82,8 +83,8 @@ def sweep(
         workers: Processes on this machine; by default one for each core.  With 1, this process does it all.
 
     Returns:
-        One row for each cell and seed, in the grid's order: the grid's columns, ``seed``, ``final_``, ``best_`` and
-        ``steadiness_`` of ``original`` and ``averaged`` (losses), final MAE and R2, ``epochs``, ``stopped``,
+        One row for each cell and seed, in the grid's order: the grid's columns, ``seed``, the losses and the epochs of
+        :func:`~emacore.experiments.evidence.per_seed`, final MAE and R2, ``epochs``, ``stopped``,
         ``seconds`` (of the whole cell; cells that differ in their average only share one training, unless it looks at
         the average), and ``error``, which is missing unless the cell could not be trained.
 
@@ -262,14 +263,14 @@ def _rows(result: ReplicaResult, name: str) -> Rows:
     last = history.groupby("seed", sort=False).nth(-1).set_index("seed")
     finals = _finals(result.config)
     last = last[[column.replace("ema", name) for column in finals]].set_axis(finals, axis=1)
-    table = per_seed(history, name).set_index("seed").join(last)
+    table = per_seed(history, name, patience=patience_of(result.config)).set_index("seed").join(last)
     table = table.assign(seconds=float(history["seconds"].max()), error=None, stopped=pd.Series(result.stopped))
     return [{str(key): _plain(value) for key, value in row.items()} for row in table.reset_index().to_dict("records")]
 
 
 def columns_of(config: TaskConfig) -> list[str]:
     """The columns of a sweep's table after those of its grid."""
-    return ["seed", *_NAMES, *_finals(config), "epochs", "stopped", "seconds", "error"]
+    return ["seed", *_NAMES, *_finals(config), "epochs", *_CHOSEN, "stopped", "seconds", "error"]
 
 
 def _finals(config: TaskConfig) -> list[str]:
@@ -430,6 +431,16 @@ def _place(same: pd.DataFrame, found: pd.DataFrame, grid: Sequence[str]) -> str:
         everywhere = len(values) > 1 and len(values) == found[name].nunique(dropna=False)
         parts.append(f"any {name}" if everywhere else f"{name} {' or '.join(map(str, values))}")
     return ", ".join(parts)
+
+
+def rules_of_cells(sweep: Sweep) -> str:
+    """Which rules of the cells' runs look at a curve, to be said beside their final numbers; empty if none does."""
+    told: dict[str, int] = {}
+    for _, config in sweep.cells():
+        if words := rules_in_words(config):
+            told[words] = told.get(words, 0) + 1
+    cells = len(sweep.cells())
+    return " ".join(words if n == cells else f"{n} of the {cells} cells: {words}" for words, n in told.items())
 
 
 def before_start(sweep: Sweep) -> tuple[str, str]:

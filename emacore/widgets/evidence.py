@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from emacore.averaging.schedules import Schedule
 from emacore.charts.evidence import differences
-from emacore.experiments.evidence import QUESTIONS, gains_in_words
+from emacore.experiments.evidence import QUESTIONS, chosen_in_words, gains_in_words, rules_in_words
 from emacore.experiments.statistics import Comparison, Corrected, gains, kind_of, verdict
 from emacore.tasks.regression.article import FINAL
+from emacore.training.config import TaskConfig
 from emacore.widgets.page import show_chart
 
 ICONS = {
@@ -24,11 +26,20 @@ ICONS = {
 
 
 def show_verdicts(
-    found: Mapping[str, Comparison], complete: bool, among: Mapping[str, Corrected | None] | None = None
+    found: Mapping[str, Comparison],
+    table: pd.DataFrame,
+    config: TaskConfig,
+    averaged: Schedule | None = None,
+    *,
+    complete: bool = True,
+    among: Mapping[str, Corrected | None] | None = None,
 ) -> None:
-    """The answers in words.
+    """The answers in words, with what each was chosen on.
 
     Args:
+        found: The answers from ``table``, a row a seed.
+        config: Of the runs.
+        averaged: The schedule of the average that is compared; by default the runs' own.
         among: The same comparisons as some of several tests, if they are.
     """
     if not complete:
@@ -37,10 +48,9 @@ def show_verdicts(
         one_of = (among or {}).get(question)
         kind, words = kind_of(comparison, one_of), verdict(comparison, QUESTIONS[question], one_of)
         st.markdown(f"{ICONS[kind]} **{question.capitalize()}.** {words}")
-    st.caption(
-        "Three questions, three answers. The lowest loss is picked from many epochs on the validation rows themselves, "
-        "which favours the less steady curve."
-    )
+        if question == "final" and (rules := rules_in_words(config, averaged)):
+            st.markdown(f":material/rule: {rules}")
+    st.caption(chosen_in_words(table, found, config))
 
 
 def show_differences(table: pd.DataFrame, comparison: Comparison, name: str) -> None:

@@ -9,6 +9,7 @@ from emacore.averaging.code import to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+from emacore.experiments.evidence import rules_in_words
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.replay.measure import Metric
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS, beside_final, beside_progress
@@ -182,6 +183,8 @@ def _figures(run: StoredRun, history: pd.DataFrame) -> None:
     csv_button(history, f"history-{run.id}")
     for words in in_words(history):
         st.markdown(words)
+    if rules := rules_in_words(run.config):
+        st.markdown(rules)
     if _is_over(run):
         st.markdown("One run is one draw: another seed can turn the sign of the difference.")
     for remark in remarks(run.config.schedule, max(2, int(history["steps"].iloc[-1]))):

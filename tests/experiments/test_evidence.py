@@ -6,20 +6,25 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
+from emacore.averaging.schedules import Constant
 from emacore.experiments.evidence import (
     QUESTIONS,
     answers,
     bands,
+    chosen_in_words,
     gains_in_words,
     in_markdown,
+    looking_at,
     per_seed,
-    shipped,
+    rules_in_words,
     training_in_words,
     wins,
 )
-from emacore.experiments.statistics import BCA, kind_of, paired_comparison
+from emacore.experiments.statistics import BCA, paired_comparison
 from emacore.experiments.studies import Study
-from tests.experiments.conftest import drawn_pairs, no_empty_words
+from emacore.training.config import OptimizerConfig, StoppingConfig
+from emacore.training.loop import EarlyStop
+from tests.experiments.test_statistics import drawn_pairs, no_empty_words
 
 
 def history(losses):
@@ -44,16 +49,85 @@ def test_the_figures_of_each_seed():
     assert np.isnan(table.loc[2, "steadiness_original"])
 
 
+def test_the_fixed_epoch_is_the_last_that_all_reached_who_did_not_diverge():
+    table = per_seed(history(LOSSES | {7: ([np.nan], [np.nan])})).set_index("seed")
+    assert (table["fixed_epoch"] == 2).all()
+    assert table["fixed_original"].to_list() == pytest.approx([2.0, 1.0, np.nan], nan_ok=True)
+    assert table["fixed_averaged"].to_list() == pytest.approx([3.0, 2.0, np.nan], nan_ok=True)
+    found = answers(table.reset_index())["fixed"]
+    assert (found.seeds, found.pairs, found.losses) == (3, 2, 2)
+    assert "fixed" not in answers(per_seed(history({5: LOSSES[5]}))), "then it is the final loss"
+
+
+@pytest.mark.parametrize("patience", [1, 2, 5])
+def test_each_curve_ends_where_the_trainings_own_rule_would_end_it(patience):
+    rng = np.random.default_rng(patience)
+    losses = {
+        seed: rng.choice([1.0, 2.0, 3.0, 4.0, np.nan], p=[0.1, 0.3, 0.3, 0.2, 0.1], size=(2, 12)) for seed in range(9)
+    }
+    table = per_seed(history(losses), patience=patience).set_index("seed")
+    for seed, pair in losses.items():
+        for name, curve, values in zip(("original", "averaged"), ("original", "ema"), pair, strict=True):
+            rule = EarlyStop(StoppingConfig(curve, patience))
+            rows = [{"epoch": n, f"val_loss_{curve}": loss} for n, loss in enumerate(values, 1)]
+            over = next((row for row in rows if rule.is_over(row)), None)
+            ended, last = over is not None, over or rows[-1]
+            row = table.loc[seed]
+            assert row[f"own_ended_{name}"] == ended
+            assert row[f"own_epoch_{name}"] == last["epoch"]
+            assert row[f"own_{name}"] == pytest.approx(last[f"val_loss_{curve}"], nan_ok=True)
+
+
+ON_ORIGINAL = RunConfig(optimizer=OptimizerConfig(plateau_curve="original"), stopping=StoppingConfig("original", 7))
+FREE = RunConfig(optimizer=OptimizerConfig(rate_rule="constant"), stopping=StoppingConfig("none"))
+
+
+def test_rules_that_look_at_a_curve_are_told_with_whose_it_is():
+    assert looking_at(RunConfig()) == {
+        "ema": ["the early stop", "the plateau rule of the learning rate"],
+        "original": [],
+    }
+    assert looking_at(FREE) == {"ema": [], "original": []}
+    assert rules_in_words(FREE) == ""
+    assert rules_in_words(RunConfig(max_epochs=3)) == "", "they cannot act in three epochs"
+    own = rules_in_words(RunConfig())
+    assert own.startswith("Here the early stop and the plateau rule of the learning rate look at this average.")
+    assert "20 epochs past the lowest loss of the average, so the last epoch shows the average past its best" in own
+    other = rules_in_words(RunConfig(), Constant(0.5))
+    assert "look at another average, InversePower(beta=0.999, update_every=1)" in other
+    assert "shows that average past its best" in other
+    assert "7 epochs past the lowest loss of the original" in rules_in_words(ON_ORIGINAL, Constant(0.5))
+    plateau = rules_in_words(RunConfig(stopping=StoppingConfig("none")))
+    assert "the plateau rule of the learning rate looks at this average. So it steers the training" in plateau
+
+
+def test_what_each_answer_was_chosen_on_is_told():
+    table = per_seed(history(LOSSES), steady_from=2, patience=1)
+    said = chosen_in_words(table, answers(table), RunConfig(stopping=StoppingConfig("ema", 1)))
+    assert "Fixed: epoch 2 of every run" in said
+    assert "an early stop (1 epochs without a new best) that looks at itself" in said
+    assert "0 of 2" not in said
+    patient = per_seed(history(LOSSES), patience=2)
+    said = chosen_in_words(patient, answers(patient), RunConfig(stopping=StoppingConfig("ema", 2)))
+    assert (
+        "2 of 2 runs were over before the original's could act and 2 of 2 runs were over before the average's" in said
+    )
+    assert "Own" not in chosen_in_words(per_seed(history(LOSSES)), answers(per_seed(history(LOSSES))), FREE)
+    text = in_markdown(Study(RunConfig(), (2, 5)), answers(table), "Constant(beta=0.5)", table)
+    assert rules_in_words(RunConfig(), Constant(0.5)) in text
+    assert chosen_in_words(table, answers(table), RunConfig()) in text
+
+
 def test_the_order_of_the_rows_does_not_matter():
     rows = history(LOSSES)
     by_epoch = rows.sort_values(["epoch", "seed"], ascending=[True, False], ignore_index=True)
     pd.testing.assert_frame_equal(per_seed(by_epoch), per_seed(rows))
 
 
-def test_three_questions_have_three_answers():
-    found = answers(per_seed(history(LOSSES), steady_from=2))
+def test_each_question_has_an_answer():
+    found = answers(per_seed(history(LOSSES), steady_from=2, patience=1))
     assert list(found) == list(QUESTIONS)
-    assert [(c.seeds, c.wins) for c in found.values()] == [(2, 1), (2, 0), (1, 1)]
+    assert [(c.seeds, c.wins) for c in found.values()] == [(2, 1), (2, 0), (2, 1), (2, 0), (1, 1)]
     assert "steadiness" not in answers(per_seed(history(LOSSES), steady_from=9))
 
 
@@ -61,7 +135,7 @@ def test_the_intervals_are_of_the_kind_asked_for():
     table = per_seed(history({seed: ([1.0, 2.0], [1.0, 1.0 + seed / 20]) for seed in range(12)}))
     classical, bootstrap = answers(table), answers(table, BCA)
     assert classical["final"].median.low != bootstrap["final"].median.low
-    text = in_markdown(Study(RunConfig(), tuple(range(12))), bootstrap, "Constant(beta=0.9)")
+    text = in_markdown(Study(RunConfig(), tuple(range(12))), bootstrap, "Constant(beta=0.9)", table)
     assert "95 % intervals (BCa bootstrap)" in text
 
 
@@ -103,7 +177,8 @@ def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
 
 def test_what_one_would_write():
     study = Study(RunConfig(), (2, 5))
-    text = in_markdown(study, answers(per_seed(history(LOSSES), steady_from=2)), "Constant(beta=0.9)")
+    table = per_seed(history(LOSSES), steady_from=2)
+    text = in_markdown(study, answers(table), "Constant(beta=0.9)", table)
     assert "`Constant(beta=0.9)`, over 2 seeds (2 to 5)" in text
     assert "| the final loss | 2 | 1 | 2 | -25 % | none | -25 % | none |" in text
     assert "cannot tell" in text
@@ -117,21 +192,11 @@ def test_what_is_written_of_any_seeds_names_its_pairs_and_has_no_empty_numbers()
         seeds = range(len(original))
         table = pd.DataFrame({"seed": seeds, "final_original": original, "final_averaged": averaged})
         found = {"final": paired_comparison(original, averaged)}
-        for words in (gains_in_words(table, found["final"]), in_markdown(Study(RunConfig(), seeds), found, "x")):
+        paper = in_markdown(Study(RunConfig(), seeds), found, "Constant()", table)
+        for words in (gains_in_words(table, found["final"]), paper):
             no_empty_words(words)
             pairs = found["final"].pairs
             assert pairs == len(seeds) or f"{pairs} of {len(seeds)}" in words or f"| {pairs} |" in words
-
-
-def test_the_shipped_study_says_what_it_was_made_with():
-    table, made = shipped()
-    assert made.startswith("python -m benchmarks.article_study, 20")
-    assert "torch 2" in made
-    for experiment, kind in (("the article's settings", "unclear"), ("a learning rate of", "helps")):
-        seeds = table[table["experiment"].str.startswith(experiment)]
-        assert len(seeds) == 32
-        assert kind_of(answers(seeds)["final"]) == kind
-        assert answers(seeds)["steadiness"].wins == 32
 
 
 def test_it_needs_no_torch():

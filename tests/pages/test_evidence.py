@@ -1,12 +1,16 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from emacore import RunConfig
+from emacore.averaging.families import Constant
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
+from emacore.training.config import StoppingConfig
 from tests.helpers import ME
+from tests.pages.conftest import STUDY_CONFIG as CONFIG
 from tests.pages.conftest import enter_study as enter
 from tests.pages.conftest import run, texts
 
@@ -78,6 +82,21 @@ def test_the_articles_run_lies_in_the_distribution_of_its_own_settings_only(open
         rows = result.history[result.history["epoch"] == 25].assign(epoch=epoch).to_dict("records")
         store.append(study_id, ME, {"epoch": epoch, "rows": rows if epoch == 96 else rows[:2]})
     assert f"{words}75 % ended sooner" in texts(open_page("evidence", study=study_id))
+
+
+def test_rules_that_look_at_an_average_are_told_beside_the_final_loss(open_page, home):
+    config = replace(CONFIG, stopping=StoppingConfig("ema", 2), schedule=Constant(0.9))
+    study_id, _ = enter(home, Study(config, tuple(range(8)), (Constant(0.5),)))
+    said = [m.value for m in open_page("evidence", study=study_id).markdown]
+    final = next(n for n, text in enumerate(said) if "**Final.**" in text)
+    assert "Here the early stop looks at this average." in said[final + 1]
+    assert any("**Fixed.**" in text for text in said)
+    assert any("**Own.**" in text for text in said)
+    other = open_page("evidence", study=study_id, average="Constant(beta=0.5)")
+    assert "the early stop looks at another average, Constant(beta=0.9)." in texts(other)
+    assert "the early stop looks at another average, Constant(beta=0.9)." in other.code[0].value
+    enter(home)
+    assert "looks at" not in texts(open_page("evidence")).replace("that looks at itself", "")
 
 
 def test_a_study_that_trains_can_be_stopped(open_page, home):

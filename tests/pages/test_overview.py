@@ -8,7 +8,7 @@ import pytest
 from emacore.averaging.families import Constant
 from emacore.averaging.signals import final_loss, sgd_on_quadratic
 from emacore.averaging.weights import average
-from emacore.experiments.evidence import shipped
+from emacore.experiments.article_study import in_words, shipped
 from tests.pages.conftest import drawn, run, texts
 
 CURVATURES, START, STEPS = (1.0, 0.25), (2.0, 1.6), 300
@@ -160,6 +160,12 @@ def test_garbage_in_the_link_falls_back(open_page):
 
 def test_a_decay_between_the_marks_is_kept(open_page):
     assert open_page("overview", quad_decay="0.98765").get_by_key("quad_decay").value == 0.98765
+
+
+def test_the_articles_experiment_is_told_as_the_shipped_study_shows_it(open_page):
+    app = open_page("overview")
+    for sentence in in_words(shipped()[0]):
+        assert f"- {sentence}" in texts(app)
 
 
 def test_three_questions_lead_to_the_pages(open_page):

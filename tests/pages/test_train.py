@@ -72,6 +72,7 @@ def test_a_finished_run_shows_its_figures_and_claims_nothing_general(open_page, 
     said = texts(app)
     assert "Ended after 30 epochs" in said
     assert "In this run, after epoch 30, the averaged model's validation loss is" in said
+    assert "Here the plateau rule of the learning rate looks at this average. So it steers the training" in said
     assert "One run is one draw" in said
     assert "beta = 0.999 is never reached" in said
     history = RunStore(home).history(run_id)

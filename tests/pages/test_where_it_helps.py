@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from emacore import RunConfig
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json
+from emacore.training.config import StoppingConfig
 from tests.helpers import ME
 from tests.pages.conftest import SWEEP, run, texts
 from tests.pages.conftest import SWEEP_CONFIG as CONFIG
@@ -124,6 +126,14 @@ def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
     # With the article's schedule 15 steps are all copies, so that two of the four cells have nothing to test.
     assert f"Wilcoxon p = {chosen['wilcoxon_p']:.2g}, {chosen['p']:.2g} corrected for 2 tests" in final
     assert "Two p-values: Wilcoxon's is that of the cell alone." in texts(app)
+
+
+def test_rules_that_look_at_the_average_are_told_beside_the_map_and_the_cell(open_page, home):
+    looking = Sweep(replace(CONFIG, stopping=StoppingConfig("ema", 1)), SWEEP.grid, SWEEP.seeds)
+    enter(home, looking)
+    words = "Here the early stop looks at this average."
+    assert texts(open_page("where_it_helps")).count(words) == 1
+    assert texts(open_page("where_it_helps", sweep_cell=CELL)).count(words) == 2
 
 
 def test_the_curves_of_a_cell_are_a_study_trained_once(open_page, home):
