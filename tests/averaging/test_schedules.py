@@ -278,7 +278,6 @@ def test_no_call_is_skipped_because_a_decay_was_rounded_to_1(schedule):
     late = schedule.start + schedule.update_every * np.array([1, 2, 1782, 5000, 10**9, 2**50])
     assert schedule.at(late).max() < 1
     assert schedule.reaches(1.0) is None
-    assert schedule.reaches(schedules.LARGEST_DECAY) in (None, schedule.start + 1, *range(1000, 3000), 2**53)
 
 
 def test_a_decay_of_1_that_is_meant_is_kept():
