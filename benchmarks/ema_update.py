@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.interleaved import medians, report
 from emacore import EMA, Averages
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 
 SETTINGS = {"beta": 0.999, "update_after_step": 0, "update_every": 1}
 

@@ -17,10 +17,11 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.interleaved import medians, report
 from emacore import RunConfig
-from emacore.averaging.schedules import InversePower
-from emacore.replay.atlas import AXES, _reach, atlas, partners
+from emacore.averaging.families import InversePower
+from emacore.replay.atlas import _reach, atlas, axes, partners
 from emacore.replay.recording import Recorder
-from emacore.replay.trajectory import Table
+from emacore.replay.rows import Rows
+from emacore.replay.trajectory import Table, Trajectory
 from emacore.tasks import open_run
 from emacore.training.config import StoppingConfig
 from emacore.training.loop import _never, _Run, train
@@ -72,20 +73,27 @@ def main() -> None:
             rounds=7,
         )
         twenty = dict(list(grid.items())[:20])
-        cheap = medians(
-            {
-                "evaluate 1 scheme": lambda: trajectory.evaluate(dict(list(twenty.items())[:1]), _first),
-                "evaluate 20 schemes": lambda: trajectory.evaluate(twenty, _first),
-            },
-            rounds=7,
-        )
-        report("evaluate() of a function that costs nothing; x = 1 scheme / candidate", cheap, "evaluate 1 scheme")
+        first = dict(list(twenty.items())[:1])
+        drawn = np.random.default_rng(0).standard_normal((1000, 100_000), dtype=np.float32)
+        larger = Trajectory(Rows(drawn, np.arange(1000), {"0.bias": torch.empty(100_000, device="meta")}))
+        for what, run in (("the article's run", trajectory), ("100,000 weights, 1,000 rows", larger)):
+            cheap = medians(
+                {
+                    "evaluate 1 scheme": lambda run=run: run.evaluate(first, _first),
+                    "evaluate 20 schemes": lambda run=run: run.evaluate(twenty, _first),
+                },
+                rounds=7,
+                clock=process_time,
+            )
+            ratio = cheap["evaluate 20 schemes"] / cheap["evaluate 1 scheme"]
+            report(f"evaluate() of what costs nothing, {what}; x = 1 scheme / candidate", cheap, next(iter(cheap)))
+            print(f"  20 schemes cost {ratio:.1f} times one")
         size = rows.nbytes / 2**20
         report(f"A recording of {size:.0f} MB; x = one sum / candidate", seconds, "one sum over the file in memory")
 
         atlases = {
             f"{x}, {y}, {metric}": lambda x=x, y=y, metric=metric: anew(trajectory, config.schedule, x, y, metric)
-            for x, y in combinations(AXES, 2)
+            for x, y in combinations(axes(InversePower), 2)
             if y in partners(x)
             for metric in ("final", "best")
         }

@@ -16,7 +16,7 @@ import pandas as pd
 
 from emacore import RunConfig, train
 from emacore.averaging.code import scheme_to_code
-from emacore.averaging.schedules import Constant, PowerFunction
+from emacore.averaging.families import Constant, PowerFunction
 from emacore.averaging.windows import Scheme, Window
 from emacore.replay.measure import Measure
 from emacore.replay.rows import Rows

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emacore.averages import Averages
-    from emacore.averaging.schedules import (
+    from emacore.averaging.families import (
         BiasCorrected,
         Constant,
         ExponentialRamp,
         InversePower,
         PowerFunction,
         RationalWarmup,
-        Schedule,
         UniformAverage,
-        with_half_life,
-        with_relative_width,
     )
+    from emacore.averaging.schedules import Schedule
+    from emacore.averaging.solving import with_half_life, with_relative_width
     from emacore.averaging.weights import effective_count, mean_age
     from emacore.averaging.windows import Window
     from emacore.ema import EMA, averaging_function
@@ -36,18 +35,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Averages": "averages",
-    "BiasCorrected": "averaging.schedules",
-    "Constant": "averaging.schedules",
+    "BiasCorrected": "averaging.families",
+    "Constant": "averaging.families",
     "EMA": "ema",
-    "ExponentialRamp": "averaging.schedules",
-    "InversePower": "averaging.schedules",
-    "PowerFunction": "averaging.schedules",
-    "RationalWarmup": "averaging.schedules",
+    "ExponentialRamp": "averaging.families",
+    "InversePower": "averaging.families",
+    "PowerFunction": "averaging.families",
+    "RationalWarmup": "averaging.families",
     "Recorder": "replay.recording",
     "RunConfig": "tasks.regression.config",
     "Schedule": "averaging.schedules",
     "Trajectory": "replay.trajectory",
-    "UniformAverage": "averaging.schedules",
+    "UniformAverage": "averaging.families",
     "Window": "averaging.windows",
     "answers": "experiments.evidence",
     "averaging_function": "ema",
@@ -58,8 +57,8 @@ _HOMES = {
     "replicate": "training.replicas",
     "train": "training.loop",
     "verdict": "experiments.statistics",
-    "with_half_life": "averaging.schedules",
-    "with_relative_width": "averaging.schedules",
+    "with_half_life": "averaging.solving",
+    "with_relative_width": "averaging.solving",
 }
 
 __all__ = [

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,10 +147,11 @@ def replicate(
     emacore replicate --seeds 8 --set max_epochs=5 --schedule "Constant(beta=0.99)" -o history.csv
     """
     from emacore.experiments.evidence import QUESTIONS, answers, per_seed
-    from emacore.experiments.statistics import verdict
+    from emacore.experiments.statistics import seeds_in_words, verdict
     from emacore.experiments.studies import Study
 
     study = _checked(lambda: Study(_config(config, changes), tuple(range(first_seed, first_seed + seeds)), further))
+    _tell(seeds_in_words(seeds, 1))
     history = _carried_out(study, lambda rows: _tell(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train"))
     if len(history):
         for question, found in answers(per_seed(history)).items():
@@ -182,19 +184,22 @@ def sweep(
     import joblib
 
     from emacore.experiments.studies import Sweep
-    from emacore.experiments.sweep import summary
+    from emacore.experiments.sweep import before_start, in_words, summary
 
     def read() -> Sweep:
         grid = {name: values if isinstance(values, list) else [values] for name, values in axes}
         return Sweep(_config(config, changes), grid, tuple(range(first_seed, first_seed + seeds)))
 
     job = _checked(read)
+    for words in filter(None, before_start(job)):
+        _tell(words)
     count, done = len(job.cells()), itertools.count(1)
     table = _carried_out(
         job, lambda rows: _tell(f"cell {next(done)} of {count}"), processes=joblib.cpu_count(), scheduler=scheduler
     )
     if len(table):
-        _tell(summary(table, list(job.grid)).to_string(index=False))
+        found = summary(table, list(job.grid))
+        _tell(f"{found.to_string(index=False)}\n{in_words(found, list(job.grid))}")
     _write(table, output)
     if table["error"].notna().any():
         raise click.ClickException("some cells could not be trained: see the column error")
@@ -317,6 +322,8 @@ def app(arguments: tuple[str, ...]) -> None:
     file = _app_file(Path(__file__).parents[1])
     if file is None:
         raise click.ClickException("app.py is not beside the package, nor installed with it: run this in a checkout")
+    if find_spec("streamlit") is None:
+        raise click.ClickException("the app needs Streamlit: pip install 'emacore[app]'")
     os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *arguments])
 
 

@@ -55,7 +55,7 @@ class Averages:
         ValueError: for no schedule, a module that has no values yet, nothing to average, or several devices.
 
     Example:
-        >>> from emacore.averaging.schedules import Constant, UniformAverage
+        >>> from emacore import Constant, UniformAverage
         >>> model = nn.Linear(1, 1, bias=False)
         >>> averages = Averages(model, {"mean": UniformAverage(), "short": Constant(0.5)})
         >>> for value in (1.0, 1.0, 4.0):

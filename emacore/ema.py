@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import InversePower, Schedule
+from emacore.averaging.families import InversePower
+from emacore.averaging.schedules import Schedule
 from emacore.tensors import Watch, check_has_values, is_averaged, listed, paired, plain_name, ties, unwrapped
 
 _ACCUMULATOR = "accumulator."
@@ -31,7 +32,7 @@ class EMA(nn.Module):
         model: The module being trained.  A ``torch.compile``d or (Distributed)DataParallel one is looked into.
         ema_model: The shadow, if it should not be a deep copy of ``model``.
         beta, update_after_step, update_every, inv_gamma, power, min_value: Settings of
-            :class:`~emacore.averaging.schedules.InversePower`, the default schedule.
+            :class:`~emacore.averaging.families.InversePower`, the default schedule.
         param_or_buffer_names_no_ema: Names that are copied at every move instead of averaged.
         ignore_names: Names that stay as the last copy of the warm-up left them.
         ignore_startswith_names: The same for all names that start so.

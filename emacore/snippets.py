@@ -9,16 +9,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from emacore.averaging.code import to_code
-from emacore.averaging.schedules import (
+from emacore.averaging.families import (
     BiasCorrected,
     Constant,
     InversePower,
     PowerFunction,
     RationalWarmup,
-    Schedule,
     UniformAverage,
-    changed_settings,
 )
+from emacore.averaging.schedules import Schedule, changed_settings
 
 
 class Snippet(NamedTuple):
@@ -60,7 +59,16 @@ def _loop(body: str, *, start: int = 0, every: int = 1) -> str:
 
 def _given(schedule: Schedule) -> str:
     """The schedule itself, for libraries that take the decay of each step from it."""
-    return f"from emacore.averaging.schedules import {type(schedule).__name__}\n\nschedule = {to_code(schedule)}\n"
+    return f"{_imported(schedule)}\n\nschedule = {to_code(schedule)}\n"
+
+
+def _imported(schedule: Schedule, *names: str) -> str:
+    """The lines that import the schedule's family, a person's own from where it is, and further names of emacore."""
+    family = type(schedule)
+    if family.__module__ == "emacore.averaging.families":
+        return f"from emacore import {', '.join([*names, family.__name__])}"
+    own = f"from {family.__module__} import {family.__name__}"
+    return f"from emacore import {', '.join(names)}\n{own}" if names else own
 
 
 def _no_rule(library: str, how: str) -> str:
@@ -72,10 +80,7 @@ def _emacore(schedule: Schedule) -> Snippet:
         settings = "".join(f", {name}={value!r}" for name, value in changed_settings(schedule).items())
         head = f"from emacore import EMA\n\nema = EMA(model{settings})"
     else:
-        head = (
-            f"from emacore import EMA\nfrom emacore.averaging.schedules import {type(schedule).__name__}\n\n"
-            f"ema = EMA(model, schedule={to_code(schedule)})"
-        )
+        head = f"{_imported(schedule, 'EMA')}\n\nema = EMA(model, schedule={to_code(schedule)})"
     return Snippet("emacore", f"{head}\n{_loop('ema.update()')}\n# ema.ema_model is the averaged model")
 
 
@@ -234,8 +239,7 @@ def _torch(schedule: Schedule) -> Snippet:
             note = ""
         case _:
             code = (
-                f"from emacore import averaging_function\n"
-                f"from emacore.averaging.schedules import {type(schedule).__name__}\n{head}\n\n"
+                f"{_imported(schedule, 'averaging_function')}\n{head}\n\n"
                 f"schedule = {to_code(schedule)}\n"
                 "averaged = AveragedModel(model, avg_fn=averaging_function(schedule))\n"
             )

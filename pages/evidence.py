@@ -12,9 +12,9 @@ from emacore.averaging.code import from_code, to_code
 from emacore.charts.evidence import bands as draw_bands
 from emacore.charts.evidence import histogram
 from emacore.charts.lines import lines
-from emacore.charts.style import AVERAGED, ORIGINAL
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.coverage import in_words as coverage_in_words
-from emacore.experiments.evidence import answers, bands, in_markdown, per_seed, wins
+from emacore.experiments.evidence import answers, bands, in_markdown, per_seed, training_in_words, wins
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study
@@ -47,6 +47,7 @@ PRESETS = {
 DEFAULTS = {**RUN_DEFAULTS, "seeds": 32, "first_seed": 0}
 SECONDS_BETWEEN_LOOKS = 1.0
 OWN = "ema"
+AHEAD, TRAINING = "average ahead, of those", "still training, of all"
 
 
 def headline(run: StoredRun, study: Study, history: pd.DataFrame) -> None:
@@ -89,7 +90,10 @@ def show_curves(history: pd.DataFrame, averaged: str, study_id: str) -> None:
         table=table,
         name=f"bands-{study_id}",
     )
-    st.caption("Line: median; band: 5 to 95 % of the seeds that train at that epoch.")
+    st.caption(
+        "Line: median; band: 5 to 95 % of the seeds that train at that epoch; below: how many those are. "
+        f"{training_in_words(history)}"
+    )
 
 
 def show_more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: str, *, is_article: bool) -> None:
@@ -98,17 +102,23 @@ def show_more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_i
     with left:
         show_chart(
             lines(
-                share.assign(curve="average ahead", share=100 * share["share"]),
+                pd.concat(
+                    [
+                        share.assign(curve=AHEAD, share=100 * share["share"]),
+                        share.assign(curve=TRAINING, share=100 * share["seeds"] / history["seed"].nunique()),
+                    ]
+                ),
                 x="epoch",
                 y="share",
                 series="curve",
-                colours={"average ahead": AVERAGED},
+                colours={AHEAD: AVERAGED, TRAINING: CLEAN},
                 x_title="epoch",
-                y_title="seeds ahead (%)",
+                y_title="seeds (%)",
                 y_domain=(0, 100),
                 height=280,
             ),
-            alt_text="The share of seeds whose average has the lower loss, over epochs",
+            alt_text="The share of the seeds still training whose average has the lower loss, and how many those are, "
+            "over epochs",
             table=share,
             name=f"wins-{study_id}",
         )

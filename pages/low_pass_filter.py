@@ -4,33 +4,17 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from emacore import tables
-from emacore.averaging import filters, measurements
+from emacore.averaging import filters, measurements, views
 from emacore.averaging.code import to_code
-from emacore.averaging.schedules import BiasCorrected, Constant
-from emacore.averaging.signals import NOISES, SIGNALS, Sequence, sequence
-from emacore.averaging.weights import average, moving_average
+from emacore.averaging.signals import Sequence
+from emacore.averaging.views import CORRECTED, DELAY, FILTERS, FIRST, NOISE, SCHEDULE, ZERO
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
-from emacore.widgets.page import BOUND, presets, reset_button, show_chart, show_table, stop_with, through_app
+from emacore.widgets.page import BOUND, presets, reset_button, show_chart, show_table, through_app
 from emacore.widgets.schedules import beta_slider, schedule_controls
+from emacore.widgets.signals import SIGNAL_DEFAULTS, sequence_controls
 
-FIRST, ZERO, CORRECTED = "EMA from the first value", "EMA from zero", "EMA, bias-corrected"
-DELAY, NOISE = "moving average, equal delay", "moving average, equal noise"
-SCHEDULE = "the schedule"
-FILTERS = [FIRST, ZERO, CORRECTED, DELAY, NOISE, SCHEDULE]
-DEFAULTS = {
-    "signal": "step",
-    "noise": "white",
-    "level": 0.3,
-    "period": 200,
-    "rho": 0.9,
-    "length_f": 1000,
-    "seed_f": 0,
-    "f_decay": 0.98,
-    "filters": [FIRST],
-    "source": "Synthetic",
-}
+DEFAULTS = {**SIGNAL_DEFAULTS, "f_decay": 0.98, "filters": [FIRST]}
 PRESETS = {
     "Step in noise": ("A jump: how much calmer, how much later?", {}),
     "Convergence": (
@@ -58,7 +42,12 @@ PRESETS = {
         {"signal": "converging", "noise": "AR(1)", "rho": 0.95, "filters": [FIRST, NOISE]},
     ),
 }
-MOST_ROWS = 100_000
+
+
+def long(table: views.Table, name: str, value: str) -> pd.DataFrame:
+    """A line for each column but the first."""
+    return pd.DataFrame(table).melt(next(iter(table)), var_name=name, value_name=value)
+
 
 through_app()
 st.title("Low-pass filter")
@@ -70,72 +59,8 @@ presets(PRESETS, DEFAULTS)
 controls, charts = st.columns([1, 2.3], gap="medium")
 
 
-def synthetic() -> tuple[Sequence, str]:
-    signal = st.selectbox("Signal", SIGNALS, SIGNALS.index("step"), key="signal", help="The clean part.", **BOUND)
-    noise = st.selectbox("Noise", NOISES, NOISES.index("white"), key="noise", help="What is added to it.", **BOUND)
-    level = st.slider(
-        "Noise level", 0.0, 2.0, DEFAULTS["level"], 0.05, key="level", help="Its standard deviation.", **BOUND
-    )
-    if noise == "AR(1)":
-        st.slider(
-            "Autocorrelation", -0.9, 0.99, DEFAULTS["rho"], 0.01, key="rho", help="From one step to the next.", **BOUND
-        )
-    if signal in ("sine", "chirp"):
-        st.slider("Period (steps)", 4, 1000, DEFAULTS["period"], key="period", help="Steps per cycle.", **BOUND)
-    left, right = st.columns(2)
-    with left:
-        length = st.number_input(
-            "Length", 20, 50_000, DEFAULTS["length_f"], key="length_f", help="Steps, 20 to 50,000.", **BOUND
-        )
-    with right:
-        seed = st.number_input("Seed", 0, 10**6, DEFAULTS["seed_f"], key="seed_f", help="Of the noise.", **BOUND)
-    made = sequence(
-        signal,
-        noise,
-        length,
-        seed,
-        noise_level=level,
-        period=st.session_state.get("period", DEFAULTS["period"]),
-        autocorrelation=st.session_state.get("rho", DEFAULTS["rho"]),
-    )
-    return made, signal
-
-
-def own_table() -> tuple[Sequence, str]:
-    file = st.file_uploader(
-        "CSV with a header row",
-        "csv",
-        key="own",
-        help=f"UTF-8, up to {tables.MAX_BYTES // 2**20} MB. A file is not part of the link.",
-        max_upload_size=tables.MAX_BYTES // 2**20,
-    )
-    if file is None:
-        st.info("Choose a file, such as a training log: one of its columns is smoothed.", icon=":material/upload:")
-        st.stop()
-    try:
-        table = tables.read_csv(file.getvalue())
-        column = st.selectbox(
-            "Column", tables.numeric_columns(table), key="column", help="The sequence to smooth.", **BOUND
-        )
-        values = tables.finite_values(table, [column])[:, 0]
-    except tables.TableError as error:
-        stop_with(str(error))
-    if len(values) > MOST_ROWS:
-        stop_with(f"The column has {len(values):,} rows; this page smooths at most {MOST_ROWS:,}. Shorten the file.")
-    return Sequence(clean=np.full(len(values), np.nan), noisy=values), "own"
-
-
 with controls:
-    source = st.segmented_control(
-        "Sequence",
-        ["Synthetic", "Own CSV"],
-        default="Synthetic",
-        key="source",
-        required=True,
-        help="Made here, or a column of your own table.",
-        **BOUND,
-    )
-    (clean, noisy), signal = synthetic() if source == "Synthetic" else own_table()
+    (clean, noisy), is_own, rho, period = sequence_controls()
     beta = beta_slider(
         "Decay (beta)", "f_decay", DEFAULTS["f_decay"], help="Of the averages; the slider is even in log(1 - beta)."
     )
@@ -160,44 +85,18 @@ with controls:
     reset_button(DEFAULTS)
 
 steps = len(noisy)
-period = st.session_state.get("period", DEFAULTS["period"])
-rho = st.session_state.get("rho", 0.9) if st.session_state.get("noise") == "AR(1)" and source == "Synthetic" else 0.0
-delay_window = max(1, round(filters.equivalent_window(beta)))
-noise_window = filters.window_of_equal_noise(beta, rho)
-
-
-def filtered(values: np.ndarray, name: str) -> np.ndarray:
-    """A filter's answer to ``values``."""
-    match name:
-        case "EMA from the first value":
-            return average(values, Constant(beta).decays(len(values)))
-        case "EMA from zero":
-            return average(values, np.full(len(values), beta), initial=0.0)
-        case "EMA, bias-corrected":
-            return average(values, BiasCorrected(beta).decays(len(values)))
-        case "moving average, equal delay":
-            return moving_average(values, delay_window)
-        case "moving average, equal noise":
-            return moving_average(values, noise_window)
-        case _:
-            return average(values, schedule.decays(len(values)))
-
+windows = views.equal_windows(beta, rho)
+shown = views.shown_windows(chosen, windows)
+clean_part = {} if is_own else {"clean part": clean}
 
 colours = {
     "sequence": ORIGINAL,
-    **({"clean part": CLEAN} if source == "Synthetic" else {}),
+    **dict.fromkeys(clean_part, CLEAN),
     **palette(chosen, {chosen[0]: AVERAGED} if chosen else {}),
 }
-answers = {name: filtered(noisy, name) for name in chosen}
+answers = {name: views.filtered(noisy, name, beta, windows, schedule) for name in chosen}
 with charts:
-    wide = pd.DataFrame(
-        {
-            "step": np.arange(steps),
-            "sequence": noisy,
-            **({"clean part": clean} if source == "Synthetic" else {}),
-            **answers,
-        }
-    )
+    wide = pd.DataFrame({"step": np.arange(steps), "sequence": noisy, **clean_part, **answers})
     show_chart(
         lines(
             wide.melt("step", var_name="line", value_name="value"),
@@ -206,7 +105,7 @@ with charts:
             series="line",
             colours=colours,
             x_title="step",
-            y_title="value (its own unit)" if source == "Own CSV" else "value",
+            y_title="value (its own unit)" if is_own else "value",
             faint=["sequence"],
             height=420,
         ),
@@ -214,14 +113,12 @@ with charts:
         table=wide,
         name="smoothed",
     )
-    windows = {DELAY: delay_window, NOISE: noise_window}
-    for name in (DELAY, NOISE):
-        if name in chosen:
-            same = rho == 0 and DELAY in chosen and NOISE in chosen and name == NOISE
-            st.caption(
-                f"{name[0].upper()}{name[1:]}: a window of {windows[name]:,} steps"
-                + ("; for white noise the two are one and the same." if same else ".")
-            )
+    for name, size in shown.items():
+        same = rho == 0 and len(shown) == 2 and name == NOISE
+        st.caption(
+            f"{name[0].upper()}{name[1:]}: a window of {size:,} steps"
+            + ("; for white noise the two are one and the same." if same else ".")
+        )
     if schedule is not None:
         st.caption(f"The schedule: `{to_code(schedule)}`, in the orange sequence's steps.")
 
@@ -229,20 +126,14 @@ cutoff = filters.cutoff_frequency(beta)
 left, right = st.columns(2, gap="medium")
 with left:
     st.subheader("Gain over frequency")
-    frequency = np.geomspace(min(1e-4, (cutoff or 0.01) / 20), 0.5, 400)
-    curves = {"EMA": np.abs(filters.frequency_response(beta, frequency))}
-    if DELAY in chosen:
-        curves[DELAY] = np.abs(filters.moving_average_response(delay_window, frequency))
-    if NOISE in chosen and (noise_window != delay_window or DELAY not in chosen):
-        curves[NOISE] = np.abs(filters.moving_average_response(noise_window, frequency))
-    gains = pd.DataFrame({"frequency": frequency, **curves}).melt("frequency", var_name="filter", value_name="gain")
+    gains = long(views.gain_table(beta, shown), "filter", "gain")
     show_chart(
         lines(
             gains,
             x="frequency",
             y="gain",
             series="filter",
-            colours={name: colours.get(name, AVERAGED) for name in curves},
+            colours={name: colours.get(name, AVERAGED) for name in ("EMA", *shown)},
             x_title="frequency (cycles per step)",
             y_title="gain (amplitude out / in)",
             x_scale="log",
@@ -256,14 +147,13 @@ with left:
         st.caption("No cut-off: below beta = 0.1716 every frequency keeps more than half its power.")
 with right:
     st.subheader("Spectrum before and after")
-    shown = answers.get(FIRST, next(iter(answers.values()), filtered(noisy, FIRST)))
+    averaged = next((answers[name] for name in (FIRST, *answers) if name in answers), None)
+    if averaged is None:
+        averaged = views.filtered(noisy, FIRST, beta, windows)
     if steps < 32:
         st.info("A spectrum needs at least 32 steps.", icon=":material/info:")
     else:
-        f, before, after = measurements.spectra(noisy, shown)
-        spectrum = pd.DataFrame({"frequency": f, "sequence": before, "average": after}).melt(
-            "frequency", var_name="line", value_name="density"
-        )
+        spectrum = long(views.spectrum_table(noisy, averaged), "line", "density")
         show_chart(
             lines(
                 spectrum,
@@ -283,25 +173,16 @@ with right:
         )
 
 left, right = st.columns(2, gap="medium")
-ages = int(min(max(20, 6 * filters.equivalent_window(beta) / 2), 20_000))
 with left:
     st.subheader("Step response and lag")
-    response = {"EMA": filters.step_response(beta, ages)}
-    for name in (DELAY, NOISE):
-        if name in chosen:
-            response[name] = moving_average(np.r_[np.zeros(windows[name]), np.ones(ages)], windows[name])[
-                windows[name] :
-            ]
-    answer = pd.DataFrame({"steps": np.arange(1, ages + 1), **response}).melt(
-        "steps", var_name="filter", value_name="answer"
-    )
+    answer = long(views.step_table(beta, shown), "filter", "answer")
     show_chart(
         lines(
             answer,
             x="steps",
             y="answer",
             series="filter",
-            colours={name: colours.get(name, AVERAGED) for name in response},
+            colours={name: colours.get(name, AVERAGED) for name in ("EMA", *shown)},
             x_title="steps since the jump",
             y_title="answer (share of the jump)",
             x_rules={"half-life": filters.half_life(beta), "mean age": float(filters.group_delay(beta)) + 1},
@@ -312,18 +193,14 @@ with left:
     )
 with right:
     st.subheader("What a value of each age weighs")
-    kernel = {"EMA": filters.impulse_response(beta, ages)}
-    for name in (DELAY, NOISE):
-        if name in chosen:
-            kernel[name] = np.where(np.arange(ages) < windows[name], 1 / windows[name], 0.0)
-    weight = pd.DataFrame({"age": np.arange(ages), **kernel}).melt("age", var_name="filter", value_name="weight")
+    weight = long(views.age_table(beta, shown), "filter", "weight")
     show_chart(
         lines(
             weight,
             x="age",
             y="weight",
             series="filter",
-            colours={name: colours.get(name, AVERAGED) for name in kernel},
+            colours={name: colours.get(name, AVERAGED) for name in ("EMA", *shown)},
             x_title="age (steps)",
             y_title="weight in the average",
         ),
@@ -332,13 +209,9 @@ with right:
         name="expansion",
     )
 
-if source == "Synthetic":
+if not is_own:
     st.subheader("Predicted and measured")
-    comparison = pd.DataFrame(
-        measurements.comparison(
-            Sequence(clean, noisy), beta, autocorrelation=rho, period=period if signal == "sine" else None
-        )
-    )
+    comparison = pd.DataFrame(measurements.comparison(Sequence(clean, noisy), beta, autocorrelation=rho, period=period))
     show_table(
         comparison,
         name="predicted_and_measured",

@@ -4,17 +4,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from emacore.averaging.filters import half_life, half_lives
-from emacore.averaging.schedules import Constant
-from emacore.averaging.signals import quadratic_loss, sgd_on_quadratic
-from emacore.averaging.views import LossByDecay, change_in_words, loss_by_decay
-from emacore.averaging.weights import average
+from emacore.averaging.filters import half_life
+from emacore.averaging.signals import sgd_on_quadratic
+from emacore.averaging.views import LossByDecay, averaged_path, change_in_words, loss_by_decay
 from emacore.charts.plane import paths
 from emacore.charts.tradeoff import tradeoff
 from emacore.experiments.evidence import answers, shipped
 from emacore.experiments.statistics import verdict
 from emacore.widgets.page import BOUND, number_text, query_of, reset_button, show_chart, show_table, through_app
-from emacore.widgets.schedules import SCHEDULE_DEFAULTS, beta_slider
+from emacore.widgets.schedules import beta_slider, schedule_defaults
 
 CURVATURES = (1.0, 0.25)
 START = (2.0, 1.6)
@@ -99,17 +97,11 @@ playing = st.session_state["play"] and st.session_state.get("frame", 20) < DRAWN
 @st.fragment(run_every=SECONDS_PER_FRAME if playing else None)
 def draw() -> None:
     shown = advance()
-    path = simulate(learning_rate, noise)
-    averaged = average(path, Constant(beta).decays(DRAWN))
-    table = pd.DataFrame(
-        np.column_stack([np.arange(DRAWN), path, averaged]),
-        columns=["step", "sgd_w1", "sgd_w2", "average_w1", "average_w2"],
-    ).astype({"step": "int64"})
     show_chart(
-        paths(path[:shown], averaged[:shown], CURVATURES, reach=np.abs(path).max()),
+        paths(path.iterates[:shown], path.averaged[:shown], CURVATURES, reach=path.reach),
         alt_text="The path of SGD (orange) and of its average (blue) in a plane of two weights, "
         f"steps 0 to {shown - 1}, around the minimum in the middle",
-        table=table,
+        table=pd.DataFrame(path.table()),
         name="paths",
     )
     st.caption(f"Step {shown - 1} of {DRAWN - 1}; grey: lines of equal loss, their centre is the minimum.")
@@ -117,12 +109,12 @@ def draw() -> None:
         st.rerun()
 
 
+path = averaged_path(simulate(learning_rate, noise), beta)
 with moving:
     draw()
 found = losses(learning_rate, noise, beta)
-last, now = found.at(0.0), found.at(beta)
+last, now, best = found.at(0.0), found.at(beta), found.lowest
 expected = found.expected.total
-best = int(expected[1:].argmin()) + 1
 with numbers:
     st.subheader(change_in_words(expected[last], expected[now]))
     one, two = st.columns(2)
@@ -132,18 +124,7 @@ with numbers:
         f"{expected[now]:.3g}",
         help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
     )
-    curve = pd.DataFrame(
-        {
-            "decay": found.decays,
-            "half_life": half_lives(found.decays),
-            "bias": found.expected.bias,
-            "variance": found.expected.variance,
-            "expected": expected,
-            "simulated": found.simulated,
-            "standard_error": found.error,
-            "last": expected[last],
-        }
-    )
+    curve = pd.DataFrame(found.table())
     show_chart(
         tradeoff(curve[curve["decay"] > 0], chosen=half_life(beta), label=f"decay {number_text(beta)}"),
         alt_text=f"Expected loss of the average after {DRAWN - 1} steps over its decay, lowest at "
@@ -156,8 +137,6 @@ with numbers:
         "in the average, too large a one the start. Dots are simulated."
     )
 
-path = simulate(learning_rate, noise)
-ends = [path[-1], average(path, Constant(beta).decays(DRAWN))[-1]]
 places = [last, now]
 agrees = all(found.agrees(decay) for decay in (0.0, beta))
 st.subheader("Formula and simulation agree" if agrees else "Formula and simulation do not agree")
@@ -169,7 +148,7 @@ compared = pd.DataFrame(
         "expected: both": expected[places],
         "simulated": found.simulated[places],
         "standard error": found.error[places],
-        "the path drawn": [quadratic_loss(CURVATURES, end) for end in ends],
+        "the path drawn": path.final_losses(CURVATURES),
     }
 )
 show_table(
@@ -223,7 +202,7 @@ for column, (question, text, page, label, changes) in zip(
             "settings never act.",
             "pages/decay_schedule.py",
             "Bend a schedule",
-            SCHEDULE_DEFAULTS,
+            schedule_defaults(),
         ),
         (
             "Does it help me?",

@@ -12,10 +12,11 @@ import streamlit as st
 
 from emacore.averaging.code import to_code
 from emacore.charts.heatmap import CELL, evidence_map
-from emacore.experiments.evidence import answers
+from emacore.experiments.evidence import QUESTIONS as ANSWERED
+from emacore.experiments.statistics import p_values_in_words
 from emacore.experiments.store import StoredRun
 from emacore.experiments.studies import Study, Sweep, json_values
-from emacore.experiments.sweep import in_words, sharing, summary
+from emacore.experiments.sweep import before_start, cells_of, in_words, sharing, summary
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from emacore.widgets.evidence import show_differences, show_verdicts
@@ -229,7 +230,7 @@ def show_map(found: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> No
     st.caption(
         "Each cell: the median change of the final loss by averaging, and in how many seeds the average was better. "
         "Blue: it helps; orange: it hurts; full colour from a factor of 4 on. Hatched: no evidence of either. A click "
-        "chooses a cell."
+        f"chooses a cell. {p_values_in_words(found.drop_duplicates('test')['wilcoxon_p'].notna().sum())}"
     )
 
 
@@ -262,26 +263,27 @@ def show_cell(found: pd.DataFrame, table: pd.DataFrame, sweep: Sweep, sweep_id: 
     )
     if code is None:
         return
-    row = found.iloc[codes.index(code)]
-    rows = table[(table[list(sweep.grid)] == row[list(sweep.grid)]).all(axis=1)]
-    if rows["error"].notna().all():
+    number = codes.index(code)
+    asked = {question: cells_of(table, list(sweep.grid), question)[number] for question in ANSWERED}
+    cell = asked["final"]
+    if cell.rows["error"].notna().all():
         return
-    compared = answers(rows)
+    compared = {question: one.comparison for question, one in asked.items() if one.comparison is not None}
     words, dots = st.columns(2, gap="medium")
     with words:
-        show_verdicts(compared, complete=True)
-        settings = {name: row[name] for name in sweep.grid}
-        config = next(cell for chosen, cell in sweep.cells() if chosen == settings)
+        show_verdicts(compared, complete=True, among={question: one.among for question, one in asked.items()})
+        config = next(config for chosen, config in sweep.cells() if chosen == cell.settings)
         if st.button(
             "Its curves, on the Evidence page",
             icon=":material/query_stats:",
-            help="The map keeps figures only: the cell is trained again, with the same seeds, and kept as a study.",
+            help="The map keeps figures only: the cell is trained again, with the same seeds, and kept as a study. "
+            "There it stands alone, and its p-values are corrected for no other cells.",
         ):
             with told():
                 st.session_state["study"] = study_of(Study(config, sweep.seeds))
             st.switch_page("pages/evidence.py", query_params={"study": st.session_state["study"]})
     with dots:
-        show_differences(rows, compared["final"], f"{sweep_id}-cell")
+        show_differences(cell.rows, compared["final"], f"{sweep_id}-cell")
 
 
 def study_of(study: Study) -> str:
@@ -306,10 +308,13 @@ def settings() -> Sweep:
     grid = grid_controls()
     sweep = Sweep(run_controls(job_queue().store), grid, tuple(range(seeds)))
     cells = [config for _, config in sweep.cells()]
+    warning, needs = before_start(sweep)
+    if warning:
+        st.warning(warning, icon=":material/warning:")
     st.caption(
         f"{len(cells)} cells in {len(sharing(dict(enumerate(cells))))} trainings of {seeds} seeds. Cells that differ "
         "in their average only share a training, unless its early stop or learning rate looks at the average, as the "
-        "article's do."
+        f"article's do. {needs}"
     )
     return sweep
 

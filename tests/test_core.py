@@ -1,6 +1,7 @@
 """What ``pip install emacore`` alone can do, with the oldest versions that it allows."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -68,7 +69,10 @@ def test_the_core_alone_averages_records_and_replays(tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, "-c", tmp_path / "oldest.txt", str(ROOT)], check=True)
+    # A build leaves files where its sources are.
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*cache*", ".git", ".venv", "build", "*.egg-info"))
+    subprocess.run([*install, "-c", tmp_path / "oldest.txt", source], check=True)
     subprocess.run([python, "-c", USE], check=True, cwd=tmp_path)
     command = [python, "-m", "emacore"]
     found = subprocess.run(
@@ -78,3 +82,6 @@ def test_the_core_alone_averages_records_and_replays(tmp_path):
     refused = subprocess.run([*command, "train"], capture_output=True, text=True, cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "pip install 'emacore[experiments]'" in refused.stderr
+    refused = subprocess.run([*command, "app"], capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "pip install 'emacore[app]'" in refused.stderr

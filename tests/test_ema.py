@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import emacore
 from emacore import EMA, averaging_function
-from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
+from emacore.averaging.families import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average
 from tests.helpers import Network, assert_same, change, tensors
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from emacore import RunConfig, train
 from emacore import __main__ as command_line
-from emacore.averaging.schedules import BiasCorrected, Constant, InversePower
+from emacore.averaging.families import BiasCorrected, Constant, InversePower
 from emacore.averaging.weights import average
 from emacore.averaging.windows import Window
 from emacore.experiments.store import RunStore

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from emacore.averaging.code import to_code
-from emacore.averaging.schedules import (
+from emacore.averaging.families import (
     BiasCorrected,
     Constant,
     ExponentialRamp,

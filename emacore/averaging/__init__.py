@@ -2,3 +2,12 @@
 
 Everything here is NumPy and SciPy; nothing imports torch.
 """
+
+import os
+from importlib import import_module
+
+from emacore.averaging import families as families
+
+# A person's own families: the modules that register them, with commas.
+for _module in filter(None, os.environ.get("EMACORE_FAMILIES", "").split(",")):
+    import_module(_module.strip())

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from emacore.averaging.filters import half_life
-from emacore.averaging.schedules import (
-    InversePower,
-    PowerFunction,
-    RationalWarmup,
-    Schedule,
-    final_half_life,
-    last_move,
-)
-from emacore.averaging.weights import relative_width, start_share, weights
+from emacore.averaging.filters import half_life, shown_decay
+from emacore.averaging.schedules import Schedule, final_half_life, last_move
+from emacore.averaging.weights import start_share
 
 
 def remarks(schedule: Schedule, num_steps: int) -> list[str]:
@@ -38,9 +29,7 @@ def remarks(schedule: Schedule, num_steps: int) -> list[str]:
         return [f"{reason} copies the weights at every move: nothing is averaged."]
     return [
         *_cap(schedule, num_steps, float(decays[last])),
-        *_floor(schedule),
-        *_width(schedule, decays),
-        *_counting(schedule, decays),
+        *schedule.remarks(decays),
         *_start(schedule, decays),
     ]
 
@@ -51,73 +40,24 @@ def _cap(schedule: Schedule, num_steps: int, final: float) -> list[str]:
         return []
     # Near 1 a decay can be close to another and remember a tenth as long, so half-lives are compared.
     memory, capped = final_half_life(schedule, num_steps), half_life(beta) * schedule.update_every
-    ends = f"the decay ends at {_decay(final)}"
+    ends = f"the decay ends at {shown_decay(final)}"
     instead = f"a half-life of {_steps(memory)} steps, " + (
         f"not the {_steps(capped)} of beta" if beta < 1 else "while that of beta has no end"
     )
-    if isinstance(schedule, (InversePower, RationalWarmup)):
+    if schedule.attains_beta:
         call = schedule.reaches(beta) if beta < 1 else None
         when = f"it would be from step {call:,} on" if call is not None else "no run is long enough for it"
-        return [f"beta = {_decay(beta)} is never reached in this run: {ends}, {instead}; {when}."]
+        return [f"beta = {shown_decay(beta)} is never reached in this run: {ends}, {instead}; {when}."]
     share = final / beta
     if share >= 0.99 and memory >= 0.99 * capped:
         return []
     percent = f"{share:.0%}" if share < 0.99 else f"{min(share, 0.9999):.2%}"
     reason = "the run is too short for it" if beta < 1 else "no run is long enough for it"
-    return [f"{ends[0].upper()}{ends[1:]}, {percent} of beta = {_decay(beta)}: {instead}; {reason}."]
-
-
-def _decay(decay: float) -> str:
-    """Six digits, or as many as show how far below 1 it is."""
-    return f"{decay:.{max(6, 3 - math.floor(math.log10(1 - decay)))}g}" if decay < 1 else "1"
+    return [f"{ends[0].upper()}{ends[1:]}, {percent} of beta = {shown_decay(beta)}: {instead}; {reason}."]
 
 
 def _steps(steps: float) -> str:
     return f"{steps:,.0f}" if steps >= 1000 else f"{steps:.4g}"
-
-
-def _floor(schedule: Schedule) -> list[str]:
-    if not isinstance(schedule, InversePower) or schedule.min_value == 0:
-        return []
-    if schedule.min_value >= schedule.beta:
-        return [
-            f"min_value = {_decay(schedule.min_value)} is not below beta = {_decay(schedule.beta)}: beta wins, and "
-            "every move has that decay."
-        ]
-    first = schedule.start + schedule.update_every
-    warm = 1 - (1 + (first - schedule.update_after_step) / schedule.inv_gamma) ** -schedule.power
-    if warm >= schedule.min_value:
-        return [f"min_value = {_decay(schedule.min_value)} has no effect: the first move already has decay {warm:.4g}."]
-    return []
-
-
-def _width(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[str]:
-    if not isinstance(schedule, PowerFunction):
-        return []
-    width = relative_width(decays)
-    if math.isclose(width, schedule.width, rel_tol=0.05):
-        return []
-    moves = int(np.count_nonzero(decays[schedule.start :] < 1))
-    reason = (
-        f"its own width is a share of the {len(decays) - schedule.start:,} steps since step {schedule.start:,}"
-        if schedule.start
-        else f"its {moves:,} moves are too few for it"
-    )
-    return [f"The weights are {100 * width:.3g} % of this run wide, not {100 * schedule.width:.3g} %: {reason}."]
-
-
-def _counting(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[str]:
-    if not isinstance(schedule, InversePower) or schedule.update_every == 1:
-        return []
-    shares = weights(decays)[schedule.start :: schedule.update_every]
-    factor = float(shares[0] * len(shares))
-    if factor < 2:
-        return []
-    return [
-        f"The rule counts steps, not moves: with update_every = {schedule.update_every} the first of the "
-        f"{len(shares):,} snapshots weighs {factor:,.3g} times an equal share. inv_gamma = "
-        f"{schedule.inv_gamma * schedule.update_every:g} counts moves instead."
-    ]
 
 
 def _start(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[str]:

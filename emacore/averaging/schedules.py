@@ -1,4 +1,4 @@
-"""Which decay at which call: the families of averaging schedules, and their inverses.
+"""What a schedule is: decays by the number of the call.  And what a family of schedules says of itself, in one class.
 
 Number the calls of ``update()`` t = 0, 1, 2, ...  A schedule turns them into decays, and the average
 follows ``average_t = decays[t] * average_{t-1} + (1 - decays[t]) * value_t``.  A decay of 0 copies the
@@ -14,34 +14,154 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import pairwise
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, minimize_scalar
 
-from emacore.averaging.filters import decay_from_half_life, half_life
-from emacore.averaging.weights import relative_width
-from emacore.checks import LARGEST, SMALLEST, check_positive, check_unit, check_whole, is_real, shown
+from emacore.averaging.filters import half_life
+from emacore.checks import check_whole
 
 Floats = NDArray[np.float64]
 
-#: The largest relative width a power function can have: that of the running mean, 1 / sqrt(12).
-MAX_SIGMA_REL = 1 / math.sqrt(12)
+#: The largest decay below 1.
 LARGEST_DECAY = 1 - 2.0**-53
 #: Calls are counted in float64: so many, and sums of a few of them, exactly.
 MOST_CALLS = 2**51
-#: The longest run whose weights are all looked at for a relative width: 800 MB each time an array of them is made.
-_MOST_WEIGHTS = 10**8
+_LAST_CALL = 2**53
+
+F = TypeVar("F", bound="type[Schedule]")
 
 
-S = TypeVar("S", bound="Schedule")
+@dataclass(frozen=True)
+class Control:
+    """How people move a setting: the range, the scale and the words of its slider.
+
+    Args:
+        key: The slider's name in links and on atlas axes, and the schedule's attribute that has the value.
+        low, high: Ends of the slider; whole numbers for a setting that is one.
+        default: What the slider shows at first, which need not be the default of the code.
+        help: What it is, and what to expect when one moves it.
+        scale: What the slider is even in: the value, its logarithm, or log(1 - value), for decays near 1.  "count" is
+            typed.
+        step: Of a linear slider, in units of the value.
+        unit: "steps", "moves", ... where it has one.
+        label: What stands above the slider; the key by default.
+        setting: The argument of the family that it sets, where that is not named as ``key`` is.
+        axis: Ends of its axis in an atlas; without them it is none.
+    """
+
+    key: str
+    low: float
+    high: float
+    default: float
+    help: str
+    scale: Literal["linear", "log", "log(1 - value)", "count"] = "linear"
+    step: float = 0.01
+    unit: str = ""
+    label: str = ""
+    setting: str = ""
+    axis: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.default <= self.high:
+            raise ValueError(f"{self.key}: its default {self.default!r} must be from {self.low!r} to {self.high!r}")
+        if self.scale == "log" and not self.low > 0:
+            raise ValueError(f"{self.key}: a logarithmic scale must begin above 0, got {self.low!r}")
+        if self.scale == "log(1 - value)" and not self.high < 1:
+            raise ValueError(f"{self.key}: a scale of log(1 - value) must end below 1, got {self.high!r}")
+
+    @property
+    def name(self) -> str:
+        """The argument of the family that it sets."""
+        return self.setting or self.key
+
+    @property
+    def title(self) -> str:
+        """What stands above the slider, with the unit."""
+        return f"{self.label or self.key} ({self.unit})" if self.unit else self.label or self.key
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole number."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def at(self, position: float) -> float:
+        """The value at a position from 0 (``low``) to 1 (``high``), even in the scale."""
+        match self.scale:
+            case "log":
+                value = self.low * float((self.high / self.low) ** position)
+            case "log(1 - value)":
+                value = 1 - (1 - self.low) * float(((1 - self.high) / (1 - self.low)) ** position)
+            case _:
+                value = self.low + (self.high - self.low) * position
+        return round(value) if self.whole else min(max(value, self.low), self.high)
+
+    def on_axis(self, size: int) -> Floats | NDArray[np.int64]:
+        """The values of an atlas' axis: increasing, at most ``size``."""
+        if self.axis is None:
+            raise ValueError(f"{self.key} is no axis")
+        low, high = self.axis
+        match self.scale:
+            case "log":
+                values = np.geomspace(low, high, size)
+            case "log(1 - value)":
+                values = 1 - np.geomspace(round(1 - low, 12), round(1 - high, 12), size)
+            case _:
+                values = np.linspace(low, high, size).round(12)
+        return np.unique(values.round().astype(np.int64)) if self.whole else values
+
+
+#: Of all families.
+TIMING = (
+    Control(
+        "update_after_step",
+        0,
+        10_000_000,
+        100,
+        "Up to this step the average is a copy of the weights. Later forgets more of the start, and leaves fewer steps "
+        "to average.",
+        scale="count",
+    ),
+    Control(
+        "update_every",
+        1,
+        1_000_000,
+        1,
+        "Only every so many steps does the average move. Larger looks at fewer snapshots; where the rule counts moves, "
+        "the memory grows with it.",
+        scale="count",
+    ),
+)
+#: Of families with a largest decay.
+BETA = Control(
+    "beta",
+    0.2,
+    0.999999,
+    0.999,
+    "The largest decay. Nearer to 1 is calmer, and later. The slider is even in log(1 - beta).",
+    scale="log(1 - value)",
+    axis=(0.7, 0.99999),
+)
+
+
+class Search(NamedTuple):
+    """Where a setting is looked for: ``value(position)`` at increasing positions, and between them.
+
+    They go from averages that follow the run to ones that keep its start.
+    """
+
+    value: Callable[[float], float]
+    positions: Floats
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Base of all families: which calls copy, which are skipped, and which move the average.
+
+    A family is one subclass, a frozen dataclass whose fields are its settings, made known by :func:`register`.  It
+    says its rule (:meth:`decays_of_moves`); the rest has an answer here that a family can better.  A setting named
+    ``beta`` is its largest decay.
 
     Args:
         update_after_step: Calls up to and including this one copy the value (unit: calls, at least 0).
@@ -51,8 +171,17 @@ class Schedule:
     update_after_step: int = field(default=0, kw_only=True)
     update_every: int = field(default=1, kw_only=True)
 
-    #: The setting that the solvers below vary.
+    #: The family's name for people, and who knows it, as in "*Constant* is the textbooks'".
+    label: ClassVar[str] = ""
+    known_as: ClassVar[str] = ""
+    #: Its own settings, in the order of their sliders.
+    controls: ClassVar[tuple[Control, ...]] = ()
+    #: The setting that the solvers vary.
     tuned: ClassVar[str] = "beta"
+    #: Whether ``beta`` is a decay that the rule comes to have, a cap; else it tends to it.
+    attains_beta: ClassVar[bool] = True
+    #: The settings that a relative width can be solved for, the preferred one first; ``tuned`` by default.
+    spreading: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -80,284 +209,144 @@ class Schedule:
         acts = numbers % self.update_every == 0
         decays[acts & (numbers <= self.start)] = 0.0
         moves = acts & (numbers > self.start)
-        decays[moves] = self._decay(numbers[moves].astype(np.float64))
+        decays[moves] = self.decays_of_moves(numbers[moves].astype(np.float64))
         return decays
 
     def rule(self, call: int) -> float:
         """The rule's decay at one call, whether or not the call is skipped; 0 during the warm-up."""
-        return float(self._decay(np.array([float(call)]))[0]) if call > self.update_after_step else 0.0
+        return self._of_move(call) if call > self.update_after_step else 0.0
 
     def move_number(self, calls: Floats) -> Floats:
         """``n``: how many copies and moves there were by each call, counted from 1 at ``start``."""
         return np.asarray((calls - self.start) / self.update_every + 1)
 
+    def call_of_move(self, move: float) -> float:
+        """The call of move ``n``, the inverse of :meth:`move_number`."""
+        return self.start + (move - 1) * self.update_every
+
     def reaches(self, decay: float) -> int | None:
         """The first call whose decay is at least ``decay``, skipped calls aside; ``None`` if none ever is.
+
+        It is so of the decays as they are, in double precision, for a rule whose decays never fall.
 
         Raises:
             ValueError: if ``decay`` is not in (0, 1].
         """
         if not 0 < decay <= 1:
             raise ValueError(f"decay must be in (0, 1], got {decay!r}")
-        first = self.start + self.update_every
-        estimate = first if self._decay(np.array([float(first)]))[0] >= decay else self._call_reaching(decay)
-        if not math.isfinite(estimate) or estimate > 2**53:
+        every = self.update_every
+        below, reached = self.start + every, max(_LAST_CALL // every * every, self.start + every)
+        if self._of_move(below) >= decay:
+            return below
+        if self._of_move(reached) < decay:
             return None
-        # The closed form is exact only up to rounding, so its neighbours are looked at too.
-        nearest = round(estimate / self.update_every) * self.update_every
-        for call in range(max(nearest - self.update_every, first), nearest + 3 * self.update_every, self.update_every):
-            if self._decay(np.array([float(call)]))[0] >= decay:
-                return call
-        return None
+        # A closed form is exact only up to rounding: it says where to look.
+        estimate = self.call_reaching(decay)
+        if estimate is not None and below < estimate < reached:
+            nearest = round(estimate / every) * every
+            low, high = max(nearest - 2 * every, below), min(nearest + 2 * every, reached)
+            below, reached = (low, reached) if self._of_move(low) < decay else (below, low)
+            if below < high < reached:
+                below, reached = (below, high) if self._of_move(high) >= decay else (high, reached)
+        while reached - below > every:
+            middle = below + (reached - below) // every // 2 * every
+            below, reached = (below, middle) if self._of_move(middle) >= decay else (middle, reached)
+        return reached
 
     def to_dict(self) -> dict[str, Any]:
         """The family's name and its settings, as plain values that JSON can hold."""
         return {"family": type(self).__name__, **asdict(self)}
 
-    def _decay(self, calls: Floats) -> Floats:
-        """The decays of calls after ``start`` that are multiples of ``update_every``."""
+    def varied(self, **settings: Any) -> Self:
+        """A copy with other settings, each by its own name or by the key of its control."""
+        names = {control.key: control.name for control in self.controls}
+        return replace(self, **{names.get(key, key): value for key, value in settings.items()})
+
+    # What a family says.
+
+    def decays_of_moves(self, calls: Floats) -> Floats:
+        """The rule: the decays of calls after ``start`` that are multiples of ``update_every``, in their shape.
+
+        Each in [0, 1], and 1 only where it is 1 without rounding: such a call is skipped.
+        """
         raise NotImplementedError
 
-    def _call_reaching(self, decay: float) -> float:
-        """The call, as a real number, at which the decay has grown to ``decay``; infinity if it never does."""
-        raise NotImplementedError
+    def call_reaching(self, decay: float) -> float | None:
+        """Its inverse: about the call at which the decay has grown to ``decay``, in (0, 1]; ``None`` if not known."""
+        return None
 
-    def _call_of_move(self, move: float) -> float:
-        return self.start + (move - 1) * self.update_every
+    def with_decay(self, call: int, decay: float) -> Self | None:
+        """The schedule, with the tuned setting changed, whose move at ``call`` has ``decay``, or the nearest there is.
+
+        ``None`` where there is no formula for it: then it is searched for.
+        """
+        return None
+
+    def search(self, setting: str, num_steps: int) -> Search:
+        """Where the solvers look for a setting in a run of so many steps: by default all over its slider.
+
+        ``beta`` is looked for from 0 to the largest decay there is, the start in the whole run.
+        """
+        positions = np.linspace(0, 1, 65)
+        if setting == "beta":
+            return Search(lambda position: -math.expm1(position * math.log1p(-LARGEST_DECAY)), positions)
+        if setting == "update_after_step":
+            return Search(lambda position: round(position * (num_steps - 1)), positions)
+        control = next(control for control in self.controls if setting in (control.name, control.key))
+        return Search(control.at, positions)
+
+    def cure(self, decay: float, usual: str) -> str:
+        """What would help where no tuned setting gives ``decay`` at the end of a run; ``usual`` helps any family."""
+        return usual
+
+    def remarks(self, decays: Floats) -> list[str]:
+        """Sentences on settings that do nothing, or another thing than they seem to, in a run of these decays."""
+        return []
+
+    def _of_move(self, call: int) -> float:
+        return float(self.decays_of_moves(np.array([float(call)]))[0])
 
 
-@dataclass(frozen=True)
-class InversePower(Schedule):
-    """The article's rule, call by call: ``min(max(1 - (1 + e / inv_gamma) ** -power, min_value), beta)``.
+#: The families by their names, in the order in which people are shown them.
+FAMILIES: dict[str, type[Schedule]] = {}
 
-    ``e = t - update_after_step`` counts *raw calls*, not moves.  With ``update_every = k`` each decay therefore
-    reaches k times further back than the same number would at ``update_every = 1``: the first snapshots weigh
-    far more than the formula suggests.  The first call after the warm-up copies (its effective decay is 0),
-    and ``beta`` wins over ``min_value``.
 
-    Source: the EMA warm-up of K. Crowson, as in the package ema-pytorch 0.2.
+def register(family: F) -> F:
+    """Make a family known by its name: to code, JSON, controls, solvers and atlases.  A decorator.
 
-    Args:
-        beta: Largest decay, in [0, 1].
-        inv_gamma: Number of calls in which the warm-up takes its first bend; above 0.
-        power: Exponent of the warm-up; above 0.
-        min_value: Smallest decay, in [0, 1].
+    Raises:
+        TypeError: if it is no frozen dataclass that derives from :class:`Schedule`.
+        ValueError: if its name or label is another family's, if a control is of no setting of it, or if another family
+            has a control of the same key with other properties: controls are shared by their keys.
     """
-
-    beta: float = 0.9999
-    inv_gamma: float = 1.0
-    power: float = 2 / 3
-    min_value: float = 0.0
-    update_after_step: int = field(default=100, kw_only=True)
-    update_every: int = field(default=10, kw_only=True)
-
-    tuned: ClassVar[str] = "power"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_unit("beta", self.beta)
-        check_positive("inv_gamma", self.inv_gamma)
-        check_positive("power", self.power)
-        check_unit("min_value", self.min_value)
-
-    @property
-    def start(self) -> int:
-        """The first call after the warm-up that is a multiple of ``update_every``; it copies."""
-        return (self.update_after_step // self.update_every + 1) * self.update_every
-
-    def _decay(self, calls: Floats) -> Floats:
-        exponent = calls - self.update_after_step
-        # log1p and expm1 keep the digits of decays close to 0 and to 1.
-        warm = -np.expm1(-self.power * np.log1p(exponent / self.inv_gamma))
-        return np.minimum(np.maximum(warm, self.min_value), self.beta)
-
-    def _call_reaching(self, decay: float) -> float:
-        if decay > self.beta or decay == 1:
-            return math.inf
-        try:
-            return self.update_after_step + self.inv_gamma * math.expm1(-math.log1p(-decay) / self.power)
-        except OverflowError:
-            return math.inf
-
-
-@dataclass(frozen=True)
-class Constant(Schedule):
-    """The same decay at every move: ``beta``.  The copy at the start keeps ``beta ** (n - 1)`` of the average.
-
-    With ``update_every = k`` the decay acts once in k calls, so the memory is k times longer.
-    """
-
-    beta: float = 0.999
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_unit("beta", self.beta)
-
-    def _decay(self, calls: Floats) -> Floats:
-        return np.full(calls.shape, self.beta)
-
-    def _call_reaching(self, decay: float) -> float:
-        return math.inf
-
-
-@dataclass(frozen=True)
-class BiasCorrected(Schedule):
-    """A zero start divided by ``1 - beta ** n``, written as decays: ``beta * (1 - beta ** (n-1)) / (1 - beta ** n)``.
-
-    Equal to ``pandas.Series.ewm(alpha=1 - beta, adjust=True).mean()`` over the moves.  Source: Kingma and Ba,
-    "Adam", 2015, section 3; the step-by-step form follows from dividing two neighbouring corrected averages.
-    """
-
-    beta: float = 0.999
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_unit("beta", self.beta)
-
-    def _decay(self, calls: Floats) -> Floats:
-        n = self.move_number(calls)
-        if self.beta == 0:
-            return np.zeros(calls.shape)
-        if self.beta == 1:
-            return np.asarray(1 - 1 / n)
-        log_beta = math.log(self.beta)
-        return np.asarray(self.beta * np.expm1((n - 1) * log_beta) / np.expm1(n * log_beta))
-
-    def _call_reaching(self, decay: float) -> float:
-        # decay = beta (1 - beta^(n-1)) / (1 - beta^n), solved for beta^n.
-        if self.beta == 1:
-            return self._call_of_move(1 / (1 - decay)) if decay < 1 else math.inf
-        if decay >= self.beta:  # it tends to beta from below
-            return math.inf
-        return self._call_of_move(math.log((self.beta - decay) / (1 - decay)) / math.log(self.beta))
-
-
-@dataclass(frozen=True)
-class RationalWarmup(Schedule):
-    """``min((1 + n) / (10 + n), beta)``: the warm-up of TensorFlow's ``ExponentialMovingAverage`` and of torch_ema.
-
-    Those two start from the weights before training and average the first update with decay 2/11; here the first
-    update (``n = 1``) is the copy, and from ``n = 2`` on the numbers are theirs.  ``n`` counts moves, as theirs does.
-    """
-
-    beta: float = 0.9999
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_unit("beta", self.beta)
-
-    def _decay(self, calls: Floats) -> Floats:
-        n = self.move_number(calls)
-        return np.minimum((1 + n) / (10 + n), self.beta)
-
-    def _call_reaching(self, decay: float) -> float:
-        if decay > self.beta or decay == 1:
-            return math.inf
-        return self._call_of_move((10 * decay - 1) / (1 - decay))
-
-
-@dataclass(frozen=True)
-class ExponentialRamp(Schedule):
-    """``beta * (1 - exp(-n / tau))``: the rule of the YOLO family of detection models.  ``n`` counts moves.
-
-    Args:
-        beta: The decay it tends to, in [0, 1].
-        tau: Number of moves in which 63 % of it are reached; above 0.
-    """
-
-    beta: float = 0.9999
-    tau: float = 2000.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_unit("beta", self.beta)
-        check_positive("tau", self.tau)
-
-    def _decay(self, calls: Floats) -> Floats:
-        return np.asarray(-self.beta * np.expm1(-self.move_number(calls) / self.tau))
-
-    def _call_reaching(self, decay: float) -> float:
-        if decay >= self.beta or decay / self.beta == 1:  # it tends to beta from below
-            return math.inf
-        return self._call_of_move(-self.tau * math.log1p(-decay / self.beta))
-
-
-@dataclass(frozen=True)
-class PowerFunction(Schedule):
-    """``(1 - 1/n) ** (gamma + 1)``: an average whose memory grows with the run, so it has no time scale of its own.
-
-    Give either ``gamma`` (at least 0; 0 is the running mean) or ``sigma_rel``, the standard deviation of the weights
-    in time, as a share of the steps since ``start`` (in (0, 1/sqrt(12)]): of the whole run only where it starts at 0,
-    and exactly so only after many moves.  :func:`with_relative_width` solves for a share of the whole run.  ``n``
-    counts moves.
-
-    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024, section 3.1
-    and appendix C.
-    """
-
-    gamma: float | None = None
-    sigma_rel: float | None = None
-
-    tuned: ClassVar[str] = "gamma"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.gamma is None) == (self.sigma_rel is None):
+    name = family.__name__
+    if not (issubclass(family, Schedule) and "__dataclass_params__" in vars(family)):
+        raise TypeError(f"{name} must be a frozen dataclass that derives from Schedule")
+    known = FAMILIES.get(name)
+    if known is not None and (known.__module__, known.__qualname__) != (family.__module__, family.__qualname__):
+        raise ValueError(f"there is a family named {name} already, in {known.__module__}")
+    family.label = family.label or name
+    others = [other for other in FAMILIES.values() if other is not known]
+    if any(other.label == family.label for other in others):
+        raise ValueError(f"{name}: there is a family labelled {family.label!r} already")
+    settings = {f.name for f in fields(family)}
+    shared = {
+        control.key: control for controls in (TIMING, *(other.controls for other in others)) for control in controls
+    }
+    for control in family.controls:
+        if control.name not in settings:
+            raise ValueError(f"{name} has no setting {control.name!r}, of which it has a control")
+        if not hasattr(family, control.key) and control.key not in settings:
+            raise ValueError(f"{name} has no attribute {control.key!r}, the key of a control of it")
+        if shared.get(control.key, control) != control:
             raise ValueError(
-                f"give exactly one of gamma and sigma_rel, got gamma={self.gamma!r}, sigma_rel={self.sigma_rel!r}"
+                f"{name}: another family has a control {control.key!r} with other properties; use that one, as "
+                "emacore.averaging.schedules.BETA, or give the control another key"
             )
-        if self.gamma is not None:
-            _check_gamma(self.gamma)
-        if self.sigma_rel is not None:
-            _check_sigma_rel(self.sigma_rel)
-
-    @property
-    def exponent(self) -> float:
-        """``gamma``, whichever of the two was given."""
-        return self.gamma if self.gamma is not None else gamma_from_sigma_rel(self.sigma_rel or 0.0)
-
-    @property
-    def width(self) -> float:
-        """``sigma_rel``, a share of the steps since ``start``, whichever of the two was given."""
-        return self.sigma_rel if self.sigma_rel is not None else sigma_rel_from_gamma(self.gamma or 0.0)
-
-    def _decay(self, calls: Floats) -> Floats:
-        return np.exp((self.exponent + 1) * np.log1p(-1 / self.move_number(calls)))
-
-    def _call_reaching(self, decay: float) -> float:
-        if decay == 1:
-            return math.inf
-        return self._call_of_move(-1 / math.expm1(math.log(decay) / (self.exponent + 1)))
-
-
-@dataclass(frozen=True)
-class UniformAverage(Schedule):
-    """``1 - 1/n``: the plain mean of all snapshots since the start, the last copy included.
-
-    With ``update_after_step`` at a late step and ``update_every`` one cycle it is SWA (Izmailov et al., 2018).
-    """
-
-    tuned: ClassVar[str] = "update_after_step"
-
-    def _decay(self, calls: Floats) -> Floats:
-        return np.asarray(1 - 1 / self.move_number(calls))
-
-    def _call_reaching(self, decay: float) -> float:
-        return self._call_of_move(1 / (1 - decay)) if decay < 1 else math.inf
-
-
-FAMILIES: dict[str, type[Schedule]] = {
-    family.__name__: family
-    for family in (
-        InversePower,
-        Constant,
-        BiasCorrected,
-        RationalWarmup,
-        ExponentialRamp,
-        PowerFunction,
-        UniformAverage,
-    )
-}
+    if family.tuned not in settings:
+        raise ValueError(f"{name} has no setting {family.tuned!r}, which its solvers would vary: set tuned")
+    FAMILIES[name] = family
+    return family
 
 
 def schedule_from_dict(settings: Mapping[str, Any]) -> Schedule:
@@ -381,49 +370,10 @@ def built_schedule(name: object, settings: Mapping[str, Any]) -> Schedule:
     return family(**settings)
 
 
-def sigma_rel_from_gamma(gamma: float) -> float:
-    """Relative width of the power function of exponent ``gamma``: sqrt(g+1) / ((g+2) sqrt(g+3)); EDM2, equation 123."""
-    _check_gamma(gamma)
-    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
-
-
-def gamma_from_sigma_rel(sigma_rel: float) -> float:
-    """Exponent of the power function of relative width ``sigma_rel``, in (0, 1/sqrt(12)].
-
-    The largest real root of ``(g+2)^2 (g+3) = (g+1) / sigma_rel^2``, the inverse of :func:`sigma_rel_from_gamma`;
-    EDM2, equation 126.
-    """
-    _check_sigma_rel(sigma_rel)
-    # With y = (g + 2) sigma_rel the cubic is y^3 + sigma_rel y^2 - y + sigma_rel = 0, whose numbers are all near 1.
-    roots = np.roots([1.0, sigma_rel, -1.0, sigma_rel])
-    return max(float(roots.real.max()) / sigma_rel - 2, 0.0)
-
-
-def power_reaching(decay: float, step: float, *, inv_gamma: float = 1.0, update_after_step: int = 0) -> float:
-    """The ``power`` with which :class:`InversePower` has grown to ``decay`` at call ``step``.
-
-    ``-log(1 - decay) / log(1 + e / inv_gamma)`` with ``e = step - update_after_step``.
-    """
-    _check_target(decay, step, update_after_step)
-    check_positive("inv_gamma", inv_gamma)
-    power = -math.log1p(-decay) / math.log1p((step - update_after_step) / inv_gamma)
-    return _reached("power", power, decay, step)
-
-
-def inv_gamma_reaching(decay: float, step: float, *, power: float = 2 / 3, update_after_step: int = 0) -> float:
-    """The ``inv_gamma`` with which :class:`InversePower` has grown to ``decay`` at call ``step``.
-
-    ``e / ((1 - decay) ** (-1 / power) - 1)`` with ``e = step - update_after_step``.
-    """
-    _check_target(decay, step, update_after_step)
-    check_positive("power", power)
-    try:
-        inv_gamma = (step - update_after_step) / math.expm1(-math.log1p(-decay) / power)
-    except OverflowError:
-        inv_gamma = 0.0
-    except ZeroDivisionError:
-        inv_gamma = math.inf
-    return _reached("inv_gamma", inv_gamma, decay, step)
+def changed_settings(schedule: Schedule) -> dict[str, Any]:
+    """The settings that are not the family's defaults, its own first and those of all families last."""
+    ordered = sorted(fields(schedule), key=lambda f: bool(f.kw_only))
+    return {f.name: getattr(schedule, f.name) for f in ordered if getattr(schedule, f.name) != f.default}
 
 
 def last_move(schedule: Schedule, num_steps: int) -> int:
@@ -439,229 +389,3 @@ def final_half_life(schedule: Schedule, num_steps: int) -> float:
     """
     decay = float(schedule.at([last_move(schedule, num_steps)])[0])
     return half_life(decay) * schedule.update_every
-
-
-def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
-    """``schedule`` with its tuned setting changed so that the decay at the end of the run halves in ``steps`` steps.
-
-    Closed form for most families.  The tuned setting is the family's: ``power``, ``beta``, ``gamma``, or, for the
-    running mean, its start, which is a whole number of moves and so may miss the half-life by up to 2 %.  A cap of
-    :class:`InversePower` that is in the way is raised.
-
-    Raises:
-        ValueError: where no value of the setting does it; the message says what would.
-    """
-    check_positive("steps", steps)
-    _check_moves(schedule, num_steps)
-    every = schedule.update_every
-    decay = decay_from_half_life(steps / every)
-    if not 0 < decay < 1:
-        raise ValueError(
-            f"no decay in double precision has a half-life of {steps:g} steps at update_every = {every}: "
-            f"ask for one from {half_life(5e-324) * every:.2g} to {half_life(LARGEST_DECAY) * every:.2g} steps"
-        )
-    found = replace(schedule, **_settings_of_decay(schedule, num_steps, decay))
-    nearest = final_half_life(found, num_steps)
-    if math.isclose(nearest, steps, rel_tol=_tolerance(schedule)):
-        return found
-    cure = "ask for that" if nearest > steps else "ask for that, or make the run longer"
-    if isinstance(schedule, InversePower) and schedule.min_value > decay:
-        cure = f"ask for that, or lower min_value = {schedule.min_value:g}"
-    if isinstance(schedule, BiasCorrected):
-        cure = f"it is at most the plain mean of its moves: {cure}"
-    raise ValueError(
-        f"no {schedule.tuned} of {type(schedule).__name__} gives a half-life of {steps:g} steps at the end of "
-        f"{num_steps} steps; the nearest is {nearest:.4g}: {cure}"
-    )
-
-
-def _settings_of_decay(schedule: Schedule, num_steps: int, decay: float) -> dict[str, Any]:
-    """The settings with which the last move has ``decay``, or, where there are none, as near as the family comes."""
-    call = last_move(schedule, num_steps)
-    move = float(schedule.move_number(np.array([float(call)]))[0])
-    match schedule:
-        case InversePower():
-            power = power_reaching(
-                decay, call, inv_gamma=schedule.inv_gamma, update_after_step=schedule.update_after_step
-            )
-            return {"power": power, "beta": max(schedule.beta, decay)}
-        case BiasCorrected():
-            return {"beta": _bias_corrected_beta(decay, move)}
-        case ExponentialRamp():
-            return {"beta": min(-decay / math.expm1(-move / schedule.tau), 1.0)}
-        case PowerFunction():
-            return {"gamma": max(math.log(decay) / math.log1p(-1 / move) - 1, 0.0), "sigma_rel": None}
-        case UniformAverage():
-            every = schedule.update_every
-            most = call // every + 1
-            near = round(1 / (1 - decay))
-            moves = min(
-                (min(max(n, 2), most) for n in (near - 1, near, near + 1)),
-                key=lambda n: abs(half_life(1 - 1 / n) - half_life(decay)),
-            )
-            return {"update_after_step": call - (moves - 1) * every}
-        case _:
-            return {"beta": decay}
-
-
-def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
-    """``schedule`` with its tuned setting changed so that the final average has a relative width of ``width``.
-
-    The relative width is the standard deviation in time of the weights, divided by the length of the whole run,
-    whenever the average starts.  Found by bisection on the exact weights of the run, so skipped calls and the copy at
-    the start count.  The start of the running mean is a whole number of moves, so it may miss the width by up to 2 %.
-
-    Args:
-        num_steps: At most 100 million, because the weight of every step is looked at.
-
-    Raises:
-        ValueError: where no value of the setting does it; the message gives the widths within reach.
-    """
-    check_positive("width", width)
-    check_whole("num_steps", num_steps, 1, _MOST_WEIGHTS)
-    _check_moves(schedule, num_steps)
-    # A cap of InversePower is out of the way at first; the user's stays where the answer does not need more.
-    changes: list[dict[str, Any]] = [{}]
-    if isinstance(schedule, InversePower):
-        changes = [{"beta": LARGEST_DECAY}, {}]
-    if isinstance(schedule, PowerFunction):
-        changes = [{"gamma": 0.0, "sigma_rel": None}]
-    narrowest, widest = math.inf, 0.0
-    for change in changes:
-        found, low, high = _tuned_to_width(replace(schedule, **change), num_steps, width)
-        if isinstance(found, InversePower) and isinstance(schedule, InversePower):
-            largest = float(found.at([last_move(found, num_steps)])[0])
-            found = replace(found, beta=max(schedule.beta, largest))
-        if found is not None and _has_width(found, num_steps, width):
-            return found
-        narrowest, widest = min(narrowest, low), max(widest, high)
-    raise ValueError(
-        f"no {schedule.tuned} of {type(schedule).__name__} gives a relative width of {width:g} over {num_steps} "
-        f"steps; widths from {narrowest:.3g} to {widest:.3g} are within reach"
-        + (", but not each of them" if narrowest < width < widest else "")
-    )
-
-
-def _has_width(schedule: Schedule, num_steps: int, width: float) -> bool:
-    return math.isclose(relative_width(schedule.decays(num_steps)), width, rel_tol=_tolerance(schedule))
-
-
-def _tuned_to_width(schedule: S, num_steps: int, width: float) -> tuple[S | None, float, float]:
-    """``schedule`` with its tuned setting where the width is first crossed, if it is, and the range of widths seen.
-
-    An average that barely moves is narrow again, around its start; the first crossing follows the run instead.
-    """
-
-    def candidate(position: float) -> S:
-        setting: dict[str, Any] = {schedule.tuned: _tuned_value(schedule, num_steps, position)}
-        return replace(schedule, **setting)
-
-    def error(position: float) -> float:
-        return relative_width(candidate(position).decays(num_steps)) - width
-
-    bracket, low, high = _first_crossing(error)
-    if bracket is None:
-        return None, low + width, high + width
-    found = candidate(float(brentq(error, *bracket, xtol=1e-12)))
-    if isinstance(found, UniformAverage):  # of whole numbers none may be exact
-        near = (found.start + k * found.update_every for k in (-1, 0, 1))
-        near_ones = [replace(found, update_after_step=start) for start in near if 0 <= start < num_steps]
-        found = min(near_ones, key=lambda one: abs(relative_width(one.decays(num_steps)) - width))
-    return found, low + width, high + width
-
-
-def _first_crossing(error: Callable[[float], float]) -> tuple[tuple[float, float] | None, float, float]:
-    """Between which positions in [0, 1] ``error`` first changes its sign, if it does, and its least and greatest."""
-    positions = np.linspace(0, 1, 65).tolist()
-    errors = [error(0.0)]
-    for previous, position in pairwise(positions):
-        errors.append(error(position))
-        if np.sign(errors[-2]) * np.sign(errors[-1]) <= 0:
-            return (previous, position), min(errors), max(errors)
-    top = int(np.argmax(errors))
-    bounds = positions[max(top - 1, 0)], positions[min(top + 1, 64)]
-    # The widest may lie between two of the positions.
-    peak = minimize_scalar(lambda position: -error(position), bounds=bounds, options={"xatol": 1e-9})
-    widest = max(errors[top], -float(peak.fun))
-    return (bounds[0], float(peak.x)) if errors[top] < 0 <= widest else None, min(errors), widest
-
-
-def _tuned_value(schedule: Schedule, num_steps: int, position: float) -> float:
-    """The tuned setting at ``position`` in [0, 1] of its range, spaced as its effect is."""
-    match schedule:
-        case InversePower():
-            # What matters is power * log(1 + e / inv_gamma) at the end.
-            passed = last_move(schedule, num_steps) - schedule.update_after_step
-            scale = math.log1p(passed) / math.log1p(passed / schedule.inv_gamma)
-            return min(float(1e-3 * 5e4**position * scale), LARGEST)
-        case PowerFunction():
-            return math.expm1(position * math.log1p(1e17))
-        case UniformAverage():
-            return round(position * (num_steps - 1))
-        case _:
-            return -math.expm1(position * math.log1p(-LARGEST_DECAY))
-
-
-def _check_moves(schedule: Schedule, num_steps: int) -> None:
-    """Raise ``ValueError`` if a run is over before the average moves, whatever the tuned setting."""
-    last = last_move(schedule, num_steps)
-    if isinstance(schedule, UniformAverage) and last > 0:  # its start is what is tuned
-        return
-    if last <= schedule.start:
-        raise ValueError(
-            f"the average starts at step {schedule.start}, but the run ends at step {num_steps - 1}: "
-            "make the run longer or update_after_step and update_every smaller"
-        )
-
-
-def _tolerance(schedule: Schedule) -> float:
-    return 0.02 if isinstance(schedule, UniformAverage) else 1e-5
-
-
-def _check_gamma(gamma: float) -> None:
-    if not is_real(gamma) or not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma must be finite and at least 0, got {shown(gamma)}")
-    if gamma > LARGEST:
-        raise ValueError(f"gamma must be from 0 to {LARGEST:g}, got {shown(gamma)}")
-
-
-def _check_sigma_rel(sigma_rel: float) -> None:
-    if not is_real(sigma_rel) or not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
-        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {shown(sigma_rel)}")
-    if sigma_rel < SMALLEST:
-        raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {MAX_SIGMA_REL:.4f}, got {shown(sigma_rel)}")
-
-
-def _check_target(decay: float, step: float, update_after_step: int) -> None:
-    if not 0 < decay < 1:
-        raise ValueError(f"decay must be in (0, 1), got {decay!r}")
-    if not update_after_step < step <= MOST_CALLS:
-        raise ValueError(
-            f"step must be above update_after_step = {update_after_step} and at most {MOST_CALLS:,}, got {shown(step)}"
-        )
-
-
-def _reached(name: str, value: float, decay: float, step: float) -> float:
-    if not SMALLEST <= value <= LARGEST:
-        raise ValueError(f"no {name} from {SMALLEST:g} to {LARGEST:g} reaches a decay of {decay!r} at step {step:g}")
-    return value
-
-
-def _bias_corrected_beta(decay: float, move: float) -> float:
-    """The beta whose corrected decay at move ``move`` is ``decay``; 1, the plain mean, where that is still less."""
-
-    def error(log_rest: float) -> float:
-        return float(BiasCorrected(-math.expm1(log_rest))._decay(np.array([move - 1]))[0]) - decay
-
-    low, high = math.log(2.0**-53), math.log1p(-decay)
-    if decay >= 1 - 1 / move or error(low) <= 0:
-        return 1.0
-    if error(high) >= 0:  # the correction is over
-        return decay
-    return -math.expm1(float(brentq(error, low, high, xtol=1e-14)))
-
-
-def changed_settings(schedule: Schedule) -> dict[str, Any]:
-    """The settings that are not the family's defaults, its own first and those of all families last."""
-    ordered = sorted(fields(schedule), key=lambda f: bool(f.kw_only))
-    return {f.name: getattr(schedule, f.name) for f in ordered if getattr(schedule, f.name) != f.default}

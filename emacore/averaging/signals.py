@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.signal import chirp, lfilter
 
+from emacore.averaging.families import Constant
 from emacore.averaging.filters import variance_gain
-from emacore.averaging.schedules import LARGEST_DECAY, Constant
+from emacore.averaging.schedules import LARGEST_DECAY
 from emacore.averaging.weights import weights
 from emacore.checks import check_whole
 

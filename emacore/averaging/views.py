@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emacore.averaging.signals import FinalLoss, final_loss, simulated_final_losses
+from emacore.averaging import filters, measurements
+from emacore.averaging.families import BiasCorrected, Constant
+from emacore.averaging.filters import half_lives
+from emacore.averaging.schedules import Schedule, final_half_life
+from emacore.averaging.signals import FinalLoss, final_loss, quadratic_loss, simulated_final_losses
+from emacore.averaging.weights import (
+    average,
+    effective_count,
+    mean_age,
+    moving_average,
+    relative_width,
+    start_share,
+    weights,
+)
+from emacore.averaging.windows import Scheme, decays_at_end
 
 Floats = NDArray[np.float64]
+#: Columns by their names, all of one length.
+Table = dict[str, NDArray[Any]]
+
+LEVELS = (0.9, 0.99, 0.999, 0.9999)
+
+FIRST, ZERO, CORRECTED = "EMA from the first value", "EMA from zero", "EMA, bias-corrected"
+DELAY, NOISE = "moving average, equal delay", "moving average, equal noise"
+SCHEDULE = "the schedule"
+FILTERS = (FIRST, ZERO, CORRECTED, DELAY, NOISE, SCHEDULE)
 
 #: By how many standard errors a simulated mean may miss its formula: of normal means one in 16,000 misses by more.
 MOST_ERRORS = 4.0
@@ -38,6 +62,62 @@ class LossByDecay(NamedTuple):
         if expected == simulated:
             return True
         return abs(expected - simulated) <= MOST_ERRORS * float(self.error[place]) + 1e-9 * expected
+
+    @property
+    def lowest(self) -> int:
+        """Where the average of the lowest expected loss stands; the last iterate (decay 0) is no average."""
+        total = np.where(self.decays > 0, self.expected.total, np.inf)
+        return int(total.argmin())
+
+    def table(self) -> dict[str, Floats]:
+        """All of it as columns: decay, half_life (steps), bias, variance, expected (both), simulated, standard_error.
+
+        And last, the expected loss of the last iterate, beside each.
+        """
+        expected = self.expected.total
+        return {
+            "decay": self.decays,
+            "half_life": half_lives(self.decays),
+            "bias": self.expected.bias,
+            "variance": self.expected.variance,
+            "expected": expected,
+            "simulated": self.simulated,
+            "standard_error": self.error,
+            "last": np.full(len(expected), expected[self.at(0.0)]),
+        }
+
+
+class Path(NamedTuple):
+    """Iterates around a minimum, and their average after each; both of shape (T, 2)."""
+
+    iterates: Floats
+    averaged: Floats
+
+    @property
+    def reach(self) -> float:
+        """The greatest distance of an iterate from the minimum along one of the two weights."""
+        return float(np.abs(self.iterates).max())
+
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Columns: step, sgd_w1, sgd_w2, average_w1, average_w2."""
+        (sgd_1, sgd_2), (average_1, average_2) = self.iterates.T, self.averaged.T
+        return {
+            "step": np.arange(len(self.iterates)),
+            "sgd_w1": sgd_1,
+            "sgd_w2": sgd_2,
+            "average_w1": average_1,
+            "average_w2": average_2,
+        }
+
+    def final_losses(self, curvatures: ArrayLike) -> list[float]:
+        """The loss of the last iterate, and of its average."""
+        return [float(quadratic_loss(curvatures, path[-1])) for path in (self.iterates, self.averaged)]
+
+
+def averaged_path(iterates: ArrayLike, beta: float) -> Path:
+    """Iterates, shape (T, 2), with their average of constant decay ``beta``."""
+    path = np.asarray(iterates, dtype=np.float64)
+    return Path(path, average(path, Constant(beta).decays(len(path))))
 
 
 def loss_by_decay(
@@ -74,3 +154,150 @@ def change_in_words(before: float, after: float) -> str:
     if after < 10 * before:
         return f"Averaging raises the expected loss of this run by {100 * (after / before - 1):.3g} %"
     return f"Averaging raises the expected loss of this run from {before:.3g} to {after:.3g}"
+
+
+def acting_calls(num_steps: int, scheme: Scheme) -> NDArray[np.int64]:
+    """The calls of a run that are not skipped; of a window all, as its start moves."""
+    return np.arange(0, num_steps, scheme.update_every if isinstance(scheme, Schedule) else 1)
+
+
+def decay_table(schedule: Schedule, num_steps: int) -> Table:
+    """The decays of a run, a row each call that is not skipped: step, decay, one_minus_decay, half_life_steps.
+
+    ``half_life_steps`` is how long, in steps, the decay of that call takes to halve what is in the average.
+    """
+    calls = acting_calls(num_steps, schedule)
+    decays = schedule.at(calls)
+    memory = filters.half_lives(decays) * schedule.update_every
+    return {"step": calls, "decay": decays, "one_minus_decay": 1 - decays, "half_life_steps": memory}
+
+
+def weight_table(scheme: Scheme, step: int) -> Table:
+    """What each call up to ``step`` weighs in the average after it: step, weight."""
+    calls = acting_calls(step + 1, scheme)
+    return {"step": calls, "weight": weights(decays_at_end(scheme, step + 1))[calls]}
+
+
+class Figures(NamedTuple):
+    """What an average is after a step: ages in steps, the count in snapshots, width and start as shares."""
+
+    mean_age: float
+    effective_count: float
+    relative_width: float
+    start_share: float
+
+
+def figures(scheme: Scheme, step: int) -> Figures:
+    """The figures of the average after ``step``; its width is a share of the steps so far."""
+    decays = decays_at_end(scheme, step + 1)
+    start = scheme.start if isinstance(scheme, Schedule) else None
+    return Figures(mean_age(decays), effective_count(decays), relative_width(decays), start_share(decays, start=start))
+
+
+def reached_table(schedule: Schedule, num_steps: int) -> Table:
+    """When a schedule has each of :data:`LEVELS` and its own ``beta``, if it has one above 0.
+
+    Returns:
+        decay (a text), half-life there (moves), first step (NaN where there is none), in this run (a text).
+    """
+    levels = {f"{level:g}": level for level in LEVELS}
+    beta = getattr(schedule, "beta", 0.0)
+    if beta > 0:
+        levels[f"beta = {beta:g}"] = beta
+    calls = [schedule.reaches(level) for level in levels.values()]
+    told = ["never, by this rule" if c is None else "yes" if c < num_steps else "no, too short" for c in calls]
+    return {
+        "decay": np.array(list(levels)),
+        "half-life there (moves)": np.array([filters.half_life(level) for level in levels.values()]),
+        "first step": np.array([np.nan if call is None else float(call) for call in calls]),
+        "in this run": np.array(told),
+    }
+
+
+class Memory(NamedTuple):
+    """What the average at the end of a run remembers: half-life and mean age in steps, width as a share of the run."""
+
+    half_life: float
+    relative_width: float
+    mean_age: float
+
+
+def memory_at_end(schedule: Schedule, num_steps: int) -> Memory:
+    """The memory of the average after ``num_steps`` calls."""
+    decays = schedule.decays(num_steps)
+    return Memory(final_half_life(schedule, num_steps), relative_width(decays), mean_age(decays))
+
+
+def equal_windows(beta: float, autocorrelation: float = 0.0) -> dict[str, int]:
+    """The moving averages, in steps, that an EMA is held against: of equal delay, and of equal noise."""
+    return {
+        DELAY: max(1, round(filters.equivalent_window(beta))),
+        NOISE: filters.window_of_equal_noise(beta, autocorrelation),
+    }
+
+
+def filtered(
+    values: ArrayLike, name: str, beta: float, windows: Mapping[str, int], schedule: Schedule | None = None
+) -> Floats:
+    """The answer of one of :data:`FILTERS` to a sequence, in its shape.
+
+    Raises:
+        ValueError: for another name, or for the schedule where there is none.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    match name:
+        case "EMA from the first value":
+            return average(numbers, Constant(beta).decays(len(numbers)))
+        case "EMA from zero":
+            return average(numbers, np.full(len(numbers), beta), initial=0.0)
+        case "EMA, bias-corrected":
+            return average(numbers, BiasCorrected(beta).decays(len(numbers)))
+    if name in windows:
+        return moving_average(numbers, windows[name])
+    if name != SCHEDULE or schedule is None:
+        raise ValueError(f"name must be one of {', '.join(FILTERS)}, the last with a schedule; got {name!r}")
+    return average(numbers, schedule.decays(len(numbers)))
+
+
+def gain_table(beta: float, windows: Mapping[str, int]) -> Table:
+    """Amplitude out by amplitude in, over the frequency (cycles per step): frequency, EMA, and each window's.
+
+    Windows of one size have one gain, so only the first of them is in the table.
+    From a twentieth of the cut-off, at most 0.0001, to the highest frequency a sequence has, 0.5.
+    """
+    cutoff = filters.cutoff_frequency(beta)
+    frequency = np.geomspace(min(1e-4, (cutoff or 0.01) / 20), 0.5, 400)
+    first = {size: name for name, size in reversed(list(windows.items()))}
+    moving = {first[n]: np.abs(filters.moving_average_response(n, frequency)) for n in dict.fromkeys(windows.values())}
+    return {"frequency": frequency, "EMA": np.abs(filters.frequency_response(beta, frequency)), **moving}
+
+
+def spectrum_table(noisy: ArrayLike, averaged: ArrayLike) -> Table:
+    """Power densities (value^2 per cycle per step) by Welch's method: frequency, sequence, average."""
+    frequency, before, after = measurements.spectra(noisy, averaged)
+    return {"frequency": frequency, "sequence": before, "average": after}
+
+
+def _ages(beta: float) -> int:
+    """So many steps that an EMA has answered: three of its equivalent windows, 20 to 20,000."""
+    return int(min(max(20, 3 * filters.equivalent_window(beta)), 20_000))
+
+
+def step_table(beta: float, windows: Mapping[str, int]) -> Table:
+    """The answer to a jump from 0 to 1, as a share of it: steps (since the jump, from 1), EMA, and each window's."""
+    steps = _ages(beta)
+    jumps = {name: np.r_[np.zeros(size), np.ones(steps)] for name, size in windows.items()}
+    moving = {name: moving_average(jump, windows[name])[windows[name] :] for name, jump in jumps.items()}
+    return {"steps": np.arange(1, steps + 1), "EMA": filters.step_response(beta, steps), **moving}
+
+
+def age_table(beta: float, windows: Mapping[str, int]) -> Table:
+    """What a value of each age (steps) weighs: age, EMA, and each window's."""
+    ages = np.arange(_ages(beta))
+    moving = {name: np.where(ages < size, 1 / size, 0.0) for name, size in windows.items()}
+    return {"age": ages, "EMA": filters.impulse_response(beta, len(ages)), **moving}
+
+
+def shown_windows(chosen: Collection[str], windows: Mapping[str, int]) -> dict[str, int]:
+    """The windows of the chosen filters."""
+    return {name: size for name, size in windows.items() if name in chosen}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emacore.averaging.schedules import Schedule, UniformAverage
+from emacore.averaging.families import UniformAverage
+from emacore.averaging.schedules import Schedule
 from emacore.checks import check_whole
 
 Floats = NDArray[np.float64]

@@ -18,7 +18,7 @@ _ZERO, _INTERVAL, _RULES, _LABELS = range(4)
 
 
 def bands(table: pd.DataFrame, colours: Mapping[str, str], *, y_title: str, y_scale: Scale = "log") -> Figure:
-    """Median lines within their bands, over epochs.
+    """Median lines within their bands, over epochs, and below them how many seeds they are of.
 
     Args:
         table: curve, epoch, low, median, high, seeds.
@@ -39,28 +39,30 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
     scale = alt.Scale(type=y_scale, zero=False) if y_scale == "linear" else alt.Scale(type=y_scale)
     base = alt.Chart().encode(
         detail="piece:N",
-        x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False)),
+        x=alt.X("epoch:Q", title=None, scale=alt.Scale(nice=False), axis=alt.Axis(labels=False, ticks=False)),
         color=alt.Color(
             "curve:N",
             scale=alt.Scale(domain=[name for name, _ in colours], range=[colour for _, colour in colours]),
-            legend=alt.Legend(title=None, orient="bottom", columns=2, symbolType="stroke", symbolOpacity=1),
+            legend=alt.Legend(title=None, orient="top", columns=2, symbolType="stroke", symbolOpacity=1),
         ),
     )
+    room: dict[str, Any] = {"minExtent": 46, "maxExtent": 46, "titlePadding": 6}  # keeps the two epoch axes in line
+    axis = alt.Axis(**room)
     area = (
         base.mark_area(clip=True)
         .encode(
-            y=alt.Y("low:Q", title=y_title, scale=scale),
+            y=alt.Y("low:Q", title=y_title, scale=scale, axis=axis),
             y2="high:Q",
             opacity=alt.when(highlight).then(alt.value(0.22)).otherwise(alt.value(0.04)),
         )
         .add_params(highlight)
     )
     line = base.mark_line(clip=True, strokeWidth=2.2).encode(
-        y=alt.Y("median:Q", title=y_title, scale=scale),
+        y=alt.Y("median:Q", title=y_title, scale=scale, axis=axis),
         opacity=alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12)),
     )
     points = base.mark_circle(size=80).encode(
-        y=alt.Y("median:Q", title=y_title, scale=scale),
+        y=alt.Y("median:Q", title=y_title, scale=scale, axis=axis),
         opacity=alt.when(alt.datum.alone).then(alt.value(0.6)).otherwise(alt.value(0)),
         tooltip=[
             alt.Tooltip("curve:N", title=" "),
@@ -71,7 +73,18 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
             alt.Tooltip("seeds:Q", title="seeds training"),
         ],
     )
-    return spec_of(alt.layer(area, line, points).properties(height=360))
+    seeds = (
+        alt.Chart()
+        .mark_area(color=CLEAN, opacity=0.5, interpolate="step-after", line={"color": CLEAN, "strokeWidth": 1.5})
+        .encode(
+            x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False)),
+            y=alt.Y("min(seeds):Q", title="seeds", axis=alt.Axis(**room, tickMinStep=1, tickCount=2)),
+            tooltip=[alt.Tooltip("epoch:Q"), alt.Tooltip("min(seeds):Q", title="seeds training")],
+        )
+        .properties(height=60)
+    )
+    above = alt.layer(area, line, points).properties(height=300)
+    return spec_of(alt.vconcat(above, seeds, spacing=10, bounds="flush").resolve_scale(x="shared"))
 
 
 def differences(

@@ -26,7 +26,14 @@ _HATCHED = 1
 
 
 def heatmap(
-    table: pd.DataFrame, *, reference: float, x_title: str, y_title: str, dotted: str | None = None, height: int = 460
+    table: pd.DataFrame,
+    *,
+    reference: float,
+    x_title: str,
+    y_title: str,
+    loss_title: str,
+    dotted: str | None = None,
+    height: int = 460,
 ) -> Figure:
     """Cells of columns x, y, loss; blue where the loss is below ``reference``, orange where it is above.
 
@@ -39,11 +46,11 @@ def heatmap(
         dot=table[dotted] if dotted else False,
         best=table.index == table["loss"].idxmin() if table["loss"].notna().any() else False,
     )
-    return Figure(shown, _spec(x_title, y_title, height))
+    return Figure(shown, _spec(x_title, y_title, loss_title, height))
 
 
 @lru_cache(maxsize=64)
-def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
+def _spec(x_title: str, y_title: str, loss_title: str, height: int) -> dict[str, Any]:
     cell = alt.selection_point(name=CELL, fields=["code"], toggle=False, empty=False)
     framed = cell | alt.datum.best
     base = alt.Chart().encode(
@@ -60,7 +67,7 @@ def _spec(x_title: str, y_title: str, height: int) -> dict[str, Any]:
             tooltip=[
                 alt.Tooltip("x:O", title=x_title),
                 alt.Tooltip("y:O", title=y_title),
-                alt.Tooltip("loss:Q", title="loss (MSE)", format=".5~g"),
+                alt.Tooltip("loss:Q", title=loss_title, format=".5~g"),
                 alt.Tooltip("percent:Q", title="change against the original (%)", format="+.3~g"),
             ],
         )
@@ -79,7 +86,7 @@ def evidence_map(
 
     Args:
         table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code, median_gain (a share
-            of the original), low, high, wins, seeds, p, verdict.  Cells may be missing.
+            of the original), low, high, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
     """
     with np.errstate(invalid="ignore"):
         ratio = np.maximum(1 - table["median_gain"].astype(float), 2.0**-9)
@@ -129,7 +136,9 @@ def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title:
                 alt.Tooltip("percent:Q", title="median change of the final loss (%)", format="+.3~g"),
                 alt.Tooltip("wins:Q", title="seeds in which averaging won"),
                 alt.Tooltip("seeds:Q", title="of"),
-                alt.Tooltip("p:Q", title="p (Holm)", format=".2~g"),
+                alt.Tooltip("pairs:Q", title="seeds with a finite gain, of which the median is"),
+                alt.Tooltip("wilcoxon_p:Q", title="Wilcoxon's p, of this cell alone", format=".2~g"),
+                alt.Tooltip("p:Q", title="p after Holm's correction, which decides", format=".2~g"),
                 alt.Tooltip("verdict:N"),
             ],
         )

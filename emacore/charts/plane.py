@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Rows = list[dict[str, Any]]
 
 #: The trained weights, by the names they have on two pages, and their average.

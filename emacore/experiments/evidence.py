@@ -69,21 +69,42 @@ def per_seed(history: pd.DataFrame, averaged: str = "ema", steady_from: int = 20
 def bands(history: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """Median and 5 to 95 % of curves over the seeds still training: curve, epoch, low, median, high, seeds.
 
+    ``seeds`` counts those whose loss is finite at that epoch, of which the other three are.
+
     Args:
         columns: Names of the curves by their columns.
     """
     parts = []
+    finite = history[list(columns)].where(np.isfinite(history[list(columns)]))
     for column, name in columns.items():
-        groups = history.groupby("epoch")[column]
+        groups = finite[column].groupby(history["epoch"])
         found = groups.quantile(np.array([0.05, 0.5, 0.95])).unstack().set_axis(["low", "median", "high"], axis=1)
-        parts.append(found.assign(curve=name, seeds=groups.size()).reset_index())
+        parts.append(found.assign(curve=name, seeds=groups.count()).reset_index())
     return pd.concat(parts, ignore_index=True)[["curve", "epoch", "low", "median", "high", "seeds"]]
 
 
 def wins(history: pd.DataFrame, averaged: str = "ema") -> pd.DataFrame:
-    """The share of the seeds still training whose average has the lower loss: epoch, share, seeds."""
-    won = (history[f"val_loss_{averaged}"] < history["val_loss_original"]).groupby(history["epoch"])
-    return pd.DataFrame({"share": won.mean(), "seeds": won.size()}).reset_index()
+    """The share of the seeds still training whose average has the lower loss: epoch, share, seeds.
+
+    ``seeds`` counts those whose losses are not both lost at that epoch, of which the share is.
+    """
+    original, average = history["val_loss_original"], history[f"val_loss_{averaged}"]
+    won = (gains(original, average) > 0)[known := np.isfinite(original) | np.isfinite(average)]
+    groups = pd.Series(won).groupby(history["epoch"][known].to_numpy())
+    return pd.DataFrame({"share": groups.mean(), "seeds": groups.size()}).rename_axis("epoch").reset_index()
+
+
+def training_in_words(history: pd.DataFrame) -> str:
+    """How many seeds still train at which epoch."""
+    training = history.groupby("epoch").size()
+    seeds, last = int(training.max()), int(training.index[-1])
+    if training.iloc[-1] == seeds:
+        return f"All {seeds} seeds train up to epoch {last}."
+    all_of_them, half = (int(training.index[training >= least][-1]) for least in (seeds, seeds / 2))
+    return (
+        f"All {seeds} seeds train up to epoch {all_of_them}, {int(training[half])} up to epoch {half}, and "
+        f"{int(training.iloc[-1])} up to the last, {last}: bands and shares are of the seeds that still train."
+    )
 
 
 def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Comparison]:
@@ -92,15 +113,18 @@ def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Compar
     Args:
         intervals: As :func:`~emacore.experiments.statistics.paired_comparison` takes them.
     """
-    found = {}
-    for question in QUESTIONS:
-        original, averaged = table[f"{question}_original"], table[f"{question}_averaged"]
-        if question == "steadiness":  # a run too short for it is no loss of either
-            kept = original.notna() & averaged.notna()
-            original, averaged = original[kept], averaged[kept]
-        if len(original):
-            found[question] = paired_comparison(original, averaged, intervals=intervals)
-    return found
+    found = {question: comparison_of(table, question, intervals) for question in QUESTIONS}
+    return {question: one for question, one in found.items() if one is not None}
+
+
+def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL) -> Comparison | None:
+    """The comparison for one of :data:`QUESTIONS`; ``None`` where no seed has an answer."""
+    pairs = table[[f"{question}_original", f"{question}_averaged"]].astype(float)
+    if question == "steadiness":  # a run too short for it is no loss of either
+        pairs = pairs.dropna()
+    if pairs.empty:
+        return None
+    return paired_comparison(pairs.iloc[:, 0], pairs.iloc[:, 1], intervals=intervals)
 
 
 def gains_in_words(table: pd.DataFrame, comparison: Comparison) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -180,29 +181,94 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def kind_of(comparison: Comparison, p: float | None = None) -> str:
-    """One of :data:`KINDS`, fixed by the numbers.
-
-    A difference is claimed where the median's interval lies on one side of 0 and Wilcoxon's p is below 5 %.  Where one
-    of the two says so and the other does not, it is unclear; with fewer than :data:`FEWEST_SEEDS` finite pairs there is
-    no interval, and no way to tell.
+@dataclass(frozen=True)
+class Corrected:
+    """A comparison as one of several tests.
 
     Args:
-        p: An adjusted p-value in place of Wilcoxon's.
+        p: Holm's adjusted p-value; NaN where there is nothing to test.
+        tests: How many there are.
+        least: The least that ``p`` could have been, had one network won all of this comparison's finite pairs.
     """
-    median = comparison.median
+
+    p: float
+    tests: int
+    least: float
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Corrected]:
+    """Each comparison as one of all these tests."""
+    p_values = np.array([one.wilcoxon_p for one in comparisons])
+    adjusted = holm(p_values)
+    found = []
+    for n, one in enumerate(comparisons):
+        others = p_values.copy()
+        others[n] = least_p(one.pairs)
+        found.append(Corrected(float(adjusted[n]), int((~np.isnan(p_values)).sum()), float(holm(others)[n])))
+    return found
+
+
+def least_p(pairs: int) -> float:
+    """The least p-value of Wilcoxon's two-sided test of so many pairs: 2 / 2^n."""
+    return min(1.0, 2.0 ** (1 - pairs))
+
+
+def fewest_seeds(tests: int) -> int:
+    """With how many seeds each, if no pair ties, the least p-value of so many tests can be below 5 % after Holm."""
+    return next(n for n in itertools.count(1) if tests * least_p(n) < 1 - LEVEL)
+
+
+def seeds_in_words(seeds: int, tests: int) -> str:
+    """Whether so many tests of so many seeds each can show anything."""
+    fewest = fewest_seeds(tests)
+    several = f"{tests} tests" if tests > 1 else "one test"
+    if seeds >= fewest:
+        return f"For {several} {fewest} seeds each are the least that can show anything, if no pair ties."
+    holm_too = f", and {tests * least_p(seeds):.2g} after Holm's correction for {several}" if tests > 1 else ""
+    return (
+        f"{seeds} seeds cannot show anything here, whatever they find: the least p-value that Wilcoxon's test has for "
+        f"them is 2/2^{seeds} = {least_p(seeds):.2g}{holm_too}. {several.capitalize()} need at least {fewest} seeds"
+        f"{' each' if tests > 1 else ''}."
+    )
+
+
+def p_values_in_words(tests: int) -> str:
+    """What the two p-values of one of several tests are, and which decides."""
+    return (
+        "Two p-values: Wilcoxon's is that of the cell alone. Each of many cells has its own chance to seem to show "
+        f"something, so Holm's correction multiplies the least of {tests} p-values by {tests}, the next by {tests - 1} "
+        "and so on. Every verdict of this map goes by the corrected one."
+        if tests > 1
+        else "There is one test, so nothing is corrected."
+    )
+
+
+def kind_of(comparison: Comparison, among: Corrected | None = None) -> str:
+    """One of :data:`KINDS`, fixed by the numbers.
+
+    A difference is claimed where the median's interval lies on one side of 0 and the p-value, corrected if it is one of
+    several, is below 5 %.  It cannot tell with fewer than :data:`FEWEST_SEEDS` finite pairs, which have no interval,
+    nor where no outcome of the pairs could have claimed anything.  Where one of interval and test finds a difference
+    and the other does not, it is unclear.
+    """
+    median, p = comparison.median, comparison.wilcoxon_p if among is None else among.p
     if math.isnan(median.low):
         return "cannot tell"
-    p = comparison.wilcoxon_p if p is None else p
     small, aside = p < 1 - LEVEL, median.low > 0 or median.high < 0
     if small and aside:
         return "helps" if median.low > 0 else "hurts"
+    if among is not None and among.least >= 1 - LEVEL and comparison.wins + comparison.losses:
+        return "cannot tell"
     return "unclear" if small or aside else "no difference shown"
 
 
-def verdict(comparison: Comparison, what: str = "the final loss") -> str:
-    """A sentence or two that the numbers bear out; each number names the pairs it rests on."""
-    kind, median = kind_of(comparison), comparison.median
+def verdict(comparison: Comparison, what: str = "the final loss", among: Corrected | None = None) -> str:
+    """A sentence or two that the numbers bear out; each number names the pairs it rests on.
+
+    Args:
+        among: The comparison as one of several tests, if it is.
+    """
+    kind, median = kind_of(comparison, among), comparison.median
     won = f"averaging won {comparison.wins} of {comparison.seeds}"
     over = f"over {over_pairs(comparison)}"
     rest = (
@@ -211,7 +277,7 @@ def verdict(comparison: Comparison, what: str = "the final loss") -> str:
         if comparison.infinite
         else ""
     )
-    if kind == "cannot tell":
+    if math.isnan(median.low):
         only = f"only {comparison.pairs} of the pairs have a finite gain, and " if comparison.infinite else ""
         return (
             f"Cannot tell from {comparison.seeds} seeds whether averaging changes {what}: {only}{FEWEST_SEEDS} are the "
@@ -220,12 +286,20 @@ def verdict(comparison: Comparison, what: str = "the final loss") -> str:
     if kind == "no difference shown" and median.low == median.high:
         return f"No difference shown for {what} {over}: {comparison.ties} of {comparison.seeds} tie; {won}.{rest}"
     numbers = f"{interval_in_words(median)}; Wilcoxon p = {comparison.wilcoxon_p:.2g}"
+    if among is not None and among.tests > 1:
+        numbers += f", {among.p:.2g} corrected for {among.tests} tests"
     if kind in ("helps", "hurts"):
         return (
             f"Averaging {kind}: {what} is {'better' if kind == 'helps' else 'worse'} by "
             f"{percent(abs(median.estimate), sign=False)} in the median {over} ({numbers}; {won}).{rest}"
         )
     found = f"{won}, and the median gain is {percent(median.estimate)} ({numbers})"
+    if kind == "cannot tell" and among is not None:
+        return (
+            f"Cannot tell from {comparison.seeds} seeds whether averaging changes {what}: even if it had won every "
+            f"pair, or none, the corrected p would be {among.least:.2g}; {fewest_seeds(among.tests)} seeds are the "
+            f"least for {among.tests} tests. Over {over_pairs(comparison)} {found}.{rest}"
+        )
     if kind == "unclear":
         but = "the test finds a difference, but the interval holds 0"
         if not median.low <= 0 <= median.high:

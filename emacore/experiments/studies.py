@@ -11,9 +11,11 @@ from typing import Any
 
 import emacore.tasks  # noqa: F401  settings are read back by the task that they name
 from emacore.averaging.code import from_code, to_code
-from emacore.averaging.schedules import Constant, Schedule, schedule_from_dict
+from emacore.averaging.families import Constant
+from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.checks import check_whole
-from emacore.training.config import TaskConfig, json_object
+from emacore.training.acting import acting
+from emacore.training.config import TaskConfig, dotted, json_object
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,13 @@ class Sweep:
         place = {json.dumps(list(settings.values())): index for index, settings in enumerate(self._chosen())}
         return sorted(rows, key=lambda row: place[json.dumps([row[name] for name in self.grid])])
 
+    def alike(self) -> list[list[int]]:
+        """The cells by their number, in groups that are the same experiment in effect (see :func:`acting`)."""
+        groups: dict[Any, list[int]] = {}
+        for index, (_, config) in enumerate(self.cells()):
+            groups.setdefault(tuple(sorted(acting(config).items())), []).append(index)
+        return list(groups.values())
+
     def _chosen(self) -> Iterator[dict[str, Any]]:
         return (dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
 
@@ -120,7 +129,7 @@ def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig
         for parent in parents:
             part = part.get(parent) if isinstance(part, dict) else None
         if not isinstance(part, dict) or last not in part or (isinstance(part[last], dict) and name != "schedule"):
-            known = ", ".join(sorted(_dotted(changed)))
+            known = ", ".join(sorted(dotted(changed)))
             raise ValueError(f"there is no setting {name!r}; there are {known}, and schedule (as code)")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise ValueError(f"{name} must be a number below 2**63, got one of {len(str(abs(value)))} digits")
@@ -145,14 +154,6 @@ def _schedule(value: Any) -> Schedule:
 def _told(name: str, value: Any) -> Any:
     """A grid's value as its tables have it: a bare decay as the schedule it means."""
     return to_code(_schedule(value)) if name == "schedule" and isinstance(value, (int, float)) else value
-
-
-def _dotted(settings: Mapping[str, Any], start: str = "") -> Iterator[str]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{start}{name}.")
-        else:
-            yield f"{start}{name}"
 
 
 def job_from_json(text: str | bytes) -> Job:

@@ -6,12 +6,13 @@ The engine is joblib: its loky processes here, Dask's workers where a scheduler'
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,20 @@ import pandas as pd
 
 import emacore
 from emacore.averaging.code import to_code
-from emacore.averaging.schedules import UniformAverage
-from emacore.experiments.evidence import QUESTIONS, per_seed
-from emacore.experiments.statistics import holm, kind_of, paired_comparison, percent
+from emacore.experiments.evidence import QUESTIONS, comparison_of, per_seed
+from emacore.experiments.statistics import (
+    Comparison,
+    Corrected,
+    Interval,
+    corrected,
+    fewest_seeds,
+    kind_of,
+    percent,
+    seeds_in_words,
+)
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
+from emacore.training.acting import acting, idle_settings
 from emacore.training.config import TaskConfig
 from emacore.training.history import MODELS, training_follows_average
 
@@ -113,13 +123,15 @@ def sweep(
 
 
 def sharing(cells: Mapping[int, TaskConfig]) -> dict[int, dict[int, TaskConfig]]:
-    """Cells in groups, by their first one, of which one training serves all: they differ in their average only, and
-    nothing in the training looks at it."""
+    """Cells in groups, by their first one, of which one training serves all: they are the same in effect, or differ in
+    their average only, and nothing in the training looks at it."""
     groups: dict[int, dict[int, TaskConfig]] = {}
-    firsts: dict[str, int] = {}
+    firsts: dict[Any, int] = {}
     for index, cell in cells.items():
-        alone = bool(training_follows_average(cell))
-        first = firsts.setdefault((cell if alone else replace(cell, schedule=UniformAverage())).to_json(), index)
+        acts = acting(cell)
+        if not training_follows_average(cell):
+            del acts["schedule"]
+        first = firsts.setdefault(tuple(sorted(acts.items())), index)
         groups.setdefault(first, {})[index] = cell
     return groups
 
@@ -292,55 +304,174 @@ def _table(done: Mapping[int, Rows], columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame([row for index in sorted(done) for row in done[index]], columns=columns)
 
 
-def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
-    """A row for each cell: the grid's columns, seeds, wins, median_gain (a share), low, high, p (Holm's) and verdict.
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sweep's table, and what its seeds say of a question.
 
-    Of the final loss; cells that could not be trained cannot tell.
+    Args:
+        settings: Its values of the grid.
+        rows: A row for each seed.
+        test: Its number, from 1; cells with the same number have the same pairs and are one test.
+        comparison: ``None`` where no seed has an answer.
+        among: The comparison as one of all the sweep's tests.
     """
-    rows, found = [], []
-    for key, cell in table.groupby(list(grid), sort=False, dropna=False):
-        comparison = paired_comparison(cell["final_original"].astype(float), cell["final_averaged"].astype(float))
-        found.append(comparison)
-        median = comparison.median
-        named = dict(zip(grid, key if isinstance(key, tuple) else (key,), strict=True))
+
+    settings: dict[str, Any]
+    rows: pd.DataFrame
+    test: int
+    comparison: Comparison | None
+    among: Corrected | None
+
+    @property
+    def verdict(self) -> str:
+        """One of :data:`~emacore.experiments.statistics.KINDS`."""
+        return "cannot tell" if self.comparison is None else kind_of(self.comparison, self.among)
+
+
+def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final") -> list[Cell]:
+    """The cells of a sweep's table, each with its one verdict on a question.
+
+    Cells whose pairs are all the same, because what they differ in acts on nothing, are one test.
+    """
+    parts: list[tuple[dict[str, Any], pd.DataFrame, Comparison | None]] = []
+    numbers: list[int] = []
+    tests: dict[Any, int] = {}
+    for _, rows in table.groupby([table[name].map(json.dumps) for name in grid], sort=False):
+        settings = {str(name): value for name, value in rows[list(grid)].iloc[0].items()}
+        pairs = rows[["seed", f"{question}_original", f"{question}_averaged"]].astype(float)
+        # A cell that could not be trained has no pairs, and is like no other.
+        mark: Any = (
+            len(parts) if pairs.iloc[:, 1:].isna().all(axis=None) else pairs.sort_values("seed").to_numpy().tobytes()
+        )
+        numbers.append(tests.setdefault(mark, len(tests)))
+        parts.append((settings, rows, comparison_of(rows, question)))
+    firsts = {number: comparison for number, (_, _, comparison) in reversed(list(zip(numbers, parts, strict=True)))}
+    tested = {number: one for number, one in firsts.items() if one is not None}
+    among = dict(zip(tested, corrected(list(tested.values())), strict=True))
+    return [
+        Cell(settings, rows, number + 1, comparison, among.get(number))
+        for number, (settings, rows, comparison) in zip(numbers, parts, strict=True)
+    ]
+
+
+def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
+    """A row for each cell: what its seeds say of the final loss.
+
+    Returns:
+        The grid's columns (lists as text), ``seeds``, ``pairs`` (those with a finite gain), ``wins``, ``median_gain``
+        (a share, of the pairs) with its 95 % interval ``low`` to ``high``, ``wilcoxon_p`` (of the cell alone), ``p``
+        (the same after Holm's correction for all tests, by which the verdict goes), ``test`` (cells with the same
+        number have the same pairs and are one test) and ``verdict``.  Cells that could not be trained cannot tell.
+    """
+    rows = []
+    for cell in cells_of(table, grid):
+        one, among = cell.comparison, cell.among
+        median = Interval(math.nan, math.nan, math.nan) if one is None else one.median
         rows.append(
             {
-                **named,
-                "seeds": comparison.seeds,
-                "wins": comparison.wins,
+                **{name: str(value) if isinstance(value, list) else value for name, value in cell.settings.items()},
+                "seeds": len(cell.rows),
+                "pairs": 0 if one is None else one.pairs,
+                "wins": 0 if one is None else one.wins,
                 "median_gain": median.estimate,
                 "low": median.low,
                 "high": median.high,
+                "wilcoxon_p": math.nan if one is None else one.wilcoxon_p,
+                "p": math.nan if among is None else among.p,
+                "test": cell.test,
+                "verdict": cell.verdict,
             }
         )
-    adjusted = holm([comparison.wilcoxon_p for comparison in found])
-    verdicts = [kind_of(one, p if not math.isnan(p) else 1.0) for one, p in zip(found, adjusted, strict=True)]
-    return pd.DataFrame(rows).assign(p=adjusted, verdict=verdicts)
+    return pd.DataFrame(rows)
 
 
 def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
     """What :func:`summary` says of the cells together, in sentences that the numbers bear out."""
-    counts = found["verdict"].value_counts()
-    seeds = sorted(set(found["seeds"]))
-    open_ones = counts.get("no difference shown", 0)
-    told = [
-        f"Of {len(found)} cells of {' or '.join(map(str, seeds))} seeds, averaging helps in "
-        f"{counts.get('helps', 0)} and hurts in {counts.get('hurts', 0)}; "
-        f"{open_ones} {'shows' if open_ones == 1 else 'show'} no difference"
-        + (f", {counts['unclear']} {'is' if counts['unclear'] == 1 else 'are'} unclear" if "unclear" in counts else "")
-        + (f", and {counts['cannot tell']} cannot tell from so few seeds" if "cannot tell" in counts else "")
-        + f" (p-values corrected for {len(found)} tests after Holm)."
-    ]
+    different = found.drop_duplicates("test")
+    counts = different["verdict"].value_counts()
+    seeds = " or ".join(map(str, sorted(set(found["seeds"]))))
+    begin = f"Of {len(found)} cells of {seeds} seeds"
+    if len(different) < len(found):
+        begin = (
+            f"{len(found)} cells of {seeds} seeds are {len(different)} different ones, for some show exactly the same "
+            f"as others. Of the {len(different)}"
+        )
+    told = [f"{begin}, averaging helps in {counts.get('helps', 0)} and hurts in {counts.get('hurts', 0)}"]
+    for kind, words in (
+        ("no difference shown", "no difference is shown in"),
+        ("unclear", "interval and test disagree in"),
+        ("cannot tell", f"{seeds} seeds cannot tell in"),
+    ):
+        if kind in counts:
+            told.append(f"{words} {counts[kind]}")
+    tests = int(different["wilcoxon_p"].notna().sum())
+    corrections = f" (p-values corrected for {tests} tests after Holm)" if tests > 1 else ""
+    sentences = [f"{'; '.join(told)}{corrections}."]
     for verdict, best in (("helps", "idxmax"), ("hurts", "idxmin")):
-        cells = found[found["verdict"] == verdict]
+        cells = different[different["verdict"] == verdict]
         if len(cells):
             cell = cells.loc[getattr(cells["median_gain"], best)()]
-            settings = ", ".join(f"{name} {cell[name]}" for name in grid)
-            told.append(
-                f"It {verdict} most at {settings}: in the median the final loss is {_beside(cell['median_gain'])}, and "
-                f"averaging won in {cell['wins']} of {cell['seeds']} seeds."
+            same = found[found["test"] == cell["test"]]
+            over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
+            sentences.append(
+                f"It {verdict} most at {_place(same, found, grid)}: in the median{over} the final loss is "
+                f"{_beside(cell['median_gain'])}, and averaging won in {cell['wins']} of {cell['seeds']} seeds."
             )
-    return " ".join(told)
+    return " ".join(sentences)
+
+
+def _place(same: pd.DataFrame, found: pd.DataFrame, grid: Sequence[str]) -> str:
+    """Where in the grid cells lie that are the same."""
+    if len(same) < math.prod(same[name].nunique(dropna=False) for name in grid):
+        return " or at ".join(", ".join(f"{name} {row[name]}" for name in grid) for row in same.to_dict("records"))
+    parts = []
+    for name in grid:
+        values = same[name].unique()
+        everywhere = len(values) > 1 and len(values) == found[name].nunique(dropna=False)
+        parts.append(f"any {name}" if everywhere else f"{name} {' or '.join(map(str, values))}")
+    return ", ".join(parts)
+
+
+def before_start(sweep: Sweep) -> tuple[str, str]:
+    """What is to be said of a sweep before it is started: what cannot be shown or acts on nothing, and what it needs.
+
+    Returns:
+        Warnings, and what is merely to be known; either may be empty.
+    """
+    groups, seeds = sweep.alike(), len(sweep.seeds)
+    enough, needs = seeds >= fewest_seeds(len(groups)), seeds_in_words(seeds, len(groups))
+    warnings = [] if enough else [needs]
+    cells = len(sweep.cells())
+    if len(groups) < cells:
+        different = f"{len(groups)} different experiments" if len(groups) > 1 else "one and the same experiment"
+        warnings.append(
+            f"{cells} cells are {different}: {_why_alike(sweep, groups)}. Cells that are "
+            "the same are trained once and are one test."
+        )
+    return " ".join(warnings), needs if enough else ""
+
+
+def _why_alike(sweep: Sweep, groups: Sequence[Sequence[int]]) -> str:
+    """Which of a grid's settings act on nothing, and why, or which of their values do the same."""
+    cells, told = sweep.cells(), []
+    explained = set()
+    for name in sweep.grid:
+        reasons = [idle_settings(config).get(name) for _, config in cells]
+        if len(sweep.grid[name]) > 1 and any(reasons):
+            idle = sum(reason is not None for reason in reasons)
+            where = "" if idle == len(cells) else f" in {idle} of the cells"
+            why = ", ".join(dict.fromkeys(filter(None, reasons)))
+            told.append(f"{name} acts on nothing{where} ({why})")
+            explained.add(name)
+    alike: dict[tuple[str, ...], None] = {}
+    for group in groups:
+        chosen = [cells[n][0] for n in group]
+        differing = [name for name in sweep.grid if len({json.dumps(one[name]) for one in chosen}) > 1]
+        if differing and not explained & set(differing):
+            values = ("/".join(dict.fromkeys(str(one[name]) for one in chosen)) for name in differing)
+            alike[tuple(f"{name} {value}" for name, value in zip(differing, values, strict=True))] = None
+    told += [f"{' with '.join(values)} do the same in these runs" for values in alike]
+    return "; ".join(told)
 
 
 def _beside(gain: float) -> str:

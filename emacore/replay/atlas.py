@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -13,14 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq, minimize_scalar
 
 from emacore.averaging.code import scheme_to_code
+from emacore.averaging.families import MAX_SIGMA_REL, InversePower, PowerFunction, gamma_from_sigma_rel
 from emacore.averaging.filters import decay_from_half_life
-from emacore.averaging.schedules import (
-    MAX_SIGMA_REL,
-    InversePower,
-    PowerFunction,
-    Schedule,
-    gamma_from_sigma_rel,
-)
+from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import relative_width
 from emacore.averaging.windows import Scheme, Window
 from emacore.replay.trajectory import Table, Trajectory
@@ -31,11 +26,8 @@ SIZE = 20
 #: So many epochs, evenly spread, are looked at for a cell's best.
 BEST_OF = 12
 
-#: The settings that an axis can have: the values it takes in a run of so many steps.
-AXES: dict[str, Callable[[int], NDArray[Any]]] = {
-    "power": lambda steps: np.linspace(0.1, 2.0, SIZE).round(12),
-    "inv_gamma": lambda steps: np.geomspace(0.1, 1000.0, SIZE),
-    "beta": lambda steps: 1 - np.geomspace(0.3, 1e-5, SIZE),
+#: Axes of all families: the values they take in a run of so many steps.  None but the start is a setting.
+_DERIVED: dict[str, Callable[[int], NDArray[Any]]] = {
     "half_life": lambda steps: np.unique(np.geomspace(1, steps, SIZE)),
     "update_after_step": lambda steps: np.unique(np.linspace(0, 0.95 * steps, SIZE).astype(int)),
     "relative_width": lambda steps: np.linspace(0.01, 0.28, SIZE),
@@ -50,24 +42,59 @@ TITLES = {
     "window": "window (steps)",
 }
 
-_BETA = ("beta", "half_life")
-#: Where a relative width is solved for: from averages that follow the run to ones that keep its start.
-_SOLVED = {"power": np.geomspace(1e-3, 50.0, 33), "inv_gamma": np.geomspace(1e8, 1e-3, 45)}
+_BETA = {"beta", "half_life"}
+#: Beside these a relative width is that of a power function which begins there.
+_PLACES = {"update_after_step", "window"}
 
 
-def partners(axis: str) -> list[str]:
-    """The axes that go with ``axis``: all others, but ``half_life`` (steps) is that of ``beta``, so they are one."""
-    return [name for name in AXES if name != axis and not (name in _BETA and axis in _BETA)]
+def axes(family: type[Schedule]) -> dict[str, Callable[[int], NDArray[Any]]]:
+    """The axes that an atlas of a family can have, and the values of each in a run of so many steps.
+
+    Those of the family's own controls come first.  ``half_life`` (steps) is another way to say ``beta``.
+    """
+
+    def fixed(values: NDArray[Any]) -> Callable[[int], NDArray[Any]]:
+        return lambda steps: values
+
+    own = {control.key: fixed(control.on_axis(SIZE)) for control in family.controls if control.axis}
+    return own | {name: values for name, values in _DERIVED.items() if name != "half_life" or "beta" in own}
 
 
-def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric: str = "final") -> Table:
+def partners(axis: str, family: type[Schedule] = InversePower) -> list[str]:
+    """The axes that go with ``axis``: the others, but ``half_life`` is that of ``beta``, so they are one.
+
+    And a relative width needs another setting that it can be reached by.
+    """
+
+    def together(pair: set[str]) -> bool:
+        if "relative_width" in pair and not pair & _PLACES:
+            return _reaching(family, pair) is not None
+        return pair != _BETA
+
+    return [name for name in axes(family) if name != axis and together({name, axis})]
+
+
+def _reaching(family: type[Schedule], given: Iterable[str]) -> str | None:
+    """The setting by which a relative width is reached where others are given, if one is left for it."""
+    names = {control.key: control.name for control in family.controls} | {"half_life": "beta"}
+    taken = {names.get(key, key) for key in given}
+    return next((setting for setting in family.spreading or (family.tuned,) if setting not in taken), None)
+
+
+def has_beta(schedule: Schedule, *axes: str) -> bool:
+    """Whether each cell over these axes is a rule with a cap, so that ``beta_from`` says whether it acts."""
+    replaced = {"relative_width", "window"} & set(axes)
+    return schedule.attains_beta and hasattr(schedule, "beta") and not replaced
+
+
+def atlas(trajectory: Trajectory, schedule: Schedule, x: str, y: str, metric: str = "final") -> Table:
     """The metrics of ``schedule`` with two of its settings varied, a row each cell.
 
     Two axes are no settings of its own.  ``relative_width`` is that of the weights at the end of the run, always as a
-    share of the whole run: beside ``power`` it is reached by ``inv_gamma``, beside ``inv_gamma`` or ``beta`` by
-    ``power``, and beside a start or a window by the exponent of EDM2's power function, begun there.  ``window`` (steps)
-    is how far the average looks back: the rule begins anew so many steps before, at once and with every step; beside a
-    start the average is the plain mean.
+    share of the whole run: it is reached by the first setting that the family names for it and the other axis does not
+    give (of the inverse power ``inv_gamma``, or ``power`` beside that or ``beta``), and beside a start or a window by
+    the exponent of EDM2's power function, begun there.  ``window`` (steps) is how far the average looks back: the rule
+    begins anew so many steps before, at once and with every step; beside a start the average is the plain mean.
 
     Args:
         metric: "final", or "best": each cell's lowest loss of :data:`BEST_OF` epochs, evenly spread up to the last.
@@ -79,14 +106,18 @@ def atlas(trajectory: Trajectory, schedule: InversePower, x: str, y: str, metric
     Raises:
         ValueError: if ``x`` and ``y`` are not two settings.
     """
-    if x not in AXES or y not in partners(x):
-        raise ValueError(f"x and y must be two of {', '.join(AXES)} (beta and half_life are one); got {x!r} and {y!r}")
+    values = axes(type(schedule))
+    if x not in values or y not in partners(x, type(schedule)):
+        raise ValueError(
+            f"x and y must be two of {', '.join(values)} (beta and half_life are one) that leave a setting to vary; "
+            f"got {x!r} and {y!r}"
+        )
     rows, epochs = _looked_at(trajectory, metric)
     steps = trajectory.steps
     cells: list[dict[str, Any]] = []
     schemes: dict[str, Scheme] = {}
-    for vertical in AXES[y](steps).tolist():
-        for horizontal in AXES[x](steps).tolist():
+    for vertical in values[y](steps).tolist():
+        for horizontal in values[x](steps).tolist():
             settings = {x: _short(horizontal), y: _short(vertical)}
             scheme = _scheme(schedule, settings, steps)
             code = scheme and scheme_to_code(scheme)
@@ -135,7 +166,7 @@ def widths(trajectory: Trajectory) -> Table:
     }
 
 
-def _scheme(schedule: InversePower, settings: dict[str, Any], steps: int) -> Scheme | None:
+def _scheme(schedule: Schedule, settings: dict[str, Any], steps: int) -> Scheme | None:
     rest = dict(settings)
     if "half_life" in rest:
         rest["beta"] = decay_from_half_life(rest.pop("half_life"))
@@ -147,11 +178,12 @@ def _scheme(schedule: InversePower, settings: dict[str, Any], steps: int) -> Sch
             start = rest["update_after_step"]
             function = _power_function(width * steps, steps - start)
             return None if function is None else replace(function, update_after_step=start)
-        return _of_width(replace(schedule, **rest), "inv_gamma" if "power" in rest else "power", steps, width)
-    return replace(schedule, **rest)
+        setting = _reaching(type(schedule), rest)
+        return _of_width(schedule.varied(**rest), setting, steps, width) if setting else None
+    return schedule.varied(**rest)
 
 
-def _within(steps: int, schedule: InversePower, rest: dict[str, Any], all_steps: int) -> Window | None:
+def _within(steps: int, schedule: Schedule, rest: dict[str, Any], all_steps: int) -> Window | None:
     """The average that looks back no more than so many steps."""
     size = min(steps, max(1, all_steps - rest.get("update_after_step", 0)))
     if "update_after_step" in rest:
@@ -159,23 +191,24 @@ def _within(steps: int, schedule: InversePower, rest: dict[str, Any], all_steps:
     if "relative_width" in rest:
         function = _power_function(rest["relative_width"] * all_steps, size)
         return None if function is None else Window(size, function)
-    return Window(size, replace(schedule, **rest, update_after_step=0, update_every=1))
+    return Window(size, schedule.varied(**rest, update_after_step=0, update_every=1))
 
 
-def _of_width(schedule: InversePower, setting: str, steps: int, width: float) -> InversePower | None:
+def _of_width(schedule: S, setting: str, steps: int, width: float) -> S | None:
     """``schedule`` with ``setting`` such that its weights have this relative width after so many steps, if any does.
 
     The setting has five digits, or as many as it takes to meet the width within 0.1 %.
     """
-    logs, widths = _reach(schedule, setting, steps)
+    positions, widths = _reach(schedule, setting, steps)
     crossed = np.flatnonzero((widths[:-1] - width) * (widths[1:] - width) <= 0)
     if not crossed.size:
         return None
-    ends = logs[crossed[0] : crossed[0] + 2]
-    found = np.exp(brentq(lambda log: _width(schedule, setting, steps, log) - width, *ends, xtol=1e-7))
+    ends = positions[crossed[0] : crossed[0] + 2]
+    value = schedule.search(setting, steps).value
+    found = brentq(lambda position: _width(schedule, setting, steps, value(position)) - width, *ends, xtol=1e-7)
     return _short_setting(
-        found,
-        lambda value: _with(schedule, setting, value),
+        value(found),
+        lambda short: schedule.varied(**{setting: short}),
         lambda answer: relative_width(answer.decays(steps)) / width,
     )
 
@@ -215,32 +248,30 @@ def _short_setting(value: float, build: Callable[[float], S], ratio: Callable[[S
 
 
 @lru_cache(maxsize=4 * SIZE)
-def _reach(schedule: InversePower, setting: str, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logarithms of the setting, and the widths that they give, up to the widest.
+def _reach(schedule: Schedule, setting: str, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Positions in the search for a setting, and the widths that they give, up to the widest.
 
     Beyond it the average keeps so much of its start that it is narrow again, around that.
     """
-    logs = np.log(_SOLVED[setting])
-    widths = np.array([_width(schedule, setting, steps, log) for log in logs])
+    value, positions = schedule.search(setting, steps)
+    widths = np.array([_width(schedule, setting, steps, value(position)) for position in positions.tolist()])
     top = int(widths.argmax())
-    around = sorted((logs[max(top - 1, 0)], logs[min(top + 1, len(logs) - 1)]))
-    peak = minimize_scalar(lambda log: -_width(schedule, setting, steps, log), bounds=around, options={"xatol": 1e-3})
-    return np.append(logs[:top], peak.x), np.append(widths[:top], -peak.fun)
+    around = positions[max(top - 1, 0)], positions[min(top + 1, len(positions) - 1)]
+    peak = minimize_scalar(
+        lambda position: -_width(schedule, setting, steps, value(position)), bounds=around, options={"xatol": 1e-3}
+    )
+    return np.append(positions[:top], peak.x), np.append(widths[:top], -peak.fun)
 
 
-def _width(schedule: InversePower, setting: str, steps: int, log: float) -> float:
-    return relative_width(_with(schedule, setting, np.exp(log)).decays(steps))
-
-
-def _with(schedule: InversePower, setting: str, value: float) -> InversePower:
-    settings: dict[str, Any] = {setting: float(value)}
-    return replace(schedule, **settings)
+def _width(schedule: Schedule, setting: str, steps: int, value: float) -> float:
+    return relative_width(schedule.varied(**{setting: value}).decays(steps))
 
 
 def _beta_from(scheme: Scheme | None, steps: int) -> float:
-    if not isinstance(scheme, InversePower) or not scheme.beta > 0:
+    beta = getattr(scheme, "beta", 0)
+    if not isinstance(scheme, Schedule) or not scheme.attains_beta or not beta > 0:
         return np.nan
-    call = scheme.reaches(scheme.beta)
+    call = scheme.reaches(beta)
     return call if call is not None and call < steps else np.nan
 
 

@@ -72,7 +72,7 @@ class Recorder:
 
     Example:
         >>> import tempfile
-        >>> from emacore.averaging.schedules import UniformAverage
+        >>> from emacore import UniformAverage
         >>> from emacore.replay.trajectory import Trajectory
         >>> model, folder = nn.Linear(1, 1, bias=False), tempfile.mkdtemp()
         >>> with Recorder(model, folder) as recorder:

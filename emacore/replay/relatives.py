@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from emacore.averaging.code import to_code
-from emacore.averaging.schedules import PowerFunction, Schedule, UniformAverage
+from emacore.averaging.families import PowerFunction, UniformAverage
+from emacore.averaging.schedules import Schedule
 from emacore.averaging.windows import Scheme, Window
 from emacore.replay.trajectory import Table, Trajectory
 

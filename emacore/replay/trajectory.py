@@ -29,6 +29,8 @@ Table = dict[str, NDArray[Any]]
 
 #: Bytes of weights read at a time, which bounds the memory.
 _BLOCK_BYTES = 8 * 2**20
+#: Columns of them weighed at a time: few, so that averages of many schemes are carried on within the processor's cache.
+_STRIP_COLUMNS = 2**13
 #: Columns averaged at a time where all are wanted in the end, which bounds it for networks of any size.
 _BLOCK_COLUMNS = 2**20
 
@@ -243,7 +245,8 @@ class Trajectory:
         """
         for scheme in schemes:
             check_scheme(scheme)
-        columns = len(range(*block.indices(self.weights.shape[1])))
+        offset, end, _ = block.indices(self.weights.shape[1])
+        columns = end - offset
         length = at[-1] + 1 if at else 0
         recursive = [k for k, scheme in enumerate(schemes) if isinstance(scheme, Schedule)]
         windows = [(k, scheme) for k, scheme in enumerate(schemes) if isinstance(scheme, Window)]
@@ -252,7 +255,8 @@ class Trajectory:
             decays[n] = self.decays(scheme, length)
         carried = np.zeros((len(recursive), columns))
         sliding = {row: np.zeros((len(windows), columns)) for row in at} if windows else {}
-        for first, stop in _stretches(at, max(1, _BLOCK_BYTES // (4 * columns))):
+        strip = min(columns, _STRIP_COLUMNS)
+        for first, stop in _stretches(at, max(1, _BLOCK_BYTES // (4 * strip))):
             shares, kept = stretch_weights(decays[:, first:stop])
             open_windows = []
             for n, (_, window) in enumerate(windows):
@@ -260,13 +264,16 @@ class Trajectory:
                     recent = self._recent(window, row)
                     if row >= first and row + 1 - len(recent) < stop:
                         open_windows.append((n, row, _stretch_of(recent, row, first, stop)))
-            weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)])
-            rows = np.asarray(self.weights[first:stop, block]).astype(np.float32, copy=False)
-            products = weighing.astype(np.float32) @ rows
-            carried *= kept[:, np.newaxis]
-            carried += products[: len(recursive)]
-            for (n, row, _), product in zip(open_windows, products[len(recursive) :], strict=True):
-                sliding[row][n] += product
+            weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)]).astype(np.float32)
+            for left in range(0, columns, strip):
+                right = min(left + strip, columns)
+                rows = self.weights[first:stop, offset + left : offset + right]
+                products = weighing @ np.asarray(rows).astype(np.float32, copy=False)
+                part = carried[:, left:right]
+                part *= kept[:, np.newaxis]
+                part += products[: len(recursive)]
+                for (n, row, _), product in zip(open_windows, products[len(recursive) :], strict=True):
+                    sliding[row][n, left:right] += product
             if stop - 1 in at:
                 result = np.empty((len(schemes), columns), dtype=np.float32)
                 result[recursive] = carried

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
 
-from emacore.averaging.schedules import InversePower, Schedule, schedule_from_dict
+from emacore.averaging.families import InversePower
+from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.checks import check_at_least_zero, check_choice, check_positive, check_whole, is_real
 from emacore.replay.measure import Metric
 
@@ -21,6 +22,24 @@ ACTIVATIONS = ("relu", "tanh", "gelu", "silu")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 RATE_RULES = ("plateau", "cosine", "constant")
 CURVES = ("ema", "original")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The data settings of a task; each task has a class of its own of this."""
+
+    @property
+    def train_rows(self) -> int | None:
+        """How many rows train; ``None`` where only the data can tell."""
+        return None
+
+    def idle(self) -> dict[str, str]:
+        """The settings that change nothing beside the others, with the reason."""
+        return {}
+
+    def effective(self) -> dict[str, Any]:
+        """The settings as what they come to: equal ones give the same data."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,10 @@ class NetworkConfig:
         if not (is_real(self.dropout) and 0 <= self.dropout < 1):
             raise ValueError(f"network.dropout must be in [0, 1), got {self.dropout!r}")
         check_choice("network.activation", self.activation, ACTIVATIONS)
+
+    def idle(self) -> dict[str, str]:
+        """The settings that change nothing beside the others, with the reason."""
+        return {} if self.widths else dict.fromkeys(("dropout", "activation"), "there are no hidden layers")
 
 
 @dataclass(frozen=True)
@@ -101,8 +124,8 @@ class TaskConfig:
     """Everything that decides a run's numbers, whatever is trained; each task has a class of its own of this.
 
     A subclass names the task in ``task_name``, says what is measured in ``metrics``, gives ``data`` and ``network``
-    their types and defaults, and makes the task in :meth:`task`.  The data settings say in ``train_rows`` how many rows
-    train.  Files name the task, so a subclass can be read back from where it was written once it is defined.
+    their types and defaults, and makes the task in :meth:`task`.  Files name the task, so a subclass can be read back
+    from where it was written once it is defined.
 
     Args:
         seed: Of the initial weights, the order of batches, and dropout.
@@ -117,8 +140,8 @@ class TaskConfig:
     metrics: ClassVar[tuple[Metric, ...]]
     _by_task: ClassVar[dict[str, type[TaskConfig]]] = {}
 
-    data: Any = None
-    network: Any = None
+    data: TaskData = field(default_factory=TaskData)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: Schedule = field(default_factory=article_schedule)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
@@ -144,8 +167,7 @@ class TaskConfig:
     @property
     def train_rows(self) -> int | None:
         """How many rows train; ``None`` where only the data can tell."""
-        rows: int | None = self.data.train_rows
-        return rows
+        return self.data.train_rows
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -196,6 +218,14 @@ def check_rows(train_rows: int, batch_size: int) -> None:
             f"optimizer.batch_size = {batch_size} is larger than the {train_rows} training rows: "
             f"at most {train_rows} is possible"
         )
+
+
+def dotted(settings: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """The values of nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= dotted(value, f"{start}{name}.") if isinstance(value, Mapping) else {f"{start}{name}": value}
+    return found
 
 
 def json_object(text: str | bytes) -> dict[str, Any]:

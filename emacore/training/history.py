@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from emacore.replay.measure import Metric
 from emacore.training.config import TaskConfig
@@ -57,6 +57,62 @@ def summarise(history: pd.DataFrame, metrics: Sequence[Metric], epoch: int | Non
     return pd.DataFrame(table, columns=["metric", *MODELS, "improvement"])
 
 
+def curve(history: pd.DataFrame, metrics: Sequence[Metric], model: str) -> dict[str, NDArray[Any]]:
+    """The validation curve of "original" or "ema" as arrays: epoch, and each metric's column."""
+    columns = {metric.column: f"val_{metric.column}_{model}" for metric in metrics}
+    return {"epoch": history["epoch"].to_numpy(), **{name: history[own].to_numpy() for name, own in columns.items()}}
+
+
+def losses(history: pd.DataFrame) -> pd.DataFrame:
+    """All loss curves of a run as a long table: epoch, curve ("train", "original", "EMA"), loss."""
+    named = {"train_loss": "train", "val_loss_original": "original", "val_loss_ema": "EMA"}
+    return history[["epoch", *named]].rename(columns=named).melt("epoch", var_name="curve", value_name="loss")
+
+
+def validation(history: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """The validation curves of a metric as a long table: epoch, curve ("original", "EMA"), and the metric's column."""
+    named = {f"val_{metric.column}_original": "original", f"val_{metric.column}_ema": "EMA"}
+    return history[["epoch", *named]].rename(columns=named).melt("epoch", var_name="curve", value_name=metric.column)
+
+
+def late_range(values: ArrayLike, metric: Metric) -> tuple[float, float] | None:
+    """The ends of an axis on which good values can be told apart: it leaves out the worst tenth of them.
+
+    ``None`` where that is no range: no finite values, or all alike.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    if not finite.size:
+        return None
+    if metric.higher_is_better:
+        low, high = float(np.quantile(finite, 0.1)), float(finite.max())
+    else:
+        low, high = float(finite.min()), float(np.quantile(finite, 0.9))
+    room = 0.05 * (high - low)
+    return (low - room, high + room) if low < high else None
+
+
+def rates(history: pd.DataFrame) -> pd.DataFrame:
+    """What moves weights and average at each epoch's last step, as a long table: epoch, rate, value.
+
+    The rates are "learning rate" and "1 - decay of the EMA", the share that the average takes of the weights.
+    """
+    wide = pd.DataFrame(
+        {
+            "epoch": history["epoch"],
+            "learning rate": history["learning_rate"],
+            "1 - decay of the EMA": 1 - history["decay"],
+        }
+    )
+    return wide.melt("epoch", var_name="rate", value_name="value")
+
+
+def remaining(history: pd.DataFrame, max_epochs: int) -> tuple[float, float]:
+    """Seconds that are left at most, and seconds an epoch so far; of a history of at least one epoch."""
+    pace = float(history["seconds"].iloc[-1]) / len(history)
+    return pace * (max_epochs - len(history)), pace
+
+
 def steadiness(history: pd.DataFrame, from_epoch: int) -> tuple[float, float]:
     """Standard deviation of the validation loss over the epochs from ``from_epoch`` on: original, EMA.
 
@@ -93,151 +149,6 @@ def in_words(history: pd.DataFrame) -> list[str]:
         since = epochs[behind[-1] + 1] if behind.size else epochs[0]
         sentences.append(f"The average has been ahead without a break since epoch {since}.")
     return sentences
-
-
-def curve_figures(curves: pd.DataFrame, original: str, from_epoch: int) -> pd.DataFrame:
-    """Figures of several validation curves of one run, a row each.
-
-    Args:
-        curves: A long table: curve, epoch, loss, mae, r2.
-        original: The curve that the others are compared with.
-        from_epoch: Where the standard deviation (steadiness) begins.
-
-    Returns:
-        curve, final, best, best_epoch, steadiness and ahead_since of the loss, then final_mae, best_mae, final_r2 and
-        best_r2, each metric's best of its own epoch.  The standard deviation is over the epochs at which all losses are
-        finite.  ``ahead_since`` is the epoch from which the loss stays below the original's to the end; missing if it
-        does not.
-
-    Raises:
-        ValueError: unless all curves have the same epochs, for else their figures could not be compared.
-    """
-    wide = curves.pivot(index="epoch", columns="curve", values="loss")
-    _check_same_epochs(curves, original)
-    steady = wide[(wide.index >= from_epoch) & np.isfinite(wide).all(axis=1)]
-    rows = []
-    for name, curve in curves.groupby("curve", sort=False):
-        losses = wide[name]
-        behind = np.flatnonzero(~(losses < wide[original]).to_numpy())
-        first = int(behind[-1]) + 1 if behind.size else 0
-        rows.append(
-            {
-                "curve": name,
-                "final": float(losses.iloc[-1]),
-                "best": float(losses.min()),
-                "best_epoch": int(wide.index[int(losses.argmin())]),
-                "steadiness": float(steady[name].std()),
-                "ahead_since": int(wide.index[first]) if first < len(wide) else None,
-                "final_mae": float(curve["mae"].iloc[-1]),
-                "best_mae": float(curve["mae"].min()),
-                "final_r2": float(curve["r2"].iloc[-1]),
-                "best_r2": float(curve["r2"].max()),
-            }
-        )
-    return pd.DataFrame(rows).astype({"ahead_since": "Int64"})
-
-
-def _check_same_epochs(curves: pd.DataFrame, original: str) -> None:
-    epochs = {name: set(curve["epoch"]) for name, curve in curves.groupby("curve")}
-    for name, found in epochs.items():
-        other = sorted(found ^ epochs[original])
-        if other:
-            raise ValueError(
-                f"all curves must have the same epochs, but only one of {name!r} and {original!r} has epoch {other[0]}"
-            )
-
-
-def curve_in_words(figures: pd.DataFrame, original: str, averaged: str) -> str:
-    """What averaging did in this run, from two rows of :func:`curve_figures`."""
-    rows: dict[Any, dict[Any, Any]] = figures.set_index("curve").astype(object).to_dict("index")
-    one, other = rows[original], rows[averaged]
-    told = (
-        f"In this run the average ends {_against(other['final'], one['final'])}; its lowest loss is "
-        f"{_against(other['best'], one['best'])}."
-    )
-    if not pd.isna(one["steadiness"]) and one["steadiness"] > 0:
-        told += f" Its curve's standard deviation is {other['steadiness'] / one['steadiness']:.0%} of the original's."
-    if pd.isna(other["ahead_since"]):
-        return f"{told} It does not stay below the original."
-    return f"{told} It stays below from epoch {other['ahead_since']} on."
-
-
-def thinning_in_words(history: pd.DataFrame, replayed: ArrayLike, every: int, from_epoch: int = 10) -> str:
-    """How far replays of a recording of every so many steps can be trusted, measured on its own run.
-
-    Args:
-        history: Of the run; its average's loss was measured with every step.
-        replayed: The loss of the run's own schedule after each of its epochs, replayed from the recording.
-        from_epoch: The largest miss is of the epochs from here on; of all where there are none.
-
-    Raises:
-        ValueError: if those are not as many.
-    """
-    exact, found = history["val_loss_ema"].to_numpy(), np.asarray(replayed, dtype=np.float64)
-    if len(found) != len(exact):
-        raise ValueError(f"replayed must have the {len(exact)} epochs of the history, got {len(found)}")
-    told = f"The recording holds one step in {every} only, to stay within its budget, so replays are close, not exact"
-    usable = np.isfinite(exact) & np.isfinite(found)
-    if not usable.any():
-        return f"{told}."
-    epochs = history["epoch"].to_numpy()[usable]
-    missed = 100 * np.abs(found[usable] / exact[usable] - 1)
-    late = epochs >= from_epoch
-    since = from_epoch if late.any() else int(epochs[0])
-    largest = missed[late].max() if late.any() else missed.max()
-    return (
-        f"{told}: the run's own average, replayed from it, misses the loss that the training measured by "
-        f"{missed[-1]:.2g} % after epoch {epochs[-1]}, and by up to {largest:.2g} % from epoch {since} on. Averages "
-        "that look back fewer steps miss theirs by more."
-    )
-
-
-def smaller_rate_in_words(history: pd.DataFrame, averaged: ArrayLike) -> str:
-    """Whether, in this run, a smaller learning rate did for the original what averaging does.
-
-    The original's medians at a high rate (at least half of the first; the later half of those epochs, so that the
-    approach is over) and at a low one (at most a quarter) are set beside the average's.
-
-    Args:
-        history: Of the run.
-        averaged: The average's validation loss after each of its epochs.
-
-    Raises:
-        ValueError: if those are not as many.
-    """
-    rates, epochs = history["learning_rate"].to_numpy(), history["epoch"].to_numpy()
-    original, average = history["val_loss_original"].to_numpy(), np.asarray(averaged, dtype=np.float64)
-    if len(average) != len(original):
-        raise ValueError(f"averaged must have the {len(original)} epochs of the history, got {len(average)}")
-    high, low = np.flatnonzero(rates >= rates[0] / 2), np.flatnonzero(rates <= rates[0] / 4)
-    high = high[len(high) // 2 :]
-    before = np.median(original[high]), np.median(average[high])
-    told = (
-        f"While the learning rate was high (epochs {epochs[high[0]]} to {epochs[high[-1]]}), the average's median loss "
-        f"was {_against(before[1], before[0])}."
-    )
-    if len(low) < 3:
-        return (
-            f"{told} The rate never fell to a quarter of its first value for three epochs, so this run cannot say "
-            "whether a smaller one would have done the same."
-        )
-    after = np.median(original[low]), np.median(average[low])
-    told += f" At a quarter of the rate or less (from epoch {epochs[low[0]]} on) it was {_against(after[1], after[0])}."
-    gained = before[0] - before[1]
-    if gained <= 0:
-        return f"{told} At the high rate averaging gained nothing here that a smaller rate could replace."
-    share = (before[0] - after[0]) / gained
-    return (
-        f"{told} By itself the smaller rate, with the epochs it trained, took the original from {before[0]:.4g} to "
-        f"{after[0]:.4g}: {max(0.0, share):.0%} of what averaging gained at the high rate."
-    )
-
-
-def _against(value: float, reference: float) -> str:
-    if value == reference:
-        return f"equal to the original's ({value:.4g})"
-    change = 100 * (value / reference - 1)
-    return f"{abs(change):.3g} % {'below' if change < 0 else 'above'} the original's ({value:.4g} and {reference:.4g})"
 
 
 def training_follows_average(config: TaskConfig) -> list[str]:

@@ -22,7 +22,7 @@ from emacore.training.history import MODELS, columns, summarise
 from emacore.training.task import Dataset, Task
 
 #: Seconds between two looks at ``should_stop`` inside an epoch.
-_PATIENCE = 0.2
+SECONDS_BETWEEN_STOP_CHECKS = 0.2
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class _Run:
             if self.recorder is not None:
                 self.recorder.record()
             losses.append(loss.detach())
-            if perf_counter() - looked > _PATIENCE:
+            if perf_counter() - looked > SECONDS_BETWEEN_STOP_CHECKS:
                 if should_stop():
                     return None
                 looked = perf_counter()

@@ -17,13 +17,12 @@ from emacore.averaging.schedules import Schedule
 from emacore.tensors import distinct, from_reals, reals
 from emacore.training.config import OptimizerConfig, TaskConfig, check_rows
 from emacore.training.history import columns, further_columns
-from emacore.training.loop import EarlyStop, RateRule, make_optimizer
+from emacore.training.loop import SECONDS_BETWEEN_STOP_CHECKS, EarlyStop, RateRule, make_optimizer
 from emacore.training.network import Perceptron
 from emacore.training.task import Dataset, Task
 
 #: Steps for which dropout masks are drawn at a time, which bounds their memory.
 _STEPS_AHEAD = 10
-_PATIENCE = 0.2
 
 Rows = list[dict[str, Any]]
 
@@ -185,7 +184,7 @@ class _Stack:
                 masks = self._masks([min(size, rows - s) for s in starts[n : n + _STEPS_AHEAD]])
             chosen = torch.from_numpy(orders[:, start : start + size])
             losses += self._step(chosen, masks[n % _STEPS_AHEAD], rates, weighings[n]) * chosen.shape[1]
-            if perf_counter() - looked > _PATIENCE:
+            if perf_counter() - looked > SECONDS_BETWEEN_STOP_CHECKS:
                 if should_stop():
                     return None
                 looked = perf_counter()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import streamlit as st
 
 from emacore.charts.evidence import differences
 from emacore.experiments.evidence import QUESTIONS, gains_in_words
-from emacore.experiments.statistics import Comparison, gains, kind_of, verdict
+from emacore.experiments.statistics import Comparison, Corrected, gains, kind_of, verdict
 from emacore.tasks.regression.article import FINAL
 from emacore.widgets.page import show_chart
 
@@ -21,12 +23,20 @@ ICONS = {
 }
 
 
-def show_verdicts(found: dict[str, Comparison], complete: bool) -> None:
+def show_verdicts(
+    found: Mapping[str, Comparison], complete: bool, among: Mapping[str, Corrected | None] | None = None
+) -> None:
+    """The answers in words.
+
+    Args:
+        among: The same comparisons as some of several tests, if they are.
+    """
     if not complete:
         st.caption("So far; the seeds still train, so the final loss is that of their latest epoch.")
     for question, comparison in found.items():
-        kind = kind_of(comparison)
-        st.markdown(f"{ICONS[kind]} **{question.capitalize()}.** {verdict(comparison, QUESTIONS[question])}")
+        one_of = (among or {}).get(question)
+        kind, words = kind_of(comparison, one_of), verdict(comparison, QUESTIONS[question], one_of)
+        st.markdown(f"{ICONS[kind]} **{question.capitalize()}.** {words}")
     st.caption(
         "Three questions, three answers. The lowest loss is picked from many epochs on the validation rows themselves, "
         "which favours the less steady curve."

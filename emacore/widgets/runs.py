@@ -76,7 +76,8 @@ def run_controls(store: RunStore) -> RunConfig:
             "Hidden layers",
             default["widths"],
             key="widths",
-            help="Their widths, with commas; empty for a linear model.",
+            help="Units of each hidden layer, with commas. More of them fit more, and take longer; none at all is a "
+            "linear model.",
             **BOUND,
         )
         dropout = st.slider(
@@ -86,10 +87,13 @@ def run_controls(store: RunStore) -> RunConfig:
             default["dropout"],
             0.05,
             key="dropout",
-            help="Share of units switched off in training.",
+            help="The share of hidden units that each training step leaves out. More of it makes the steps noisier, so "
+            "there is more to average, and lifts the train loss above the validation loss.",
             **BOUND,
         )
-        activation = st.selectbox("Activation", ACTIVATIONS, key="activation", help="Of the hidden layers.", **BOUND)
+        activation = st.selectbox(
+            "Activation", ACTIVATIONS, key="activation", help="What each hidden unit does to its sum.", **BOUND
+        )
     with st.expander("Optimiser", icon=":material/speed:"):
         optimizer = _optimizer_controls()
     with st.expander("Average", icon=":material/ssid_chart:"):
@@ -97,7 +101,13 @@ def run_controls(store: RunStore) -> RunConfig:
     with st.expander("Stopping and seed", icon=":material/flag:"):
         left, right = st.columns(2)
         max_epochs = left.number_input(
-            "Most epochs", 1, 100_000, default["max_epochs"], key="max_epochs", help="Passes over the data.", **BOUND
+            "Most epochs",
+            1,
+            100_000,
+            default["max_epochs"],
+            key="max_epochs",
+            help="The run ends after so many passes over the training rows, if nothing ends it sooner.",
+            **BOUND,
         )
         seed = right.number_input(
             "Seed",
@@ -105,7 +115,8 @@ def run_controls(store: RunStore) -> RunConfig:
             10**9,
             default["run_seed"],
             key="run_seed",
-            help="Of the first weights, the batches and dropout. Another seed is another run.",
+            help="Decides the first weights, the order of the batches and what dropout leaves out. Another seed is "
+            "another run of the same experiment.",
             **BOUND,
         )
         curve = st.segmented_control(
@@ -114,7 +125,8 @@ def run_controls(store: RunStore) -> RunConfig:
             default=default["stop_curve"],
             key="stop_curve",
             required=True,
-            help="The validation loss whose best epoch must not lie too far back.",
+            help="The run ends when the best epoch of this validation loss lies too far back. With ema, the average "
+            "decides when the training that it is compared on ends.",
             **BOUND,
         )
         patience = default["patience"]
@@ -125,7 +137,7 @@ def run_controls(store: RunStore) -> RunConfig:
                 100_000,
                 default["patience"],
                 key="patience",
-                help="So many epochs without a new best end the run.",
+                help="So many epochs without a new best end the run. Fewer stop it while the loss still falls slowly.",
                 **BOUND,
             )
     return RunConfig(
@@ -153,14 +165,20 @@ def _data_controls(store: RunStore) -> DataConfig:
         DATA_KINDS,
         key="data",
         help="make_regression is the article's (linear), friedman1 is not linear, diabetes is real (442 patients), "
-        "csv is a table of your own.",
+        "csv is a table of your own. Features and target are standardised.",
         **BOUND,
     )
     values: dict[str, Any] = {}
     if kind in ("make_regression", "friedman1"):
         left, right = st.columns(2)
         values["n_samples"] = left.number_input(
-            "Rows", 20, 200_000, default["n_samples"], key="n_samples", help="Training and validation.", **BOUND
+            "Rows",
+            20,
+            200_000,
+            default["n_samples"],
+            key="n_samples",
+            help="Rows in all, for training and validation. More of them make an epoch longer.",
+            **BOUND,
         )
         values["n_features"] = right.number_input(
             "Features",
@@ -168,7 +186,7 @@ def _data_controls(store: RunStore) -> DataConfig:
             1000,
             default["n_features"],
             key="n_features",
-            help="Columns to predict from.",
+            help="Columns to predict from. More of them, with as many rows, are harder to learn.",
             **BOUND,
         )
         if kind == "make_regression":
@@ -178,11 +196,17 @@ def _data_controls(store: RunStore) -> DataConfig:
                 1000,
                 default["n_informative"],
                 key="n_informative",
-                help="Features that matter.",
+                help="How many of the features y depends on; the others are noise to the network.",
                 **BOUND,
             )
         values["random_state"] = right.number_input(
-            "Data seed", 0, 10**6, default["data_seed"], key="data_seed", help="Of the made data.", **BOUND
+            "Data seed",
+            0,
+            10**6,
+            default["data_seed"],
+            key="data_seed",
+            help="Another one makes other data by the same rule.",
+            **BOUND,
         )
         values["noise"] = st.number_input(
             "Noise in y",
@@ -190,7 +214,8 @@ def _data_controls(store: RunStore) -> DataConfig:
             1000.0,
             default["noise_sd"],
             key="noise_sd",
-            help="Standard deviation, before y is standardised.",
+            help="Standard deviation of what is added to y before it is standardised. No network gets below it, and "
+            "the steps stay noisy.",
             **BOUND,
         )
     if kind == "csv":
@@ -202,11 +227,12 @@ def _data_controls(store: RunStore) -> DataConfig:
         default["test_size"],
         0.05,
         key="test_size",
-        help="Share of the rows that are not trained on.",
+        help="The share of the rows on which both models are measured and which neither is trained on. A small one "
+        "makes the curves uncertain.",
         **BOUND,
     )
     values["split_random_state"] = st.number_input(
-        "Split seed", 0, 10**6, default["split_seed"], key="split_seed", help="Which rows those are.", **BOUND
+        "Split seed", 0, 10**6, default["split_seed"], key="split_seed", help="Decides which rows those are.", **BOUND
     )
     return DataConfig(kind=kind, **values)
 
@@ -231,7 +257,7 @@ def _own_data(store: RunStore) -> dict[str, Any]:
     if st.session_state.get("target") not in columns:
         st.session_state["target"] = columns[-1]
     target = st.selectbox(
-        "Column to predict", columns, key="target", help="All other columns of numbers predict it.", **BOUND
+        "Column to predict", columns, key="target", help="The target; all other columns of numbers predict it.", **BOUND
     )
     return {"path": path, "target": target}
 
@@ -245,19 +271,38 @@ def _optimizer_controls() -> OptimizerConfig:
         default=default["optimizer"],
         key="optimizer",
         required=True,
-        help="SGD with momentum.",
+        help="Adam scales each weight's step by its past gradients, adamw keeps weight decay out of that; sgd steps "
+        "along the gradient, with momentum, and wants a larger learning rate.",
         **BOUND,
     )
     values["learning_rate"] = log_slider(
-        "Learning rate", "lr", default["lr"], 1e-5, 10.0, help="Averaging matters most where it stays high."
+        "Learning rate",
+        "lr",
+        default["lr"],
+        1e-5,
+        10.0,
+        help="The length of a step. The higher it stays, the more the weights move about, and averaging gains.",
     )
     if name == "sgd":
         values["momentum"] = st.slider(
-            "Momentum", 0.0, 0.99, default["momentum"], 0.01, key="momentum", help="Of SGD.", **BOUND
+            "Momentum",
+            0.0,
+            0.99,
+            default["momentum"],
+            0.01,
+            key="momentum",
+            help="The share of each step that the next one repeats. Nearer to 1 the steps are longer and smoother.",
+            **BOUND,
         )
     left, right = st.columns(2)
     values["batch_size"] = left.number_input(
-        "Batch size", 1, 100_000, default["batch_size"], key="batch_size", help="Rows a step.", **BOUND
+        "Batch size",
+        1,
+        100_000,
+        default["batch_size"],
+        key="batch_size",
+        help="Rows from which each step's gradient is taken. Fewer make more steps an epoch, and noisier ones.",
+        **BOUND,
     )
     values["weight_decay"] = right.number_input(
         "Weight decay",
@@ -267,7 +312,7 @@ def _optimizer_controls() -> OptimizerConfig:
         1e-5,
         "%.2e",
         key="weight_decay",
-        help="Of the optimiser.",
+        help="Pulls all weights towards 0, the more the larger it is.",
         **BOUND,
     )
     values["rate_rule"] = st.segmented_control(
@@ -276,13 +321,20 @@ def _optimizer_controls() -> OptimizerConfig:
         default=default["rate_rule"],
         key="rate_rule",
         required=True,
-        help="plateau: lowered where a validation loss no longer falls; cosine: to 0 over the most epochs.",
+        help="plateau: lowered where a validation loss no longer falls; cosine: to 0 over the most epochs; constant: "
+        "as it is. Averaging and lowering the rate do much the same, so averaging gains most at a constant one.",
         **BOUND,
     )
     if values["rate_rule"] == "plateau":
         left, right = st.columns(2)
         values["plateau_factor"] = left.number_input(
-            "Factor", 0.01, 0.99, default["plateau_factor"], key="plateau_factor", help="It is multiplied by.", **BOUND
+            "Factor",
+            0.01,
+            0.99,
+            default["plateau_factor"],
+            key="plateau_factor",
+            help="What a plateau multiplies the learning rate with.",
+            **BOUND,
         )
         values["plateau_patience"] = right.number_input(
             "Patience",
@@ -290,7 +342,7 @@ def _optimizer_controls() -> OptimizerConfig:
             10_000,
             default["plateau_patience"],
             key="plateau_patience",
-            help="Epochs without improvement before that.",
+            help="Epochs without improvement before the rate is lowered.",
             **BOUND,
         )
         values["plateau_curve"] = st.segmented_control(
@@ -299,7 +351,7 @@ def _optimizer_controls() -> OptimizerConfig:
             default=default["plateau_curve"],
             key="plateau_curve",
             required=True,
-            help="Which validation loss it looks at. With the average's, the average steers the training.",
+            help="Which validation loss it looks at. With ema, the average steers the training.",
             **BOUND,
         )
     return OptimizerConfig(name=name, **values)

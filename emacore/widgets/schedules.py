@@ -6,53 +6,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, TypeVar
 
-import numpy as np
 import streamlit as st
 
-from emacore.averaging import schedules
 from emacore.averaging.filters import half_life
-from emacore.averaging.schedules import Schedule
-from emacore.averaging.windows import Scheme
-from emacore.widgets.page import BOUND, escaped, number_text, reset_button
+from emacore.averaging.schedules import BETA, FAMILIES, TIMING, Control, Schedule, schedule_from_dict
+from emacore.widgets.page import BOUND, escaped, number_text, reset_button, stop_with
 
 T = TypeVar("T")
 
 
-FAMILIES = {
-    "Inverse power": "InversePower",
-    "Constant": "Constant",
-    "Bias-corrected": "BiasCorrected",
-    "Rational warm-up": "RationalWarmup",
-    "Exponential ramp": "ExponentialRamp",
-    "Power function": "PowerFunction",
-    "Running mean": "UniformAverage",
-}
-
-
-#: The article's settings, by the key of the control.
-SCHEDULE_DEFAULTS: dict[str, Any] = {
-    "family": "Inverse power",
-    "power": 2 / 3,
-    "inv_gamma": 1.0,
-    "beta": 0.999,
-    "min_value": 0.0,
-    "tau": 2000.0,
-    "width": 0.1,
-    "update_after_step": 100,
-    "update_every": 1,
-}
-
-
+#: The label of the family that is shown first.
+FIRST = FAMILIES["InversePower"].label
 MOST_PINS = 5
+MOST_STEPS = 1_000_000
+RUN_LENGTH_DEFAULTS: dict[str, Any] = {"length": "Steps", "steps": 5000, "rows": 1600, "batch": 32, "epochs": 100}
 
 
 _GRID = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 
 
-_RANGES = {"power": (0.05, 3.0), "min_value": (0.0, 0.999), "width": (0.005, 0.288)}
+def family_names() -> dict[str, str]:
+    """The name of each family in code by its label."""
+    return {family.label: name for name, family in FAMILIES.items()}
+
+
+def schedule_defaults() -> dict[str, Any]:
+    """The article's settings, and the first ones of all other controls of schedules, by the key of the control."""
+    first = {control.key: control.default for family in FAMILIES.values() for control in family.controls}
+    return {"family": FIRST, **first, **{control.key: control.default for control in TIMING}}
 
 
 def log_slider(label: str, key: str, default: float, low: float, high: float, **arguments: Any) -> float:
@@ -63,10 +46,13 @@ def log_slider(label: str, key: str, default: float, low: float, high: float, **
     return _marked_slider(label, key, default, [m for m in marks if low <= m <= high], **arguments)
 
 
-def beta_slider(label: str, key: str, default: float, **arguments: Any) -> float:
+def beta_slider(
+    label: str, key: str, default: float, low: float = BETA.low, high: float = BETA.high, **arguments: Any
+) -> float:
     """A slider for a decay near 1: its marks are even in log(1 - beta)."""
-    marks = [round(1 - float(f"{m:g}e{d}"), 12) for d in range(-6, 0) for m in _GRID]
-    return _marked_slider(label, key, default, [m for m in marks if m >= 0.2], **arguments)
+    decades = range(math.floor(math.log10(1 - high)), 1)
+    marks = [round(1 - float(f"{m:g}e{d}"), 12) for d in decades for m in _GRID]
+    return _marked_slider(label, key, default, [m for m in marks if low <= m <= high], **arguments)
 
 
 def _marked_slider(label: str, key: str, default: float, marks: Sequence[float], **arguments: Any) -> float:
@@ -87,93 +73,48 @@ def _asked_for(key: str, low: float, high: float) -> Iterator[float]:
 
 
 def schedule_controls() -> Schedule:
-    """The controls of a schedule."""
-    defaults = SCHEDULE_DEFAULTS
+    """The controls of a schedule: its family and what that family says can be moved."""
+    families = family_names()
+    known = (f"*{family.label}* is {family.known_as}" for family in FAMILIES.values() if family.known_as)
     label = st.selectbox(
         "Family",
-        list(FAMILIES),
+        list(families),
         key="family",
-        help="The rule that yields the decay of each step. *Inverse power* is the article's; *Rational warm-up* is "
-        "TensorFlow's and torch_ema's; *Exponential ramp* the YOLO models'; *Power function* EDM2's; *Running mean*, "
-        "with a late start, is SWA.",
+        help=f"The rule that yields the decay of each step. {'; '.join(known)}.",
         **BOUND,
     )
-    family = FAMILIES[label or defaults["family"]]
-    values: dict[str, Any] = {}
-    if family == "InversePower":
-        values["power"] = st.slider(
-            "power",
-            *_RANGES["power"],
-            defaults["power"],
-            0.01,
-            key="power",
-            help="Exponent of the warm-up 1 - (1 + e / inv_gamma)^-power. Only with inv_gamma 1 and update_every 1 is "
-            "1 the plain mean (of which the first step is two parts). 2/3 and 3/4 are the article's; smaller forgets "
-            "faster.",
-            **BOUND,
-        )
-        values["inv_gamma"] = log_slider(
-            "inv_gamma (steps)",
-            "inv_gamma",
-            defaults["inv_gamma"],
-            0.01,
-            1e4,
-            help="How many steps the warm-up takes before it bends. Larger keeps the decay low for longer.",
-        )
-    if family == "ExponentialRamp":
-        values["tau"] = log_slider(
-            "tau (moves)", "tau", defaults["tau"], 10.0, 1e6, help="Moves in which 63 % of beta are reached."
-        )
-    if family == "PowerFunction":
-        values["sigma_rel"] = st.slider(
-            "Relative width",
-            *_RANGES["width"],
-            defaults["width"],
-            0.001,
-            format="%.3f",
-            key="width",
-            help="Standard deviation of the weights in time, as a share of the steps since update_after_step (EDM2's "
-            "sigma_rel). Smaller follows the run more closely.",
-            **BOUND,
-        )
-    if family in ("InversePower", "Constant", "BiasCorrected", "RationalWarmup", "ExponentialRamp"):
-        beta = values["beta"] = beta_slider(
-            "beta", "beta", defaults["beta"], help="The largest decay. The slider is even in log(1 - beta)."
-        )
-        st.caption(f"1 - beta = {number_text(round(1 - beta, 12))}, half-life {half_life(beta):,.4g} moves")
-    if family == "InversePower":
-        values["min_value"] = st.slider(
-            "min_value",
-            *_RANGES["min_value"],
-            defaults["min_value"],
-            0.001,
-            format="%.3f",
-            key="min_value",
-            help="The smallest decay of a move. beta wins where it is smaller.",
-            **BOUND,
-        )
-    left, right = st.columns(2)
-    with left:
-        values["update_after_step"] = st.number_input(
-            "update_after_step",
-            0,
-            10_000_000,
-            defaults["update_after_step"],
-            key="update_after_step",
-            help="Up to this step the average is a copy of the weights.",
-            **BOUND,
-        )
-    with right:
-        values["update_every"] = st.number_input(
-            "update_every",
-            1,
-            1_000_000,
-            defaults["update_every"],
-            key="update_every",
-            help="Only every so many steps does the average move.",
-            **BOUND,
-        )
-    return schedules.schedule_from_dict({"family": family, **values})
+    name = families[label or FIRST]
+    values = {control.name: _slider(control) for control in FAMILIES[name].controls}
+    for column, control in zip(st.columns(len(TIMING)), TIMING, strict=True):
+        with column:
+            values[control.name] = _slider(control)
+    return schedule_from_dict({"family": name, **values})
+
+
+def _slider(control: Control) -> float:
+    """What people set with a control, drawn as its scale asks."""
+    ends = control.low, control.high
+    match control.scale:
+        case "count":
+            return st.number_input(control.title, *ends, control.default, key=control.key, help=control.help, **BOUND)
+        case "log":
+            return log_slider(control.title, control.key, control.default, *ends, help=control.help)
+        case "log(1 - value)":
+            value = beta_slider(control.title, control.key, control.default, *ends, help=control.help)
+            if control == BETA:
+                st.caption(f"1 - beta = {number_text(round(1 - value, 12))}, half-life {half_life(value):,.4g} moves")
+            return value
+    digits = 0 if control.whole else max(0, -math.floor(math.log10(control.step)))
+    return st.slider(  # type: ignore[no-any-return]
+        control.title,
+        *ends,
+        control.default,
+        max(1, round(control.step)) if control.whole else control.step,
+        format="%d" if control.whole else f"%.{digits}f",
+        key=control.key,
+        help=control.help,
+        **BOUND,
+    )
 
 
 def pin(code: str) -> None:
@@ -216,24 +157,54 @@ def pin_controls(code: str, defaults: Mapping[str, Any], parse: Callable[[str], 
 
 
 def state_of(schedule: Schedule) -> dict[str, Any]:
-    """The controls' values that show ``schedule``, by key; keys it does not use have the article's values.
+    """The controls' values that show ``schedule``, by key; keys it does not use have their first values.
 
     Raises:
         ValueError: if a value is outside its control's range.
     """
-    label = next(label for label, name in FAMILIES.items() if name == type(schedule).__name__)
-    state = {**SCHEDULE_DEFAULTS, "family": label}
-    for field in fields(schedule):
-        if field.name not in ("gamma", "sigma_rel"):
-            state[field.name] = getattr(schedule, field.name)
-    if isinstance(schedule, schedules.PowerFunction):
-        state["width"] = schedule.width
-    for key, (low, high) in _RANGES.items():
-        if not low <= state[key] <= high:
-            raise ValueError(f"{key} = {state[key]:.4g} is outside the slider's range, {low:g} to {high:g}")
+    state = {**schedule_defaults(), "family": schedule.label}
+    for control in (*schedule.controls, *TIMING):
+        value = state[control.key] = getattr(schedule, control.key)
+        if not control.low <= value <= control.high:
+            raise ValueError(
+                f"{control.key} = {value:.4g} is outside the slider's range, {control.low:g} to {control.high:g}"
+            )
     return state
 
 
-def steps_axis(num_steps: int, scheme: Scheme) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The calls of a run that are not skipped; of a window all, as its start moves."""
-    return np.arange(0, num_steps, scheme.update_every if isinstance(scheme, Schedule) else 1)
+def run_length_controls() -> int:
+    """The controls of a run's length; returns its steps, and ends the page where they are too many."""
+    way = st.segmented_control(
+        "Run length",
+        ["Steps", "Epochs"],
+        default=RUN_LENGTH_DEFAULTS["length"],
+        key="length",
+        required=True,
+        help="Give the optimiser steps of your run, or rows, batch size and epochs.",
+        **BOUND,
+    )
+    if way == "Steps":
+        typed: int = st.number_input(
+            "Steps", 2, MOST_STEPS, RUN_LENGTH_DEFAULTS["steps"], key="steps", help=f"At most {MOST_STEPS:,}.", **BOUND
+        )
+        return typed
+    left, middle, right = st.columns(3)
+    with left:
+        rows = st.number_input(
+            "Rows", 1, 10**9, RUN_LENGTH_DEFAULTS["rows"], key="rows", help="Training rows.", **BOUND
+        )
+    with middle:
+        batch = st.number_input(
+            "Batch", 1, 10**7, RUN_LENGTH_DEFAULTS["batch"], key="batch", help="Rows a step.", **BOUND
+        )
+    with right:
+        epochs = st.number_input(
+            "Epochs", 1, 10**6, RUN_LENGTH_DEFAULTS["epochs"], key="epochs", help="Passes.", **BOUND
+        )
+    if batch > rows:
+        stop_with(f"A batch of {batch:,} is larger than the {rows:,} rows: at most {rows:,} is possible.")
+    steps: int = -(-rows // batch) * epochs
+    st.caption(f"{-(-rows // batch):,} steps an epoch, {steps:,} in all")
+    if not 2 <= steps <= MOST_STEPS:
+        stop_with(f"That is a run of {steps:,} steps; this page shows runs of 2 to {MOST_STEPS:,}. Change the epochs.")
+    return steps

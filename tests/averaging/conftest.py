@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from emacore.averaging.schedules import (
+from emacore.averaging.families import (
     BiasCorrected,
     Constant,
     ExponentialRamp,

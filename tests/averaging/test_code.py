@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
-from emacore.averaging.schedules import Constant, InversePower, PowerFunction
+from emacore.averaging.families import Constant, InversePower, PowerFunction
 from emacore.averaging.windows import Window
 from tests.averaging.conftest import ANY
 

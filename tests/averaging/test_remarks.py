@@ -5,9 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emacore.averaging import schedules
-from emacore.averaging.filters import half_life
-from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import (
+from emacore.averaging.families import (
     BiasCorrected,
     Constant,
     ExponentialRamp,
@@ -16,6 +14,8 @@ from emacore.averaging.schedules import (
     RationalWarmup,
     UniformAverage,
 )
+from emacore.averaging.filters import half_life
+from emacore.averaging.remarks import remarks
 from emacore.averaging.weights import relative_width
 
 ARTICLE = InversePower(beta=0.999, update_after_step=100, update_every=1)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emacore.averaging import signals
+from emacore.averaging.families import Constant
 from emacore.averaging.filters import variance_gain
-from emacore.averaging.schedules import Constant
 from emacore.averaging.weights import average
 
 

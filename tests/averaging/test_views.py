@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from emacore.averaging import views
+from emacore.averaging import filters, views
+from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.signals import final_loss
+from emacore.averaging.windows import Window
 
 CURVATURES, START = (1.0, 0.25), (2.0, 1.6)
 
@@ -55,3 +57,166 @@ def test_they_do_not_agree_where_the_numbers_do_not():
 )
 def test_the_headline_follows_the_numbers(before, after, words):
     assert words in views.change_in_words(before, after)
+
+
+def test_the_table_of_decays_has_the_calls_that_are_looked_at():
+    table = views.decay_table(Constant(0.9, update_after_step=6, update_every=3), 14)
+    assert table["step"].tolist() == [0, 3, 6, 9, 12]
+    assert table["decay"].tolist() == [0, 0, 0, 0.9, 0.9]
+    np.testing.assert_allclose(table["one_minus_decay"], [1, 1, 1, 0.1, 0.1])
+    np.testing.assert_allclose(table["half_life_steps"], [0, 0, 0, *[3 * np.log(2) / -np.log(0.9)] * 2])
+
+
+def test_the_table_of_weights_by_hand():
+    table = views.weight_table(Constant(0.9, update_every=2), 5)
+    assert table["step"].tolist() == [0, 2, 4]
+    np.testing.assert_allclose(table["weight"], [0.81, 0.09, 0.1])
+    table = views.weight_table(Window(3, Constant(0.9)), 5)
+    assert table["step"].tolist() == list(range(6))
+    np.testing.assert_allclose(table["weight"], [0, 0, 0, 0.81, 0.09, 0.1])
+
+
+def test_the_figures_of_an_average_by_hand():
+    shares, ages = np.array([0.81, 0.09, 0.1]), np.array([2, 1, 0])
+    found = views.figures(Constant(0.9), 2)
+    assert found.mean_age == pytest.approx(shares @ ages)
+    assert found.effective_count == pytest.approx(1 / (shares @ shares))
+    assert found.relative_width == pytest.approx(np.sqrt(shares @ (ages - shares @ ages) ** 2) / 3)
+    assert found.start_share == pytest.approx(0.81)
+    assert views.figures(Constant(0.0), 2).start_share == 0
+    assert views.figures(Window(2), 9).mean_age == pytest.approx(0.5)
+
+
+def test_when_decays_are_reached():
+    table = views.reached_table(InversePower(0.999, update_after_step=100, update_every=1), 5000)
+    assert table["decay"].tolist() == ["0.9", "0.99", "0.999", "0.9999", "beta = 0.999"]
+    assert table["first step"][1] == 1099
+    assert table["first step"][2] == table["first step"][4] > 31_000
+    assert np.isnan(table["first step"][3])
+    assert table["in this run"].tolist() == ["yes", "yes", "no, too short", "never, by this rule", "no, too short"]
+    assert table["half-life there (moves)"][0] == pytest.approx(np.log(2) / -np.log(0.9))
+    assert (
+        len(views.reached_table(UniformAverage(), 50)["decay"])
+        == len(views.reached_table(Constant(0.0), 9)["decay"])
+        == 4
+    )
+
+
+def test_the_memory_at_the_end():
+    found = views.memory_at_end(Constant(0.9, update_every=2), 5)
+    assert found.half_life == pytest.approx(2 * np.log(2) / -np.log(0.9))
+    assert found.mean_age == pytest.approx(0.81 * 4 + 0.09 * 2)
+    assert found.relative_width == pytest.approx(np.sqrt(0.81 * 16 + 0.09 * 4 - 3.42**2) / 5)
+
+
+def test_windows_that_an_average_is_held_against():
+    assert views.equal_windows(0.98) == {views.DELAY: 99, views.NOISE: 99}
+    assert views.equal_windows(0.98, 0.9)[views.DELAY] == 99
+    other = views.equal_windows(0.98, 0.9)[views.NOISE]
+    gains = [filters.moving_average_variance_gain(n, 0.9) for n in (other - 1, other, other + 1)]
+    assert np.argmin(np.abs(np.array(gains) - filters.variance_gain(0.98, 0.9))) == 1
+    assert views.shown_windows(["x", views.NOISE], {views.DELAY: 2, views.NOISE: 3}) == {views.NOISE: 3}
+
+
+def one_by_one(values, beta, average, n=None):
+    found = []
+    for t, value in enumerate(values):
+        average = beta * average + (1 - beta) * value
+        found.append(average / (1 - beta ** (t + 1)) if n else average)
+    return found
+
+
+def test_filters_one_value_after_the_other():
+    values = [2.0, -1.0, 4.0, 0.5, 3.0]
+    windows = {views.DELAY: 2, views.NOISE: 3}
+
+    def answer(name):
+        return views.filtered(values, name, 0.8, windows, UniformAverage())
+
+    np.testing.assert_allclose(answer(views.FIRST), one_by_one(values, 0.8, values[0]))
+    np.testing.assert_allclose(answer(views.ZERO), one_by_one(values, 0.8, 0.0))
+    np.testing.assert_allclose(answer(views.CORRECTED), one_by_one(values, 0.8, 0.0, n=True))
+    np.testing.assert_allclose(answer(views.DELAY), [2, 0.5, 1.5, 2.25, 1.75])
+    np.testing.assert_allclose(answer(views.NOISE), [2, 0.5, 5 / 3, 3.5 / 3, 2.5])
+    np.testing.assert_allclose(answer(views.SCHEDULE), np.cumsum(values) / np.arange(1, 6))
+    for name in ("nothing", views.SCHEDULE):
+        with pytest.raises(ValueError, match="name must be one of"):
+            views.filtered(values, name, 0.8, windows)
+
+
+def test_the_gain_is_that_of_a_sine_that_is_filtered():
+    table = views.gain_table(0.9, {views.DELAY: 19, views.NOISE: 19})
+    assert list(table) == ["frequency", "EMA", views.DELAY]
+    assert table["frequency"][-1] == 0.5
+    assert table["frequency"][0] == pytest.approx(1e-4)
+    k = 330
+    wave = np.exp(2j * np.pi * table["frequency"][k] * np.arange(4000))
+    for name in ("EMA", views.DELAY):
+        filter_name = views.ZERO if name == "EMA" else name
+        parts = [views.filtered(part, filter_name, 0.9, {views.DELAY: 19}) for part in (wave.real, wave.imag)]
+        assert np.hypot(*parts)[-1] == pytest.approx(table[name][k], abs=1e-9)
+    assert list(views.gain_table(0.9, {views.DELAY: 19, views.NOISE: 30})) == [
+        "frequency",
+        "EMA",
+        views.DELAY,
+        views.NOISE,
+    ]
+
+
+def test_the_answer_to_a_jump_and_to_a_spike():
+    jump = views.step_table(0.9, {views.DELAY: 19})
+    assert jump["steps"].tolist() == list(range(1, 58))
+    np.testing.assert_allclose(jump["EMA"], one_by_one(np.ones(57), 0.9, 0.0))
+    np.testing.assert_allclose(jump[views.DELAY], np.minimum(np.arange(1, 58) / 19, 1))
+    ages = views.age_table(0.9, {views.DELAY: 19})
+    assert ages["age"].tolist() == list(range(57))
+    np.testing.assert_allclose(ages["EMA"], one_by_one([1.0, *[0.0] * 56], 0.9, 0.0))
+    np.testing.assert_allclose(np.cumsum(ages[views.DELAY]), jump[views.DELAY])
+    assert len(views.step_table(0.2, {})["EMA"]) == 20
+    assert len(views.step_table(0.99999, {})["EMA"]) == 20_000
+
+
+def test_spectra_keep_what_is_slow():
+    noise = np.random.default_rng(0).normal(size=20_000)
+    table = views.spectrum_table(noise, views.filtered(noise, views.ZERO, 0.9, {}))
+    ratio = table["average"] / table["sequence"]
+    gain = np.abs(filters.frequency_response(0.9, table["frequency"])) ** 2
+    np.testing.assert_allclose(ratio[2:], gain[2:], rtol=0.2)
+
+
+def test_the_columns_of_the_losses_over_the_decay():
+    found = views.loss_by_decay((1.0, 0.25), 0.3, 1.0, 50, (2.0, 1.6), 0.9, runs=20)
+    table = found.table()
+    assert list(table) == [
+        "decay",
+        "half_life",
+        "bias",
+        "variance",
+        "expected",
+        "simulated",
+        "standard_error",
+        "last",
+    ]
+    np.testing.assert_allclose(table["expected"], table["bias"] + table["variance"])
+    np.testing.assert_allclose(table["half_life"][1:], np.log(0.5) / np.log(table["decay"][1:]))
+    assert (table["last"] == table["expected"][table["decay"] == 0]).all()
+    assert table["expected"][found.lowest] == table["expected"][1:].min()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_lowest_is_an_average_even_where_none_is_better_than_the_last_iterate(noise):
+    found = views.loss_by_decay((1.0, 0.25), 0.01, noise, 50, (2.0, 1.6), 0.9, runs=20)
+    assert found.expected.total.argmin() == 0
+    assert found.lowest == 1
+
+
+def test_a_path_and_its_average():
+    iterates = np.array([[1.0, -2.0], [0.0, -3.5], [3.0, 1.0]])
+    path = views.averaged_path(iterates, 0.5)
+    np.testing.assert_allclose(path.averaged, [[1.0, -2.0], [0.5, -2.75], [1.75, -0.875]])
+    assert path.reach == 3.5
+    table = path.table()
+    assert table["step"].tolist() == [0, 1, 2]
+    assert [table[name].tolist() for name in ("sgd_w1", "sgd_w2")] == iterates.T.tolist()
+    assert [table[name].tolist() for name in ("average_w1", "average_w2")] == path.averaged.T.tolist()
+    assert path.final_losses((1.0, 0.25)) == pytest.approx([(9 + 0.25) / 2, (1.75**2 + 0.25 * 0.875**2) / 2])

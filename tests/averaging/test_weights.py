@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from emacore.averaging.schedules import Constant, UniformAverage
+from emacore.averaging.families import Constant, UniformAverage
 from emacore.averaging.weights import (
     average,
     effective_count,
@@ -92,7 +92,7 @@ def test_age_count_and_width_by_hand():
 
 def test_skipping_makes_the_first_snapshot_weigh_123_times_its_share():
     # 2000 steps of the article's class with power 1 and update_every 10: meant as the plain mean of 200 snapshots.
-    from emacore.averaging.schedules import InversePower
+    from emacore.averaging.families import InversePower
 
     decays = InversePower(beta=1.0, power=1.0, update_after_step=0, update_every=10).decays(2000)
     shares = weights(decays)[10::10]
@@ -149,7 +149,7 @@ def test_what_copies_all_along_keeps_nothing_of_its_start():
 
 @pytest.mark.parametrize(("inv_gamma", "every", "plain"), [(1, 1, True), (10, 10, True), (1, 10, False), (5, 1, False)])
 def test_power_1_is_the_plain_mean_with_some_settings_only(inv_gamma, every, plain):
-    from emacore.averaging.schedules import InversePower
+    from emacore.averaging.families import InversePower
 
     schedule = InversePower(1.0, inv_gamma, 1.0, update_after_step=0, update_every=every)
     shares = weights(schedule.decays(500))[schedule.start :: every]

@@ -82,19 +82,19 @@ def test_a_specification_is_made_once_and_data_never_leak_from_one_chart_to_the_
 
 def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
     table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0]})
-    figure = heatmap(table, reference=1.0, x_title="power", y_title="beta")
+    figure = heatmap(table, reference=1.0, x_title="power", y_title="beta", loss_title="loss (MSE)")
     assert figure.data["change"].tolist() == [-1.0, 2.0]
     assert figure.data["percent"].tolist() == [-50.0, 700.0]
     assert figure.data["best"].tolist() == [True, False]
     assert figure.spec["layer"][0]["encoding"]["fill"]["scale"]["range"] == [AVERAGED, "#F4F4F4", ORIGINAL]
     assert "data" not in figure.spec
-    lost = heatmap(table.assign(loss=np.nan), reference=1.0, x_title="power", y_title="beta")
+    lost = heatmap(table.assign(loss=np.nan), reference=1.0, x_title="power", y_title="beta", loss_title="loss (MSE)")
     assert not lost.data["best"].any()
 
 
 def test_a_row_without_any_value_keeps_its_place():
     table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": [None, "a"], "loss": [np.nan, 1.0]})
-    layers = heatmap(table, reference=1.0, x_title="x", y_title="y").spec["layer"]
+    layers = heatmap(table, reference=1.0, x_title="x", y_title="y", loss_title="loss (nats)").spec["layer"]
     # Vega-Lite leaves a row out of the axes where a quantity is missing, unless a layer draws none.
     assert any(set(layer["encoding"]) == {"x", "y"} and "transform" not in layer for layer in layers)
 
@@ -185,6 +185,16 @@ def test_bands_and_histograms():
     table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": [0.0, 1.0], "median": 2.0, "high": 3.0, "seeds": 8})
     assert len(bands(table, {"a": ORIGINAL}, y_title="loss").data) == 1  # a log axis has no 0
     assert len(bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").data) == 2
+    curves, seeds = bands(table, {"a": ORIGINAL}, y_title="loss").spec["vconcat"]
+    assert "data" not in seeds
+    assert seeds["encoding"]["y"] | {"axis": 0} == {
+        "aggregate": "min",
+        "field": "seeds",
+        "title": "seeds",
+        "axis": 0,
+    } | {"type": "quantitative"}
+    for axis in (curves["layer"][0]["encoding"]["y"]["axis"], seeds["encoding"]["y"]["axis"]):
+        assert axis["minExtent"] == axis["maxExtent"] == 46, "so that the two epoch axes are in line"
     assert histogram(pd.Series([1.0, np.nan, np.inf, 2.0]), x_title="x").data["value"].tolist() == [1.0, 2.0]
     ruled = histogram(pd.Series([1.0, 2.0]), x_title="x", rules={"theirs": 1.5}).spec["layer"]
     assert ruled[1]["data"]["values"] == ruled[2]["data"]["values"] == [{"at": 1.5, "label": "theirs"}]

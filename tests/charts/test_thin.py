@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from emacore.averaging import schedules
+from emacore.averaging import families, schedules
 from emacore.averaging.filters import half_lives
 from emacore.averaging.weights import weights
 from emacore.charts.aligned import curves_and_shares
@@ -24,18 +24,18 @@ EVERY = st.sampled_from([1, 1, 1, 10])
 BETA = st.sampled_from([0.5, 0.9, 0.99, 0.999, 0.9999, 0.999999, 1.0])
 CALLS = {"update_after_step": START, "update_every": EVERY}
 FAMILIES = {
-    schedules.InversePower: {
+    families.InversePower: {
         "beta": BETA,
         "power": st.floats(0.05, 3.0),
         "inv_gamma": st.floats(0.01, 1e4),
         "min_value": st.sampled_from([0.0, 0.5, 0.999]),
     },
-    schedules.Constant: {"beta": BETA},
-    schedules.BiasCorrected: {"beta": BETA},
-    schedules.RationalWarmup: {"beta": BETA},
-    schedules.ExponentialRamp: {"beta": BETA, "tau": st.floats(1.0, 1e6)},
-    schedules.PowerFunction: {"sigma_rel": st.floats(0.005, 0.288)},
-    schedules.UniformAverage: {},
+    families.Constant: {"beta": BETA},
+    families.BiasCorrected: {"beta": BETA},
+    families.RationalWarmup: {"beta": BETA},
+    families.ExponentialRamp: {"beta": BETA, "tau": st.floats(1.0, 1e6)},
+    families.PowerFunction: {"sigma_rel": st.floats(0.005, 0.288)},
+    families.UniformAverage: {},
 }
 SCHEDULES = st.one_of(*(st.builds(family, **own, **CALLS) for family, own in FAMILIES.items()))
 
@@ -75,10 +75,10 @@ def quantities(schedule, num_steps):
 
 
 @given(SCHEDULES, st.integers(2, 200_000), SCALES, st.sampled_from([MAX_POINTS, MAX_POINTS // 2]))
-@example(schedules.InversePower(beta=0.999, update_every=1), 400_000, "log", MAX_POINTS)
-@example(schedules.Constant(update_after_step=100), 400_000, "log", MAX_POINTS)
-@example(schedules.Constant(update_after_step=100), 1_000_000, "linear", MAX_POINTS)
-@example(schedules.UniformAverage(), 400_000, "linear", MAX_POINTS)
+@example(families.InversePower(beta=0.999, update_every=1), 400_000, "log", MAX_POINTS)
+@example(families.Constant(update_after_step=100), 400_000, "log", MAX_POINTS)
+@example(families.Constant(update_after_step=100), 1_000_000, "linear", MAX_POINTS)
+@example(families.UniformAverage(), 400_000, "linear", MAX_POINTS)
 @settings(deadline=None, max_examples=150)
 def test_a_smooth_curve_is_drawn_to_half_a_percent_of_the_axis(schedule, num_steps, x_scale, most):
     calls, drawn = quantities(schedule, num_steps)
@@ -93,7 +93,7 @@ def test_a_smooth_curve_is_drawn_to_half_a_percent_of_the_axis(schedule, num_ste
 
 @pytest.mark.parametrize("x_scale", ["linear", "log"])
 @pytest.mark.parametrize(
-    "schedule", [schedules.InversePower(update_every=1), schedules.Constant(update_after_step=100)], ids=str
+    "schedule", [families.InversePower(update_every=1), families.Constant(update_after_step=100)], ids=str
 )
 def test_ten_million_steps_are_drawn_as_well_and_soon(schedule, x_scale):
     steps = 10_000_000
@@ -229,7 +229,7 @@ def test_a_chart_is_thinned_for_the_axis_that_all_its_lines_share():
 
 
 def test_rounding_is_not_blown_up_to_the_height_of_the_chart():
-    share = weights(schedules.UniformAverage().decays(100_000))
+    share = weights(families.UniformAverage().decays(100_000))
     assert 0 < np.ptp(share) < 1e-12
     table = pd.DataFrame({"x": np.arange(100_000), "y": share, "s": "a"})
     for scale in ("linear", "log"):

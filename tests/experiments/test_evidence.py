@@ -14,6 +14,7 @@ from emacore.experiments.evidence import (
     in_markdown,
     per_seed,
     shipped,
+    training_in_words,
     wins,
 )
 from emacore.experiments.statistics import BCA, kind_of, paired_comparison
@@ -70,6 +71,34 @@ def test_bands_and_wins_are_of_the_seeds_still_training():
     assert second[["low", "median", "high", "seeds"]].tolist() == pytest.approx([1.05, 1.5, 1.95, 2])
     assert table.groupby("curve", sort=False)["seeds"].apply(list).tolist() == [[2, 2, 1]] * 2
     assert wins(history(LOSSES))[["epoch", "share", "seeds"]].to_numpy().tolist() == [[1, 0, 2], [2, 0, 2], [3, 1, 1]]
+
+
+def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ends = rng.integers(1, 12, size=rng.integers(1, 20))
+        rows = history({seed: rng.lognormal(size=(2, end)) for seed, end in enumerate(ends)})
+        lost = rng.random(len(rows)) < 0.1
+        rows.loc[lost, "val_loss_original"] = rng.choice([np.nan, np.inf], lost.sum())
+        rows.loc[lost & (rng.random(len(rows)) < 0.5), "val_loss_ema"] = np.nan
+        table = bands(rows, {"val_loss_original": "original", "val_loss_ema": "average"}).set_index(["curve", "epoch"])
+        share = wins(rows).set_index("epoch")
+        for epoch, there in rows.groupby("epoch"):
+            for curve, column in (("original", "val_loss_original"), ("average", "val_loss_ema")):
+                values = there[column][np.isfinite(there[column])]
+                row = table.loc[(curve, epoch)]
+                assert row["seeds"] == len(values)
+                assert not len(values) or row["median"] == pytest.approx(values.median())
+            known = there[np.isfinite(there[["val_loss_original", "val_loss_ema"]]).any(axis=1)]
+            if len(known):
+                won = known["val_loss_ema"].fillna(np.inf) < known["val_loss_original"].fillna(np.inf)
+                assert share.loc[epoch].tolist() == pytest.approx([won.mean(), len(known)])
+        said = training_in_words(rows)
+        assert said.startswith(f"All {len(ends)} seeds train up to epoch {ends.min()}")
+        if ends.min() < ends.max():
+            assert f"{(ends == ends.max()).sum()} up to the last, {ends.max()}" in said
+            half = sorted(ends)[len(ends) // 2]
+            assert f", {(ends >= half).sum()} up to epoch {half}," in said
 
 
 def test_what_one_would_write():

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.experiments import jobs
 from emacore.experiments.jobs import JobQueue, work_off
 from emacore.experiments.store import RunStore, StoreError

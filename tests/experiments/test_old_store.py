@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emacore.averaging.schedules import Constant, InversePower
+from emacore.averaging.families import Constant, InversePower
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep
 from emacore.tasks import open_run

@@ -13,10 +13,14 @@ from emacore.experiments.statistics import (
     BCA,
     CLASSICAL,
     KINDS,
+    Corrected,
+    corrected,
+    fewest_seeds,
     gains,
     holm,
     kind_of,
     paired_comparison,
+    seeds_in_words,
     seeds_needed,
     verdict,
 )
@@ -187,7 +191,8 @@ def test_the_verdicts_words_follow_the_numbers(gain, kind, start):
     assert kind_of(found) == kind
     assert verdict(found).startswith(start)
     if kind == "helps":
-        assert kind_of(found, p=0.06) == "unclear"
+        assert kind_of(found, Corrected(0.06, 3, 0.01)) == "unclear"
+        assert kind_of(found, Corrected(0.16, 20, 0.16)) == "cannot tell"
 
 
 NUMBER = r"([+-]?[\d,.]+(?:e[+-]\d+)?) %"
@@ -237,6 +242,53 @@ def test_words_never_contradict_the_numbers(intervals):
                 abs(100 * found.median.estimate), 6e-3
             )
     assert intervals == BCA or (set(kinds) == set(KINDS) and min(kinds.values()) > 9), kinds
+
+
+def test_words_never_contradict_the_numbers_of_many_tests():
+    rng = np.random.default_rng(5)
+    kinds = Counter()
+    for _ in range(25):
+        comparisons = [paired_comparison(*drawn_pairs(rng)) for _ in range(rng.integers(1, 30))]
+        p_values = np.array([one.wilcoxon_p for one in comparisons])
+        for one, among, adjusted in zip(comparisons, corrected(comparisons), holm(p_values), strict=True):
+            kind, words = kind_of(one, among), verdict(one, "the final loss", among)
+            kinds[kind] += 1
+            no_empty_words(words)
+            assert among.p == pytest.approx(adjusted, nan_ok=True)
+            assert among.tests == np.isfinite(p_values).sum()
+            assert f"averaging won {one.wins} of {one.seeds}" in words
+            start = {
+                "helps": "Averaging helps",
+                "hurts": "Averaging hurts",
+                "unclear": "Unclear",
+                "cannot tell": "Cannot",
+            }
+            assert words.startswith(start.get(kind, "No difference"))
+            if "Wilcoxon p" in words and among.tests > 1:
+                assert f"corrected for {among.tests} tests" in words
+            if kind in ("helps", "hurts"):
+                assert adjusted < 0.05
+                assert kind_of(one) == kind, "a correction takes claims away and makes none"
+            elif kind == "no difference shown":
+                assert one.median.low <= 0 <= one.median.high
+                assert among.least < 0.05 or one.wins + one.losses == 0
+            elif kind == "cannot tell" and one.pairs >= 6:
+                assert f"the corrected p would be {among.least:.2g}" in words
+                assert among.least >= 0.05
+    assert set(kinds) == set(KINDS)
+
+
+@pytest.mark.parametrize("tests", [1, 2, 3, 4, 12, 20, 21, 100])
+def test_so_many_tests_need_so_many_seeds(tests):
+    needed = fewest_seeds(tests)
+    assert needed == math.ceil(math.log2(2 * tests / 0.05))
+    for seeds, kind in ((needed, "helps"), (needed - 1, "cannot tell")):
+        clear = [paired_comparison(np.ones(seeds), 0.9 - np.arange(seeds) / 1000)] * tests  # the best there can be
+        assert {kind_of(one, among) for one, among in zip(clear, corrected(clear), strict=True)} == {kind}
+        said = seeds_in_words(seeds, tests)
+        assert ("cannot show anything" in said) == (kind == "cannot tell")
+        assert f" {needed} seeds" in said
+    assert fewest_seeds(20) == 10
 
 
 def test_ties_and_diverged_seeds_are_told_and_never_dropped():

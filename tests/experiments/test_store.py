@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.experiments import store as store_module
 from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder, worker_name
 from emacore.experiments.studies import Study, Sweep

@@ -3,10 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from emacore.averaging.schedules import Constant, UniformAverage
-from emacore.experiments.studies import Study, Sweep, _dotted, job_from_json, json_value, json_values, with_settings
+from emacore.averaging.families import Constant, UniformAverage
+from emacore.experiments.studies import Study, Sweep, job_from_json, json_value, json_values, with_settings
 from emacore.experiments.sweep import columns_of
 from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import dotted
 
 
 def test_settings_by_dotted_names():
@@ -37,7 +38,7 @@ def test_a_study_names_no_schedule_twice():
 
 
 def test_no_setting_is_named_like_a_column_of_a_sweeps_table():
-    known = set(_dotted(json.loads(RunConfig().to_json()))) | {"schedule"}
+    known = set(dotted(json.loads(RunConfig().to_json()))) | {"schedule"}
     assert not (known - {"seed"}) & set(columns_of(RunConfig()))
     with pytest.raises(ValueError, match="leave 'seed' out"):
         Sweep(RunConfig(), {"seed": [1]}, (1, 2))
@@ -91,7 +92,7 @@ GARBAGE = (
     *("Constant", "Constant(", "Constant(0.9)", "Constant(beta=[])", "Constant(beta=None)", "Constant(**{})"),
     *("Constant(beta=0.9).x", "Constant(family=1)", "Schedule()", "Constant(beta=0.9, update_every=0)", "(" * 10_000),
 )
-SETTINGS = (*_dotted(json.loads(RunConfig().to_json())), "schedule", "seed", "optimizer", "schedule.", "nope", "", ".")
+SETTINGS = (*dotted(json.loads(RunConfig().to_json())), "schedule", "seed", "optimizer", "schedule.", "nope", "", ".")
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -10,14 +10,17 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
+from emacore.averaging.families import Constant, InversePower
 from emacore.experiments import sweep as sweep_module
 from emacore.experiments.evidence import per_seed
+from emacore.experiments.statistics import holm, kind_of
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json, with_settings
-from emacore.experiments.sweep import SCHEDULER, SweepError, in_words, summary, sweep
+from emacore.experiments.sweep import SCHEDULER, SweepError, before_start, cells_of, in_words, summary, sweep
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
+from tests.experiments.test_statistics import no_empty_words
 from tests.helpers import wait_for
 
 CONFIG = RunConfig(
@@ -169,11 +172,104 @@ def test_a_summary_of_the_cells():
     assert found["wins"].tolist()[::2] == [12, 0]
     assert found["p"].iloc[0] == pytest.approx(3 * 2 / 2**12)
     said = in_words(found, ["a"])
-    assert said.startswith("Of 3 cells of 12 seeds, averaging helps in 1 and hurts in 1; 1 shows no difference (p")
+    assert said.startswith(
+        "Of 3 cells of 12 seeds, averaging helps in 1 and hurts in 1; no difference is shown in 1 (p"
+    )
+    assert "corrected for 3 tests" in said
     assert f"It helps most at a 1: in the median the final loss is {100 * found['median_gain'][0]:.3g} % lower" in said
     assert "averaging won in 0 of 12 seeds" in said
     ruined = found.assign(median_gain=[0.3, 0.0, -99.0])
     assert "the final loss is 100 times the original's" in in_words(ruined, ["a"])
+
+
+def drawn_table(rng):
+    """A sweep's table over two settings, of cells that may be the same, diverge or fail."""
+    rows, grid = [], {"a": [1, 2, 3], "b": ["x", "y"]}
+    seeds, cells = int(rng.choice([6, 15, 20])), []
+    for a in grid["a"]:
+        for b in grid["b"]:
+            if cells and rng.random() < 0.3:
+                pairs = cells[rng.integers(len(cells))]
+            else:
+                pairs = (np.ones(seeds), 1 - rng.choice([-0.3, 0, 0.02, 0.3]) - 0.1 * rng.normal(size=seeds))
+                pairs[1][rng.random(seeds) < rng.choice([0, 0, 0.3])] = np.nan
+            cells.append(pairs)
+            rows += [
+                {"a": a, "b": b, "seed": seed, "final_original": one, "final_averaged": other}
+                for seed, (one, other) in enumerate(zip(*pairs, strict=True))
+            ]
+    return pd.DataFrame(rows), cells
+
+
+def test_a_cell_has_one_verdict_and_cells_that_are_the_same_are_one_test():
+    rng = np.random.default_rng(0)
+    repeated = 0
+    for _ in range(30):
+        table, pairs = drawn_table(rng)
+        found, cells = summary(table, ["a", "b"]), cells_of(table, ["a", "b"])
+        same = {tuple(np.array(pair).tobytes() for pair in one): n for n, one in enumerate(pairs)}
+        repeated += len(same) < len(pairs)
+        assert found["test"].nunique() == len(same)
+        firsts = found.drop_duplicates("test").index
+        np.testing.assert_allclose(found["p"][firsts], holm(found["wilcoxon_p"][firsts]))
+        for cell, row in zip(cells, found.to_dict("records"), strict=True):
+            assert cell.verdict == row["verdict"] == kind_of(cell.comparison, cell.among)
+            assert row["pairs"] == np.isfinite(cell.rows["final_averaged"]).sum()
+            twins = found[found["test"] == row["test"]]
+            assert twins["verdict"].nunique() == twins["p"].nunique(dropna=False) == 1
+        said = in_words(found, ["a", "b"])
+        counted = found.drop_duplicates("test")["verdict"].value_counts()
+        assert f"helps in {counted.get('helps', 0)} and hurts in {counted.get('hurts', 0)}" in said
+        assert (f"are {len(same)} different ones" in said) == (len(same) < len(pairs))
+        no_empty_words(said)
+    assert repeated > 5
+
+
+def test_lists_are_values_too():
+    grid = {"network.widths": [[4], [8, 4]], "network.activation": ["relu", "tanh"]}
+    found = summary(sweep(replace(CONFIG, max_epochs=1), grid, SEEDS, workers=1), list(grid))
+    assert found["network.widths"].tolist() == ["[4]", "[4]", "[8, 4]", "[8, 4]"]
+    assert "Of 4 cells of 3 seeds" in in_words(found, list(grid))
+
+
+def test_a_setting_that_acts_on_nothing_is_told_before_and_after(monkeypatch):
+    grid = {"optimizer.learning_rate": [0.001, 0.03], "optimizer.momentum": [0, 0.9, 0.99]}
+    config = replace(CONFIG, schedule=Constant(0.5))
+    asked = Sweep(config, grid, tuple(range(6)))
+    warning, needs = before_start(asked)
+    assert "6 cells are 2 different experiments: optimizer.momentum acts on nothing (adam has none" in warning
+    assert "6 seeds cannot show anything here" in warning
+    assert not needs
+    trained = []
+    real = sweep_module.train_cell
+    monkeypatch.setattr(sweep_module, "train_cell", lambda *job: trained.append(job[0]) or real(*job))
+    table = sweep(config, grid, asked.seeds, workers=1)
+    assert trained == [0, 3]
+    found = summary(table, list(grid))
+    assert found["test"].tolist() == [1, 1, 1, 2, 2, 2]
+    assert found["p"].tolist() == pytest.approx(np.repeat(holm(found["wilcoxon_p"][::3]), 3))
+    made = found.assign(verdict="hurts", median_gain=[-0.5] * 3 + [-0.1] * 3)
+    said = in_words(made, list(grid))
+    assert "6 cells of 6 seeds are 2 different ones" in said
+    assert "hurts most at optimizer.learning_rate 0.001, any optimizer.momentum: in the median" in said
+
+
+def test_cells_that_do_the_same_are_told_with_their_values():
+    def told(grid, config=CONFIG, seeds=32):
+        return before_start(Sweep(config, grid, tuple(range(seeds))))
+
+    longer = replace(CONFIG, schedule=InversePower(update_every=1, update_after_step=0), max_epochs=30)
+    assert told({"schedule.beta": [0.9, 0.99, 0.999]}, longer)[0] == (
+        "3 cells are 2 different experiments: schedule.beta 0.99/0.999 do the same in these runs. Cells that are the "
+        "same are trained once and are one test."
+    )
+    assert told({"schedule.beta": [0.99, 0.999]}, longer)[0].startswith("2 cells are one and the same experiment: ")
+    warning, _ = told({"optimizer.name": ["adam", "sgd"], "optimizer.momentum": [0, 0.9]})
+    assert "optimizer.momentum acts on nothing in 2 of the cells (adam has none, only sgd has)" in warning
+    warning, _ = told({"data.kind": ["make_regression", "diabetes"], "data.noise": [0.1, 50]})
+    assert "data.noise acts on nothing in 2 of the cells (the rows of diabetes are given)" in warning
+    assert told(GRID) == ("", "For 4 tests 8 seeds each are the least that can show anything, if no pair ties.")
+    assert "4 tests need at least 8 seeds each" in told(GRID, seeds=7)[0]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from emacore import RunConfig, train
 from emacore.averaging.code import to_code
-from emacore.averaging.schedules import Constant, InversePower
+from emacore.averaging.families import Constant, InversePower
 from emacore.experiments import jobs
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep

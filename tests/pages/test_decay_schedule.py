@@ -5,9 +5,10 @@ from emacore.averaging.code import from_code
 from emacore.averaging.filters import half_lives
 from emacore.averaging.schedules import FAMILIES
 from emacore.averaging.weights import relative_width
-from emacore.widgets.schedules import FAMILIES as LABELS
-from emacore.widgets.schedules import SCHEDULE_DEFAULTS, state_of
+from emacore.widgets.schedules import family_names, schedule_defaults, state_of
 from tests.pages.conftest import drawn, run, texts
+
+LABELS = family_names()
 
 
 def answer(app):
@@ -196,14 +197,14 @@ def test_reset(open_page):
     next(button for button in app.button if button.label == "Reset").click()
     run(app)
     assert app.get_by_key("steps").value == 5000
-    assert app.get_by_key("power").value == SCHEDULE_DEFAULTS["power"]
+    assert app.get_by_key("power").value == schedule_defaults()["power"]
 
 
 def test_garbage_in_the_link_falls_back(open_page):
     app = open_page(
         "decay_schedule", power="NaN", beta="2", inv_gamma="-1", update_every="0", steps="1e99", at="x", family="?"
     )
-    assert app.get_by_key("power").value == SCHEDULE_DEFAULTS["power"]
+    assert app.get_by_key("power").value == schedule_defaults()["power"]
     assert app.get_by_key("beta").value == 0.999
     assert app.get_by_key("update_every").value == 1
 
@@ -215,3 +216,88 @@ def test_every_family_has_a_label_and_its_controls():
         assert state_of(schedule)["update_every"] == schedule.update_every
     with pytest.raises(ValueError, match="power = 9 is outside"):
         state_of(FAMILIES["InversePower"](power=9.0))
+
+
+PIN = "Constant(beta=0.9, update_after_step=40, update_every=4)"
+
+
+def by_hand(num_steps):
+    """The decays of PIN."""
+    return np.array([1.0 if t % 4 else 0.0 if t <= 40 else 0.9 for t in range(num_steps)])
+
+
+def weighed(decays):
+    return np.array([(1 - decays[s]) * np.prod(decays[s + 1 :]) for s in range(len(decays))])
+
+
+@pytest.mark.parametrize(
+    ("quantity", "column", "of_decay"),
+    [
+        ("decay", "decay", lambda decay: decay),
+        ("1 - decay", "one_minus_decay", lambda decay: 1 - decay),
+        ("memory", "half_life_steps", lambda decay: 4 * np.log(2) / -np.log(decay)),
+    ],
+)
+def test_each_quantity_is_drawn_of_each_curve(open_page, quantity, column, of_decay):
+    table = drawn(open_page("decay_schedule", steps="400", quantity=quantity, pins=[PIN]))[0]
+    assert set(table["curve"]) == {"now", PIN}
+    line = table[table["curve"] == PIN]
+    moves = line[line["step"] > 40]
+    assert set(line["step"] % 4) == {0}
+    np.testing.assert_allclose(moves[column], of_decay(0.9))
+    own = table[(table["curve"] == "now") & (table["step"] > 101)]
+    if quantity != "memory":
+        rule = 1 - (own["step"] - 99.0) ** (-2 / 3)  # 1 + e, with e = step - 100
+        np.testing.assert_allclose(own[column], of_decay(rule))
+
+
+@pytest.mark.parametrize("percent", [100, 50])
+def test_weights_and_figures_are_those_of_the_step(open_page, percent):
+    app = open_page("decay_schedule", steps="401", at=str(percent), pins=[PIN])
+    step = 4 * percent
+    shares = weighed(by_hand(step + 1))
+    table = drawn(app)[1]
+    line = table[table["curve"] == PIN].set_index("step")["weight"]
+    np.testing.assert_allclose(line, shares[line.index], atol=1e-12)
+    ages = step - np.arange(step + 1)
+    figures = app.dataframe[0].value.set_index("curve").loc[PIN]
+    mean = shares @ ages
+    assert figures["mean age (steps)"] == pytest.approx(mean)
+    assert figures["effective count (snapshots)"] == pytest.approx(1 / (shares @ shares))
+    width = np.sqrt(shares @ (ages - mean) ** 2) / (step + 1)
+    assert figures["relative width (share of the steps so far)"] == pytest.approx(width)
+    assert figures["share of the start"] == pytest.approx(0.9 ** (step // 4 - 10))
+    own = app.dataframe[0].value.iloc[0]
+    shown = {metric.label.split(" (")[0]: float(metric.value.replace(",", "")) for metric in app.metric}
+    assert shown["Mean age"] == pytest.approx(own["mean age (steps)"], rel=1e-3)
+    assert shown["Counts as"] == pytest.approx(own["effective count (snapshots)"], rel=1e-3)
+    assert shown["Width"] == pytest.approx(100 * own["relative width (share of the steps so far)"], rel=1e-2)
+    assert shown["Start still in it"] == pytest.approx(100 * own["share of the start"], rel=0.05)
+
+
+def test_the_table_of_decays_that_are_reached(open_page):
+    table = (
+        open_page("decay_schedule", family="Exponential ramp", tau="100", beta="0.995", steps="1000").dataframe[1].value
+    )
+    assert table["decay"].tolist() == ["0.9", "0.99", "0.999", "0.9999", "beta = 0.995"]
+    moves = [-100 * np.log(1 - level / 0.995) for level in (0.9, 0.99)]  # n counts from 1 at step 100
+    assert table["first step"].tolist()[:2] == [int(np.ceil(n)) + 99 for n in moves]
+    assert table["first step"].isna().tolist() == [False, False, True, True, True]
+    assert table["in this run"].tolist() == ["yes", "yes", *["never, by this rule"] * 3]
+    np.testing.assert_allclose(
+        table["half-life there (moves)"], [half_lives(x) for x in (0.9, 0.99, 0.999, 0.9999, 0.995)]
+    )
+    app = open_page("decay_schedule", family="Running mean")
+    assert "This family has no beta" in texts(app)
+    assert len(app.dataframe[1].value) == 4
+
+
+def test_what_the_solved_schedule_remembers_is_told(open_page):
+    app = open_page("decay_schedule", family="Constant", update_after_step="0", want_half_life="2.0")
+    solved, steps = answer(app), np.arange(5000)
+    assert solved.beta == pytest.approx(0.5 ** (1 / 100))
+    shares = weighed_constant = (1 - solved.beta) * solved.beta ** (4999 - steps)
+    weighed_constant[0] = solved.beta**4999
+    mean = shares @ (4999 - steps)
+    width = np.sqrt(shares @ (4999 - steps - mean) ** 2) / 5000
+    assert f"At the end: half-life 100 steps, relative width {width:.2%}, mean age {mean:,.4g} steps" in texts(app)

@@ -39,6 +39,7 @@ def test_the_figures_are_those_of_the_seeds(open_page, home):
     for start in ("**Final.**", "**Best.**", "**Steadiness.**", "The article's one run gained 20 %"):
         assert start in said
     assert "over 8 seeds" in said
+    assert "All 8 seeds train up to epoch 25." in said
     assert "| the final loss | 8 |" in app.code[0].value
 
 

@@ -2,8 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emacore.averaging.signals import NOISES, SIGNALS
-from tests.pages.conftest import run, texts
+from emacore.averaging import measurements
+from emacore.averaging.filters import window_of_equal_noise
+from emacore.averaging.signals import NOISES, SIGNALS, sequence
+from tests.pages.conftest import drawn, run, texts
 
 
 def comparison(app):
@@ -110,3 +112,76 @@ def test_bad_files_are_told_in_a_sentence(open_page, content, message):
 
 def test_two_rows_are_enough(open_page):
     assert "at least 32 steps" in texts(own(open_page, b"loss\n1\n2\n"))
+
+
+def smoothed(values, beta, average):
+    found = []
+    for value in values:
+        average = beta * average + (1 - beta) * value
+        found.append(average)
+    return np.array(found)
+
+
+def test_every_chart_draws_what_it_says(open_page):
+    windows = ["moving average, equal delay", "moving average, equal noise"]
+    chosen = ["EMA from the first value", "EMA from zero", "EMA, bias-corrected", *windows, "the schedule"]
+    settings = {"signal": "constant", "noise": "AR(1)", "rho": "0.5", "length_f": "300", "f_decay": "0.9"}
+    app = open_page("low_pass_filter", filters=chosen, family="Running mean", update_after_step="0", **settings)
+    lines, gains, spectra, jumps, ages = drawn(app)
+    (clean, noisy) = sequence("constant", "AR(1)", 300, 0, noise_level=0.3, autocorrelation=0.5)
+    sizes = dict(zip(windows, (19, window_of_equal_noise(0.9, 0.5)), strict=True))
+    assert sizes[windows[1]] != 19
+    zero = smoothed(noisy, 0.9, 0.0)
+    expected = {
+        "sequence": noisy,
+        "clean part": clean,
+        chosen[0]: smoothed(noisy, 0.9, noisy[0]),
+        chosen[1]: zero,
+        chosen[2]: zero / (1 - 0.9 ** np.arange(1, 301)),
+        **{name: [noisy[max(0, t - n + 1) : t + 1].mean() for t in range(300)] for name, n in sizes.items()},
+        chosen[5]: np.cumsum(noisy) / np.arange(1, 301),
+    }
+    assert set(lines["line"]) == set(expected)
+    for name, line in lines.groupby("line"):
+        np.testing.assert_allclose(line["value"], np.asarray(expected[name])[line["step"]], atol=1e-12)
+
+    for name, line in gains.groupby("filter"):
+        turns = np.exp(-2j * np.pi * line["frequency"].to_numpy()[:, None] * np.arange(400))
+        shares = 0.1 * 0.9 ** np.arange(400) if name == "EMA" else (np.arange(400) < sizes[name]) / sizes[name]
+        np.testing.assert_allclose(line["gain"], np.abs(turns @ shares), atol=1e-12)
+    assert set(gains["filter"]) == {"EMA", *windows}
+
+    frequency, before, after = measurements.spectra(noisy, expected[chosen[0]])
+    for name, density in (("sequence", before), ("average", after)):
+        line = spectra[spectra["line"] == name].set_index("frequency")["density"]
+        assert len(line) > 10
+        np.testing.assert_allclose(line, np.interp(line.index, frequency, density))
+
+    for name, line in jumps.groupby("filter"):
+        steps = line["steps"].to_numpy()
+        share = 1 - 0.9**steps if name == "EMA" else np.minimum(steps / sizes[name], 1)
+        np.testing.assert_allclose(line["answer"], share, atol=1e-12)
+    for name, line in ages.groupby("filter"):
+        age = line["age"].to_numpy()
+        share = 0.1 * 0.9**age if name == "EMA" else (age < sizes[name]) / sizes[name]
+        np.testing.assert_allclose(line["weight"], share, atol=1e-12)
+    assert set(jumps["filter"]) == set(ages["filter"]) == {"EMA", *windows}
+
+
+def test_the_table_is_of_the_sequence_that_is_drawn(open_page):
+    settings = {"signal": "sine", "period": "100", "noise": "white", "length_f": "2000", "f_decay": "0.95"}
+    table = comparison(open_page("low_pass_filter", **settings))
+    made = sequence("sine", "white", 2000, 0, noise_level=0.3, period=100)
+    expected = pd.DataFrame(measurements.comparison(made, 0.95, autocorrelation=0.0, period=100)).set_index("quantity")
+    pd.testing.assert_frame_equal(table, expected)
+    assert "lag of the sine (steps)" in table.index
+
+
+def test_an_own_column_is_drawn_and_not_compared(open_page):
+    values = np.random.default_rng(3).normal(size=64)
+    app = own(open_page, pd.DataFrame({"loss": values}).to_csv(index=False).encode())
+    lines = drawn(app)[0]
+    assert set(lines["line"]) == {"sequence", "EMA from the first value"}
+    line = lines[lines["line"] == "EMA from the first value"]
+    np.testing.assert_allclose(line["value"], smoothed(values, 0.98, values[0]))
+    assert len(app.dataframe) == 0

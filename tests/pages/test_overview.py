@@ -1,11 +1,14 @@
+import json
+import re
 import time
 
 import numpy as np
 import pytest
 
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.averaging.signals import final_loss, sgd_on_quadratic
 from emacore.averaging.weights import average
+from emacore.experiments.evidence import shipped
 from tests.pages.conftest import drawn, run, texts
 
 CURVATURES, START, STEPS = (1.0, 0.25), (2.0, 1.6), 300
@@ -64,6 +67,56 @@ def test_the_chart_is_the_formula_over_the_decay_with_the_chosen_one_marked(open
     dots = table[table["part"] == "simulated"].set_index("decay")["loss"]
     assert len(dots) > 20
     np.testing.assert_allclose(dots, lines["average"][dots.index], rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "decay"), [("0.3", "1", "0.98"), ("1.2", "2.5", "0.5"), ("0.05", "0", "0.9")]
+)
+def test_the_picture_is_the_path_and_its_average_step_by_step(open_page, rate, noise, decay):
+    app = open_page("overview", quad_rate=rate, quad_noise=noise, quad_decay=decay, play="false")
+    path = sgd_on_quadratic(CURVATURES, float(rate), float(noise), STEPS, seed=1, start=START).noisy
+    averaged = [path[0]]
+    for value in path[1:]:
+        averaged.append(float(decay) * averaged[-1] + (1 - float(decay)) * value)
+    chart = app.get("vega_lite_chart")[0].proto
+    picture = drawn(app)[0]
+    for name, expected in (("SGD", path), ("average", averaged)):
+        own = picture[picture["path"] == name]
+        assert own["step"].tolist() == list(range(STEPS))
+        np.testing.assert_allclose(own[["u", "v"]], expected, rtol=1e-9, atol=1e-12)
+    border = max(np.ceil(2 * np.abs(path).max()) / 2, 0.5)
+    axes = json.loads(chart.spec)["layer"][0]["encoding"]
+    assert [axes[axis]["scale"]["domain"] for axis in ("x", "y")] == [[-border, border]] * 2
+
+
+def test_while_it_plays_the_first_steps_are_shown_as_far_as_the_caption_says(open_page):
+    app = open_page("overview")
+    shown = int(re.search(r"Step (\d+) of 299", texts(app))[1])
+    assert 0 < shown < STEPS - 1
+    picture = drawn(app)[0]
+    assert picture.groupby("path")["step"].agg(["min", "max"]).to_numpy().tolist() == [[0, shown]] * 2
+    assert set(picture.loc[picture["newest"], "step"]) == {shown}
+
+
+def test_the_marked_decay_stands_at_its_half_life(open_page):
+    app = open_page("overview", quad_decay="0.9", play="false")
+    spec = json.loads(app.get("vega_lite_chart")[1].proto.spec)
+    marks = [layer["data"]["values"] for layer in spec["layer"] if "data" in layer]
+    assert marks == [[{"at": pytest.approx(np.log(0.5) / np.log(0.9)), "label": "decay 0.9"}]] * 2
+    table = drawn(app)[1]
+    np.testing.assert_allclose(table["half_life"], np.log(0.5) / np.log(table["decay"]))
+    lowest = table[(table["part"] == "formula") & (table["curve"] == "average")]["loss"].min()
+    assert f"Lowest of these: {lowest:.3g}, at decay" in texts(app)
+    assert "It forgets half in 6.6 steps." in texts(app)
+
+
+def test_what_is_said_of_the_study_are_its_own_numbers(open_page):
+    table, _ = shipped()
+    said = texts(open_page("overview"))
+    for name, seeds in table.groupby("experiment"):
+        wins = int((seeds["steadiness_averaged"] < seeds["steadiness_original"]).sum())
+        assert f"With {name}: " in said
+        assert f"The curve was steadier in {wins} of {len(seeds)} seeds." in said
 
 
 def test_titles_follow_the_numbers(open_page, monkeypatch):

@@ -1,18 +1,23 @@
+import json
 import sqlite3
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import streamlit as st
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.experiments import jobs, store
 from emacore.experiments.store import RunStore
 from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import OptimizerConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
 from tests.helpers import wait_for
+from tests.pages.conftest import drawn, run, texts
 from tests.pages.conftest import enter_run as enter
-from tests.pages.conftest import run, texts
+from tests.training.test_second_task import CONFIG as DIGITS
 
 
 def button(app, label):
@@ -238,3 +243,90 @@ def test_from_start_to_end_with_a_real_worker(open_page, home, monkeypatch):
         if queue:
             queue.close()
         st.cache_resource.clear()
+
+
+def curves_of(table, series, column):
+    return {name: own.set_index("epoch")[column] for name, own in table.groupby(series)}
+
+
+def test_the_charts_are_the_runs_history(open_page, home):
+    config = RunConfig(
+        optimizer=OptimizerConfig(learning_rate=0.01, rate_rule="cosine"),
+        schedule=Constant(0.97, update_after_step=100),
+        stopping=StoppingConfig("none"),
+        max_epochs=24,
+    )
+    run_id = enter(home, config)
+    app = open_page("train", run=run_id, steady_from="15")
+    history = RunStore(home).history(run_id).set_index("epoch")
+    losses, r2, rates = drawn(app)
+    for table, series, column, expected in (
+        (losses, "curve", "loss", {"train": "train_loss", "original": "val_loss_original", "EMA": "val_loss_ema"}),
+        (r2, "curve", "r2", {"original": "val_r2_original", "EMA": "val_r2_ema"}),
+    ):
+        found = curves_of(table, series, column)
+        assert set(found) == set(expected)
+        for name, own in expected.items():
+            pd.testing.assert_series_equal(found[name], history[own], check_names=False)
+    found = curves_of(rates, "rate", "value")
+    shown = history["decay"] < 1
+    pd.testing.assert_series_equal(found["learning rate"], history["learning_rate"], check_names=False)
+    np.testing.assert_allclose(found["1 - decay of the EMA"], 1 - history["decay"][shown])
+    assert found["learning rate"].nunique() == 24
+    assert found["1 - decay of the EMA"].nunique() == 2
+    specs = [chart.proto.spec for chart in app.get("vega_lite_chart")]
+    assert '"loss (MSE)"' in specs[0]
+    assert '"R2 (validation rows)"' in specs[1]
+    low, high = json.loads(specs[1])["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    values = np.concatenate([history["val_r2_original"], history["val_r2_ema"]])
+    assert high > values.max()
+    assert 0.05 < (values < low).mean() <= 0.1
+    late = history.loc[15:]
+    for name, model in (("Std. original", "original"), ("Std. EMA", "ema")):
+        value = next(metric.value for metric in app.metric if metric.label == name)
+        assert float(value) == pytest.approx(late[f"val_loss_{model}"].std(), rel=0.05)
+    summary = app.dataframe[0].value.set_index("metric")
+    for metric in ("loss", "mae", "r2"):
+        row = summary.loc["mse" if metric == "loss" else metric]
+        original, ema = (history[f"val_{metric}_{model}"].iloc[-1] for model in ("original", "ema"))
+        assert row[["original", "ema"]].tolist() == [original, ema]
+        better = ema - original if metric == "r2" else original - ema
+        assert row["improvement"] == pytest.approx(100 * better / abs(original))
+
+
+def test_progress_is_of_the_epochs_so_far(open_page, home):
+    config = RunConfig(stopping=StoppingConfig("none"), max_epochs=3)
+    run_id = enter(home, config, state="running")
+    runs = RunStore(home)
+    with sqlite3.connect(home / "runs.sqlite") as connection:  # as it was after two of eight epochs, 3 s each
+        rows = connection.execute("SELECT epoch, row FROM epochs WHERE run_id = ?", (run_id,)).fetchall()
+        for epoch, row in rows:
+            connection.execute(
+                "UPDATE epochs SET row = ? WHERE run_id = ? AND epoch = ?",
+                (json.dumps(json.loads(row) | {"seconds": 3.0 * epoch}), run_id, epoch),
+            )
+        connection.execute("DELETE FROM epochs WHERE run_id = ? AND epoch > 2", (run_id,))
+        connection.execute("UPDATE runs SET config = ? WHERE id = ?", (replace(config, max_epochs=8).to_json(), run_id))
+    assert len(runs.history(run_id)) == 2
+    bar = open_page("train", run=run_id).get("progress")[0].proto
+    assert bar.text == "Epoch 2 of at most 8: at most 18 s left (3.0 s an epoch)."
+    assert bar.value == 25
+
+
+def test_a_run_of_another_task_is_shown_by_its_own_metrics(open_page, home):
+    run_id = enter(home, replace(DIGITS, max_epochs=4))
+    app = open_page("train", run=run_id)
+    history = RunStore(home).history(run_id).set_index("epoch")
+    losses, accuracy, _ = drawn(app)
+    found = curves_of(accuracy, "curve", "accuracy")
+    for name, model in (("original", "original"), ("EMA", "ema")):
+        pd.testing.assert_series_equal(found[name], history[f"val_accuracy_{model}"], check_names=False)
+    specs = [chart.proto.spec for chart in app.get("vega_lite_chart")]
+    assert '"loss (cross-entropy)"' in specs[0]
+    assert '"accuracy (validation rows)"' in specs[1]
+    assert curves_of(losses, "curve", "loss")["EMA"].tolist() == history["val_loss_ema"].tolist()
+    assert "accuracy: higher is better." in texts(app)
+    assert "article" not in texts(app).partition("The article's experiment")[2].partition("Recent")[0]
+    assert app.dataframe[0].value["metric"].tolist() == ["cross-entropy", "accuracy"]
+    listed = next(d.value for d in app.dataframe if "average" in d.value)
+    assert listed["data"].tolist() == ["digits in a test"]

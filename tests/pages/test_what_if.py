@@ -3,18 +3,25 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from emacore import RunConfig, train
-from emacore.averaging.code import from_code
+from emacore.averaging.code import from_code, scheme_from_code
+from emacore.averaging.families import InversePower, PowerFunction
 from emacore.averaging.weights import relative_width
+from emacore.averaging.weights import weights as weights_of
+from emacore.averaging.windows import decays_at_end
 from emacore.experiments.store import RunStore
 from emacore.replay.atlas import plateau
+from emacore.replay.weight_space import space
+from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig
 from tests.helpers import ME
 from tests.pages.conftest import FREE, drawn, run, texts
 from tests.pages.conftest import enter_recorded as enter
+from tests.training.test_second_task import CONFIG as DIGITS
 
 
 def figures(app):
@@ -253,3 +260,196 @@ def test_two_pages_replay_the_same_growing_run(open_page, home):
     train(FREE, grow, record=runs.recording(run_id))
     assert [one == two for one, two in seen] == [True, True]
     assert seen[0] != seen[1]
+
+
+#: What the sliders show at first.
+SLIDERS = InversePower(0.999, update_after_step=100, update_every=1)
+PIN = "Window(size=9, schedule=Constant(beta=0.5))"
+
+
+def test_the_curves_are_what_was_measured_and_what_a_trajectory_replays(open_page, home):
+    run_id = enter(home)
+    app = open_page("what_if", beta="0.8", power="1", update_after_step="7", pins=[PIN])
+    history, opened = RunStore(home).history(run_id), open_run(RunStore(home).recording(run_id))
+    picture = drawn(app)[0]
+    losses = picture[picture["part"] == "loss"]
+    now = InversePower(0.8, power=1.0, update_after_step=7, update_every=1)
+    expected = {
+        "original": history["val_loss_original"],
+        "the run's own EMA": history["val_loss_ema"],
+        "now": opened.replay({"": now})["loss"],
+        PIN: opened.replay({"": scheme_from_code(PIN)})["loss"],
+    }
+    assert losses["curve"].unique().tolist() == list(expected)
+    assert expected["now"][-1] != pytest.approx(history["val_loss_ema"].iloc[-1], rel=1e-3), "else this shows nothing"
+    per_epoch = int(history["steps"].iloc[0])
+    for name, values in expected.items():
+        own = losses[losses["curve"] == name]
+        assert own["epoch"].tolist() == list(range(1, 13))
+        assert own["step"].tolist() == [per_epoch * epoch - 1 for epoch in range(1, 13)]
+        np.testing.assert_allclose(own["loss"], values, rtol=1e-6)
+    weights = picture[picture["part"] == "weight"]
+    assert set(weights["curve"]) == {"now", PIN}
+    steps = per_epoch * 12
+    for name, scheme in (("now", now), (PIN, scheme_from_code(PIN))):
+        own = weights[weights["curve"] == name].sort_values("step")
+        whole = weights_of(decays_at_end(scheme, steps))
+        assert own["step"].tolist() == np.flatnonzero(whole).tolist()
+        np.testing.assert_allclose(own["weight"], whole[whole > 0], rtol=1e-6)
+    titles = json.dumps(json.loads(app.get("vega_lite_chart")[0].proto.spec))
+    assert "validation loss (MSE)" in titles
+
+
+def test_the_figures_are_of_the_curves_that_are_drawn(open_page, home):
+    run_id = enter(home)
+    app = open_page("what_if", beta="0.8", steady_from="5")
+    history, table = RunStore(home).history(run_id), figures(app)
+    for name, model in (("original", "original"), ("the run's own EMA", "ema")):
+        own = history[[f"val_{metric}_{model}" for metric in ("loss", "mae", "r2")]]
+        own.columns = ["loss", "mae", "r2"]
+        row = table.loc[name]
+        assert row["final"] == own["loss"].iloc[-1]
+        assert row["best"] == own["loss"].min()
+        assert row["best_epoch"] == history["epoch"][own["loss"].idxmin()]
+        assert row["steadiness"] == pytest.approx(own["loss"].iloc[4:].std())
+        assert row[["final_mae", "best_mae"]].tolist() == [own["mae"].iloc[-1], own["mae"].min()]
+        assert row[["final_r2", "best_r2"]].tolist() == [own["r2"].iloc[-1], own["r2"].max()]
+    ended = table["final"]
+    change = 100 * abs(ended["now"] / ended["original"] - 1)
+    assert f"In this run the average ends {change:.3g} % " in texts(app)
+    shown = json.loads(next(d for d in app.dataframe if "best_epoch" in d.value).proto.columns)
+    assert shown["final_mae"]["label"] == "final MAE"
+    assert shown["best_r2"]["label"] == "best R2"
+    assert drawn(app)[0].groupby("curve", sort=False)["loss"].last().to_dict() == pytest.approx(ended.to_dict())
+
+
+def test_the_words_on_a_smaller_rate_are_of_the_schedule_of_the_sliders(open_page, home):
+    run_id = enter(home)
+    app = open_page("what_if", beta="0.8")
+    history, opened = RunStore(home).history(run_id), open_run(RunStore(home).recording(run_id))
+    now = opened.replay({"": InversePower(0.8, update_after_step=100, update_every=1)})["loss"]
+    late = slice(6, None)
+    original, average = np.median(history["val_loss_original"][late]), np.median(now[late])
+    assert f"(epochs 7 to 12), the average's median loss was {100 * abs(average / original - 1):.3g} % " in texts(app)
+
+
+@pytest.mark.parametrize("metric", ["final", "best"])
+def test_the_cells_of_the_atlas_are_coloured_by_their_own_loss_against_the_originals(open_page, home, metric):
+    run_id = enter(home)
+    app = open_page("what_if", view="Atlas", atlas_x="power", atlas_y="beta", atlas_metric=metric, update_every="1")
+    history, opened = RunStore(home).history(run_id), open_run(RunStore(home).recording(run_id))
+    cells = drawn(app)[-1]
+    losses = history["val_loss_original"]
+    reference = losses.iloc[-1] if metric == "final" else losses.min()
+    for row in cells.iloc[[3, 150, 396]].itertuples():
+        curve = opened.replay({"": InversePower(row.y, power=row.x, update_after_step=100, update_every=1)})["loss"]
+        assert row.loss == pytest.approx(curve[-1] if metric == "final" else curve.min(), rel=1e-4)
+        assert row.percent == pytest.approx(100 * (row.loss / reference - 1), abs=0.02)
+    assert cells["best"].sum() == 1
+    assert cells.loc[cells["best"], "loss"].iloc[0] == cells["loss"].min()
+    for row in cells.iloc[::37].itertuples():
+        decays = from_code(row.code).decays(len(opened.weights))
+        assert row.dot == (not ((decays == row.y) & (decays > 0)).any())
+    assert f"has {cells['loss'].min():.4g}; the original" in texts(app)
+    assert '"loss (MSE)"' in app.get("vega_lite_chart")[-1].proto.spec
+
+
+def test_a_map_without_a_beta_has_no_dots(open_page, home):
+    enter(home)
+    app = open_page("what_if", view="Atlas", atlas_x="window", atlas_y="beta")
+    assert not drawn(app)[-1]["dot"].any()
+
+
+@pytest.mark.parametrize("plane", ["principal components", "three points"])
+def test_the_space_of_the_weights_is_that_of_the_run_from_there_on(open_page, home, plane):
+    run_id = enter(home)
+    app = open_page("what_if", view="Weight space", plane=plane, path_from="25", beta="0.8", update_after_step="5")
+    opened = open_run(RunStore(home).recording(run_id))
+    scheme = InversePower(0.8, update_after_step=5, update_every=1)
+    rows = list(range(len(opened.weights) // 4, len(opened.weights)))
+    weights, averaged = opened.weights[rows].astype(float), opened.average([scheme], rows)[0].astype(float)
+    _, paths, line, distances = drawn(app)
+    for name, path in (("original", weights), ("now", averaged)):
+        own = distances[distances["curve"] == name]
+        assert own["step"].tolist() == rows
+        np.testing.assert_allclose(own["distance"], np.linalg.norm(path - weights[-1], axis=1), rtol=1e-4, atol=1e-5)
+    ends = opened.measure(np.stack([weights[-1], averaged[-1]]).astype(np.float32))["loss"]
+    for position, loss in zip((0, 1), ends, strict=True):
+        assert line.loc[line["position"].sub(position).abs().idxmin(), "loss"] == pytest.approx(loss, rel=1e-4)
+    found = space(opened, scheme, plane, 0.25)
+    for name, places in (("original", found.original), ("average", found.averaged)):
+        own = paths[paths["path"] == name]
+        assert own["step"].tolist() == rows
+        assert own["newest"].tolist() == [False] * (len(rows) - 1) + [True]
+        np.testing.assert_allclose(own[["u", "v"]], places, rtol=1e-6)
+    if plane == "three points":  # distances in a plane through the points are those between them
+        first, last = paths[paths["path"] == "original"][["u", "v"]].to_numpy()[[0, -1]]
+        assert np.linalg.norm(last - first) == pytest.approx(np.linalg.norm(weights[-1] - weights[0]), rel=1e-4)
+    assert f"The plane shows {found.original_share:.0%} of" in texts(app)
+    assert f"and {found.averaged_share:.0%} of the average's" in texts(app)
+    low, high = found.landscape["loss"].min(), found.landscape["loss"].max()
+    assert f"from {low:.4g} to {high:.4g}." in texts(app)
+
+
+def test_the_widths_that_are_drawn_are_of_power_functions_and_the_original_lies_level(open_page, home):
+    run_id = enter(home)
+    app = open_page("what_if", view="For my run")
+    history, opened = RunStore(home).history(run_id), open_run(RunStore(home).recording(run_id))
+    table = drawn(app)[-1]
+    level = table.loc[table["curve"] == "original", "loss"]
+    assert level.tolist() == [history["val_loss_original"].iloc[-1]] * len(level)
+    average = table[table["curve"] == "average"].reset_index(drop=True)
+    settings = np.geomspace(0.005, 0.28, 40).round(4)
+    for n in (0, 17, 39):
+        schedule = PowerFunction(sigma_rel=settings[n])
+        assert average["width"][n] == pytest.approx(100 * relative_width(schedule.decays(len(opened.weights))))
+        assert average["loss"][n] == pytest.approx(opened.final({"": schedule})["loss"][0], rel=1e-4)
+    best = average["loss"].idxmin()
+    assert f"the relative width **{average['width'][best]:.1f}%** was best: {average['loss'][best]:.4g}" in texts(app)
+    assert f"the original {level.iloc[0]:.4g};" in texts(app)
+
+
+def test_what_takes_long_stays_as_it_was_while_a_run_grows(open_page, home):
+    runs, config = RunStore(home), replace(FREE, max_epochs=6)
+    run_id = runs.create(config)
+    runs.claim(ME, 99)
+    pages = []
+
+    def grow(row):
+        runs.append(run_id, ME, row)
+        if row["epoch"] == 3:
+            pages.append(open_page("what_if", replayed=run_id, view="For my run"))
+
+    train(config, grow, record=runs.recording(run_id))
+    history = runs.history(run_id)
+    [app] = pages
+    assert "bring up to date" in next(b.label for b in run(app).button if b.label.startswith("As of epoch 3"))
+    assert figures(app).loc["original", "final"] == history["val_loss_original"].iloc[5]
+    assert drawn(app)[-1]["loss"].iloc[-1] == history["val_loss_original"].iloc[2]
+    app.get_by_key("view").set_value("Family")
+    family = next(d.value for d in run(app).dataframe if "copies_kept" in d.value).set_index("scheme")
+    assert family.loc["original", "loss"] == pytest.approx(history["val_loss_original"].iloc[2], rel=1e-4)
+    assert family.loc["EMA", "loss"] == pytest.approx(
+        open_run(runs.recording(run_id), 3).final({"": SLIDERS})["loss"][0], rel=1e-4
+    )
+
+
+def test_a_run_of_another_task_is_replayed_by_its_own_metrics(open_page, home):
+    run_id = enter(home, DIGITS)
+    app = open_page("what_if", beta="0.9", update_after_step="5", view="Family")
+    history, opened = RunStore(home).history(run_id), open_run(RunStore(home).recording(run_id))
+    table = figures(app)
+    found = opened.replay({"": InversePower(0.9, update_after_step=5, update_every=1)})
+    row = table.loc["now"]
+    assert row[["final_accuracy", "best_accuracy"]].tolist() == [found["accuracy"][-1], found["accuracy"].max()]
+    assert table.loc["original", "best_accuracy"] == history["val_accuracy_original"].max()
+    shown = json.loads(next(d for d in app.dataframe if "best_epoch" in d.value).proto.columns)
+    assert shown["best_accuracy"]["label"] == "best accuracy"
+    assert "validation loss (cross-entropy)" in app.get("vega_lite_chart")[0].proto.spec
+    family = next(d.value for d in app.dataframe if "copies_kept" in d.value).set_index("scheme")
+    assert family.loc["EMA", "accuracy"] == found["accuracy"][-1]
+    for view, title in (("Atlas", "loss (cross-entropy)"), ("For my run", "final validation loss (cross-entropy)")):
+        app.get_by_key("view").set_value(view)
+        assert title in run(app).get("vega_lite_chart")[-1].proto.spec
+    app.get_by_key("view").set_value("Weight space")
+    assert "validation loss (cross-entropy)" in run(app).get("vega_lite_chart")[2].proto.spec

@@ -83,6 +83,19 @@ def test_bare_decays_are_schedules(open_page, home, values):
     assert grid["schedule"] == ["Constant(beta=0.9)", "Constant(beta=0.99)"]
 
 
+def test_what_cannot_be_shown_is_told_before_it_is_started(open_page):
+    axes = {"sweep_x": "optimizer.learning_rate", "values_optimizer_learning_rate": "0.001, 0.002, 0.003, 0.004"}
+    twenty = {**axes, "sweep_y": "network.dropout", "values_network_dropout": "0, 0.1, 0.2, 0.3, 0.4"}
+    app = open_page("where_it_helps", sweep_seeds="8", **twenty)
+    assert "20 tests need at least 10 seeds each." in app.warning[0].value
+    app = open_page("where_it_helps", sweep_seeds="16", **twenty)
+    assert not app.warning
+    assert "For 20 tests 10 seeds each are the least" in texts(app)
+    app = open_page("where_it_helps", **axes, sweep_y="optimizer.momentum", values_optimizer_momentum="0, 0.9")
+    assert "8 cells are 4 different experiments: optimizer.momentum acts on nothing" in app.warning[0].value
+    assert "in 4 trainings of 32 seeds" in texts(app)
+
+
 def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
     _, table = enter(home)
     app = open_page("where_it_helps")
@@ -100,6 +113,17 @@ def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
     assert np.isfinite(rows["final_averaged"]).all()
     final = next(m.value for m in app.markdown if "**Final.**" in m.value)
     assert f"averaging won {wins} of 8" in final
+    starts = {
+        "helps": "Averaging helps",
+        "hurts": "Averaging hurts",
+        "unclear": "Unclear",
+        "cannot tell": "Cannot tell",
+    }
+    chosen = cells.set_index(list(SWEEP.grid)).loc[(0.01, "Constant(beta=0.9)")]
+    assert f"**Final.** {starts.get(chosen['verdict'], 'No difference')}" in final
+    # With the article's schedule 15 steps are all copies, so that two of the four cells have nothing to test.
+    assert f"Wilcoxon p = {chosen['wilcoxon_p']:.2g}, {chosen['p']:.2g} corrected for 2 tests" in final
+    assert "Two p-values: Wilcoxon's is that of the cell alone." in texts(app)
 
 
 def test_the_curves_of_a_cell_are_a_study_trained_once(open_page, home):
@@ -126,7 +150,7 @@ def test_cells_without_a_number_are_told(open_page, home):
     store.append(sweep_id, ME, {"epoch": 1, "rows": [columns | row for row in rows]})
     app = open_page("where_it_helps", sweep_cell="optimizer.batch_size 16, data.n_samples 100")
     assert "2 runs could not be trained: it died" in texts(app)
-    assert "1 cannot tell" in texts(app)
+    assert "2 seeds cannot tell in 1" in texts(app)
 
 
 def test_a_sweep_of_another_number_of_settings_is_a_table(open_page, home):

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from emacore import RunConfig, train
 from emacore.averaging.code import from_code, scheme_from_code
-from emacore.averaging.schedules import InversePower, PowerFunction
+from emacore.averaging.families import InversePower, PowerFunction
 from emacore.averaging.weights import average, relative_width
 from emacore.averaging.windows import Window
 from emacore.replay import atlas as atlas_module
-from emacore.replay.atlas import AXES, original, partners, plateau
+from emacore.replay.atlas import axes, original, partners, plateau
 from emacore.replay.measure import OneByOne
 from emacore.replay.recording import Recorder, read_recording
 from emacore.replay.trajectory import Trajectory
@@ -27,6 +27,7 @@ def atlas(*arguments):
     return pd.DataFrame(atlas_module.atlas(*arguments))
 
 
+AXES = axes(InversePower)
 POWERS = np.geomspace(1e-3, 50, 500)
 CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none"), max_epochs=6)
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from emacore import EMA, Recorder
-from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.windows import Window
 from emacore.replay.trajectory import Trajectory
 from tests.helpers import Network, change, tensors

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from benchmarks import thinning
 from emacore import RunConfig, train
-from emacore.averaging.schedules import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
+from emacore.averaging.families import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average, moving_average
 from emacore.averaging.windows import Window
 from emacore.replay import recording, trajectory

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.averaging.windows import Window
 from emacore.replay.weight_space import (
     SIDE,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emacore.averaging.schedules import InversePower, PowerFunction
+from emacore.averaging.families import InversePower, PowerFunction
 from emacore.tasks.regression.config import DataConfig, RunConfig
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 

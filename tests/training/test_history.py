@@ -2,19 +2,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emacore.replay.measure import Metric
 from emacore.tasks.regression import article
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.history import (
-    curve_figures,
-    curve_in_words,
+    curve,
     epochs_without_best,
     in_words,
-    smaller_rate_in_words,
+    late_range,
+    losses,
+    rates,
+    remaining,
     steadiness,
     summarise,
-    thinning_in_words,
     training_follows_average,
+    validation,
 )
 
 
@@ -67,39 +70,6 @@ def test_the_articles_tables_stand_beside_the_runs():
         assert 100 * gain / row.original == pytest.approx(row.improvement, abs=0.05)
 
 
-def test_figures_of_curves():
-    curves = pd.DataFrame(
-        {
-            "curve": ["original"] * 4 + ["a"] * 4 + ["b"] * 4,
-            "epoch": [1, 2, 3, 4] * 3,
-            "loss": [4.0, 3.0, 1.0, 2.0, 5.0, 2.0, 0.9, 0.8, 1.0, 1.0, 1.0, 3.0],
-        }
-    )
-    curves = curves.assign(mae=curves["loss"] / 2, r2=1 - curves["loss"] / 10)
-    table = curve_figures(curves, "original", from_epoch=3).set_index("curve")
-    assert table.loc["original", ["final", "best", "best_epoch"]].tolist() == [2.0, 1.0, 3]
-    assert table["ahead_since"].isna().tolist() == [True, False, True]
-    others = table.loc["b", ["final_mae", "best_mae", "final_r2", "best_r2"]]
-    assert others.tolist() == pytest.approx([1.5, 0.5, 0.7, 0.9])
-    assert table.loc["a", "ahead_since"] == 2
-    assert table.loc["a", "steadiness"] == pytest.approx(np.std([0.9, 0.8], ddof=1))
-    always = curve_figures(curves[curves["epoch"] > 1], "original", 1).set_index("curve")
-    assert always.loc["a", "ahead_since"] == 2
-
-
-def test_curves_of_different_length_are_not_compared():
-    def curve(name, epochs):
-        return pd.DataFrame({"curve": name, "epoch": epochs, "loss": 1.0, "mae": 1.0, "r2": 0.5})
-
-    for epochs, missing in (([1, 2], 3), ([1, 2, 3, 4], 4), ([1, 3], 2)):
-        curves = pd.concat([curve("original", [1, 2, 3]), curve("a", [1, 2, 3]), curve("now", epochs)])
-        with pytest.raises(ValueError, match=f"only one of 'now' and 'original' has epoch {missing}"):
-            curve_figures(curves, "original", 1)
-    for length in (1, 3):
-        with pytest.raises(ValueError, match=f"must have the 2 epochs of the history, got {length}"):
-            smaller_rate_in_words(rates([4.0, 4.0], []), [2.0] * length)
-
-
 @pytest.mark.parametrize("lost", [float("nan"), float("inf")])
 @pytest.mark.parametrize("which", [0, 1])
 def test_standard_deviations_are_over_epochs_that_are_finite_in_both(lost, which):
@@ -107,13 +77,6 @@ def test_standard_deviations_are_over_epochs_that_are_finite_in_both(lost, which
     losses[which][4] = lost
     expected = [np.std(values[1:4], ddof=1) for values in losses]
     assert steadiness(history(*losses), 2) == pytest.approx(expected)
-    curves = pd.concat(
-        [
-            pd.DataFrame({"curve": name, "epoch": range(1, 6), "loss": values, "mae": 1.0, "r2": 0.5})
-            for name, values in zip(("original", "now"), losses, strict=True)
-        ]
-    )
-    assert curve_figures(curves, "original", 2)["steadiness"].tolist() == pytest.approx(expected)
 
 
 def test_which_rules_look_at_the_average():
@@ -125,62 +88,56 @@ def test_which_rules_look_at_the_average():
     assert not training_follows_average(RunConfig(optimizer=on_original, stopping=StoppingConfig("none")))
 
 
-def rates(high, low):
-    """A history of a run whose rate falls to a tenth after ``len(high)`` epochs."""
-    losses = [*high, *low]
-    rate = [0.01] * len(high) + [0.001] * len(low)
-    return pd.DataFrame({"epoch": range(1, len(losses) + 1), "learning_rate": rate, "val_loss_original": losses})
-
-
-def test_whether_a_smaller_rate_did_the_same():
-    history = rates([9.0, 9.0, 4.0, 4.0], [3.0, 2.5, 2.0])
-    told = smaller_rate_in_words(history, [9.0, 9.0, 2.0, 2.0, 2.0, 2.0, 2.0])
-    assert "epochs 3 to 4), the average's median loss was 50 % below the original's (2 and 4)" in told
-    assert "from epoch 5 on) it was 20 % below the original's (2 and 2.5)" in told
-    assert "from 4 to 2.5: 75% of what averaging gained" in told
-    assert "gained nothing" in smaller_rate_in_words(history, [9.0, 9.0, 5.0, 5.0, 2.0, 2.0, 2.0])
-    assert "cannot say" in smaller_rate_in_words(rates([4.0, 4.0], []), [2.0, 2.0])
-
-
-def test_how_far_a_thinned_recording_misses_is_measured_on_its_own_run():
-    own = history([1.0] * 12, [0.5] * 9 + [0.2, 0.4, 0.8])
-    replayed = [5.0] * 9 + [0.21, 0.36, 0.792]
-    told = thinning_in_words(own, replayed, 5)
-    assert "one step in 5 only" in told
-    assert "by 1 % after epoch 12, and by up to 10 % from epoch 10 on" in told
-    assert "up to 8e+02 % from epoch 9 on" not in told
-    assert "by up to 25 % from epoch 1 on" in thinning_in_words(own.head(3), [0.5, 0.4, 0.625], 2)
-    lost = thinning_in_words(history([1.0] * 2, [0.5, float("nan")]), [0.55, float("nan")], 3)
-    assert "by 10 % after epoch 1" in lost
-    assert thinning_in_words(history([1.0], [float("inf")]), [1.0], 3).endswith("so replays are close, not exact.")
-    with pytest.raises(ValueError, match="replayed must have the 3 epochs of the history, got 2"):
-        thinning_in_words(own.head(3), [1.0, 1.0], 2)
-
-
-def test_a_curve_in_words():
-    curves = pd.DataFrame(
-        {
-            "curve": ["original"] * 3 + ["now"] * 3,
-            "epoch": [1, 2, 3] * 2,
-            "loss": [4.0, 2.0, 4.0, 5.0, 1.0, 3.0],
-            "mae": 1.0,
-            "r2": 0.5,
-        }
-    )
-    told = curve_in_words(curve_figures(curves, "original", 2), "original", "now")
-    assert "ends 25 % below the original's (3 and 4); its lowest loss is 50 % below" in told
-    assert "standard deviation is 100% of" in told
-    assert "stays below from epoch 2 on" in told
-    assert "does not stay below" in curve_in_words(curve_figures(curves, "now", 2), "now", "original")
-
-
 def test_equal_losses_are_told_as_equal():
     rows = pd.DataFrame({"epoch": [1, 2], "val_loss_original": [2.0, 1.0], "val_loss_ema": [3.0, 1.0]})
     assert (
         "after epoch 2, the averaged model's validation loss is equal to the original's (1 against 1)"
         in in_words(rows)[0]
     )
-    figures = pd.DataFrame(
-        {"curve": ["original", "ema"], "final": 1.0, "best": 1.0, "steadiness": 0.0, "ahead_since": None}
+
+
+def run_of_three():
+    table = history([4.0, 2.0, 1.0], [5.0, 1.5, 0.5])
+    return table.assign(
+        val_r2_ema=[0.1, 0.2, 0.3],
+        train_loss=[9.0, 8.0, 7.0],
+        learning_rate=[0.1, 0.1, 0.01],
+        decay=[0.0, 0.9, 0.99],
+        seconds=[1.0, 2.0, 6.0],
     )
-    assert "ends equal to the original's (1)" in curve_in_words(figures, "original", "ema")
+
+
+def test_the_tables_that_are_drawn_of_a_run():
+    table = run_of_three()
+    drawn = losses(table).pivot(index="epoch", columns="curve", values="loss")
+    assert drawn["train"].tolist() == [9.0, 8.0, 7.0]
+    assert drawn["original"].tolist() == [4.0, 2.0, 1.0]
+    assert drawn["EMA"].tolist() == [5.0, 1.5, 0.5]
+    r2 = validation(table, RunConfig.metrics[-1]).pivot(index="epoch", columns="curve", values="r2")
+    assert r2["EMA"].tolist() == [0.1, 0.2, 0.3]
+    assert r2["original"].tolist() == [4.0, 2.0, 1.0]
+    moved = rates(table).pivot(index="epoch", columns="rate", values="value")
+    assert moved["learning rate"].tolist() == [0.1, 0.1, 0.01]
+    assert moved["1 - decay of the EMA"].tolist() == pytest.approx([1.0, 0.1, 0.01])
+    assert remaining(table, 10) == (14.0, 2.0)
+
+
+def test_a_runs_curves_as_arrays():
+    found = curve(run_of_three(), RunConfig.metrics, "ema")
+    assert list(found) == ["epoch", "loss", "mae", "r2"]
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "epoch": [1, 2, 3],
+        "loss": [5.0, 1.5, 0.5],
+        "mae": [5.0, 1.5, 0.5],
+        "r2": [0.1, 0.2, 0.3],
+    }
+
+
+def test_an_axis_leaves_out_the_worst_tenth_on_the_side_where_it_is_worse():
+    loss, accuracy = Metric("loss", "loss"), Metric("accuracy", "accuracy", higher_is_better=True)
+    values = np.linspace(0, 1, 101)
+    assert late_range(values, loss) == pytest.approx((-0.045, 0.945))
+    assert late_range(values, accuracy) == pytest.approx((0.055, 1.045))
+    assert late_range([*values, np.nan, np.inf, -np.inf], accuracy) == pytest.approx((0.055, 1.045))
+    for nothing in ([], [np.nan], [0.5, 0.5]):
+        assert late_range(nothing, loss) is None

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import Constant, InversePower
+from emacore.averaging.families import Constant, InversePower
 from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig

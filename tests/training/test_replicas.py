@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from emacore import RunConfig, train
-from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.windows import Window
 from emacore.tasks.regression.config import DataConfig
 from emacore.training import replicas
@@ -159,11 +159,11 @@ def test_stopped_between_and_within_epochs():
     assert result.history["epoch"].max() == 3
     assert set(result.stopped.values()) == {"stopped"}
     looked = iter([False] + [True] * 99)
-    replicas_patience, replicas._PATIENCE = replicas._PATIENCE, -1
+    seconds, replicas.SECONDS_BETWEEN_STOP_CHECKS = replicas.SECONDS_BETWEEN_STOP_CHECKS, -1
     try:
         cut = replicate(CONFIG, SEEDS, should_stop=lambda: next(looked))
     finally:
-        replicas._PATIENCE = replicas_patience
+        replicas.SECONDS_BETWEEN_STOP_CHECKS = seconds
     assert cut.history.empty
     assert set(cut.stopped.values()) == {"stopped"}
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from emacore import train
-from emacore.averaging.schedules import Constant, InversePower, UniformAverage
+from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.experiments.evidence import answers, per_seed
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
@@ -23,7 +23,7 @@ from emacore.replay.measure import Metric
 from emacore.replay.relatives import relatives
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import RunConfig
-from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig, TaskConfig
+from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig, TaskConfig, TaskData
 from emacore.training.history import columns, in_words
 from emacore.training.network import Perceptron
 from emacore.training.replicas import replicate
@@ -31,7 +31,7 @@ from emacore.training.task import Dataset, Task
 
 
 @dataclass(frozen=True)
-class DigitsData:
+class DigitsData(TaskData):
     train_rows: int = 600
 
 

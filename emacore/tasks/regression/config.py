@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from emacore.checks import check_at_least_zero, check_choice, check_whole, is_real
 from emacore.replay.measure import Metric
 from emacore.tables import MAX_CELLS
-from emacore.training.config import NetworkConfig, TaskConfig
+from emacore.training.config import NetworkConfig, TaskConfig, TaskData
 
 if TYPE_CHECKING:
     from emacore.tasks.regression.task import Regression
@@ -18,7 +18,7 @@ DATA_KINDS = ("make_regression", "friedman1", "diabetes", "csv")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(TaskData):
     """The data set, and how it is split.  X and y are standardised over all rows, as the article does.
 
     Args:
@@ -72,6 +72,27 @@ class DataConfig:
     def train_rows(self) -> int | None:
         """How many of them train, by scikit-learn's rule for a split; ``None`` for a CSV."""
         return None if self.rows is None else self.rows - math.ceil(self.rows * self.test_size)
+
+    def idle(self) -> dict[str, str]:
+        """The settings that change nothing beside the others, with the reason."""
+        idle: dict[str, str] = {}
+        if self.kind in ("diabetes", "csv"):
+            made = ("n_samples", "n_features", "n_informative", "noise", "random_state")
+            idle |= dict.fromkeys(made, f"the rows of {self.kind} are given")
+        if self.kind == "friedman1":
+            idle["n_informative"] = "friedman1 has 5 informative features"
+        if self.kind != "csv":
+            idle |= dict.fromkeys(("path", "target"), f"{self.kind} is no file")
+        return idle
+
+    def effective(self) -> dict[str, Any]:
+        """The settings as what they come to: the size of the validation set in rows, no more informative features than
+        there are."""
+        found = asdict(self)
+        if self.rows is not None and self.train_rows is not None:
+            found["test_size"] = self.rows - self.train_rows
+        found["n_informative"] = min(self.n_informative, self.n_features)
+        return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,163 @@
+"""Memory in, settings out: the schedule of a family that has a given half-life or relative width in a given run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+from scipy.optimize import brentq, minimize_scalar
+
+from emacore.averaging.filters import decay_from_half_life, half_life
+from emacore.averaging.schedules import LARGEST_DECAY, Schedule, final_half_life, last_move
+from emacore.averaging.weights import relative_width
+from emacore.checks import check_positive, check_whole
+
+S = TypeVar("S", bound=Schedule)
+
+#: The longest run whose weights are all looked at for a relative width: 800 MB each time an array of them is made.
+_MOST_WEIGHTS = 10**8
+#: What stands for an endless half-life.
+_ENDLESS = 1e300
+
+
+def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
+    """``schedule`` with its tuned setting changed so that the decay at the end of the run halves in ``steps`` steps.
+
+    By the family's formula, or else by bisection.  The tuned setting is the family's: ``power``, ``beta``, ``gamma``,
+    or, for the running mean, its start, which is a whole number of moves and so may miss the half-life by up to 2 %.  A
+    cap ``beta`` that is in the way, where another setting is tuned, is raised.
+
+    Raises:
+        ValueError: where no value of the setting does it; the message says what would.
+    """
+    check_positive("steps", steps)
+    _check_moves(schedule, num_steps)
+    every = schedule.update_every
+    decay = decay_from_half_life(steps / every)
+    if not 0 < decay < 1:
+        raise ValueError(
+            f"no decay in double precision has a half-life of {steps:g} steps at update_every = {every}: "
+            f"ask for one from {half_life(5e-324) * every:.2g} to {half_life(LARGEST_DECAY) * every:.2g} steps"
+        )
+    found = schedule.with_decay(last_move(schedule, num_steps), decay)
+    if found is None:
+        return _searched(schedule, num_steps, steps, final_half_life, "half-life", f"{steps:g} steps at the end of")
+    nearest = final_half_life(found, num_steps)
+    if math.isclose(nearest, steps, rel_tol=_tolerance(schedule)):
+        return found
+    usual = "ask for that" if nearest > steps else "ask for that, or make the run longer"
+    raise ValueError(
+        f"no {schedule.tuned} of {type(schedule).__name__} gives a half-life of {steps:g} steps at the end of "
+        f"{num_steps} steps; the nearest is {nearest:.4g}: {schedule.cure(decay, usual)}"
+    )
+
+
+def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
+    """``schedule`` with its tuned setting changed so that the final average has a relative width of ``width``.
+
+    The relative width is the standard deviation in time of the weights, divided by the length of the whole run,
+    whenever the average starts.  Found by bisection on the exact weights of the run, so skipped calls and the copy at
+    the start count.  The start of the running mean is a whole number of moves, so it may miss the width by up to 2 %.
+    A cap ``beta`` that is in the way, where another setting is tuned, is raised.
+
+    Args:
+        num_steps: At most 100 million, because the weight of every step is looked at.
+
+    Raises:
+        ValueError: where no value of the setting does it; the message gives the widths within reach.
+    """
+    check_positive("width", width)
+    check_whole("num_steps", num_steps, 1, _MOST_WEIGHTS)
+    _check_moves(schedule, num_steps)
+    return _searched(schedule, num_steps, width, final_width, "relative width", f"{width:g} over")
+
+
+def final_width(schedule: Schedule, num_steps: int) -> float:
+    """Relative width, as a share of the whole run, of the average at the end of a run of ``num_steps`` calls."""
+    return relative_width(schedule.decays(num_steps))
+
+
+def _searched(
+    schedule: S, num_steps: int, wanted: float, measure: Callable[[Schedule, int], float], name: str, told: str
+) -> S:
+    """``schedule`` with its tuned setting such that ``measure`` of it is ``wanted``."""
+    # A cap is out of the way at first; the user's stays where the answer does not need more.
+    capped = schedule.attains_beta and schedule.tuned != "beta" and hasattr(schedule, "beta")
+    lowest, highest = math.inf, 0.0
+    for start in [schedule.varied(beta=LARGEST_DECAY), schedule] if capped else [schedule]:
+        found, low, high = _first_with(start, num_steps, wanted, measure)
+        if found is not None and capped:
+            largest = float(found.at([last_move(found, num_steps)])[0])
+            found = found.varied(beta=max(getattr(schedule, "beta", 0.0), largest))
+        if found is not None and math.isclose(measure(found, num_steps), wanted, rel_tol=_tolerance(schedule)):
+            return found
+        lowest, highest = min(lowest, low), max(highest, high)
+    raise ValueError(
+        f"no {schedule.tuned} of {type(schedule).__name__} gives a {name} of {told} {num_steps} "
+        f"steps; {name}s from {lowest:.3g} to {highest:.3g} are within reach"
+        + (", but not each of them" if lowest < wanted < highest else "")
+    )
+
+
+def _first_with(
+    schedule: S, num_steps: int, wanted: float, measure: Callable[[Schedule, int], float]
+) -> tuple[S | None, float, float]:
+    """``schedule`` with its tuned setting where ``wanted`` is first crossed, if it is, and the range of measures seen.
+
+    An average that barely moves is narrow again, around its start; the first crossing follows the run instead.
+    """
+    value, positions = schedule.search(schedule.tuned, num_steps)
+
+    def candidate(position: float) -> S:
+        return schedule.varied(**{schedule.tuned: value(position)})
+
+    def error(position: float) -> float:
+        return min(measure(candidate(position), num_steps), _ENDLESS) - wanted
+
+    bracket, low, high = _first_crossing(error, positions.tolist())
+    if bracket is None:
+        return None, low + wanted, high + wanted
+    found = candidate(float(brentq(error, *bracket, xtol=1e-12)))
+    if _tunes_the_start(schedule):  # of whole numbers none may be exact
+        near = (found.start + k * found.update_every for k in (-1, 0, 1))
+        near_ones = [found.varied(update_after_step=start) for start in near if 0 <= start < num_steps]
+        found = min(near_ones, key=lambda one: abs(measure(one, num_steps) - wanted))
+    return found, low + wanted, high + wanted
+
+
+def _first_crossing(
+    error: Callable[[float], float], positions: list[float]
+) -> tuple[tuple[float, float] | None, float, float]:
+    """Between which positions ``error`` first changes its sign, if it does, and its least and greatest."""
+    errors = [error(positions[0])]
+    for previous, position in pairwise(positions):
+        errors.append(error(position))
+        if np.sign(errors[-2]) * np.sign(errors[-1]) <= 0:
+            return (previous, position), min(errors), max(errors)
+    top = int(np.argmax(errors))
+    bounds = positions[max(top - 1, 0)], positions[min(top + 1, len(positions) - 1)]
+    # The greatest may lie between two of the positions.
+    peak = minimize_scalar(lambda position: -error(position), bounds=bounds, options={"xatol": 1e-9})
+    greatest = max(errors[top], -float(peak.fun))
+    return (bounds[0], float(peak.x)) if errors[top] < 0 <= greatest else None, min(errors), greatest
+
+
+def _check_moves(schedule: Schedule, num_steps: int) -> None:
+    """Raise ``ValueError`` if a run is over before the average moves, whatever the tuned setting."""
+    last = last_move(schedule, num_steps)
+    if last <= schedule.start and not (_tunes_the_start(schedule) and last > 0):
+        raise ValueError(
+            f"the average starts at step {schedule.start}, but the run ends at step {num_steps - 1}: "
+            "make the run longer or update_after_step and update_every smaller"
+        )
+
+
+def _tunes_the_start(schedule: Schedule) -> bool:
+    return schedule.tuned == "update_after_step"
+
+
+def _tolerance(schedule: Schedule) -> float:
+    return 0.02 if _tunes_the_start(schedule) else 1e-5

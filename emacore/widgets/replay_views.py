@@ -1,0 +1,334 @@
+"""What else a recorded run says: relatives of the EMA, a map of schedules, the space of its weights, advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import streamlit as st
+
+from emacore.averaging.code import from_code, to_code
+from emacore.averaging.schedules import Schedule
+from emacore.charts.heatmap import CELL, heatmap
+from emacore.charts.lines import lines
+from emacore.charts.plane import paths_on_landscape
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+from emacore.replay import curves
+from emacore.replay.atlas import BEST_OF, TITLES, axes, has_beta, partners
+from emacore.replay.recording import RecordingError
+from emacore.replay.relatives import with_ema
+from emacore.widgets.page import BOUND, escaped, query_of, sentence, show_chart, show_table, stop_with, told
+from emacore.widgets.replay import (
+    NOW,
+    ORIGINAL_NAME,
+    Recorded,
+    atlas_key,
+    atlas_of,
+    carried,
+    original_of,
+    relatives_of,
+    space_of,
+    widths_of,
+)
+from emacore.widgets.schedules import pin, state_of
+
+PRINCIPAL, THREE_POINTS = "principal components", "three points"
+
+
+@dataclass(frozen=True)
+class View:
+    """What a view is of: a run up to an epoch, the schedule of the controls, the cell that is clicked in the atlas."""
+
+    recorded: Recorded
+    epochs: int
+    schedule: Schedule
+    clicked: str | None
+
+    @property
+    def code(self) -> str:
+        """Of the schedule."""
+        return to_code(self.schedule)
+
+    @property
+    def of(self) -> tuple[str, int]:
+        """What is replayed: a recording, and up to which epoch."""
+        return self.recorded.folder, self.epochs
+
+
+def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> None:
+    """A choice of views, and the one that is chosen."""
+    view = st.segmented_control(
+        "View",
+        list(VIEWS),
+        default="Family",
+        key="view",
+        required=True,
+        help="SWA, windows and ensembles beside the EMA; up to 400 schedules as a map; paths over the loss; settings "
+        "for a run of another length.",
+        **BOUND,
+    )
+    with told():
+        try:
+            VIEWS[view](View(recorded, _looked_at(recorded), schedule, clicked))
+        except RecordingError as error:
+            stop_with(f"The recording cannot be used: {error}.")
+
+
+def _looked_at(recorded: Recorded) -> int:
+    """Up to which epoch the view is: that of a run still training stays as it is until one asks for more."""
+    run, epochs = recorded.run, recorded.epochs
+    seen = st.session_state.get("looked")
+    if not recorded.training or seen is None or seen[0] != run.id or not 0 < seen[1] <= epochs:
+        seen = st.session_state["looked"] = (run.id, epochs)
+    if seen[1] < epochs:
+        st.button(
+            f"As of epoch {seen[1]}: bring up to date",
+            on_click=lambda: st.session_state.pop("looked", None),
+            icon=":material/refresh:",
+            help="The run goes on; what takes longer to compute is not done again by itself.",
+        )
+    return int(seen[1])
+
+
+def _show_family(view: View) -> None:
+    st.markdown(
+        "Means of all steps, of late snapshots, of a window; and the ensemble, which averages *predictions* instead of "
+        "weights and so needs every one of its networks at prediction time."
+    )
+    loss, *others = view.recorded.metrics
+    now = view.recorded.curve(view.code)
+    own = {metric.column: now[metric.column][view.epochs - 1] for metric in view.recorded.metrics}
+    show_table(
+        pd.DataFrame(with_ema(relatives_of(*view.of), view.schedule, own)),
+        name=f"family-{view.recorded.run.id}",
+        column_config={
+            loss.column: st.column_config.NumberColumn("final loss", format="%.6f"),
+            **{m.column: st.column_config.NumberColumn(m.name, format="%.5f") for m in others},
+            "copies_kept": st.column_config.NumberColumn("copies kept in training"),
+            "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
+        },
+    )
+
+
+def _show_atlas(view: View) -> None:
+    run = view.recorded.run
+    x, y, metric = _atlas_controls(type(view.schedule))
+    cells = atlas_of(*view.of, view.code, x, y, metric)
+    reference = original_of(*view.of, metric)
+    table = pd.DataFrame(cells).astype({"beta_from": "Int64"})
+    picture = heatmap(
+        table.assign(beta_never=curves.beta_never_acts(cells, view.schedule, x, y)),
+        reference=reference,
+        x_title=TITLES.get(x, x),
+        y_title=TITLES.get(y, y),
+        loss_title=f"loss ({view.recorded.loss.name})",
+        dotted="beta_never",
+    )
+    st.vega_lite_chart(
+        picture.data,
+        picture.spec,
+        alt=f"The {metric} loss under {len(table)} schedules over {x} and {y}, blue where it is below the original's",
+        width="stretch",
+        on_select="rerun",
+        selection_mode=CELL,
+        key=atlas_key(run),
+    )
+    st.caption(
+        "Blue: the average is below the original; orange: above it; white: level. Full colour from a factor of 4 on. "
+        "Framed in black: the lowest cell. Pointing shows numbers; a click makes a cell a curve above, in crimson."
+        + (" Dotted cells: this run is too short for beta, which never acts." if has_beta(view.schedule, x, y) else "")
+        + (" Empty cells: no such average has that width in this run." if table["code"].isna().any() else "")
+    )
+    best = curves.best_row(cells, view.recorded.loss)
+    if best is not None:
+        st.markdown(curves.atlas_in_words(cells, best, reference, metric))
+        _pin_buttons(view.clicked, cells["code"][best.row])
+    show_table(table, name=f"atlas-{run.id}")
+
+
+def _atlas_controls(family: type[Schedule]) -> tuple[str, str, str]:
+    left, middle, right = st.columns(3)
+    across = list(axes(family))
+    if st.session_state.get("atlas_x") not in (None, *across):
+        st.session_state["atlas_x"] = across[0]
+    x = left.selectbox("Across", across, 0, key="atlas_x", help="The setting along the horizontal axis.", **BOUND)
+    others = partners(x, family)
+    if st.session_state.get("atlas_y") not in (None, *others):
+        st.session_state["atlas_y"] = others[0]
+    y = middle.selectbox(
+        "Up",
+        others,
+        others.index("beta") if "beta" in others else 0,
+        key="atlas_y",
+        help="The setting along the vertical axis. half_life (steps) is beta's. relative_width is that of the weights "
+        "at the end, as a share of the whole run: another setting of the family is solved for it (inv_gamma beside "
+        "power, power beside the others), and the exponent of EDM2's power function beside a start or a window, where "
+        "the average begins. window (steps) is how far the average looks back: the rule begins anew so many steps "
+        "before; beside a start it is the plain mean.",
+        **BOUND,
+    )
+    metric = right.segmented_control(
+        "Loss",
+        ["final", "best"],
+        default="final",
+        key="atlas_metric",
+        required=True,
+        help=f"After the last epoch, or the lowest of {BEST_OF} epochs spread evenly up to the last: of the cells and "
+        "of the original alike.",
+        **BOUND,
+    )
+    return x, y, metric
+
+
+def _pin_buttons(clicked: str | None, best: str) -> None:
+    with st.container(horizontal=True):
+        if clicked:
+            st.button(
+                f"Pin {escaped(clicked)}",
+                on_click=pin,
+                args=(clicked,),
+                icon=":material/keep:",
+                help="Keep the clicked cell's curve when another one is clicked.",
+            )
+        st.button("Pin the lowest cell", on_click=pin, args=(best,), icon=":material/keep:", help="As a curve.")
+
+
+def _show_space(view: View) -> None:
+    left, right = st.columns(2)
+    kind = left.segmented_control(
+        "Plane",
+        [PRINCIPAL, THREE_POINTS],
+        default=PRINCIPAL,
+        key="plane",
+        required=True,
+        help="The two directions in which the weights vary most, or the plane that holds the first weights of the "
+        "path, the last, and the final average.",
+        **BOUND,
+    )
+    percent = right.slider(
+        "From (% of the run)",
+        0,
+        95,
+        50,
+        5,
+        key="path_from",
+        help="The way from the first weights is so long that little else is seen beside it.",
+        **BOUND,
+    )
+    try:
+        found = space_of(*view.of, view.code, kind, percent)
+    except ValueError as error:
+        st.warning(sentence(error), icon=":material/warning:")
+        return
+    run = view.recorded.run
+    landscape = pd.DataFrame(found.landscape)
+    titles = ("first component", "second component") if kind == PRINCIPAL else ("along the path", "towards the average")
+    left, right = st.columns([1.5, 1], gap="medium")
+    with left:
+        show_chart(
+            paths_on_landscape(found.original, found.averaged, found.steps, landscape, titles=titles),
+            alt_text="A plane through the weights of this run: lines of equal validation loss, the path of the weights "
+            "in orange and of their average in blue",
+            table=landscape,
+            name=f"landscape-{run.id}",
+        )
+        low, high = curves.finite_range(found.landscape["loss"])
+        st.caption(
+            f"The plane shows {found.original_share:.0%} of the variance of the weights' path and "
+            f"{found.averaged_share:.0%} of the average's; the rest of it is hidden above and below. "
+            f"Grey: lines of equal validation loss *in the plane*, from {low:.4g} to {high:.4g}."
+        )
+    with right:
+        show_chart(
+            lines(
+                pd.DataFrame(found.line).assign(curve="loss"),
+                x="position",
+                y="loss",
+                series="curve",
+                colours={"loss": CLEAN},
+                x_title="0: the last weights, 1: their average",
+                y_title=view.recorded.loss_title,
+                x_rules={"original": 0.0, "average": 1.0},
+                height=280,
+            ),
+            alt_text="Validation loss along the straight line from the last weights to their average and beyond",
+            table=pd.DataFrame(found.line),
+            name=f"line-{run.id}",
+        )
+        show_chart(
+            lines(
+                pd.DataFrame(curves.distances(found, ORIGINAL_NAME, NOW)),
+                x="step",
+                y="distance",
+                series="curve",
+                colours={ORIGINAL_NAME: ORIGINAL, NOW: AVERAGED},
+                x_title="step of the run",
+                y_title="distance to the end",
+                height=280,
+            ),
+            alt_text="Euclidean distance of the weights and of their average from the last weights, over the steps",
+            table=pd.DataFrame(found.distances),
+            name=f"distances-{run.id}",
+        )
+
+
+def _show_advice(view: View) -> None:
+    loss, table = view.recorded.loss, widths_of(*view.of)
+    reference = float(view.recorded.measured("original")[loss.column][view.epochs - 1])
+    best = curves.best_row(table, loss)
+    left, right = st.columns([1.5, 1], gap="medium")
+    with left:
+        show_chart(
+            lines(
+                pd.DataFrame(curves.width_curves(table, loss, reference)),
+                x="width",
+                y="loss",
+                series="curve",
+                colours={"average": AVERAGED, "original": ORIGINAL},
+                x_title="relative width (% of the run)",
+                y_title=f"final {view.recorded.loss_title}",
+                x_scale="log",
+                height=300,
+            ),
+            alt_text="Final loss of power-function averages of this run over their relative width, beside the "
+            "original's",
+            table=pd.DataFrame(table),
+            name=f"widths-{view.recorded.run.id}",
+        )
+    if best is None:
+        right.markdown("No average of this run has a finite loss, so no width is best.")
+        return
+    with right:
+        st.markdown(curves.width_in_words(table, best, reference))
+        _carry(view, float(table["relative_width"][best.row]))
+
+
+def _carry(view: View, width: float) -> None:
+    """The schedule with that relative width in a run of another length."""
+    length = st.number_input(
+        "Steps of the other run", 100, 1_000_000, 50_000, key="other_steps", help="Optimiser steps.", **BOUND
+    )
+    try:
+        answer = from_code(carried(view.code, length, width))
+        state = state_of(answer)
+    except ValueError as error:
+        st.warning(sentence(error), icon=":material/warning:")
+        return
+    st.code(to_code(answer), language="python")
+    st.page_link(
+        "pages/decay_schedule.py",
+        label="Look at it on the schedule page",
+        icon=":material/arrow_forward:",
+        query_params=query_of(
+            {**state, "steps": length, "memory": "relative width", "want_width": round(100 * width, 1)}
+        ),
+    )
+
+
+VIEWS: dict[str, Callable[[View], None]] = {
+    "Family": _show_family,
+    "Atlas": _show_atlas,
+    "Weight space": _show_space,
+    "For my run": _show_advice,
+}

@@ -1,0 +1,226 @@
+"""A stored run on a page: how it is going, its curves, its figures, and the article's beside them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from emacore.averaging.code import to_code
+from emacore.averaging.remarks import remarks
+from emacore.charts.lines import lines
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+from emacore.experiments.store import FINAL_STATES, StoredRun
+from emacore.replay.measure import Metric
+from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS, beside_final, beside_progress
+from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import TaskConfig
+from emacore.training.history import (
+    epochs_without_best,
+    in_words,
+    late_range,
+    losses,
+    rates,
+    remaining,
+    steadiness,
+    validation,
+)
+from emacore.widgets.jobs import duration, show_state, stored
+from emacore.widgets.page import BOUND, csv_button, show_chart, show_table
+
+LIST_MOST = 25
+COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED}
+
+
+def draw_run(run_id: str) -> StoredRun:
+    """All that there is of a run now."""
+    run, history = stored(run_id)
+    _headline(run, history)
+    if not history.empty:
+        charts, words = st.columns([1.7, 1], gap="medium")
+        with charts:
+            _curves(run, history)
+        with words:
+            _figures(run, history)
+        if isinstance(run.config, RunConfig):
+            _beside_the_article(run, history)
+    return run
+
+
+def recent_runs(table: pd.DataFrame) -> None:
+    """The newest of all runs of the store."""
+    st.subheader("Recent runs")
+    shown = table.head(LIST_MOST)
+    configs = [TaskConfig.from_json(text) for text in shown["config"]]
+    listed = shown[["id", "state", "created", "epochs", "seconds", "stopped"]].assign(
+        data=[c.data.kind if isinstance(c, RunConfig) else c.task_name for c in configs],
+        optimizer=[f"{c.optimizer.name} {c.optimizer.learning_rate:g}, {c.optimizer.rate_rule}" for c in configs],
+        average=[to_code(c.schedule) for c in configs],
+        seed=[c.seed for c in configs],
+    )
+    show_table(listed, name="runs", column_config={"created": st.column_config.DatetimeColumn(format="distance")})
+    if len(table) > LIST_MOST:
+        st.caption(f"The newest {LIST_MOST} of {len(table)} runs; the others can be chosen above.")
+
+
+def _is_over(run: StoredRun) -> bool:
+    return run.state in FINAL_STATES
+
+
+def _headline(run: StoredRun, history: pd.DataFrame) -> None:
+    """Progress, remaining time, and how the run ended or may end."""
+    most, epoch, stopping = run.config.max_epochs, len(history), run.config.stopping
+    patience = (
+        f"{stopping.patience} epochs without a new best validation loss of the "
+        f"{'EMA' if stopping.curve == 'ema' else 'original'}"
+    )
+    left = "starting"
+    if epoch:
+        seconds, pace = remaining(history, most)
+        each = f"{pace:,.1f} s" if pace >= 0.5 else f"{1000 * pace:.3g} ms"
+        left = f"at most {seconds:,.0f} s left ({each} an epoch)"
+        if stopping.curve != "none":
+            waited = epochs_without_best(history, stopping.curve)
+            left += f"; ends sooner after {patience}, {waited} so far"
+    why = {
+        "early stop": patience,
+        "max epochs": "all epochs trained",
+        "stopped": "you stopped it",
+        "diverged": "the loss is no longer finite; a smaller learning rate may help",
+    }[run.stopped or "stopped"]
+    show_state(
+        run,
+        epoch / most,
+        progress=f"Epoch {epoch} of at most {most:,}: {left}.",
+        so_far=f"{epoch} epochs",
+        ended=f"Ended after {epoch} epochs and {duration(run):,.1f} s: {why}.",
+        what="run",
+    )
+
+
+def _curves(run: StoredRun, history: pd.DataFrame) -> None:
+    """The losses, the last further metric of the task, and the rates, over epochs."""
+    loss, *others = run.config.metrics
+    with st.container(horizontal=True):
+        scale = st.segmented_control(
+            "Loss axis", ["log", "linear"], default="log", key="loss_axis", required=True, help="Its scale.", **BOUND
+        )
+    table = losses(history)
+    show_chart(
+        lines(
+            table,
+            x="epoch",
+            y="loss",
+            series="curve",
+            colours=COLOURS,
+            x_title="epoch",
+            y_title=f"loss ({loss.name})",
+            y_scale=scale,
+            faint=["train"],
+        ),
+        alt_text=f"Train, original and EMA loss over {len(history)} epochs",
+        table=table,
+        name=f"losses-{run.id}",
+    )
+    left, right = st.columns(2, gap="medium")
+    if others:
+        with left:
+            _metric(run, history, others[-1])
+    table = rates(history)
+    with right:
+        show_chart(
+            lines(
+                table,
+                x="epoch",
+                y="value",
+                series="rate",
+                colours={"learning rate": ORIGINAL, "1 - decay of the EMA": AVERAGED},
+                x_title="epoch",
+                y_title="per step",
+                y_scale="log",
+                height=300,
+            ),
+            alt_text="Learning rate, and 1 - decay of the average, over epochs",
+            table=table,
+            name=f"rates-{run.id}",
+        )
+
+
+def _metric(run: StoredRun, history: pd.DataFrame, metric: Metric) -> None:
+    table = validation(history, metric)
+    better = "higher" if metric.higher_is_better else "lower"
+    ends = late_range(table[metric.column], metric)
+    show_chart(
+        lines(
+            table,
+            x="epoch",
+            y=metric.column,
+            series="curve",
+            colours=COLOURS,
+            x_title="epoch",
+            y_title=f"{metric.name} (validation rows)",
+            y_domain=ends,
+            height=300,
+        ),
+        alt_text=f"{metric.name} of the original and the EMA model over epochs",
+        table=table,
+        name=f"{metric.column}-{run.id}",
+    )
+    st.caption(f"{metric.name}: {better} is better." + (" The worst tenth lies at the axis' end." if ends else ""))
+
+
+def _figures(run: StoredRun, history: pd.DataFrame) -> None:
+    st.markdown("**Final metrics**" if _is_over(run) else f"**Metrics after epoch {len(history)}**")
+    show_table(
+        run.summary,
+        name=f"metrics-{run.id}",
+        column_config={
+            "original": st.column_config.NumberColumn(format="%.6f"),
+            "ema": st.column_config.NumberColumn("EMA", format="%.6f"),
+            "improvement": st.column_config.NumberColumn("better (%)", format="%.2f"),
+        },
+    )
+    csv_button(history, f"history-{run.id}")
+    for words in in_words(history):
+        st.markdown(words)
+    if _is_over(run):
+        st.markdown("One run is one draw: another seed can turn the sign of the difference.")
+    for remark in remarks(run.config.schedule, max(2, int(history["steps"].iloc[-1]))):
+        st.info(remark, icon=":material/info:")
+    _steadiness(history, STEADINESS if isinstance(run.config, RunConfig) else None)
+
+
+def _steadiness(history: pd.DataFrame, article: dict[str, float] | None) -> None:
+    first = st.number_input(
+        "Steadiness from epoch",
+        1,
+        100_000,
+        20,
+        key="steady_from",
+        help="Standard deviation of the validation loss from this epoch on; the article does not state its own.",
+        **BOUND,
+    )
+    original, ema = steadiness(history, first)
+    if pd.isna(original):
+        st.caption(f"From epoch {first} on there are fewer than two epochs.")
+        return
+    one, two = st.columns(2)
+    for place, model, name, value in ((one, "original", "original", original), (two, "ema", "EMA", ema)):
+        told = None if article is None else f"The article: {article[model]}, from an epoch not stated."
+        place.metric(f"Std. {name}", f"{value:.2g}", help=told)
+
+
+def _beside_the_article(run: StoredRun, history: pd.DataFrame) -> None:
+    st.subheader("Beside the article's tables")
+    same = run.config == RunConfig(seed=run.config.seed)
+    st.caption(
+        f"The article's run, whose seed is not stated, stopped at epoch {LAST_EPOCH}. "
+        + ("This run has its settings." if same else "This run has other settings.")
+        + f" Its final metrics are those after epoch {history['epoch'].iloc[-1]}; the first table sets the same epochs "
+        "side by side."
+    )
+    progress = beside_progress(history)
+    if progress.empty:
+        st.caption("Its first row is epoch 10.")
+    else:
+        show_table(progress, name=f"article_progress-{run.id}")
+    show_table(beside_final(run.summary), name=f"article_final-{run.id}")

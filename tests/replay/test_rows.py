@@ -1,0 +1,319 @@
+"""Rows of weights at any steps: what each stands for, what is asked of them, and how often they are read."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from emacore.averaging.families import (
+    BiasCorrected,
+    Constant,
+    ExponentialRamp,
+    InversePower,
+    PowerFunction,
+    RationalWarmup,
+    UniformAverage,
+)
+from emacore.averaging.windows import Window
+from emacore.replay import trajectory
+from emacore.replay.measure import Measure, Metric, OneByOne
+from emacore.replay.rows import Rows
+from emacore.replay.trajectory import Trajectory
+
+STARTS = st.integers(0, 12)
+EVERY = st.integers(1, 5)
+SCHEDULES = st.one_of(
+    st.builds(Constant, st.sampled_from([0.0, 0.5, 0.97]), update_after_step=STARTS, update_every=EVERY),
+    st.builds(InversePower, st.sampled_from([0.8, 0.999]), update_after_step=STARTS, update_every=EVERY),
+    st.builds(BiasCorrected, st.just(0.9), update_after_step=STARTS, update_every=EVERY),
+    st.builds(RationalWarmup, st.just(0.99), update_after_step=STARTS, update_every=EVERY),
+    st.builds(ExponentialRamp, st.just(0.99), st.just(20.0), update_after_step=STARTS, update_every=EVERY),
+    st.builds(PowerFunction, sigma_rel=st.sampled_from([0.05, 0.2]), update_after_step=STARTS, update_every=EVERY),
+    st.builds(UniformAverage, update_after_step=STARTS, update_every=EVERY),
+)
+SCHEMES = SCHEDULES | st.builds(Window, st.integers(1, 40), st.none() | SCHEDULES)
+STEPS = st.lists(st.integers(1, 9), min_size=1, max_size=9).map(lambda gaps: (np.cumsum(gaps) - 1).tolist())
+TENSORS = {"weight": torch.empty(2, 2, device="meta"), "bias": torch.empty(3, device="meta", dtype=torch.float64)}
+COPIED = {"count": torch.empty((), dtype=torch.int64, device="meta"), "flag": torch.empty(2, dtype=torch.bool)}
+
+
+def uneven(steps):
+    """Rows at these steps, with what is copied: the step itself, and whether it is odd."""
+    values = np.random.default_rng(len(steps)).standard_normal((len(steps), 7)).astype(np.float32)
+    copied = [np.int64(step).tobytes() + bytes([step % 2, 1]) for step in steps]
+    return Rows(
+        values,
+        np.array(steps),
+        TENSORS,
+        epoch_ends=range(0, len(steps), 2),
+        copied=np.frombuffer(b"".join(copied), np.uint8).reshape(len(steps), 10),
+        copied_tensors=COPIED,
+    )
+
+
+def row_of_step(steps):
+    """The row that each step is taken for: the next one that there is."""
+    return [next(row for row, step in enumerate(steps) if step >= moment) for moment in range(steps[-1] + 1)]
+
+
+def plain_weights(scheme, steps, row):
+    """What each row weighs in the average after ``row``: every step moved with the weights of the row it stands for."""
+    of_step = row_of_step(steps)[: steps[row] + 1]
+    if isinstance(scheme, Window):
+        of_step = of_step[-scheme.size :]
+        scheme = scheme.schedule or UniformAverage()
+    found = np.zeros(len(steps))
+    for decay, its_row in zip(scheme.decays(len(of_step)).tolist(), of_step, strict=True):
+        found *= decay
+        found[its_row] += 1 - decay
+    return found
+
+
+def plain_copy(scheme, steps, row):
+    """The step whose integers an average has after ``row``: the row's that stands for the last move."""
+    last = steps[row]
+    if not isinstance(scheme, Window):
+        last -= last % scheme.update_every
+    return steps[row_of_step(steps)[last]]
+
+
+@given(STEPS, st.lists(SCHEMES, min_size=1, max_size=4), st.sampled_from([8 * 2**20, 64, 1]), st.integers(1, 8))
+def test_a_row_stands_for_all_steps_since_the_row_before(steps, schemes, block, strip):
+    rows = uneven(steps)
+    kept = trajectory._BLOCK_BYTES, trajectory._STRIP_COLUMNS
+    try:
+        trajectory._BLOCK_BYTES, trajectory._STRIP_COLUMNS = block, strip
+        opened = Trajectory(rows)
+        averages = opened.average(schemes, range(len(steps)))
+        named = {str(n): scheme for n, scheme in enumerate(schemes)}
+        seen = opened.evaluate(
+            named,
+            lambda state: {
+                "first": float(state["weight"][0, 0]),
+                "last": float(state["bias"][-1]),
+                "count": int(state["count"]),
+            },
+            range(len(steps)),
+        )
+    finally:
+        trajectory._BLOCK_BYTES, trajectory._STRIP_COLUMNS = kept
+    assert seen["schedule"].tolist() == [name for name in named for _ in steps]
+    assert seen["row"].tolist() == list(range(len(steps))) * len(schemes)
+    values = rows.weights.astype(float)
+    for n, scheme in enumerate(schemes):
+        expected = np.array([plain_weights(scheme, steps, row) @ values for row in range(len(steps))])
+        np.testing.assert_allclose(averages[n], expected, rtol=1e-5, atol=2e-6)
+        own = seen["schedule"] == str(n)
+        np.testing.assert_allclose(seen["first"][own], expected[:, 0], rtol=1e-5, atol=2e-6)
+        np.testing.assert_allclose(seen["last"][own], expected[:, -1], rtol=1e-5, atol=2e-6)
+        assert seen["count"][own].tolist() == [plain_copy(scheme, steps, row) for row in range(len(steps))]
+
+
+@given(STEPS, SCHEMES, st.data())
+def test_shares_decays_and_states_of_uneven_rows(steps, scheme, data):
+    opened = Trajectory(uneven(steps))
+    assert opened.steps == steps[-1] + 1
+    assert opened.every == max(np.diff([-1, *steps]))
+    shares = opened.shares(scheme)
+    np.testing.assert_allclose(shares, plain_weights(scheme, steps, -1), atol=1e-12)
+    row = data.draw(st.integers(0, len(steps) - 1))
+    state = opened.state(scheme, row)
+    assert list(state) == ["weight", "bias", "count", "flag"]
+    flat = plain_weights(scheme, steps, row) @ opened.weights.astype(float)
+    torch.testing.assert_close(state["weight"], torch.tensor(flat[:4].reshape(2, 2)).float(), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(state["bias"], torch.tensor(flat[4:]), rtol=1e-5, atol=2e-6)
+    copied = plain_copy(scheme, steps, row)
+    assert state["count"].dtype == torch.int64
+    assert state["count"] == copied
+    assert state["flag"].tolist() == [bool(copied % 2), True]
+    if not isinstance(scheme, Window):
+        decays = scheme.decays(steps[row] + 1)
+        of_row = np.array(row_of_step(steps)[: steps[row] + 1])
+        products = [np.prod(decays[of_row == n]) for n in range(row + 1)]
+        np.testing.assert_allclose(opened.decays(scheme, row + 1), products, atol=1e-15)
+
+
+def test_rows_of_states_hold_them_in_the_order_of_their_names():
+    states = [
+        {"a": torch.full((2,), float(n)), "b": torch.full((1, 2), 10.0 * n, dtype=torch.float64)} for n in range(3)
+    ]
+    rows = Rows.of(states)
+    assert rows.weights.tolist() == [[0, 0, 0, 0], [1, 1, 10, 10], [2, 2, 20, 20]]
+    assert rows.weights.dtype == np.float32
+    assert rows.steps.tolist() == [0, 1, 2]
+    assert all(tensor.is_meta for tensor in rows.tensors.values())
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in rows.tensors.items()} == {
+        "a": ((2,), torch.float32),
+        "b": ((1, 2), torch.float64),
+    }
+    later = Rows.of(states, [3, 4, 9])
+    assert later.steps.tolist() == [3, 4, 9]
+    mean = Trajectory(later).state(UniformAverage())["a"]
+    assert mean.tolist() == pytest.approx([(4 * 0 + 1 * 1 + 5 * 2) / 10] * 2)
+    other = [states[0], {"b": states[1]["b"], "a": states[1]["a"]}]  # another order of the same names
+    assert Rows.of(other).weights.tolist() == [[0, 0, 0, 0], [1, 1, 10, 10]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": np.zeros((3, 5), np.float32)}, r"weights must have shape \(T, 7\), .*got \(3, 5\)"),
+        ({"weights": np.zeros(7, np.float32)}, r"weights must have shape \(T, 7\), .*got \(7,\)"),
+        ({"steps": np.array([0, 1])}, "steps must be 3 rising numbers of at least 0, one for each row"),
+        ({"steps": np.array([0, 2, 2])}, "steps must be 3 rising"),
+        ({"steps": np.array([2, 1, 3])}, "steps must be 3 rising"),
+        ({"steps": np.array([-1, 1, 3])}, "steps must be 3 rising"),
+        ({"steps": np.array([[0, 1, 2]])}, "steps must be 3 rising"),
+        ({"epoch_ends": [3]}, r"epoch_ends must be rising rows from 0 to 2; got \[3\]"),
+        ({"epoch_ends": [-1, 1]}, "epoch_ends must be rising rows"),
+        ({"epoch_ends": [1, 1]}, "epoch_ends must be rising rows"),
+        ({"epoch_ends": [2, 0]}, "epoch_ends must be rising rows"),
+    ],
+)
+def test_rows_that_do_not_fit_each_other_are_told(change, message):
+    fitting = {"weights": np.zeros((3, 7), np.float32), "steps": np.array([0, 4, 5]), "tensors": TENSORS}
+    assert Rows(**fitting, epoch_ends=[0, 2]).epoch_ends == [0, 2]
+    with pytest.raises(ValueError, match=message):
+        Rows(**(fitting | change))
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ([], "at least one state"),
+        ([{"a": torch.zeros(2)}, {"b": torch.zeros(2)}], "state 1 has other tensors"),
+        ([{"a": torch.zeros(2)}, {"a": torch.zeros(2)}, {"a": torch.zeros(3)}], "state 2 has other tensors"),
+        ([{"a": torch.zeros(2)}, {"a": torch.zeros(2), "b": torch.zeros(1)}], "state 1 has other tensors"),
+    ],
+)
+def test_states_that_are_not_of_one_module_are_told(states, message):
+    with pytest.raises(ValueError, match=message):
+        Rows.of(states)
+
+
+def test_steps_of_states_must_be_one_for_each():
+    with pytest.raises(ValueError, match="steps must be 2 rising"):
+        Rows.of([{"a": torch.zeros(1)}] * 2, [0, 1, 2])
+
+
+TWO = (Metric("loss", "loss"), Metric("hits", "hits", higher_is_better=True))
+
+
+def test_a_function_of_one_network_is_a_measure():
+    networks = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
+    assert OneByOne(lambda state: state["a"].sum())(networks)["loss"].tolist() == [3.0, 7.0]
+    found = OneByOne(lambda state: {"hits": float(state["a"][0]), "loss": 0.5, "more": 1.0}, TWO)(networks)
+    assert {name: values.tolist() for name, values in found.items()} == {"loss": [0.5, 0.5], "hits": [1.0, 3.0]}
+
+
+@pytest.mark.parametrize(
+    ("returned", "metrics", "message"),
+    [
+        (1.0, TWO, r"returned 1.0, where it is to return loss, hits by name"),
+        ({"loss": 1.0}, TWO, r"returned \['loss'\], where it is to return loss, hits"),
+        ({"value": 1.0}, (Metric("loss", "loss"),), r"returned \['value'\], where it is to return loss"),
+    ],
+)
+def test_a_measure_that_returns_something_else_is_told(returned, metrics, message):
+    with pytest.raises(ValueError, match=message):
+        OneByOne(lambda state: returned, metrics)({"a": torch.zeros(1, 2)})
+
+
+def test_a_measure_without_predictions_has_no_ensemble():
+    class Nothing(Measure):
+        metrics = TWO
+
+        def __call__(self, networks):
+            return {}
+
+    for measure, name in ((Nothing(), "Nothing"), (OneByOne(lambda state: 0.0), "OneByOne")):
+        with pytest.raises(NotImplementedError, match=f"{name} knows no predictions"):
+            measure.ensemble([{}])
+        with pytest.raises(NotImplementedError, match="knows no predictions"):
+            Trajectory(uneven([0, 1]), measure).ensemble(np.zeros((2, 7), np.float32))
+
+
+class Counted:
+    """Weights that count how often each of their numbers is read."""
+
+    def __init__(self, values):
+        self.values, self.reads = values, np.zeros(values.shape, dtype=int)
+        self.ndim, self.shape, self.dtype = values.ndim, values.shape, values.dtype
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, key):
+        self.reads[key] += 1
+        return self.values[key]
+
+
+@pytest.mark.parametrize("columns", [40, 20_000])
+@pytest.mark.parametrize("at", [None, [4, 17, 29]])
+def test_however_many_schemes_each_weight_is_read_once(columns, at, monkeypatch):
+    monkeypatch.setattr(trajectory, "_BLOCK_BYTES", 2**16)
+    weights = Counted(np.random.default_rng(0).standard_normal((30, columns)).astype(np.float32))
+    opened = Trajectory(Rows(weights, np.arange(30), {"a": torch.empty(columns, device="meta")}))
+    schemes = {f"{n}": Constant(1 - 0.5**n) for n in range(1, 18)} | {f"w{n}": Window(n) for n in (1, 9, 40)}
+    found = opened.evaluate(schemes, lambda state: float(state["a"][-1]), at)
+    assert len(found["value"]) == 20 * len(at or [29])
+    assert (weights.reads == 1).all()
+    by_hand = weights.values[21:, -1].mean()
+    assert found["value"][-1 - len(at or [29])] == pytest.approx(by_hand, rel=1e-4)  # Window(9)
+
+
+PEAK = """
+import sys, threading, time
+import numpy as np, torch
+from emacore.averaging.families import Constant
+from emacore.replay.trajectory import Trajectory
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+def sample():
+    global most
+    while not done.is_set():
+        most = max(most, anonymous())
+        time.sleep(0.002)
+
+opened = Trajectory.open(sys.argv[1])
+Trajectory.open(sys.argv[2]).load_into(torch.nn.Linear(8, 8, bias=False), Constant(0.5))  # what is loaded but once
+before, most, done = anonymous(), 0, threading.Event()
+module = torch.nn.Linear(5000, 4000, bias=False)
+thread = threading.Thread(target=sample)
+thread.start()
+opened.load_into(module, Constant(0.9))
+done.set()
+thread.join()
+print(most - before, 4 * module.weight.numel() / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("float16", [False, True])
+def test_loading_a_module_takes_as_much_memory_again_as_it_has(tmp_path, float16):
+    """At its peak there are the module (of 20 million weights), what is loaded into it, and one block of that."""
+    from emacore.replay.recording import Recorder
+
+    for name, module in (("large", nn.Linear(5000, 4000, bias=False)), ("small", nn.Linear(8, 8, bias=False))):
+        with Recorder(module, tmp_path / name, float16=float16) as recorder:
+            for _ in range(3):
+                recorder.record()
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "large"), str(tmp_path / "small")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    most, size = map(float, found)
+    block = 16 * 2**10  # in KB: 8 MB of float64, which are carried on, and their products
+    assert 1.9 * size < most < 2 * size + block, (most, size)
