@@ -4,7 +4,6 @@ import sys
 
 import numpy as np
 import pytest
-from emacore.training.article import LAST_EPOCH
 
 from emacore.experiments.article_study import (
     ARTICLE,
@@ -19,6 +18,7 @@ from emacore.experiments.article_study import (
 )
 from emacore.experiments.evidence import looking_at
 from emacore.experiments.statistics import kind_of
+from emacore.tasks.regression.article import LAST_EPOCH
 
 
 def parts():

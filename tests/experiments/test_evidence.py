@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
-from emacore.averaging.schedules import Constant
+from emacore.averaging.families import Constant
 from emacore.experiments.evidence import (
     QUESTIONS,
     answers,
