@@ -9,9 +9,9 @@ import streamlit as st
 from scipy import stats
 
 from emacore.averaging.code import from_code, to_code
-from emacore.charts.evidence import bands as draw_bands
-from emacore.charts.evidence import histogram
 from emacore.charts.lines import lines
+from emacore.charts.seeds import bands as draw_bands
+from emacore.charts.seeds import histogram
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.coverage import in_words as coverage_in_words
 from emacore.experiments.evidence import answers, bands, in_markdown, patience_of, per_seed, training_in_words, wins
@@ -21,11 +21,11 @@ from emacore.experiments.studies import Study
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
-from emacore.widgets.evidence import show_differences, show_verdicts
 from emacore.widgets.jobs import duration, job_queue, json_button, listed, show_state, stored, workbench
 from emacore.widgets.page import BOUND, csv_button, presets, show_chart, show_table, through_app
 from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
 from emacore.widgets.schedules import pin_controls
+from emacore.widgets.verdicts import show_differences, show_verdicts
 
 CONSTANT = OptimizerConfig(learning_rate=0.01, rate_rule="constant")
 NEVER = StoppingConfig("none")

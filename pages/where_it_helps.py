@@ -12,14 +12,13 @@ import streamlit as st
 
 from emacore.averaging.code import to_code
 from emacore.charts.heatmap import CELL, evidence_map
-from emacore.experiments.evidence import QUESTIONS as ANSWERED
+from emacore.experiments.evidence import QUESTIONS
 from emacore.experiments.statistics import p_values_in_words
 from emacore.experiments.store import StoredRun
 from emacore.experiments.studies import Study, Sweep, json_values
 from emacore.experiments.sweep import before_start, cells_of, in_words, rules_of_cells, sharing, summary
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
-from emacore.widgets.evidence import show_differences, show_verdicts
 from emacore.widgets.jobs import duration, job_queue, json_button, listed, show_state, stored, workbench
 from emacore.widgets.page import (
     BOUND,
@@ -32,11 +31,12 @@ from emacore.widgets.page import (
     told,
 )
 from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
+from emacore.widgets.verdicts import show_differences, show_verdicts
 
 DECAYS = f"{to_code(article_schedule())}, Constant(beta=0.99), Constant(beta=0.999), Constant(beta=0.9999)"
 SCHEDULES = f"{DECAYS}, PowerFunction(sigma_rel=0.1)"
 #: Settings that an axis can have, and the values it starts with.
-AXES = {
+SUGGESTED = {
     "optimizer.learning_rate": "0.001, 0.003, 0.01, 0.03",
     "schedule": SCHEDULES,
     "network.dropout": "0, 0.1, 0.2, 0.4",
@@ -60,7 +60,7 @@ def at(rate: float, **optimizer: Any) -> OptimizerConfig:
 
 
 #: What it asks, the settings it starts from, and the two axes with their values.
-QUESTIONS: dict[str, tuple[str, RunConfig, dict[str, str]]] = {
+PRESETS: dict[str, tuple[str, RunConfig, dict[str, str]]] = {
     "Learning rate and decay": (
         "Does averaging replace lowering the learning rate? And which decay is too long for 3,000 steps?",
         BASE,
@@ -113,7 +113,7 @@ def values_key(name: str) -> str:
 
 DEFAULTS = {
     **RUN_DEFAULTS,
-    **{values_key(name): text for name, text in AXES.items()},
+    **{values_key(name): text for name, text in SUGGESTED.items()},
     "sweep_x": "optimizer.learning_rate",
     "sweep_y": "schedule",
     "sweep_seeds": 32,
@@ -136,7 +136,7 @@ def values_of(name: str, label: str) -> list[Any]:
 
 def grid_controls() -> dict[str, list[Any]]:
     """The two settings and their values."""
-    names = list(AXES)
+    names = list(SUGGESTED)
     x = st.selectbox("Across", names, names.index(DEFAULTS["sweep_x"]), key="sweep_x", help="A setting.", **BOUND)
     x_values = values_of(x, "Its values")
     y = st.selectbox("Up", names, names.index(DEFAULTS["sweep_y"]), key="sweep_y", help="Another one.", **BOUND)
@@ -264,7 +264,7 @@ def show_cell(found: pd.DataFrame, table: pd.DataFrame, sweep: Sweep, sweep_id: 
     if code is None:
         return
     number = codes.index(code)
-    asked = {name: cells_of(table, list(sweep.grid), name)[number] for name in ANSWERED if f"{name}_original" in table}
+    asked = {name: cells_of(table, list(sweep.grid), name)[number] for name in QUESTIONS if f"{name}_original" in table}
     cell = asked["final"]
     if cell.rows["error"].notna().all():
         return
@@ -301,7 +301,7 @@ st.markdown(
     "The same comparison, :orange[**original**] against :blue[**average**] over many seeds, in every cell of a grid of "
     "two settings. One experiment says whether averaging helped *there*; a map says what that depends on."
 )
-presets({name: (text, state(config, axes)) for name, (text, config, axes) in QUESTIONS.items()}, DEFAULTS)
+presets({name: (text, state(config, axes)) for name, (text, config, axes) in PRESETS.items()}, DEFAULTS)
 
 
 def settings() -> Sweep:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from emacore.experiments.evidence import comparison_of
-from emacore.experiments.statistics import Comparison, interval_in_words, over_pairs, paired_comparison, percent
+from emacore.experiments.statistics import PairedComparison, interval_in_words, over_pairs, paired_comparison, percent
 from emacore.tasks.regression.article import LAST_EPOCH
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
@@ -46,7 +46,7 @@ def shipped() -> tuple[pd.DataFrame, str]:
     return pd.read_csv(io.StringIO(content)), made.removeprefix("# ")
 
 
-def comparisons(table: pd.DataFrame) -> dict[str, Comparison]:
+def comparisons(table: pd.DataFrame) -> dict[str, PairedComparison]:
     """What the shipped study says of the loss of original and average, by how it is asked.
 
     Returns:
@@ -92,7 +92,7 @@ def in_words(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _beside(one: Comparison) -> str:
+def _beside(one: PairedComparison) -> str:
     """The average's loss beside the original's."""
     median = one.median
     return (

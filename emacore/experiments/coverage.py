@@ -18,8 +18,8 @@ from emacore.experiments.statistics import (
     CLASSICAL,
     FEWEST_SEEDS,
     LEVEL,
-    Comparison,
     Floats,
+    PairedComparison,
     mean_ends,
     median_ends,
 )
@@ -92,7 +92,7 @@ def shipped() -> pd.DataFrame:
     return pd.read_csv(io.StringIO(SHIPPED.read_text().partition("\n")[2]))
 
 
-def in_words(comparison: Comparison) -> str:
+def in_words(comparison: PairedComparison) -> str:
     """How far the intervals can be trusted with so many pairs, the median's first."""
     kind, pairs = comparison.intervals, comparison.pairs
     if pairs < FEWEST_SEEDS:

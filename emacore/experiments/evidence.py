@@ -14,7 +14,7 @@ from emacore.averaging.code import from_code, to_code
 from emacore.averaging.schedules import Schedule
 from emacore.experiments.statistics import (
     CLASSICAL,
-    Comparison,
+    PairedComparison,
     gains,
     interval_in_words,
     kind_of,
@@ -131,7 +131,7 @@ def rules_in_words(config: TaskConfig, averaged: Schedule | None = None) -> str:
     return " ".join(told)
 
 
-def chosen_in_words(table: pd.DataFrame, found: Mapping[str, Comparison], config: TaskConfig) -> str:
+def chosen_in_words(table: pd.DataFrame, found: Mapping[str, PairedComparison], config: TaskConfig) -> str:
     """At which epoch each answer is taken, and on what that was chosen.
 
     Args:
@@ -202,7 +202,7 @@ def training_in_words(history: pd.DataFrame) -> str:
     )
 
 
-def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Comparison]:
+def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, PairedComparison]:
     """A comparison for each of :data:`QUESTIONS`, from :func:`per_seed`'s table.
 
     Args:
@@ -212,7 +212,7 @@ def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Compar
     return {question: one for question, one in found.items() if one is not None}
 
 
-def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL) -> Comparison | None:
+def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL) -> PairedComparison | None:
     """The comparison for one of :data:`QUESTIONS`; ``None`` where no seed has an answer that differs in kind.
 
     Where all runs end at the same epoch, the fixed one is the final one.
@@ -231,7 +231,7 @@ def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL
     return paired_comparison(pairs.iloc[:, 0], pairs.iloc[:, 1], intervals=intervals)
 
 
-def gains_in_words(table: pd.DataFrame, comparison: Comparison) -> str:
+def gains_in_words(table: pd.DataFrame, comparison: PairedComparison) -> str:
     """What the gains in the final loss show beside their median: mean, single seeds, and the article's one run.
 
     Args:
@@ -260,7 +260,7 @@ def gains_in_words(table: pd.DataFrame, comparison: Comparison) -> str:
     return " ".join(told)
 
 
-def in_markdown(study: Study, found: Mapping[str, Comparison], schedule: str, table: pd.DataFrame) -> str:
+def in_markdown(study: Study, found: Mapping[str, PairedComparison], schedule: str, table: pd.DataFrame) -> str:
     """What one would write in a paper: numbers, seeds, tests, what each was chosen on, and versions.
 
     Args:

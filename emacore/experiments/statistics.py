@@ -37,7 +37,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """What :func:`paired_comparison` found.  Gains are shares of the original's value: above 0, averaging is better.
 
     Args:
@@ -101,7 +101,7 @@ def paired_comparison(
     higher_is_better: bool = False,
     wanted_gain: float = 0.05,
     intervals: str = CLASSICAL,
-) -> Comparison:
+) -> PairedComparison:
     """Compare the same metric of the original and the averaged network over seeds, both of shape (seeds,).
 
     Args:
@@ -123,7 +123,7 @@ def paired_comparison(
     wins, losses = int((found > 0).sum()), int((found < 0).sum())
     reached = int((found >= wanted_gain).sum())
     share = stats.binomtest(reached, len(found)).proportion_ci(LEVEL)
-    return Comparison(
+    return PairedComparison(
         seeds=len(found),
         wins=wins,
         losses=losses,
@@ -196,7 +196,7 @@ class Corrected:
     least: float
 
 
-def corrected(comparisons: Sequence[Comparison]) -> list[Corrected]:
+def corrected(comparisons: Sequence[PairedComparison]) -> list[Corrected]:
     """Each comparison as one of all these tests."""
     p_values = np.array([one.wilcoxon_p for one in comparisons])
     adjusted = holm(p_values)
@@ -243,7 +243,7 @@ def p_values_in_words(tests: int) -> str:
     )
 
 
-def kind_of(comparison: Comparison, among: Corrected | None = None) -> str:
+def kind_of(comparison: PairedComparison, among: Corrected | None = None) -> str:
     """One of :data:`KINDS`, fixed by the numbers.
 
     A difference is claimed where the median's interval lies on one side of 0 and the p-value, corrected if it is one of
@@ -262,7 +262,7 @@ def kind_of(comparison: Comparison, among: Corrected | None = None) -> str:
     return "unclear" if small or aside else "no difference shown"
 
 
-def verdict(comparison: Comparison, what: str = "the final loss", among: Corrected | None = None) -> str:
+def verdict(comparison: PairedComparison, what: str = "the final loss", among: Corrected | None = None) -> str:
     """A sentence or two that the numbers bear out; each number names the pairs it rests on.
 
     Args:
@@ -318,7 +318,7 @@ def interval_in_words(found: Interval) -> str:
     return f"95 % interval {percent(found.low)} to {percent(found.high)}"
 
 
-def over_pairs(comparison: Comparison) -> str:
+def over_pairs(comparison: PairedComparison) -> str:
     """The pairs on which median and mean rest: "8 seeds", or "5 of 8 seeds"."""
     return f"{comparison.pairs} of {comparison.seeds} seeds" if comparison.infinite else f"{comparison.seeds} seeds"
 

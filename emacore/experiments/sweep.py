@@ -23,9 +23,9 @@ import emacore
 from emacore.averaging.code import to_code
 from emacore.experiments.evidence import QUESTIONS, comparison_of, patience_of, per_seed, rules_in_words
 from emacore.experiments.statistics import (
-    Comparison,
     Corrected,
     Interval,
+    PairedComparison,
     corrected,
     fewest_seeds,
     kind_of,
@@ -320,7 +320,7 @@ class Cell:
     settings: dict[str, Any]
     rows: pd.DataFrame
     test: int
-    comparison: Comparison | None
+    comparison: PairedComparison | None
     among: Corrected | None
 
     @property
@@ -334,7 +334,7 @@ def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final") 
 
     Cells whose pairs are all the same, because what they differ in acts on nothing, are one test.
     """
-    parts: list[tuple[dict[str, Any], pd.DataFrame, Comparison | None]] = []
+    parts: list[tuple[dict[str, Any], pd.DataFrame, PairedComparison | None]] = []
     numbers: list[int] = []
     tests: dict[Any, int] = {}
     for _, rows in table.groupby([table[name].map(json.dumps) for name in grid], sort=False):

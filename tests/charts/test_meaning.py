@@ -6,10 +6,10 @@ import pytest
 
 from emacore.averaging.signals import sgd_on_quadratic
 from emacore.charts.aligned import curves_and_shares
-from emacore.charts.evidence import bands, differences, histogram
 from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
+from emacore.charts.seeds import bands, differences, histogram
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, OTHERS
 
 

@@ -10,8 +10,8 @@ from emacore.averaging import families, schedules
 from emacore.averaging.filters import half_lives
 from emacore.averaging.weights import weights
 from emacore.charts.aligned import curves_and_shares
-from emacore.charts.evidence import bands
 from emacore.charts.lines import lines
+from emacore.charts.seeds import bands
 from emacore.charts.style import AVERAGED, ORIGINAL
 from emacore.charts.thin import MAX_POINTS, drawable, kept_rows, left_out, thin
 

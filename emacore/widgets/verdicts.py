@@ -9,9 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from emacore.averaging.schedules import Schedule
-from emacore.charts.evidence import differences
+from emacore.charts.seeds import differences
 from emacore.experiments.evidence import QUESTIONS, chosen_in_words, gains_in_words, rules_in_words
-from emacore.experiments.statistics import Comparison, Corrected, gains, kind_of, verdict
+from emacore.experiments.statistics import Corrected, PairedComparison, gains, kind_of, verdict
 from emacore.tasks.regression.article import FINAL
 from emacore.training.config import TaskConfig
 from emacore.widgets.page import show_chart
@@ -26,7 +26,7 @@ ICONS = {
 
 
 def show_verdicts(
-    found: Mapping[str, Comparison],
+    found: Mapping[str, PairedComparison],
     table: pd.DataFrame,
     config: TaskConfig,
     averaged: Schedule | None = None,
@@ -53,7 +53,7 @@ def show_verdicts(
     st.caption(chosen_in_words(table, found, config))
 
 
-def show_differences(table: pd.DataFrame, comparison: Comparison, name: str) -> None:
+def show_differences(table: pd.DataFrame, comparison: PairedComparison, name: str) -> None:
     gain = 100 * gains(table["final_original"], table["final_averaged"])
     shown = pd.DataFrame({"seed": table["seed"], "gain": gain})
     median = comparison.median
