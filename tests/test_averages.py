@@ -8,7 +8,7 @@ from torch import nn
 
 from emacore import EMA, Averages
 from emacore.averaging.families import Constant, InversePower, PowerFunction, UniformAverage
-from tests.test_ema import Network, assert_same, change, tensors
+from tests.helpers import Network, assert_same, change, tensors
 
 SCHEDULES = {
     "article": InversePower(0.99, update_after_step=5, update_every=1),

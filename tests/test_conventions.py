@@ -6,6 +6,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 SOURCES = {path.relative_to(TESTS).as_posix(): path.read_text() for path in sorted(TESTS.rglob("*.py"))}
+#: A task in one file: it is shown as it stands, so others take it from there.
+EXAMPLE = "tests.training.test_second_task"
 
 
 def test_only_waiting_for_a_condition_sleeps():
@@ -18,7 +20,8 @@ def test_what_tests_share_is_in_no_test_module():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tests"):
                 modules = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-                assert not any(re.search(r"\.test_\w+$", module) and exists(module) for module in modules), name
+                shared = {module for module in modules if re.search(r"\.test_\w+$", module) and exists(module)}
+                assert shared <= {EXAMPLE}, name
 
 
 def exists(module):

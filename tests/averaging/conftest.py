@@ -35,3 +35,14 @@ ANY = st.one_of(
     st.builds(PowerFunction, st.floats(0, 100), **TIMING),
     st.builds(UniformAverage, **TIMING),
 )
+#: One of each, whose setting can be solved for.
+SOLVABLE = [
+    InversePower(beta=0.99, update_every=1),
+    InversePower(beta=0.99, update_every=10),
+    Constant(update_every=3),
+    BiasCorrected(),
+    RationalWarmup(),
+    ExponentialRamp(tau=200),
+    PowerFunction(gamma=1),
+    UniformAverage(update_every=5),
+]

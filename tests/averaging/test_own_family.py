@@ -28,7 +28,7 @@ from emacore.replay.recording import Recorder, read_recording
 from emacore.replay.trajectory import Trajectory
 from emacore.snippets import snippets
 from emacore.widgets.schedules import state_of
-from tests.averaging.test_schedules import SOLVABLE
+from tests.averaging.conftest import SOLVABLE
 from tests.pages import conftest as pages
 from tests.pages.conftest import drawn, home, open_page, texts  # noqa: F401  fixtures of pages
 

@@ -20,7 +20,7 @@ from emacore.averaging.families import (
 from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import average, relative_width, weights
-from tests.averaging.conftest import ANY, INVERSE_POWERS
+from tests.averaging.conftest import ANY, INVERSE_POWERS, SOLVABLE
 
 
 def article_rule(num_steps, beta, inv_gamma, power, min_value, update_after_step, update_every):
@@ -156,18 +156,6 @@ def test_power_and_inv_gamma_reach_what_they_were_asked(decay, step, inv_gamma, 
     assert at_step(InversePower(1.0, inv_gamma, solved, update_every=1)) == pytest.approx(decay, abs=1e-9)
     solved = families.inv_gamma_reaching(decay, step, power=power, update_after_step=100)
     assert at_step(InversePower(1.0, solved, power, update_every=1)) == pytest.approx(decay, abs=1e-9)
-
-
-SOLVABLE = [
-    InversePower(beta=0.99, update_every=1),
-    InversePower(beta=0.99, update_every=10),
-    Constant(update_every=3),
-    BiasCorrected(),
-    RationalWarmup(),
-    ExponentialRamp(tau=200),
-    PowerFunction(gamma=1),
-    UniformAverage(update_every=5),
-]
 
 
 @pytest.mark.parametrize("schedule", SOLVABLE, ids=repr)

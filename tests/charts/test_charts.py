@@ -217,3 +217,11 @@ def test_a_tradeoff_leaves_the_picture_far_below_its_lowest_average():
     deep = tradeoff(table.assign(expected=[1e-40, 1e-9, 1.0]), chosen=69.0, label="").spec["layer"]
     assert deep[0]["encoding"]["y"]["scale"]["domain"] == [1e-6, 1.5]
     assert (figure.spec["layer"][3]["mark"]["align"], deep[3]["mark"]["align"]) == ("left", "right")
+
+
+def test_a_tradeoff_of_nothing_that_can_be_drawn_has_an_axis_still():
+    columns = ["decay", "half_life", "bias", "variance", "expected", "simulated", "last"]
+    table = pd.DataFrame([[0.5, 1.0, *[np.inf] * 5]], columns=columns)
+    figure = tradeoff(table, chosen=1.0, label="")
+    assert figure.data.empty
+    assert figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == [0.1, 1.5]

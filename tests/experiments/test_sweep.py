@@ -20,7 +20,7 @@ from emacore.experiments.sweep import SCHEDULER, SweepError, before_start, cells
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.replicas import replicate
-from tests.experiments.test_statistics import no_empty_words
+from tests.experiments.conftest import no_empty_words
 from tests.helpers import wait_for
 
 CONFIG = RunConfig(

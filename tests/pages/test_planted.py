@@ -9,7 +9,7 @@ from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
 from tests.helpers import ME
 from tests.pages.conftest import SWEEP, enter_recorded, run
-from tests.widgets.test_escaped import FOUND_BEFORE, FOUND_LATER, read
+from tests.widgets.conftest import FOUND_BEFORE, FOUND_LATER, read
 
 PLANTED = ["[x](http://evil)", "![x](http://evil/p.png)", "<img src=http://evil/p.png>", ":material/x:", "$x$"]
 TABLE = "{0},b\n1,2\n3,\n5,6\n7,8\n"

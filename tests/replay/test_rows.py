@@ -269,7 +269,7 @@ def test_however_many_schemes_each_weight_is_read_once(columns, at, monkeypatch)
 
 
 PEAK = """
-import sys, threading, time
+import sys, threading
 import numpy as np, torch
 from emacore.averaging.families import Constant
 from emacore.replay.trajectory import Trajectory
@@ -280,9 +280,8 @@ def anonymous():
 
 def sample():
     global most
-    while not done.is_set():
+    while not done.wait(0.002):
         most = max(most, anonymous())
-        time.sleep(0.002)
 
 opened = Trajectory.open(sys.argv[1])
 Trajectory.open(sys.argv[2]).load_into(torch.nn.Linear(8, 8, bias=False), Constant(0.5))  # what is loaded but once

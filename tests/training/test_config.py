@@ -95,3 +95,9 @@ def test_json_is_for_people_too():
 def test_config_and_history_import_no_torch():
     code = "import sys, emacore.experiments.studies, emacore.training.history; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["name", "rate_rule", "plateau_curve"])
+def test_a_choice_that_the_optimizer_does_not_have_is_refused(name):
+    with pytest.raises(ValueError, match=rf"optimizer\.{name} must be one of .*; got 'magic'"):
+        OptimizerConfig(**{name: "magic"})
