@@ -22,7 +22,9 @@ def values_of(channel):
 
 def test_in_a_heatmap_only_the_lowest_and_the_clicked_cell_have_frames_which_lie_above_the_others():
     table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0], "idle": [True, False]})
-    figure = heatmap(table, reference=1.0, x_title="power", y_title="beta", dotted="idle", height=300)
+    figure = heatmap(
+        table, reference=1.0, x_title="power", y_title="beta", loss_title="loss", dotted="idle", height=300
+    )
     cells, dots, places = figure.spec["layer"]
     encoding = cells["encoding"]
     assert values_of(encoding["strokeWidth"]) == ([3], 0)
@@ -128,7 +130,7 @@ def test_some_points_of_each_line_answer_the_pointer():
 
 def test_bands_show_the_spread_faintly_and_the_median_clearly():
     table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": [0.5, 1.0], "median": 2.0, "high": 3.0, "seeds": 8})
-    area, line, points = bands(table, {"a": ORIGINAL, "b": AVERAGED}, y_title="loss").spec["layer"]
+    area, line, points = bands(table, {"a": ORIGINAL, "b": AVERAGED}, y_title="loss").spec["vconcat"][0]["layer"]
     assert values_of(area["encoding"]["opacity"]) == ([0.22], 0.04)
     assert values_of(line["encoding"]["opacity"]) == ([0.95], 0.12)
     assert values_of(points["encoding"]["opacity"]) == ([0.6], 0)
@@ -136,7 +138,7 @@ def test_bands_show_the_spread_faintly_and_the_median_clearly():
     assert line["encoding"]["y"]["field"] == "median"
     assert line["encoding"]["color"]["scale"] == {"domain": ["a", "b"], "range": [ORIGINAL, AVERAGED]}
     assert line["encoding"]["y"]["scale"] == {"type": "log"}
-    straight = bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").spec["layer"][1]
+    straight = bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").spec["vconcat"][0]["layer"][1]
     assert straight["encoding"]["y"]["scale"] == {"type": "linear", "zero": False}
 
 

@@ -110,15 +110,6 @@ def test_the_marked_decay_stands_at_its_half_life(open_page):
     assert "It forgets half in 6.6 steps." in texts(app)
 
 
-def test_what_is_said_of_the_study_are_its_own_numbers(open_page):
-    table, _ = shipped()
-    said = texts(open_page("overview"))
-    for name, seeds in table.groupby("experiment"):
-        wins = int((seeds["steadiness_averaged"] < seeds["steadiness_original"]).sum())
-        assert f"With {name}: " in said
-        assert f"The curve was steadier in {wins} of {len(seeds)} seeds." in said
-
-
 def test_titles_follow_the_numbers(open_page, monkeypatch):
     from emacore.averaging import views
 

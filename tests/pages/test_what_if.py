@@ -66,7 +66,9 @@ def test_pinned_schedules_of_any_family(open_page, home):
     ]
     app = open_page("what_if", pins=codes, family="Bias-corrected", view="Atlas")
     assert figures(app).index.tolist() == ["original", "the run's own EMA", "now", *codes]
-    assert "choose it above" in texts(app)
+    cells = next(d.value for d in app.dataframe if "code" in d.value)
+    assert cells["code"].str.startswith("BiasCorrected(").all()
+    assert cells["loss"].nunique() > 100
 
 
 def test_the_atlas_says_where_its_best_was_chosen_and_pins_it(open_page, home):
