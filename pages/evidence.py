@@ -99,7 +99,7 @@ def show_curves(history: pd.DataFrame, averaged: str, study_id: str) -> None:
         name=f"bands-{study_id}",
     )
     st.caption(
-        "Line: median; band: 5 to 95 % of the seeds that train at that epoch; below: how many those are. "
+        "Line: median; band: 5 to 95 % of the seeds that train at that epoch; grey, above: how many those are. "
         f"{training_in_words(history)}"
     )
 

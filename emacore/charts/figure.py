@@ -27,11 +27,16 @@ def spec_of(chart: alt.LayerChart | alt.FacetChart | alt.VConcatChart) -> dict[s
     """The chart as a specification whose layers, unless they have rows of their own, draw the figure's table."""
     with alt.data_transformers.enable("default", consolidate_datasets=False):
         spec: dict[str, Any] = chart.to_dict()
-    for view in (spec, *spec.get("vconcat", ())):
-        for part in (view, *view.get("layer", ())):
-            if part.get("data") == {"values": [{}]}:  # Altair's mark for "none", which would hide the table
-                del part["data"]
+    _unhide_table(spec)
     return spec
+
+
+def _unhide_table(view: dict[str, Any]) -> None:
+    """Take away Altair's mark for "no data", which would hide the figure's table, from a view and those within it."""
+    if view.get("data") == {"values": [{}]}:
+        del view["data"]
+    for part in (*view.get("vconcat", ()), *view.get("layer", ())):
+        _unhide_table(part)
 
 
 def with_layer_data(spec: Mapping[str, Any], layer: int, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):
     picture = page.locator("[data-testid=stVegaLiteChart]").first
     wait_for(lambda: drawn(picture, ORIGINAL) > 1000)  # a decay of 0.9999 is too long for 500 steps
     click_in(picture, 0.85, 0.3)
-    page.get_by_text(re.compile(r"Final\. .*over 8 seeds")).first.wait_for()
+    page.get_by_text(re.compile(r"Final\. .*(over|from) 8 seeds")).first.wait_for()
     assert "sweep_cell=" in page.url
     page.get_by_role("button", name="Its curves, on the Evidence page").click()
     page.get_by_role("heading", name="Evidence", level=1).wait_for()

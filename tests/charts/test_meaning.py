@@ -39,7 +39,7 @@ def test_in_a_heatmap_only_the_lowest_and_the_clicked_cell_have_frames_which_lie
     assert [(tip["field"], tip["title"]) for tip in encoding["tooltip"]] == [
         ("x", "power"),
         ("y", "beta"),
-        ("loss", "loss (MSE)"),
+        ("loss", "loss"),
         ("percent", "change against the original (%)"),
     ]
     assert dots["transform"] == [{"filter": "datum.dot"}]
@@ -130,7 +130,7 @@ def test_some_points_of_each_line_answer_the_pointer():
 
 def test_bands_show_the_spread_faintly_and_the_median_clearly():
     table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": [0.5, 1.0], "median": 2.0, "high": 3.0, "seeds": 8})
-    area, line, points = bands(table, {"a": ORIGINAL, "b": AVERAGED}, y_title="loss").spec["vconcat"][0]["layer"]
+    area, line, points = bands(table, {"a": ORIGINAL, "b": AVERAGED}, y_title="loss").spec["layer"][0]["layer"]
     assert values_of(area["encoding"]["opacity"]) == ([0.22], 0.04)
     assert values_of(line["encoding"]["opacity"]) == ([0.95], 0.12)
     assert values_of(points["encoding"]["opacity"]) == ([0.6], 0)
@@ -138,7 +138,7 @@ def test_bands_show_the_spread_faintly_and_the_median_clearly():
     assert line["encoding"]["y"]["field"] == "median"
     assert line["encoding"]["color"]["scale"] == {"domain": ["a", "b"], "range": [ORIGINAL, AVERAGED]}
     assert line["encoding"]["y"]["scale"] == {"type": "log"}
-    straight = bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").spec["vconcat"][0]["layer"][1]
+    straight = bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").spec["layer"][0]["layer"][1]
     assert straight["encoding"]["y"]["scale"] == {"type": "linear", "zero": False}
 
 

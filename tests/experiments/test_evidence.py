@@ -24,7 +24,7 @@ from emacore.experiments.statistics import BCA, paired_comparison
 from emacore.experiments.studies import Study
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.loop import EarlyStop
-from tests.experiments.test_statistics import drawn_pairs, no_empty_words
+from tests.experiments.conftest import drawn_pairs, no_empty_words
 
 
 def history(losses):
