@@ -47,7 +47,7 @@ def test_in_a_heatmap_only_the_lowest_and_the_clicked_cell_have_frames_which_lie
     assert figure.data["dot"].tolist() == [True, False]
     assert places["mark"]["opacity"] == 0
     assert figure.spec["height"] == 300
-    assert not heatmap(table, reference=1.0, x_title="x", y_title="y").data["dot"].any()
+    assert not heatmap(table, reference=1.0, x_title="x", y_title="y", loss_title="loss").data["dot"].any()
 
 
 def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows():
