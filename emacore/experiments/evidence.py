@@ -215,14 +215,14 @@ def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Paired
 def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL) -> PairedComparison | None:
     """The comparison for one of :data:`QUESTIONS`; ``None`` where no seed has an answer that differs in kind.
 
-    Where all runs end at the same epoch, the fixed one is the final one.
+    Where all runs end at the same epoch, the fixed one is the final one; so is the own one where no early stop acts.
     """
     if f"{question}_original" not in table:
         return None
     pairs = table[[f"{question}_original", f"{question}_averaged"]].astype(float)
     if question == "steadiness":  # a run too short for it is no loss of either
         pairs = pairs.dropna()
-    if question == "own" and table["own_epoch_original"].isna().all():
+    if question == "own" and not table[["own_ended_original", "own_ended_averaged"]].eq(True).any(axis=None):
         return None
     if question == "fixed" and ((table["fixed_epoch"] == table["epochs"]) | pairs.isna().any(axis=1)).all():
         return None

@@ -239,7 +239,7 @@ def p_values_in_words(tests: int) -> str:
         f"something, so Holm's correction multiplies the least of {tests} p-values by {tests}, the next by {tests - 1} "
         "and so on. Every verdict of this map goes by the corrected one."
         if tests > 1
-        else "There is one test, so nothing is corrected."
+        else "There is at most one test here, so no p-value is corrected."
     )
 
 
@@ -272,8 +272,8 @@ def verdict(comparison: PairedComparison, what: str = "the final loss", among: C
     won = f"averaging won {comparison.wins} of {comparison.seeds}"
     over = f"over {over_pairs(comparison)}"
     rest = (
-        f" {comparison.infinite} of the {comparison.seeds} pairs have no finite gain: they count as wins, losses or "
-        "ties and in p, but not in the median."
+        f" {comparison.infinite} of the {comparison.seeds} pairs {'has' if comparison.infinite == 1 else 'have'} no "
+        "finite gain: such pairs count as wins, losses or ties and in p, but not in the median."
         if comparison.infinite
         else ""
     )

@@ -107,11 +107,11 @@ def test_what_each_answer_was_chosen_on_is_told():
     assert "Fixed: epoch 2 of every run" in said
     assert "an early stop (1 epochs without a new best) that looks at itself" in said
     assert "0 of 2" not in said
-    patient = per_seed(history(LOSSES), patience=2)
+    longer = history(LOSSES | {3: ([4.0, 5.0, 6.0], [4.0, 3.0, 2.0])})
+    patient = per_seed(longer, patience=2)
     said = chosen_in_words(patient, answers(patient), RunConfig(stopping=StoppingConfig("ema", 2)))
-    assert (
-        "2 of 2 runs were over before the original's could act and 2 of 2 runs were over before the average's" in said
-    )
+    assert "2 of 3 runs were over before the original's could act and 3 of 3 runs were over before the av" in said
+    assert "own" not in answers(per_seed(longer, patience=3)), "where none acts, it is the final loss"
     assert "Own" not in chosen_in_words(per_seed(history(LOSSES)), answers(per_seed(history(LOSSES))), FREE)
     text = in_markdown(Study(RunConfig(), (2, 5)), answers(table), "Constant(beta=0.5)", table)
     assert rules_in_words(RunConfig(), Constant(0.5)) in text
