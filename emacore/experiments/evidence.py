@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from emacore.averaging.code import from_code, to_code
@@ -36,6 +39,34 @@ QUESTIONS = {
     "best": "the lowest loss of a run",
     "steadiness": "the curve's standard deviation",
 }
+#: The curves of :func:`win_curves`.
+AHEAD, TRAINING = "average ahead, of those", "still training, of all"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is.
+
+    Args:
+        epoch: The last one trained; 0 before the first is over.
+        share: Of the epochs that a run can have at most.
+        training: How many seeds train in that epoch.
+        seconds_left: At most; NaN before the first epoch is over.
+    """
+
+    epoch: int
+    share: float
+    training: int
+    seconds_left: float
+
+
+def progress(history: pd.DataFrame, max_epochs: int) -> Progress:
+    """How far a study is by its history, which may be empty."""
+    if history.empty:
+        return Progress(0, 0.0, 0, math.nan)
+    epoch = int(history["epoch"].max())
+    pace = float(history["seconds"].max()) / epoch
+    return Progress(epoch, epoch / max_epochs, int((history["epoch"] == epoch).sum()), pace * (max_epochs - epoch))
 
 
 def per_seed(
@@ -187,6 +218,34 @@ def wins(history: pd.DataFrame, averaged: str = "ema") -> pd.DataFrame:
     won = (gains(original, average) > 0)[known := np.isfinite(original) | np.isfinite(average)]
     groups = pd.Series(won).groupby(history["epoch"][known].to_numpy())
     return pd.DataFrame({"share": groups.mean(), "seeds": groups.size()}).rename_axis("epoch").reset_index()
+
+
+def win_curves(shares: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    """:func:`wins` as two curves in percent, a long table: epoch, curve, share.
+
+    :data:`AHEAD` is the share of the seeds counted at that epoch whose average has the lower loss, :data:`TRAINING` the
+    share of all ``seeds`` that is counted there.
+    """
+    curves = {AHEAD: 100 * shares["share"], TRAINING: 100 * shares["seeds"] / seeds}
+    return pd.concat(
+        [pd.DataFrame({"epoch": shares["epoch"], "curve": name, "share": share}) for name, share in curves.items()],
+        ignore_index=True,
+    )
+
+
+def steadiness_ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """The standard deviation of each seed's averaged curve by that of its original one: seed, ratio.
+
+    Args:
+        table: :func:`per_seed`'s.  NaN where a run is too short for it.
+    """
+    return pd.DataFrame({"seed": table["seed"], "ratio": table["steadiness_averaged"] / table["steadiness_original"]})
+
+
+def share_below(values: ArrayLike, value: float) -> str:
+    """The share of the values below one in words, ties counted half; NaN is left out."""
+    share = stats.percentileofscore(values, value, kind="mean", nan_policy="omit")
+    return "none" if np.isnan(share) else f"{share:.0f} %"
 
 
 def training_in_words(history: pd.DataFrame) -> str:

@@ -35,7 +35,7 @@ from emacore.experiments.statistics import (
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
 from emacore.training.acting import acting, idle_settings
-from emacore.training.config import TaskConfig
+from emacore.training.config import TaskConfig, article_schedule
 from emacore.training.history import MODELS, training_follows_average
 
 if TYPE_CHECKING:
@@ -324,9 +324,20 @@ class Cell:
     among: Corrected | None
 
     @property
+    def failed(self) -> bool:
+        """Whether none of its seeds could be trained."""
+        return bool(self.rows["error"].notna().all())
+
+    @property
     def verdict(self) -> str:
         """One of :data:`~emacore.experiments.statistics.KINDS`."""
         return "cannot tell" if self.comparison is None else kind_of(self.comparison, self.among)
+
+
+def _by_cell(table: pd.DataFrame, grid: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """The rows of each cell; values may be lists, which pandas cannot group by."""
+    for _, rows in table.groupby([table[name].map(json.dumps) for name in grid], sort=False):
+        yield rows
 
 
 def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final") -> list[Cell]:
@@ -337,7 +348,7 @@ def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final") 
     parts: list[tuple[dict[str, Any], pd.DataFrame, PairedComparison | None]] = []
     numbers: list[int] = []
     tests: dict[Any, int] = {}
-    for _, rows in table.groupby([table[name].map(json.dumps) for name in grid], sort=False):
+    for rows in _by_cell(table, grid):
         settings = {str(name): value for name, value in rows[list(grid)].iloc[0].items()}
         pairs = rows[["seed", f"{question}_original", f"{question}_averaged"]].astype(float)
         # A cell that could not be trained has no pairs, and is like no other.
@@ -353,6 +364,41 @@ def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final") 
         Cell(settings, rows, number + 1, comparison, among.get(number))
         for number, (settings, rows, comparison) in zip(numbers, parts, strict=True)
     ]
+
+
+def questions_of(table: pd.DataFrame, grid: Sequence[str], number: int) -> dict[str, Cell]:
+    """One cell of a sweep's table, by its number from 0, under each of the questions that the table answers."""
+    asked = [question for question in QUESTIONS if f"{question}_original" in table]
+    return {question: cells_of(table, grid, question)[number] for question in asked}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a sweep is.
+
+    Args:
+        cells: How many are done.
+        share: Of all its cells.
+        seconds_left: About; NaN before the first cell is done.
+    """
+
+    cells: int
+    share: float
+    seconds_left: float
+
+
+def progress(table: pd.DataFrame, sweep: Sweep, seconds: float) -> Progress:
+    """How far a sweep is by its table, which may be empty, ``seconds`` after its start."""
+    if table.empty:
+        return Progress(0, 0.0, math.nan)
+    done = sum(1 for _ in _by_cell(table, list(sweep.grid)))
+    total = len(sweep.cells())
+    return Progress(done, done / total, seconds / done * (total - done))
+
+
+def failures(table: pd.DataFrame) -> dict[str, int]:
+    """How many runs of a sweep's table could not be trained, by their error, in the order of the table."""
+    return {str(error): int(runs) for error, runs in table["error"].value_counts(sort=False).items()}
 
 
 def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
@@ -386,6 +432,30 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def value_label(value: Any) -> str:
+    """A value of a grid as an axis of a map shows it; a line break may stand in a schedule's code."""
+    if value == to_code(article_schedule()):
+        return "the article's"
+    return f"{value:.12g}" if isinstance(value, float) else str(value).replace("(", "\n(", 1)
+
+
+def for_map(found: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
+    """:func:`summary`'s table of a grid of two settings, with the columns of its map.
+
+    These are ``x`` and ``y``, the cells' values of the first and the second setting as :func:`value_label` has them,
+    and ``code``, both in one line, by which a cell is chosen.
+    """
+    across, up = grid
+    x, y = found[across].map(value_label), found[up].map(value_label)
+    pairs = zip(x.str.replace("\n", ""), y.str.replace("\n", ""), strict=True)
+    return found.assign(x=x, y=y, code=[f"{across} {one}, {up} {other}" for one, other in pairs])
+
+
+def number_of_tests(found: pd.DataFrame) -> int:
+    """How many tests :func:`summary`'s table holds: cells with the same pairs are one, some have nothing to test."""
+    return int(found.drop_duplicates("test")["wilcoxon_p"].notna().sum())
+
+
 def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
     """What :func:`summary` says of the cells together, in sentences that the numbers bear out."""
     different = found.drop_duplicates("test")
@@ -405,7 +475,7 @@ def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
     ):
         if kind in counts:
             told.append(f"{words} {counts[kind]}")
-    tests = int(different["wilcoxon_p"].notna().sum())
+    tests = number_of_tests(found)
     corrections = f" (p-values corrected for {tests} tests after Holm)" if tests > 1 else ""
     sentences = [f"{'; '.join(told)}{corrections}."]
     for verdict, best in (("helps", "idxmax"), ("hurts", "idxmin")):
@@ -441,6 +511,16 @@ def rules_of_cells(sweep: Sweep) -> str:
             told[words] = told.get(words, 0) + 1
     cells = len(sweep.cells())
     return " ".join(words if n == cells else f"{n} of the {cells} cells: {words}" for words, n in told.items())
+
+
+def trainings_in_words(sweep: Sweep) -> str:
+    """How many trainings a sweep takes, and why they may be fewer than its cells."""
+    cells = [config for _, config in sweep.cells()]
+    return (
+        f"{len(cells)} cells in {len(sharing(dict(enumerate(cells))))} trainings of {len(sweep.seeds)} seeds. Cells "
+        "that differ in their average only share a training, unless its early stop or learning rate looks at the "
+        "average, as the article's do."
+    )
 
 
 def before_start(sweep: Sweep) -> tuple[str, str]:

@@ -8,7 +8,9 @@ import pytest
 from emacore import RunConfig
 from emacore.averaging.families import Constant
 from emacore.experiments.evidence import (
+    AHEAD,
     QUESTIONS,
+    TRAINING,
     answers,
     bands,
     chosen_in_words,
@@ -16,8 +18,12 @@ from emacore.experiments.evidence import (
     in_markdown,
     looking_at,
     per_seed,
+    progress,
     rules_in_words,
+    share_below,
+    steadiness_ratios,
     training_in_words,
+    win_curves,
     wins,
 )
 from emacore.experiments.statistics import BCA, paired_comparison
@@ -173,6 +179,47 @@ def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
             assert f"{(ends == ends.max()).sum()} up to the last, {ends.max()}" in said
             half = sorted(ends)[len(ends) // 2]
             assert f", {(ends >= half).sum()} up to epoch {half}," in said
+
+
+def test_ahead_and_still_training_are_shares_of_different_seeds():
+    # Of three seeds one ends after epoch 1; in epoch 2 a loss is lost on both curves, so one seed is counted there.
+    rows = history({0: ([4.0, 4.0], [3.0, 5.0]), 1: ([4.0, np.nan], [3.0, np.nan]), 2: ([4.0], [5.0])})
+    curves = win_curves(wins(rows), 3)
+    assert curves["curve"].tolist() == [AHEAD, AHEAD, TRAINING, TRAINING]
+    assert curves["epoch"].tolist() == [1, 2, 1, 2]
+    assert curves["share"].tolist() == pytest.approx([200 / 3, 0, 100, 100 / 3])
+
+
+def test_the_ratio_of_a_seed_is_its_averages_deviation_by_its_originals():
+    rows = history({3: ([9.0, 1.0, 3.0], [9.0, 2.0, 2.5]), 1: ([9.0, 1.0], [9.0, 2.0])})
+    found = steadiness_ratios(per_seed(rows, steady_from=2))
+    assert found["seed"].tolist() == [3, 1]
+    assert found["ratio"].tolist() == pytest.approx([0.25, np.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([1, 2, 3, 4], "50 %"),
+        ([2.5, 1, 9, 9], "38 %"),
+        ([np.nan, 1, 1, 9], "67 %"),
+        ([np.inf, 9], "0 %"),
+        ([np.nan], "none"),
+    ],
+)
+def test_the_share_below_a_value_counts_ties_half_and_leaves_nan_out(values, said):
+    assert share_below(pd.Series(values, dtype=float), 2.5) == said
+
+
+def test_how_far_a_study_is():
+    rows = history(LOSSES).assign(seconds=[2.0, 4.0, 6.0, 2.0, 4.0])
+    found = progress(rows, 12)
+    assert (found.epoch, found.share, found.training, found.seconds_left) == (3, 0.25, 1, 18.0)
+    early = progress(rows[rows["epoch"] < 3], 2)
+    assert (early.epoch, early.share, early.training, early.seconds_left) == (2, 1.0, 2, 0.0)
+    nothing = progress(rows.iloc[:0], 12)
+    assert (nothing.epoch, nothing.share, nothing.training) == (0, 0.0, 0)
+    assert np.isnan(nothing.seconds_left)
 
 
 def test_what_one_would_write():

@@ -10,15 +10,31 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
+from emacore.averaging.code import to_code
 from emacore.averaging.families import Constant, InversePower
 from emacore.experiments import sweep as sweep_module
 from emacore.experiments.evidence import per_seed
 from emacore.experiments.statistics import holm, kind_of
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json, with_settings
-from emacore.experiments.sweep import SCHEDULER, SweepError, before_start, cells_of, in_words, summary, sweep
+from emacore.experiments.sweep import (
+    SCHEDULER,
+    SweepError,
+    before_start,
+    cells_of,
+    failures,
+    for_map,
+    in_words,
+    number_of_tests,
+    progress,
+    questions_of,
+    summary,
+    sweep,
+    trainings_in_words,
+    value_label,
+)
 from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import OptimizerConfig, StoppingConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from emacore.training.replicas import replicate
 from tests.experiments.conftest import no_empty_words
 from tests.helpers import wait_for
@@ -220,6 +236,8 @@ def test_a_cell_has_one_verdict_and_cells_that_are_the_same_are_one_test():
         said = in_words(found, ["a", "b"])
         counted = found.drop_duplicates("test")["verdict"].value_counts()
         assert f"helps in {counted.get('helps', 0)} and hurts in {counted.get('hurts', 0)}" in said
+        tested = {n for n, (one, other) in enumerate(pairs) if n in same.values() and (one != other).any()}
+        assert number_of_tests(found) == len(tested)
         assert (f"are {len(same)} different ones" in said) == (len(same) < len(pairs))
         no_empty_words(said)
     assert repeated > 5
@@ -230,6 +248,68 @@ def test_lists_are_values_too():
     found = summary(sweep(replace(CONFIG, max_epochs=1), grid, SEEDS, workers=1), list(grid))
     assert found["network.widths"].tolist() == ["[4]", "[4]", "[8, 4]", "[8, 4]"]
     assert "Of 4 cells of 3 seeds" in in_words(found, list(grid))
+
+
+def test_values_are_written_for_an_axis():
+    values = (0.1 + 0.2, 1e-5, 32, "adam", "Constant(beta=0.9)", to_code(article_schedule()), [8, 4])
+    labels = ["0.3", "1e-05", "32", "adam", "Constant\n(beta=0.9)", "the article's", "[8, 4]"]
+    assert [value_label(value) for value in values] == labels
+
+
+def test_a_map_has_the_places_of_its_cells_and_the_codes_that_choose_them():
+    rows = [
+        {"optimizer.learning_rate": rate, "schedule": schedule, "seed": seed, "final_original": 1, "final_averaged": 2}
+        for rate in (0.01, 0.001)
+        for schedule in ("Constant(beta=0.9)", to_code(article_schedule()))
+        for seed in (0, 1)
+    ]
+    grid = ["optimizer.learning_rate", "schedule"]
+    found = summary(pd.DataFrame(rows), grid)
+    cells = for_map(found, grid)
+    pd.testing.assert_frame_equal(cells.drop(columns=["x", "y", "code"]), found)
+    assert cells["x"].tolist() == ["0.01", "0.01", "0.001", "0.001"]
+    assert cells["y"].tolist() == ["Constant\n(beta=0.9)", "the article's"] * 2
+    assert cells["code"].tolist()[::3] == [
+        "optimizer.learning_rate 0.01, schedule Constant(beta=0.9)",
+        "optimizer.learning_rate 0.001, schedule the article's",
+    ]
+
+
+def test_a_cell_is_one_under_each_question_that_was_answered(table):
+    grid = list(GRID)
+    found = questions_of(table.drop(columns=["best_original", "best_averaged"]), grid, 2)
+    assert list(found) == ["final", "fixed", "own", "steadiness"]
+    for question, cell in found.items():
+        assert cell.settings == {"optimizer.learning_rate": 0.03, "schedule": "Constant(beta=0.5)"}
+        assert cell.rows["seed"].tolist() == SEEDS
+        assert cell.comparison == cells_of(table, grid, question)[2].comparison
+    assert not found["final"].failed
+
+
+def test_how_far_a_sweep_is_and_what_failed():
+    job = Sweep(CONFIG, {"network.widths": [[4], [8, 4]], "max_epochs": [1, 2]}, (0, 1))
+    rows = [
+        {"network.widths": [4], "max_epochs": epochs, "seed": seed, "error": error}
+        for epochs, errors in ((1, ("late", None)), (2, ("early", "late")))
+        for seed, error in enumerate(errors)
+    ]
+    table = pd.DataFrame(rows)
+    found = progress(table[:2], job, 5.0)
+    assert (found.cells, found.share, found.seconds_left) == (1, 0.25, 15.0)
+    found = progress(table, job, 5.0)
+    assert (found.cells, found.share, found.seconds_left) == (2, 0.5, 5.0)
+    nothing = progress(table[:0], job, 5.0)
+    assert (nothing.cells, nothing.share) == (0, 0.0)
+    assert np.isnan(nothing.seconds_left)
+    assert list(failures(table).items()) == [("late", 2), ("early", 1)]
+    without_numbers = table.assign(final_original=np.nan, final_averaged=np.nan)
+    assert [cell.failed for cell in cells_of(without_numbers, list(job.grid))] == [False, True]
+
+
+def test_how_many_trainings_a_sweep_takes_is_told():
+    assert trainings_in_words(Sweep(CONFIG, GRID, (0, 1, 2))).startswith("4 cells in 2 trainings of 3 seeds. Cells")
+    looking = replace(CONFIG, stopping=StoppingConfig("ema"))
+    assert trainings_in_words(Sweep(looking, GRID, (0, 1))).startswith("4 cells in 4 trainings of 2 seeds. Cells")
 
 
 def test_a_setting_that_acts_on_nothing_is_told_before_and_after(monkeypatch):

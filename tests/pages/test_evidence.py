@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from emacore import RunConfig
@@ -11,8 +12,8 @@ from emacore.experiments.studies import Study
 from emacore.training.config import StoppingConfig
 from tests.helpers import ME
 from tests.pages.conftest import STUDY_CONFIG as CONFIG
+from tests.pages.conftest import drawn, run, texts
 from tests.pages.conftest import enter_study as enter
-from tests.pages.conftest import run, texts
 
 
 def seeds_table(app):
@@ -45,6 +46,104 @@ def test_the_figures_are_those_of_the_seeds(open_page, home):
     assert "over 8 seeds" in said
     assert "All 8 seeds train up to epoch 25." in said
     assert "| the final loss | 8 |" in app.code[0].value
+
+
+def uneven(home, config=CONFIG):
+    """A study whose seeds end at different epochs, two of which lose a loss on their way."""
+    rng = np.random.default_rng(0)
+    store, study = RunStore(home), Study(config, tuple(range(3, 11)))
+    study_id = store.enter(study, ME)
+    lost = {(4, 2): (np.nan, 1.0), (5, 3): (np.nan, np.nan)}
+    for epoch in range(1, 7):
+        rows = []
+        for seed in [seed for seed in study.seeds if epoch < 4 or seed % 3]:
+            original, averaged = lost.get((seed, epoch), rng.lognormal(size=2))
+            losses = {"val_loss_original": original, "val_loss_ema": averaged}
+            rows.append({"seed": seed, "epoch": epoch, "seconds": 2.0 * epoch, **losses})
+        store.append(study_id, ME, {"epoch": epoch, "rows": rows})
+    return study_id
+
+
+def test_the_bands_are_of_the_finite_losses_of_the_seeds_that_train(open_page, home):
+    study_id = uneven(home)
+    table = drawn(open_page("evidence", study=study_id))[0].set_index(["curve", "epoch"])
+    history = RunStore(home).history(study_id)
+    assert len(table) == 2 * 6
+    for curve, column in (("original", "val_loss_original"), ("average", "val_loss_ema")):
+        for epoch in range(1, 7):
+            values = history.loc[history["epoch"] == epoch, column].dropna()
+            row = table.loc[(curve, epoch)]
+            assert row["seeds"] == len(values)
+            assert row[["low", "median", "high"]].tolist() == pytest.approx(np.percentile(values, [5, 50, 95]))
+
+
+def test_a_dot_is_a_seeds_gain_in_the_loss_of_its_own_last_epoch(open_page, home):
+    study_id = uneven(home)
+    table = drawn(open_page("evidence", study=study_id))[1]
+    expected = {
+        seed: 100 * (1 - last["val_loss_ema"] / last["val_loss_original"])
+        for seed, rows in RunStore(home).history(study_id).groupby("seed")
+        for last in [rows.loc[rows["epoch"].idxmax()]]
+    }
+    assert table.set_index("seed")["gain"].to_dict() == pytest.approx(expected)
+    assert table["gain"].is_monotonic_increasing
+
+
+def test_the_share_ahead_is_of_the_seeds_counted_and_these_are_of_all(open_page, home):
+    study_id = uneven(home)
+    table = drawn(open_page("evidence", study=study_id))[2]
+    history = RunStore(home).history(study_id)
+    ahead, training = {}, {}
+    for epoch, rows in history.groupby("epoch"):
+        pairs = [
+            (a, b) for a, b in rows[["val_loss_original", "val_loss_ema"]].to_numpy() if not np.isnan([a, b]).all()
+        ]
+        ahead[epoch] = 100 * sum(b < a or np.isnan(a) for a, b in pairs) / len(pairs)
+        training[epoch] = 100 * len(pairs) / 8
+    found = {name: own.set_index("epoch")["share"].to_dict() for name, own in table.groupby("curve")}
+    assert found == {"average ahead, of those": pytest.approx(ahead), "still training, of all": pytest.approx(training)}
+    assert training == pytest.approx({1: 100, 2: 100, 3: 87.5, 4: 62.5, 5: 62.5, 6: 62.5})
+
+
+def test_the_histograms_are_of_the_ratio_of_deviations_and_the_last_epochs(open_page, home):
+    study_id = uneven(home)
+    *_, steadiness, epochs = drawn(open_page("evidence", study=study_id, steady_from="2"))
+    late = RunStore(home).history(study_id).query("epoch >= 2")
+    expected = [
+        np.nanstd(rows["val_loss_ema"], ddof=1) / np.nanstd(rows["val_loss_original"], ddof=1)
+        for _, rows in late.groupby("seed")
+    ]
+    assert sorted(steadiness["value"]) == pytest.approx(sorted(expected))
+    assert sorted(epochs["value"]) == [3, 3, 3, 6, 6, 6, 6, 6]
+
+
+def test_the_axis_of_the_losses_is_named_by_the_task_and_scaled_as_chosen(open_page, home):
+    uneven(home)
+    for scale in ("log", "linear"):
+        spec = json.loads(open_page("evidence", loss_axis=scale).get("vega_lite_chart")[0].proto.spec)
+        axes = [layer["encoding"]["y"] for layer in spec["vconcat"][0]["layer"]]
+        assert {axis["title"] for axis in axes} == {"validation loss (MSE)"}
+        assert {axis["scale"]["type"] for axis in axes} == {scale}
+
+
+def test_the_progress_of_a_study_is_told(open_page, home):
+    study_id = uneven(home)
+    app = open_page("evidence", study=study_id)
+    bar = app.get("progress")[0].proto
+    assert bar.value == 100 * 6 // 25
+    assert bar.text == "Epoch 6 of at most 25: 5 of 8 seeds still train, at most 38 s left."
+    assert "All 8 seeds train up to epoch 3, 5 up to epoch 6, and 5 up to the last, 6" in texts(app)
+
+
+def test_the_articles_ratio_is_marked_among_the_seeds_ratios(open_page, home):
+    study_id = uneven(home, RunConfig())
+    app = open_page("evidence", study=study_id, steady_from="2")
+    *_, steadiness, epochs = app.get("vega_lite_chart")
+    for chart, at in ((steadiness, 15 / 23), (epochs, 97)):
+        rules = json.loads(chart.proto.spec)["layer"][1]["data"]["values"]
+        assert rules == [{"at": pytest.approx(at), "label": "the article's run"}]
+    less = 100 * (drawn(app)[-2]["value"] < 15 / 23).mean()
+    assert f"The article's run has 0.65, from an epoch it does not state: {less:.0f} % of these seeds" in texts(app)
 
 
 def test_the_intervals_can_be_bootstrapped_and_their_limits_are_told(open_page, home):

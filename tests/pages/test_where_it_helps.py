@@ -1,15 +1,17 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from emacore import RunConfig
+from emacore.averaging.code import to_code
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json
-from emacore.training.config import StoppingConfig
+from emacore.training.config import StoppingConfig, article_schedule
 from tests.helpers import ME
-from tests.pages.conftest import SWEEP, run, texts
+from tests.pages.conftest import SWEEP, drawn, run, texts
 from tests.pages.conftest import SWEEP_CONFIG as CONFIG
 from tests.pages.conftest import enter_sweep as enter
 
@@ -126,6 +128,49 @@ def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
     # With the article's schedule 15 steps are all copies, so that two of the four cells have nothing to test.
     assert f"Wilcoxon p = {chosen['wilcoxon_p']:.2g}, {chosen['p']:.2g} corrected for 2 tests" in final
     assert "Two p-values: Wilcoxon's is that of the cell alone." in texts(app)
+
+
+def test_the_map_draws_the_median_change_and_the_wins_of_each_cell(open_page, home):
+    _, table = enter(home)
+    (cells,) = drawn(open_page("where_it_helps"))
+    own = to_code(article_schedule())
+    assert cells["code"].tolist() == [
+        f"optimizer.learning_rate {rate}, schedule {name}"
+        for rate in ("0.001", "0.01")
+        for name in ("the article's", "Constant(beta=0.9)")
+    ]
+    assert cells["x"].tolist() == ["0.001", "0.001", "0.01", "0.01"]
+    assert cells["y"].tolist() == ["the article's", "Constant\n(beta=0.9)"] * 2
+    places = [(rate, schedule) for rate in (0.001, 0.01) for schedule in (own, "Constant(beta=0.9)")]
+    for (rate, schedule), cell in zip(places, cells.to_dict("records"), strict=True):
+        rows = table[(table["optimizer.learning_rate"] == rate) & (table["schedule"] == schedule)]
+        ratio = np.median(rows["final_averaged"] / rows["final_original"])
+        assert cell["percent"] == pytest.approx(100 * (ratio - 1), abs=1e-9)
+        assert cell["change"] == pytest.approx(np.clip(np.log2(ratio), -2, 2), abs=1e-9)
+        assert cell["wins"] == (rows["final_averaged"] < rows["final_original"]).sum()
+        assert cell["text"].endswith(f"\n{cell['wins']} of 8")
+    assert (cells["percent"] != 0).any()
+
+
+def test_the_dots_of_a_cell_are_the_gains_of_its_seeds(open_page, home):
+    _, table = enter(home)
+    _, dots = drawn(open_page("where_it_helps", sweep_cell=CELL))
+    rows = table[(table["optimizer.learning_rate"] == 0.01) & (table["schedule"] == "Constant(beta=0.9)")]
+    gains = 100 * (1 - rows["final_averaged"] / rows["final_original"])
+    assert dots.set_index("seed")["gain"].to_dict() == pytest.approx(dict(zip(rows["seed"], gains, strict=True)))
+
+
+def test_the_progress_of_a_sweep_is_told(open_page, home):
+    store = RunStore(home)
+    sweep_id = store.enter(SWEEP, ME)
+    _, table = enter(home)
+    rows = table[table["optimizer.learning_rate"] == 0.001]
+    for n, (_, cell) in enumerate(rows.groupby("schedule", sort=False), 1):
+        store.append(sweep_id, ME, {"epoch": n, "rows": json.loads(cell.to_json(orient="records"))})
+    bar = open_page("where_it_helps", sweep=sweep_id).get("progress")[0].proto
+    assert bar.value == 50
+    seconds, left = re.fullmatch(r"2 of 4 cells, ([\d,]+) s so far, about ([\d,]+) s left\.", bar.text).groups()
+    assert seconds == left
 
 
 def test_rules_that_look_at_the_average_are_told_beside_the_map_and_the_cell(open_page, home):

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from emacore.tasks.regression.article import FINAL, PROGRESS, beside_final, beside_progress
+from emacore.tasks.regression.article import FINAL, PROGRESS, STEADINESS_RATIO, beside_final, beside_progress
 
 
 def test_the_printed_tables_agree_with_themselves():
@@ -13,6 +13,7 @@ def test_the_printed_tables_agree_with_themselves():
     for row in (mse, mae):
         assert 100 * (1 - row["ema"] / row["original"]) == pytest.approx(row["improvement"], abs=0.5)
     assert 100 * (r2["ema"] / r2["original"] - 1) == pytest.approx(r2["improvement"], abs=0.01)
+    assert pytest.approx(15 / 23) == STEADINESS_RATIO
 
 
 def test_the_runs_own_figures_stand_beside_those_of_the_same_epochs():

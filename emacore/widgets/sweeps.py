@@ -1,0 +1,241 @@
+"""A grid of two settings on a page: the controls that choose it, and a stored sweep with its map and one cell."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from emacore.averaging.code import to_code
+from emacore.charts.heatmap import CELL, evidence_map
+from emacore.experiments.statistics import p_values_in_words
+from emacore.experiments.store import StoredRun
+from emacore.experiments.studies import Study, Sweep, json_values
+from emacore.experiments.sweep import (
+    Progress,
+    failures,
+    for_map,
+    in_words,
+    number_of_tests,
+    progress,
+    questions_of,
+    rules_of_cells,
+    summary,
+    value_label,
+)
+from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import article_schedule
+from emacore.widgets.jobs import duration, job_queue, json_button, show_state, stored
+from emacore.widgets.page import BOUND, csv_button, escaped, show_table, told
+from emacore.widgets.runs import RUN_DEFAULTS, run_state
+from emacore.widgets.verdicts import show_differences, show_verdicts
+
+DECAYS = f"{to_code(article_schedule())}, Constant(beta=0.99), Constant(beta=0.999), Constant(beta=0.9999)"
+#: Settings that an axis can have, and the values it starts with.
+SUGGESTED = {
+    "optimizer.learning_rate": "0.001, 0.003, 0.01, 0.03",
+    "schedule": f"{DECAYS}, PowerFunction(sigma_rel=0.1)",
+    "network.dropout": "0, 0.1, 0.2, 0.4",
+    "optimizer.batch_size": "8, 32, 128",
+    "max_epochs": "5, 20, 60",
+    "data.noise": "0.1, 10, 50",
+    "data.n_samples": "500, 2000, 8000",
+    "optimizer.rate_rule": "constant, cosine",
+    "optimizer.name": "adam, adamw, sgd",
+    "optimizer.momentum": "0, 0.9, 0.99",
+    "optimizer.weight_decay": "0, 0.00001, 0.001",
+    "network.activation": "relu, tanh",
+    "schedule.power": "0.5, 0.6667, 0.75, 1",
+    "schedule.beta": "0.9, 0.99, 0.999, 0.9999",
+}
+
+
+def _values_key(name: str) -> str:
+    return f"values_{name.replace('.', '_')}"
+
+
+#: The controls' values at first.
+SWEEP_DEFAULTS = {
+    **RUN_DEFAULTS,
+    **{_values_key(name): text for name, text in SUGGESTED.items()},
+    "sweep_x": "optimizer.learning_rate",
+    "sweep_y": "schedule",
+    "sweep_seeds": 32,
+}
+
+
+def sweep_state(config: RunConfig, axes: dict[str, str]) -> dict[str, Any]:
+    """The controls' values that show a sweep: the config it starts from, and the values of its two axes as text."""
+    x, y = axes
+    values = {_values_key(name): text for name, text in axes.items()}
+    return {**run_state(config), "sweep_x": x, "sweep_y": y, **values}
+
+
+def grid_controls() -> dict[str, list[Any]]:
+    """The two settings and their values."""
+    names = list(SUGGESTED)
+    x = st.selectbox(
+        "Across",
+        names,
+        names.index(SWEEP_DEFAULTS["sweep_x"]),
+        key="sweep_x",
+        help="What differs between the columns of the map. Another setting brings values of its own, which stand below "
+        "and can be changed; all others stay as they are set further down.",
+        **BOUND,
+    )
+    x_values = _values_of(x, "Its values")
+    y = st.selectbox(
+        "Up",
+        names,
+        names.index(SWEEP_DEFAULTS["sweep_y"]),
+        key="sweep_y",
+        help="What differs between the rows of the map. Each of its values adds a row of cells, and the more cells "
+        "there are, the more their p-values are corrected: each then needs more seeds.",
+        **BOUND,
+    )
+    if x == y:
+        raise ValueError(f"Choose two different settings; both are {x}")
+    return {x: x_values, y: _values_of(y, "And its values")}
+
+
+def _values_of(name: str, label: str) -> list[Any]:
+    text = st.text_area(
+        label,
+        SWEEP_DEFAULTS[_values_key(name)],
+        height="content",
+        key=_values_key(name),
+        help="With commas between them. A schedule is written as code, with the names the sliders have; a bare decay "
+        "such as 0.99 is Constant(beta=0.99).",
+        **BOUND,
+    )
+    return json_values(text or "")
+
+
+def draw_sweep(sweep_id: str) -> StoredRun:
+    """All that there is of a sweep now."""
+    run, table = stored(sweep_id)
+    sweep = run.job
+    if not isinstance(sweep, Sweep):
+        st.warning("That is no sweep: look at it on the Train or the Evidence page.", icon=":material/warning:")
+        return run
+    seconds = time.time() - (run.started or time.time())
+    _headline(run, sweep, progress(table, sweep, seconds), seconds)
+    if table.empty:
+        return run
+    names = list(sweep.grid)
+    found = summary(table, names)
+    words = f"{in_words(found, names)} {rules_of_cells(sweep)}"
+    if len(names) != 2:
+        st.info(f"A map needs two settings; this sweep varies {len(names)}.", icon=":material/info:")
+        st.markdown(escaped(words))
+        show_table(found, name=f"cells-{sweep_id}")
+        csv_button(table, f"sweep-{sweep_id}")
+        return run
+    st.markdown(escaped(words))
+    cells = for_map(found, names)
+    _show_map(cells, sweep, sweep_id, words)
+    for error, runs in failures(table).items():
+        st.warning(f"{runs} runs could not be trained: {escaped(error)}", icon=":material/warning:")
+    _show_cell(cells["code"].tolist(), table, sweep, sweep_id)
+    st.subheader("Every cell")
+    show_table(found, name=f"cells-{sweep_id}")
+    csv_button(table, f"sweep-{sweep_id}")
+    json_button(sweep, "sweep")
+    return run
+
+
+def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) -> None:
+    """Progress, remaining time, and how the sweep ended."""
+    cells = so_far.cells
+    left = f", about {so_far.seconds_left:,.0f} s left" if cells else ""
+    why = "you stopped it" if run.stopped == "stopped" else "every cell is trained"
+    show_state(
+        run,
+        so_far.share,
+        progress=f"{cells} of {len(sweep.cells())} cells, {seconds:,.0f} s so far{left}.",
+        so_far=f"{cells} cells",
+        ended=f"{cells} cells of {len(sweep.seeds)} seeds, {duration(run):,.1f} s: {why}.",
+        what="sweep",
+    )
+
+
+def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> None:
+    x, y = sweep.grid
+    picture = evidence_map(
+        cells,
+        [value_label(value) for value in sweep.grid[x]],
+        [value_label(value) for value in sweep.grid[y]],
+        x_title=x,
+        y_title=y,
+    )
+    key = f"map-{sweep_id}"
+    st.vega_lite_chart(
+        picture.data,
+        picture.spec,
+        alt=f"The median change of the final loss by averaging over {x} and {y}: {words}",
+        width="stretch",
+        on_select=partial(_take_cell, key),
+        selection_mode=CELL,
+        key=key,
+    )
+    st.caption(
+        "Each cell: the median change of the final loss by averaging, and in how many seeds the average was better. "
+        "Blue: it helps; orange: it hurts; full colour from a factor of 4 on. Hatched: no evidence of either. A click "
+        f"chooses a cell. {p_values_in_words(number_of_tests(cells))}"
+    )
+
+
+def _take_cell(key: str) -> None:
+    """Choose the cell that was clicked: a callback."""
+    cells = st.session_state[key]["selection"].get(CELL, [])
+    if cells and "code" in cells[0]:
+        st.session_state["sweep_cell"] = cells[0]["code"]
+
+
+def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: str) -> None:
+    """A choice among the cells by their codes, and the evidence of the one that is chosen."""
+    if st.session_state.get("sweep_cell") not in codes:
+        st.session_state["sweep_cell"] = None
+    code = st.selectbox(
+        "Cell",
+        codes,
+        index=None,
+        key="sweep_cell",
+        placeholder="Click a cell, or choose one here",
+        help="Its evidence is shown below.",
+        **BOUND,
+    )
+    if code is None:
+        return
+    asked = questions_of(table, list(sweep.grid), codes.index(code))
+    cell = asked["final"]
+    if cell.failed:
+        return
+    compared = {question: one.comparison for question, one in asked.items() if one.comparison is not None}
+    words, dots = st.columns(2, gap="medium")
+    with words:
+        config = next(config for chosen, config in sweep.cells() if chosen == cell.settings)
+        among = {question: one.among for question, one in asked.items()}
+        show_verdicts(compared, cell.rows, config, among=among)
+        if st.button(
+            "Its curves, on the Evidence page",
+            icon=":material/query_stats:",
+            help="The map keeps figures only: the cell is trained again, with the same seeds, and kept as a study. "
+            "There it stands alone, and its p-values are corrected for no other cells.",
+        ):
+            with told():
+                st.session_state["study"] = _study_of(Study(config, sweep.seeds))
+            st.switch_page("pages/evidence.py", query_params={"study": st.session_state["study"]})
+    with dots:
+        show_differences(cell.rows, compared["final"], f"{sweep_id}-cell")
+
+
+def _study_of(study: Study) -> str:
+    """The id of this study, which is queued unless the store has it."""
+    queue = job_queue()
+    studies = queue.store.studies()
+    same = studies[(studies["config"] == study.to_json(indent=None)) & studies["state"].isin(["done", "running"])]
+    return str(same["id"].iloc[0]) if len(same) else queue.submit(study)
