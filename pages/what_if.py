@@ -73,7 +73,13 @@ def named(table: dict) -> pd.DataFrame:
 with charts:
     say_what_is_exact(recorded)
     scale = st.segmented_control(
-        "Loss axis", ["log", "linear"], default="log", key="loss_axis", required=True, help="Its scale.", **BOUND
+        "Loss axis",
+        ["log", "linear"],
+        default="log",
+        key="loss_axis",
+        required=True,
+        help="log shows what happens at small losses; linear shows how large the differences are.",
+        **BOUND,
     )
     show_chart(
         curves_and_shares(

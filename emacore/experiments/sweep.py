@@ -84,7 +84,7 @@ def sweep(
 
     Returns:
         One row for each cell and seed, in the grid's order: the grid's columns, ``seed``, the losses and the epochs of
-        :func:`~emacore.experiments.evidence.per_seed`, final MAE and R2, ``epochs``, ``stopped``,
+        :func:`~emacore.experiments.evidence.per_seed`, the final metrics but the loss, ``epochs``, ``stopped``,
         ``seconds`` (of the whole cell; cells that differ in their average only share one training, unless it looks at
         the average), and ``error``, which is missing unless the cell could not be trained.
 

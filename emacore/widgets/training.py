@@ -103,7 +103,13 @@ def _curves(run: StoredRun, history: pd.DataFrame) -> None:
     loss, *others = run.config.metrics
     with st.container(horizontal=True):
         scale = st.segmented_control(
-            "Loss axis", ["log", "linear"], default="log", key="loss_axis", required=True, help="Its scale.", **BOUND
+            "Loss axis",
+            ["log", "linear"],
+            default="log",
+            key="loss_axis",
+            required=True,
+            help="log shows what happens at small losses; linear shows how large the differences are.",
+            **BOUND,
         )
     table = losses(history)
     show_chart(
