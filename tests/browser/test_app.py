@@ -301,7 +301,7 @@ def test_a_link_plants_nothing_into_a_page_and_tells_what_it_cannot_have(server,
     said = "\n".join(alerts.all_inner_texts()).replace("\N{WORD JOINER}", "")
     assert f"power = {planted} (0.666666666667 is shown)" in said
     assert "steps = inf (5000 is shown)" in said
-    assert f"Left out: not a schedule: '{planted}'" in said
+    assert f"Left out: not a schedule or window: '{planted}'" in said
     assert alerts.locator("a, img, .katex, .stMarkdownColoredText").count() == 0
     assert page.locator("[href*=evil], [src*=evil]").count() == 0
     page.get_by_role("spinbutton", name="Steps").fill("6000")

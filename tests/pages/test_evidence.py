@@ -121,7 +121,7 @@ def test_the_axis_of_the_losses_is_named_by_the_task_and_scaled_as_chosen(open_p
     uneven(home)
     for scale in ("log", "linear"):
         spec = json.loads(open_page("evidence", loss_axis=scale).get("vega_lite_chart")[0].proto.spec)
-        axes = [layer["encoding"]["y"] for layer in spec["vconcat"][0]["layer"]]
+        axes = [layer["encoding"]["y"] for layer in spec["layer"][0]["layer"]]
         assert {axis["title"] for axis in axes} == {"validation loss (MSE)"}
         assert {axis["scale"]["type"] for axis in axes} == {scale}
 

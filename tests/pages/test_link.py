@@ -149,12 +149,12 @@ def test_words_that_no_control_has_are_told_too(open_page):
 
 
 def test_free_text_may_say_inf(open_page):
-    assert "not a schedule: 'inf'" in texts(open_page("decay_schedule", pins="inf"))
+    assert "not a schedule or window: 'inf'" in texts(open_page("decay_schedule", pins="inf"))
     assert "whole numbers such as 64, 32; got 'nan'" in texts(open_page("train", widths="nan"))
     keys = set()
     for path in [*(APP.parent / "pages").glob("*.py"), *Path(APP.parent, "emacore/widgets").glob("*.py")]:
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("text_input", "text_area"):
                 keys |= {ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "key"}
-    assert keys == {"'widths'", "values_key(name)"}
+    assert keys == {"'widths'", "_values_key(name)"}
     assert {"widths", "values_"} < set(FREE_TEXT)
