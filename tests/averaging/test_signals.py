@@ -1,5 +1,4 @@
 import math
-import time
 
 import numpy as np
 import pytest
@@ -204,9 +203,8 @@ def test_the_simulation_is_the_average_of_sgd_with_the_same_noise():
 
 
 def test_a_long_run_ends_in_the_stationary_loss_and_no_length_is_too_long():
-    began = time.process_time()
-    last, averaged = signals.final_loss((1.0, 0.25), 0.3, 1.0, 10_000_000, [0.0, 0.9999], (2.0, 1.6)).total
-    assert time.process_time() - began < 0.5
+    # Whoever went step by step would not come back from so many.
+    last, averaged = signals.final_loss((1.0, 0.25), 0.3, 1.0, 10**15, [0.0, 0.9999], (2.0, 1.6)).total
     assert last == pytest.approx(signals.stationary_loss((1.0, 0.25), 0.3, 1.0))
     assert averaged == pytest.approx(signals.stationary_loss((1.0, 0.25), 0.3, 1.0, 0.9999))
 
