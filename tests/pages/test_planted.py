@@ -101,7 +101,7 @@ def test_problems_of_the_store(open_page, home, monkeypatch, planted):
     from emacore.experiments import store
 
     def broken(self, *args):
-        raise store.StoreError(f"The run store in /tmp/{planted} is damaged")
+        raise store.StoreError(f"The run store in {planted} is damaged")
 
     monkeypatch.setattr(store.RunStore, "runs", broken)
     assert_told(open_page("train"), planted)
