@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emacore.charts.ends import round_ticks
 from emacore.charts.figure import Figure
 from emacore.charts.lines import PROBES
 from emacore.charts.thin import Scale, common_rows, drawable
+from emacore.formatting import IN_CHARTS
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
@@ -51,11 +53,13 @@ class Frames(NamedTuple):
         rows: What all frames have in common, a column each: the series, and what the layers draw but does not move.
         moving: By handle's key, and by the column that moves: shape (rows, marks), not finite where nothing is drawn.
         column: The column of the series.  The rows of the same series in the figure's table are hidden meanwhile.
+        line: The columns of a line's x and y, at whose end its name stands.
     """
 
     rows: pd.DataFrame
     moving: Mapping[str, Mapping[str, Floats]]
     column: str
+    line: tuple[str, str] = ("x", "y")
 
     @property
     def size(self) -> int:
@@ -94,7 +98,9 @@ def moving(views: Sequence[View], handles: Sequence[Handle]) -> Moving:
     params: dict[str, Spec] = {}
     for number, view in enumerate(views):
         for param in view.figure.spec.get("params", []):
-            params |= _params_of(param, drawn[number]["layer"], params)
+            places = [n for n, layer in enumerate(view.figure.spec["layer"]) if layer.get("name") in param["views"]]
+            names = [f"view{number}_layer{place}" for place in places]
+            params |= _params_of(param, names, drawn[number]["layer"], params)
     if handles:
         # Vega puts the first selection's handle last.
         place = drawn[0]["layer"][0]["name"]
@@ -108,6 +114,12 @@ def moving(views: Sequence[View], handles: Sequence[Handle]) -> Moving:
         spec["title"] = {"text": {"expr": _said(handles)}, **_TITLE}
     left_out = " ".join(dict.fromkeys(view.figure.left_out for view in views if view.figure.left_out))
     return Moving(spec, tables, tuple(f"still{number}" for number in range(len(views))), left_out)
+
+
+def fixed_part(views: Sequence[View]) -> str:
+    """What of the views makes another picture: their specifications without data and the axes' fixed ends."""
+    drawn = [_moving_view(view, number, [], {}) for number, view in enumerate(views)]
+    return json.dumps(drawn, default=str)
 
 
 def line_frames(
@@ -146,7 +158,7 @@ def line_frames(
             "probe": places % max(1, len(kept) // PROBES) == 0,
         }
     )
-    return Frames(rows, {key: {y: values} for key, values in parts.items()}, series)
+    return Frames(rows, {key: {y: values} for key, values in parts.items()}, series, (x, y))
 
 
 def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dict[str, pd.DataFrame]) -> Spec:
@@ -154,26 +166,63 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     sets = [frames for frames in view.frames if any(key in order for key in frames.moving)]
     tables[f"still{number}"] = view.figure.data
     tables |= {f"frames{number}_{place}": _wide(frames, order) for place, frames in enumerate(sets)}
-    hidden = [{"filter": f"!({_moves(frames, order)} && {_is_of(frames)})"} for frames in sets]
+    hidden = [{"filter": f"!({_moves(frames, order)} && {_is_of(frames, frames.column)})"} for frames in sets]
     layers: list[Spec] = []
     for place, layer in enumerate(view.figure.spec["layer"]):
-        if "data" in layer:
-            layers.append(layer)
-            continue
-        name = layer.get("name", f"layer{place}")
-        layers.append(_drawing(layer, f"{name}_{number}", f"still{number}", hidden))
-        layers += [
-            _drawing(layer, f"{name}_{number}_{own}", f"frames{number}_{own}", _chosen(frames, order))
-            for own, frames in enumerate(sets)
-        ]
+        name = f"view{number}_layer{place}"  # Altair's names change with what is drawn
+        if "data" not in layer:
+            twins, before = [[]] * len(sets), hidden
+            layers.append(_drawing(layer, name, f"still{number}", before))
+        else:
+            # Rows of a layer's own are data, too, or other ones would draw the whole picture anew.
+            tables[f"rows{number}_{place}"] = pd.DataFrame(layer["data"]["values"])
+            named = layer["encoding"].get("text", {}).get("field") == "name"
+            before = [{"filter": f"!({_moves(frames, order)} && {_is_of(frames, 'name')})"} for frames in sets if named]
+            layers.append(_drawing(layer, name, f"rows{number}_{place}", before))
+            twins = [_at_the_end(frames) for frames in sets] if named and layer["data"]["values"] else []
+        for own, then in enumerate(twins):
+            chosen = [*_chosen(sets[own], order), *then]
+            layers.append(_drawing(layer, f"{name}_{own}", f"frames{number}_{own}", chosen))
     if view.ends:
         layers = [_with_ends(layer, number, view.ends) for layer in layers]
-        tables[f"ends{number}"] = pd.DataFrame(
-            {f"{channel}_{end}": [side] for channel, ends in view.ends.items() for end, side in enumerate(ends)}
-        )
+        tables |= _tables_of_ends(number, view)
         # Nothing to see: only a table that something draws is there for the axes.
-        layers.append({"data": {"name": f"ends{number}"}, "mark": {"type": "point", "size": 0, "opacity": 0}})
+        layers += [
+            {"data": {"name": name}, "mark": {"type": "point", "size": 0, "opacity": 0}}
+            for name in tables
+            if name.startswith((f"ends{number}", f"ticks{number}"))
+        ]
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
+
+
+def _at_the_end(frames: Frames) -> list[Spec]:
+    """Transforms: the name of each series, at the last row that the shown frame has of it."""
+    x, y = frames.line
+    (start, stop) = (float(side) for side in (frames.rows[x].min(), frames.rows[x].max()))
+    return [
+        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}'])"},
+        {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
+        {"filter": f"datum['{x}'] == datum.last"},
+        {"calculate": f"datum['{frames.column}']", "as": "name"},
+        {"calculate": f"datum['{x}']", "as": "x"},
+        {"calculate": f"datum['{y}']", "as": "y"},
+        {"calculate": f"datum['{x}'] < {(start + stop) / 2}", "as": "early"},
+    ]
+
+
+def _tables_of_ends(number: int, view: View) -> dict[str, pd.DataFrame]:
+    """The ends of a view's axes, one row; and for each log axis its ticks."""
+    sides = {f"{channel}_{end}": [side] for channel, ends in view.ends.items() for end, side in enumerate(ends)}
+    ticks = {
+        f"ticks{number}_{channel}": pd.DataFrame({"at": round_ticks(*ends)})
+        for channel, ends in view.ends.items()
+        if any(_is_log(layer, channel) for layer in view.figure.spec["layer"])
+    }
+    return {f"ends{number}": pd.DataFrame(sides), **ticks}
+
+
+def _is_log(layer: Spec, channel: str) -> bool:
+    return ((layer["encoding"].get(channel) or {}).get("scale") or {}).get("type") == "log"
 
 
 def _drawing(layer: Spec, name: str, table: str, before: Sequence[Spec]) -> Spec:
@@ -190,12 +239,15 @@ def _chosen(frames: Frames, order: Sequence[str]) -> list[Spec]:
     ]
 
 
-def _params_of(param: Spec, layers: list[Spec], known: Mapping[str, Spec]) -> dict[str, Spec]:
-    """A view's selection for its layers: the legend's is one for all views, one of points is each layer's own."""
+def _params_of(param: Spec, names: Sequence[str], layers: list[Spec], known: Mapping[str, Spec]) -> dict[str, Spec]:
+    """A view's selection for its layers, which begin with these names, and those made of them: that of the nearest
+    point is each layer's own, others are one for all."""
     own = [
-        place for place, layer in enumerate(layers) if any(layer.get("name", "").startswith(n) for n in param["views"])
+        place
+        for place, layer in enumerate(layers)
+        if any(layer.get("name", "") == name or layer.get("name", "").startswith(f"{name}_") for name in names)
     ]
-    if "bind" in param:
+    if not param["select"].get("nearest"):
         return {} if param["name"] in known else {param["name"]: {**param, "views": [layers[own[0]]["name"]]}}
     found = {}
     for place in own:
@@ -215,6 +267,9 @@ def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]]
             for end, side in enumerate(("domainMin", "domainMax")):
                 scale[side] = {"expr": f"data('ends{number}')[0]['{channel}_{end}']"}
             encoding[channel] = {**encoding[channel], "scale": {**scale, "nice": False}}
+            if _is_log(layer, channel):
+                ticks = {"values": {"expr": f"pluck(data('ticks{number}_{channel}'), 'at')"}, "format": IN_CHARTS}
+                encoding[channel]["axis"] = {**(encoding[channel].get("axis") or {}), **ticks}
     return {**layer, "encoding": encoding}
 
 
@@ -236,10 +291,10 @@ def _moves(frames: Frames, order: Sequence[str]) -> str:
     return f"indexof({json.dumps(places)}, moved) >= 0"
 
 
-def _is_of(frames: Frames) -> str:
-    """Whether a row is of one of the frames' series."""
+def _is_of(frames: Frames, column: str) -> str:
+    """Whether a row is of one of the frames' series, which stands in this column."""
     names = frames.rows[frames.column].unique().tolist()
-    return f"indexof({json.dumps(names)}, datum[{json.dumps(frames.column)}]) >= 0"
+    return f"indexof({json.dumps(names)}, datum[{json.dumps(column)}]) >= 0"
 
 
 def _selection(handle: Handle, layer: str) -> Spec:

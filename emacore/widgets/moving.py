@@ -22,7 +22,6 @@ The frames' function should be cached by what it depends on.  For a schedule's s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ import streamlit as st
 
 from emacore.averaging.schedules import Control, Schedule
 from emacore.averaging.views import possible
-from emacore.charts.moving import Frames, Handle, Moving, View, moving
+from emacore.charts.moving import Frames, Handle, Moving, View, fixed_part, moving
 from emacore.formatting import decay as decay_text
 from emacore.formatting import number
 from emacore.widgets.page import escaped
@@ -120,10 +119,7 @@ def show_moving(
     """
     state = st.session_state.setdefault(f"moving-{name}", {"count": 0, "seen": None, "fixed": None, "start": {}})
     values = {setting.key: setting.value for setting in settings}
-    fixed = json.dumps(
-        [[view.figure.spec for view in views], [(setting.key, setting.title, setting.marks) for setting in settings]],
-        default=str,
-    )
+    fixed = fixed_part(views) + str([(setting.key, setting.title, setting.marks) for setting in settings])
     if state["seen"] != values or state["fixed"] != fixed or _key(name, state) not in st.session_state:
         # Another chart than the one in the browser: its handles start from the values as they are now.  One whose
         # handle was dragged stays, or it would be taken out of the hand that still holds it.
