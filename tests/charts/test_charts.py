@@ -205,7 +205,9 @@ def test_a_tradeoff_leaves_the_picture_far_below_its_lowest_average():
     table["expected"] = table["bias"] + table["variance"]
     figure = tradeoff(table, chosen=6.6, label="decay 0.9")
     assert figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == [0.033, 1.5]
-    assert figure.spec["layer"][2]["data"]["values"] == [{"at": 6.6, "label": "decay 0.9"}]
+    assert figure.spec["layer"][2]["data"]["values"] == [
+        {"at": 6.6, "label": "decay 0.9", "early": True, "mark": "chosen"}
+    ]
     assert figure.data.groupby("curve").size().to_dict() == {
         "average": 4,  # and a dot
         "SGD's last step": 3,
