@@ -32,7 +32,7 @@ _BLOCK_BYTES = 8 * 2**20
 #: Columns of them weighed at a time: few, so that averages of many schemes are carried on within the processor's cache.
 _STRIP_COLUMNS = 2**13
 #: Columns averaged at a time where all are wanted in the end, which bounds it for networks of any size.
-_BLOCK_COLUMNS = 2**20
+_BLOCK_COLUMNS = 2**18
 
 
 class Trajectory:

@@ -332,7 +332,7 @@ def sample():
 opened = Trajectory.open(sys.argv[1])
 Trajectory.open(sys.argv[2]).load_into(torch.nn.Linear(8, 8, bias=False), Constant(0.5))  # what is loaded but once
 before, most, done = anonymous(), 0, threading.Event()
-module = torch.nn.Linear(5000, 4000, bias=False)
+module = torch.nn.Linear(4000, 4000, bias=False)
 thread = threading.Thread(target=sample)
 thread.start()
 opened.load_into(module, Constant(0.9))
@@ -346,12 +346,12 @@ print(most - before, 4 * module.weight.numel() / 1024)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("float16", [False, True])
 def test_loading_a_module_takes_as_much_memory_again_as_it_has(tmp_path, float16):
-    """At its peak there are the module (of 20 million weights), what is loaded into it, and one block of that."""
+    """At its peak there are the module (of 16 million weights), what is loaded into it, and one block of that."""
     from emacore.replay.recording import Recorder
 
-    for name, module in (("large", nn.Linear(5000, 4000, bias=False)), ("small", nn.Linear(8, 8, bias=False))):
+    for name, module in (("large", nn.Linear(4000, 4000, bias=False)), ("small", nn.Linear(8, 8, bias=False))):
         with Recorder(module, tmp_path / name, float16=float16) as recorder:
-            for _ in range(3):
+            for _ in range(2):
                 recorder.record()
     found = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path / "large"), str(tmp_path / "small")],
@@ -360,5 +360,4 @@ def test_loading_a_module_takes_as_much_memory_again_as_it_has(tmp_path, float16
         check=True,
     ).stdout.split()
     most, size = map(float, found)
-    block = 16 * 2**10  # in KB: 8 MB of float64, which are carried on, and their products
-    assert 1.9 * size < most < 2 * size + block, (most, size)
+    assert 1.9 * size < most < 2.1 * size, (most, size)
