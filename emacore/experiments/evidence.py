@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from emacore.experiments.studies import Study
 from emacore.tasks.regression.article import FINAL
 from emacore.training.acting import idle_settings
 from emacore.training.config import TaskConfig
+from emacore.training.history import TimeLeft, time_left
 
 #: The questions, and what they ask of a seed.
 QUESTIONS = {
@@ -51,22 +51,22 @@ class Progress:
         epoch: The last one trained; 0 before the first is over.
         share: Of the epochs that a run can have at most.
         training: How many seeds train in that epoch.
-        seconds_left: At most; NaN before the first epoch is over.
+        left: At most; ``None`` before the first epoch is over.
     """
 
     epoch: int
     share: float
     training: int
-    seconds_left: float
+    left: TimeLeft | None
 
 
 def progress(history: pd.DataFrame, max_epochs: int) -> Progress:
     """How far a study is by its history, which may be empty."""
     if history.empty:
-        return Progress(0, 0.0, 0, math.nan)
-    epoch = int(history["epoch"].max())
-    pace = float(history["seconds"].max()) / epoch
-    return Progress(epoch, epoch / max_epochs, int((history["epoch"] == epoch).sum()), pace * (max_epochs - epoch))
+        return Progress(0, 0.0, 0, None)
+    taken = history.groupby("epoch")["seconds"].max()
+    epoch, shares = int(taken.index[-1]), taken.index.to_numpy() / max_epochs
+    return Progress(epoch, epoch / max_epochs, int((history["epoch"] == epoch).sum()), time_left(taken, shares))
 
 
 def per_seed(

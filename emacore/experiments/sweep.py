@@ -10,13 +10,15 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import joblib
+import numpy as np
 import pandas as pd
 
 import emacore
@@ -36,7 +38,7 @@ from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
 from emacore.training.acting import acting, idle_settings
 from emacore.training.config import TaskConfig, article_schedule
-from emacore.training.history import MODELS, training_follows_average
+from emacore.training.history import MODELS, TimeLeft, time_left, training_follows_average
 
 if TYPE_CHECKING:
     from emacore.training.replicas import ReplicaResult
@@ -86,7 +88,8 @@ def sweep(
         One row for each cell and seed, in the grid's order: the grid's columns, ``seed``, the losses and the epochs of
         :func:`~emacore.experiments.evidence.per_seed`, the final metrics but the loss, ``epochs``, ``stopped``,
         ``seconds`` (of the whole cell; cells that differ in their average only share one training, unless it looks at
-        the average), and ``error``, which is missing unless the cell could not be trained.
+        the average), ``elapsed`` (from the start of the sweep to the end of the cell; 0 if ``store`` had it), and
+        ``error``, which is missing unless the cell could not be trained.
 
     Raises:
         ValueError: as :class:`~emacore.experiments.studies.Sweep`, before anything starts.
@@ -96,16 +99,18 @@ def sweep(
     columns = [*grid, *columns_of(config)]
     keys = [_key(Study(cell, tuple(seeds)).to_json(indent=None)) for _, cell in chosen]
     done: dict[int, Rows] = {}
+    begin = monotonic()
 
-    def take(index: int, rows: Rows) -> bool:
+    def take(index: int, rows: Rows, elapsed: float) -> bool:
         """Enter a cell's rows; true if the sweep is to stop."""
-        done[index] = [dict.fromkeys(columns) | chosen[index][0] | row for row in rows]
+        own = chosen[index][0] | {"elapsed": elapsed}
+        done[index] = [dict.fromkeys(columns) | own | row for row in rows]
         if on_result is not None:
             on_result(done[index])
         return should_stop is not None and should_stop()
 
     for index, key in enumerate(keys):
-        if store is not None and (rows := store.cell(key)) is not None and take(index, rows):
+        if store is not None and (rows := store.cell(key)) is not None and take(index, rows, 0.0):
             return _table(done, columns)
     address = scheduler or os.environ.get(SCHEDULER)
     groups = sharing({n: cell for n, (_, cell) in enumerate(chosen) if n not in done})
@@ -113,11 +118,12 @@ def sweep(
     stopped = False
     with _engine(address, workers, should_stop) as run:
         for first, found in run(jobs):
+            elapsed = monotonic() - begin
             for index, cell in groups[first].items():
                 rows = found[to_code(cell.schedule)]
                 if store is not None and not any(row["error"] for row in rows):
                     store.add_cell(keys[index], rows)
-                stopped = take(index, rows)
+                stopped = take(index, rows, elapsed)
             if stopped:
                 break
     return _table(done, columns)
@@ -270,7 +276,7 @@ def _rows(result: ReplicaResult, name: str) -> Rows:
 
 def columns_of(config: TaskConfig) -> list[str]:
     """The columns of a sweep's table after those of its grid."""
-    return ["seed", *_NAMES, *_finals(config), "epochs", *_CHOSEN, "stopped", "seconds", "error"]
+    return ["seed", *_NAMES, *_finals(config), "epochs", *_CHOSEN, "stopped", "seconds", "elapsed", "error"]
 
 
 def _finals(config: TaskConfig) -> list[str]:
@@ -379,21 +385,49 @@ class Progress:
     Args:
         cells: How many are done.
         share: Of all its cells.
-        seconds_left: About; NaN before the first cell is done.
+        left: About; ``None`` before the first cell is trained.
     """
 
     cells: int
     share: float
-    seconds_left: float
+    left: TimeLeft | None
 
 
 def progress(table: pd.DataFrame, sweep: Sweep, seconds: float) -> Progress:
-    """How far a sweep is by its table, which may be empty, ``seconds`` after its start."""
-    if table.empty:
-        return Progress(0, 0.0, math.nan)
-    done = sum(1 for _ in _by_cell(table, list(sweep.grid)))
-    total = len(sweep.cells())
-    return Progress(done, done / total, seconds / done * (total - done))
+    """How far a sweep is by its table, which may be empty, ``seconds`` after its start.
+
+    What is left is expected of each cell as it ends, so it stays the same until the next one does, and by its steps, so
+    a cell that trains longer counts for more.
+    """
+    work = _work(sweep)
+    grid = list(sweep.grid)
+    cells = [(rows, work[_key_of(rows[name].iloc[0] for name in grid)]) for rows in _by_cell(table, grid)]
+    share = len(cells) / len(work)
+    ends = sorted((float(rows["elapsed"].iloc[0]), steps) for rows, steps in cells if "elapsed" in rows)
+    if len(ends) < len(cells) or any(math.isnan(end) for end, _ in ends):  # a table of before
+        ends = [(seconds, sum(steps for _, steps in cells))]
+    kept = sum(steps for end, steps in ends if not end)
+    trained = [(end, steps) for end, steps in ends if end]
+    if not trained:
+        return Progress(len(cells), share, None)
+    taken, steps = zip(*trained, strict=True)
+    return Progress(len(cells), share, time_left(taken, kept + np.cumsum(steps), kept))
+
+
+def _work(sweep: Sweep) -> dict[str, float]:
+    """The share of all steps that each cell takes, by its settings; of a training that several share, its part."""
+    cells, steps = sweep.cells(), {}
+    for group in sharing({n: config for n, (_, config) in enumerate(cells)}).values():
+        config = next(iter(group.values()))
+        steps |= dict.fromkeys(group, config.max_epochs * (config.steps_per_epoch or 1) / len(group))
+    total = sum(steps.values())
+    return {_key_of(settings.values()): steps[n] / total for n, (settings, _) in enumerate(cells)}
+
+
+def _key_of(values: Iterable[Any]) -> str:
+    """A cell's values as text; a table may hold whole numbers as floats."""
+    plain = map(_plain, values)
+    return json.dumps([float(value) if type(value) is int else value for value in plain])
 
 
 def failures(table: pd.DataFrame) -> dict[str, int]:

@@ -214,12 +214,12 @@ def test_the_share_below_a_value_counts_ties_half_and_leaves_nan_out(values, sai
 def test_how_far_a_study_is():
     rows = history(LOSSES).assign(seconds=[2.0, 4.0, 6.0, 2.0, 4.0])
     found = progress(rows, 12)
-    assert (found.epoch, found.share, found.training, found.seconds_left) == (3, 0.25, 1, 18.0)
+    assert (found.epoch, found.share, found.training, found.left.seconds) == (3, 0.25, 1, 18.0)
     early = progress(rows[rows["epoch"] < 3], 2)
-    assert (early.epoch, early.share, early.training, early.seconds_left) == (2, 1.0, 2, 0.0)
+    assert (early.epoch, early.share, early.training, early.left.seconds) == (2, 1.0, 2, 0.0)
     nothing = progress(rows.iloc[:0], 12)
     assert (nothing.epoch, nothing.share, nothing.training) == (0, 0.0, 0)
-    assert np.isnan(nothing.seconds_left)
+    assert nothing.left is None
 
 
 def test_what_one_would_write():

@@ -129,7 +129,7 @@ def test_cells_that_differ_in_their_average_share_a_training(table, monkeypatch)
     alone = [sweep(CONFIG, GRID | {"schedule": [code]}, SEEDS, workers=1) for code in GRID["schedule"]]
     order = ["optimizer.learning_rate", "schedule"]
     alone = pd.concat(alone).sort_values(order, kind="stable", ignore_index=True)
-    columns = [name for name in shared if name != "seconds"]
+    columns = [name for name in shared if name not in ("seconds", "elapsed")]
     pd.testing.assert_frame_equal(shared[columns], alone[columns], rtol=1e-4)
     jobs.clear()
     looking = replace(CONFIG, stopping=StoppingConfig("ema"), max_epochs=1)
@@ -295,15 +295,38 @@ def test_how_far_a_sweep_is_and_what_failed():
     ]
     table = pd.DataFrame(rows)
     found = progress(table[:2], job, 5.0)
-    assert (found.cells, found.share, found.seconds_left) == (1, 0.25, 15.0)
+    assert (found.cells, found.share) == (1, 0.25)
+    assert found.left.seconds == pytest.approx(25.0), "each of its cells of two epochs takes twice as long"
     found = progress(table, job, 5.0)
-    assert (found.cells, found.share, found.seconds_left) == (2, 0.5, 5.0)
+    assert (found.cells, found.share, found.left.seconds) == (2, 0.5, pytest.approx(5.0))
     nothing = progress(table[:0], job, 5.0)
-    assert (nothing.cells, nothing.share) == (0, 0.0)
-    assert np.isnan(nothing.seconds_left)
+    assert (nothing.cells, nothing.share, nothing.left) == (0, 0.0, None)
     assert list(failures(table).items()) == [("late", 2), ("early", 1)]
     without_numbers = table.assign(final_original=np.nan, final_averaged=np.nan)
     assert [cell.failed for cell in cells_of(without_numbers, list(job.grid))] == [False, True]
+
+
+def test_the_time_a_sweep_still_takes_does_not_count_up():
+    job = Sweep(CONFIG, {"network.widths": [[4], [8]], "max_epochs": [1, 3, 4]}, (0, 1))
+    ends = [2.0, 8.0, 16.0, 18.5, 30.0, 60.0]
+    cells = [dict(settings) | {"elapsed": end} for (settings, _), end in zip(job.cells(), ends, strict=True)]
+    table = pd.DataFrame([cell | {"seed": seed} for cell in cells for seed in job.seeds])
+    looks = []
+    for second in range(60):
+        done = sum(end <= second for end in ends)
+        found = progress(table[: 2 * done], job, float(second))
+        if done:
+            looks.append(found.left)
+        else:
+            assert found.left is None
+    assert looks[0] == looks[5] == (pytest.approx(30.0), False), "a sixteenth of the steps took two seconds"
+    assert looks[14] == (pytest.approx(16.0), False), "at the same pace as long as its first half"
+    seconds = [left.seconds for left in looks]
+    assert seconds == sorted(seconds, reverse=True)
+    assert looks[-1] == (pytest.approx(30.0 / 3), False)
+    cached = table.assign(elapsed=[0.0] * 6 + [8.0] * 2 + [16.0] * 4)
+    assert progress(cached[:6], job, 1.0).left is None, "nothing was trained yet"
+    assert progress(cached[:8], job, 9.0).left.seconds == pytest.approx(8.0 * 7)
 
 
 def test_how_many_trainings_a_sweep_takes_is_told():
