@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 
 from emacore.averaging.code import to_code
-from emacore.averaging.families import Constant, UniformAverage
 from emacore.experiments.store import StoredRun
 from emacore.experiments.studies import Job, Study, Sweep
 from emacore.experiments.sweep import columns_of
@@ -34,8 +33,10 @@ SWEEP = Sweep(
         "optimizer.learning_rate": [0.001, 0.003, 0.01, 0.03],
         "schedule": [
             to_code(article_schedule()),
-            *(to_code(Constant(beta)) for beta in (0.99, 0.999, 0.9999)),
-            to_code(UniformAverage(update_after_step=1500)),
+            "Constant(beta=0.99)",
+            "Constant(beta=0.999)",
+            "Constant(beta=0.9999)",
+            "UniformAverage(update_after_step=1500)",
         ],
     },
     SEEDS,

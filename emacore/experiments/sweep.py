@@ -36,6 +36,7 @@ from emacore.experiments.statistics import (
 )
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
+from emacore.formatting import counted
 from emacore.training.acting import acting, idle_settings
 from emacore.training.config import TaskConfig, article_schedule
 from emacore.training.history import MODELS, TimeLeft, time_left, training_follows_average
@@ -346,10 +347,13 @@ def _by_cell(table: pd.DataFrame, grid: Sequence[str]) -> Iterator[pd.DataFrame]
         yield rows
 
 
-def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final") -> list[Cell]:
+def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final", *, complete: bool = True) -> list[Cell]:
     """The cells of a sweep's table, each with its one verdict on a question.
 
     Cells whose pairs are all the same, because what they differ in acts on nothing, are one test.
+
+    Args:
+        complete: Whether the table has all cells that there will be.
     """
     parts: list[tuple[dict[str, Any], pd.DataFrame, PairedComparison | None]] = []
     numbers: list[int] = []
@@ -365,17 +369,21 @@ def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final") 
         parts.append((settings, rows, comparison_of(rows, question)))
     firsts = {number: comparison for number, (_, _, comparison) in reversed(list(zip(numbers, parts, strict=True)))}
     tested = {number: one for number, one in firsts.items() if one is not None}
-    among = dict(zip(tested, corrected(list(tested.values())), strict=True))
+    among = dict(zip(tested, corrected(list(tested.values()), final=complete), strict=True))
     return [
         Cell(settings, rows, number + 1, comparison, among.get(number))
         for number, (settings, rows, comparison) in zip(numbers, parts, strict=True)
     ]
 
 
-def questions_of(table: pd.DataFrame, grid: Sequence[str], number: int) -> dict[str, Cell]:
-    """One cell of a sweep's table, by its number from 0, under each of the questions that the table answers."""
+def questions_of(table: pd.DataFrame, grid: Sequence[str], number: int, *, complete: bool = True) -> dict[str, Cell]:
+    """One cell of a sweep's table, by its number from 0, under each of the questions that the table answers.
+
+    Args:
+        complete: As :func:`cells_of` takes it.
+    """
     asked = [question for question in QUESTIONS if f"{question}_original" in table]
-    return {question: cells_of(table, grid, question)[number] for question in asked}
+    return {question: cells_of(table, grid, question, complete=complete)[number] for question in asked}
 
 
 @dataclass(frozen=True)
@@ -399,6 +407,8 @@ def progress(table: pd.DataFrame, sweep: Sweep, seconds: float) -> Progress:
     What is left is expected of each cell as it ends, so it stays the same until the next one does, and by its steps, so
     a cell that trains longer counts for more.
     """
+    if table.empty:
+        return Progress(0, 0.0, None)
     work = _work(sweep)
     grid = list(sweep.grid)
     cells = [(rows, work[_key_of(rows[name].iloc[0] for name in grid)]) for rows in _by_cell(table, grid)]
@@ -490,8 +500,36 @@ def number_of_tests(found: pd.DataFrame) -> int:
     return int(found.drop_duplicates("test")["wilcoxon_p"].notna().sum())
 
 
-def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
-    """What :func:`summary` says of the cells together, in sentences that the numbers bear out."""
+def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
+    """What :func:`summary` says of the cells together, in one sentence: where averaging helps and hurts, and most.
+
+    Args:
+        complete: Whether these are all cells that there will be.
+    """
+    different = found.drop_duplicates("test")
+    seeds = " or ".join(map(str, sorted(set(found["seeds"]))))
+    cells = f"{counted(len(different), 'cell' if len(different) == len(found) else 'different cell')}"
+    begin = f"Of {cells if complete else f'the {cells} so far'}, {seeds} seeds each,"
+    parts = []
+    for kind in ("helps", "hurts"):
+        if count := int((different["verdict"] == kind).sum()):
+            most = _most(different, kind)
+            place = _place(found[found["test"] == most["test"]], found, grid)
+            gain = _beside(most["median_gain"])
+            parts.append(f"{kind} in {count}, most at {place} (median final loss {gain})")
+    if not parts:
+        return f"{begin} none shows whether averaging helps or hurts."
+    rest = int((~different["verdict"].isin(["helps", "hurts"])).sum())
+    nothing = f"; {rest} {'shows' if rest == 1 else 'show'} neither" if rest else ""
+    return f"{begin} averaging {' and '.join(parts)}{nothing}."
+
+
+def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
+    """What :func:`summary` says of the cells together, in sentences that the numbers bear out.
+
+    Args:
+        complete: Whether these are all cells that there will be.
+    """
     different = found.drop_duplicates("test")
     counts = different["verdict"].value_counts()
     seeds = " or ".join(map(str, sorted(set(found["seeds"]))))
@@ -511,11 +549,12 @@ def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
             told.append(f"{words} {counts[kind]}")
     tests = number_of_tests(found)
     corrections = f" (p-values corrected for {tests} tests after Holm)" if tests > 1 else ""
+    if not complete:
+        corrections = f" (p-values corrected after Holm for the {counted(tests, 'test')} so far, with more to come)"
     sentences = [f"{'; '.join(told)}{corrections}."]
-    for verdict, best in (("helps", "idxmax"), ("hurts", "idxmin")):
-        cells = different[different["verdict"] == verdict]
-        if len(cells):
-            cell = cells.loc[getattr(cells["median_gain"], best)()]
+    for verdict in ("helps", "hurts"):
+        if verdict in counts:
+            cell = _most(different, verdict)
             same = found[found["test"] == cell["test"]]
             over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
             sentences.append(
@@ -523,6 +562,12 @@ def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
                 f"{_beside(cell['median_gain'])}, and averaging won in {cell['wins']} of {cell['seeds']} seeds."
             )
     return " ".join(sentences)
+
+
+def _most(found: pd.DataFrame, verdict: str) -> dict[str, Any]:
+    """The cell with a verdict of "helps" or "hurts" that does it most."""
+    cells = found[found["verdict"] == verdict].sort_values("median_gain", ascending=verdict == "hurts", kind="stable")
+    return {str(name): value for name, value in cells.iloc[0].items()}
 
 
 def _place(same: pd.DataFrame, found: pd.DataFrame, grid: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from emacore.experiments.sweep import (
     cells_of,
     failures,
     for_map,
+    headline,
     in_words,
     number_of_tests,
     progress,
@@ -196,6 +197,35 @@ def test_a_summary_of_the_cells():
     assert "averaging won in 0 of 12 seeds" in said
     ruined = found.assign(median_gain=[0.3, 0.0, -99.0])
     assert "the final loss is 100 times the original's" in in_words(ruined, ["a"])
+
+
+def test_the_cells_in_one_sentence():
+    columns = {"a": [1, 2, 3], "b": 5, "seeds": 12, "test": [1, 2, 3], "wilcoxon_p": 0.01}
+    found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain": [0.1, 0.6, -99.0]})
+    assert headline(found, ["a", "b"]) == (
+        "Of 3 cells, 12 seeds each, averaging helps in 2, most at a 2, b 5 (median final loss 60 % lower) and hurts in "
+        "1, most at a 3, b 5 (median final loss 100 times the original's)."
+    )
+    assert headline(found, ["a", "b"], complete=False).startswith("Of the 3 cells so far, 12 seeds each, ")
+    one = found.assign(verdict=["helps", "unclear", "cannot tell"])
+    assert headline(one, ["a", "b"]).endswith(
+        "averaging helps in 1, most at a 1, b 5 (median final loss 10 % lower); 2 show neither."
+    )
+    none = found.assign(verdict="no difference shown")
+    assert headline(none, ["a", "b"]) == "Of 3 cells, 12 seeds each, none shows whether averaging helps or hurts."
+    same = found.assign(test=[1, 1, 2], verdict=["helps", "helps", "hurts"])
+    assert headline(same, ["a", "b"]).startswith("Of 2 different cells, 12 seeds each, averaging helps in 1, most at")
+
+
+def test_cells_of_a_sweep_that_still_trains_say_so():
+    rng = np.random.default_rng(4)
+    table, _ = drawn_table(rng)
+    found = summary(table, ["a", "b"])
+    assert "(p-values corrected after Holm for the" in in_words(found, ["a", "b"], complete=False)
+    assert "so far, with more to come)" in in_words(found, ["a", "b"], complete=False)
+    for one in questions_of(table, ["a", "b"], 0, complete=False).values():
+        assert not one.among.final
+    assert questions_of(table, ["a", "b"], 0)["final"].among.final
 
 
 def drawn_table(rng):
