@@ -426,7 +426,8 @@ def progress(table: pd.DataFrame, sweep: Sweep, seconds: float) -> Progress:
 
 def _work(sweep: Sweep) -> dict[str, float]:
     """The share of all steps that each cell takes, by its settings; of a training that several share, its part."""
-    cells, steps = sweep.cells(), {}
+    cells = sweep.cells()
+    steps: dict[int, float] = {}
     for group in sharing({n: config for n, (_, config) in enumerate(cells)}).values():
         config = next(iter(group.values()))
         steps |= dict.fromkeys(group, config.max_epochs * (config.steps_per_epoch or 1) / len(group))
