@@ -283,6 +283,43 @@ def test_without_a_formula_the_same_call_is_found(schedule, decay):
     assert schedule.reaches(decay) == by_search
 
 
+LATE = [1, 100, 10**4, 10**6, 10**9, 10**12, 10**15]
+NEAR_1 = [1 - 10.0**-k for k in range(1, 16)] + [1 - k * 2.0**-53 for k in (0, 1, 2, 3, 8, 1000)]
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.999, 1 - 1e-9, 1 - 2.0**-52, schedules.LARGEST_DECAY, 1.0])
+@pytest.mark.parametrize("family", [InversePower, BiasCorrected, RationalWarmup, ExponentialRamp])
+def test_no_decay_falls_by_rounding_however_late(family, beta):
+    schedule = family(beta=beta, update_after_step=0, update_every=1)
+    for first in LATE:
+        assert (np.diff(schedule.at(np.arange(first, first + 1000))) >= 0).all(), first
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        BiasCorrected(1.0),
+        BiasCorrected(1 - 2.0**-52, update_every=3),
+        ExponentialRamp(1.0, tau=0.1),
+        InversePower(beta=1.0, power=10.0),
+        PowerFunction(gamma=0),
+        PowerFunction(gamma=100, update_every=10),
+        RationalWarmup(1.0),
+        UniformAverage(update_after_step=100),
+    ],
+    ids=repr,
+)
+def test_decays_next_to_1_are_reached_where_they_first_are(schedule):
+    for level in NEAR_1:
+        call = schedule.reaches(level)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(schedule), "call_reaching", Schedule.call_reaching)
+            assert schedule.reaches(level) == call, level
+        if call is not None:
+            before, there = schedule.at([call - schedule.update_every, call])
+            assert before < level <= there, level
+
+
 def test_families_are_all_listed():
     here = {family for family in vars(families).values() if isinstance(family, type) and issubclass(family, Schedule)}
     assert set(schedules.FAMILIES.values()) == here - {Schedule}
