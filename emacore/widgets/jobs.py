@@ -50,6 +50,7 @@ def workbench(
     invitation: str,
     seconds: float,
     reset: Mapping[str, Any] | None = None,
+    instead: Callable[[], None] = lambda: None,
 ) -> tuple[str | None, bool]:
     """On the left the settings of a job and its buttons, on the right the stored job that is chosen.
 
@@ -60,6 +61,7 @@ def workbench(
         draw: Draws the job of this id as the store has it, and returns it: every so many ``seconds`` while it goes on.
         invitation: What is said while there is none.
         reset: What the reset button brings back; without it there is none.
+        instead: Draws below the invitation what there is to see meanwhile.
 
     Returns:
         The id of the chosen job, and whether it is still under way.
@@ -81,6 +83,7 @@ def workbench(
         chosen, active = chosen_job(label, table, what)
         if chosen is None:
             st.info(invitation, icon=":material/play_arrow:")
+            instead()
         else:
             _watched(draw, chosen, active=active, seconds=seconds)
     with actions:
