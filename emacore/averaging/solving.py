@@ -1,4 +1,7 @@
-"""Memory in, settings out: the schedule of a family that has a given half-life or relative width in a given run."""
+"""Memory in, settings out: the schedule of a family that has a given half-life or relative width in a given run.
+
+And the same memory at another batch size or run length.
+"""
 
 from __future__ import annotations
 
@@ -78,6 +81,42 @@ def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
 def final_width(schedule: Schedule, num_steps: int) -> float:
     """Relative width, as a share of the whole run, of the average at the end of a run of ``num_steps`` calls."""
     return relative_width(schedule.decays(num_steps))
+
+
+def at_batch_size(schedule: S, factor: float) -> S:
+    """``schedule`` for ``factor`` times the batch size: the same memory in samples, in ``factor`` times fewer steps.
+
+    A step then stands for ``factor`` steps, so its decay is the product of theirs: ``beta ** factor`` for a constant
+    decay, and for a power function the very same settings.  ``update_after_step`` is divided, ``update_every`` stays.
+    The family's ``rescaling`` says in which respect it is not exact.  A learning rate that was chosen for the first
+    batch size must be scaled as well.
+
+    Source: Busbridge et al., "How to Scale Your EMA", 2023, arXiv 2307.13813, for a constant decay; the rest follows
+    from the product.
+
+    Args:
+        factor: New batch size by old one, above 0.
+
+    Raises:
+        ValueError: for a family that has no such settings.
+    """
+    check_positive("factor", factor)
+    found = schedule.rescaled(factor)
+    if found is None:
+        raise ValueError(
+            f"{type(schedule).__name__} does not say which of its settings would do in one step what it does in "
+            f"{factor:g}: solve for its half-life at the end of the run instead"
+        )
+    return found.varied(update_after_step=round(schedule.update_after_step / factor))
+
+
+def at_length(schedule: S, factor: float) -> S:
+    """``schedule`` for a run that is ``factor`` times as long: the same memory as a share of the run.
+
+    It is stretched in time: ``factor`` steps do what one did.  So it is :func:`at_batch_size` with ``1 / factor``.
+    """
+    check_positive("factor", factor)
+    return at_batch_size(schedule, 1 / factor)
 
 
 def _searched(
