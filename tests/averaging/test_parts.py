@@ -96,14 +96,14 @@ def test_the_work_does_not_grow_with_the_run(monkeypatch):
     monkeypatch.setattr(InversePower, "decays_of_moves", counting)
     schedule = InversePower(0.99999999, update_every=1)
     work = {}
-    for num_steps in (10**6, TEN_BILLION):
+    for num_steps in (10**9, TEN_BILLION):
         asked.clear()
         table = part_table({"a": schedule}, num_steps)
         memory(schedule, num_steps)
         work[num_steps] = sum(asked)
         assert max(asked) < 200_000
         assert len(table["weight_percent"]) == 60
-    assert work[TEN_BILLION] < 2 * work[10**6] < 1_500_000
+    assert work[TEN_BILLION] < 1.2 * work[10**9] < 1_500_000
 
 
 def test_a_rule_with_steps_in_it_is_followed():
