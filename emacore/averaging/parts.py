@@ -170,7 +170,9 @@ def _log_decays(schedule: Schedule, edges: Floats) -> Floats:
         middle = np.floor((low + high) / 2)
         whole, halves = integral(low, high), integral(low, middle) + integral(middle, high)
         with np.errstate(invalid="ignore"):
-            good = (whole == halves) | (np.abs(whole - halves) <= _AGREEMENT * np.maximum(1, np.abs(halves)))
+            # Decays near 1 have no more digits than a float, which is felt where there are many.
+            enough = np.maximum(_AGREEMENT * np.maximum(1, np.abs(halves)), np.finfo(np.float64).eps * (high - low))
+            good = (whole == halves) | (np.abs(whole - halves) <= enough)
         np.add.at(totals, owner[good], halves[good])
         low, high, middle, owner = low[~good], high[~good], middle[~good], owner[~good]
         low, high, owner = np.r_[low, middle], np.r_[middle, high], np.r_[owner, owner]
