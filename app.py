@@ -9,6 +9,7 @@ st.set_page_config(page_title="Weight-averaging explorer", page_icon=":material/
 page = st.navigation(
     [
         st.Page("pages/overview.py", title="Overview", icon=":material/explore:", default=True),
+        st.Page("pages/for_my_run.py", title="For my run", icon=":material/tune:"),
         st.Page("pages/decay_schedule.py", title="Decay schedule", icon=":material/show_chart:"),
         st.Page("pages/low_pass_filter.py", title="Low-pass filter", icon=":material/graphic_eq:"),
         st.Page("pages/train.py", title="Train", icon=":material/model_training:"),

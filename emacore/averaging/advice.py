@@ -305,7 +305,8 @@ class HalfLife(NamedTuple):
 
     def __str__(self) -> str:
         epochs = "" if self.epochs is None else f", {number(self.epochs, 3)} epochs"
-        return f"{number(self.steps)} steps, {percent(self.share)} of the run{epochs}"
+        share = percent(self.share) if self.share >= 1e-6 else "less than 0.0001 %"
+        return f"{number(self.steps)} steps, {share} of the run{epochs}"
 
 
 def half_life_in(run: Run, schedule: Schedule) -> HalfLife:
@@ -476,8 +477,15 @@ def warnings(run: Run, settings: list[Setting]) -> list[Remark]:
                 ANNEALED,
             )
         )
-    found += [*_never(run), *_capped(run, settings), *_starts(run, settings), *_coarse(run, settings)]
+    found += _never(run)
+    for setting in settings:
+        found += own_warnings(run, setting)
     return found
+
+
+def own_warnings(run: Run, setting: Setting) -> list[Remark]:
+    """What could go wrong with one setting, whoever chose it: its cap never acts, its start stays, it moves rarely."""
+    return [*_capped(run, [setting]), *_starts(run, [setting]), *_coarse(run, [setting])]
 
 
 def _never(run: Run) -> list[Remark]:
