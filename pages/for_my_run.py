@@ -55,7 +55,7 @@ with picture:
             series="series",
             colours=palette(names, {names[0]: AVERAGED}),
             x_title="part of the run (%)",
-            y_title=f"share of the average (%), per {size} steps",
+            y_title=f"weight (%) per {size} steps",
             height=300,
         ),
         alt_text=f"What each part of a run of {number(run.steps)} steps weighs in the final average, for "

@@ -35,50 +35,62 @@ ROUNDING = 0.05
 
 
 class Source(NamedTuple):
-    """Where something comes from: a formula, our own study, a paper, or the code that belongs to one."""
+    """Where something comes from: a formula, our own study, a paper, or the code that belongs to one.
+
+    ``name`` is short, ``text`` says where in it the thing stands.
+    """
 
     kind: Literal["formula", "our study", "paper", "code"]
+    name: str
     text: str
     url: str = ""
 
 
 EDM2 = Source(
     "code",
+    "EDM2, generate_images.py",
     "EDM2's published models, config_presets in generate_images.py (Karras et al., arXiv 2312.02696)",
     "https://github.com/NVlabs/edm2/blob/main/generate_images.py",
 )
 EDM2_SNAPSHOTS = Source(
     "code",
+    "EDM2, phema.py",
     "EDM2's training, the default stds of PowerFunctionEMA in training/phema.py (Karras et al., arXiv 2312.02696)",
     "https://github.com/NVlabs/edm2/blob/main/training/phema.py",
 )
 DIT = Source(
     "code",
+    "DiT, train.py",
     "DiT, defaults of train.py: decay 0.9999, batch 256, constant rate (Peebles and Xie, arXiv 2212.09748)",
     "https://github.com/facebookresearch/DiT/blob/main/train.py",
 )
 TIMM = Source(
     "code",
+    "timm, train.py",
     "timm, default of --model-ema-decay in train.py",
     "https://github.com/huggingface/pytorch-image-models/blob/main/train.py",
 )
 DINO = Source(
     "code",
+    "DINO, main_dino.py",
     "DINO, help of --momentum_teacher in main_dino.py (Caron et al., arXiv 2104.14294)",
     "https://github.com/facebookresearch/dino/blob/main/main_dino.py",
 )
 MOCO = Source(
     "code",
+    "MoCo, main_moco.py",
     "MoCo, default of --moco-m in main_moco.py, whose default batch size is 256 (He et al., arXiv 1911.05722)",
     "https://github.com/facebookresearch/moco/blob/main/main_moco.py",
 )
 COMPOSER = Source(
     "code",
+    "composer, EMA method card",
     "composer, the method card of EMA (algorithms/ema/README.md)",
     "https://github.com/mosaicml/composer/blob/main/composer/algorithms/ema/README.md",
 )
 LAWA = Source(
     "paper",
+    "arXiv 2502.06761",
     "Ajroldi, Orvieto and Geiping, When, Where and Why to Average Weights?, arXiv 2502.06761; the 1 % as its review "
     "for ICML 2025 sums it up",
     "https://arxiv.org/abs/2502.06761",
@@ -88,17 +100,25 @@ ANNEALED = LAWA._replace(
 )
 WSM = Source(
     "paper",
+    "arXiv 2507.17634",
     "Tian et al., WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging, abstract, arXiv 2507.17634",
     "https://arxiv.org/abs/2507.17634",
 )
 SCALING = Source(
     "paper",
+    "arXiv 2307.13813",
     "Busbridge et al., How to Scale Your EMA, arXiv 2307.13813; here a product of decays",
     "https://arxiv.org/abs/2307.13813",
 )
-FRACTION = Source("formula", "gamma = ln 2 / f - 1: the limit of a half-life that is a fraction f of the time so far")
-LOW_PASS = Source("formula", "an EMA as a low-pass filter: variance (1 - d) / (1 + d), lag d / (1 - d)")
-PRODUCT = Source("formula", "the decays of this schedule, and their product")
+FRACTION = Source(
+    "formula",
+    "gamma = ln 2 / f - 1",
+    "gamma = ln 2 / f - 1: the limit of a half-life that is a fraction f of the time so far",
+)
+LOW_PASS = Source(
+    "formula", "low-pass filter", "an EMA as a low-pass filter: variance (1 - d) / (1 + d), lag d / (1 - d)"
+)
+PRODUCT = Source("formula", "product of decays", "the decays of this schedule, and their product")
 
 
 class Published(NamedTuple):
@@ -454,7 +474,7 @@ def _study(what: str, one: Measured) -> Remark:
     return Remark(
         f"In our study {what} in {one.wins} of {one.seeds} seeds (median gain {percent(one.gain)}, 95 % interval "
         f"{percent(one.low)} to {percent(one.high)}).",
-        Source("our study", f"{one.task}, {one.seeds} seeds; page Evidence"),
+        Source("our study", f"{one.task}, {one.seeds} seeds", f"{one.task}, {one.seeds} seeds; page Evidence"),
     )
 
 

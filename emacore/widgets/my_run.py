@@ -117,9 +117,9 @@ def rescaling_controls() -> tuple[float, float]:
 def show_settings(run: Run, settings: Iterable[Setting]) -> None:
     """Each setting with its half-life, why, and who says so."""
     for setting in settings:
-        with st.container(border=True, gap="xsmall"):
-            st.markdown(f"**{escaped(setting.name)}** · `{to_code(setting.schedule)}`")
-            st.markdown(f"Half-life {half_life_in(run, setting.schedule)}")
+        with st.container(border=True, gap="xxsmall"):
+            st.markdown(f"**{escaped(setting.name)}** · half-life {half_life_in(run, setting.schedule)}")
+            st.markdown(f"`{to_code(setting.schedule)}`")
             st.caption(f"{escaped(setting.reason)} ({told_source(setting.source)})")
 
 
@@ -135,8 +135,9 @@ def show_remarks(remarks: Iterable[Remark], *, warn: bool) -> None:
 
 def told_source(source: Source) -> str:
     """A source in Markdown: its kind, its name, and a link if it has one."""
-    text = escaped(source.text)
-    return f"{source.kind}: {f'[{text}]({source.url})' if source.url else text}"
+    name = escaped(source.name)
+    title = source.text.replace('"', "'")
+    return f'{source.kind}: [{name}]({source.url} "{title}")' if source.url else f"{source.kind}: {name}"
 
 
 def show_code(run: Run, settings: list[Setting], key: str = "library") -> None:
