@@ -15,6 +15,7 @@ from emacore.widgets.my_run import (
     published_table,
     rescaling_controls,
     run_controls,
+    run_in_words,
     show_code,
     show_remarks,
     show_settings,
@@ -41,6 +42,7 @@ if (batch, length) != (1, 1):
     run, settings = run.rescaled(batch, length), rescaled_settings(settings, batch, length)
 
 with answer:
+    st.caption(f"For a run of {run_in_words(run)}:")
     show_settings(run, settings)
     csv_button(pd.DataFrame(settings_table(run, settings)), "settings")
 with picture:

@@ -95,8 +95,6 @@ def run_controls() -> Run:
             case _:
                 steps = amount
                 epochs = None if passes is None else amount * batch / passes
-        if length != "Steps":
-            st.caption(f"{number(steps)} steps in all")
         return Run(steps, every, trained, falls, wanted, None if length == "Tokens" else batch, epochs)
     except ValueError as error:
         stop_with(f"{str(error)[0].upper()}{str(error)[1:]}.")
@@ -112,6 +110,13 @@ def rescaling_controls() -> tuple[float, float]:
     with right:
         length = _times("The same for another length", "times_length", "The same share of the run.")
     return batch, length
+
+
+def run_in_words(run: Run) -> str:
+    """The length of a run, its batch and its epochs."""
+    batch = "" if run.batch is None else f" at batch {number(run.batch)}"
+    epochs = "" if run.epochs is None else f", {number(run.epochs, 3)} epochs"
+    return f"{number(run.steps)} steps in all{batch}{epochs}"
 
 
 def show_settings(run: Run, settings: Iterable[Setting]) -> None:
