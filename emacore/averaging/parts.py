@@ -96,13 +96,20 @@ def memory(schedule: Schedule, num_steps: int) -> Memory:
 def part_table(schemes: Mapping[str, Scheme], num_steps: int, parts: int = 60) -> dict[str, NDArray[np.generic]]:
     """What equal parts of the run weigh in each final average, where they weigh something: the last so much of the run.
 
+    A part is a whole number of steps and of updates, so that none seems to weigh less because it has one less; what is
+    less than a part at the beginning is left out.
+
+    Args:
+        parts: So many at most.
+
     Returns:
         Columns, a row for each scheme and part: ``series``, ``from_step`` and ``to_step`` (the first call of the part
-        and the first after it), ``run_percent`` (its middle), ``weight_percent`` (of the average), which add up to at
-        least 99 in each series.
+        and the first after it), ``run_percent`` (its middle), ``weight_percent`` (of the average).
     """
-    span = span_shown(schemes, num_steps)
-    edges = np.unique(np.round(np.linspace(num_steps * (1 - span / 100), num_steps, parts + 1)))
+    every = max((one.update_every for one in schemes.values() if isinstance(one, Schedule)), default=1)
+    shown = num_steps * span_shown(schemes, num_steps) / 100
+    size = min(-(-math.ceil(shown / parts) // every) * every, num_steps)
+    edges = (num_steps - size * np.arange(math.floor(shown / size + 1e-9) + 1.0))[::-1]
     columns: dict[str, list[NDArray[np.generic]]] = {}
     for name, scheme in schemes.items():
         rows = {

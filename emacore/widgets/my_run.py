@@ -204,7 +204,7 @@ def _amount(length: str) -> int:
         case "Samples":
             return _number("Samples in the data", "run_rows", 1, 10**13, "Of one pass over them.")
         case "Tokens":
-            return _number("Tokens in the data", "run_tokens", 1, 10**16, "Of one pass over them.")
+            return _number("Tokens in the data", "run_tokens", 1, 2**53 - 1, "Of one pass over them.")
     return _number("Steps", "run_steps", 2, MOST_STEPS, f"Optimiser steps, up to {number(MOST_STEPS)}.")
 
 

@@ -54,17 +54,17 @@ def test_the_picture_is_of_the_settings(open_page):
     name = told[1].split("**")[1]
     own = table[table["series"] == name]
     exact = weights(schedules[1].decays(100_000))
-    width = np.diff(own["run_percent"])[0] * 1000  # steps a part
-    first = round(own["run_percent"].iloc[0] * 1000 - width / 2)
-    shares = [100 * exact[first + round(i * width) : first + round((i + 1) * width)].sum() for i in range(len(own))]
-    np.testing.assert_allclose(own["weight_percent"], shares, atol=0.02)
-    assert own["weight_percent"].sum() > 99
+    size = round(np.diff(own["run_percent"])[0] * 1000)  # steps a part
+    shares = exact[-size * len(own) :].reshape(len(own), size).sum(axis=1)
+    np.testing.assert_allclose(own["weight_percent"], 100 * shares, atol=1e-6)
+    assert own["weight_percent"].sum() > 98
+    assert own["run_percent"].iloc[-1] == pytest.approx(100 - size / 2000)
 
 
 def test_ten_billion_steps_are_answered(open_page):
     app = open_page("for_my_run", run_steps=str(10**10), own="true", memory="relative width", want_width="5")
     assert len(settings(app)[0]) == 3
-    assert len(drawn(app)[0]) == 180
+    assert 120 < len(drawn(app)[0]) <= 180
     solved = from_code(next(code.value for code in app.code if code.value.startswith("InversePower")))
     assert memory(solved, 10**10).relative_width == pytest.approx(0.05, rel=1e-4)
 
