@@ -75,7 +75,8 @@ def _settings(schedule: Schedule) -> str:
     return ", ".join(f"{name}={_written(value)}" for name, value in given if value is not None)
 
 
-def _code(schedule: Schedule) -> str:
+def explicit_code(schedule: Schedule) -> str:
+    """The schedule as a Python expression with every setting, in the digits that matter."""
     return f"{type(schedule).__name__}({_settings(schedule)})"
 
 
@@ -92,7 +93,7 @@ def _loop(body: str, *, start: int = 0, every: int = 1) -> str:
 
 def _given(schedule: Schedule) -> str:
     """The schedule itself, for libraries that take the decay of each step from it."""
-    return f"{_imported(schedule)}\n\nschedule = {_code(schedule)}\n"
+    return f"{_imported(schedule)}\n\nschedule = {explicit_code(schedule)}\n"
 
 
 def _imported(schedule: Schedule, *names: str) -> str:
@@ -112,7 +113,7 @@ def _emacore(schedule: Schedule) -> Snippet:
     if isinstance(schedule, InversePower):
         head = f"from emacore import EMA\n\nema = EMA(\n    model, {_settings(schedule)},\n)"
     else:
-        head = f"{_imported(schedule, 'EMA')}\n\nema = EMA(model, schedule={_code(schedule)})"
+        head = f"{_imported(schedule, 'EMA')}\n\nema = EMA(model, schedule={explicit_code(schedule)})"
     return Snippet("emacore", f"{head}\n{_loop('ema.update()')}\n# ema.ema_model is the averaged model")
 
 
@@ -302,7 +303,7 @@ def _torch(schedule: Schedule) -> Snippet:
         case _:
             code = (
                 f"{_imported(schedule, 'averaging_function')}\n{head}\n\n"
-                f"schedule = {_code(schedule)}\n"
+                f"schedule = {explicit_code(schedule)}\n"
                 "averaged = AveragedModel(model, avg_fn=averaging_function(schedule))\n"
             )
             loop = _loop("averaged.update_parameters(model)")
@@ -342,7 +343,7 @@ def _lightning(schedule: Schedule) -> Snippet:
     else:
         head = (
             f"{_imported(schedule, 'averaging_function')}\nfrom lightning.pytorch import Trainer\n"
-            f"from lightning.pytorch.callbacks import WeightAveraging\n\nschedule = {_code(schedule)}"
+            f"from lightning.pytorch.callbacks import WeightAveraging\n\nschedule = {explicit_code(schedule)}"
         )
         average = "WeightAveraging(avg_fn=averaging_function(schedule), use_buffers=True)"
         note = f"Lightning has no such rule of its own; emacore's function gives it one. {note}"
@@ -378,7 +379,7 @@ def _composer(schedule: Schedule) -> Snippet:
     return Snippet(
         "composer",
         f"{_imported(schedule, 'EMA')}\nfrom composer import Callback, Trainer\n\n"
-        f"ema = EMA(model, schedule={_code(schedule)})\n\n\nclass Averaging(Callback):\n"
+        f"ema = EMA(model, schedule={explicit_code(schedule)})\n\n\nclass Averaging(Callback):\n"
         "    def batch_end(self, state, logger):\n        ema.update()\n\n\n"
         'trainer = Trainer(\n    model=model, train_dataloader=batches, max_duration="1ep", callbacks=[Averaging()],\n'
         ")  # and your arguments\ntrainer.fit()\n# ema.ema_model is the averaged model",

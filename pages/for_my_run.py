@@ -17,6 +17,7 @@ from emacore.widgets.my_run import (
     run_controls,
     run_in_words,
     show_code,
+    show_decays,
     show_remarks,
     show_settings,
 )
@@ -43,7 +44,8 @@ if (batch, length) != (1, 1):
 
 with answer:
     st.caption(f"For a run of {run_in_words(run)}:")
-    show_settings(run, settings)
+    with st.container(gap="xsmall"):
+        show_settings(run, settings)
     csv_button(pd.DataFrame(settings_table(run, settings)), "settings")
 with picture:
     names = [setting.name for setting in settings]
@@ -58,7 +60,7 @@ with picture:
             colours=palette(names, {names[0]: AVERAGED}),
             x_title="part of the run (%)",
             y_title=f"weight (%) per {size} steps",
-            height=300,
+            height=250,
         ),
         alt_text=f"What each part of a run of {number(run.steps)} steps weighs in the final average, for "
         f"{', '.join(names)}",
@@ -76,11 +78,12 @@ if batch != 1:
     )
 for note in sorted({setting.schedule.rescaling for setting in settings} - {""}):
     st.caption(note)
+show_remarks(warnings(run, settings), warn=True)
 show_code(run, settings)
+show_decays(run, settings)
 
 st.subheader("What to expect, and what nobody knows")
 show_remarks(advice.expected, warn=False)
-show_remarks(warnings(run, settings), warn=True)
 for sentence in advice.unknown:
     st.markdown(f":material/help: {sentence}")
 with st.container(horizontal=True):

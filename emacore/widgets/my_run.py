@@ -27,7 +27,9 @@ from emacore.experiments import article_study
 from emacore.experiments.statistics import PairedComparison
 from emacore.formatting import number
 from emacore.snippets import snippets
-from emacore.widgets.page import BOUND, escaped, stop_with
+from emacore.widgets.page import BOUND, escaped, query_of, stop_with
+from emacore.widgets.schedules import MOST_STEPS as MOST_SHOWN
+from emacore.widgets.schedules import state_of
 
 RUN_DEFAULTS: dict[str, Any] = {
     "trained": "diffusion",
@@ -122,10 +124,9 @@ def run_in_words(run: Run) -> str:
 def show_settings(run: Run, settings: Iterable[Setting]) -> None:
     """Each setting with its half-life, why, and who says so."""
     for setting in settings:
-        with st.container(border=True, gap="xxsmall"):
+        with st.container(border=True, gap=None):
             st.markdown(f"**{escaped(setting.name)}** · half-life {half_life_in(run, setting.schedule)}")
-            st.markdown(f"`{to_code(setting.schedule)}`")
-            st.caption(f"{escaped(setting.reason)} ({told_source(setting.source)})")
+            st.caption(f"`{to_code(setting.schedule)}` · {escaped(setting.reason)} ({told_source(setting.source)})")
 
 
 def show_remarks(remarks: Iterable[Remark], *, warn: bool) -> None:
@@ -166,6 +167,24 @@ def show_code(run: Run, settings: list[Setting], key: str = "library") -> None:
             st.code(snippet.code, language="python")
             if snippet.note:
                 st.caption(escaped(snippet.note))
+
+
+def show_decays(run: Run, settings: Iterable[Setting]) -> None:
+    """Links to the decays of each setting, on the page that draws them, where its sliders can show them."""
+    if run.steps > MOST_SHOWN:
+        return
+    with st.container(horizontal=True):
+        for name, schedule, *_ in settings:
+            try:
+                state = {**state_of(schedule), "length": "Steps", "steps": run.steps}
+            except ValueError:
+                continue
+            st.page_link(
+                "pages/decay_schedule.py",
+                label=f"Decays of {escaped(name)}",
+                icon=":material/show_chart:",
+                query_params=query_of(state),
+            )
 
 
 @st.cache_data(show_spinner=False)

@@ -10,6 +10,7 @@ from emacore.averaging import parts, solving
 from emacore.averaging.advice import PRODUCT, Run, Setting, own_warnings
 from emacore.averaging.code import from_code, to_code
 from emacore.formatting import decay, number, percent
+from emacore.snippets import explicit_code
 from emacore.widgets.my_run import show_code, show_remarks
 from emacore.widgets.page import BOUND, escaped, put, sentence
 from emacore.widgets.schedules import schedule_controls, state_of
@@ -33,7 +34,7 @@ def own_memory(run: Run) -> None:
         except ValueError as error:
             st.warning(sentence(error), icon=":material/warning:")
             return
-        st.code(to_code(found), language="python")
+        st.code(explicit_code(found), language="python", wrap_lines=True)
         memory = parts.memory(found, run.steps)
         beta = getattr(found, "beta", None)
         lifted = found.tuned != "beta" and beta != getattr(schedule, "beta", None)
