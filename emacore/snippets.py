@@ -68,16 +68,29 @@ def _written(value: float) -> str:
     return repr(float(f"{value:.6g}"))
 
 
-def _settings(schedule: Schedule) -> str:
-    """All settings of a schedule as arguments, its own first; those that are not given are left out."""
+def _settings(schedule: Schedule, *, timing: bool = True) -> str:
+    """All settings of a schedule as arguments, its own first; those that are not given are left out.
+
+    Args:
+        timing: Whether to write a start at 0 and an update at every step, too.
+    """
     ordered = sorted(fields(schedule), key=lambda f: bool(f.kw_only))
-    given = [(f.name, getattr(schedule, f.name)) for f in ordered]
-    return ", ".join(f"{name}={_written(value)}" for name, value in given if value is not None)
+    given = {f.name: getattr(schedule, f.name) for f in ordered}
+    plain = {"update_after_step": 0, "update_every": 1}
+    return ", ".join(
+        f"{name}={_written(value)}"
+        for name, value in given.items()
+        if value is not None and (timing or plain.get(name) != value)
+    )
 
 
-def explicit_code(schedule: Schedule) -> str:
-    """The schedule as a Python expression with every setting, in the digits that matter."""
-    return f"{type(schedule).__name__}({_settings(schedule)})"
+def explicit_code(schedule: Schedule, *, timing: bool = True) -> str:
+    """The schedule as a Python expression with every setting, in the digits that matter.
+
+    Args:
+        timing: Whether to write a start at 0 and an update at every step, too.
+    """
+    return f"{type(schedule).__name__}({_settings(schedule, timing=timing)})"
 
 
 def _loop(body: str, *, start: int = 0, every: int = 1) -> str:

@@ -50,15 +50,16 @@ with answer:
 with picture:
     names = [setting.name for setting in settings]
     table = parts_of({setting.name: to_code(setting.schedule) for setting in settings}, run.steps)
+    zoomed = table["run_percent"].min() > 99
     size = number(float((table["to_step"] - table["from_step"]).max()), 3)
     show_chart(
         lines(
             table,
-            x="run_percent",
+            x="steps_to_end" if zoomed else "run_percent",
             y="weight_percent",
             series="series",
             colours=palette(names, {names[0]: AVERAGED}),
-            x_title="part of the run (%)",
+            x_title="steps to the end of the run" if zoomed else "part of the run (%)",
             y_title=f"weight (%) per {size} steps",
             height=250,
         ),

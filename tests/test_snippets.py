@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from emacore.averaging.code import to_code
+from emacore.averaging.code import from_code, to_code
 from emacore.averaging.families import (
     BiasCorrected,
     Constant,
@@ -26,7 +26,7 @@ from emacore.averaging.families import (
     UniformAverage,
 )
 from emacore.averaging.weights import average, weights
-from emacore.snippets import snippets
+from emacore.snippets import explicit_code, snippets
 
 STEPS = 60
 SCHEDULES = [
@@ -199,6 +199,19 @@ def test_every_argument_that_matters_is_written_out(schedule):
             if snippet.library == "composer":
                 wanted = {"half_life", "smoothing", "ema_start", "update_interval"}
             assert wanted <= given, snippet
+
+
+def test_a_schedule_is_written_with_its_defaults():
+    assert explicit_code(Constant()) == "Constant(beta=0.999, update_after_step=0, update_every=1)"
+    assert explicit_code(Constant(), timing=False) == "Constant(beta=0.999)"
+    assert explicit_code(Constant(update_every=10), timing=False) == "Constant(beta=0.999, update_every=10)"
+    for schedule in SCHEDULES:
+        found, given = from_code(explicit_code(schedule)).to_dict(), schedule.to_dict()
+        assert found.pop("family") == given.pop("family")
+        assert found.keys() == given.keys()
+        assert [v for v in found.values() if v is not None] == pytest.approx(
+            [v for v in given.values() if v is not None], rel=1e-5
+        )
 
 
 def test_numbers_have_the_digits_that_matter():

@@ -104,7 +104,8 @@ def part_table(schemes: Mapping[str, Scheme], num_steps: int, parts: int = 60) -
 
     Returns:
         Columns, a row for each scheme and part: ``series``, ``from_step`` and ``to_step`` (the first call of the part
-        and the first after it), ``run_percent`` (its middle), ``weight_percent`` (of the average).
+        and the first after it), ``run_percent`` and ``steps_to_end`` (its middle, in two ways; the latter is below 0),
+        ``weight_percent`` (of the average).
     """
     every = max((one.update_every for one in schemes.values() if isinstance(one, Schedule)), default=1)
     shown = num_steps * span_shown(schemes, num_steps) / 100
@@ -117,6 +118,7 @@ def part_table(schemes: Mapping[str, Scheme], num_steps: int, parts: int = 60) -
             "from_step": edges[:-1],
             "to_step": edges[1:],
             "run_percent": 100 * (edges[:-1] + edges[1:]) / 2 / num_steps,
+            "steps_to_end": (edges[:-1] + edges[1:]) / 2 - num_steps,
             "weight_percent": 100 * np.diff(remaining(scheme, num_steps, edges - 1)),
         }
         for column, values in rows.items():

@@ -22,11 +22,10 @@ from emacore.averaging.advice import (
     steps_of_samples,
     steps_of_tokens,
 )
-from emacore.averaging.code import to_code
 from emacore.experiments import article_study
 from emacore.experiments.statistics import PairedComparison
 from emacore.formatting import number
-from emacore.snippets import snippets
+from emacore.snippets import explicit_code, snippets
 from emacore.widgets.page import BOUND, escaped, query_of, stop_with
 from emacore.widgets.schedules import MOST_STEPS as MOST_SHOWN
 from emacore.widgets.schedules import state_of
@@ -126,7 +125,8 @@ def show_settings(run: Run, settings: Iterable[Setting]) -> None:
     for setting in settings:
         with st.container(border=True, gap=None):
             st.markdown(f"**{escaped(setting.name)}** · half-life {half_life_in(run, setting.schedule)}")
-            st.caption(f"`{to_code(setting.schedule)}` · {escaped(setting.reason)} ({told_source(setting.source)})")
+            code = explicit_code(setting.schedule, timing=False)
+            st.caption(f"`{code}` · {escaped(setting.reason)} ({told_source(setting.source)})")
 
 
 def show_remarks(remarks: Iterable[Remark], *, warn: bool) -> None:

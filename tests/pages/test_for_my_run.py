@@ -61,6 +61,14 @@ def test_the_picture_is_of_the_settings(open_page):
     assert own["run_percent"].iloc[-1] == pytest.approx(100 - size / 2000)
 
 
+def test_a_memory_that_is_short_for_the_run_is_drawn_by_its_last_steps(open_page):
+    table = drawn(open_page("for_my_run", run_steps=str(10**8), trained="teacher of a student"))[0]
+    assert "run_percent" not in table
+    assert -20_000 < table["steps_to_end"].min() < table["steps_to_end"].max() < 0
+    last = table[table["series"] == "MoCo's momentum"].iloc[-1]
+    assert last["weight_percent"] == pytest.approx(100 * (1 - 0.999 ** (-2 * last["steps_to_end"])))
+
+
 def test_ten_billion_steps_are_answered(open_page):
     app = open_page("for_my_run", run_steps=str(10**10), own="true", memory="relative width", want_width="5")
     assert len(settings(app)[0]) == 3
