@@ -22,11 +22,10 @@ from emacore.experiments.statistics import (
     kind_of,
     over_pairs,
     paired_comparison,
-    percent,
     verdict,
 )
 from emacore.experiments.studies import Study
-from emacore.formatting import counted
+from emacore.formatting import counted, number, p_value, percent, signed_percent
 from emacore.tasks.regression.article import FINAL
 from emacore.training.acting import idle_settings
 from emacore.training.config import TaskConfig
@@ -270,7 +269,7 @@ def headline(found: Mapping[str, PairedComparison], config: TaskConfig, *, compl
         complete: Whether all seeds have ended.
     """
     final = found["final"]
-    size = percent(abs(final.median.estimate), sign=False)
+    size = percent(abs(final.median.estimate))
     told = {
         "helps": f"averaging lowers the final loss by {size} in the median",
         "hurts": f"averaging raises the final loss by {size} in the median",
@@ -291,7 +290,9 @@ def headline(found: Mapping[str, PairedComparison], config: TaskConfig, *, compl
             "helps": f"; its curve is steadier in {one.wins} of {one.seeds}",
             "hurts": f"; its curve is less steady in {one.losses} of {one.seeds}",
         }.get(kind_of(one), "")
-    median = f"median gain {percent(final.median.estimate)}; " if final.pairs and " in the median" not in told else ""
+    median = (
+        f"median gain {signed_percent(final.median.estimate)}; " if final.pairs and " in the median" not in told else ""
+    )
     return (
         f"{'Over' if complete else 'So far, over'} {counted(final.seeds, 'seed')}, {told} ({median}the average was "
         f"better in {final.wins}{rule}){steady}."
@@ -341,16 +342,20 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
     if comparison.pairs:
         mean = comparison.mean
         told.append(
-            f"The mean gain is {percent(mean.estimate)} ({interval_in_words(mean)}), over {over_pairs(comparison)}."
+            f"The mean gain is {signed_percent(mean.estimate)} ({interval_in_words(mean)}), over "
+            f"{over_pairs(comparison)}."
         )
     if is_article:
         theirs = float(FINAL["improvement"][0])
         less = stats.percentileofscore(100 * found, theirs, kind="mean")
-        told.append(f"The article's one run gained {theirs:g} %: {less:.0f} % of these {len(found)} seeds gained less.")
-    chance, wanted = comparison.chance, percent(comparison.wanted_gain, sign=False)
+        told.append(
+            f"The article's one run gained {theirs:g} %: {number(less, 3)} % of these {len(found)} seeds gained less."
+        )
+    chance, wanted = comparison.chance, percent(comparison.wanted_gain)
     told.append(
-        f"A single seed shows a gain of at least {wanted} with a chance of {chance.estimate:.0%} (95 % interval "
-        f"{chance.low:.0%} to {chance.high:.0%}, from {comparison.seeds} seeds)."
+        f"A single seed shows a gain of at least {wanted} with a chance of {percent(chance.estimate, 2)} (95 % "
+        "interval "
+        f"{percent(chance.low, 2)} to {percent(chance.high, 2)}, from {comparison.seeds} seeds)."
     )
     if comparison.seeds_needed is not None:
         needed = "a million seeds or more" if comparison.seeds_needed >= 10**6 else f"{comparison.seeds_needed:,} seeds"
@@ -379,7 +384,7 @@ def in_markdown(study: Study, found: Mapping[str, PairedComparison], schedule: s
     ]
     for question, one in found.items():
         gain = " | ".join(f"{_or_none(i.estimate)} | {_or_none(i.low, i.high)}" for i in (one.median, one.mean))
-        p = "none" if np.isnan(one.wilcoxon_p) else f"{one.wilcoxon_p:.2g}"
+        p = "none" if np.isnan(one.wilcoxon_p) else p_value(one.wilcoxon_p).removeprefix("= ")
         lines.append(
             f"| {QUESTIONS[question]} | {one.seeds} | {one.wins} | {one.pairs} | {gain} | {p} | {kind_of(one)} |"
         )
@@ -390,4 +395,4 @@ def in_markdown(study: Study, found: Mapping[str, PairedComparison], schedule: s
 
 
 def _or_none(*shares: float) -> str:
-    return "none" if np.isnan(shares).any() else " to ".join(map(percent, shares))
+    return "none" if np.isnan(shares).any() else " to ".join(map(signed_percent, shares))
