@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.state import get_session_state
 
 from emacore.widgets.page import escaped, number_text
@@ -31,6 +32,7 @@ def link_told(page: str) -> Iterator[None]:
     """
     state = st.session_state
     if state.get(_PAGE) != page:
+        _keep_what_was_there()
         state[_PAGE], state[_REFUSED] = page, {}
         known: set[str] = set()
     else:
@@ -51,6 +53,17 @@ def link_told(page: str) -> Iterator[None]:
         state[_REFUSED] = refused
         if refused:
             place.warning(f"Not taken from the link: {'; '.join(_told(refused))}.", icon=":material/link_off:")
+
+
+def _keep_what_was_there() -> None:
+    """Let the browser's Back show a page as it was left.
+
+    Streamlit takes the parameters of a page out of the browser's history when one leaves it, and would read the entry
+    without them as a wish for the defaults.
+    """
+    context = get_script_run_ctx()
+    if context is not None and not st.query_params:
+        context.is_history_navigation = False
 
 
 def _told(refused: Mapping[str, tuple[str, Any]]) -> Iterator[str]:
