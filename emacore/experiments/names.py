@@ -40,7 +40,7 @@ def names(table: pd.DataFrame, now: datetime, zone: tzinfo | None = None) -> lis
         now: With its time zone; times of the same day need no date.
         zone: In which times are told; by default the machine's.
     """
-    times = [time.to_pydatetime().astimezone(zone) for time in table["created"]]
+    times = [time.floor("s").to_pydatetime().astimezone(zone) for time in table["created"]]
     today = now.astimezone(zone)
     own = {PERSON: None, SERVER: EXAMPLE}
     given = [own[asked] if pd.isna(name) else name for name, asked in zip(table["name"], table["asked"], strict=True)]

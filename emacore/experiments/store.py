@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -297,6 +297,12 @@ class RunStore:
                 (time.time(), run_id),
             )
             connection.execute("UPDATE runs SET stop_requested = 1 WHERE id = ? AND state = 'running'", (run_id,))
+
+    def tables_of(self, job_ids: Iterable[str]) -> list[Path]:
+        """The kept tables that these jobs train on, each once."""
+        with self._connected() as connection:
+            rows = (connection.execute("SELECT config FROM runs WHERE id = ?", (one,)).fetchone() for one in job_ids)
+            return sorted({table for row in rows if row is not None for table in self._tables_of(row["config"])})
 
     def add_table(self, content: bytes) -> Path:
         """Keep the bytes of a CSV beside the runs that train on it; the same bytes are kept once."""
