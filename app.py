@@ -1,5 +1,7 @@
 """The weight-averaging explorer: streamlit run app.py"""
 
+import os
+
 import streamlit as st
 
 from emacore.widgets.link import link_told
@@ -15,8 +17,13 @@ page = st.navigation(
         st.Page("pages/what_if.py", title="What if", icon=":material/alt_route:"),
         st.Page("pages/evidence.py", title="Evidence", icon=":material/query_stats:"),
         st.Page("pages/where_it_helps.py", title="Where it helps", icon=":material/grid_on:"),
+        st.Page("pages/runs.py", title="Runs", icon=":material/list:"),
     ],
     position="top",
 )
 with link_told(page.url_path):
     page.run()
+if os.environ.get("EMACORE_EXAMPLE") != "0":
+    from emacore.widgets.jobs import begin_example  # after the page, which need not wait for it
+
+    begin_example()

@@ -95,6 +95,7 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         so_far=f"{epoch} epochs",
         ended=f"Ended after {epoch} epochs and {duration(run):,.1f} s: {why}.",
         what="run",
+        empty=not epoch,
     )
 
 
