@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from emacore.experiments.names import ago, names
 from emacore.experiments.statistics import gains
 from emacore.experiments.store import FINAL_STATES
 from emacore.experiments.studies import Job, Study, Sweep
+from emacore.formatting import counted, number
 from emacore.training.acting import idle_settings
 from emacore.training.config import TaskConfig, dotted
 from emacore.training.history import MODELS
@@ -121,26 +122,37 @@ def state_in_words(row: Any) -> str:
     return str(row.state)
 
 
-def overlay(jobs: Mapping[str, Job], histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def overlay(
+    jobs: Mapping[str, Job], histories: Mapping[str, pd.DataFrame], models: Collection[str] = MODELS
+) -> pd.DataFrame:
     """The validation losses of several jobs over epochs and steps, as one long table.
 
     Of a study it is the median over the seeds that still train at that epoch; a sweep has no curve and no rows.
 
+    Args:
+        models: "original", "ema" or both.
+
     Returns:
-        name, model ("original", "ema"), epoch, steps, loss.
+        name, model, curve (the name, with the model where there are both), epoch, steps, loss.
     """
-    order = ["name", "model", "epoch", "steps", "loss"]
+    order = ["name", "model", "curve", "epoch", "steps", "loss"]
     parts = []
     for name, job in jobs.items():
         history = histories[name]
         if isinstance(job, Sweep) or history.empty:
             continue
-        columns = [f"val_loss_{model}" for model in MODELS]
-        by_epoch = history.groupby("epoch", sort=True)[["steps", *columns]].median().reset_index()
-        for model, column in zip(MODELS, columns, strict=True):
-            curve = by_epoch[["epoch", "steps", column]].rename(columns={column: "loss"})
-            parts.append(curve.assign(name=name, model=model)[order])
+        columns = {model: f"val_loss_{model}" for model in MODELS if model in models}
+        by_epoch = history.groupby("epoch", sort=True)[["steps", *columns.values()]].median().reset_index()
+        for model, column in columns.items():
+            part = by_epoch[["epoch", "steps", column]].rename(columns={column: "loss"})
+            part = part.assign(name=name, model=model, curve=curve_name(name, model, models))
+            parts.append(part[order])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=order)
+
+
+def curve_name(name: str, model: str, models: Collection[str]) -> str:
+    """What a curve of :func:`overlay` is called."""
+    return name if len(models) == 1 else f"{name}: {'EMA' if model == 'ema' else model}"
 
 
 def measured_alike(jobs: Mapping[str, Job]) -> bool:
@@ -165,25 +177,17 @@ def differences(jobs: Mapping[str, Job]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", *told])
 
 
-def short_names(jobs: Mapping[str, Job], given: Collection[str] = (), most: int = 2) -> dict[str, str]:
-    """For a legend: what jobs differ in, if up to ``most`` settings tell them all apart; else their names.
+def short_names(names: Sequence[str], given: Collection[str] = ()) -> dict[str, str]:
+    """For a legend: different names without the parts, between commas, that all have in common.
 
     Args:
-        given: Names that people gave; they stay.
+        given: Names that people gave; they stay, and do not count.
     """
-    table = differences(jobs)
-    names = {name: name for name in jobs}
-    if not 0 < len(table) <= most:
-        return names
-    short = {
-        name: ", ".join(
-            f"{setting.rpartition('.')[2].replace('_', ' ')} {value or 'none'}"
-            for setting, value in zip(table["setting"], table[name], strict=True)
-        )
-        for name in jobs
-        if name not in given
-    }
-    return names | short if len(set((names | short).values())) == len(jobs) else names
+    parts = {name: name.split(", ") for name in names if name not in given}
+    common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    short = {name: ", ".join(part for part in own if part not in common) or name for name, own in parts.items()}
+    found = {name: short.get(name, name) for name in names}
+    return found if len(set(found.values())) == len(found) else {name: name for name in names}
 
 
 def config_of(job: Job) -> TaskConfig:
@@ -240,7 +244,7 @@ def _median(values: NDArray[np.float64]) -> float:
 def _in_words(row: Any) -> str:
     """The final numbers of a row of the list."""
     if row.kind == "sweep":
-        return f"{row.epochs:,} cell{'s' if row.epochs != 1 else ''}"
+        return counted(row.epochs, "cell")
     if math.isnan(row.original) or math.isnan(row.ema):
         return ""
-    return f"loss {row.original:.4g}, EMA {row.ema:.4g}"
+    return f"loss {number(row.original)}, EMA {number(row.ema)}"

@@ -48,11 +48,12 @@ def stored(job_id: str) -> tuple[StoredRun, pd.DataFrame]:
 
 
 def listed(kind: str) -> pd.DataFrame:
-    """All "runs", "studies" or "sweeps" of the store; a worker is made ready meanwhile."""
+    """All "runs", "studies" or "sweeps" of the store, or all "jobs"; a worker is made ready meanwhile."""
     with told():
         queue = job_queue()
         queue.tend(warm=True)
-        return {"runs": queue.store.runs, "studies": queue.store.studies, "sweeps": queue.store.sweeps}[kind]()
+        store = queue.store
+        return {"jobs": store.jobs, "runs": store.runs, "studies": store.studies, "sweeps": store.sweeps}[kind]()
 
 
 def workbench(
@@ -231,6 +232,21 @@ def _watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, sec
     st.fragment(look, run_every=seconds if active else None)()
 
 
+def follow_states(table: pd.DataFrame, seconds: float) -> None:
+    """While jobs are under way, look every so many ``seconds``, and draw the page again where one has gone on."""
+    if table["state"].isin(["queued", "running"]).any():
+        seen = table[["id", "state", "epochs"]]
+
+        def look() -> None:
+            with told():
+                job_queue().tend()
+                now = job_queue().store.jobs()
+            if not now[["id", "state", "epochs"]].equals(seen):
+                st.rerun()
+
+        st.fragment(look, run_every=seconds)()
+
+
 def show_state(
     run: StoredRun, share: float, *, progress: str, so_far: str, ended: str, what: str, empty: bool = False
 ) -> None:
@@ -272,7 +288,8 @@ def nothing_left_in_words(run: StoredRun, what: str = "run") -> str:
     why = {
         "failed": f"failed before its first {first} was over: {escaped(run.error).rstrip('.')}",
         "interrupted": f"was interrupted before its first {first} was over, because the program that trained it ended",
-    }.get(run.state, f"was stopped before its first {first} was over")
+        "stopped": f"is over: you stopped it before its first {first} was",
+    }.get(run.state, f"ended before its first {first} was over")
     return f"The {what} {why}. There is nothing to show of it; start it again, or delete it on the page Runs."
 
 

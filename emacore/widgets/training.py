@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from emacore.averaging.code import to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
@@ -14,7 +13,6 @@ from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.replay.measure import Metric
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS, beside_final, beside_progress
 from emacore.tasks.regression.config import RunConfig
-from emacore.training.config import TaskConfig
 from emacore.training.history import (
     epochs_without_best,
     in_words,
@@ -28,7 +26,6 @@ from emacore.training.history import (
 from emacore.widgets.jobs import duration, show_state, stored
 from emacore.widgets.page import BOUND, csv_button, show_chart, show_table
 
-LIST_MOST = 25
 COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED}
 
 
@@ -45,22 +42,6 @@ def draw_run(run_id: str) -> StoredRun:
         if isinstance(run.config, RunConfig):
             _beside_the_article(run, history)
     return run
-
-
-def recent_runs(table: pd.DataFrame) -> None:
-    """The newest of all runs of the store."""
-    st.subheader("Recent runs")
-    shown = table.head(LIST_MOST)
-    configs = [TaskConfig.from_json(text) for text in shown["config"]]
-    listed = shown[["id", "state", "created", "epochs", "seconds", "stopped"]].assign(
-        data=[c.data.kind if isinstance(c, RunConfig) else c.task_name for c in configs],
-        optimizer=[f"{c.optimizer.name} {c.optimizer.learning_rate:g}, {c.optimizer.rate_rule}" for c in configs],
-        average=[to_code(c.schedule) for c in configs],
-        seed=[c.seed for c in configs],
-    )
-    show_table(listed, name="runs", column_config={"created": st.column_config.DatetimeColumn(format="distance")})
-    if len(table) > LIST_MOST:
-        st.caption(f"The newest {LIST_MOST} of {len(table)} runs; the others can be chosen above.")
 
 
 def _is_over(run: StoredRun) -> bool:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from emacore import RunConfig
-from emacore.averaging.families import Constant, InversePower
+from emacore.averaging.families import Constant
 from emacore.experiments.listing import (
     ORDERS,
     chosen,
@@ -168,7 +168,8 @@ def test_overlaid_curves_are_the_histories():
     study = seeds(LOSSES)
     jobs = {"one": CONFIG, "two": CONFIG, "many": STUDY, "map": SWEEP, "new": CONFIG}
     table = overlay(jobs, {**runs, "many": study, "map": pd.DataFrame({"seed": [1]}), "new": history([], [])})
-    assert table.columns.tolist() == ["name", "model", "epoch", "steps", "loss"]
+    assert table.columns.tolist() == ["name", "model", "curve", "epoch", "steps", "loss"]
+    assert table["curve"].unique().tolist()[:2] == ["one: original", "one: EMA"]
     assert table["name"].unique().tolist() == ["one", "two", "many"]
     for name, run in runs.items():
         for model in ("original", "ema"):
@@ -180,6 +181,8 @@ def test_overlaid_curves_are_the_histories():
     assert many["original"].tolist() == [5.0, 2.5, 1.0]  # medians of those that train at that epoch
     assert many["ema"].tolist() == [8.0, 2.0, 0.9]
     assert overlay({"new": CONFIG}, {"new": history([], [])}).empty
+    alone = overlay({"one": CONFIG}, runs, ["ema"])
+    assert (alone["curve"].tolist(), alone["loss"].tolist()) == (["one", "one"], [8.0, 1.0])
 
 
 def test_losses_are_alike_on_the_same_rows_only():
@@ -221,15 +224,17 @@ def test_differences_of_studies_and_sweeps():
     assert odd.loc["seeds"].tolist() == ["2, 1, 5", "[7]"]
 
 
-def test_legends_say_what_differs_where_that_is_short():
-    fast = replace(CONFIG, optimizer=replace(CONFIG.optimizer, learning_rate=0.01))
-    assert short_names({"a": CONFIG, "b": fast}) == {"a": "learning rate 0.001", "b": "learning rate 0.01"}
-    assert short_names({"a": CONFIG, "b": fast}, given=["b"]) == {"a": "learning rate 0.001", "b": "b"}
-    both = replace(fast, seed=1)
-    assert short_names({"a": CONFIG, "b": both})["b"] == "learning rate 0.01, seed 1"
-    assert short_names({"a": CONFIG, "b": both}, most=1) == {"a": "a", "b": "b"}
-    twins = {"a": CONFIG, "b": RunConfig(), "c": fast}
-    assert short_names(twins) == {name: name for name in twins}
-    power = replace(CONFIG, schedule=InversePower(0.999, power=0.75, update_after_step=100, update_every=1))
-    assert short_names({"a": CONFIG, "b": power})["b"] == "power 0.75"
-    assert short_names({"a": CONFIG}) == {"a": "a"}
+def test_legends_leave_out_what_all_names_have_in_common():
+    one, other = "regression, Adam 0.01 constant, 60 epochs, 14:03", "regression, Adam 0.1 constant, 60 epochs, 14:05"
+    short = {one: "Adam 0.01 constant, 14:03", other: "Adam 0.1 constant, 14:05"}
+    assert short_names([one, other]) == short
+    assert short_names([one, other, "mine, all mine"], ["mine, all mine"]) == {
+        **short,
+        "mine, all mine": "mine, all mine",
+    }
+    assert short_names([one]) == {one: one}
+    assert short_names([one, "mine"], ["mine"]) == {one: one, "mine": "mine"}
+    assert short_names([]) == {}
+    assert short_names(["a, b", "a, b, c"]) == {"a, b": "a, b", "a, b, c": "c"}
+    taken = ["a, b", "a, c", "b"]
+    assert short_names(taken, ["b"]) == {name: name for name in taken}  # one would be called as another is
