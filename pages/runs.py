@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from emacore.formatting import counted
 from emacore.widgets.jobs import follow_states, listed, show_problem, shown
 from emacore.widgets.page import through_app
 from emacore.widgets.stored_jobs import actions, compare, found_jobs, picked_jobs
@@ -25,7 +26,7 @@ found = found_jobs(jobs)
 if found.empty:
     st.info(f"None of the {len(jobs)} jobs is like that: take a filter away.", icon=":material/filter_alt_off:")
 else:
-    st.caption(f"{len(found)} of {len(jobs)} jobs." if len(found) < len(jobs) else f"{len(jobs)} in all.")
+    st.caption(f"{len(found)} of {counted(len(jobs), 'job')}." if len(found) < len(jobs) else counted(len(jobs), "job"))
     picked = picked_jobs(found)
     actions(found, picked)
     if len(picked):

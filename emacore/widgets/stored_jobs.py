@@ -26,6 +26,7 @@ from emacore.experiments.listing import (
 from emacore.experiments.names import MOST_LETTERS, words_of
 from emacore.experiments.store import STATES, RunStore, StoredRun, StoreError
 from emacore.experiments.studies import Sweep
+from emacore.formatting import counted
 from emacore.widgets.again import PAGES, again_button, is_recorded, replay_button
 from emacore.widgets.jobs import attempt, job_queue
 from emacore.widgets.link import from_link, to_link
@@ -124,7 +125,7 @@ def actions(found: pd.DataFrame, picked: pd.DataFrame) -> None:
     with st.container(horizontal=True):
         some = picked if len(picked) else found
         st.download_button(
-            f"{'All' if some is found else 'These'} {len(some)} as one zip",
+            f"{counted(len(some), 'job')} as one zip",
             data=partial(_zipped, job_queue().store, some),
             file_name="emacore-jobs.zip",
             mime="application/zip",

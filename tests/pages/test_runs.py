@@ -86,7 +86,7 @@ def test_it_lists_all_kinds_with_their_numbers(open_page, home, jobs):
     last = RunStore(home).history(jobs["study"]).query("epoch == 3")
     assert table.loc["study", "ema"] == np.median(last["val_loss_ema"])
     assert table.loc["sweep", "epochs"] == 4
-    assert "6 in all" in texts(app)
+    assert "6 jobs" in texts(app)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,9 @@ def test_the_zip_is_made_when_asked(open_page, home, jobs, monkeypatch):
     monkeypatch.setattr(stored_jobs, "write_archive", lambda file, store, listed: asked.append(set(listed["name"])))
     app = open_page("runs")
     labels = [b.proto.label for b in app.get("download_button")]
-    assert "All 6 as one zip" in labels
+    assert "6 jobs as one zip" in labels
     labels = [b.proto.label for b in pick(app, "one", "study").get("download_button")]
-    assert "These 2 as one zip" in labels
+    assert "2 jobs as one zip" in labels
     assert asked == []
     monkeypatch.undo()
     listed = pd.DataFrame({"id": [jobs["one"]], "name": ["one"], "label": [""], "config": [""]})
