@@ -54,8 +54,8 @@ def _spec(x_title: str, y_title: str, loss_title: str, height: int) -> dict[str,
     cell = alt.selection_point(name=CELL, fields=["code"], toggle=False, empty=False)
     framed = cell | alt.datum.best
     base = alt.Chart().encode(
-        x=alt.X("x:O", title=x_title, axis=alt.Axis(format=".5~g", labelOverlap=True, labelAngle=-45)),
-        y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=".5~g", labelOverlap=True)),
+        x=alt.X("x:O", title=x_title, axis=alt.Axis(format=",.5~r", labelOverlap=True, labelAngle=-45)),
+        y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=",.5~r", labelOverlap=True)),
     )
     cells = (
         base.mark_rect()
@@ -67,8 +67,8 @@ def _spec(x_title: str, y_title: str, loss_title: str, height: int) -> dict[str,
             tooltip=[
                 alt.Tooltip("x:O", title=x_title),
                 alt.Tooltip("y:O", title=y_title),
-                alt.Tooltip("loss:Q", title=loss_title, format=".5~g"),
-                alt.Tooltip("percent:Q", title="change against the original (%)", format="+.3~g"),
+                alt.Tooltip("loss:Q", title=loss_title, format=",.5~r"),
+                alt.Tooltip("percent:Q", title="change against the original (%)", format="+,.3~r"),
             ],
         )
         .add_params(cell)
@@ -133,12 +133,12 @@ def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title:
             tooltip=[
                 alt.Tooltip("x:N", title=x_title),
                 alt.Tooltip("y:N", title=y_title),
-                alt.Tooltip("percent:Q", title="median change of the final loss (%)", format="+.3~g"),
+                alt.Tooltip("percent:Q", title="median change of the final loss (%)", format="+,.3~r"),
                 alt.Tooltip("wins:Q", title="seeds in which averaging won"),
                 alt.Tooltip("seeds:Q", title="of"),
                 alt.Tooltip("pairs:Q", title="seeds with a finite gain, of which the median is"),
-                alt.Tooltip("wilcoxon_p:Q", title="Wilcoxon's p, of this cell alone", format=".2~g"),
-                alt.Tooltip("p:Q", title="p after Holm's correction, which decides", format=".2~g"),
+                alt.Tooltip("wilcoxon_p:Q", title="Wilcoxon's p, of this cell alone", format=",.2~r"),
+                alt.Tooltip("p:Q", title="p after Holm's correction, which decides", format=",.2~r"),
                 alt.Tooltip("verdict:N"),
             ],
         )

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.windows import Scheme
+from emacore.formatting import number, percent
 from emacore.replay.atlas import has_beta, plateau
 from emacore.replay.measure import Metric
 from emacore.replay.trajectory import Table, Trajectory
@@ -106,7 +107,10 @@ def curve_in_words(figures: Table, original: str, averaged: str) -> str:
         f"{_against(other['best'], one['best'])}."
     )
     if one["steadiness"] > 0:
-        told += f" Its curve's standard deviation is {other['steadiness'] / one['steadiness']:.0%} of the original's."
+        told += (
+            f" Its curve's standard deviation is {percent(other['steadiness'] / one['steadiness'], 2)} of "
+            "the original's."
+        )
     if np.isnan(other["ahead_since"]):
         return f"{told} It does not stay below the original."
     return f"{told} It stays below from epoch {other['ahead_since']:.0f} on."
@@ -140,8 +144,8 @@ def thinning_in_words(
     largest = missed[late].max() if late.any() else missed.max()
     return (
         f"{told}: the run's own average, replayed from it, misses the loss that the training measured by "
-        f"{missed[-1]:.2g} % after epoch {counted[-1]}, and by up to {largest:.2g} % from epoch {since} on. Averages "
-        "that look back fewer steps miss theirs by more."
+        f"{number(missed[-1], 2)} % after epoch {counted[-1]}, and by up to {number(largest, 2)} % from epoch "
+        f"{since} on. Averages that look back fewer steps miss theirs by more."
     )
 
 
@@ -183,8 +187,8 @@ def smaller_rate_in_words(epochs: ArrayLike, rates: ArrayLike, original: ArrayLi
         return f"{told} At the high rate averaging gained nothing here that a smaller rate could replace."
     share = (before[0] - after[0]) / gained
     return (
-        f"{told} By itself the smaller rate, with the epochs it trained, took the original from {before[0]:.4g} to "
-        f"{after[0]:.4g}: {max(0.0, share):.0%} of what averaging gained at the high rate."
+        f"{told} By itself the smaller rate, with the epochs it trained, took the original from {number(before[0])} to "
+        f"{number(after[0])}: {percent(max(0.0, share), 2)} of what averaging gained at the high rate."
     )
 
 
@@ -226,9 +230,10 @@ def atlas_in_words(cells: Table, best: Best, reference: float, metric: str) -> s
     """
     terms = "" if metric == "final" else "at its lowest of the same epochs "
     return (
-        f"The lowest cell, `{cells['code'][best.row]}`, has {best.loss:.4g}; the original {terms}{reference:.4g}. It "
-        f"was **chosen on these very validation rows**, so it flatters itself. {best.near:.0%} of the cells lie "
-        "within 5 % of it: the wider that plateau, the less the choice matters."
+        f"The lowest cell, `{cells['code'][best.row]}`, has {number(best.loss)}; the original "
+        f"{terms}{number(reference)}. It was **chosen on these very validation rows**, so it flatters itself. "
+        f"{percent(best.near, 2)} of the cells lie within 5 % of it: the wider that plateau, the less the choice "
+        "matters."
     )
 
 
@@ -251,9 +256,10 @@ def width_curves(widths: Table, loss: Metric, reference: float) -> Table:
 def width_in_words(widths: Table, best: Best, reference: float) -> str:
     """What the best relative width of a run is good for."""
     return (
-        f"In this run the relative width **{widths['relative_width'][best.row]:.1%}** was best: {best.loss:.4g}, the "
-        f"original {reference:.4g}; {best.near:.0%} of the widths are within 5 % of it. A width is a share of the run, "
-        "so it can be carried to a run of another length. It was chosen on these validation rows and this seed."
+        f"In this run the relative width **{percent(widths['relative_width'][best.row])}** was best: "
+        f"{number(best.loss)}, the original {number(reference)}; {percent(best.near, 2)} of the widths are within 5 % "
+        "of it. A width is a share of the run, so it can be carried to a run of another length. It was chosen on these "
+        "validation rows and this seed."
     )
 
 
@@ -299,6 +305,9 @@ def _check_length(name: str, values: ArrayLike, epochs: ArrayLike) -> None:
 
 def _against(value: float, reference: float) -> str:
     if value == reference:
-        return f"equal to the original's ({value:.4g})"
-    change = 100 * (value / reference - 1)
-    return f"{abs(change):.3g} % {'below' if change < 0 else 'above'} the original's ({value:.4g} and {reference:.4g})"
+        return f"equal to the original's ({number(value)})"
+    change = value / reference - 1
+    return (
+        f"{percent(abs(change))} {'below' if change < 0 else 'above'} the original's ({number(value)} and "
+        f"{number(reference)})"
+    )

@@ -65,6 +65,7 @@ def workbench(
     invitation: str,
     seconds: float,
     reset: Mapping[str, Any] | None = None,
+    instead: Callable[[], None] = lambda: None,
 ) -> tuple[str | None, bool]:
     """On the left the settings of a job and its buttons, on the right the stored job that is chosen.
 
@@ -75,6 +76,7 @@ def workbench(
         draw: Draws the job of this id as the store has it, and returns it: every so many ``seconds`` while it goes on.
         invitation: What is said while there is none.
         reset: What the reset button brings back; without it there is none.
+        instead: Draws below the invitation what there is to see meanwhile.
 
     Returns:
         The id of the chosen job, and whether it is still under way.
@@ -96,6 +98,7 @@ def workbench(
         chosen, active = chosen_job(label, table, what)
         if chosen is None:
             st.info(invitation, icon=":material/play_arrow:")
+            instead()
         else:
             _watched(draw, chosen, active=active, seconds=seconds)
     with actions:
@@ -171,36 +174,57 @@ def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "pre
     is told until another one is chosen.
     """
     jobs = shown(table)
-    labels = dict(zip(jobs["id"], jobs["label"], strict=True))
-    what, gone, widget = label.lower(), f"gone-{key}", f"pick-{key}"
+    ids = jobs["id"].tolist()
+    what, gone = label.lower(), f"gone-{key}"
     wanted = from_link(key)
-    if wanted is not None and wanted not in labels:
+    if wanted is not None and wanted not in ids:
         st.session_state[key], st.session_state[gone] = None, wanted
     elif wanted is not None:
         st.session_state.pop(gone, None)
-    st.session_state[widget] = st.session_state[key]
-    newest = next(iter(labels), None)
-    st.selectbox(
+    job_choice(
         label,
-        list(labels),
-        index=None,
-        key=widget,
-        format_func=lambda job_id: labels.get(job_id, job_id),
-        placeholder=f"No {what} yet: {nothing}" if newest is None else f"The newest: {labels[newest]}",
+        jobs,
+        key,
+        placeholder=f"The newest: {jobs['label'].iloc[0]}" if ids else f"No {what} yet: {nothing}",
         help="Name, state, age, and the loss of both models after the last epoch. All are kept: close the tab, come "
         "back, or open this link elsewhere. The page Runs renames and deletes them.",
-        on_change=lambda: put({key: st.session_state[widget]}),
     )
     to_link(key)
     if gone in st.session_state:
         st.warning(
             f"There is no {what} {escaped(st.session_state[gone])}: it may have been deleted."
-            + (f" This is the newest {what}." if labels else ""),
+            + (f" This is the newest {what}." if ids else ""),
             icon=":material/warning:",
         )
-    found = st.session_state[key] or newest
+    found = st.session_state[key] or (ids[0] if ids else None)
     state = table.set_index("id")["state"].get(found) if found else None
     return found, state in ("queued", "running")
+
+
+def job_choice(label: str, jobs: pd.DataFrame, key: str, *, index: int | None = None, **arguments: Any) -> Any:
+    """A choice among listed jobs by their labels; the session keeps the id of the chosen one under ``key``.
+
+    Labels change with the age, so they cannot be what a control remembers.
+
+    Args:
+        jobs: As :func:`shown` returns them.
+        index: Which one is chosen at first; by default none.
+    """
+    labels = dict(zip(jobs["id"], jobs["label"], strict=True))
+    state, widget = st.session_state, f"pick-{key}"
+    if state.get(key) not in labels:
+        state[key] = None if index is None else list(labels)[index]
+    state[widget] = state[key]
+    st.selectbox(
+        label,
+        list(labels),
+        index=index,
+        key=widget,
+        format_func=lambda job_id: labels.get(job_id, job_id),
+        on_change=lambda: put({key: state[widget]}),
+        **arguments,
+    )
+    return state[key]
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.state import get_session_state
 
 from emacore.widgets.page import escaped, number_text
@@ -32,6 +33,7 @@ def link_told(page: str) -> Iterator[None]:
     """
     state = st.session_state
     if state.get(_PAGE) != page:
+        _keep_what_was_there()
         state[_PAGE], state[_REFUSED], state[_VISIT] = page, {}, state.get(_VISIT, 0) + 1
         known: set[str] = set()
     else:
@@ -80,6 +82,17 @@ def to_link(key: str) -> None:
     elif key in st.query_params:
         del st.query_params[key]
     state[f"linked-{key}"] = state.get(_VISIT, 0), state.get(key) or None
+
+
+def _keep_what_was_there() -> None:
+    """Let the browser's Back show a page as it was left.
+
+    Streamlit takes the parameters of a page out of the browser's history when one leaves it, and would read the entry
+    without them as a wish for the defaults.
+    """
+    context = get_script_run_ctx()
+    if context is not None and not st.query_params:
+        context.is_history_navigation = False
 
 
 def _told(refused: Mapping[str, tuple[str, Any]]) -> Iterator[str]:

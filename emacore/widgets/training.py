@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
@@ -13,6 +15,7 @@ from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.replay.measure import Metric
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS, beside_final, beside_progress
 from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import TaskConfig
 from emacore.training.history import (
     epochs_without_best,
     in_words,
@@ -23,8 +26,9 @@ from emacore.training.history import (
     steadiness,
     validation,
 )
-from emacore.widgets.jobs import duration, show_state, stored
-from emacore.widgets.page import BOUND, csv_button, show_chart, show_table
+from emacore.widgets.jobs import duration, job_choice, job_queue, show_state, shown, stored
+from emacore.widgets.page import BOUND, csv_button, put, sentence, show_chart, show_table, told
+from emacore.widgets.runs import run_state
 
 COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED}
 
@@ -44,6 +48,48 @@ def draw_run(run_id: str) -> StoredRun:
     return run
 
 
+def start_from_run() -> None:
+    """A choice among the store's runs, and a button that brings the settings of one into the controls of a run."""
+    with told():
+        runs = job_queue().store.runs()
+    configs = dict(zip(runs["id"], map(TaskConfig.from_json, runs["config"]), strict=True))
+    ours = {run_id: config for run_id, config in configs.items() if isinstance(config, RunConfig)}
+    st.markdown("**Is it more than one draw?**")
+    if not ours:
+        st.page_link(
+            "pages/train.py", label="Train a run, and ask here what many seeds say", icon=":material/model_training:"
+        )
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = job_choice(
+            "A run of yours",
+            shown(runs[runs["id"].isin(list(ours))]),
+            "start_from",
+            index=0,
+            help="Its settings, trained with many seeds: what one run seemed to show is then more than chance, or not.",
+            width=480,
+        )
+        st.button(
+            "Start from this run",
+            icon=":material/conversion_path:",
+            on_click=partial(_take_settings, ours[chosen]),
+            help="Brings its settings into the controls above. Then press Start.",
+        )
+
+
+def _take_settings(config: RunConfig) -> None:
+    """Show a run's settings in the controls: a callback."""
+    try:
+        state = run_state(config)
+    except ValueError as error:
+        st.toast(sentence(error), icon=":material/error:")
+        return
+    if config.data.path is not None:
+        state["own_data_path"] = config.data.path
+    put(state)
+    st.toast("The settings are those of the run now. Press **Start**.", icon=":material/conversion_path:")
+
+
 def _is_over(run: StoredRun) -> bool:
     return run.state in FINAL_STATES
 
@@ -57,9 +103,9 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
     )
     left = "starting"
     if epoch:
-        seconds, pace = remaining(history, most)
+        time_left, pace = remaining(history, most)
         each = f"{pace:,.1f} s" if pace >= 0.5 else f"{1000 * pace:.3g} ms"
-        left = f"at most {seconds:,.0f} s left ({each} an epoch)"
+        left = f"{time_left.in_words('at most')} ({each} an epoch)"
         if stopping.curve != "none":
             waited = epochs_without_best(history, stopping.curve)
             left += f"; ends sooner after {patience}, {waited} so far"

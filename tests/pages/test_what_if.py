@@ -13,6 +13,7 @@ from emacore.averaging.weights import relative_width
 from emacore.averaging.weights import weights as weights_of
 from emacore.averaging.windows import decays_at_end
 from emacore.experiments.store import RunStore
+from emacore.formatting import percent
 from emacore.replay.atlas import plateau
 from emacore.replay.weight_space import space
 from emacore.tasks import open_run
@@ -129,8 +130,8 @@ def test_widths_that_no_average_has_are_told(open_page, home):
     cells = next(d.value for d in app.dataframe if "code" in d.value)
     there = cells[cells["code"].notna()]
     assert len(there) < len(cells)
-    assert f"{plateau(there['loss']):.0%} of the cells lie within 5 %" in texts(app)
-    assert f"{plateau(cells['loss']):.0%} of" not in texts(app)
+    assert f"{percent(plateau(there['loss']), 2)} of the cells lie within 5 %" in texts(app)
+    assert f"{percent(plateau(cells['loss']), 2)} of" not in texts(app)
     next(b for b in app.button if b.label == "Pin the lowest cell").click()
     best = cells.loc[cells["loss"].idxmin()]
     assert figures(run(app)).loc[best["code"], "final"] == pytest.approx(best["loss"], rel=1e-4)
