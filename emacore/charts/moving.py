@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emacore.charts.ends import round_ticks
+from emacore.charts.ends import NAME, round_ticks
 from emacore.charts.figure import Figure
 from emacore.charts.lines import PROBES
 from emacore.charts.thin import Scale, common_rows, drawable
@@ -193,8 +193,8 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
             # Rows of a layer's own are data, too, or other ones would draw the whole picture anew.
             table = f"rows{number}_{place}"
             tables[table] = pd.DataFrame(layer["data"]["values"])
-            if layer["encoding"].get("text", {}).get("field") == "name" and layer["data"]["values"]:
-                column = "name"
+            if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
+                column = NAME
                 then |= {own: _at_the_end(frames) for own, frames in enumerate(sets) if not frames.layers}
         hidden = [
             {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
@@ -220,15 +220,13 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
 def _at_the_end(frames: Frames) -> list[Spec]:
     """Transforms: the name of each series, at the last row that the shown frame has of it."""
     x, y = frames.line
-    (start, stop) = (float(side) for side in (frames.rows[x].min(), frames.rows[x].max()))
     return [
         {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}'])"},
         {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
         {"filter": f"datum['{x}'] == datum.last"},
-        {"calculate": f"datum['{frames.column}']", "as": "name"},
+        {"calculate": f"datum['{frames.column}']", "as": NAME},
         {"calculate": f"datum['{x}']", "as": "x"},
         {"calculate": f"datum['{y}']", "as": "y"},
-        {"calculate": f"datum['{x}'] < {(start + stop) / 2}", "as": "early"},
     ]
 
 
