@@ -30,6 +30,7 @@ MOVES = 40
 
 #: After each pointer event on a handle, the milliseconds until a frame was painted in which a curve has other points.
 WATCH = """() => {
+    if (window.dragged) { window.dragged = []; return; }
     const look = () => [...document.querySelectorAll("[class*=st-key-moving-] svg .mark-line path")]
         .map(path => path.getAttribute("d")).join(";");
     const done = new MessageChannel();

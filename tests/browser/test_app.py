@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import sys
 from urllib.parse import quote
 
@@ -35,22 +36,53 @@ def test_a_link_to_a_page_works_as_the_first_request_of_a_new_server(server, pag
     assert page.get_by_text("Low-pass filter").first.is_visible()
 
 
-def test_dragging_a_slider_bends_the_curve_and_the_link(server, page):
+def curves(page):
+    """What the lines of the chart with handles look like."""
+    return page.locator("[class*=st-key-moving-] svg .mark-line path").evaluate_all(
+        "paths => paths.map(path => path.getAttribute('d')).join()"
+    )
+
+
+def test_a_dragged_handle_bends_the_curve_without_the_server_and_on_release_all_follows(server, page):
     page.goto(f"{server.url}/decay_schedule")
     settled(page)
-    chart = page.locator("[data-testid=stVegaLiteChart]").first
-    before, age = still(chart), metric(page, "Mean age").inner_text()
     handle = page.get_by_role("slider", name="power")
-    box = handle.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    handle.wait_for()
+    settled(page)
+    age, box, seen = metric(page, "Mean age").inner_text(), handle.bounding_box(), [curves(page)]
+    title = page.locator("[class*=st-key-moving-] .role-title-text").first
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.3 * box["width"], y)
     page.mouse.down()
-    for shift in range(10, 70, 10):
-        page.mouse.move(box["x"] + shift, box["y"] + box["height"] / 2)
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        for share in (0.35, 0.45, 0.55):
+            page.mouse.move(box["x"] + share * box["width"], y)
+            wait_for(lambda: curves(page) not in seen)
+            seen.append(curves(page))
+        said = title.text_content()
+        assert metric(page, "Mean age").inner_text() == age
+        assert "power=" not in page.url
+    finally:
+        server.process.send_signal(signal.SIGCONT)
     page.mouse.up()
-    assert float(changes_from(metric(page, "Mean age"), age).replace(",", "")) > float(age)
-    wait_for(lambda: chart.screenshot() != before)
-    assert "power=" in page.url
+    assert float(changes_from(metric(page, "Mean age"), age).replace(",", "")) != float(age.replace(",", ""))
+    settled(page)
+    value = page.get_by_role("spinbutton", name="power").input_value()
+    assert float(value) > 1
+    assert said.startswith(f"power: {value} ")
+    assert f"power={value}" in page.url
+    assert curves(page) != seen[0]
     link, age = page.url, metric(page, "Mean age").inner_text()
+    # Reset moves the handle, too.
+    page.get_by_role("button", name="Reset").click()
+    changes_from(metric(page, "Mean age"), age)
+    wait_for(lambda: title.text_content().startswith("power: 0.6667 "))
+    assert curves(page) != seen[-1]
+    # And the keyboard moves it.
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    wait_for(lambda: page.get_by_role("spinbutton", name="power").input_value() == "0.7")
     other = page.context.new_page()
     other.goto(link)
     settled(other)
@@ -75,12 +107,17 @@ def test_settings_outlive_a_page_change(server, page):
     assert page.url.endswith("decay_schedule?power=1.25")
 
 
-def test_overview_moves_by_itself_and_leads_to_evidence(server, page):
+def test_overview_plays_by_itself_in_the_browser_and_leads_to_evidence(server, page):
     page.goto(server.url)
     settled(page)
-    step = page.get_by_text(re.compile(r"^Step \d+ of"))
-    before = step.inner_text()
-    assert changes_from(step, before) != before
+    page.get_by_role("slider", name="learning rate").wait_for()
+    settled(page)  # no script runs while it plays
+    page.get_by_role("button", name="Play again").click()
+    seen = {curves(page)}
+    with page.expect_download() as download:
+        page.get_by_role("button", name="paths.csv").click()
+    wait_for(lambda: seen.add(curves(page)) or len(seen) > 8)
+    assert len(pd.read_csv(download.value.path())) == 300
     page.get_by_role("link", name="Ask your own seeds").click()
     page.get_by_role("heading", name="Evidence", level=1).wait_for()
     page.get_by_role("button", name="Start").wait_for()
