@@ -290,7 +290,9 @@ def headline(found: Mapping[str, PairedComparison], config: TaskConfig, *, compl
             "helps": f"; its curve is steadier in {one.wins} of {one.seeds}",
             "hurts": f"; its curve is less steady in {one.losses} of {one.seeds}",
         }.get(kind_of(one), "")
-    median = f"median gain {signed_percent(final.median.estimate)}; " if final.pairs and " in the median" not in told else ""
+    median = (
+        f"median gain {signed_percent(final.median.estimate)}; " if final.pairs and " in the median" not in told else ""
+    )
     return (
         f"{'Over' if complete else 'So far, over'} {counted(final.seeds, 'seed')}, {told} ({median}the average was "
         f"better in {final.wins}{rule}){steady}."
@@ -352,7 +354,8 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
     chance, wanted = comparison.chance, percent(comparison.wanted_gain)
     told.append(
         f"A single seed shows a gain of at least {wanted} with a chance of {percent(chance.estimate, 2)} (95 % "
-        f"interval {percent(chance.low, 2)} to {percent(chance.high, 2)}, from {comparison.seeds} seeds)."
+        "interval "
+        f"{percent(chance.low, 2)} to {percent(chance.high, 2)}, from {comparison.seeds} seeds)."
     )
     if comparison.seeds_needed is not None:
         needed = "a million seeds or more" if comparison.seeds_needed >= 10**6 else f"{comparison.seeds_needed:,} seeds"

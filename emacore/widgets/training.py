@@ -7,7 +7,6 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from emacore.averaging.code import to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
@@ -27,11 +26,10 @@ from emacore.training.history import (
     steadiness,
     validation,
 )
-from emacore.widgets.jobs import duration, job_queue, show_state, stored
+from emacore.widgets.jobs import duration, job_choice, job_queue, show_state, shown, stored
 from emacore.widgets.page import BOUND, csv_button, put, sentence, show_chart, show_table, told
 from emacore.widgets.runs import run_state
 
-LIST_MOST = 25
 COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED}
 
 
@@ -54,8 +52,8 @@ def start_from_run() -> None:
     """A choice among the store's runs, and a button that brings the settings of one into the controls of a run."""
     with told():
         runs = job_queue().store.runs()
-        configs = [TaskConfig.from_json(text) for text in runs["config"]]
-    ours = {run_id: config for run_id, config in zip(runs["id"], configs, strict=True) if isinstance(config, RunConfig)}
+    configs = dict(zip(runs["id"], map(TaskConfig.from_json, runs["config"]), strict=True))
+    ours = {run_id: config for run_id, config in configs.items() if isinstance(config, RunConfig)}
     st.markdown("**Is it more than one draw?**")
     if not ours:
         st.page_link(
@@ -63,10 +61,11 @@ def start_from_run() -> None:
         )
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = st.selectbox(
+        chosen = job_choice(
             "A run of yours",
-            list(ours),
-            key="start_from",
+            shown(runs[runs["id"].isin(list(ours))]),
+            "start_from",
+            index=0,
             help="Its settings, trained with many seeds: what one run seemed to show is then more than chance, or not.",
             width=480,
         )
@@ -89,22 +88,6 @@ def _take_settings(config: RunConfig) -> None:
         state["own_data_path"] = config.data.path
     put(state)
     st.toast("The settings are those of the run now. Press **Start**.", icon=":material/conversion_path:")
-
-
-def recent_runs(table: pd.DataFrame) -> None:
-    """The newest of all runs of the store."""
-    st.subheader("Recent runs")
-    shown = table.head(LIST_MOST)
-    configs = [TaskConfig.from_json(text) for text in shown["config"]]
-    listed = shown[["id", "state", "created", "epochs", "seconds", "stopped"]].assign(
-        data=[c.data.kind if isinstance(c, RunConfig) else c.task_name for c in configs],
-        optimizer=[f"{c.optimizer.name} {c.optimizer.learning_rate:g}, {c.optimizer.rate_rule}" for c in configs],
-        average=[to_code(c.schedule) for c in configs],
-        seed=[c.seed for c in configs],
-    )
-    show_table(listed, name="runs", column_config={"created": st.column_config.DatetimeColumn(format="distance")})
-    if len(table) > LIST_MOST:
-        st.caption(f"The newest {LIST_MOST} of {len(table)} runs; the others can be chosen above.")
 
 
 def _is_over(run: StoredRun) -> bool:
@@ -139,6 +122,7 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         so_far=f"{epoch} epochs",
         ended=f"Ended after {epoch} epochs and {duration(run):,.1f} s: {why}.",
         what="run",
+        empty=not epoch,
     )
 
 

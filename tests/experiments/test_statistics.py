@@ -27,6 +27,7 @@ from emacore.experiments.statistics import (
 )
 from emacore.experiments.statistics import _mean as mean_interval
 from emacore.experiments.statistics import _median as median_interval
+from emacore.formatting import p_value
 from tests.experiments.conftest import INF, NAN, drawn_pairs, no_empty_words
 
 
@@ -179,9 +180,9 @@ def test_a_corrected_p_stays_or_grows_with_each_further_test():
 def test_it_is_told_beside_a_p_value_what_it_is_corrected_for():
     rng = np.random.default_rng(2)
     one, other = (paired_comparison(np.ones(12), 1 - 0.1 * rng.random(12)) for _ in range(2))
-    assert f"Wilcoxon p = {one.wilcoxon_p:.2g}, corrected for no other test; averaging" in verdict(one)
+    assert f"Wilcoxon p {p_value(one.wilcoxon_p)}, corrected for no other test; averaging" in verdict(one)
     among = corrected([one, other])[0]
-    assert f", {among.p:.2g} corrected for 2 tests; averaging" in verdict(one, among=among)
+    assert f", p {p_value(among.p)} corrected for 2 tests; averaging" in verdict(one, among=among)
     early = corrected([one], final=False)[0]
     assert "corrected for the 1 test so far, with more to come; averaging" in verdict(one, among=early)
     assert "Only the 2 tests so far are counted" in p_values_in_words(2, final=False)

@@ -10,6 +10,7 @@ from emacore.averaging.code import to_code
 from emacore.experiments import shipped
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json
+from emacore.formatting import p_value
 from emacore.training.config import StoppingConfig, article_schedule
 from tests.helpers import ME
 from tests.pages.conftest import SWEEP, drawn, run, texts
@@ -159,7 +160,7 @@ def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
     chosen = cells.set_index(list(SWEEP.grid)).loc[(0.01, "Constant(beta=0.9)")]
     assert f"**Final.** {starts.get(chosen['verdict'], 'No difference')}" in final
     # With the article's schedule 15 steps are all copies, so that two of the four cells have nothing to test.
-    assert f"Wilcoxon p = {chosen['wilcoxon_p']:.2g}, {chosen['p']:.2g} corrected for 2 tests" in final
+    assert f"Wilcoxon p {p_value(chosen['wilcoxon_p'])}, p {p_value(chosen['p'])} corrected for 2 tests" in final
     assert "Two p-values: Wilcoxon's is that of the cell alone." in texts(app)
     assert "so far" not in texts(app)
 
