@@ -365,6 +365,22 @@ def rescaled_settings(settings: list[Setting], batch: float = 1.0, length: float
     return found
 
 
+def rescaling_remarks(settings: list[Setting], batch: float) -> list[Remark]:
+    """What to know of settings (as they were) that are carried over to ``batch`` times the batch size."""
+    if batch == 1:
+        return []
+    found = [
+        Remark(
+            "The learning rate was chosen for the other batch size and must be scaled, too: linearly for SGD. A "
+            f"constant decay d becomes d^{number(batch)}, a power function stays as it is, and update_after_step is "
+            f"divided by {number(batch)}.",
+            SCALING,
+        )
+    ]
+    notes = dict.fromkeys(setting.schedule.rescaling for setting in settings)
+    return found + [Remark(note, PRODUCT) for note in notes if note]
+
+
 def _window(run: Run) -> Setting:
     window = 0.01 * run.steps
     return Setting(

@@ -25,6 +25,7 @@ from emacore.averaging.advice import (
     half_life_in,
     published_range,
     rescaled_settings,
+    rescaling_remarks,
     rounded_decay,
     rounded_schedule,
     settings_table,
@@ -198,6 +199,18 @@ def test_another_batch_size_keeps_the_memory_in_samples(trained, batch):
             samples, rel=2 * ROUNDING
         )
         assert new.schedule == rounded_schedule(at_batch_size(old.schedule, batch))
+
+
+def test_what_comes_with_another_batch_size_is_told():
+    settings = [Setting("a", Constant(), "", advice.PRODUCT), Setting("b", InversePower(), "", advice.PRODUCT)]
+    assert rescaling_remarks(settings, 1) == []
+    first, second = rescaling_remarks(settings, 8)
+    assert "learning rate was chosen for the other batch size and must be scaled" in first.text
+    assert "d becomes d^8" in first.text
+    assert "2307.13813" in first.source.text
+    assert second.text == InversePower.rescaling
+    assert len(rescaling_remarks(settings[:1], 0.25)) == 1
+    assert "d becomes d^0.25" in rescaling_remarks(settings, 0.25)[0].text
 
 
 @pytest.mark.parametrize("trained", TRAINED)
