@@ -277,6 +277,20 @@ def test_warnings_are_of_what_happens_in_the_run():
     assert "is not small" not in told(Run(10_000, 10), Constant(0.999, update_every=10))
 
 
+def test_a_run_without_a_move_is_told_once():
+    found = warnings(Run(50, 60), advise(Run(50, 60)).settings)
+    assert sum("update_every = 60 is as long as the run (50 steps)" in one.text for one in found) == 1
+    assert not any("starts" in one.text or "not small" in one.text for one in found)
+    assert "100 % of the final average are still the weights it started with" in told(Run(2), Constant(0.9999))
+    assert "still the weights" not in told(Run(2), UniformAverage())
+
+
+def test_tiny_shares_and_epochs_have_no_exponent():
+    assert str(half_life_in(Run(10**10, epochs=0.1), Constant(0.9))) == (
+        "6.579 steps, less than 0.0001 % of the run, less than 0.0001 epochs"
+    )
+
+
 def test_noise_is_by_the_formula():
     run = Run(400_000, 2, wish="noisy evaluation")
     found = advise(run, STUDY)
