@@ -524,8 +524,8 @@ def own_warnings(run: Run, settings: list[Setting]) -> list[Remark]:
     if every >= run.steps:
         return [
             Remark(
-                f"update_every = {number(every)} is as long as the run ({number(run.steps)} steps): only the first step "
-                "is looked at, and nothing is averaged.",
+                f"update_every = {number(every)} is as long as the run ({number(run.steps)} steps): only the first "
+                "step is looked at, and nothing is averaged.",
                 PRODUCT,
             )
         ]
@@ -595,8 +595,8 @@ def _coarse(run: Run, settings: list[Setting]) -> list[Remark]:
     told = " and ".join(f"{number(steps, 3)} steps ({name})" for name, _, steps in coarse)
     return [
         Remark(
-            f"update_every = {number(max(every for _, every, _ in coarse))} is not small against a half-life of {told}: "
-            "the average holds few snapshots. Update at least ten times in a half-life.",
+            f"update_every = {number(max(every for _, every, _ in coarse))} is not small against a half-life of "
+            f"{told}: the average holds few snapshots. Update at least ten times in a half-life.",
             COMPOSER,
         )
     ]
