@@ -86,6 +86,7 @@ class InversePower(Schedule):
             0.0,
             "The smallest decay of a move: larger makes the first averages calmer. beta wins where it is smaller.",
             step=0.001,
+            rare=True,
         ),
     )
     tuned: ClassVar[str] = "power"
@@ -230,7 +231,10 @@ class BiasCorrected(Schedule):
         if self.beta == 1:
             return np.asarray(1 - 1 / n)
         log_beta = math.log(self.beta)
-        corrected = self.beta * np.expm1((n - 1) * log_beta) / np.expm1(n * log_beta)
+        if self.beta < 0.5:
+            corrected = self.beta * np.expm1((n - 1) * log_beta) / np.expm1(n * log_beta)
+        else:  # the same, so that decays near 1 never fall by rounding
+            corrected = 1 + (1 - self.beta) / np.expm1(n * log_beta)
         return np.minimum(corrected, math.nextafter(self.beta, 0))
 
     def call_reaching(self, decay: float) -> float:
