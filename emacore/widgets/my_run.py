@@ -62,11 +62,18 @@ def run_controls() -> Run:
     """The controls of a run, in two rows; ends the page with a sentence where there is no such run."""
     what, rate, wish, way = st.columns([1, 1, 1.2, 1.1])
     with what:
-        trained = _one_of("What is trained", "trained", TRAINED, "Whose published settings are looked at.")
+        trained = _one_of(
+            "What is trained", "trained", TRAINED, "Another choice brings the settings that are published for it."
+        )
     with rate:
         falls = _one_of("Learning rate", "rate", RATES, "Averaging and lowering the rate calm the same noise.")
     with wish:
-        wanted = _one_of("What you want", "wish", WISHES, "A short memory for evaluations on the way, or several.")
+        wanted = _one_of(
+            "What you want",
+            "wish",
+            WISHES,
+            "Noisy evaluations want a short memory; several lengths are kept with snapshots.",
+        )
     with way:
         length = st.segmented_control(
             "Length as",
@@ -86,7 +93,11 @@ def run_controls() -> Run:
         passes = _passes(str(length))
     with fourth:
         every = _number(
-            "update_every", "run_every", 1, 10**6, "Steps from one update of the average to the next; 1 is the best."
+            "update_every",
+            "run_every",
+            1,
+            10**6,
+            "Steps from one update of the average to the next. Larger costs less, and looks at fewer snapshots.",
         )
     epochs: float | None = passes
     try:
