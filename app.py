@@ -13,6 +13,7 @@ st.session_state["navigated"] = True  # see emacore.widgets.page.through_app
 page = st.navigation(
     [
         st.Page("pages/overview.py", title="Overview", default=True),
+        st.Page("pages/for_my_run.py", title="For my run"),
         st.Page("pages/decay_schedule.py", title="Decay schedule"),
         st.Page("pages/low_pass_filter.py", title="Low-pass filter"),
         st.Page("pages/train.py", title="Train"),

@@ -10,13 +10,13 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from emacore.charts.ends import WHOLE_AXIS, name_marks, names_at_ends, regular_axis, tick_values
+from emacore.charts.ends import WHOLE_AXIS, free_of, name_marks, names_at_ends, regular_axis, room_for, tick_values
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import CLEAN, DASHES
 from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
 
 #: A line's points that answer the pointer: each is a mark of its own, and drawing a thousand takes 0.2 s.
-_PROBES = 120
+PROBES = 120
 _NAMES, _RULES, _LABELS = 2, 3, 4
 
 
@@ -55,7 +55,7 @@ def lines(
     if y_domain is None and ends != axis_ends(shown[y], y_scale):
         y_domain = ends  # one number up to rounding: the axis must not show the rounding
     rank = shown.groupby(series, sort=False).cumcount()
-    shown = shown.assign(probe=rank % max(1, len(shown) // (_PROBES * max(1, shown[series].nunique()))) == 0)
+    shown = shown.assign(probe=rank % max(1, len(shown) // (PROBES * max(1, shown[series].nunique()))) == 0)
     present = set(shown[series].unique())
     visible = (float(low), float(high)) if (low := shown[x].min()) < (high := shown[x].max()) else (0.0, 0.0)
     spec = _spec(
@@ -73,6 +73,7 @@ def lines(
         faint=tuple(faint),
         ruled=bool(x_rules),
         whole=x_scale == "linear" and pd.api.types.is_integer_dtype(table[x]),
+        room=room_for(map(str, present)) if len(present) > 1 else 0,
     )
     names = names_at_ends(
         shown, x, y, series, height=height, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends
@@ -102,6 +103,7 @@ def _spec(
     faint: tuple[str, ...],
     ruled: bool,
     whole: bool,
+    room: int,
 ) -> dict[str, Any]:
     names, hues = [name for name, _ in colours], [colour for _, colour in colours]
     highlight = alt.selection_point(name="highlight", fields=["name"], on="click")
@@ -111,7 +113,7 @@ def _spec(
     across, up = (regular_axis(some) for some in ticks)
     if whole:
         across = WHOLE_AXIS
-    x_axis = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type=x_scale, nice=False), axis=across)
+    x_axis = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type=x_scale, nice=False, range=free_of(room)), axis=across)
     y_axis = alt.Y(
         f"{y}:Q", title=y_title, scale=alt.Scale(type=y_scale, zero=zero, domain=domain, clamp=True), axis=up
     )
@@ -145,7 +147,7 @@ def _spec(
             ],
         )
     )
-    ends = name_marks(colour)
+    ends = name_marks(colour, room)
     layers = [drawn, points.add_params(nearest), ends.add_params(highlight), *(_rules() if ruled else ())]
     return spec_of(alt.layer(*layers).properties(height=height))
 

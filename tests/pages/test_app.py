@@ -18,7 +18,7 @@ import sys
 from streamlit.testing.v1 import AppTest
 from emacore.experiments.jobs import JobQueue
 JobQueue.tend = lambda self, *, warm=False: None
-for page in ("overview", "decay_schedule", "low_pass_filter", "train"):
+for page in ("overview", "for_my_run", "decay_schedule", "low_pass_filter", "train"):
     app = AppTest.from_file("app.py", default_timeout=60)
     app.switch_page(f"pages/{page}.py").run()
     assert not app.exception, app.exception
@@ -28,7 +28,7 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("page", ["overview", "decay_schedule", "low_pass_filter", "train", "what_if"])
+@pytest.mark.parametrize("page", ["overview", "for_my_run", "decay_schedule", "low_pass_filter", "train", "what_if"])
 def test_every_control_has_help_and_its_place_in_the_link(open_page, page, home):
     if page == "what_if":
         enter_recorded(home)
