@@ -113,8 +113,8 @@ def beside_claims(history: pd.DataFrame) -> pd.DataFrame:
     """Each claim beside a run and beside the shipped seeds.
 
     Returns:
-        ``claim``, ``article``, ``this run``, ``holds here`` ("yes", "no", or "not reached"), ``holds in`` (of the seeds
-        for which it can be asked, as "12 of 32") and ``median seed``.
+        ``claim``, ``article``, ``this run`` ("yes" or "no", with its measure, or "not reached"), ``holds in`` (of the
+        seeds for which it can be asked, as "12 of 32") and ``median seed``.
     """
     rows = []
     for claim, found in zip(CLAIMS, _of_seeds(), strict=True):
@@ -123,13 +123,16 @@ def beside_claims(history: pd.DataFrame) -> pd.DataFrame:
             {
                 "claim": claim.text,
                 "article": claim.theirs,
-                "this run": "" if math.isnan(own) else claim.show(own),
-                "holds here": "not reached" if math.isnan(own) else "yes" if claim.holds(own) else "no",
+                "this run": "not reached" if math.isnan(own) else f"{_yes(claim.holds(own))}, {claim.show(own)}",
                 "holds in": f"{sum(map(claim.holds, known.tolist()))} of {len(known)}",
                 "median seed": claim.show(float(np.median(known))),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
 
 
 @cache

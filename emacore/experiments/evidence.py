@@ -40,7 +40,7 @@ QUESTIONS = {
     "steadiness": "the curve's standard deviation",
 }
 #: The curves of :func:`win_curves`.
-AHEAD, TRAINING = "average ahead, of those", "still training, of all"
+AHEAD, TRAINING = "ahead", "training"
 
 
 @dataclass(frozen=True)
