@@ -32,6 +32,7 @@ from emacore.training.history import (
 )
 from emacore.widgets.article import beside_the_article
 from emacore.widgets.jobs import duration, job_choice, job_queue, show_state, shown, stored
+from emacore.widgets.link import from_link, to_link
 from emacore.widgets.page import BOUND, csv_button, put, sentence, show_chart, show_table, told
 from emacore.widgets.runs import run_state
 
@@ -182,18 +183,16 @@ def _other_run(run: StoredRun) -> pd.DataFrame | None:
         store = job_queue().store
         runs = store.runs()
     runs = runs[(runs["id"] != run.id) & (runs["epochs"] > 0)]
-    alike = [row_id for row_id, text in zip(runs["id"], runs["config"], strict=True) if _alike(run.config, text)]
-    if st.session_state.get("overlay") not in alike:
-        st.session_state["overlay"] = None
-    chosen = st.selectbox(
+    alike = shown(runs[runs["config"].map(partial(_alike, run.config)).astype(bool)])
+    from_link("overlay")
+    chosen = job_choice(
         "Overlay another run",
         alike,
-        index=None,
-        key="overlay",
-        placeholder="None" if alike else "No other run on the same rows",
+        "overlay",
+        placeholder="None" if len(alike) else "No other run on the same rows",
         help="Draws the validation curves of another run of the same task and data, dashed, over these.",
-        **BOUND,
     )
+    to_link("overlay")
     return None if chosen is None else stored(chosen)[1]
 
 

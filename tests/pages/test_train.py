@@ -318,14 +318,16 @@ def test_the_charts_are_the_runs_history(open_page, home):
 def test_another_run_lies_over_this_one(open_page, home):
     config = RunConfig(stopping=StoppingConfig("none"), max_epochs=3)
     first = enter(home, config)
-    elsewhere = enter(home, replace(config, data=DataConfig(n_samples=200)))
+    enter(home, replace(config, data=DataConfig(n_samples=200)))
     run_id = enter(home, replace(config, optimizer=OptimizerConfig(learning_rate=0.01)))
     app = open_page("train", run=run_id)
-    assert first in app.get_by_key("overlay").options
-    assert elsewhere not in app.get_by_key("overlay").options, "its losses are of other rows"
+    choice = app.get_by_key("pick-overlay")
+    assert len(choice.options) == 1, "the losses of the other one are of other rows"
+    assert "done" in choice.options[0], "a run is known by its name, state and age"
     assert {"train", "original", "EMA"} == set(drawn(app)[0]["curve"])
-    app.get_by_key("overlay").set_value(first)
+    choice.set_value(first)
     run(app)
+    assert app.query_params["overlay"] == first
     own, theirs = (RunStore(home).history(one) for one in (run_id, first))
     losses, r2, *_ = drawn(app)
     for table, column, name in ((losses, "loss", "loss"), (r2, "r2", "r2")):
