@@ -1,5 +1,7 @@
 """The weight-averaging explorer: streamlit run app.py"""
 
+import os
+
 import streamlit as st
 
 from emacore.widgets.link import link_told
@@ -20,6 +22,7 @@ page = st.navigation(
         st.Page("pages/what_if.py", title="What if"),
         st.Page("pages/evidence.py", title="Evidence"),
         st.Page("pages/where_it_helps.py", title="Where it helps"),
+        st.Page("pages/runs.py", title="Runs"),
     ],
     position="top",
 )
@@ -27,3 +30,7 @@ st.set_page_config(page_title=f"{page.title} - Weight-averaging explorer", page_
 st.html(STYLE)
 with link_told(page.url_path):
     page.run()
+if os.environ.get("EMACORE_EXAMPLE") != "0":
+    from emacore.widgets.jobs import begin_example  # after the page, which need not wait for it
+
+    begin_example()

@@ -7,7 +7,7 @@ from emacore.averaging.code import scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.aligned import curves_and_shares
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
-from emacore.widgets.jobs import job_queue, show_problem
+from emacore.widgets.jobs import begin_example, job_queue, show_problem
 from emacore.widgets.page import BOUND, csv_button, show_chart, show_table, through_app, told
 from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_defaults
 
@@ -18,6 +18,7 @@ st.markdown(
     "what every other schedule would have given: move a slider, and the averaged network's whole curve moves, without "
     "training."
 )
+begin_example()  # its worker loads torch meanwhile, too
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     import torch
 

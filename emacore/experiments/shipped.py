@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from emacore.averaging.code import to_code
+from emacore.experiments.names import PERSON
 from emacore.experiments.store import StoredRun
 from emacore.experiments.studies import Job, Study, Sweep
 from emacore.experiments.sweep import columns_of
@@ -78,6 +79,8 @@ def _read(path: Path) -> tuple[str, pd.DataFrame]:
 def _stored(job: Job, stopped: str) -> StoredRun:
     return StoredRun(
         id=SHIPPED,
+        name=None,
+        asked=PERSON,
         state="done",
         job=job,
         created=0.0,

@@ -5,7 +5,6 @@ The engine is joblib: its loky processes here, Dask's workers where a scheduler'
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -95,9 +94,9 @@ def sweep(
         ValueError: as :class:`~emacore.experiments.studies.Sweep`, before anything starts.
         SweepError: if the scheduler cannot be reached, or its workers have other versions.
     """
-    chosen = Sweep(config, grid, tuple(seeds)).cells()
+    job = Sweep(config, grid, tuple(seeds))
+    chosen, keys = job.cells(), job.cell_keys()
     columns = [*grid, *columns_of(config)]
-    keys = [_key(Study(cell, tuple(seeds)).to_json(indent=None)) for _, cell in chosen]
     done: dict[int, Rows] = {}
     begin = monotonic()
 
@@ -300,11 +299,6 @@ def _failed(job: str, error: str) -> Found:
     study = _read(job)
     schedules = (study.config.schedule, *study.schedules)
     return {to_code(schedule): [{"seed": seed, "error": error} for seed in study.seeds] for schedule in schedules}
-
-
-def _key(job: str) -> str:
-    """What decides a cell's numbers."""
-    return hashlib.sha256(f"{job} {emacore.__version__} {version('torch')}".encode()).hexdigest()
 
 
 def _table(done: Mapping[int, Rows], columns: list[str]) -> pd.DataFrame:

@@ -82,6 +82,7 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
         so_far=f"{epoch} epochs",
         ended=f"{seeds} seeds, {epoch} epochs, {duration(run):,.1f} s: {why}.",
         what="study",
+        empty=not epoch,
     )
 
 

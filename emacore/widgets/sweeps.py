@@ -154,6 +154,7 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
         so_far=f"{cells} cells",
         ended=f"{cells} cells of {len(sweep.seeds)} seeds, {duration(run):,.1f} s: {why}.",
         what="sweep",
+        empty=not cells,
     )
 
 

@@ -7,11 +7,11 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from emacore.averaging.code import to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 from emacore.experiments.evidence import rules_in_words
+from emacore.experiments.listing import measured_alike
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.replay.measure import Metric
 from emacore.tasks.regression.article import STEADINESS, is_article
@@ -32,11 +32,11 @@ from emacore.training.history import (
     validation,
 )
 from emacore.widgets.article import beside_the_article
-from emacore.widgets.jobs import duration, job_queue, show_state, stored
+from emacore.widgets.jobs import duration, job_choice, job_queue, show_state, shown, stored
+from emacore.widgets.link import from_link, to_link
 from emacore.widgets.page import BOUND, csv_button, put, sentence, show_chart, show_table, told
 from emacore.widgets.runs import run_state
 
-LIST_MOST = 25
 #: The curves of another run that is laid over this one.
 OVERLAID = {"original, other run": OTHERS[4], "EMA, other run": OTHERS[3]}
 COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED, **OVERLAID}
@@ -61,8 +61,8 @@ def start_from_run() -> None:
     """A choice among the store's runs, and a button that brings the settings of one into the controls of a run."""
     with told():
         runs = job_queue().store.runs()
-        configs = [TaskConfig.from_json(text) for text in runs["config"]]
-    ours = {run_id: config for run_id, config in zip(runs["id"], configs, strict=True) if isinstance(config, RunConfig)}
+    configs = dict(zip(runs["id"], map(TaskConfig.from_json, runs["config"]), strict=True))
+    ours = {run_id: config for run_id, config in configs.items() if isinstance(config, RunConfig)}
     st.markdown("**Is it more than one draw?**")
     if not ours:
         st.page_link(
@@ -70,10 +70,11 @@ def start_from_run() -> None:
         )
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = st.selectbox(
+        chosen = job_choice(
             "A run of yours",
-            list(ours),
-            key="start_from",
+            shown(runs[runs["id"].isin(list(ours))]),
+            "start_from",
+            index=0,
             help="Its settings, trained with many seeds: what one run seemed to show is then more than chance, or not.",
             width=480,
         )
@@ -96,22 +97,6 @@ def _take_settings(config: RunConfig) -> None:
         state["own_data_path"] = config.data.path
     put(state)
     st.toast("The settings are those of the run now. Press **Start**.", icon=":material/conversion_path:")
-
-
-def recent_runs(table: pd.DataFrame) -> None:
-    """The newest of all runs of the store."""
-    st.subheader("Recent runs")
-    shown = table.head(LIST_MOST)
-    configs = [TaskConfig.from_json(text) for text in shown["config"]]
-    listed = shown[["id", "state", "created", "epochs", "seconds", "stopped"]].assign(
-        data=[c.data.kind if isinstance(c, RunConfig) else c.task_name for c in configs],
-        optimizer=[f"{c.optimizer.name} {c.optimizer.learning_rate:g}, {c.optimizer.rate_rule}" for c in configs],
-        average=[to_code(c.schedule) for c in configs],
-        seed=[c.seed for c in configs],
-    )
-    show_table(listed, name="runs", column_config={"created": st.column_config.DatetimeColumn(format="distance")})
-    if len(table) > LIST_MOST:
-        st.caption(f"The newest {LIST_MOST} of {len(table)} runs; the others can be chosen above.")
 
 
 def _is_over(run: StoredRun) -> bool:
@@ -146,6 +131,7 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         so_far=f"{epoch} epochs",
         ended=f"Ended after {epoch} epochs and {duration(run):,.1f} s: {why}.",
         what="run",
+        empty=not epoch,
     )
 
 
@@ -195,28 +181,19 @@ def _curves(run: StoredRun, history: pd.DataFrame) -> None:
 def _other_run(run: StoredRun) -> pd.DataFrame | None:
     """The history of a run that is chosen to lie over this one."""
     with told():
-        store = job_queue().store
-        runs = store.runs()
+        runs = job_queue().store.runs()
     runs = runs[(runs["id"] != run.id) & (runs["epochs"] > 0)]
-    alike = [row_id for row_id, text in zip(runs["id"], runs["config"], strict=True) if _alike(run.config, text)]
-    if st.session_state.get("overlay") not in alike:
-        st.session_state["overlay"] = None
-    chosen = st.selectbox(
+    alike = runs["config"].map(lambda text: measured_alike({"this": run.job, "that": TaskConfig.from_json(text)}))
+    from_link("overlay")
+    chosen = job_choice(
         "Overlay another run",
-        alike,
-        index=None,
-        key="overlay",
-        placeholder="None" if alike else "No other run on the same rows",
-        help="Draws the validation curves of another run of the same task and data, dashed, over these.",
-        **BOUND,
+        shown(runs[alike.astype(bool)]),
+        "overlay",
+        placeholder="None" if alike.any() else "No other run on the same rows",
+        help="Lays the validation curves of another run of the same task and data over these.",
     )
+    to_link("overlay")
     return None if chosen is None else stored(chosen)[1]
-
-
-def _alike(config: TaskConfig, other: str) -> bool:
-    """Whether another run's losses are of the same task and rows."""
-    theirs = TaskConfig.from_json(other)
-    return theirs.task_name == config.task_name and theirs.data.effective() == config.data.effective()
 
 
 def _rates(run: StoredRun, history: pd.DataFrame) -> None:

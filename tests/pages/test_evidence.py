@@ -57,7 +57,7 @@ def test_a_study_starts_from_a_run_of_the_store(open_page, home):
     run_id = RunStore(home).create(config)
     RunStore(home).create(RunConfig(max_epochs=3))
     app = open_page("evidence")
-    app.get_by_key("start_from").set_value(run_id)
+    app.get_by_key("pick-start_from").set_value(run_id)
     run(app)
     next(b for b in app.button if b.label == "Start from this run").click()
     run(app)

@@ -147,7 +147,7 @@ def test_a_training_that_looked_at_its_average_is_told_and_can_be_trained_withou
     newest = RunStore(home).runs().iloc[0]
     again = json.loads(newest["config"])
     assert newest["state"] == "queued"
-    assert app.get_by_key("replayed").value == newest["id"]
+    assert app.get_by_key("pick-replayed").value == newest["id"]
     assert "The first epoch is not over yet" in texts(app)
     assert again["optimizer"]["plateau_curve"] == again["stopping"]["curve"] == "original"
 
@@ -185,7 +185,7 @@ def test_a_recording_damaged_or_deleted_under_the_page_is_told(open_page, home):
 def test_a_run_that_is_not_there_is_not_silently_another(open_page, home):
     older, newer = enter(home), enter(home)
     app = open_page("what_if", replayed=older)
-    assert app.get_by_key("replayed").value == older
+    assert app.get_by_key("pick-replayed").value == older
     assert not app.warning
     shutil.rmtree(RunStore(home).recording(older))
     told = f"There is no recorded run {older}: it may have been deleted. This is the newest recorded run."
@@ -193,7 +193,7 @@ def test_a_run_that_is_not_there_is_not_silently_another(open_page, home):
         assert run(app).warning[0].value == told
         assert len(figures(app)) == 3
     for choice in (newer, None):
-        app.get_by_key("replayed").set_value(choice)
+        app.get_by_key("pick-replayed").set_value(choice)
         assert not run(app).warning
     assert "There is no recorded run abc:" in open_page("what_if", replayed="abc").warning[0].value
     assert "There is no run abc:" in open_page("train", run="abc").warning[0].value
