@@ -11,6 +11,7 @@ from emacore.averaging.remarks import remarks
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 from emacore.experiments.evidence import rules_in_words
+from emacore.experiments.listing import measured_alike
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.replay.measure import Metric
 from emacore.tasks.regression.article import STEADINESS, is_article
@@ -180,26 +181,19 @@ def _curves(run: StoredRun, history: pd.DataFrame) -> None:
 def _other_run(run: StoredRun) -> pd.DataFrame | None:
     """The history of a run that is chosen to lie over this one."""
     with told():
-        store = job_queue().store
-        runs = store.runs()
+        runs = job_queue().store.runs()
     runs = runs[(runs["id"] != run.id) & (runs["epochs"] > 0)]
-    alike = shown(runs[runs["config"].map(partial(_alike, run.config)).astype(bool)])
+    alike = runs["config"].map(lambda text: measured_alike({"this": run.job, "that": TaskConfig.from_json(text)}))
     from_link("overlay")
     chosen = job_choice(
         "Overlay another run",
-        alike,
+        shown(runs[alike.astype(bool)]),
         "overlay",
-        placeholder="None" if len(alike) else "No other run on the same rows",
-        help="Draws the validation curves of another run of the same task and data, dashed, over these.",
+        placeholder="None" if alike.any() else "No other run on the same rows",
+        help="Lays the validation curves of another run of the same task and data over these.",
     )
     to_link("overlay")
     return None if chosen is None else stored(chosen)[1]
-
-
-def _alike(config: TaskConfig, other: str) -> bool:
-    """Whether another run's losses are of the same task and rows."""
-    theirs = TaskConfig.from_json(other)
-    return theirs.task_name == config.task_name and theirs.data.effective() == config.data.effective()
 
 
 def _rates(run: StoredRun, history: pd.DataFrame) -> None:
