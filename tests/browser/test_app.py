@@ -24,7 +24,7 @@ if sys.platform == "win32":
 
 pytestmark = pytest.mark.browser
 
-PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if", "evidence", "where_it_helps")
+PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if", "evidence", "where_it_helps", "runs")
 ENDLESS = "?max_epochs=100000&stop_curve=none"
 
 
