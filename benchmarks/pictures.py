@@ -59,7 +59,7 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        server = Server(Path(home), example=True)
+        server = Server(Path(home), EMACORE_EXAMPLE="1")
         try:
             page = browser.new_page(viewport=SIZE)
             page.set_default_timeout(120_000)

@@ -15,13 +15,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emacore.charts.ends import NAME
+from emacore.charts.ends import NAME, round_ticks
 from emacore.charts.figure import Figure
 from emacore.charts.lines import PROBES
 from emacore.charts.thin import Scale, common_rows, drawable
+from emacore.formatting import IN_CHARTS
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
+#: Pictures above each other have their own colours.
+_RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
 #: Below so many pixels from the picture's top its title says where the handles are.
 _TITLE = {"fontSize": 13, "fontWeight": "normal", "offset": 8, "anchor": "start"}
 
@@ -52,11 +55,15 @@ class Frames(NamedTuple):
         rows: What all frames have in common, a column each: the series, and what the layers draw but does not move.
         moving: By handle's key, and by the column that moves: shape (rows, marks), not finite where nothing is drawn.
         column: The column of the series.  The rows of the same series in the figure's table are hidden meanwhile.
+        line: The columns of a line's x and y, at whose end its name stands.
+        layers: The layers of the figure that draw them; by default all that draw the figure's table.
     """
 
     rows: pd.DataFrame
     moving: Mapping[str, Mapping[str, Floats]]
     column: str
+    line: tuple[str, str] = ("x", "y")
+    layers: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -65,11 +72,23 @@ class Frames(NamedTuple):
 
 
 class View(NamedTuple):
-    """A picture, its frames, and the fixed ends of its axes ("x", "y") where frames would change them."""
+    """A picture, its frames, and the fixed ends of its axes ("x", "y") where frames would change them.
+
+    With ``square``, the x axis goes as far to both sides as a unit is as long on it as on the y axis.
+    """
 
     figure: Figure
     frames: tuple[Frames, ...] = ()
     ends: Mapping[str, tuple[float, float]] = {}
+    square: bool = False
+
+
+class Signal(NamedTuple):
+    """A further signal of the picture: its name, its value at first, and what it is at each tick of the screen."""
+
+    name: str
+    value: float
+    ticking: str = ""
 
 
 class Moving(NamedTuple):
@@ -84,7 +103,7 @@ class Moving(NamedTuple):
     left_out: str
 
 
-def moving(views: Sequence[View], handles: Sequence[Handle]) -> Moving:
+def moving(views: Sequence[View], handles: Sequence[Handle], signals: Sequence[Signal] = ()) -> Moving:
     """The views, one above the other, with the handles below them.
 
     Each view's figure has layers; those that draw the figure's table are drawn a second time, of the frames, and the
@@ -95,20 +114,28 @@ def moving(views: Sequence[View], handles: Sequence[Handle]) -> Moving:
     params: dict[str, Spec] = {}
     for number, view in enumerate(views):
         for param in view.figure.spec.get("params", []):
-            params |= _params_of(param, drawn[number]["layer"], params)
+            places = [n for n, layer in enumerate(view.figure.spec["layer"]) if layer.get("name") in param["views"]]
+            names = [f"view{number}_layer{place}" for place in places]
+            params |= _params_of(param, names, drawn[number]["layer"], params)
     if handles:
         # Vega puts the first selection's handle last.
         place = drawn[0]["layer"][0]["name"]
         params |= {handle.selection: _selection(handle, place) for handle in reversed(handles)}
     spec: Spec = {
-        **(drawn[0] if len(drawn) == 1 else {"vconcat": drawn, "spacing": 12}),
-        "params": [*_signals(handles), *params.values()],
+        **(drawn[0] if len(drawn) == 1 else {"vconcat": drawn, "spacing": 12, "resolve": _RESOLVED}),
+        "params": [*_signals(handles), *map(_ticking, signals), *params.values()],
         "autosize": {"type": "fit" if len(drawn) == 1 else "fit-x", "contains": "padding"},
     }
     if handles:
         spec["title"] = {"text": {"expr": _said(handles)}, **_TITLE}
     left_out = " ".join(dict.fromkeys(view.figure.left_out for view in views if view.figure.left_out))
     return Moving(spec, tables, tuple(f"still{number}" for number in range(len(views))), left_out)
+
+
+def fixed_part(views: Sequence[View]) -> str:
+    """What of the views makes another picture: their specifications without data and the axes' fixed ends."""
+    drawn = [_moving_view(view, number, [], {}) for number, view in enumerate(views)]
+    return json.dumps(drawn, default=str)
 
 
 def line_frames(
@@ -145,10 +172,9 @@ def line_frames(
             "piece": 0,
             "alone": False,
             "probe": places % max(1, len(kept) // PROBES) == 0,
-            "last": places == len(kept) - 1,
         }
     )
-    return Frames(rows, {key: {y: values} for key, values in parts.items()}, series)
+    return Frames(rows, {key: {y: values} for key, values in parts.items()}, series, (x, y))
 
 
 def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dict[str, pd.DataFrame]) -> Spec:
@@ -156,48 +182,72 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     sets = [frames for frames in view.frames if any(key in order for key in frames.moving)]
     tables[f"still{number}"] = view.figure.data
     tables |= {f"frames{number}_{place}": _wide(frames, order) for place, frames in enumerate(sets)}
-    hidden = [{"filter": f"!({_moves(frames, order)} && {_is_of(frames)})"} for frames in sets]
     layers: list[Spec] = []
     for place, layer in enumerate(view.figure.spec["layer"]):
-        name = layer.get("name", f"layer{place}")
-        if "data" in layer:
-            layers.append({**layer, "name": f"{name}_{number}"})
-            if layer["encoding"].get("text", {}).get("field") == NAME:
-                layers[-1]["transform"] = [
-                    {"filter": f"!({_moves(frames, order)} && {_is_of(frames, NAME)})"} for frames in sets
-                ]
-                ends = [view.figure.spec["layer"][0]["encoding"][channel]["field"] for channel in ("x", "y")]
-                layers += [
-                    _name_of(layer, f"{name}_{number}_{own}", f"frames{number}_{own}", frames, order, ends)
-                    for own, frames in enumerate(sets)
-                ]
-            continue
-        layers.append(_drawing(layer, f"{name}_{number}", f"still{number}", hidden))
-        layers += [
-            _drawing(layer, f"{name}_{number}_{own}", f"frames{number}_{own}", _chosen(frames, order))
-            for own, frames in enumerate(sets)
+        name = f"view{number}_layer{place}"  # Altair's names change with what is drawn
+        table, column = f"still{number}", ""
+        then: dict[int, list[Spec]] = {own: [] for own, frames in enumerate(sets) if place in frames.layers}
+        if "data" not in layer:
+            then |= {own: [] for own, frames in enumerate(sets) if not frames.layers}
+        else:
+            # Rows of a layer's own are data, too, or other ones would draw the whole picture anew.
+            table = f"rows{number}_{place}"
+            tables[table] = pd.DataFrame(layer["data"]["values"])
+            if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
+                column = NAME
+                then |= {own: _at_the_end(frames) for own, frames in enumerate(sets) if not frames.layers}
+        hidden = [
+            {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
+            for own in sorted(then)
         ]
+        layers.append(_drawing(layer, name, table, hidden))
+        for own in sorted(then):
+            chosen = [*_chosen(sets[own], order), *then[own]]
+            layers.append(_drawing(layer, f"{name}_{own}", f"frames{number}_{own}", chosen))
     if view.ends:
-        layers = [_with_ends(layer, number, view.ends) for layer in layers]
-        tables[f"ends{number}"] = pd.DataFrame(
-            {f"{channel}_{end}": [side] for channel, ends in view.ends.items() for end, side in enumerate(ends)}
-        )
+        square = f"width / {view.figure.spec['height']}" if view.square else ""
+        layers = [_with_ends(layer, number, view.ends, square) for layer in layers]
+        tables |= _tables_of_ends(number, view)
         # Nothing to see: only a table that something draws is there for the axes.
-        layers.append({"data": {"name": f"ends{number}"}, "mark": {"type": "point", "size": 0, "opacity": 0}})
+        layers += [
+            {"data": {"name": name}, "mark": {"type": "point", "size": 0, "opacity": 0}}
+            for name in tables
+            if name.startswith((f"ends{number}", f"ticks{number}"))
+        ]
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
+
+
+def _at_the_end(frames: Frames) -> list[Spec]:
+    """Transforms: the name of each series, at the last row that the shown frame has of it."""
+    x, y = frames.line
+    return [
+        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}'])"},
+        {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
+        {"filter": f"datum['{x}'] == datum.last"},
+        {"calculate": f"datum['{frames.column}']", "as": NAME},
+        {"calculate": f"datum['{x}']", "as": "x"},
+        {"calculate": f"datum['{y}']", "as": "y"},
+    ]
+
+
+def _tables_of_ends(number: int, view: View) -> dict[str, pd.DataFrame]:
+    """The ends of a view's axes, one row; and for each log axis its ticks."""
+    sides = {f"{channel}_{end}": [side] for channel, ends in view.ends.items() for end, side in enumerate(ends)}
+    ticks = {
+        f"ticks{number}_{channel}": pd.DataFrame({"at": round_ticks(*ends)})
+        for channel, ends in view.ends.items()
+        if any(_is_log(layer, channel) for layer in view.figure.spec["layer"])
+    }
+    return {f"ends{number}": pd.DataFrame(sides), **ticks}
+
+
+def _is_log(layer: Spec, channel: str) -> bool:
+    return ((layer["encoding"].get(channel) or {}).get("scale") or {}).get("type") == "log"
 
 
 def _drawing(layer: Spec, name: str, table: str, before: Sequence[Spec]) -> Spec:
     """The layer, drawing another table, after some further transforms."""
     return {**layer, "name": name, "data": {"name": table}, "transform": [*before, *layer.get("transform", [])]}
-
-
-def _name_of(layer: Spec, name: str, table: str, frames: Frames, order: Sequence[str], ends: Sequence[str]) -> Spec:
-    """The layer of names, at the last row of the frame that is shown."""
-    fields = dict(zip((NAME, "x", "y"), (frames.column, *ends), strict=True))
-    last = {"filter": "datum.last"}
-    renamed = [{"calculate": f"datum[{json.dumps(field)}]", "as": name} for name, field in fields.items()]
-    return {**layer, "name": name, "data": {"name": table}, "transform": [*_chosen(frames, order), last, *renamed]}
 
 
 def _chosen(frames: Frames, order: Sequence[str]) -> list[Spec]:
@@ -209,12 +259,15 @@ def _chosen(frames: Frames, order: Sequence[str]) -> list[Spec]:
     ]
 
 
-def _params_of(param: Spec, layers: list[Spec], known: Mapping[str, Spec]) -> dict[str, Spec]:
-    """A view's selection for its layers: that of the names is one for all views, one of points each layer's own."""
+def _params_of(param: Spec, names: Sequence[str], layers: list[Spec], known: Mapping[str, Spec]) -> dict[str, Spec]:
+    """A view's selection for its layers, which begin with these names, and those made of them: that of the nearest
+    point is each layer's own, others are one for all."""
     own = [
-        place for place, layer in enumerate(layers) if any(layer.get("name", "").startswith(n) for n in param["views"])
+        place
+        for place, layer in enumerate(layers)
+        if any(layer.get("name", "") == name or layer.get("name", "").startswith(f"{name}_") for name in names)
     ]
-    if "bind" in param or "values" in layers[own[0]]["data"]:
+    if not param["select"].get("nearest"):
         return {} if param["name"] in known else {param["name"]: {**param, "views": [layers[own[0]]["name"]]}}
     found = {}
     for place in own:
@@ -225,7 +278,7 @@ def _params_of(param: Spec, layers: list[Spec], known: Mapping[str, Spec]) -> di
     return found
 
 
-def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]]) -> Spec:
+def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]], square: str) -> Spec:
     """The layer with axes whose ends are data, so that other ones do not draw the picture anew."""
     encoding = dict(layer["encoding"])
     for channel in ends:
@@ -233,7 +286,12 @@ def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]]
             scale = {key: value for key, value in encoding[channel].get("scale", {}).items() if key != "domain"}
             for end, side in enumerate(("domainMin", "domainMax")):
                 scale[side] = {"expr": f"data('ends{number}')[0]['{channel}_{end}']"}
+                if square and channel == "x":
+                    scale[side] = {"expr": f"data('ends{number}')[0]['y_{end}'] * {square}"}
             encoding[channel] = {**encoding[channel], "scale": {**scale, "nice": False}}
+            if _is_log(layer, channel):
+                ticks = {"values": {"expr": f"pluck(data('ticks{number}_{channel}'), 'at')"}, "format": IN_CHARTS}
+                encoding[channel]["axis"] = {**(encoding[channel].get("axis") or {}), **ticks}
     return {**layer, "encoding": encoding}
 
 
@@ -255,10 +313,10 @@ def _moves(frames: Frames, order: Sequence[str]) -> str:
     return f"indexof({json.dumps(places)}, moved) >= 0"
 
 
-def _is_of(frames: Frames, column: str | None = None) -> str:
-    """Whether a row is of one of the frames' series, which stand in ``column``."""
+def _is_of(frames: Frames, column: str) -> str:
+    """Whether a row is of one of the frames' series, which stands in this column."""
     names = frames.rows[frames.column].unique().tolist()
-    return f"indexof({json.dumps(names)}, datum[{json.dumps(column or frames.column)}]) >= 0"
+    return f"indexof({json.dumps(names)}, datum[{json.dumps(column)}]) >= 0"
 
 
 def _selection(handle: Handle, layer: str) -> Spec:
@@ -280,6 +338,11 @@ def _signals(handles: Sequence[Handle]) -> list[Spec]:
         {"name": "moved", "value": -1, "on": moves},
         {"name": "frame", "expr": f"moved < 0 ? '' : '_' + moved + '_' + [{', '.join(signals)}][moved]"},
     ]
+
+
+def _ticking(signal: Signal) -> Spec:
+    ticks = [{"events": {"type": "timer", "throttle": 16}, "update": signal.ticking}] if signal.ticking else []
+    return {"name": signal.name, "value": signal.value, "on": ticks}
 
 
 def _said(handles: Sequence[Handle]) -> str:

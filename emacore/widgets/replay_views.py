@@ -320,9 +320,7 @@ def _carry(view: View, width: float) -> None:
         "pages/decay_schedule.py",
         label="Look at it on the schedule page",
         icon=":material/arrow_forward:",
-        query_params=query_of(
-            {**state, "steps": length, "memory": "relative width", "want_width": round(100 * width, 1)}
-        ),
+        query_params=query_of({**state, "steps": length}),
     )
 
 

@@ -62,15 +62,16 @@ def test_the_current_curve_is_hidden_only_while_its_handle_is_away_and_pins_stay
     shown, _ = picture([POWER, SIZE])
     tests = {}
     for layer in shown.spec["layer"]:
-        if layer.get("transform"):
-            tests.setdefault(layer["data"].get("name", "names"), []).append(layer["transform"][0]["filter"])
-    assert set(tests) == {"still0", "frames0_0", "names"}
-    assert tests.pop("names") == ['!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["name"]) >= 0)']
+        if layer["transform"]:
+            tests.setdefault(layer["data"]["name"], []).append(layer["transform"][0]["filter"])
+    assert set(tests) == {"still0", "frames0_0", "rows0_2"}
     for test in tests["still0"]:
         assert test == '!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["curve"]) >= 0)'
     for test in tests["frames0_0"]:
         assert test == "indexof([0, 1], moved) >= 0"
-    assert len(tests["still0"]) + 1 == len(tests["frames0_0"]), "the name moves with its curve"
+    # The names at the ends go with their curves.
+    assert len(tests["still0"]) + len(tests["rows0_2"]) == len(tests["frames0_0"])
+    assert tests["rows0_2"] == ['!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["name"]) >= 0)']
 
 
 def test_a_selection_of_points_is_each_layers_own():
@@ -99,7 +100,7 @@ def test_fixed_ends_are_data_and_change_no_specification():
 
 def test_without_handles_it_is_the_picture_that_stands_still():
     shown, _ = picture([])
-    assert list(shown.tables) == ["still0"]
+    assert list(shown.tables) == ["still0", "rows0_2"]
     assert "title" not in shown.spec
 
 

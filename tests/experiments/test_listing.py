@@ -232,6 +232,8 @@ def test_legends_leave_out_what_all_names_have_in_common():
         **short,
         "mine, all mine": "mine, all mine",
     }
+    study = "8 seeds: regression, Adam 0.1 constant, 60 epochs, 14:03"
+    assert short_names([one, study])[study] == "8 seeds, Adam 0.1 constant"
     assert short_names([one]) == {one: one}
     assert short_names([one, "mine"], ["mine"]) == {one: one, "mine": "mine"}
     assert short_names([]) == {}
