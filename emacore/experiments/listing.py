@@ -55,7 +55,7 @@ def final_numbers(job: Job, history: pd.DataFrame) -> Numbers:
         return Numbers()
     if isinstance(job, Study):
         table = per_seed(history)
-        pairs = [table[f"final_{which}"].to_numpy(dtype=np.float64) for which in ("original", "averaged")]
+        pairs = [table[f"final_{which}"].to_numpy(dtype=np.float64) for which in MODELS]
     else:
         pairs = [history[f"val_loss_{model}"].to_numpy(dtype=np.float64)[-1:] for model in MODELS]
     return Numbers(*map(_median, (*pairs, 100 * gains(*pairs))))

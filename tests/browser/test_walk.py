@@ -12,7 +12,7 @@ from tests.browser.conftest import Server, settled
 if sys.platform == "win32":
     pytest.skip("needs a POSIX system", allow_module_level=True)
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 
 #: What can be acted on, by kind, and what to do with one of them.
 MAIN = "[data-testid=stMain]"
@@ -100,12 +100,14 @@ def served(tmp_path):
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_walk_ends_without_an_exception(served, page):
     done, pages = walk(served, page, seed=5, actions=60)
     assert len({kind for kind, _ in done}) >= 6
     assert len(pages) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 def test_long_walks_end_without_an_exception(served, page, seed):

@@ -31,11 +31,11 @@ def test_an_empty_store_shows_the_shipped_study_as_ones_own(open_page, home):
     assert "Press **Start** to run your own" in said
     run_of_it, history = shipped.study()
     table = per_seed(history, patience=20)
-    wins = int((table["final_averaged"] < table["final_original"]).sum())
+    wins = int((table["final_ema"] < table["final_original"]).sum())
     assert f"**{headline(answers(table), run_of_it.config)}**" in said
     assert f"; the average was better in {wins}, at an end that an early stop chose by the average's loss)" in said
     dots, curves, *_ = drawn(app)
-    assert sorted(dots["gain"]) == pytest.approx(sorted(100 * (1 - table["final_averaged"] / table["final_original"])))
+    assert sorted(dots["gain"]) == pytest.approx(sorted(100 * (1 - table["final_ema"] / table["final_original"])))
     assert set(curves["curve"]) == {"original", "average"}
     assert "The article's one run gained 20 %" in said
     enter(home)
@@ -87,7 +87,7 @@ def test_the_figures_are_those_of_the_seeds(open_page, home):
     app = open_page("evidence")
     table = seeds_table(app).set_index("seed")
     last = result.history[result.history["epoch"] == 25].set_index("seed")
-    assert table["final_averaged"].to_dict() == pytest.approx(last["val_loss_ema"].to_dict())
+    assert table["final_ema"].to_dict() == pytest.approx(last["val_loss_ema"].to_dict())
     said = texts(app)
     for start in ("**Final.**", "**Best.**", "**Steadiness.**"):
         assert start in said
@@ -227,7 +227,7 @@ def test_another_average_of_the_same_networks(open_page, home):
     _, result = enter(home)
     app = open_page("evidence", average="Constant(beta=0.5)")
     last = result.history[result.history["epoch"] == 25].set_index("seed")["val_loss_Constant(beta=0.5)"]
-    assert seeds_table(app).set_index("seed")["final_averaged"].to_dict() == pytest.approx(last.to_dict())
+    assert seeds_table(app).set_index("seed")["final_ema"].to_dict() == pytest.approx(last.to_dict())
 
 
 def test_the_articles_run_lies_in_the_distribution_of_its_own_settings_only(open_page, home):
