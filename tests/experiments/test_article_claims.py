@@ -73,7 +73,7 @@ def test_the_share_ahead_is_of_the_epochs_of_a_phase():
 @pytest.mark.parametrize("metric", [RunConfig.metrics[0], RunConfig.metrics[-1]], ids=lambda metric: metric.column)
 def test_a_panel_has_the_run_the_articles_table_and_the_seeds(metric):
     rows = seeds()[5]
-    table = panel(rows, metric).set_index(["part", "curve", "epoch"])["value"]
+    table = panel(rows, metric).set_index(["part", "curve", "epoch"])["value"].sort_index()
     for name, model in (("original", "original"), ("EMA", "ema")):
         column = f"val_{metric.column}_{model}"
         assert table["run", name].tolist() == rows[column].tolist()
