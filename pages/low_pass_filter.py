@@ -123,7 +123,7 @@ with charts:
 averaged = next((answers[name] for name in (FIRST, *chosen) if name in answers), None)
 if averaged is None:
     averaged = views.filtered(noisy, FIRST, beta, windows)
-own = {"sequence": ORIGINAL, "average": AVERAGED, **{name: colours.get(name, AVERAGED) for name in ("EMA", *shown)}}
+own = {"sequence": ORIGINAL, **{name: colours.get(name, AVERAGED) for name in ("EMA", *shown)}}
 pictures = small_pictures(noisy, averaged, beta, shown)
 for row in (("gain", "spectra"), ("step_response", "expansion")):
     for column, name in zip(st.columns(2, gap="medium"), row, strict=True):

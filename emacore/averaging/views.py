@@ -100,14 +100,14 @@ class Path(NamedTuple):
         return float(np.abs(self.iterates).max())
 
     def table(self) -> dict[str, NDArray[Any]]:
-        """Columns: step, sgd_w1, sgd_w2, average_w1, average_w2."""
+        """Columns: step, sgd_w1, sgd_w2, ema_w1, ema_w2."""
         (sgd_1, sgd_2), (average_1, average_2) = self.iterates.T, self.averaged.T
         return {
             "step": np.arange(len(self.iterates)),
             "sgd_w1": sgd_1,
             "sgd_w2": sgd_2,
-            "average_w1": average_1,
-            "average_w2": average_2,
+            "ema_w1": average_1,
+            "ema_w2": average_2,
         }
 
     def final_losses(self, curvatures: ArrayLike) -> list[float]:
@@ -344,7 +344,7 @@ def gain_table(beta: float, windows: Mapping[str, int]) -> Table:
 def spectrum_table(noisy: ArrayLike, averaged: ArrayLike) -> Table:
     """Power densities (value^2 per cycle per step) by Welch's method: frequency, sequence, average."""
     frequency, before, after = measurements.spectra(noisy, averaged)
-    return {"frequency": frequency, "sequence": before, "average": after}
+    return {"frequency": frequency, "sequence": before, "EMA": after}
 
 
 def _ages(beta: float) -> int:

@@ -58,7 +58,7 @@ def comparisons(table: pd.DataFrame) -> dict[str, PairedComparison]:
         the final loss at a learning rate that stays high.
     """
     parts = {name: rows.set_index("seed") for name, rows in table.groupby("experiment")}
-    own = parts[ON_ORIGINAL]["final_original"], parts[ARTICLE]["final_averaged"].reindex(parts[ON_ORIGINAL].index)
+    own = parts[ON_ORIGINAL]["final_original"], parts[ARTICLE]["final_ema"].reindex(parts[ON_ORIGINAL].index)
     found = {
         "as the article": comparison_of(parts[ARTICLE], "final"),
         "fixed length": comparison_of(parts[FIXED], "final"),

@@ -40,7 +40,7 @@ QUESTIONS = {
     "steadiness": "the curve's standard deviation",
 }
 #: The curves of :func:`win_curves`.
-AHEAD, TRAINING = "average ahead, of those", "still training, of all"
+AHEAD, TRAINING = "ahead", "training"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def per_seed(
         patience: Of an early stop.  Without one there is no answer to "own".
 
     Returns:
-        ``<question>_original`` and ``<question>_averaged``.  The final loss is that of the seed's own last epoch, the
+        ``<question>_original`` and ``<question>_ema``.  The final loss is that of the seed's own last epoch, the
         fixed one that of ``fixed_epoch``, the last that all seeds reached which did not diverge.  The own one is that
         of ``own_epoch_<curve>``, at which an early stop that looks at this curve alone ends it, or, where the run ended
         before (``own_ended_<curve>`` is false), that of the last epoch.
@@ -88,7 +88,7 @@ def per_seed(
     groups = history.groupby("seed", sort=False)
     late = history[history["epoch"] >= steady_from].groupby("seed", sort=False)
     last = history.loc[groups["epoch"].idxmax().to_numpy()].set_index("seed")
-    curves = {"original": "val_loss_original", "averaged": f"val_loss_{averaged}"}
+    curves = {"original": "val_loss_original", "ema": f"val_loss_{averaged}"}
     table = groups["epoch"].max().rename("epochs").to_frame()
     sound, reached = np.isfinite(last[list(curves.values())].to_numpy()).all(axis=1), table["epochs"].to_numpy()
     fixed = int((reached[sound] if sound.any() else reached).min())
@@ -173,7 +173,7 @@ def chosen_in_words(table: pd.DataFrame, found: Mapping[str, PairedComparison], 
     if "fixed" in found:
         told.append(f"Fixed: epoch {_fixed_epoch(table)} of every run, the last that all reached.")
     if "own" in found:
-        ended = {"the original": table["own_ended_original"], "the average": table["own_ended_averaged"]}
+        ended = {"the original": table["own_ended_original"], "the average": table["own_ended_ema"]}
         short = {name: int((~flags.astype(bool)).sum()) for name, flags in ended.items()}
         early = [f"{n} of {len(table)} runs were over before {name}'s could act" for name, n in short.items() if n]
         last = f"; {' and '.join(early)}, and there the last epoch is taken" if early else ""
@@ -239,7 +239,7 @@ def steadiness_ratios(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: :func:`per_seed`'s.  NaN where a run is too short for it.
     """
-    return pd.DataFrame({"seed": table["seed"], "ratio": table["steadiness_averaged"] / table["steadiness_original"]})
+    return pd.DataFrame({"seed": table["seed"], "ratio": table["steadiness_ema"] / table["steadiness_original"]})
 
 
 def share_below(values: ArrayLike, value: float) -> str:
@@ -290,9 +290,8 @@ def headline(found: Mapping[str, PairedComparison], config: TaskConfig, *, compl
             "helps": f"; its curve is steadier in {one.wins} of {one.seeds}",
             "hurts": f"; its curve is less steady in {one.losses} of {one.seeds}",
         }.get(kind_of(one), "")
-    median = (
-        f"median gain {signed_percent(final.median.estimate)}; " if final.pairs and " in the median" not in told else ""
-    )
+    has_median = final.pairs and " in the median" not in told
+    median = f"median gain {signed_percent(final.median.estimate)}; " if has_median else ""
     return (
         f"{'Over' if complete else 'So far, over'} {counted(final.seeds, 'seed')}, {told} ({median}the average was "
         f"better in {final.wins}{rule}){steady}."
@@ -316,10 +315,10 @@ def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL
     """
     if f"{question}_original" not in table:
         return None
-    pairs = table[[f"{question}_original", f"{question}_averaged"]].astype(float)
+    pairs = table[[f"{question}_original", f"{question}_ema"]].astype(float)
     if question == "steadiness":  # a run too short for it is no loss of either
         pairs = pairs.dropna()
-    if question == "own" and not table[["own_ended_original", "own_ended_averaged"]].eq(True).any(axis=None):
+    if question == "own" and not table[["own_ended_original", "own_ended_ema"]].eq(True).any(axis=None):
         return None
     if question == "fixed" and ((table["fixed_epoch"] == table["epochs"]) | pairs.isna().any(axis=1)).all():
         return None
@@ -335,7 +334,7 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
         table: :func:`per_seed`'s, of which ``comparison`` is the final loss's.
         is_article: Whether the settings are the article's, so that its one run is one more draw.
     """
-    found = gains(table["final_original"], table["final_averaged"])
+    found = gains(table["final_original"], table["final_ema"])
     told = []
     if comparison.infinite:
         told.append(f"Drawn are {over_pairs(comparison)}; the others have no finite gain.")

@@ -163,7 +163,7 @@ class RunStore:
         job = job_from_json(stored["config"])
         if isinstance(job, TaskConfig):
             return pd.DataFrame([json.loads(text) for (text,) in rows], columns=columns(job.metrics))
-        found = [row for (text,) in rows for row in json.loads(text)["rows"]]
+        found = [_as_now(row) for (text,) in rows for row in json.loads(text)["rows"]]
         if not found:
             return pd.DataFrame(columns=["seed", *(columns(job.config.metrics) if isinstance(job, Study) else ())])
         return pd.DataFrame(job.in_order(found) if isinstance(job, Sweep) else found)
@@ -321,7 +321,7 @@ class RunStore:
         """What a sweep has found for a cell, if it has."""
         with self._connected() as connection:
             row = connection.execute("SELECT rows FROM cells WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row["rows"])
+        return None if row is None else [_as_now(cell) for cell in json.loads(row["rows"])]
 
     def add_cell(self, key: str, rows: list[dict[str, Any]]) -> None:
         """Keep what a sweep found for a cell; it is on disk when this returns."""
@@ -369,10 +369,9 @@ class RunStore:
         with self._connected() as connection, _transaction(connection):
             self._touch(connection, run_id, worker)
             row = self._row(connection, run_id)
-            if row["asked"] == SERVER:
-                waits = f"SELECT 1 FROM runs WHERE state = 'queued' AND asked != '{SERVER}' LIMIT 1"
-                return bool(row["stop_requested"]) or connection.execute(waits).fetchone() is not None
-            return bool(row["stop_requested"])
+            waits = "SELECT 1 FROM runs WHERE state = 'queued' LIMIT 1"
+            gives_way = row["asked"] == SERVER and connection.execute(waits).fetchone() is not None
+            return bool(row["stop_requested"]) or gives_way
 
     def finish(
         self, run_id: str, worker: str, state: str, *, stopped: str | None = None, error: str | None = None
@@ -536,3 +535,8 @@ def _sentence(error: sqlite3.Error, folder: Path) -> str:
     if "not a database" in text or "malformed" in text:
         return f"The file runs.sqlite in {folder} is damaged or not a run store: move it away to begin a new one."
     return f"The run store in {folder} failed: {text}."
+
+
+def _as_now(row: dict[str, Any]) -> dict[str, Any]:
+    """A seed's row of a cell by the names that its columns have now: those of the EMA once ended in "_averaged"."""
+    return {f"{name.removesuffix('_averaged')}_ema" if name.endswith("_averaged") else name: row[name] for name in row}

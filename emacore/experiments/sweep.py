@@ -50,8 +50,8 @@ Found = dict[str, Rows]
 SCHEDULER = "EMACORE_SCHEDULER"
 #: How often a cell is tried whose worker died.
 TRIES = 3
-_NAMES = [f"{question}_{which}" for question in QUESTIONS for which in ("original", "averaged")]
-_CHOSEN = ("fixed_epoch", *(f"own_{what}_{which}" for what in ("epoch", "ended") for which in ("original", "averaged")))
+_NAMES = [f"{question}_{which}" for question in QUESTIONS for which in MODELS]
+_CHOSEN = ("fixed_epoch", *(f"own_{what}_{which}" for what in ("epoch", "ended") for which in MODELS))
 
 
 class SweepError(RuntimeError):
@@ -353,7 +353,7 @@ def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final", 
     tests: dict[Any, int] = {}
     for rows in _by_cell(table, grid):
         settings = {str(name): value for name, value in rows[list(grid)].iloc[0].items()}
-        pairs = rows[["seed", f"{question}_original", f"{question}_averaged"]].astype(float)
+        pairs = rows[["seed", f"{question}_original", f"{question}_ema"]].astype(float)
         # A cell that could not be trained has no pairs, and is like no other.
         mark: Any = (
             len(parts) if pairs.iloc[:, 1:].isna().all(axis=None) else pairs.sort_values("seed").to_numpy().tobytes()

@@ -269,7 +269,7 @@ def distances(space: Space, original: str, averaged: str) -> Table:
     return stacked(
         {
             original: {"step": steps, "distance": space.distances["original"]},
-            averaged: {"step": steps, "distance": space.distances["averaged"]},
+            averaged: {"step": steps, "distance": space.distances["ema"]},
         }
     )
 

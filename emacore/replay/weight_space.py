@@ -102,7 +102,7 @@ class Space:
         original_share, averaged_share: The share of each path's variance that the plane shows.
         landscape: The loss over the plane: u, v, loss.
         line: The loss along the line from the last weights to their average: position, loss.
-        distances: Euclidean distances from the last weights: step, original, averaged.
+        distances: Euclidean distances from the last weights: step, original, ema.
     """
 
     steps: NDArray[np.integer]
@@ -146,7 +146,7 @@ def space(trajectory: Trajectory, scheme: Scheme, kind: str, from_share: float =
         plane.share(averaged),
         landscape(trajectory, plane, np.concatenate(places)),
         along_line(trajectory, end, averaged[-1]),
-        {"step": steps, "original": _distances(original, end), "averaged": _distances(averaged, end)},
+        {"step": steps, "original": _distances(original, end), "ema": _distances(averaged, end)},
     )
 
 

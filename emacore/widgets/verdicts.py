@@ -59,7 +59,7 @@ def show_differences(table: pd.DataFrame, comparison: PairedComparison, name: st
     Args:
         is_article: Whether the settings are the article's, so that its one run belongs among them.
     """
-    gain = 100 * gains(table["final_original"], table["final_averaged"])
+    gain = 100 * gains(table["final_original"], table["final_ema"])
     shown = pd.DataFrame({"seed": table["seed"], "gain": gain})
     median = comparison.median
     rules = {"the article's run": float(FINAL["improvement"][0])} if is_article else {}

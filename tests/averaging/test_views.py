@@ -179,7 +179,7 @@ def test_the_answer_to_a_jump_and_to_a_spike():
 def test_spectra_keep_what_is_slow():
     noise = np.random.default_rng(0).normal(size=20_000)
     table = views.spectrum_table(noise, views.filtered(noise, views.ZERO, 0.9, {}))
-    ratio = table["average"] / table["sequence"]
+    ratio = table["EMA"] / table["sequence"]
     gain = np.abs(filters.frequency_response(0.9, table["frequency"])) ** 2
     np.testing.assert_allclose(ratio[2:], gain[2:], rtol=0.2)
 
@@ -218,5 +218,5 @@ def test_a_path_and_its_average():
     table = path.table()
     assert table["step"].tolist() == [0, 1, 2]
     assert [table[name].tolist() for name in ("sgd_w1", "sgd_w2")] == iterates.T.tolist()
-    assert [table[name].tolist() for name in ("average_w1", "average_w2")] == path.averaged.T.tolist()
+    assert [table[name].tolist() for name in ("ema_w1", "ema_w2")] == path.averaged.T.tolist()
     assert path.final_losses((1.0, 0.25)) == pytest.approx([(9 + 0.25) / 2, (1.75**2 + 0.25 * 0.875**2) / 2])

@@ -16,7 +16,7 @@ from emacore.experiments.listing import listing
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import job_from_json
 from emacore.tasks.regression.config import DataConfig
-from tests.experiments.test_listing import CONFIG, LOSSES, STUDY, SWEEP, entered, history, seeds
+from tests.experiments.conftest import CONFIG, LOSSES, STUDY, SWEEP, entered, history, seeds
 from tests.helpers import ME
 
 
@@ -41,7 +41,7 @@ def test_it_holds_settings_histories_and_figures(store):
     by_epoch = seeds(LOSSES)
     for epoch, rows in by_epoch.groupby("epoch"):
         store.append(study, ME, {"epoch": epoch, "rows": rows.to_dict("records")})
-    cell = {"seed": 0, "epochs": 1, "error": None} | {f"final_{which}": 1.0 for which in ("original", "averaged")}
+    cell = {"seed": 0, "epochs": 1, "error": None} | {f"final_{which}": 1.0 for which in ("original", "ema")}
     for number in (1, 2):
         rows = [{"max_epochs": number} | cell | {"seed": seed} for seed in (0, 1)]
         store.append(sweep, ME, {"epoch": number, "rows": rows})

@@ -30,6 +30,7 @@ from emacore.experiments.evidence import (
 from emacore.experiments.statistics import BCA, kind_of, paired_comparison
 from emacore.experiments.studies import Study
 from emacore.training.config import OptimizerConfig, StoppingConfig
+from emacore.training.history import MODELS
 from emacore.training.loop import EarlyStop
 from tests.experiments.conftest import drawn_pairs, no_empty_words
 
@@ -51,7 +52,7 @@ def test_the_figures_of_each_seed():
     table = per_seed(history(LOSSES), steady_from=2).set_index("seed")
     assert table.index.tolist() == [5, 2]
     assert table.loc[5, ["epochs", "final_original", "best_original"]].tolist() == [3, 6, 2]
-    assert table.loc[5, ["final_averaged", "best_averaged", "steadiness_averaged"]].tolist() == [3, 3, 0]
+    assert table.loc[5, ["final_ema", "best_ema", "steadiness_ema"]].tolist() == [3, 3, 0]
     assert table.loc[5, "steadiness_original"] == pytest.approx(np.std([2, 6], ddof=1))
     assert np.isnan(table.loc[2, "steadiness_original"])
 
@@ -60,7 +61,7 @@ def test_the_fixed_epoch_is_the_last_that_all_reached_who_did_not_diverge():
     table = per_seed(history(LOSSES | {7: ([np.nan], [np.nan])})).set_index("seed")
     assert (table["fixed_epoch"] == 2).all()
     assert table["fixed_original"].to_list() == pytest.approx([2.0, 1.0, np.nan], nan_ok=True)
-    assert table["fixed_averaged"].to_list() == pytest.approx([3.0, 2.0, np.nan], nan_ok=True)
+    assert table["fixed_ema"].to_list() == pytest.approx([3.0, 2.0, np.nan], nan_ok=True)
     found = answers(table.reset_index())["fixed"]
     assert (found.seeds, found.pairs, found.losses) == (3, 2, 2)
     assert "fixed" not in answers(per_seed(history({5: LOSSES[5]}))), "then it is the final loss"
@@ -74,15 +75,15 @@ def test_each_curve_ends_where_the_trainings_own_rule_would_end_it(patience):
     }
     table = per_seed(history(losses), patience=patience).set_index("seed")
     for seed, pair in losses.items():
-        for name, curve, values in zip(("original", "averaged"), ("original", "ema"), pair, strict=True):
+        for curve, values in zip(MODELS, pair, strict=True):
             rule = EarlyStop(StoppingConfig(curve, patience))
             rows = [{"epoch": n, f"val_loss_{curve}": loss} for n, loss in enumerate(values, 1)]
             over = next((row for row in rows if rule.is_over(row)), None)
             ended, last = over is not None, over or rows[-1]
             row = table.loc[seed]
-            assert row[f"own_ended_{name}"] == ended
-            assert row[f"own_epoch_{name}"] == last["epoch"]
-            assert row[f"own_{name}"] == pytest.approx(last[f"val_loss_{curve}"], nan_ok=True)
+            assert row[f"own_ended_{curve}"] == ended
+            assert row[f"own_epoch_{curve}"] == last["epoch"]
+            assert row[f"own_{curve}"] == pytest.approx(last[f"val_loss_{curve}"], nan_ok=True)
 
 
 ON_ORIGINAL = RunConfig(optimizer=OptimizerConfig(plateau_curve="original"), stopping=StoppingConfig("original", 7))
@@ -233,9 +234,9 @@ def test_how_far_a_study_is():
 )
 def test_the_answers_in_one_sentence(factor, said):
     table = pd.DataFrame({"final_original": np.arange(1.0, 13)}).assign(
-        final_averaged=lambda t: factor * t["final_original"],
+        final_ema=lambda t: factor * t["final_original"],
         steadiness_original=1.0,
-        steadiness_averaged=np.linspace(0.5, 0.6, 12),
+        steadiness_ema=np.linspace(0.5, 0.6, 12),
     )
     sentence = headline(answers(table), FREE)
     assert sentence == f"Over 12 seeds, {said}; its curve is steadier in 12 of 12."
@@ -243,7 +244,7 @@ def test_the_answers_in_one_sentence(factor, said):
     by_stop = headline(answers(table), RunConfig())
     assert "at an end that an early stop chose by the average's loss)" in by_stop
     assert "at an end that an early stop chose by the original's loss)" in headline(answers(table), ON_ORIGINAL)
-    few = headline(answers(table[:3].drop(columns=["steadiness_original", "steadiness_averaged"])), FREE)
+    few = headline(answers(table[:3].drop(columns=["steadiness_original", "steadiness_ema"])), FREE)
     assert few.startswith("Over 3 seeds, nothing can be told of the final loss (")
     plateau = RunConfig(stopping=StoppingConfig("none"))
     assert "while the learning rate followed the average's loss)" in headline(answers(table), plateau)
@@ -264,7 +265,7 @@ def test_the_one_sentence_follows_the_numbers():
 
 
 def test_the_articles_one_run_stands_beside_its_own_settings_only():
-    table = pd.DataFrame({"seed": range(4), "final_original": 1.0, "final_averaged": [0.7, 0.9, 0.9, 1.0]})
+    table = pd.DataFrame({"seed": range(4), "final_original": 1.0, "final_ema": [0.7, 0.9, 0.9, 1.0]})
     one = answers(table)["final"]
     assert "article" not in gains_in_words(table, one)
     assert "one run gained 20 %: 75 % of these 4 seeds gained less" in gains_in_words(table, one, is_article=True)
@@ -285,7 +286,7 @@ def test_what_is_written_of_any_seeds_names_its_pairs_and_has_no_empty_numbers()
     for _ in range(100):
         original, averaged = drawn_pairs(rng)
         seeds = range(len(original))
-        table = pd.DataFrame({"seed": seeds, "final_original": original, "final_averaged": averaged})
+        table = pd.DataFrame({"seed": seeds, "final_original": original, "final_ema": averaged})
         found = {"final": paired_comparison(original, averaged)}
         paper = in_markdown(Study(RunConfig(), seeds), found, "Constant()", table)
         for words in (gains_in_words(table, found["final"]), paper):

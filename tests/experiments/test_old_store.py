@@ -44,6 +44,9 @@ def test_its_runs_studies_and_sweeps_are_read(store):
     assert len(store.history(study)) == 8
     assert isinstance(store.result(sweep).job, Sweep)
     assert store.history(sweep)["optimizer.learning_rate"].tolist() == [0.001, 0.001, 0.01, 0.01]
+    # What is of the EMA was called "averaged" then.
+    assert store.history(sweep)["final_ema"].notna().all()
+    assert not [name for name in store.history(sweep) if name.endswith("averaged")]
 
 
 def test_its_jobs_can_be_named_and_deleted(store):

@@ -49,7 +49,7 @@ def test_the_shipped_sweep_has_every_cell_and_the_one_that_was_also_trained_alon
     assert (table.groupby(list(sweep.grid))["seed"].apply(tuple) == shipped.SEEDS).all()
     cell = (table["optimizer.learning_rate"] == 0.01) & (table["schedule"] == to_code(article_schedule()))
     expected = rows_of(article_study.HIGH_RATE)
-    for name in ("final_original", "final_averaged", "best_averaged", "steadiness_original", "epochs"):
+    for name in ("final_original", "final_ema", "best_ema", "steadiness_original", "epochs"):
         np.testing.assert_allclose(table.loc[cell, name], expected[name], rtol=2e-5)
 
 

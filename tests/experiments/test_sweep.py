@@ -48,7 +48,7 @@ CONFIG = RunConfig(
 )
 GRID = {"optimizer.learning_rate": [0.001, 0.03], "schedule": ["Constant(beta=0.5)", "Constant(beta=0.9)"]}
 SEEDS = [4, 1, 9]
-SAME = ["seed", "final_original", "final_averaged", "epochs", "stopped"]
+SAME = ["seed", "final_original", "final_ema", "epochs", "stopped"]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_one_row_for_each_cell_and_seed(table):
     cell = table[(table["optimizer.learning_rate"] == 0.03) & (table["schedule"] == "Constant(beta=0.9)")]
     config = with_settings(CONFIG, {"optimizer.learning_rate": 0.03, "schedule": "Constant(beta=0.9)"})
     expected = per_seed(replicate(config, SEEDS).history)
-    np.testing.assert_allclose(cell["final_averaged"], expected["final_averaged"], rtol=1e-4)
+    np.testing.assert_allclose(cell["final_ema"], expected["final_ema"], rtol=1e-4)
     np.testing.assert_allclose(cell["best_original"], expected["best_original"], rtol=1e-4)
 
 
@@ -142,7 +142,7 @@ def test_a_schedule_written_in_two_ways_is_one_average_in_two_cells():
     codes = ["Constant(beta=0.9)", "Constant(beta=0.5)", "Constant(beta=0.50)", "Constant( beta=0.9 )"]
     table = sweep(CONFIG, {"schedule": codes}, SEEDS, workers=1)
     assert table["error"].isna().all()
-    final = {code: cell["final_averaged"].tolist() for code, cell in table.groupby("schedule")}
+    final = {code: cell["final_ema"].tolist() for code, cell in table.groupby("schedule")}
     assert final[codes[0]] == final[codes[3]] != final[codes[1]] == final[codes[2]]
 
 
@@ -179,7 +179,7 @@ def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):
 def test_a_summary_of_the_cells():
     rng = np.random.default_rng(0)
     rows = [
-        {"a": a, "seed": seed, "final_original": 1.0, "final_averaged": 1 - gain + 0.05 * rng.normal()}
+        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 1 - gain + 0.05 * rng.normal()}
         for a, gain in ((1, 0.3), (2, 0.0), (3, -0.3))
         for seed in range(12)
     ]
@@ -241,7 +241,7 @@ def drawn_table(rng):
                 pairs[1][rng.random(seeds) < rng.choice([0, 0, 0.3])] = np.nan
             cells.append(pairs)
             rows += [
-                {"a": a, "b": b, "seed": seed, "final_original": one, "final_averaged": other}
+                {"a": a, "b": b, "seed": seed, "final_original": one, "final_ema": other}
                 for seed, (one, other) in enumerate(zip(*pairs, strict=True))
             ]
     return pd.DataFrame(rows), cells
@@ -260,7 +260,7 @@ def test_a_cell_has_one_verdict_and_cells_that_are_the_same_are_one_test():
         np.testing.assert_allclose(found["p"][firsts], holm(found["wilcoxon_p"][firsts]))
         for cell, row in zip(cells, found.to_dict("records"), strict=True):
             assert cell.verdict == row["verdict"] == kind_of(cell.comparison, cell.among)
-            assert row["pairs"] == np.isfinite(cell.rows["final_averaged"]).sum()
+            assert row["pairs"] == np.isfinite(cell.rows["final_ema"]).sum()
             twins = found[found["test"] == row["test"]]
             assert twins["verdict"].nunique() == twins["p"].nunique(dropna=False) == 1
         said = in_words(found, ["a", "b"])
@@ -288,7 +288,7 @@ def test_values_are_written_for_an_axis():
 
 def test_a_map_has_the_places_of_its_cells_and_the_codes_that_choose_them():
     rows = [
-        {"optimizer.learning_rate": rate, "schedule": schedule, "seed": seed, "final_original": 1, "final_averaged": 2}
+        {"optimizer.learning_rate": rate, "schedule": schedule, "seed": seed, "final_original": 1, "final_ema": 2}
         for rate in (0.01, 0.001)
         for schedule in ("Constant(beta=0.9)", to_code(article_schedule()))
         for seed in (0, 1)
@@ -307,7 +307,7 @@ def test_a_map_has_the_places_of_its_cells_and_the_codes_that_choose_them():
 
 def test_a_cell_is_one_under_each_question_that_was_answered(table):
     grid = list(GRID)
-    found = questions_of(table.drop(columns=["best_original", "best_averaged"]), grid, 2)
+    found = questions_of(table.drop(columns=["best_original", "best_ema"]), grid, 2)
     assert list(found) == ["final", "fixed", "own", "steadiness"]
     for question, cell in found.items():
         assert cell.settings == {"optimizer.learning_rate": 0.03, "schedule": "Constant(beta=0.5)"}
@@ -332,7 +332,7 @@ def test_how_far_a_sweep_is_and_what_failed():
     nothing = progress(table[:0], job, 5.0)
     assert (nothing.cells, nothing.share, nothing.left) == (0, 0.0, None)
     assert list(failures(table).items()) == [("late", 2), ("early", 1)]
-    without_numbers = table.assign(final_original=np.nan, final_averaged=np.nan)
+    without_numbers = table.assign(final_original=np.nan, final_ema=np.nan)
     assert [cell.failed for cell in cells_of(without_numbers, list(job.grid))] == [False, True]
 
 

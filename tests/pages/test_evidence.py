@@ -7,7 +7,7 @@ import pytest
 from emacore import RunConfig
 from emacore.averaging.families import Constant
 from emacore.experiments import shipped
-from emacore.experiments.evidence import answers, headline, per_seed
+from emacore.experiments.evidence import AHEAD, TRAINING, answers, headline, per_seed
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, job_from_json
@@ -31,11 +31,11 @@ def test_an_empty_store_shows_the_shipped_study_as_ones_own(open_page, home):
     assert "Press **Start** to run your own" in said
     run_of_it, history = shipped.study()
     table = per_seed(history, patience=20)
-    wins = int((table["final_averaged"] < table["final_original"]).sum())
+    wins = int((table["final_ema"] < table["final_original"]).sum())
     assert f"**{headline(answers(table), run_of_it.config)}**" in said
     assert f"; the average was better in {wins}, at an end that an early stop chose by the average's loss)" in said
     dots, curves, *_ = drawn(app)
-    assert sorted(dots["gain"]) == pytest.approx(sorted(100 * (1 - table["final_averaged"] / table["final_original"])))
+    assert sorted(dots["gain"]) == pytest.approx(sorted(100 * (1 - table["final_ema"] / table["final_original"])))
     assert set(curves["curve"]) == {"original", "average"}
     assert "The article's one run gained 20 %" in said
     enter(home)
@@ -87,7 +87,7 @@ def test_the_figures_are_those_of_the_seeds(open_page, home):
     app = open_page("evidence")
     table = seeds_table(app).set_index("seed")
     last = result.history[result.history["epoch"] == 25].set_index("seed")
-    assert table["final_averaged"].to_dict() == pytest.approx(last["val_loss_ema"].to_dict())
+    assert table["final_ema"].to_dict() == pytest.approx(last["val_loss_ema"].to_dict())
     said = texts(app)
     for start in ("**Final.**", "**Best.**", "**Steadiness.**"):
         assert start in said
@@ -153,7 +153,7 @@ def test_the_share_ahead_is_of_the_seeds_counted_and_these_are_of_all(open_page,
         ahead[epoch] = 100 * sum(b < a or np.isnan(a) for a, b in pairs) / len(pairs)
         training[epoch] = 100 * len(pairs) / 8
     found = {name: own.set_index("epoch")["share"].to_dict() for name, own in table.groupby("curve")}
-    assert found == {"average ahead, of those": pytest.approx(ahead), "still training, of all": pytest.approx(training)}
+    assert found == {AHEAD: pytest.approx(ahead), TRAINING: pytest.approx(training)}
     assert training == pytest.approx({1: 100, 2: 100, 3: 87.5, 4: 62.5, 5: 62.5, 6: 62.5})
 
 
@@ -170,6 +170,10 @@ def test_the_histograms_are_of_the_ratio_of_deviations_and_the_last_epochs(open_
     assert steadiness["seeds"].tolist() == inside
     assert sum(inside) == len(expected)
     assert epochs[["label", "seeds"]].to_numpy().tolist() == [["3", 3], ["6", 5]]
+    study_id, _ = enter(home)
+    app = open_page("evidence", study=study_id)
+    assert drawn(app)[-1][["label", "seeds"]].to_numpy().tolist() == [["25", 8]]
+    assert "All ended at epoch 25, so all are compared at the same length." in texts(app)
 
 
 def test_the_axis_of_the_losses_is_named_by_the_task_and_scaled_as_chosen(open_page, home):
@@ -223,7 +227,7 @@ def test_another_average_of_the_same_networks(open_page, home):
     _, result = enter(home)
     app = open_page("evidence", average="Constant(beta=0.5)")
     last = result.history[result.history["epoch"] == 25].set_index("seed")["val_loss_Constant(beta=0.5)"]
-    assert seeds_table(app).set_index("seed")["final_averaged"].to_dict() == pytest.approx(last.to_dict())
+    assert seeds_table(app).set_index("seed")["final_ema"].to_dict() == pytest.approx(last.to_dict())
 
 
 def test_the_articles_run_lies_in_the_distribution_of_its_own_settings_only(open_page, home):

@@ -53,7 +53,9 @@ def test_train_and_what_if_show_it_with_its_progress_in_words(open_page, home):
     config = RunConfig(max_epochs=3, stopping=StoppingConfig("none"))
     train(config, on_epoch=lambda row: runs.append(example, ME, row), record=runs.recording(example))
     assert "trained for you: epoch 3 of at most 500" in run(app).get("progress")[0].proto.text
-    assert len(drawn(app)) == 3
+    losses = drawn(app)[0]
+    found = losses[losses["curve"] == "EMA"]["loss"].tolist()
+    assert found == pytest.approx(runs.history(example)["val_loss_ema"].tolist())
     assert len(drawn(run(what_if))) >= 1
     runs.finish(example, ME, "done", stopped="early stop")
     assert "The article's run, trained for you: ended after 3 epochs" in texts(run(app))

@@ -109,7 +109,7 @@ def test_another_length_is_one_click(open_page):
     [
         ({"run_length": "Samples", "run_rows": "1600", "run_batch": "32", "run_epochs": "100"}, "5,000 steps in all"),
         (
-            {"run_length": "Tokens", "run_tokens": "1000000", "run_token_batch": "1000", "run_epochs": "2"},
+            {"run_length": "Tokens", "run_tokens": "1000000", "run_token_batch": "1000", "run_token_epochs": "2"},
             "2,000 steps",
         ),
     ],
@@ -131,6 +131,14 @@ def test_what_cannot_be_is_told(open_page):
     assert "A batch of 64 is larger than the 10 samples" in app.error[0].value
     app = open_page("for_my_run", run_length="Samples", run_rows="10000000000", run_batch="1", run_epochs="100")
     assert "10,000,000,000" in app.error[0].value
+
+
+def test_a_run_that_would_be_too_long_is_told(open_page):
+    for query in ({"times_length": "× 2"}, {"times_batch": "÷ 8"}):
+        app = open_page("for_my_run", run_steps=str(10**10), **query)
+        assert "steps must be a whole number from 2 to 10,000,000,000" in app.warning[0].value
+        assert "10,000,000,000 steps in all" in texts(app)
+        assert len(settings(app)[0]) == 3
 
 
 def test_each_kind_of_warning_and_where_nobody_knows(open_page):

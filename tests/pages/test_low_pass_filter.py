@@ -131,7 +131,7 @@ def test_the_small_pictures_share_their_rules_and_colours(open_page):
         for spec in specs
     ]
     assert colours[0] == colours[2] == colours[3]
-    assert colours[0]["EMA"] == colours[1]["average"] == AVERAGED
+    assert colours[0]["EMA"] == colours[1]["EMA"] == AVERAGED
 
 
 def test_low_decays_have_no_cutoff(open_page):
@@ -215,7 +215,7 @@ def test_every_chart_draws_what_it_says(open_page):
     assert set(gains["filter"]) == {"EMA", *windows}
 
     frequency, before, after = measurements.spectra(noisy, expected[chosen[0]])
-    for name, density in (("sequence", before), ("average", after)):
+    for name, density in (("sequence", before), ("EMA", after)):
         line = spectra[spectra["line"] == name].set_index("frequency")["density"]
         assert len(line) > 10
         np.testing.assert_allclose(line, np.interp(line.index, frequency, density))

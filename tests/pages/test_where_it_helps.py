@@ -53,7 +53,7 @@ def test_an_empty_store_shows_the_shipped_sweep_as_ones_own(open_page, home):
     assert "To run your own, choose a question above" in said
     (cells,) = drawn(app)
     _, table = shipped.sweep()
-    wins = (table["final_averaged"] < table["final_original"]).groupby(table.index // 32).sum()
+    wins = (table["final_ema"] < table["final_original"]).groupby(table.index // 32).sum()
     assert cells["wins"].tolist() == wins.tolist()
     best = cells.loc[cells["median_gain"].idxmax()]
     assert best["verdict"] == "helps"
@@ -140,15 +140,15 @@ def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
     assert "Of 4 cells of 8 seeds" in texts(app)
     cells = next(d.value for d in app.dataframe if "median_gain" in d.value)
     assert cells["wins"].tolist() == [
-        int((rows["final_averaged"] < rows["final_original"]).sum())
+        int((rows["final_ema"] < rows["final_original"]).sum())
         for _, rows in table.groupby(list(SWEEP.grid), sort=False)
     ]
     assert "**Final.**" not in texts(app)
     app.get_by_key("sweep_cell").set_value(CELL)
     run(app)
     rows = table[(table["optimizer.learning_rate"] == 0.01) & (table["schedule"] == "Constant(beta=0.9)")]
-    wins = int((rows["final_averaged"] < rows["final_original"]).sum())
-    assert np.isfinite(rows["final_averaged"]).all()
+    wins = int((rows["final_ema"] < rows["final_original"]).sum())
+    assert np.isfinite(rows["final_ema"]).all()
     final = next(m.value for m in app.markdown if "**Final.**" in m.value)
     assert f"averaging won {wins} of 8" in final
     starts = {
@@ -179,10 +179,10 @@ def test_the_map_draws_the_median_change_and_the_wins_of_each_cell(open_page, ho
     places = [(rate, schedule) for rate in (0.001, 0.01) for schedule in (own, "Constant(beta=0.9)")]
     for (rate, schedule), cell in zip(places, cells.to_dict("records"), strict=True):
         rows = table[(table["optimizer.learning_rate"] == rate) & (table["schedule"] == schedule)]
-        ratio = np.median(rows["final_averaged"] / rows["final_original"])
+        ratio = np.median(rows["final_ema"] / rows["final_original"])
         assert cell["percent"] == pytest.approx(100 * (ratio - 1), abs=1e-9)
         assert cell["change"] == pytest.approx(np.clip(np.log2(ratio), -2, 2), abs=1e-9)
-        assert cell["wins"] == (rows["final_averaged"] < rows["final_original"]).sum()
+        assert cell["wins"] == (rows["final_ema"] < rows["final_original"]).sum()
         assert cell["text"].endswith(f"\n{cell['wins']} of 8")
     assert (cells["percent"] != 0).any()
 
@@ -191,7 +191,7 @@ def test_the_dots_of_a_cell_are_the_gains_of_its_seeds(open_page, home):
     _, table = enter(home)
     _, dots = drawn(open_page("where_it_helps", sweep_cell=CELL))
     rows = table[(table["optimizer.learning_rate"] == 0.01) & (table["schedule"] == "Constant(beta=0.9)")]
-    gains = 100 * (1 - rows["final_averaged"] / rows["final_original"])
+    gains = 100 * (1 - rows["final_ema"] / rows["final_original"])
     assert dots.set_index("seed")["gain"].to_dict() == pytest.approx(dict(zip(rows["seed"], gains, strict=True)))
 
 
@@ -236,7 +236,7 @@ def test_cells_without_a_number_are_told(open_page, home):
     store = RunStore(home)
     sweep_id = store.enter(hopeless, ME)
     rows = [{"optimizer.batch_size": 16, "data.n_samples": 100, "seed": seed, "error": "it died"} for seed in (0, 1)]
-    columns = {f"{q}_{w}": None for q in ("final", "best", "steadiness") for w in ("original", "averaged")}
+    columns = {f"{q}_{w}": None for q in ("final", "best", "steadiness") for w in ("original", "ema")}
     store.append(sweep_id, ME, {"epoch": 1, "rows": [columns | row for row in rows]})
     app = open_page("where_it_helps", sweep_cell="optimizer.batch_size 16, data.n_samples 100")
     assert "2 runs could not be trained: it died" in texts(app)

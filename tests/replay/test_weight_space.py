@@ -81,7 +81,7 @@ def test_space_of_a_run(trajectory, kind, scheme):
     assert found.distances["original"][-1] == 0
     end = np.asarray(trajectory.weights[-1], dtype=np.float64)
     average = trajectory.average([scheme], [29])[0, 0]
-    assert found.distances["averaged"][-1] == pytest.approx(np.linalg.norm(average - end))
+    assert found.distances["ema"][-1] == pytest.approx(np.linalg.norm(average - end))
     final = trajectory.final({"a": scheme})["loss"][0]
     line = pd.DataFrame(found.line)
     assert line.loc[line["position"].sub(1).abs().idxmin(), "loss"] == pytest.approx(final, rel=1e-4)
