@@ -15,6 +15,7 @@ from scipy.optimize import brentq, minimize_scalar
 from emacore.averaging.code import scheme_to_code
 from emacore.averaging.families import MAX_SIGMA_REL, InversePower, PowerFunction, gamma_from_sigma_rel
 from emacore.averaging.filters import decay_from_half_life
+from emacore.averaging.rounding import round_and_even, round_and_even_in_log
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import relative_width
 from emacore.averaging.windows import Scheme, Window
@@ -26,12 +27,18 @@ SIZE = 20
 #: So many epochs, evenly spread, are looked at for a cell's best.
 BEST_OF = 12
 
-#: Axes of all families: the values they take in a run of so many steps.  None but the start is a setting.
+
+def _whole(values: NDArray[Any]) -> NDArray[Any]:
+    """Those that are whole numbers."""
+    return values[values == values.round()].astype(np.int64)
+
+
+#: Axes of all families: the round values they take in a run of so many steps.  None but the start is a setting.
 _DERIVED: dict[str, Callable[[int], NDArray[Any]]] = {
-    "half_life": lambda steps: np.unique(np.geomspace(1, steps, SIZE)),
-    "update_after_step": lambda steps: np.unique(np.linspace(0, 0.95 * steps, SIZE).astype(int)),
-    "relative_width": lambda steps: np.linspace(0.01, 0.28, SIZE),
-    "window": lambda steps: np.unique(np.geomspace(1, steps, SIZE).astype(int)),
+    "half_life": lambda steps: round_and_even_in_log(1, steps, SIZE),
+    "update_after_step": lambda steps: _whole(round_and_even(0, 0.95 * steps, SIZE)),
+    "relative_width": lambda steps: round_and_even(0.01, 0.28, SIZE),
+    "window": lambda steps: _whole(round_and_even_in_log(1, steps, SIZE)),
 }
 
 #: The axes whose values have a unit, as charts name them.

@@ -84,7 +84,7 @@ def test_any_two_axes_go_together(trajectory):
         assert set(partners(x)) == set(AXES) - {x} - ({"beta", "half_life"} if x in ("beta", "half_life") else set())
         for y in partners(x):
             cells = atlas(trajectory, InversePower(update_after_step=3, update_every=1), x, y)
-            assert cells["loss"].nunique() > 20
+            assert cells["loss"].nunique() >= 20, "beside a start, a window has one of 20 lengths here"
 
 
 @pytest.mark.parametrize("other", ["power", "inv_gamma", "beta", "half_life"])
@@ -193,7 +193,7 @@ def test_the_best_epoch_of_each_cell(trajectory):
 
 def test_where_beta_never_acts(trajectory):
     cells = atlas(trajectory, InversePower(0.9, update_after_step=3, update_every=1), "power", "beta")
-    for row in cells.iloc[[5, 200, 390]].itertuples():
+    for row in cells.iloc[[5, 200, 370]].itertuples():
         decays = from_code(row.code).decays(30)
         acts = np.flatnonzero((decays == row.y) & (decays > 0))
         assert (acts[0] if acts.size else pd.NA) is pd.NA if pd.isna(row.beta_from) else acts[0] == row.beta_from
