@@ -30,7 +30,7 @@ BEST_OF = 12
 
 def _whole(values: NDArray[Any]) -> NDArray[Any]:
     """Those that are whole numbers."""
-    return values[values == values.round()].astype(np.int64)
+    return np.asarray(values[values == values.round()], dtype=np.int64)
 
 
 #: Axes of all families: the round values they take in a run of so many steps.  None but the start is a setting.
