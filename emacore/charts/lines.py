@@ -1,4 +1,4 @@
-"""Lines over a common axis, with a legend that highlights and a tooltip at the nearest point."""
+"""Lines over a common axis, each named at its end, with a tooltip at the nearest point."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from emacore.charts.ends import name_marks, names_at_ends, regular_axis, tick_values
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import CLEAN, DASHES
 from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
 
-#: Two names of up to so many letters stand side by side on a narrow screen.
-_LONG_NAME = 16
 #: A line's points that answer the pointer: each is a mark of its own, and drawing a thousand takes 0.2 s.
 _PROBES = 120
-_RULES, _LABELS = 2, 3
+_NAMES, _RULES, _LABELS = 2, 3, 4
 
 
 def lines(
@@ -38,11 +37,11 @@ def lines(
     faint: Iterable[str] = (),
     x_rules: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One line for each value of ``series`` in a long table.
+    """One line for each value of ``series`` in a long table; a click on a name dims the others.
 
     Args:
         x, y, series: Names of the columns.
-        colours: The colour of each series, in the order of the legend.
+        colours: The colour of each series.
         x_title, y_title: Axis titles, with their unit.
         x_scale, y_scale: Rows that an axis cannot show (not finite, or not above 0 on a log scale) break the line, and
             are told in ``left_out``.
@@ -58,6 +57,7 @@ def lines(
     rank = shown.groupby(series, sort=False).cumcount()
     shown = shown.assign(probe=rank % max(1, len(shown) // (_PROBES * max(1, shown[series].nunique()))) == 0)
     present = set(shown[series].unique())
+    visible = (float(low), float(high)) if (low := shown[x].min()) < (high := shown[x].max()) else (0.0, 0.0)
     spec = _spec(
         x=x,
         y=y,
@@ -68,10 +68,15 @@ def lines(
         x_scale=x_scale,
         y_scale=y_scale,
         y_domain=y_domain,
+        ticks=(tuple(tick_values(x_scale, visible)), tuple(tick_values(y_scale, y_domain or ends))),
         height=height,
         faint=tuple(faint),
         ruled=bool(x_rules),
     )
+    names = names_at_ends(
+        shown, x, y, series, height=height, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends
+    )
+    spec = with_layer_data(spec, _NAMES, names if len(names) > 1 else [])
     if x_rules:
         rules = [{"label": name, "at": at, "height": 8 + 14 * n} for n, (name, at) in enumerate(x_rules.items())]
         for layer in (_RULES, _LABELS):
@@ -91,38 +96,31 @@ def _spec(
     x_scale: Scale,
     y_scale: Scale,
     y_domain: tuple[float, float] | None,
+    ticks: tuple[tuple[float, ...], tuple[float, ...]],
     height: int,
     faint: tuple[str, ...],
     ruled: bool,
 ) -> dict[str, Any]:
     names, hues = [name for name, _ in colours], [colour for _, colour in colours]
-    highlight = alt.selection_point(name="highlight", fields=[series], bind="legend")
+    highlight = alt.selection_point(name="highlight", fields=["name"], on="click")
     nearest = alt.selection_point(name="nearest", nearest=True, on="pointermove", empty=False, clear="pointerout")
-    columns = 1 if any(len(name) > _LONG_NAME for name in names) else 2
-    height += 18 * (-(-len(names) // columns) - 1)  # the legend's further rows must not be taken from the plot
-    legend = alt.Legend(
-        title=None,
-        orient="bottom",
-        columns=columns,
-        labelLimit=280,
-        symbolStrokeWidth=2.5,
-        symbolType="stroke",
-    )
     domain: Any = alt.Undefined if y_domain is None else list(y_domain)
     zero: Any = alt.Undefined if y_scale == "log" else False
-    base = alt.Chart().encode(
-        x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type=x_scale, nice=False)),
-        y=alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(type=y_scale, zero=zero, domain=domain, clamp=True)),
-        color=alt.Color(f"{series}:N", scale=alt.Scale(domain=names, range=hues), legend=legend),
+    across, up = (regular_axis(some) for some in ticks)
+    x_axis = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type=x_scale, nice=False), axis=across)
+    y_axis = alt.Y(
+        f"{y}:Q", title=y_title, scale=alt.Scale(type=y_scale, zero=zero, domain=domain, clamp=True), axis=up
     )
+    colour = alt.Color("name:N", scale=alt.Scale(domain=names, range=hues), legend=None)
+    base = alt.Chart().transform_calculate(name=f"datum[{series!r}]").encode(x=x_axis, y=y_axis, color=colour)
     drawn = base.mark_line(clip=True).encode(
         detail="piece:N",
         strokeDash=alt.StrokeDash(
-            f"{series}:N",
-            scale=alt.Scale(domain=names, range=[DASHES.get(colour, [1, 0]) for colour in hues]),
-            legend=legend,
+            "name:N",
+            scale=alt.Scale(domain=names, range=[DASHES.get(hue, [1, 0]) for hue in hues]),
+            legend=None,
         ),
-        strokeWidth=alt.when(alt.FieldOneOfPredicate(field=series, oneOf=list(faint)))
+        strokeWidth=alt.when(alt.FieldOneOfPredicate(field="name", oneOf=list(faint)))
         .then(alt.value(1))
         .otherwise(alt.value(2.2)),
         opacity=alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.12)),
@@ -137,13 +135,14 @@ def _spec(
             .then(alt.value(0.6))
             .otherwise(alt.value(0)),
             tooltip=[
-                alt.Tooltip(f"{series}:N", title=" "),
-                alt.Tooltip(f"{x}:Q", title=x_title, format=",.6~g"),
-                alt.Tooltip(f"{y}:Q", title=y_title, format=".6~g"),
+                alt.Tooltip("name:N", title=" "),
+                alt.Tooltip(f"{x}:Q", title=x_title, format=",.7~r"),
+                alt.Tooltip(f"{y}:Q", title=y_title, format=",.6~r"),
             ],
         )
     )
-    layers = [drawn.add_params(highlight), points.add_params(nearest), *(_rules() if ruled else ())]
+    ends = name_marks(colour)
+    layers = [drawn, points.add_params(nearest), ends.add_params(highlight), *(_rules() if ruled else ())]
     return spec_of(alt.layer(*layers).properties(height=height))
 
 

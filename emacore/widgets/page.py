@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 
 import pandas as pd
 import streamlit as st
+from pandas.io.formats.style import Styler
 from streamlit.runtime.pages_manager import PagesManager
 
 from emacore.charts.figure import Figure
 from emacore.experiments.store import StoreError
+from emacore.formatting import decay, number
 
 #: Arguments of every control.
 BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
@@ -125,9 +127,19 @@ def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str) -> Non
 
 
 def show_table(table: pd.DataFrame, *, name: str, **arguments: Any) -> None:
-    """A table, and below it the same as CSV with all digits."""
-    st.dataframe(table, hide_index=True, width="stretch", **arguments)
+    """A table with the digits that matter, and below it the same as CSV with all of them.
+
+    A column of decays is told by its name: it ends in "decay" or "beta".
+    """
+    st.dataframe(readable(table), hide_index=True, width="stretch", placeholder="", **arguments)
     csv_button(table, name)
+
+
+def readable(table: pd.DataFrame) -> Styler:
+    """The table with its numbers written for people; sorting goes by the numbers themselves."""
+    numbers = table.select_dtypes("number").columns
+    ways: dict[Any, Any] = {name: decay if str(name).endswith(("decay", "beta")) else number for name in numbers}
+    return table.style.format(ways, na_rep="")
 
 
 def csv_button(table: Table, name: str) -> None:

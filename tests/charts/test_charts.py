@@ -25,7 +25,7 @@ def chart_of(**changes):
     return lines(table, **(arguments | changes))
 
 
-def test_a_line_chart_has_titles_colours_tooltip_and_a_legend_that_highlights():
+def test_a_line_chart_has_titles_colours_tooltip_and_names_that_highlight():
     chart = chart_of(x_rules={"cut-off": 1.0}).spec
     assert "data" not in chart["layer"][0]
     assert "data" not in chart["layer"][1]
@@ -34,9 +34,11 @@ def test_a_line_chart_has_titles_colours_tooltip_and_a_legend_that_highlights():
     assert encoding["y"]["title"] == "loss (MSE)"
     assert encoding["color"]["scale"] == {"domain": ["two", "one"], "range": [AVERAGED, ORIGINAL]}
     assert [t["title"] for t in chart["layer"][1]["encoding"]["tooltip"]] == [" ", "step", "loss (MSE)"]
-    assert any(param.get("bind") == "legend" for param in chart["params"])
-    assert chart["layer"][2]["mark"]["type"] == "rule"
-    assert chart["layer"][2]["data"] == {"values": [{"label": "cut-off", "at": 1.0, "height": 8}]}
+    assert encoding["color"]["legend"] is None
+    assert [row["name"] for row in chart["layer"][2]["data"]["values"]] == ["one", "two"]
+    assert {"highlight": ["name"]}.items() <= {p["name"]: p["select"].get("fields") for p in chart["params"]}.items()
+    assert chart["layer"][3]["mark"]["type"] == "rule"
+    assert chart["layer"][3]["data"] == {"values": [{"label": "cut-off", "at": 1.0, "height": 8}]}
 
 
 def test_log_axes_leave_out_what_they_cannot_show():
@@ -75,8 +77,8 @@ def test_paths_reach_the_borders_of_the_picture():
 def test_a_specification_is_made_once_and_data_never_leak_from_one_chart_to_the_next():
     one, two = chart_of(x_rules={"a": 1.0}), chart_of(x_rules={"b": 2.0})
     assert one.spec["layer"][0] is two.spec["layer"][0]
-    assert one.spec["layer"][3]["data"]["values"][0]["label"] == "a"
-    assert two.spec["layer"][3]["data"]["values"][0]["label"] == "b"
+    assert one.spec["layer"][4]["data"]["values"][0]["label"] == "a"
+    assert two.spec["layer"][4]["data"]["values"][0]["label"] == "b"
     assert "data" not in chart_of().spec
 
 

@@ -80,13 +80,13 @@ def line_chart(**changes):
     return lines(table, x="x", y="y", series="who", **(arguments | changes))
 
 
-def test_the_line_of_the_legend_stands_out_and_what_is_context_is_thin():
-    drawn, points = line_chart(faint=["one"]).spec["layer"]
+def test_the_line_whose_name_is_clicked_stands_out_and_what_is_context_is_thin():
+    drawn, points, _ = line_chart(faint=["one"]).spec["layer"]
     (shown,), other = values_of(drawn["encoding"]["opacity"])
     assert shown >= 0.9
     assert other <= 0.15
     assert values_of(drawn["encoding"]["strokeWidth"]) == ([1], 2.2)
-    assert drawn["encoding"]["strokeWidth"]["condition"][0]["test"] == {"field": "who", "oneOf": ["one"]}
+    assert drawn["encoding"]["strokeWidth"]["condition"][0]["test"] == {"field": "name", "oneOf": ["one"]}
     assert values_of(points["encoding"]["opacity"]) == ([1, 0.6], 0)  # pointed at, alone in its line, any other
     assert drawn["encoding"]["x"]["scale"]["nice"] is False
     assert drawn["encoding"]["y"]["scale"] == {"type": "linear", "zero": False, "clamp": True}
@@ -98,24 +98,13 @@ def dashes(figure):
     return figure.spec["layer"][0]["encoding"]["strokeDash"]["scale"]["range"]
 
 
-def test_a_legend_of_more_rows_takes_nothing_from_the_plot():
-    colours = dict.fromkeys("abcdef", ORIGINAL)
-    table = pd.DataFrame({"x": 0, "y": 1.0, "who": list(colours)})
-    shared = {"x": "x", "y": "y", "series": "who", "x_title": "", "y_title": "", "height": 100}
-    assert lines(table, colours=colours, **shared).spec["height"] == 100 + 2 * 18  # three rows of two
-    longer = {name * 40: colour for name, colour in colours.items()}
-    figure = lines(table.assign(who=list(longer)), colours=longer, **shared)
-    assert figure.spec["height"] == 100 + 5 * 18  # six rows of one
-    assert figure.spec["layer"][0]["encoding"]["color"]["legend"]["columns"] == 1
-
-
 def test_rules_are_labelled_below_each_other():
     chart = line_chart(x_rules={"cut-off": 1.0, "end": 2.0}).spec
-    for layer in chart["layer"][2:]:
+    for layer in chart["layer"][3:]:
         assert [rule["height"] for rule in layer["data"]["values"]] == [8, 22]
         assert [rule["label"] for rule in layer["data"]["values"]] == ["cut-off", "end"]
-    assert [layer["mark"]["type"] for layer in chart["layer"][2:]] == ["rule", "text"]
-    assert chart["layer"][3]["encoding"]["y"]["scale"] is None
+    assert [layer["mark"]["type"] for layer in chart["layer"][3:]] == ["rule", "text"]
+    assert chart["layer"][4]["encoding"]["y"]["scale"] is None
 
 
 def test_some_points_of_each_line_answer_the_pointer():

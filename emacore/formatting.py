@@ -1,0 +1,90 @@
+"""Numbers as people read them: one way to write each kind, on pages, in charts, in messages and in the terminal.
+
+Files keep every digit; nothing here is for them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+#: The same as :func:`number` in a chart, where d3 writes the numbers: significant digits, no exponent, no idle zeros.
+IN_CHARTS = ",.4~r"
+#: For whole numbers in charts: steps, epochs, seeds.
+WHOLE_IN_CHARTS = ",d"
+
+#: Between these no number has an exponent.
+_SMALL, _LARGE = 1e-4, 1e15
+
+
+def number(value: float, digits: int = 4) -> str:
+    """``value`` with the digits that matter: 0.6177, 6,931, 20,000; whole numbers whole, thousands separated.
+
+    Below 0.0001 and from 10^15 on it has an exponent: 2.5e-06.
+
+    Args:
+        digits: Significant digits of a number that is not whole.
+    """
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return "beyond all bounds"
+    if math.isnan(value):
+        return "undefined"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "-infinite"
+    if value == round(value) and abs(value) < _LARGE:
+        return f"{round(value):,}"
+    rounded = float(f"{value:.{digits}g}")
+    if not _SMALL <= abs(rounded) < _LARGE:
+        return f"{rounded:.{digits}g}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    text = f"{rounded:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if places else text
+
+
+def decay(value: float) -> str:
+    """A decay with the digits by which it differs from 1: 0.9 and 0.99998765, not 1.0."""
+    distance = abs(1 - value)
+    if not 0 < distance < 0.1:
+        return number(value)
+    return f"{value:.{min(16, 2 - math.floor(math.log10(distance)))}f}".rstrip("0").rstrip(".")
+
+
+def percent(share: float, digits: int = 3) -> str:
+    """A share as "12.3 %"."""
+    return f"{number(100 * share, digits)} %"
+
+
+def signed_percent(share: float, digits: int = 3) -> str:
+    """A gain or loss as "+12.3 %" or "-4 %"; nothing is "0 %"."""
+    text = percent(share, digits)
+    return f"+{text}" if share > 0 and text != "0 %" else text
+
+
+def p_value(p: float) -> str:
+    """What follows "p": "= 0.031", or "< 0.0001", beyond which no test of this kind is to be believed."""
+    if math.isnan(p):
+        return "undefined"
+    return "< 0.0001" if p < _SMALL else f"= {number(p, 2)}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that matter: "0.4 s", "12 s", "3 min 5 s", "2 h 10 min"."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
+    if seconds < 10:
+        return f"{number(seconds, 2)} s"
+    if seconds < 3600 - 0.5:
+        return _two_units(round(seconds), 60, "min", "s")
+    if seconds < 48 * 3600:
+        return _two_units(round(seconds / 60), 60, "h", "min")
+    return f"{round(seconds / 86400):,} days"
+
+
+def _two_units(count: int, size: int, large: str, small: str) -> str:
+    whole, rest = divmod(count, size)
+    return " ".join(f"{part} {unit}" for part, unit in ((whole, large), (rest, small)) if part)
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """As "1 schedule", "2 schedules", "20,000 steps"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

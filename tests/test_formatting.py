@@ -1,0 +1,107 @@
+"""Numbers as people read them."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emacore import formatting
+
+FINITE = st.floats(-1e300, 1e300, allow_subnormal=False)
+
+
+def read(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+@given(FINITE, st.integers(3, 6))
+def test_a_number_is_read_back_to_its_digits(value, digits):
+    assert read(formatting.number(value, digits)) == pytest.approx(value, rel=0.5001 * 10.0 ** (1 - digits))
+
+
+@given(st.floats(1e-4, 1e7), st.sampled_from([-1, 1]))
+def test_between_a_ten_thousandth_and_ten_million_no_number_has_an_exponent_or_idle_digits(value, sign):
+    text = formatting.number(sign * value)
+    assert "e" not in text
+    assert len(text.lstrip("-").replace(",", "").partition(".")[2]) <= 7
+    if "." in text:
+        assert not text.endswith(("0", "."))
+        assert len(text.lstrip("-0.").replace(".", "").replace(",", "")) <= 4
+
+
+@given(st.integers(-(10**14), 10**14))
+def test_whole_numbers_are_whole(value):
+    assert formatting.number(value) == f"{value:,}"
+    assert formatting.number(float(value)) == f"{value:,}"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (-0.0, "0"),
+        (20000.0, "20,000"),
+        (0.6176929390770008, "0.6177"),
+        (6931.47, "6,931"),
+        (135.84, "135.8"),
+        (0.99999, "1"),
+        (9.9999e-5, "0.0001"),
+        (2.5e-6, "2.5e-06"),
+        (34657359.3, "34,660,000"),
+        (1e300, "1e+300"),
+        (10**400, "beyond all bounds"),
+        (math.nan, "undefined"),
+        (-math.inf, "-infinite"),
+    ],
+)
+def test_numbers_as_people_write_them(value, text):
+    assert formatting.number(value) == text
+
+
+@given(st.floats(0, 1))
+def test_a_decay_keeps_three_digits_of_its_distance_from_one(value):
+    shown = float(formatting.decay(value))
+    assert 1 - shown == pytest.approx(1 - value, rel=0.006, abs=1e-16)
+    assert (shown == 1) == (value == 1)
+
+
+def test_decays_near_one_differ():
+    texts = [formatting.decay(1 - 10.0**-k) for k in range(1, 16)]
+    assert texts == [f"0.{'9' * k}" for k in range(1, 16)]
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.123, "+12.3 %"), (-0.04, "-4 %"), (0.0, "0 %"), (13.8, "+1,380 %")])
+def test_a_gain_has_its_sign(share, text):
+    assert formatting.signed_percent(share) == text
+    assert formatting.percent(share) == text.lstrip("+")
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.03125, "= 0.031"), (0.000099, "< 0.0001"), (1.0, "= 1"), (math.nan, "undefined")]
+)
+def test_small_p_values_are_said_to_be_small(p, text):
+    assert formatting.p_value(p) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.044, "0.044 s"),
+        (0, "0 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min"),
+        (185, "3 min 5 s"),
+        (3599.7, "1 h"),
+        (7800, "2 h 10 min"),
+        (1e6, "12 days"),
+        (math.inf, "an unknown time"),
+    ],
+)
+def test_times_have_the_units_that_matter(seconds, text):
+    assert formatting.duration(seconds) == text
+
+
+def test_nouns_follow_their_number():
+    assert [formatting.counted(n, "schedule") for n in (0, 1, 2)] == ["0 schedules", "1 schedule", "2 schedules"]
+    assert formatting.counted(20000, "entry", "entries") == "20,000 entries"
