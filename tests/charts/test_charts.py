@@ -86,9 +86,10 @@ def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
     table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0]})
     figure = heatmap(table, reference=1.0, x_title="power", y_title="beta", loss_title="loss (MSE)")
     assert figure.data["change"].tolist() == [-1.0, 2.0]
-    assert figure.data["percent"].tolist() == [-50.0, 700.0]
+    assert figure.data["gain"].tolist() == [50.0, -700.0]
     assert figure.data["best"].tolist() == [True, False]
-    assert figure.spec["layer"][0]["encoding"]["fill"]["scale"]["range"] == [AVERAGED, "#F4F4F4", ORIGINAL]
+    colours = figure.spec["layer"][0]["encoding"]["fill"]["scale"]["range"]
+    assert (colours[0], colours[-1]) == (AVERAGED, ORIGINAL)
     assert "data" not in figure.spec
     lost = heatmap(table.assign(loss=np.nan), reference=1.0, x_title="power", y_title="beta", loss_title="loss (MSE)")
     assert not lost.data["best"].any()
