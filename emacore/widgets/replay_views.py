@@ -321,7 +321,7 @@ def _carry(view: View, width: float) -> None:
         label="Look at it on the schedule page",
         icon=":material/arrow_forward:",
         query_params=query_of(
-            {**state, "steps": length, "memory": "relative width", "want_width": round(100 * width, 1)}
+            {**state, "steps": length, "memory": "relative width", "want_width": float(f"{100 * width:.3g}")}
         ),
     )
 

@@ -13,6 +13,7 @@ from emacore.averaging.weights import relative_width
 from emacore.averaging.weights import weights as weights_of
 from emacore.averaging.windows import decays_at_end
 from emacore.experiments.store import RunStore
+from emacore.formatting import number, percent
 from emacore.replay.atlas import axes, plateau
 from emacore.replay.weight_space import space
 from emacore.tasks import open_run
@@ -129,8 +130,8 @@ def test_widths_that_no_average_has_are_told(open_page, home):
     cells = next(d.value for d in app.dataframe if "code" in d.value)
     there = cells[cells["code"].notna()]
     assert len(there) < len(cells)
-    assert f"{plateau(there['loss']):.0%} of the cells lie within 5 %" in texts(app)
-    assert f"{plateau(cells['loss']):.0%} of" not in texts(app)
+    assert f"{percent(plateau(there['loss']), 2)} of the cells lie within 5 %" in texts(app)
+    assert f"{percent(plateau(cells['loss']), 2)} of" not in texts(app)
     next(b for b in app.button if b.label == "Pin the lowest cell").click()
     best = cells.loc[cells["loss"].idxmin()]
     assert figures(run(app)).loc[best["code"], "final"] == pytest.approx(best["loss"], rel=1e-4)
@@ -155,10 +156,10 @@ def test_a_thinned_and_a_short_recording_are_told(open_page, home):
     run_id = enter(home, record_bytes=4e5)
     app = open_page("what_if", beta="0.9", update_after_step="5")
     own = figures(app)["final"]
-    missed = 100 * abs(own["now"] / own["the run's own EMA"] - 1)
-    assert missed > 0.01
+    missed = abs(own["now"] / own["the run's own EMA"] - 1)
+    assert missed > 1e-4
     assert "one step in 5 only, to stay within its budget, so replays are close, not exact" in texts(app)
-    assert f"misses the loss that the training measured by {missed:.2g} % after epoch 12" in texts(app)
+    assert f"misses the loss that the training measured by {percent(missed, 2)} after epoch 12" in texts(app)
     about = RunStore(home).recording(run_id) / "run.json"
     kept = json.loads(about.read_text())
     about.write_text(json.dumps(kept | {"epoch_ends": kept["epoch_ends"][:5]}))
@@ -230,7 +231,7 @@ def test_a_plane_that_does_not_exist_is_told(open_page, home):
 def test_the_best_width_is_carried_to_another_run(open_page, home):
     enter(home)
     app = open_page("what_if", view="For my run", other_steps="20000")
-    width = float(re.search(r"relative width \*\*([\d.]+)%", texts(app))[1])
+    width = float(re.search(r"relative width \*\*([\d.]+) %", texts(app))[1])
     answer = from_code(app.code[-1].value)
     assert 100 * relative_width(answer.decays(20_000)) == pytest.approx(width, abs=0.06)
     link = next(link for link in app.get("page_link") if "schedule page" in link.proto.label)
@@ -317,8 +318,8 @@ def test_the_figures_are_of_the_curves_that_are_drawn(open_page, home):
         assert row[["final_mae", "best_mae"]].tolist() == [own["mae"].iloc[-1], own["mae"].min()]
         assert row[["final_r2", "best_r2"]].tolist() == [own["r2"].iloc[-1], own["r2"].max()]
     ended = table["final"]
-    change = 100 * abs(ended["now"] / ended["original"] - 1)
-    assert f"In this run the average ends {change:.3g} % " in texts(app)
+    change = percent(abs(ended["now"] / ended["original"] - 1))
+    assert f"In this run the average ends {change} " in texts(app)
     shown = json.loads(next(d for d in app.dataframe if "best_epoch" in d.value).proto.columns)
     assert shown["final_mae"]["label"] == "final MAE"
     assert shown["best_r2"]["label"] == "best R2"
@@ -332,7 +333,7 @@ def test_the_words_on_a_smaller_rate_are_of_the_schedule_of_the_sliders(open_pag
     now = opened.replay({"": InversePower(0.8, update_after_step=100, update_every=1)})["loss"]
     late = slice(6, None)
     original, average = np.median(history["val_loss_original"][late]), np.median(now[late])
-    assert f"(epochs 7 to 12), the average's median loss was {100 * abs(average / original - 1):.3g} % " in texts(app)
+    assert f"(epochs 7 to 12), the average's median loss was {percent(abs(average / original - 1))} " in texts(app)
 
 
 @pytest.mark.parametrize("metric", ["final", "best"])
@@ -352,7 +353,7 @@ def test_the_cells_of_the_atlas_are_coloured_by_their_own_loss_against_the_origi
     for row in cells.iloc[::37].itertuples():
         decays = from_code(row.code).decays(len(opened.weights))
         assert row.dot == (not ((decays == row.y) & (decays > 0)).any())
-    assert f"has {cells['loss'].min():.4g}; the original" in texts(app)
+    assert f"has {number(cells['loss'].min())}; the original" in texts(app)
     assert '"loss (MSE)"' in app.get("vega_lite_chart")[-1].proto.spec
 
 
@@ -407,8 +408,9 @@ def test_the_widths_that_are_drawn_are_of_power_functions_and_the_original_lies_
         assert average["width"][n] == pytest.approx(100 * relative_width(schedule.decays(len(opened.weights))))
         assert average["loss"][n] == pytest.approx(opened.final({"": schedule})["loss"][0], rel=1e-4)
     best = average["loss"].idxmin()
-    assert f"the relative width **{average['width'][best]:.1f}%** was best: {average['loss'][best]:.4g}" in texts(app)
-    assert f"the original {level.iloc[0]:.4g};" in texts(app)
+    width, loss = percent(average["width"][best] / 100), number(average["loss"][best])
+    assert f"the relative width **{width}** was best: {loss}" in texts(app)
+    assert f"the original {number(level.iloc[0])};" in texts(app)
 
 
 def test_what_takes_long_stays_as_it_was_while_a_run_grows(open_page, home):

@@ -95,13 +95,39 @@ def test_a_curve_in_words():
     found = table([4.0, 2.0, 4.0], [5.0, 1.0, 3.0])
     told = curve_in_words(curve_figures(found, METRICS, "original", 2), "original", "a")
     assert "ends 25 % below the original's (3 and 4); its lowest loss is 50 % below" in told
-    assert "standard deviation is 100% of" in told
+    assert "standard deviation is 100 % of" in told
     assert "stays below from epoch 2 on" in told
     assert "does not stay below" in curve_in_words(curve_figures(found, METRICS, "a", 2), "a", "original")
     assert "ends equal to the original's (1)" in curve_in_words(
         curve_figures(table([2.0, 1.0], [3.0, 1.0]), METRICS, "original", 1), "original", "a"
     )
     assert "deviation" not in curve_in_words(curve_figures(found, METRICS, "original", 3), "original", "a")
+
+
+@pytest.mark.parametrize(
+    ("original", "average", "told"),
+    [
+        ([4.0, np.nan], [5.0, np.inf], "ends not finite (the original's is not finite either); its lowest"),
+        ([4.0, 2.0], [5.0, np.nan], "ends not finite (the original's is 2); its lowest loss is 150 % above"),
+        ([4.0, np.inf], [5.0, 3.0], "ends at 3, where the original's is not finite; its lowest loss is 25 % below"),
+        ([np.nan, np.nan], [np.nan, np.inf], "no loss is finite, whatever is averaged"),
+        ([np.nan, np.nan], [7.0, np.inf], "its lowest loss is at 7, where the original's is not finite"),
+    ],
+)
+def test_a_run_that_diverged_in_words(original, average, told):
+    with np.errstate(all="ignore"):
+        found = curve_in_words(curve_figures(table(original, average), METRICS, "original", 1), "original", "a")
+    assert told in found
+    assert "nan" not in found
+    assert "inf " not in found
+
+
+def test_of_losses_that_are_not_finite_no_smaller_rate_is_told():
+    told = smaller([9.0, np.nan, np.nan, np.nan], [1.0, 1.0, 1.0], [2.0] * 7)
+    assert "not all finite, so this run cannot say" in told
+    told = smaller([9.0, 9.0, 4.0, 4.0], [np.inf, np.inf, 2.0], [9.0, 9.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+    assert "at 2, where the original's is not finite" in told
+    assert "By itself" not in told
 
 
 def smaller(high, low, averaged):
@@ -115,7 +141,7 @@ def test_whether_a_smaller_rate_did_the_same():
     told = smaller([9.0, 9.0, 4.0, 4.0], [3.0, 2.5, 2.0], [9.0, 9.0, 2.0, 2.0, 2.0, 2.0, 2.0])
     assert "epochs 3 to 4), the average's median loss was 50 % below the original's (2 and 4)" in told
     assert "from epoch 5 on) it was 20 % below the original's (2 and 2.5)" in told
-    assert "from 4 to 2.5: 75% of what averaging gained" in told
+    assert "from 4 to 2.5: 75 % of what averaging gained" in told
     assert "gained nothing" in smaller([9.0, 9.0, 4.0, 4.0], [3.0, 2.5, 2.0], [9.0, 9.0, 5.0, 5.0, 2.0, 2.0, 2.0])
     assert "cannot say" in smaller([4.0, 4.0], [], [2.0, 2.0])
 
@@ -195,7 +221,7 @@ def test_the_best_row_and_how_many_are_near_it():
     assert curves.best_row({"loss": np.array([np.nan])}, LOSS) is None
     told = curves.atlas_in_words(cells, best, 1.5, "final")
     assert "`B()`, has 1; the original 1.5. It was **chosen on these very validation rows**" in told
-    assert "67% of the cells" in told
+    assert "67 % of the cells" in told
     assert "the original at its lowest of the same epochs 1.5." in curves.atlas_in_words(cells, best, 1.5, "best")
 
 
@@ -206,7 +232,7 @@ def test_the_widths_that_are_drawn_are_shares_of_the_run_in_percent():
     assert drawn["width"].tolist() == pytest.approx([9.0, 15.0] * 2)
     assert drawn["loss"].tolist() == [2.0, 1.0, 3.0, 3.0]
     told = curves.width_in_words(table, curves.best_row(table, LOSS), 3.0)
-    assert "relative width **15.0%** was best: 1, the original 3; 50% of the widths" in told
+    assert "relative width **15 %** was best: 1, the original 3; 50 % of the widths" in told
 
 
 def test_distances_are_from_the_last_weights(trajectory):
