@@ -16,7 +16,7 @@ from emacore.averaging.code import scheme_to_code
 from emacore.averaging.families import MAX_SIGMA_REL, InversePower, PowerFunction, gamma_from_sigma_rel
 from emacore.averaging.filters import decay_from_half_life
 from emacore.averaging.rounding import round_and_even, round_and_even_in_log
-from emacore.averaging.schedules import Schedule
+from emacore.averaging.schedules import TIMING, Schedule
 from emacore.averaging.weights import relative_width
 from emacore.averaging.windows import Scheme, Window
 from emacore.replay.trajectory import Table, Trajectory
@@ -92,6 +92,28 @@ def has_beta(schedule: Schedule, *axes: str) -> bool:
     """Whether each cell over these axes is a rule with a cap, so that ``beta_from`` says whether it acts."""
     replaced = {"relative_width", "window"} & set(axes)
     return schedule.attains_beta and hasattr(schedule, "beta") and not replaced
+
+
+def without_axes(schedule: Schedule, x: str, y: str) -> Schedule:
+    """The schedule with first values for all that the cells over these axes replace.
+
+    Schedules for which this is the same have the same atlas, so that one need not be made again while a slider moves
+    what is an axis.
+    """
+    pair = {x, y}
+    replaced = {"beta" if axis == "half_life" else axis for axis in pair} - {"relative_width", "window"}
+    if "window" in pair:
+        replaced |= {"update_after_step", "update_every"}
+    if "relative_width" in pair and not pair & _PLACES:
+        replaced |= {setting for setting in [_reaching(type(schedule), pair)] if setting}
+    if "relative_width" in pair and pair & _PLACES or pair == {"window", "update_after_step"}:
+        replaced |= {control.key for control in (*schedule.controls, *TIMING)}
+    first = {
+        control.key: control.default
+        for control in (*schedule.controls, *TIMING)
+        if {control.key, control.name} & replaced
+    }
+    return schedule.varied(**first)
 
 
 def atlas(trajectory: Trajectory, schedule: Schedule, x: str, y: str, metric: str = "final") -> Table:

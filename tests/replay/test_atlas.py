@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emacore import RunConfig, train
-from emacore.averaging.code import from_code, scheme_from_code
-from emacore.averaging.families import InversePower, PowerFunction
+from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code
+from emacore.averaging.families import Constant, InversePower, PowerFunction
+from emacore.averaging.schedules import TIMING
 from emacore.averaging.weights import average, relative_width
 from emacore.averaging.windows import Window
 from emacore.replay import atlas as atlas_module
-from emacore.replay.atlas import axes, original, partners, plateau
+from emacore.replay.atlas import axes, original, partners, plateau, without_axes
 from emacore.replay.measure import OneByOne
 from emacore.replay.recording import Recorder, read_recording
 from emacore.replay.trajectory import Trajectory
@@ -65,6 +66,27 @@ def test_axes_must_be_two(trajectory):
     for x, y in (("power", "power"), ("power", "nope"), ("beta", "half_life")):
         with pytest.raises(ValueError, match="two of power.*are one"):
             atlas(trajectory, InversePower(), x, y)
+
+
+@pytest.mark.parametrize("base", [InversePower(), Constant(0.9), PowerFunction(sigma_rel=0.1)], ids=repr)
+def test_schedules_that_are_the_same_without_the_axes_have_the_same_atlas(base):
+    """And what a setting changes in any cell is not left out."""
+    base, family = base.varied(update_after_step=4, update_every=3), type(base)
+
+    def codes(schedule, x, y):
+        values = {axis: axes(family)[axis](50)[[2, -4]].tolist() for axis in (x, y)}
+        cells = [atlas_module._scheme(schedule, {x: a, y: b}, 50) for a in values[x] for b in values[y]]
+        return [cell and scheme_to_code(cell) for cell in cells]
+
+    for x in axes(family):
+        for y in partners(x, family):
+            own = codes(base, x, y)
+            for control in (*family.controls, *TIMING):
+                middle = 5 if control.scale == "count" else control.at(0.37)
+                other = base.varied(**{control.key: middle})
+                same = without_axes(other, x, y) == without_axes(base, x, y)
+                assert same == (codes(other, x, y) == own), (x, y, control.key)
+            assert codes(without_axes(base, x, y), x, y) == own
 
 
 @pytest.mark.parametrize(("x", "y"), [("half_life", "power"), ("update_after_step", "window")])
