@@ -26,6 +26,7 @@ from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import average, effective_count, mean_age, relative_width, start_share, weights
 from emacore.averaging.windows import Scheme
+from emacore.formatting import number, percent
 
 # What the core does not need is imported where it is used: some commands run without pandas.
 if TYPE_CHECKING:
@@ -119,7 +120,9 @@ def train(config: str | None, changes: tuple[tuple[str, Any], ...], output: str 
 
     def tell(rows: list[dict[str, Any]]) -> None:
         for row in rows:
-            _tell(f"epoch {row['epoch']}: loss {row['val_loss_original']:.4g}, average {row['val_loss_ema']:.4g}")
+            _tell(
+                f"epoch {row['epoch']}: loss {number(row['val_loss_original'])}, average {number(row['val_loss_ema'])}"
+            )
 
     _write(_carried_out(_config(config, changes), tell), output)
 
@@ -261,9 +264,10 @@ def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
         )
         _tell(f"reaches {level:g} {when}")
     _tell(
-        f"after step {steps - 1:,}: mean age {mean_age(decays):,.4g} steps, counts as {effective_count(decays):,.4g} "
-        f"snapshots, relative width {relative_width(decays):.2%}, start still in it "
-        f"{start_share(decays, start=schedule.start):.2%}"
+        f"after step {steps - 1:,}: mean age {number(mean_age(decays))} steps, counts as "
+        f"{number(effective_count(decays))} "
+        f"snapshots, relative width {percent(relative_width(decays))}, start still in it "
+        f"{percent(start_share(decays, start=schedule.start))}"
     )
     columns = {"step": np.arange(steps), "decay": decays, "weight": weights(decays)}
     with Path(output).open("w", newline="") if output else nullcontext(sys.stdout) as file:

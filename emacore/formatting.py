@@ -51,13 +51,13 @@ def decay(value: float) -> str:
 
 def percent(share: float, digits: int = 3) -> str:
     """A share as "12.3 %"."""
-    return f"{number(100 * share, digits)} %"
+    text = number(100 * share, digits)
+    return f"{text} %" if math.isfinite(share) else text
 
 
 def signed_percent(share: float, digits: int = 3) -> str:
     """A gain or loss as "+12.3 %" or "-4 %"; nothing is "0 %"."""
-    text = percent(share, digits)
-    return f"+{text}" if share > 0 and text != "0 %" else text
+    return f"{'+' if share > 0 else ''}{percent(share, digits)}"
 
 
 def p_value(p: float) -> str:

@@ -18,6 +18,7 @@ from emacore.averaging.families import (
     UniformAverage,
 )
 from emacore.averaging.schedules import Schedule, changed_settings
+from emacore.formatting import number
 
 
 class Snippet(NamedTuple):
@@ -135,7 +136,9 @@ def _karras(schedule: PowerFunction) -> Snippet:
     every, exponent = schedule.update_every, schedule.exponent
     note = "Its n is one more than here, so its first moves keep more of the old average, and its last ones agree."
     if every > 1:
-        note += f" It counts raw calls, not moves: its gamma is {every} (gamma + 1) - 1, of the {exponent:.6g} here."
+        note += (
+            f" It counts raw calls, not moves: its gamma is {every} (gamma + 1) - 1, of the {number(exponent, 6)} here."
+        )
     note += " PostHocEMA keeps snapshots of two or more such averages and makes those of other widths from them."
     loop = _loop("ema.update()", start=schedule.start)
     return Snippet(

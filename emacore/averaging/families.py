@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from scipy.optimize import brentq
 
-from emacore.averaging.filters import half_life, shown_decay
+from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import (
     BETA,
     LARGEST_DECAY,
@@ -23,6 +23,8 @@ from emacore.averaging.schedules import (
 )
 from emacore.averaging.weights import relative_width, weights
 from emacore.checks import LARGEST, SMALLEST, check_positive, check_unit, is_real, shown
+from emacore.formatting import decay as decay_text
+from emacore.formatting import number, percent
 
 #: The largest relative width a power function can have: that of the running mean, 1 / sqrt(12).
 MAX_SIGMA_REL = 1 / math.sqrt(12)
@@ -140,14 +142,15 @@ class InversePower(Schedule):
             return []
         if self.min_value >= self.beta:
             return [
-                f"min_value = {shown_decay(self.min_value)} is not below beta = {shown_decay(self.beta)}: beta wins, "
+                f"min_value = {decay_text(self.min_value)} is not below beta = {decay_text(self.beta)}: beta wins, "
                 "and every move has that decay."
             ]
         first = self.start + self.update_every
         warm = 1 - (1 + (first - self.update_after_step) / self.inv_gamma) ** -self.power
         if warm >= self.min_value:
             return [
-                f"min_value = {shown_decay(self.min_value)} has no effect: the first move already has decay {warm:.4g}."
+                f"min_value = {decay_text(self.min_value)} has no effect: the first move already has decay "
+                f"{decay_text(warm)}."
             ]
         return []
 
@@ -160,8 +163,8 @@ class InversePower(Schedule):
             return []
         return [
             f"The rule counts steps, not moves: with update_every = {self.update_every} the first of the "
-            f"{len(shares):,} snapshots weighs {factor:,.3g} times an equal share. inv_gamma = "
-            f"{self.inv_gamma * self.update_every:g} counts moves instead."
+            f"{len(shares):,} snapshots weighs {number(factor, 3)} times an equal share. inv_gamma = "
+            f"{number(self.inv_gamma * self.update_every)} counts moves instead."
         ]
 
 
@@ -401,7 +404,7 @@ class PowerFunction(Schedule):
             if self.start
             else f"its {moves:,} moves are too few for it"
         )
-        return [f"The weights are {100 * width:.3g} % of this run wide, not {100 * self.width:.3g} %: {reason}."]
+        return [f"The weights are {percent(width)} of this run wide, not {percent(self.width)}: {reason}."]
 
 
 @register

@@ -112,11 +112,6 @@ def half_life(beta: float) -> float:
     return time_constant(beta) * math.log(2)
 
 
-def shown_decay(decay: float) -> str:
-    """A decay with six digits, or as many as show how far below 1 it is."""
-    return f"{decay:.{max(6, 3 - math.floor(math.log10(1 - decay)))}g}" if decay < 1 else "1"
-
-
 def half_lives(decays: ArrayLike) -> Floats:
     """:func:`half_life` of each of many decays, in their shape."""
     with np.errstate(divide="ignore"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from emacore.averaging.filters import half_life, shown_decay
+from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import Schedule, final_half_life, last_move
 from emacore.averaging.weights import start_share
+from emacore.formatting import decay, number, percent
 
 
 def remarks(schedule: Schedule, num_steps: int) -> list[str]:
@@ -40,24 +41,20 @@ def _cap(schedule: Schedule, num_steps: int, final: float) -> list[str]:
         return []
     # Near 1 a decay can be close to another and remember a tenth as long, so half-lives are compared.
     memory, capped = final_half_life(schedule, num_steps), half_life(beta) * schedule.update_every
-    ends = f"the decay ends at {shown_decay(final)}"
-    instead = f"a half-life of {_steps(memory)} steps, " + (
-        f"not the {_steps(capped)} of beta" if beta < 1 else "while that of beta has no end"
+    ends = f"the decay ends at {decay(final)}"
+    instead = f"a half-life of {number(memory)} steps, " + (
+        f"not the {number(capped)} of beta" if beta < 1 else "while that of beta has no end"
     )
     if schedule.attains_beta:
         call = schedule.reaches(beta) if beta < 1 else None
         when = f"it would be from step {call:,} on" if call is not None else "no run is long enough for it"
-        return [f"beta = {shown_decay(beta)} is never reached in this run: {ends}, {instead}; {when}."]
+        return [f"beta = {decay(beta)} is never reached in this run: {ends}, {instead}; {when}."]
     share = final / beta
     if share >= 0.99 and memory >= 0.99 * capped:
         return []
-    percent = f"{share:.0%}" if share < 0.99 else f"{min(share, 0.9999):.2%}"
+    part = percent(share, 2) if share < 0.99 else percent(min(share, 0.9999), 4)
     reason = "the run is too short for it" if beta < 1 else "no run is long enough for it"
-    return [f"{ends[0].upper()}{ends[1:]}, {percent} of beta = {shown_decay(beta)}: {instead}; {reason}."]
-
-
-def _steps(steps: float) -> str:
-    return f"{steps:,.0f}" if steps >= 1000 else f"{steps:.4g}"
+    return [f"{ends[0].upper()}{ends[1:]}, {part} of beta = {decay(beta)}: {instead}; {reason}."]
 
 
 def _start(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[str]:
@@ -66,6 +63,7 @@ def _start(schedule: Schedule, decays: np.ndarray[tuple[int], np.dtype[np.float6
     if share < 0.01 or share < 3 / snapshots:
         return []
     return [
-        f"{share:.0%} of the final average are still the weights of step {schedule.start:,}, where it began: the "
+        f"{percent(share, 2)} of the final average are still the weights of step {schedule.start:,}, where it "
+        "began: the "
         "memory is long for this run."
     ]

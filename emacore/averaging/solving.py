@@ -14,6 +14,7 @@ from emacore.averaging.filters import decay_from_half_life, half_life
 from emacore.averaging.schedules import LARGEST_DECAY, Schedule, final_half_life, last_move
 from emacore.averaging.weights import relative_width
 from emacore.checks import check_positive, check_whole
+from emacore.formatting import number
 
 S = TypeVar("S", bound=Schedule)
 
@@ -40,7 +41,8 @@ def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
     if not 0 < decay < 1:
         raise ValueError(
             f"no decay in double precision has a half-life of {steps:g} steps at update_every = {every}: "
-            f"ask for one from {half_life(5e-324) * every:.2g} to {half_life(LARGEST_DECAY) * every:.2g} steps"
+            f"ask for one from {number(half_life(5e-324) * every, 2)} to "
+            f"{number(half_life(LARGEST_DECAY) * every, 2)} steps"
         )
     found = schedule.with_decay(last_move(schedule, num_steps), decay)
     if found is None:
@@ -51,7 +53,7 @@ def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
     usual = "ask for that" if nearest > steps else "ask for that, or make the run longer"
     raise ValueError(
         f"no {schedule.tuned} of {type(schedule).__name__} gives a half-life of {steps:g} steps at the end of "
-        f"{num_steps} steps; the nearest is {nearest:.4g}: {schedule.cure(decay, usual)}"
+        f"{num_steps} steps; the nearest is {number(nearest)}: {schedule.cure(decay, usual)}"
     )
 
 
@@ -97,7 +99,7 @@ def _searched(
         lowest, highest = min(lowest, low), max(highest, high)
     raise ValueError(
         f"no {schedule.tuned} of {type(schedule).__name__} gives a {name} of {told} {num_steps} "
-        f"steps; {name}s from {lowest:.3g} to {highest:.3g} are within reach"
+        f"steps; {name}s from {number(lowest, 3)} to {number(highest, 3)} are within reach"
         + (", but not each of them" if lowest < wanted < highest else "")
     )
 

@@ -24,6 +24,7 @@ from emacore.averaging.weights import (
     weights,
 )
 from emacore.averaging.windows import Scheme, decays_at_end
+from emacore.formatting import number, percent
 
 Floats = NDArray[np.float64]
 #: Columns by their names, all of one length.
@@ -149,11 +150,11 @@ def change_in_words(before: float, after: float) -> str:
     if math.isclose(before, after, rel_tol=5e-4, abs_tol=0.0):
         return "Averaging leaves the expected loss of this run as it is"
     if after < before:
-        by = 100 * (1 - after / before)
-        return f"Averaging lowers the expected loss of this run by {f'{by:.3g} %' if by < 99.5 else 'more than 99.5 %'}"
+        by = 1 - after / before
+        return f"Averaging lowers the expected loss of this run by {percent(by) if by < 0.995 else 'more than 99.5 %'}"
     if after < 10 * before:
-        return f"Averaging raises the expected loss of this run by {100 * (after / before - 1):.3g} %"
-    return f"Averaging raises the expected loss of this run from {before:.3g} to {after:.3g}"
+        return f"Averaging raises the expected loss of this run by {percent(after / before - 1)}"
+    return f"Averaging raises the expected loss of this run from {number(before, 3)} to {number(after, 3)}"
 
 
 def acting_calls(num_steps: int, scheme: Scheme) -> NDArray[np.int64]:

@@ -81,7 +81,7 @@ def _spec(
                 alt.Tooltip("curve:N", title=" "),
                 alt.Tooltip("epoch:Q"),
                 alt.Tooltip("step:Q", format=","),
-                alt.Tooltip("loss:Q", title=y_title, format=".5~g"),
+                alt.Tooltip("loss:Q", title=y_title, format=",.5~r"),
             ],
         )
         .add_params(highlight)

@@ -79,8 +79,8 @@ def _spec(x_title: str, y_title: str, loss_title: str, shared: str | None, heigh
     )
     framed = pointed | alt.datum.chosen
     base = alt.Chart().encode(
-        x=alt.X("x:O", title=x_title, axis=alt.Axis(format=".5~g", labelOverlap=True, labelAngle=0)),
-        y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=".5~g", labelOverlap=True)),
+        x=alt.X("x:O", title=x_title, axis=alt.Axis(format=",.5~r", labelOverlap=True, labelAngle=0)),
+        y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=",.5~r", labelOverlap=True)),
     )
     cells = (
         base.mark_rect(stroke=CHOSEN)
@@ -95,8 +95,8 @@ def _spec(x_title: str, y_title: str, loss_title: str, shared: str | None, heigh
             tooltip=[
                 alt.Tooltip("x:O", title=x_title),
                 alt.Tooltip("y:O", title=y_title),
-                alt.Tooltip("loss:Q", title=loss_title, format=".5~g"),
-                alt.Tooltip("gain:Q", title="gain over the original (%)", format="+.3~g"),
+                alt.Tooltip("loss:Q", title=loss_title, format=",.5~r"),
+                alt.Tooltip("gain:Q", title="gain over the original (%)", format="+,.3~r"),
             ],
         )
         .add_params(clicked, pointed)
@@ -119,7 +119,7 @@ def _legend(title: str) -> alt.Legend:
         orient="top",
         direction="horizontal",
         values=list(_RATIOS),
-        labelExpr=f"{names} : ''".replace("'the original's'", '"the original\'s"'),
+        labelExpr=f"{names} : ''",
         gradientLength=alt.ExprRef("max(120, width - 180)"),
         gradientThickness=8,
     )
@@ -188,12 +188,12 @@ def _evidence_map(
             tooltip=[
                 alt.Tooltip("x:N", title=x_title),
                 alt.Tooltip("y:N", title=y_title),
-                alt.Tooltip("percent:Q", title="median change of the final loss (%)", format="+.3~g"),
+                alt.Tooltip("percent:Q", title="median change of the final loss (%)", format="+,.3~r"),
                 alt.Tooltip("wins:Q", title="seeds in which averaging won"),
                 alt.Tooltip("seeds:Q", title="of"),
                 alt.Tooltip("pairs:Q", title="seeds with a finite gain, of which the median is"),
-                alt.Tooltip("wilcoxon_p:Q", title="Wilcoxon's p, of this cell alone", format=".2~g"),
-                alt.Tooltip("p:Q", title="p after Holm's correction, which decides", format=".2~g"),
+                alt.Tooltip("wilcoxon_p:Q", title="Wilcoxon's p, of this cell alone", format=",.2~r"),
+                alt.Tooltip("p:Q", title="p after Holm's correction, which decides", format=",.2~r"),
                 alt.Tooltip("verdict:N"),
             ],
         )

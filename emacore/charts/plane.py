@@ -90,7 +90,9 @@ def _spec(
     contours = (
         alt.Chart()
         .mark_line(color=CLEAN, opacity=0.45, strokeWidth=1, clip=True)
-        .encode(x=x, y=y, order="order:Q", detail="piece:N", tooltip=alt.Tooltip("level:Q", title=level, format=".4~g"))
+        .encode(
+            x=x, y=y, order="order:Q", detail="piece:N", tooltip=alt.Tooltip("level:Q", title=level, format=",.4~r")
+        )
     )
     drawn = alt.Chart().encode(x=x, y=y, color=colour)
     lines = (

@@ -67,9 +67,9 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
         tooltip=[
             alt.Tooltip("curve:N", title=" "),
             alt.Tooltip("epoch:Q"),
-            alt.Tooltip("median:Q", format=".4~g"),
-            alt.Tooltip("low:Q", title="5 %", format=".4~g"),
-            alt.Tooltip("high:Q", title="95 %", format=".4~g"),
+            alt.Tooltip("median:Q", format=",.4~r"),
+            alt.Tooltip("low:Q", title="5 %", format=",.4~r"),
+            alt.Tooltip("high:Q", title="95 %", format=",.4~r"),
             alt.Tooltip("seeds:Q", title="seeds training"),
         ],
     )
@@ -126,7 +126,7 @@ def _differences(x_title: str, height: int) -> dict[str, Any]:
         x=alt.X("gain:Q", title=x_title),
         y=alt.Y("rank:Q", title="seeds, ordered", scale=alt.Scale(nice=False, padding=10)),
         color=alt.when(alt.datum.won).then(alt.value(AVERAGED)).otherwise(alt.value(ORIGINAL)),
-        tooltip=[alt.Tooltip("seed:Q"), alt.Tooltip("gain:Q", title=x_title, format="+.3~g")],
+        tooltip=[alt.Tooltip("seed:Q"), alt.Tooltip("gain:Q", title=x_title, format="+,.3~r")],
     )
     layered = alt.layer(zero, interval, rules, labels, dots).resolve_scale(y="independent")
     return spec_of(layered.properties(height=height))

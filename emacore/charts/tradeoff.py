@@ -82,9 +82,9 @@ def _spec(bottom: float, top: float, side: Literal["left", "right"], height: int
         tooltip=[
             alt.Tooltip("curve:N", title=" "),
             alt.Tooltip("part:N", title="by"),
-            alt.Tooltip("decay:Q", format=".7~g"),
-            alt.Tooltip("half_life:Q", title="half-life (steps)", format=",.4~g"),
-            alt.Tooltip("loss:Q", format=".4~g"),
+            alt.Tooltip("decay:Q", format=",.7~r"),
+            alt.Tooltip("half_life:Q", title="half-life (steps)", format=",.4~r"),
+            alt.Tooltip("loss:Q", format=",.4~r"),
         ],
     )
     lines = (

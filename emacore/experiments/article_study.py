@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from emacore.experiments.evidence import comparison_of
-from emacore.experiments.statistics import PairedComparison, interval_in_words, over_pairs, paired_comparison, percent
+from emacore.experiments.statistics import PairedComparison, interval_in_words, over_pairs, paired_comparison
+from emacore.formatting import signed_percent
 from emacore.tasks.regression.article import LAST_EPOCH
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
@@ -96,6 +97,7 @@ def _beside(one: PairedComparison) -> str:
     """The average's loss beside the original's."""
     median = one.median
     return (
-        f"lower in {one.wins} of {one.seeds} seeds (median gain {percent(median.estimate)} over {over_pairs(one)}, "
+        f"lower in {one.wins} of {one.seeds} seeds (median gain {signed_percent(median.estimate)} over "
+        f"{over_pairs(one)}, "
         f"{interval_in_words(median)})"
     )

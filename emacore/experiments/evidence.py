@@ -23,10 +23,10 @@ from emacore.experiments.statistics import (
     kind_of,
     over_pairs,
     paired_comparison,
-    percent,
     verdict,
 )
 from emacore.experiments.studies import Study
+from emacore.formatting import number, p_value, percent, signed_percent
 from emacore.tasks.regression.article import FINAL
 from emacore.training.acting import idle_settings
 from emacore.training.config import TaskConfig
@@ -303,15 +303,19 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison) -> str:
     if comparison.pairs:
         mean = comparison.mean
         told.append(
-            f"The mean gain is {percent(mean.estimate)} ({interval_in_words(mean)}), over {over_pairs(comparison)}."
+            f"The mean gain is {signed_percent(mean.estimate)} ({interval_in_words(mean)}), over "
+            f"{over_pairs(comparison)}."
         )
     theirs = float(FINAL["improvement"][0])
     less = stats.percentileofscore(100 * found, theirs, kind="mean")
-    told.append(f"The article's one run gained {theirs:g} %: {less:.0f} % of these {len(found)} seeds gained less.")
-    chance, wanted = comparison.chance, percent(comparison.wanted_gain, sign=False)
     told.append(
-        f"A single seed shows a gain of at least {wanted} with a chance of {chance.estimate:.0%} (95 % interval "
-        f"{chance.low:.0%} to {chance.high:.0%}, from {comparison.seeds} seeds)."
+        f"The article's one run gained {theirs:g} %: {number(less, 3)} % of these {len(found)} seeds gained less."
+    )
+    chance, wanted = comparison.chance, percent(comparison.wanted_gain)
+    told.append(
+        f"A single seed shows a gain of at least {wanted} with a chance of {percent(chance.estimate, 2)} (95 % "
+        "interval "
+        f"{percent(chance.low, 2)} to {percent(chance.high, 2)}, from {comparison.seeds} seeds)."
     )
     if comparison.seeds_needed is not None:
         needed = "a million seeds or more" if comparison.seeds_needed >= 10**6 else f"{comparison.seeds_needed:,} seeds"
@@ -340,7 +344,7 @@ def in_markdown(study: Study, found: Mapping[str, PairedComparison], schedule: s
     ]
     for question, one in found.items():
         gain = " | ".join(f"{_or_none(i.estimate)} | {_or_none(i.low, i.high)}" for i in (one.median, one.mean))
-        p = "none" if np.isnan(one.wilcoxon_p) else f"{one.wilcoxon_p:.2g}"
+        p = "none" if np.isnan(one.wilcoxon_p) else p_value(one.wilcoxon_p).removeprefix("= ")
         lines.append(
             f"| {QUESTIONS[question]} | {one.seeds} | {one.wins} | {one.pairs} | {gain} | {p} | {kind_of(one)} |"
         )
@@ -351,4 +355,4 @@ def in_markdown(study: Study, found: Mapping[str, PairedComparison], schedule: s
 
 
 def _or_none(*shares: float) -> str:
-    return "none" if np.isnan(shares).any() else " to ".join(map(percent, shares))
+    return "none" if np.isnan(shares).any() else " to ".join(map(signed_percent, shares))

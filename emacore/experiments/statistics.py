@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from emacore.formatting import number, p_value, percent, signed_percent
+
 Floats = NDArray[np.float64]
 
 #: Below so many finite pairs no test can reach 5 %, and nothing is said of a difference.
@@ -224,10 +226,11 @@ def seeds_in_words(seeds: int, tests: int) -> str:
     several = f"{tests} tests" if tests > 1 else "one test"
     if seeds >= fewest:
         return f"For {several} {fewest} seeds each are the least that can show anything, if no pair ties."
-    holm_too = f", and {tests * least_p(seeds):.2g} after Holm's correction for {several}" if tests > 1 else ""
+    holm_too = f", and {number(tests * least_p(seeds), 2)} after Holm's correction for {several}" if tests > 1 else ""
     return (
         f"{seeds} seeds cannot show anything here, whatever they find: the least p-value that Wilcoxon's test has for "
-        f"them is 2/2^{seeds} = {least_p(seeds):.2g}{holm_too}. {several.capitalize()} need at least {fewest} seeds"
+        f"them is 2/2^{seeds} = {number(least_p(seeds), 2)}{holm_too}. {several.capitalize()} need at least "
+        f"{fewest} seeds"
         f"{' each' if tests > 1 else ''}."
     )
 
@@ -285,19 +288,20 @@ def verdict(comparison: PairedComparison, what: str = "the final loss", among: C
         )
     if kind == "no difference shown" and median.low == median.high:
         return f"No difference shown for {what} {over}: {comparison.ties} of {comparison.seeds} tie; {won}.{rest}"
-    numbers = f"{interval_in_words(median)}; Wilcoxon p = {comparison.wilcoxon_p:.2g}"
+    numbers = f"{interval_in_words(median)}; Wilcoxon p {p_value(comparison.wilcoxon_p)}"
     if among is not None and among.tests > 1:
-        numbers += f", {among.p:.2g} corrected for {among.tests} tests"
+        numbers += f", p {p_value(among.p)} corrected for {among.tests} tests"
     if kind in ("helps", "hurts"):
         return (
             f"Averaging {kind}: {what} is {'better' if kind == 'helps' else 'worse'} by "
-            f"{percent(abs(median.estimate), sign=False)} in the median {over} ({numbers}; {won}).{rest}"
+            f"{percent(abs(median.estimate))} in the median {over} ({numbers}; {won}).{rest}"
         )
-    found = f"{won}, and the median gain is {percent(median.estimate)} ({numbers})"
+    found = f"{won}, and the median gain is {signed_percent(median.estimate)} ({numbers})"
     if kind == "cannot tell" and among is not None:
         return (
             f"Cannot tell from {comparison.seeds} seeds whether averaging changes {what}: even if it had won every "
-            f"pair, or none, the corrected p would be {among.least:.2g}; {fewest_seeds(among.tests)} seeds are the "
+            f"pair, or none, the corrected p would be {number(among.least, 2)}; {fewest_seeds(among.tests)} "
+            "seeds are the "
             f"least for {among.tests} tests. Over {over_pairs(comparison)} {found}.{rest}"
         )
     if kind == "unclear":
@@ -305,7 +309,7 @@ def verdict(comparison: PairedComparison, what: str = "the final loss", among: C
         if not median.low <= 0 <= median.high:
             but = "the interval leaves out 0, but the test finds no difference"
         return f"Unclear for {what} {over}: {found}: {but}.{rest}"
-    largest = percent(max(abs(median.low), abs(median.high)), sign=False)
+    largest = percent(max(abs(median.low), abs(median.high)))
     return f"No difference larger than {largest} shown for {what} {over}: {found}.{rest}"
 
 
@@ -315,26 +319,12 @@ def interval_in_words(found: Interval) -> str:
         return "too few finite pairs for an interval"
     if found.low == found.high:
         return "its 95 % interval is this value alone"
-    return f"95 % interval {percent(found.low)} to {percent(found.high)}"
+    return f"95 % interval {signed_percent(found.low)} to {signed_percent(found.high)}"
 
 
 def over_pairs(comparison: PairedComparison) -> str:
     """The pairs on which median and mean rest: "8 seeds", or "5 of 8 seeds"."""
     return f"{comparison.pairs} of {comparison.seeds} seeds" if comparison.infinite else f"{comparison.seeds} seeds"
-
-
-def percent(share: float, *, sign: bool = True) -> str:
-    """A share in percent with three digits that matter, such as "+0.000123 %"; only 0 is "0 %"."""
-    value = 100 * share
-    if not math.isfinite(value):
-        return "not finite"
-    size = abs(value)
-    plus = "+" if sign and value else ""
-    if size and not 1e-6 <= size < 1e7:
-        return f"{value:{plus}.2e} %"
-    digits = max(0, 2 - math.floor(math.log10(size))) if size else 0
-    text = f"{round(value, 2 - math.floor(math.log10(size))) if size else 0:{plus},.{digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
 def median_ends(values: Floats) -> tuple[Floats, Floats]:

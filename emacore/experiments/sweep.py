@@ -29,11 +29,11 @@ from emacore.experiments.statistics import (
     corrected,
     fewest_seeds,
     kind_of,
-    percent,
     seeds_in_words,
 )
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
+from emacore.formatting import number, percent
 from emacore.training.acting import acting, idle_settings
 from emacore.training.config import TaskConfig, article_schedule
 from emacore.training.history import MODELS, training_follows_average
@@ -568,7 +568,7 @@ def _why_alike(sweep: Sweep, groups: Sequence[Sequence[int]]) -> str:
 def _beside(gain: float) -> str:
     """The averaged network's loss beside the original's."""
     if gain < -9:
-        return f"{1 - gain:,.3g} times the original's"
+        return f"{number(1 - gain, 3)} times the original's"
     if not gain:
         return "the same as the original's"
-    return f"{percent(abs(gain), sign=False)} {'lower' if gain > 0 else 'higher'}"
+    return f"{percent(abs(gain))} {'lower' if gain > 0 else 'higher'}"

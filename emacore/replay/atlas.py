@@ -106,7 +106,7 @@ def without_axes(schedule: Schedule, x: str, y: str) -> Schedule:
         replaced |= {"update_after_step", "update_every"}
     if "relative_width" in pair and not pair & _PLACES:
         replaced |= {setting for setting in [_reaching(type(schedule), pair)] if setting}
-    if "relative_width" in pair and pair & _PLACES or pair == {"window", "update_after_step"}:
+    if ("relative_width" in pair and pair & _PLACES) or pair == {"window", "update_after_step"}:
         replaced |= {control.key for control in (*schedule.controls, *TIMING)}
     first = {
         control.key: control.default

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from emacore.formatting import number, percent
 from emacore.replay.measure import Metric
 from emacore.training.config import TaskConfig
 
@@ -136,13 +137,14 @@ def in_words(history: pd.DataFrame) -> list[str]:
         return []
     epochs = finite["epoch"].to_numpy()
     original, ema = (finite[f"val_loss_{name}"].to_numpy() for name in ("original", "ema"))
-    change = 100 * (original[-1] - ema[-1]) / original[-1]
-    beside = f"{abs(change):.3g} % {'lower' if change > 0 else 'higher'} than" if change else "equal to"
+    change = (original[-1] - ema[-1]) / original[-1]
+    beside = f"{percent(abs(change))} {'lower' if change > 0 else 'higher'} than" if change else "equal to"
     sentences = [
         f"In this run, after epoch {epochs[-1]}, the averaged model's validation loss is {beside} the original's "
-        f"({ema[-1]:.4g} against {original[-1]:.4g}).",
-        f"The lowest validation loss was {original.min():.4g} for the original (epoch {epochs[original.argmin()]}) and "
-        f"{ema.min():.4g} for the average (epoch {epochs[ema.argmin()]}).",
+        f"({number(ema[-1])} against {number(original[-1])}).",
+        f"The lowest validation loss was {number(original.min())} for the original (epoch "
+        f"{epochs[original.argmin()]}) and "
+        f"{number(ema.min())} for the average (epoch {epochs[ema.argmin()]}).",
     ]
     behind = np.flatnonzero(ema >= original)
     if not behind.size or behind[-1] + 1 < len(epochs):

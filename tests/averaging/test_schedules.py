@@ -451,7 +451,7 @@ def test_what_a_schedule_has_is_found_again(schedule, num_steps):
 
 def test_a_floor_under_the_decay_that_is_asked_for_is_told():
     floored = InversePower(beta=0.9999, min_value=0.999)
-    with pytest.raises(ValueError, match="nearest is 6928: ask for that, or lower min_value = 0.999"):
+    with pytest.raises(ValueError, match="nearest is 6,928: ask for that, or lower min_value = 0.999"):
         solving.with_half_life(floored, 5000, 250)
     solved = solving.with_half_life(InversePower(0.95, min_value=0.999, update_every=1), 5000, 100)  # beta wins
     assert schedules.final_half_life(solved, 5000) == pytest.approx(100)
