@@ -1,5 +1,6 @@
 """Pages without a browser, a store of their own for them, and what workers leave in it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,35 @@ def run(app):
 
 
 def drawn(app):
-    """The tables that the page's charts draw, in its order."""
-    return [convert_arrow_bytes_to_pandas_df(chart.proto.data.data) for chart in app.get("vega_lite_chart")]
+    """The tables that the page's charts draw, in its order; of charts with handles, those drawn while none moves."""
+    tables = []
+    for chart in app.get("vega_lite_chart"):
+        still = [data.data.data for data in chart.proto.datasets if data.name.startswith("still")]
+        tables += still or [chart.proto.data.data]
+    return [convert_arrow_bytes_to_pandas_df(table) for table in tables]
+
+
+def frames(app):
+    """The tables that charts draw while handles move, by name."""
+    return {
+        data.name: convert_arrow_bytes_to_pandas_df(data.data.data)
+        for chart in app.get("vega_lite_chart")
+        for data in chart.proto.datasets
+        if data.name.startswith("frames")
+    }
+
+
+def drag(app, **marks):
+    """Let go of a chart's handles at these marks, by the keys of their settings, as the browser does."""
+    for chart in app.get("vega_lite_chart"):
+        chosen = {f"drag_{key}": [{"mark": mark}] for key, mark in marks.items()}
+        if set(chosen) <= set(chart.proto.selection_mode):
+            states = app._tree.get_widget_states()
+            states.widgets.add(id=chart.proto.id, string_value=json.dumps({"selection": chosen}))
+            app._run(states)
+            assert not app.exception, app.exception
+            return app
+    raise AssertionError(f"no chart has handles for {', '.join(marks)}")
 
 
 def texts(app):
