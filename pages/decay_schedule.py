@@ -8,12 +8,12 @@ import streamlit as st
 from emacore.averaging import solving, views
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
-from emacore.averaging.schedules import Schedule, last_move
+from emacore.averaging.schedules import last_move
 from emacore.averaging.windows import Window
-from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, palette
 from emacore.snippets import snippets
-from emacore.widgets.page import BOUND, escaped, put, sentence, show_chart, show_table, through_app
+from emacore.widgets.decays import NOW, QUANTITIES, at_step, decay_tables, show_decays, weight_tables
+from emacore.widgets.page import BOUND, csv_button, escaped, put, sentence, show_table, through_app
 from emacore.widgets.schedules import (
     RUN_LENGTH_DEFAULTS,
     pin_controls,
@@ -23,29 +23,12 @@ from emacore.widgets.schedules import (
     state_of,
 )
 
-NOW = "now"
 FIGURES = [
     "mean age (steps)",
     "effective count (snapshots)",
     "relative width (share of the steps so far)",
     "share of the start",
 ]
-#: What each choice shows: column, title, scale.
-QUANTITIES = {
-    "decay": ("decay", "decay (share kept per move)", "linear"),
-    "1 - decay": ("one_minus_decay", "1 - decay (share taken in per move)", "log"),
-    "memory": ("half_life_steps", "memory (half-life, steps)", "log"),
-}
-
-
-@st.cache_data(max_entries=32, show_spinner=False)
-def decays_of(code: str, num_steps: int) -> pd.DataFrame:
-    return pd.DataFrame(views.decay_table(from_code(code), num_steps))
-
-
-@st.cache_data(max_entries=64, show_spinner=False)
-def weights_of(code: str, step: int) -> pd.DataFrame:
-    return pd.DataFrame(views.weight_table(scheme_from_code(code), step))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -57,11 +40,6 @@ def figures_of(code: str, step: int) -> views.Figures:
 def solved(code: str, num_steps: int, way: str, wanted: float) -> str:
     solve = solving.with_half_life if way == "half-life" else solving.with_relative_width
     return to_code(solve(from_code(code), num_steps, wanted))
-
-
-def joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One table of many, with the name of each in its first column, "curve"."""
-    return pd.concat(tables, names=["curve", None]).reset_index("curve").reset_index(drop=True)
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
@@ -79,7 +57,7 @@ controls, charts = st.columns([1, 2.3], gap="medium")
 
 with controls:
     num_steps = run_length_controls()
-    schedule = schedule_controls()
+    schedule = schedule_controls(typed=True)
     code = to_code(schedule)
     pins = pin_controls(code, {**schedule_defaults(), **RUN_LENGTH_DEFAULTS}, scheme_from_code)
     curves = {NOW: schedule, **pins}
@@ -87,83 +65,68 @@ with controls:
 colours = palette(curves, {NOW: AVERAGED})
 last = last_move(schedule, num_steps)
 
+step = num_steps - 1
 with charts:
-    for remark in remarks(schedule, num_steps):
-        st.info(remark, icon=":material/info:")
     with st.container(horizontal=True):
         quantity = st.segmented_control(
             "Show",
-            ["decay", "1 - decay", "memory"],
-            default="decay",
+            list(QUANTITIES),
+            default=next(iter(QUANTITIES)),
             key="quantity",
             required=True,
-            help="Memory is the half-life, in steps, that the decay of a step has.",
+            help="What each move takes in, how long it is remembered (the half-life that the decay of a step has), or "
+            "the decay itself, which looks like 1 where it matters.",
             **BOUND,
         )
         x_scale = st.segmented_control(
-            "Steps", ["linear", "log"], default="linear", key="x", required=True, help="Scale of the steps.", **BOUND
+            "Steps", ["log", "linear"], default="log", key="x", required=True, help="Scale of the steps.", **BOUND
         )
-    with_decays = {name: curve for name, curve in curves.items() if isinstance(curve, Schedule)}
-    table = joined({name: decays_of(to_code(curve), num_steps) for name, curve in with_decays.items()})
-    column, title, scale = QUANTITIES[quantity]
-    show_chart(
-        lines(
-            table.assign(step=table["step"] + 1) if x_scale == "log" else table,
-            x="step",
-            y=column,
-            series="curve",
-            colours=colours,
-            x_title="step (counted from 1)" if x_scale == "log" else "step",
-            y_title=title,
-            x_scale=x_scale,
-            y_scale=scale,
-        ),
-        alt_text=f"{quantity} over the steps of the run, for {len(with_decays)} schedules; the decay of {code} ends at "
-        f"{schedule.at([last])[0]:.6g}",
-        table=partial(named, table),
-        name="decays",
+        weight_scale = st.segmented_control(
+            "Weights",
+            ["linear", "log"],
+            default="linear",
+            key="w",
+            required=True,
+            help="Scale of the weights.",
+            **BOUND,
+        )
+        percent = None
+        if num_steps > 2:
+            percent = st.number_input(
+                "After step (% of the run)",
+                1,
+                100,
+                100,
+                key="at",
+                width=190,
+                help="The average after this step: how much of each earlier step is in it? Its handle is below.",
+                **BOUND,
+            )
+            step = at_step(num_steps, percent)
+    finish = show_decays(
+        curves,
+        colours,
+        num_steps,
+        quantity=quantity,
+        x_scale=x_scale,
+        weight_scale=weight_scale,
+        percent=percent,
+        alt_text=f"{quantity} over the steps of the run; the decay of {code} ends at {schedule.at([last])[0]:.6g}. "
+        f"Below it, the weight of each past step in the average after step {step:,}, for {len(curves)} averages",
     )
+    for remark in remarks(schedule, num_steps):
+        st.info(remark, icon=":material/info:")
+    with st.container(horizontal=True):
+        csv_button(lambda: named(decay_tables(curves, num_steps)), "decays")
+        csv_button(lambda: named(weight_tables(curves, step)), "weights")
     for window in (curve for curve in curves.values() if isinstance(curve, Window)):
         st.caption(
             f"`{scheme_to_code(window)}` has no decay: at each step the oldest value leaves it whole. Its weights are "
-            "below."
+            "in the lower picture."
         )
 
 st.subheader("What each past step weighs in the average")
-step = num_steps - 1
-if num_steps > 2:
-    percent = st.slider(
-        "After step (% of the run)",
-        1,
-        100,
-        100,
-        key="at",
-        format="%d %%",
-        help="The average after this step: how much of each earlier step is in it?",
-        **BOUND,
-    )
-    step = max(1, round((num_steps - 1) * percent / 100))
-table = joined({name: weights_of(scheme_to_code(curve), step) for name, curve in curves.items()})
-left, right = st.columns([2.3, 1.4], gap="medium")
-with left:
-    weight_scale = st.segmented_control(
-        "Weights", ["linear", "log"], default="linear", key="w", required=True, help="Scale of the weights.", **BOUND
-    )
-    show_chart(
-        lines(
-            table,
-            x="step",
-            y="weight",
-            series="curve",
-            colours=colours,
-            x_title="step whose weights are averaged",
-            y_title="weight in the average",
-            y_scale=weight_scale,
-        ),
-        alt_text=f"Weight of each past step in the average after step {step:,}, for {len(curves)} averages",
-        table=partial(named, table),
-        name="weights",
-    )
+right = st.container()
 with right:
     figures = {name: figures_of(scheme_to_code(curve), step) for name, curve in curves.items()}
     own = figures[NOW]
@@ -265,3 +228,4 @@ for tab, snippet in zip(tabs, snippets(schedule), strict=True):
         st.code(snippet.code, language="python")
         if snippet.note:
             st.caption(snippet.note)
+finish()

@@ -86,6 +86,7 @@ class InversePower(Schedule):
             0.0,
             "The smallest decay of a move: larger makes the first averages calmer. beta wins where it is smaller.",
             step=0.001,
+            rare=True,
         ),
     )
     tuned: ClassVar[str] = "power"

@@ -50,6 +50,7 @@ class Control:
         label: What stands above the slider; the key by default.
         setting: The argument of the family that it sets, where that is not named as ``key`` is.
         axis: Ends of its axis in an atlas; without them it is none.
+        rare: Whether it is folded away at first.
     """
 
     key: str
@@ -63,6 +64,7 @@ class Control:
     label: str = ""
     setting: str = ""
     axis: tuple[float, float] | None = None
+    rare: bool = False
 
     def __post_init__(self) -> None:
         if not self.low <= self.default <= self.high:
@@ -98,6 +100,29 @@ class Control:
                 value = self.low + (self.high - self.low) * position
         return round(value) if self.whole else min(max(value, self.low), self.high)
 
+    def marks(self, most: int = 80) -> tuple[float, ...]:
+        """Round values all over the slider, even in its scale: increasing, about ``most`` at most, both ends included.
+
+        Fewer where ``most`` is small.
+        """
+        match self.scale:
+            case "log":
+                decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+                values = [float(f"{m:g}e{d}") for d in decades for m in _round_parts(len(decades), most)]
+            case "log(1 - value)":
+                decades = range(math.floor(math.log10(1 - self.high)), 1)
+                values = [round(1 - float(f"{m:g}e{d}"), 12) for d in decades for m in _round_parts(len(decades), most)]
+            case _:
+                size = (self.high - self.low) / most
+                tens = 10.0 ** math.floor(math.log10(size))
+                step = max(
+                    next(m * tens for m in (1, 2, 5, 10) if m * tens >= size * (1 - 1e-9)), 1 if self.whole else 0
+                )
+                first = math.ceil(self.low / step - 1e-9)
+                values = [round(k * step, 12) for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        inside = {self.low, self.high, *(value for value in values if self.low <= value <= self.high)}
+        return tuple(sorted({int(value) if self.whole else float(value) for value in inside}))
+
     def on_axis(self, size: int) -> Floats | NDArray[np.int64]:
         """The values of an atlas' axis: round numbers, increasing, at most ``size``."""
         if self.axis is None:
@@ -112,6 +137,14 @@ class Control:
             case _:
                 values = round_and_even(low, high, size)
         return np.unique(values.round().astype(np.int64)) if self.whole else values
+
+
+#: Round numbers of a decade, from many to few.
+_DECADES = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,))
+
+
+def _round_parts(decades: int, most: int) -> tuple[float, ...]:
+    return next((parts for parts in _DECADES if len(parts) * decades <= max(most, decades)), (1,))
 
 
 #: Of all families.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -167,7 +167,11 @@ def decay_table(schedule: Schedule, num_steps: int) -> Table:
 
     ``half_life_steps`` is how long, in steps, the decay of that call takes to halve what is in the average.
     """
-    calls = acting_calls(num_steps, schedule)
+    return decays_at(schedule, acting_calls(num_steps, schedule))
+
+
+def decays_at(schedule: Schedule, calls: NDArray[np.integer[Any]]) -> Table:
+    """The rows of :func:`decay_table` of some calls that are not skipped, shape (rows,)."""
     decays = schedule.at(calls)
     memory = filters.half_lives(decays) * schedule.update_every
     return {"step": calls, "decay": decays, "one_minus_decay": 1 - decays, "half_life_steps": memory}
@@ -177,6 +181,64 @@ def weight_table(scheme: Scheme, step: int) -> Table:
     """What each call up to ``step`` weighs in the average after it: step, weight."""
     calls = acting_calls(step + 1, scheme)
     return {"step": calls, "weight": weights(decays_at_end(scheme, step + 1))[calls]}
+
+
+def sampled_calls(num_steps: int, scheme: Scheme, most: int = 1600, ends: Iterable[int] = ()) -> NDArray[np.int64]:
+    """Calls of a run that are not skipped, about ``most`` of many: enough to draw any curve over them on any axis.
+
+    They are even in the steps and in the logarithms of the steps since the run's begin, since the schedule's, and up to
+    the run's end, and hold what lies next to these three.
+
+    Args:
+        ends: Further steps up to which some are even in the logarithm.
+    """
+    every, start = (scheme.update_every, scheme.start) if isinstance(scheme, Schedule) else (1, 0)
+    if num_steps // every <= most:
+        return acting_calls(num_steps, scheme)
+    last, part = num_steps - 1, most // 4
+    far, near = (np.geomspace(1, num_steps, size) - 1 for size in (part, 80))
+    even = np.linspace(0, last, part)
+    places = np.concatenate([even, far, start + far, last - far, start + every * np.arange(-2, 3)])
+    places = np.concatenate([places, *(end - near for end in ends)])
+    calls = np.unique(np.round(places / every).astype(np.int64) * every)
+    return calls[(calls >= 0) & (calls <= last)]
+
+
+def possible(schedule: Schedule, key: str, values: Iterable[float]) -> tuple[float, ...]:
+    """Of the values of the setting whose control has this key, those that the schedule can have beside its others."""
+    taken = []
+    for value in values:
+        try:
+            schedule.varied(**{key: value})
+        except ValueError:
+            continue
+        taken.append(value)
+    return tuple(taken)
+
+
+def decay_frames(
+    schedule: Schedule, key: str, values: Iterable[float], calls: NDArray[np.integer[Any]], column: str
+) -> Floats:
+    """A column of :func:`decays_at` for each value of one setting: shape (calls, values)."""
+    return np.stack([decays_at(schedule.varied(**{key: value}), calls)[column] for value in values], axis=1)
+
+
+def weights_at(scheme: Scheme, step: int, calls: NDArray[np.integer[Any]]) -> Floats:
+    """What some calls weigh in the average after ``step``; NaN for later ones, in the shape of ``calls``."""
+    own = weights(decays_at_end(scheme, step + 1))
+    return np.where(calls <= step, own[np.minimum(calls, step)], np.nan)
+
+
+def weight_frames(
+    schedule: Schedule, key: str, values: Iterable[float], step: int, calls: NDArray[np.integer[Any]]
+) -> Floats:
+    """:func:`weights_at` for each value of one setting: shape (calls, values)."""
+    return np.stack([weights_at(schedule.varied(**{key: value}), step, calls) for value in values], axis=1)
+
+
+def weight_frames_by_step(scheme: Scheme, steps: Iterable[int], calls: NDArray[np.integer[Any]]) -> Floats:
+    """:func:`weights_at` after each of some steps: shape (calls, steps)."""
+    return np.stack([weights_at(scheme, step, calls) for step in steps], axis=1)
 
 
 class Figures(NamedTuple):

@@ -16,7 +16,7 @@ from emacore.charts.style import CLEAN, DASHES
 from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
 
 #: A line's points that answer the pointer: each is a mark of its own, and drawing a thousand takes 0.2 s.
-_PROBES = 120
+PROBES = 120
 _NAMES, _RULES, _LABELS = 2, 3, 4
 
 
@@ -55,7 +55,7 @@ def lines(
     if y_domain is None and ends != axis_ends(shown[y], y_scale):
         y_domain = ends  # one number up to rounding: the axis must not show the rounding
     rank = shown.groupby(series, sort=False).cumcount()
-    shown = shown.assign(probe=rank % max(1, len(shown) // (_PROBES * max(1, shown[series].nunique()))) == 0)
+    shown = shown.assign(probe=rank % max(1, len(shown) // (PROBES * max(1, shown[series].nunique()))) == 0)
     present = set(shown[series].unique())
     visible = (float(low), float(high)) if (low := shown[x].min()) < (high := shown[x].max()) else (0.0, 0.0)
     spec = _spec(

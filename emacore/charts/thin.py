@@ -19,6 +19,8 @@ Scale = Literal["linear", "log"]
 MAX_POINTS = 800
 #: How far a smooth line may be off, as a share of the axis; half a pixel of a chart of usual height.
 TOLERANCE = 0.0015
+#: The same for lines of which a reader sees one at a time, while it moves.
+TOLERANCE_OF_FRAMES = 0.003
 #: Of the points, the share that is kept for corners.
 _CORNERS = 1 / 8
 
@@ -71,6 +73,51 @@ def kept_rows(
     if len(kept) + 2 * len(borders) <= max_points:
         kept = np.union1d(kept, [borders, borders + 1])
     return rows[_with_corners(u, lines, kept, max_points)]
+
+
+def common_rows(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    x_scale: Scale = "linear",
+    y_scale: Scale = "linear",
+    y_range: tuple[float, float],
+) -> Positions:
+    """Positions of rows that show each of many smooth lines: none is missed by ``TOLERANCE_OF_FRAMES`` of the axis.
+
+    Args:
+        x: Shape (rows,), increasing, on the axis.
+        y: Shape (rows, lines).  Where a line has values that the axis cannot show, its last before and its first after
+            them are kept.
+        y_range: The ends of the y axis; beyond them lines need no points.
+
+    Returns:
+        Shape (kept,), the first and the last row among them.
+    """
+    across = np.asarray(x, dtype=np.float64)
+    lines = np.asarray(y, dtype=np.float64).reshape(len(across), -1)
+    u = _on_axis(across, x_scale, (float(across[0]), float(across[-1])))
+    shown = drawable(lines, y_scale)
+    v = np.where(shown, _on_axis(np.where(shown, lines, y_range[0]).ravel(), y_scale, y_range).reshape(lines.shape), 0)
+    v[~shown] = np.nan
+    kept, open_gaps = [0, len(across) - 1], [(0, len(across) - 1)]
+    while open_gaps:
+        start, stop = open_gaps.pop()
+        if stop - start < 2:
+            continue
+        share = ((u[start + 1 : stop] - u[start]) / (u[stop] - u[start]))[:, np.newaxis]
+        inside = v[start + 1 : stop]
+        off = np.abs(inside - (v[start] + share * (v[stop] - v[start])))
+        # Between a row that the axis shows and one that it does not there is no line.
+        off[np.isnan(off)] = np.where(np.isnan(inside)[np.isnan(off)], 0.0, 1.0)
+        worst = off.max(axis=1)
+        place = int(worst.argmax())
+        if worst[place] > TOLERANCE_OF_FRAMES:
+            # A border is a cliff: halving finds it sooner than its neighbours do.
+            middle = start + 1 + (place if worst[place] < 1 else (stop - start - 2) // 2)
+            kept.append(middle)
+            open_gaps += [(start, middle), (middle, stop)]
+    return np.unique(np.asarray(kept, dtype=np.intp))
 
 
 def thin(

@@ -17,6 +17,8 @@ from emacore.widgets.page import BOUND, escaped, number_text, reset_button, stop
 T = TypeVar("T")
 
 
+#: The key of the folded settings that are rarely used.
+MORE = "more_settings"
 #: The label of the family that is shown first.
 FIRST = FAMILIES["InversePower"].label
 MOST_PINS = 5
@@ -72,8 +74,12 @@ def _asked_for(key: str, low: float, high: float) -> Iterator[float]:
             yield float(number_text(number)) if isinstance(value, str) else number
 
 
-def schedule_controls() -> Schedule:
-    """The controls of a schedule: its family and what that family says can be moved."""
+def schedule_controls(*, typed: bool = False) -> Schedule:
+    """The controls of a schedule: its family and what that family says can be moved.
+
+    Args:
+        typed: Number inputs in place of sliders, for pages on which the chart has the handles.
+    """
     families = family_names()
     known = (f"*{family.label}* is {family.known_as}" for family in FAMILIES.values() if family.known_as)
     label = st.selectbox(
@@ -84,11 +90,57 @@ def schedule_controls() -> Schedule:
         **BOUND,
     )
     name = families[label or FIRST]
-    values = {control.name: _slider(control) for control in FAMILIES[name].controls}
-    for column, control in zip(st.columns(len(TIMING)), TIMING, strict=True):
-        with column:
-            values[control.name] = _slider(control)
+    controls = FAMILIES[name].controls
+    values = _in_pairs([control for control in controls if not control.rare], typed)
+    values |= _in_pairs(TIMING, typed=True)
+    rare = [control for control in controls if control.rare]
+    if rare:
+        changed = any(_asked(control) != control.default for control in rare)
+        with st.expander("More settings", expanded=changed, key=MORE, on_change="rerun"):
+            values |= _in_pairs(rare, typed)
     return schedule_from_dict({"family": name, **values})
+
+
+def _in_pairs(controls: Sequence[Control], typed: bool) -> dict[str, float]:
+    """The values of controls: number inputs side by side, sliders one below the other."""
+    values = {}
+    for number, control in enumerate(controls):
+        if typed and number % 2 == 0:
+            columns = st.columns(2)
+        with columns[number % 2] if typed else st.container():
+            values[control.name] = number_box(control) if typed else _slider(control)
+    if not typed or "beta" not in values:
+        return values
+    told = f"half-life {half_life(values['beta']):,.4g} moves"
+    st.caption(f"1 - beta = {number_text(round(1 - values['beta'], 12))}, {told}")
+    return values
+
+
+def _asked(control: Control) -> float:
+    """The value of a control that may not be there yet."""
+    return next(_asked_for(control.key, control.low, control.high), control.default)
+
+
+def number_box(control: Control) -> float:
+    """A number input of a setting: any value in its range can be typed, and the arrow keys go by small steps."""
+    match control.scale:
+        case "log":
+            step = 10.0 ** (math.floor(math.log10(control.default)) - 1)
+        case "log(1 - value)":
+            step = 10.0 ** (math.floor(math.log10(1 - control.default) + 1e-9) - 1)
+        case _:
+            step = control.step
+    return st.number_input(
+        control.title,
+        control.low,
+        control.high,
+        control.default,
+        max(1, round(step)) if control.whole else step,
+        format="%d" if control.whole else "%.7g",
+        key=control.key,
+        help=control.help,
+        **BOUND,
+    )
 
 
 def _slider(control: Control) -> float:
@@ -96,7 +148,7 @@ def _slider(control: Control) -> float:
     ends = control.low, control.high
     match control.scale:
         case "count":
-            return st.number_input(control.title, *ends, control.default, key=control.key, help=control.help, **BOUND)
+            return number_box(control)
         case "log":
             return log_slider(control.title, control.key, control.default, *ends, help=control.help)
         case "log(1 - value)":

@@ -31,7 +31,7 @@ ENDLESS = "?max_epochs=100000&stop_curve=none"
 def test_a_link_to_a_page_works_as_the_first_request_of_a_new_server(server, page):
     page.goto(f"{server.url}/decay_schedule?power=1.25")
     settled(page)
-    assert page.get_by_role("slider", name="power").input_value() == "1.25"
+    assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
     assert page.get_by_text("Low-pass filter").first.is_visible()
 
 
@@ -65,7 +65,7 @@ def test_settings_outlive_a_page_change(server, page):
     page.get_by_role("link", name="Decay schedule").click()
     page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
     settled(page)
-    assert page.get_by_role("slider", name="power").input_value() == "1.25"
+    assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
 
 
 def test_overview_moves_by_itself_and_leads_to_evidence(server, page):

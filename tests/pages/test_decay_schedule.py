@@ -6,7 +6,7 @@ from emacore.averaging.filters import half_lives
 from emacore.averaging.schedules import FAMILIES
 from emacore.averaging.weights import relative_width
 from emacore.widgets.schedules import family_names, schedule_defaults, state_of
-from tests.pages.conftest import drawn, run, texts
+from tests.pages.conftest import drag, drawn, frames, run, texts
 
 LABELS = family_names()
 
@@ -37,6 +37,36 @@ def test_a_slider_changes_the_figures(open_page):
     app.get_by_key("power").set_value(0.9)
     assert run(app).metric[0].value != before
     assert "power=0.9" in app.code[-1].value or any("power=0.9" in code.value for code in app.code)
+
+
+def test_letting_go_of_a_handle_changes_words_figures_and_link(open_page):
+    app = open_page("decay_schedule", steps="500", pins=["Constant(beta=0.9)"])
+    before, age = app.get("vega_lite_chart")[0].proto, app.metric[0].value
+    drag(app, power=39)
+    value = app.get_by_key("power").value
+    assert value != pytest.approx(2 / 3)
+    assert app.metric[0].value != age
+    assert f"power={value:.12g}" in app.code[-1].value or any(f"power={value:.12g}" in c.value for c in app.code)
+    # Its own frames stay, and those of the others are of the new value.
+    after = app.get("vega_lite_chart")[0].proto
+    assert after.spec == before.spec
+    table = frames(app)["frames0_0"]
+    marks = [column for column in table if column.startswith("one_minus_decay_2_")]
+    rows = table[table["step"] > 102]
+    for column in marks[:: len(marks) // 4]:
+        cap = 1 - float(rows[column].min())
+        rule = 1 - np.minimum(1 - (rows["step"] - 1 - 100 + 1.0) ** -value, cap)
+        np.testing.assert_allclose(rows[column], rule, rtol=1e-9)
+    drag(app, at=10)
+    assert app.get_by_key("at").value == 20
+    assert "The average after step **100**" in texts(app)
+
+
+@pytest.mark.parametrize("steps", ["2", "3", "400000"])
+def test_frames_are_small(open_page, steps):
+    app = open_page("decay_schedule", steps=steps, pins=LONG[:2])
+    data = [data.data.data for chart in app.get("vega_lite_chart") for data in chart.proto.datasets]
+    assert sum(map(len, data)) < 3_000_000
 
 
 def test_pins_are_in_the_link_and_limited(open_page):
@@ -120,7 +150,9 @@ def test_what_a_log_axis_cannot_show_is_told(open_page):
 
 
 def test_memory_is_the_half_life_of_each_decay(open_page):
-    line = drawn(open_page("decay_schedule", quantity="memory", family="Inverse power", update_every="10"))[0]
+    line = drawn(open_page("decay_schedule", quantity="memory", x="linear", family="Inverse power", update_every="10"))[
+        0
+    ]
     schedule = from_code("InversePower(beta=0.999, update_every=10)")
     expected = 10 * half_lives(schedule.at(line["step"]))
     np.testing.assert_allclose(line["half_life_steps"], expected)
@@ -239,7 +271,7 @@ def weighed(decays):
     ],
 )
 def test_each_quantity_is_drawn_of_each_curve(open_page, quantity, column, of_decay):
-    table = drawn(open_page("decay_schedule", steps="400", quantity=quantity, pins=[PIN]))[0]
+    table = drawn(open_page("decay_schedule", steps="400", quantity=quantity, x="linear", pins=[PIN]))[0]
     assert set(table["curve"]) == {"now", PIN}
     line = table[table["curve"] == PIN]
     moves = line[line["step"] > 40]

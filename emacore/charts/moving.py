@@ -1,0 +1,331 @@
+"""Pictures that follow a handle: what they show at each of its marks comes with them, and the browser picks.
+
+A handle is a range input below the picture, bound to a selection of Vega-Lite, with a mark for each of some values of
+a setting.  For each mark a frame holds what the moving layers draw there.  Nothing is asked of the server while one
+drags: a signal says which handle moved last and where it is, and an expression takes that frame's columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from emacore.charts.ends import round_ticks
+from emacore.charts.figure import Figure
+from emacore.charts.lines import PROBES
+from emacore.charts.thin import Scale, common_rows, drawable
+from emacore.formatting import IN_CHARTS
+
+Floats = NDArray[np.float64]
+Spec = dict[str, Any]
+#: Below so many pixels from the picture's top its title says where the handles are.
+_TITLE = {"fontSize": 13, "fontWeight": "normal", "offset": 8, "anchor": "start"}
+
+
+class Handle(NamedTuple):
+    """A setting that one drags.
+
+    ``key`` is the setting's, ``title`` what stands beside the handle, with the unit; ``values`` are those of its marks,
+    ``labels`` the same as people read them, and ``at`` says which mark it starts from.
+    """
+
+    key: str
+    title: str
+    values: tuple[float, ...]
+    labels: tuple[str, ...]
+    at: int
+
+    @property
+    def selection(self) -> str:
+        """The name of the selection in which its mark arrives, as ``[{"mark": 12}]``."""
+        return f"drag_{self.key}"
+
+
+class Frames(NamedTuple):
+    """What the layers of a view draw of some of its series while handles move.
+
+    Args:
+        rows: What all frames have in common, a column each: the series, and what the layers draw but does not move.
+        moving: By handle's key, and by the column that moves: shape (rows, marks), not finite where nothing is drawn.
+        column: The column of the series.  The rows of the same series in the figure's table are hidden meanwhile.
+        line: The columns of a line's x and y, at whose end its name stands.
+    """
+
+    rows: pd.DataFrame
+    moving: Mapping[str, Mapping[str, Floats]]
+    column: str
+    line: tuple[str, str] = ("x", "y")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the frames' numbers."""
+        return sum(values.nbytes for columns in self.moving.values() for values in columns.values())
+
+
+class View(NamedTuple):
+    """A picture, its frames, and the fixed ends of its axes ("x", "y") where frames would change them."""
+
+    figure: Figure
+    frames: tuple[Frames, ...] = ()
+    ends: Mapping[str, tuple[float, float]] = {}
+
+
+class Moving(NamedTuple):
+    """What the browser needs: a specification and its tables by name.
+
+    ``still`` are the names of the tables drawn while no handle moves, in the order of the views.
+    """
+
+    spec: Spec
+    tables: dict[str, pd.DataFrame]
+    still: tuple[str, ...]
+    left_out: str
+
+
+def moving(views: Sequence[View], handles: Sequence[Handle]) -> Moving:
+    """The views, one above the other, with the handles below them.
+
+    Each view's figure has layers; those that draw the figure's table are drawn a second time, of the frames, and the
+    figure's own rows of these series are hidden while a handle that moves them is away from its start.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    drawn = [_moving_view(view, number, handles, tables) for number, view in enumerate(views)]
+    params: dict[str, Spec] = {}
+    for number, view in enumerate(views):
+        for param in view.figure.spec.get("params", []):
+            places = [n for n, layer in enumerate(view.figure.spec["layer"]) if layer.get("name") in param["views"]]
+            names = [f"view{number}_layer{place}" for place in places]
+            params |= _params_of(param, names, drawn[number]["layer"], params)
+    if handles:
+        # Vega puts the first selection's handle last.
+        place = drawn[0]["layer"][0]["name"]
+        params |= {handle.selection: _selection(handle, place) for handle in reversed(handles)}
+    spec: Spec = {
+        **(drawn[0] if len(drawn) == 1 else {"vconcat": drawn, "spacing": 12}),
+        "params": [*_signals(handles), *params.values()],
+        "autosize": {"type": "fit" if len(drawn) == 1 else "fit-x", "contains": "padding"},
+    }
+    if handles:
+        spec["title"] = {"text": {"expr": _said(handles)}, **_TITLE}
+    left_out = " ".join(dict.fromkeys(view.figure.left_out for view in views if view.figure.left_out))
+    return Moving(spec, tables, tuple(f"still{number}" for number in range(len(views))), left_out)
+
+
+def fixed_part(views: Sequence[View]) -> str:
+    """What of the views makes another picture: their specifications without data and the axes' fixed ends."""
+    drawn = [_moving_view(view, number, [], {}) for number, view in enumerate(views)]
+    return json.dumps(drawn, default=str)
+
+
+def line_frames(
+    x: str,
+    y: str,
+    series: str,
+    name: str,
+    across: Floats,
+    moving: Mapping[str, Floats],
+    *,
+    x_scale: Scale = "linear",
+    y_scale: Scale = "linear",
+    y_ends: tuple[float, float],
+) -> Frames:
+    """The frames of one curve of :func:`emacore.charts.lines.lines`, thinned to rows that all of them share.
+
+    Args:
+        x, y, series: Names of columns.
+        name: The curve's, its value in ``series``.
+        across: Shape (rows,), increasing.
+        moving: The curve by handle's key: shape (rows, marks).
+        y_ends: The ends of the axis, of which a frame may be off by a share; see :func:`common_rows`.
+    """
+    every = np.concatenate([*moving.values()], axis=1)
+    kept = common_rows(across, every, x_scale=x_scale, y_scale=y_scale, y_range=y_ends)
+    shown = np.where(drawable(every[kept], y_scale), every[kept], np.nan)
+    ends = np.cumsum([values.shape[1] for values in moving.values()])
+    parts = dict(zip(moving, np.split(shown, ends[:-1], axis=1), strict=True))
+    places = np.arange(len(kept))
+    rows = pd.DataFrame(
+        {
+            x: across[kept],
+            series: name,
+            "piece": 0,
+            "alone": False,
+            "probe": places % max(1, len(kept) // PROBES) == 0,
+        }
+    )
+    return Frames(rows, {key: {y: values} for key, values in parts.items()}, series, (x, y))
+
+
+def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dict[str, pd.DataFrame]) -> Spec:
+    order = [handle.key for handle in handles]
+    sets = [frames for frames in view.frames if any(key in order for key in frames.moving)]
+    tables[f"still{number}"] = view.figure.data
+    tables |= {f"frames{number}_{place}": _wide(frames, order) for place, frames in enumerate(sets)}
+    hidden = [{"filter": f"!({_moves(frames, order)} && {_is_of(frames, frames.column)})"} for frames in sets]
+    layers: list[Spec] = []
+    for place, layer in enumerate(view.figure.spec["layer"]):
+        name = f"view{number}_layer{place}"  # Altair's names change with what is drawn
+        if "data" not in layer:
+            twins, before = [[]] * len(sets), hidden
+            layers.append(_drawing(layer, name, f"still{number}", before))
+        else:
+            # Rows of a layer's own are data, too, or other ones would draw the whole picture anew.
+            tables[f"rows{number}_{place}"] = pd.DataFrame(layer["data"]["values"])
+            named = layer["encoding"].get("text", {}).get("field") == "name"
+            before = [{"filter": f"!({_moves(frames, order)} && {_is_of(frames, 'name')})"} for frames in sets if named]
+            layers.append(_drawing(layer, name, f"rows{number}_{place}", before))
+            twins = [_at_the_end(frames) for frames in sets] if named and layer["data"]["values"] else []
+        for own, then in enumerate(twins):
+            chosen = [*_chosen(sets[own], order), *then]
+            layers.append(_drawing(layer, f"{name}_{own}", f"frames{number}_{own}", chosen))
+    if view.ends:
+        layers = [_with_ends(layer, number, view.ends) for layer in layers]
+        tables |= _tables_of_ends(number, view)
+        # Nothing to see: only a table that something draws is there for the axes.
+        layers += [
+            {"data": {"name": name}, "mark": {"type": "point", "size": 0, "opacity": 0}}
+            for name in tables
+            if name.startswith((f"ends{number}", f"ticks{number}"))
+        ]
+    return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
+
+
+def _at_the_end(frames: Frames) -> list[Spec]:
+    """Transforms: the name of each series, at the last row that the shown frame has of it."""
+    x, y = frames.line
+    (start, stop) = (float(side) for side in (frames.rows[x].min(), frames.rows[x].max()))
+    return [
+        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}'])"},
+        {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
+        {"filter": f"datum['{x}'] == datum.last"},
+        {"calculate": f"datum['{frames.column}']", "as": "name"},
+        {"calculate": f"datum['{x}']", "as": "x"},
+        {"calculate": f"datum['{y}']", "as": "y"},
+        {"calculate": f"datum['{x}'] < {(start + stop) / 2}", "as": "early"},
+    ]
+
+
+def _tables_of_ends(number: int, view: View) -> dict[str, pd.DataFrame]:
+    """The ends of a view's axes, one row; and for each log axis its ticks."""
+    sides = {f"{channel}_{end}": [side] for channel, ends in view.ends.items() for end, side in enumerate(ends)}
+    ticks = {
+        f"ticks{number}_{channel}": pd.DataFrame({"at": round_ticks(*ends)})
+        for channel, ends in view.ends.items()
+        if any(_is_log(layer, channel) for layer in view.figure.spec["layer"])
+    }
+    return {f"ends{number}": pd.DataFrame(sides), **ticks}
+
+
+def _is_log(layer: Spec, channel: str) -> bool:
+    return ((layer["encoding"].get(channel) or {}).get("scale") or {}).get("type") == "log"
+
+
+def _drawing(layer: Spec, name: str, table: str, before: Sequence[Spec]) -> Spec:
+    """The layer, drawing another table, after some further transforms."""
+    return {**layer, "name": name, "data": {"name": table}, "transform": [*before, *layer.get("transform", [])]}
+
+
+def _chosen(frames: Frames, order: Sequence[str]) -> list[Spec]:
+    """Transforms: nothing, or the frame that is shown."""
+    columns = sorted({column for moving in frames.moving.values() for column in moving})
+    return [
+        {"filter": _moves(frames, order)},
+        *({"calculate": f"datum['{column}' + frame]", "as": column} for column in columns),
+    ]
+
+
+def _params_of(param: Spec, names: Sequence[str], layers: list[Spec], known: Mapping[str, Spec]) -> dict[str, Spec]:
+    """A view's selection for its layers, which begin with these names, and those made of them: that of the nearest
+    point is each layer's own, others are one for all."""
+    own = [
+        place
+        for place, layer in enumerate(layers)
+        if any(layer.get("name", "") == name or layer.get("name", "").startswith(f"{name}_") for name in names)
+    ]
+    if not param["select"].get("nearest"):
+        return {} if param["name"] in known else {param["name"]: {**param, "views": [layers[own[0]]["name"]]}}
+    found = {}
+    for place in own:
+        name = f"{param['name']}_{layers[place]['data']['name']}"
+        text = json.dumps(layers[place]).replace(f'"param": "{param["name"]}"', f'"param": "{name}"')
+        layers[place] = json.loads(text)
+        found[name] = {**param, "name": name, "views": [layers[place]["name"]]}
+    return found
+
+
+def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]]) -> Spec:
+    """The layer with axes whose ends are data, so that other ones do not draw the picture anew."""
+    encoding = dict(layer["encoding"])
+    for channel in ends:
+        if channel in encoding and encoding[channel].get("scale", {}) is not None:
+            scale = {key: value for key, value in encoding[channel].get("scale", {}).items() if key != "domain"}
+            for end, side in enumerate(("domainMin", "domainMax")):
+                scale[side] = {"expr": f"data('ends{number}')[0]['{channel}_{end}']"}
+            encoding[channel] = {**encoding[channel], "scale": {**scale, "nice": False}}
+            if _is_log(layer, channel):
+                ticks = {"values": {"expr": f"pluck(data('ticks{number}_{channel}'), 'at')"}, "format": IN_CHARTS}
+                encoding[channel]["axis"] = {**(encoding[channel].get("axis") or {}), **ticks}
+    return {**layer, "encoding": encoding}
+
+
+def _wide(frames: Frames, order: Sequence[str]) -> pd.DataFrame:
+    """The frames' table: a column for each moving column, handle and mark."""
+    columns = {
+        f"{column}_{order.index(key)}_{mark}": values[:, mark]
+        for key, moving in frames.moving.items()
+        if key in order
+        for column, values in moving.items()
+        for mark in range(values.shape[1])
+    }
+    return pd.concat([frames.rows.reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+
+
+def _moves(frames: Frames, order: Sequence[str]) -> str:
+    """Whether the handle that moved last is one of the frames'."""
+    places = [order.index(key) for key in frames.moving if key in order]
+    return f"indexof({json.dumps(places)}, moved) >= 0"
+
+
+def _is_of(frames: Frames, column: str) -> str:
+    """Whether a row is of one of the frames' series, which stands in this column."""
+    names = frames.rows[frames.column].unique().tolist()
+    return f"indexof({json.dumps(names)}, datum[{json.dumps(column)}]) >= 0"
+
+
+def _selection(handle: Handle, layer: str) -> Spec:
+    bound = {"input": "range", "min": 0, "max": len(handle.values) - 1, "step": 1, "name": handle.title}
+    return {
+        "name": handle.selection,
+        "select": {"type": "point", "fields": ["mark"]},
+        "bind": {"mark": bound},
+        "value": [{"mark": handle.at}],
+        "views": [layer],
+    }
+
+
+def _signals(handles: Sequence[Handle]) -> list[Spec]:
+    """``moved``, the place of the handle that moved last, -1 at first; ``frame``, the end of its columns' names."""
+    signals = [f"{handle.selection}_mark" for handle in handles]
+    moves = [{"events": {"signal": signal}, "update": str(place)} for place, signal in enumerate(signals)]
+    return [
+        {"name": "moved", "value": -1, "on": moves},
+        {"name": "frame", "expr": f"moved < 0 ? '' : '_' + moved + '_' + [{', '.join(signals)}][moved]"},
+    ]
+
+
+def _said(handles: Sequence[Handle]) -> str:
+    """An expression: where the handles are, in the settings' own words."""
+    parts = [
+        f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.selection}_mark]"
+        for handle in handles
+    ]
+    return " + '   \u00b7   ' + ".join(parts)
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")

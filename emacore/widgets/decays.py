@@ -1,0 +1,199 @@
+"""The two pictures of the Decay schedule page: decays over the steps, and what each step weighs, with their handles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from numpy.typing import NDArray
+
+from emacore.averaging import views
+from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
+from emacore.averaging.schedules import Schedule
+from emacore.averaging.windows import Scheme
+from emacore.charts.lines import lines
+from emacore.charts.moving import Frames, Handle, View, line_frames
+from emacore.charts.thin import Scale, axis_ends
+from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
+
+#: The current curve, beside those that are pinned.
+NOW = "now"
+#: What each choice shows: column, title, scale.
+QUANTITIES: dict[str, tuple[str, str, Scale]] = {
+    "1 - decay": ("one_minus_decay", "1 - decay (share taken in per move)", "log"),
+    "memory": ("half_life_steps", "memory (half-life, steps)", "log"),
+    "decay": ("decay", "decay (share kept per move)", "linear"),
+}
+#: Of the linear axis of the weights, the share that the highest drawn curve takes.
+_FILLED = 0.85
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def decays_of(code: str, num_steps: int) -> pd.DataFrame:
+    return pd.DataFrame(views.decay_table(from_code(code), num_steps))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def weights_of(code: str, step: int) -> pd.DataFrame:
+    return pd.DataFrame(views.weight_table(scheme_from_code(code), step))
+
+
+def decay_tables(curves: Mapping[str, Scheme], num_steps: int) -> pd.DataFrame:
+    """The decays of those curves that have any, one table below the other, with the name in its first column."""
+    schedules = {name: curve for name, curve in curves.items() if isinstance(curve, Schedule)}
+    return _joined({name: decays_of(to_code(curve), num_steps) for name, curve in schedules.items()})
+
+
+def weight_tables(curves: Mapping[str, Scheme], step: int) -> pd.DataFrame:
+    """The same of what each step weighs in the average after ``step``."""
+    return _joined({name: weights_of(scheme_to_code(curve), step) for name, curve in curves.items()})
+
+
+def _joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, names=["curve", None]).reset_index("curve").reset_index(drop=True)
+
+
+def at_step(num_steps: int, percent: float) -> int:
+    """The step after so many percent of a run."""
+    return max(1, round((num_steps - 1) * percent / 100))
+
+
+def show_decays(
+    curves: Mapping[str, Scheme],
+    colours: Mapping[str, str],
+    num_steps: int,
+    *,
+    quantity: str,
+    x_scale: Scale,
+    weight_scale: Scale,
+    percent: float | None,
+    alt_text: str,
+) -> Callable[[], None]:
+    """Both pictures with a handle for each setting of the current schedule, and one for the step (``percent``, of the
+    run; ``None`` for none); to be finished as :func:`emacore.widgets.moving.show_moving` says."""
+    schedule = curves[NOW]
+    assert isinstance(schedule, Schedule)
+    code = to_code(schedule)
+    settings = schedule_settings(schedule, num_steps)
+    marks = tuple((setting.key, setting.marks) for setting in settings)
+    ends = decay_ends(code, num_steps, quantity, marks)
+    step = num_steps - 1 if percent is None else at_step(num_steps, percent)
+    decays, weighed = decay_tables(curves, num_steps), weight_tables(curves, step)
+    column, title, scale = QUANTITIES[quantity]
+    one = 1 if x_scale == "log" else 0
+    decay_view = View(
+        lines(
+            decays.assign(step=decays["step"] + one),
+            x="step",
+            y=column,
+            series="curve",
+            colours=colours,
+            x_title="step (counted from 1)" if one else "step",
+            y_title=title,
+            x_scale=x_scale,
+            y_scale=scale,
+            height=200,
+        ),
+        ends={"y": _around(decays[column], scale, ends)},
+    )
+    weight_ends = _weight_ends(weighed["weight"], weight_scale, num_steps)
+    weight_view = View(
+        lines(
+            weighed,
+            x="step",
+            y="weight",
+            series="curve",
+            colours=colours,
+            x_title="step whose weights are averaged",
+            y_title="weight in the average",
+            y_scale=weight_scale,
+            height=150,
+        ),
+        ends={"x": (0.0, float(num_steps - 1)), "y": weight_ends},
+    )
+    if percent is not None:
+        most = marks_for(num_steps * len(curves), 2)
+        percents = tuple(range(2, 101, 2 if most > 50 else 10))
+        settings.append(Setting("at", "after step (% of the run)", (1, *percents), percent, lambda p: f"{p:g} %"))
+
+    def frames_of(handles: Sequence[Handle]) -> list[tuple[Frames, ...]]:
+        values = {handle.key: handle.values for handle in handles}
+        at = values.pop("at", ())
+        own = tuple(values.items())
+        pins = tuple((name, scheme_to_code(curve)) for name, curve in curves.items() if name != NOW)
+        return [
+            (decay_frames(code, num_steps, quantity, x_scale, own, decay_view.ends["y"]),) if own else (),
+            weight_frames(code, num_steps, step, weight_scale, own, at, pins, weight_ends),
+        ]
+
+    return show_moving("decays", settings, [decay_view, weight_view], frames_of, alt_text=alt_text)
+
+
+Marks = tuple[tuple[str, tuple[float, ...]], ...]
+Ends = tuple[float, float]
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def decay_ends(code: str, num_steps: int, quantity: str, marks: Marks) -> Ends:
+    """About the lowest and the highest that the current curve can have on a log axis while a handle moves."""
+    schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
+    if scale == "linear":
+        return 0.0, 1.0
+    calls = views.sampled_calls(num_steps, schedule, 40)
+    frames = [views.decay_frames(schedule, key, values, calls, column) for key, values in marks]
+    return axis_ends(np.concatenate([values.ravel() for values in frames]), scale) if frames else (0.0, 0.0)
+
+
+def _around(values: pd.Series, scale: Scale, ends: Ends) -> Ends:
+    """The ends of an axis for these values and what lies between ``ends``."""
+    low, high = axis_ends([*axis_ends(values.to_numpy(), scale), *ends], scale)
+    return (low, high) if low < high else (0.1, 1.0)
+
+
+def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:
+    """From 0 to above the highest that is drawn; on a log axis from a millionth of an even share to 1."""
+    if scale == "log":
+        return 1e-6 / num_steps, 1.0
+    return 0.0, float(weights.max()) / _FILLED
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def decay_frames(code: str, num_steps: int, quantity: str, x_scale: Scale, marks: Marks, ends: Ends) -> Frames:
+    """The current decays at the marks of each setting."""
+    schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
+    calls = views.sampled_calls(num_steps, schedule)
+    moving = {key: views.decay_frames(schedule, key, values, calls, column) for key, values in marks}
+    across = calls.astype(np.float64) + (1 if x_scale == "log" else 0)
+    return line_frames("step", column, "curve", NOW, across, moving, x_scale=x_scale, y_scale=scale, y_ends=ends)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def weight_frames(
+    code: str,
+    num_steps: int,
+    step: int,
+    scale: Scale,
+    marks: Marks,
+    percents: Sequence[float],
+    pins: Sequence[tuple[str, str]],
+    ends: Ends,
+) -> tuple[Frames, ...]:
+    """What each step weighs, at the marks of each setting and after each step; pinned curves follow the step only."""
+    schedule = from_code(code)
+    steps = [at_step(num_steps, percent) for percent in percents]
+    found = []
+
+    def add(name: str, calls: NDArray[np.int64], moving: Mapping[str, NDArray[np.float64]]) -> None:
+        across = calls.astype(np.float64)
+        found.append(line_frames("step", "weight", "curve", name, across, moving, y_scale=scale, y_ends=ends))
+
+    calls = views.sampled_calls(num_steps, schedule)
+    if marks:
+        add(NOW, calls, {key: views.weight_frames(schedule, key, values, step, calls) for key, values in marks})
+    if steps:
+        for name, scheme in ((NOW, schedule), *((name, scheme_from_code(text)) for name, text in pins)):
+            calls = views.sampled_calls(num_steps, scheme, ends=steps)
+            add(name, calls, {"at": views.weight_frames_by_step(scheme, steps, calls)})
+    return tuple(found)

@@ -1,0 +1,176 @@
+"""Charts with handles: the picture follows the pointer in the browser, and on release the setting follows the handle.
+
+One number input holds a setting, for the link, Reset, presets, typing and the arrow keys.  The chart's handle starts
+from it, and where it stays for a moment, or is let go, the chart's callback writes it.  In a page::
+
+    with controls:
+        values = typed controls                      # st.number_input(..., key="power", **BOUND)
+    with charts:
+        finish = show_moving(
+            "decays",
+            [Setting("power", "power", POWER.marks(), values["power"])],
+            [View(lines(...))],                      # what is drawn at once
+            lambda handles: [(line_frames(...),)],   # for each view, what it draws at the handles' marks
+            alt_text="...",
+        )
+    ...                                              # the rest of the page
+    finish()                                         # last: frames, which nothing else must wait for
+
+The frames' function should be cached by what it depends on.  For a schedule's settings there is
+:func:`schedule_settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import streamlit as st
+
+from emacore.averaging.schedules import Control, Schedule
+from emacore.averaging.views import possible
+from emacore.charts.moving import Frames, Handle, Moving, View, fixed_part, moving
+from emacore.formatting import decay as decay_text
+from emacore.formatting import number
+from emacore.widgets.page import escaped
+from emacore.widgets.schedules import MORE
+
+#: Frames of a page view may have so many bytes in all.
+MOST_BYTES = 3_000_000
+#: So many calls may be computed for a page's frames; a longer run has fewer marks.
+_MOST_CALLS = 12_000_000
+_FEWEST_MARKS, _MOST_MARKS = 10, 80
+
+#: Handles in rows above the picture, without Vega's own label, which would be the mark's number; the picture's title
+#: has the values.
+_STYLE = """<style>
+[class*="st-key-moving-"] .vega-embed {display: flex !important; flex-direction: column;}
+[class*="st-key-moving-"] form.vega-bindings {order: -1; padding: 0 0 0.5rem 0;}
+[class*="st-key-moving-"] form.vega-bindings {flex-direction: row; flex-wrap: wrap; column-gap: 2rem; row-gap: 0;}
+[class*="st-key-moving-"] form.vega-bindings .vega-bind {width: auto; flex: 1 1 15rem; max-width: 24rem;}
+[class*="st-key-moving-"] form.vega-bindings .vega-bind label {width: 100%; flex-wrap: nowrap;}
+[class*="st-key-moving-"] form.vega-bindings .vega-bind-name {min-width: 6.5rem;}
+[class*="st-key-moving-"] form.vega-bindings input[type="range"] {flex: 1 1 6rem; width: 6rem; min-height: 1.75rem;}
+[class*="st-key-moving-"] form.vega-bindings input[type="range"] + span {display: none;}
+</style>"""
+
+
+class Setting(NamedTuple):
+    """A setting that a handle moves: the key of the number input that holds it, what stands beside the handle, the
+    handle's marks (increasing), and the value now, which may lie between two marks."""
+
+    key: str
+    title: str
+    marks: tuple[float, ...]
+    value: float
+    text: Callable[[float], str] = number
+
+
+def schedule_settings(schedule: Schedule, calls: int = 1) -> list[Setting]:
+    """The settings of a schedule's family that have a handle, with the marks that go with its other settings.
+
+    Args:
+        calls: How many calls a frame costs: where many, there are fewer marks.
+    """
+    shown = [control for control in schedule.controls if control.scale != "count" and _has_handle(control, schedule)]
+    most = marks_for(calls, len(shown))
+    return [
+        Setting(
+            control.key,
+            control.title,
+            possible(schedule, control.key, control.marks(most)),
+            getattr(schedule, control.key),
+            decay_text if control.scale == "log(1 - value)" else number,
+        )
+        for control in shown
+    ]
+
+
+def marks_for(calls: int, settings: int) -> int:
+    """How many marks each of so many settings may have where a frame costs so many calls."""
+    return int(min(max(_MOST_CALLS / max(calls * settings, 1), _FEWEST_MARKS), _MOST_MARKS))
+
+
+def _has_handle(control: Control, schedule: Schedule) -> bool:
+    return not control.rare or getattr(schedule, control.key) != control.default or bool(st.session_state.get(MORE))
+
+
+def show_moving(
+    name: str,
+    settings: Sequence[Setting],
+    views: Sequence[View],
+    frames_of: Callable[[Sequence[Handle]], Sequence[tuple[Frames, ...]]],
+    *,
+    alt_text: str,
+    ends_of: Callable[[Sequence[Handle]], Any] | None = None,
+) -> Callable[[], None]:
+    """Show ``views``, one above the other, with a handle for each setting below; see the module.
+
+    Args:
+        name: The chart's, one of its own on a page.
+        frames_of: Frames of each view at the marks of ``handle.values``, for all handles.  Those of a handle hold for
+            the other settings as they are.
+        alt_text: For those who cannot see it.
+
+    Returns:
+        To be called at the end of the page, where the frames are made.  Until then a page that was just opened has the
+        picture that stands still.
+    """
+    state = st.session_state.setdefault(f"moving-{name}", {"count": 0, "seen": None, "fixed": None, "start": {}})
+    values = {setting.key: setting.value for setting in settings}
+    fixed = fixed_part(views) + str([(setting.key, setting.title, setting.marks) for setting in settings])
+    if state["seen"] != values or state["fixed"] != fixed or _key(name, state) not in st.session_state:
+        # Another chart than the one in the browser: its handles start from the values as they are now.  One whose
+        # handle was dragged stays, or it would be taken out of the hand that still holds it.
+        state |= {"count": state["count"] + 1, "seen": values, "fixed": fixed, "start": values}
+        new = True
+    else:
+        new = False
+    handles = [_handle(setting, state["start"][setting.key]) for setting in settings]
+    st.html(_STYLE)
+    place = st.container(key=f"moving-{name}")
+    still = _draw(place, moving(views, []), alt_text) if new else place
+
+    def finish() -> None:
+        frames = frames_of(handles)
+        picture = moving([view._replace(frames=own) for view, own in zip(views, frames, strict=True)], handles)
+        _draw(
+            still,
+            picture,
+            alt_text,
+            key=_key(name, state),
+            on_select=partial(_taken, name, handles),
+            selection_mode=[handle.selection for handle in handles],
+        )
+        if picture.left_out:
+            place.caption(escaped(picture.left_out))
+
+    return finish
+
+
+def _key(name: str, state: dict[str, Any]) -> str:
+    return f"chart-{name}-{state['count']}"
+
+
+def _handle(setting: Setting, start: float) -> Handle:
+    """A handle with the setting's marks and, between them, where it starts."""
+    marks = tuple(sorted({*setting.marks, start}))
+    return Handle(setting.key, setting.title, marks, tuple(map(setting.text, marks)), marks.index(start))
+
+
+def _draw(place: Any, picture: Moving, alt_text: str, **arguments: Any) -> Any:
+    spec = {**picture.spec, "datasets": picture.tables}
+    return place.vega_lite_chart(None, spec, alt=alt_text, width="stretch", **arguments)
+
+
+def _taken(name: str, handles: Sequence[Handle]) -> None:
+    """Write the settings whose handles were moved, so that all that shows them follows."""
+    state = st.session_state[f"moving-{name}"]
+    selected = st.session_state[_key(name, state)]["selection"]
+    for handle in handles:
+        chosen = selected.get(handle.selection)
+        if chosen:
+            value = handle.values[int(chosen[0]["mark"])]
+            st.session_state[handle.key] = value
+            state["seen"] = {**state["seen"], handle.key: value}

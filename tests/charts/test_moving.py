@@ -1,0 +1,126 @@
+"""What the browser is given to draw while a handle moves."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from emacore.charts.lines import lines
+from emacore.charts.moving import Handle, View, line_frames, moving
+from emacore.charts.thin import common_rows
+
+STEPS = np.arange(2000.0)
+POWERS = (0.5, 0.75, 1.0)
+POWER = Handle("power", "power", POWERS, ("0.5", "0.75", "1"), 1)
+SIZE = Handle("size", "it's size", (1.0, 2.0), ("one", "two"), 0)
+
+
+def curve(power, size=1.0):
+    return size * (1 + STEPS) ** -power
+
+
+def picture(handles, **ends):
+    table = pd.DataFrame(
+        {"step": np.tile(STEPS, 2), "curve": np.repeat(["now", "pin"], 2000), "y": np.r_[curve(0.75), curve(2.0)]}
+    )
+    figure = lines(
+        table, x="step", y="y", series="curve", colours={"now": "#111", "pin": "#222"}, x_title="s", y_title="y"
+    )
+    values = {
+        "power": np.stack([curve(power) for power in POWERS], axis=1),
+        "size": np.stack([curve(0.75, size) for size in SIZE.values], axis=1),
+    }
+    frames = line_frames("step", "y", "curve", "now", STEPS, values, y_ends=(0.0, 2.0))
+    return moving([View(figure, (frames,), ends)], handles), frames
+
+
+def test_each_frame_has_the_numbers_of_its_mark():
+    shown, frames = picture([POWER, SIZE])
+    table = shown.tables["frames0_0"]
+    kept = table["step"].to_numpy().astype(int)
+    for mark, power in enumerate(POWERS):
+        assert (table[f"y_0_{mark}"] == curve(power)[kept]).all()
+    for mark, size in enumerate(SIZE.values):
+        assert (table[f"y_1_{mark}"] == curve(0.75, size)[kept]).all()
+    assert set(table["curve"]) == {"now"}
+    assert frames.size == 8 * len(kept) * 5
+
+
+def test_handles_start_at_their_marks_and_say_their_values():
+    shown, _ = picture([POWER, SIZE])
+    bound = {param["name"]: param for param in shown.spec["params"] if param["name"].startswith("drag_")}
+    assert list(bound) == ["drag_size", "drag_power"]  # Vega turns them round
+    assert bound["drag_power"]["value"] == [{"mark": 1}]
+    assert bound["drag_power"]["bind"]["mark"] == {"input": "range", "min": 0, "max": 2, "step": 1, "name": "power"}
+    said = shown.spec["title"]["text"]["expr"]
+    assert '["0.5", "0.75", "1"][drag_power_mark]' in said
+    assert "it\\'s size" in said
+
+
+def test_the_current_curve_is_hidden_only_while_its_handle_is_away_and_pins_stay():
+    shown, _ = picture([POWER, SIZE])
+    tests = {}
+    for layer in shown.spec["layer"]:
+        if layer["transform"]:
+            tests.setdefault(layer["data"]["name"], []).append(layer["transform"][0]["filter"])
+    assert set(tests) == {"still0", "frames0_0", "rows0_2"}
+    for test in tests["still0"]:
+        assert test == '!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["curve"]) >= 0)'
+    for test in tests["frames0_0"]:
+        assert test == "indexof([0, 1], moved) >= 0"
+    # The names at the ends go with their curves.
+    assert len(tests["still0"]) + len(tests["rows0_2"]) == len(tests["frames0_0"])
+    assert tests["rows0_2"] == ['!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["name"]) >= 0)']
+
+
+def test_a_selection_of_points_is_each_layers_own():
+    shown, _ = picture([POWER])
+    names = [param["name"] for param in shown.spec["params"]]
+    assert len(names) == len(set(names))
+    layers = [layer["name"] for layer in shown.spec["layer"] if "name" in layer]
+    assert len(layers) == len(set(layers))
+    for param in shown.spec["params"]:
+        if param["name"].startswith("nearest"):
+            (view,) = param["views"]
+            layer = next(layer for layer in shown.spec["layer"] if layer.get("name") == view)
+            assert param["name"] in str(layer["encoding"]["opacity"])
+
+
+def test_fixed_ends_are_data_and_change_no_specification():
+    one, _ = picture([POWER], y=(0.0, 2.0))
+    other, _ = picture([POWER], y=(0.0, 3.0))
+    assert one.spec == other.spec
+    assert one.tables["ends0"]["y_1"].tolist() == [2.0]
+    assert other.tables["ends0"]["y_1"].tolist() == [3.0]
+    scale = one.spec["layer"][0]["encoding"]["y"]["scale"]
+    assert scale["domainMax"] == {"expr": "data('ends0')[0]['y_1']"}
+    assert "domain" not in scale
+
+
+def test_without_handles_it_is_the_picture_that_stands_still():
+    shown, _ = picture([])
+    assert list(shown.tables) == ["still0", "rows0_2"]
+    assert "title" not in shown.spec
+
+
+@given(some.lists(some.floats(0.05, 3.0), min_size=1, max_size=12), some.sampled_from(["linear", "log"]))
+def test_common_rows_miss_no_line(powers, scale):
+    values = np.stack([curve(power) for power in powers], axis=1)
+    ends = (float(values.min()), float(values.max()))
+    kept = common_rows(1 + STEPS, values, x_scale=scale, y_scale=scale, y_range=ends)
+    on_x, on_y = (np.log, np.log) if scale == "log" else (np.asarray, np.asarray)
+    length = on_y(ends[1]) - on_y(ends[0])
+    for line in values.T:
+        between = np.interp(on_x(1 + STEPS), on_x(1 + STEPS[kept]), on_y(line[kept]))
+        assert np.abs(between - on_y(line)).max() <= 0.005 * length
+
+
+@pytest.mark.parametrize("border", [1, 777, 1998])
+@pytest.mark.parametrize("from_the_end", [False, True])
+def test_where_a_line_ends_its_last_row_is_kept(border, from_the_end):
+    shown = (np.arange(2000) > border) == from_the_end
+    shown[border] = True
+    kept = common_rows(STEPS, np.where(shown, 1.0, np.nan)[:, np.newaxis], y_range=(0.0, 2.0))
+    assert border in kept
+    assert len(kept) < 40

@@ -1,0 +1,106 @@
+"""The frames of the Decay schedule page: a curve for each mark of each handle, equal to that of its value."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from emacore.averaging import views
+from emacore.averaging.code import scheme_from_code, to_code
+from emacore.averaging.schedules import FAMILIES
+from emacore.averaging.weights import weights
+from emacore.averaging.windows import decays_at_end
+from emacore.widgets import decays
+from emacore.widgets.decays import NOW, QUANTITIES, at_step
+from emacore.widgets.moving import MOST_BYTES, schedule_settings
+
+PINS = (
+    "Constant(beta=0.99)",
+    "Window(size=100)",
+    "InversePower(power=0.9)",
+    "PowerFunction(sigma_rel=0.1)",
+    "BiasCorrected(beta=0.9999)",
+)
+
+
+@some.composite
+def schedules(draw):
+    family = draw(some.sampled_from(list(FAMILIES.values())))
+    values = {control.name: control.at(draw(some.floats(0, 1))) for control in family.controls}
+    after, every = draw(some.integers(0, 300)), draw(some.integers(1, 20))
+    return family(**values, update_after_step=after, update_every=every)
+
+
+def missed(line, steps, truth, where, scale, ends):
+    """The most by which a drawn line misses the truth, as a share of the axis; beyond its ends nothing is seen."""
+    on = np.log if scale == "log" else np.asarray
+    place = np.interp(where, steps, on(np.clip(line, *ends)))
+    return np.abs(place - on(np.clip(truth, *ends))).max() / (on(ends[1]) - on(ends[0]))
+
+
+@settings(max_examples=25)
+@given(schedules(), some.integers(3, 3000), some.sampled_from(list(QUANTITIES)), some.data())
+def test_a_frame_of_decays_is_the_schedule_of_its_mark(schedule, num_steps, quantity, data):
+    marks = tuple((s.key, s.marks) for s in schedule_settings(schedule, num_steps))
+    code, (column, _, scale) = to_code(schedule), QUANTITIES[quantity]
+    if not marks:
+        return
+    ends = decays.decay_ends(code, num_steps, quantity, marks)
+    ends = ends if ends[0] < ends[1] else (0.1, 1.0)
+    frames = decays.decay_frames(code, num_steps, quantity, "linear", marks, ends)
+    assert frames.size < MOST_BYTES / 2
+    key, values = data.draw(some.sampled_from(marks))
+    mark = data.draw(some.integers(0, len(values) - 1))
+    whole = views.decay_table(schedule.varied(**{key: values[mark]}), num_steps)
+    line, steps = frames.moving[key][column][:, mark], frames.rows["step"].to_numpy()
+    shown = np.isfinite(line)
+    own = dict(zip(whole["step"], whole[column], strict=True))
+    assert [own[step] for step in steps[shown]] == line[shown].tolist()
+    seen = np.isfinite(whole[column]) & ((whole[column] > 0) | (scale == "linear"))
+    if seen.sum() > 1:
+        assert missed(line[shown], steps[shown], whole[column][seen], whole["step"][seen], scale, ends) < 0.005
+
+
+@settings(max_examples=25)
+@given(schedules(), some.integers(3, 3000), some.integers(1, 100), some.sampled_from(["linear", "log"]), some.data())
+def test_a_frame_of_weights_is_the_average_of_its_mark(schedule, num_steps, percent, scale, data):
+    marks = tuple((s.key, s.marks) for s in schedule_settings(schedule, num_steps))
+    step, percents = at_step(num_steps, percent), (1, 20, 40, 60, 80, 100)
+    ends = (1e-6 / num_steps, 1.0) if scale == "log" else (0.0, 3 / num_steps)
+    pins = tuple((text, text) for text in PINS)
+    code = to_code(schedule)
+    found = decays.weight_frames(code, num_steps, step, scale, marks, percents, pins, ends)
+    assert sum(frames.size for frames in found) < MOST_BYTES / 2
+    frames = data.draw(some.sampled_from(found))
+    name = frames.rows["curve"].iloc[0]
+    key = data.draw(some.sampled_from(list(frames.moving)))
+    line = frames.moving[key]["weight"]
+    mark = data.draw(some.integers(0, line.shape[1] - 1))
+    scheme, after = (schedule if name == NOW else scheme_from_code(name)), step
+    if key == "at":
+        after = at_step(num_steps, percents[mark])
+    else:
+        scheme = schedule.varied(**{key: dict(marks)[key][mark]})
+    truth = weights(decays_at_end(scheme, after + 1))
+    steps = frames.rows["step"].to_numpy().astype(int)
+    shown = np.isfinite(line[:, mark])
+    np.testing.assert_array_equal(line[shown, mark], truth[steps[shown]])
+    calls = views.acting_calls(after + 1, scheme)
+    if scale == "linear" and shown.sum() > 1:
+        assert missed(line[shown, mark], steps[shown], truth[calls], calls, scale, ends) < 0.005
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("num_steps", [5_000, 50_000])
+def test_all_frames_of_a_page_are_small(name, num_steps):
+    schedule = FAMILIES[name](sigma_rel=0.1) if name == "PowerFunction" else FAMILIES[name]()
+    code = to_code(schedule)
+    marks = tuple((s.key, s.marks) for s in schedule_settings(schedule, num_steps))
+    pins = tuple((text, text) for text in PINS)
+    found = decays.weight_frames(
+        code, num_steps, num_steps - 1, "log", marks, tuple(range(2, 101, 2)), pins, (1e-6 / num_steps, 1.0)
+    )
+    size = sum(frames.size for frames in found)
+    if marks:
+        size += decays.decay_frames(code, num_steps, "memory", "log", marks, (0.1, 1e6)).size
+    assert 0 < size < 0.9 * MOST_BYTES  # the tables that stand still are on top
