@@ -65,7 +65,7 @@ with notes:
 controls, charts, views = screen.columns([1.1, 2, 1.9], gap="medium")
 with controls:
     begin_with(run)
-    schedule = schedule_controls()
+    schedule = schedule_controls(typed=True)
     code = to_code(schedule)
     pinned = pin_controls(code, schedule_defaults(), scheme_from_code)
     say_in_link(run)
@@ -96,6 +96,7 @@ with charts:
     )
     finish = show_curves(
         recorded,
+        schedule,
         pd.DataFrame(curves),
         pd.DataFrame(shares),
         colours={
@@ -107,7 +108,7 @@ with charts:
         alt_text=f"Validation loss over {recorded.epochs} epochs: the original, the run's own EMA, and {len(codes)} "
         f"replayed schedules, now {code}; below, the weight of each step of the run in each final average",
     )
-    st.caption("Move a slider: where the blue line lies below the orange one, averaging helps, at no cost to training.")
+    st.caption("Drag a handle: where the blue line lies below the orange one, averaging helps, at no cost to training.")
     for remark in remarks(schedule, max(2, recorded.trajectory.steps)):
         st.caption(remark)
     with st.container(horizontal=True):

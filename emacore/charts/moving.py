@@ -168,6 +168,7 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     tables |= {f"frames{number}_{place}": _wide(frames, order) for place, frames in enumerate(sets)}
     hidden = [{"filter": f"!({_moves(frames, order)} && {_is_of(frames, frames.column)})"} for frames in sets]
     layers: list[Spec] = []
+    twins: list[list[Spec]]
     for place, layer in enumerate(view.figure.spec["layer"]):
         name = f"view{number}_layer{place}"  # Altair's names change with what is drawn
         if "data" not in layer:

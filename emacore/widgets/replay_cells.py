@@ -37,7 +37,8 @@ button {font: inherit; color: inherit; cursor: pointer; width: 1.75rem; height: 
   background: var(--st-secondary-background-color); border: 1px solid var(--st-border-color);}
 button:hover, button:focus-visible {border-color: var(--st-primary-color); outline: none;}"""
 
-#: Each press shows the next cell at once, and it is kept when no further one comes.
+#: Each press shows the next cell at once, and it is kept when no further one comes.  Until the pointer really moves, a
+#: map that is drawn anew below it changes nothing.
 _JS = """const STEPS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1]};
 export default function ({parentElement, data, setTriggerValue}) {
   const keys = parentElement.querySelector(".keys");
@@ -47,26 +48,34 @@ export default function ({parentElement, data, setTriggerValue}) {
     document.body.value = value;
     document.body.dispatchEvent(new Event(data.event));
   };
+  const within = (value, count) => Math.min(Math.max(value, 0), count - 1);
   const move = ([across, up]) => {
     const [x, y] = [keys.at % data.columns, Math.floor(keys.at / data.columns)];
-    const within = (value, count) => Math.min(Math.max(value, 0), count - 1);
     if (keys.begun) keys.at = within(y + up, data.rows) * data.columns + within(x + across, data.columns);
-    keys.begun = true;
+    [keys.begun, keys.holds] = [true, true];
     show(String(keys.at));
     clearTimeout(keys.waiting);
     keys.waiting = setTimeout(() => { keys.waiting = null; setTriggerValue("kept", keys.at); }, 300);
   };
+  const hold = () => { if (keys.holds && document.body.value !== String(keys.at)) show(String(keys.at)); };
+  const look = (event) => {
+    if (event.clientX !== keys.x || event.clientY !== keys.y) keys.holds = false;
+    [keys.x, keys.y] = [event.clientX, event.clientY];
+  };
   keys.onkeydown = (event) => {
     if (STEPS[event.key]) { event.preventDefault(); move(STEPS[event.key]); }
   };
-  keys.onfocusout = (event) => { if (!keys.contains(event.relatedTarget)) show(null); };
+  keys.onfocusout = (event) => {
+    if (!keys.contains(event.relatedTarget)) { keys.holds = false; show(null); }
+  };
   for (const button of keys.querySelectorAll("button")) {
     button.onclick = () => move(button.dataset.by.split(",").map(Number));
   }
   const map = document.querySelector(".st-key-" + data.map);
   const follow = () => keys.focus({preventScroll: true});
-  map?.addEventListener("click", follow);
-  return () => map?.removeEventListener("click", follow);
+  const listening = [[map, "click", follow], [document, "pointermove", look], [document.body, data.event, hold]];
+  listening.forEach(([where, what, answer]) => where?.addEventListener(what, answer, true));
+  return () => listening.forEach(([where, what, answer]) => where?.removeEventListener(what, answer, true));
 }"""
 
 _keys = st.components.v2.component("emacore_cell_keys", html=_HTML, css=_CSS, js=_JS)

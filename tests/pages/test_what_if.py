@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 
 from emacore import RunConfig, train
 from emacore.averaging.code import from_code, scheme_from_code
@@ -15,12 +17,14 @@ from emacore.averaging.windows import decays_at_end
 from emacore.experiments.store import RunStore
 from emacore.formatting import number, percent
 from emacore.replay.atlas import axes, plateau
+from emacore.replay.recording import Recorder
 from emacore.replay.weight_space import space
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig
+from emacore.widgets import replay
 from tests.helpers import ME
-from tests.pages.conftest import FREE, drawn, run, texts
+from tests.pages.conftest import FREE, drag, drawn, frames, run, texts
 from tests.pages.conftest import enter_recorded as enter
 from tests.training.test_second_task import CONFIG as DIGITS
 
@@ -454,3 +458,167 @@ def test_a_run_of_another_task_is_replayed_by_its_own_metrics(open_page, home):
         assert title in run(app).get("vega_lite_chart")[-1].proto.spec
     app.get_by_key("view").set_value("Weight space")
     assert "validation loss (cross-entropy)" in run(app).get("vega_lite_chart")[-2].proto.spec
+
+
+def own_pictures(app):
+    """The first chart's tables by name, those of its frames and cells too."""
+    chart = app.get("vega_lite_chart")[0]
+    return {data.name: convert_arrow_bytes_to_pandas_df(data.data.data) for data in chart.proto.datasets}
+
+
+def test_every_mark_of_every_handle_is_the_replay_of_that_very_schedule(open_page, home):
+    run_id = enter(home)
+    app = open_page("what_if", view="Family", beta="0.8", power="1", update_after_step="7", more_settings="true")
+    opened, table = open_run(RunStore(home).recording(run_id)), frames(app)
+    chart = json.loads(app.get("vega_lite_chart")[0].proto.spec)
+    handles = {param["name"].removeprefix("drag_"): param for param in chart["params"] if "drag_" in param["name"]}
+    assert {"power", "inv_gamma", "beta"} <= set(handles)
+    base = InversePower(0.8, power=1.0, update_after_step=7, update_every=1)
+    losses, weights = table["frames0_0"], table["frames1_0"]
+    told = chart["title"]["text"]["expr"]
+    steps = list(range(4, 60, 5))
+    assert losses["step"].tolist() == steps
+    for place, key in enumerate(("power", "inv_gamma", "beta")):
+        most = handles[key]["bind"]["mark"]["max"]
+        labels = json.loads(re.search(r'(\["[^]]*\])\[drag_' + key, told)[1])
+        assert len(labels) == most + 1 >= 15
+        for mark in (0, most // 2, most):
+            value = float(labels[mark].replace(",", ""))
+            scheme = base.varied(**{key: value})
+            own = losses[f"loss_{place}_{mark}"]
+            np.testing.assert_allclose(own, opened.replay({"": scheme})["loss"], rtol=1e-3 if key == "beta" else 1e-5)
+            whole = weights_of(scheme.decays(60))
+            np.testing.assert_allclose(weights[f"weight_{place}_{mark}"], whole[weights["step"].astype(int)], atol=1e-4)
+        assert losses.filter(regex=f"loss_{place}_").iloc[-1].nunique() > most / 3, "else this shows nothing"
+
+
+def test_a_handle_that_is_let_go_sets_its_setting_and_all_that_shows_it(open_page, home):
+    run_id = enter(home)
+    app = open_page("what_if", view="Family", beta="0.8")
+    opened = open_run(RunStore(home).recording(run_id))
+    before = app.get_by_key("power").value
+    drag(app, power=0)
+    assert app.get_by_key("power").value < before
+    now = FREE.schedule.varied(beta=0.8, power=app.get_by_key("power").value, update_after_step=100)
+    assert figures(app).loc["now", "final"] == pytest.approx(opened.final({"": now})["loss"][0], rel=1e-5)
+
+
+def test_the_curve_of_each_cell_comes_with_the_page_and_all_that_moves_is_small(open_page, home):
+    run_id = enter(home)
+    app = open_page("what_if", view="Atlas", atlas_x="power", atlas_y="beta", update_after_step="7")
+    opened = open_run(RunStore(home).recording(run_id))
+    cells, tables = drawn(app)[-1], own_pictures(app)
+    [curves] = [table for table in tables.values() if "cell_0" in table]
+    assert len(cells) == len(curves.columns) - 1 == 380
+    assert curves["step"].tolist() == list(range(4, 60, 5))
+    for row in cells.iloc[[0, 140, 379]].itertuples():
+        np.testing.assert_allclose(
+            curves[f"cell_{row.cell}"], opened.replay({"": from_code(row.code)})["loss"], rtol=1e-5
+        )
+    sent = sum(len(chart.proto.SerializeToString()) for chart in app.get("vega_lite_chart"))
+    assert sent < 3_000_000 / 4, "a run of five times as many epochs has as much room"
+    layers = json.loads(app.get("vega_lite_chart")[0].proto.spec)["vconcat"][0]["layer"]
+    [line] = [layer for layer in layers if "pointed_cell" in json.dumps(layer.get("transform"))]
+    assert tables[line["data"]["name"]].equals(curves)
+
+
+def test_moves_of_the_axes_settings_replay_no_map_again(open_page, home, monkeypatch):
+    enter(home)
+    app = open_page("what_if", view="Atlas", atlas_x="power", atlas_y="beta")
+
+    def again(*arguments):
+        raise AssertionError("the map was made again")
+
+    monkeypatch.setattr(replay, "atlas", again)
+    for key, value in (("power", 0.3), ("beta", 0.5)):
+        app.get_by_key(key).set_value(value)
+        run(app)
+    monkeypatch.undo()
+
+
+def test_a_kept_cell_is_a_curve_until_another_map_or_view_is_shown(open_page, home):
+    run_id = enter(home)
+    app = open_page("what_if", view="Atlas", atlas_x="power", atlas_y="beta", update_after_step="7")
+    cells = drawn(app)[-1]
+    row = cells.iloc[150]
+    select(app, [{"code": row["code"], "clicks": 0}])
+    opened = open_run(RunStore(home).recording(run_id))
+    kept = figures(app).loc["the cell"]
+    assert kept["final"] == pytest.approx(opened.final({"": from_code(row["code"])})["loss"][0], rel=1e-5)
+    assert drawn(app)[-1].loc[lambda table: table["chosen"], "code"].tolist() == [row["code"]]
+    assert any(button.label == f"Pin {row['code']}" for button in app.button)
+    app.get_by_key("atlas_metric").set_value("best")
+    assert "the cell" not in figures(run(app)).index
+    app.get_by_key("atlas_metric").set_value("final")
+    assert "the cell" not in figures(run(app)).index
+
+
+def select(app, cells):
+    """Click a cell of the map, as the browser does."""
+    chart = app.get("vega_lite_chart")[-1]
+    states = app._tree.get_widget_states()
+    states.widgets.add(id=chart.proto.id, string_value=json.dumps({"selection": {"cell": cells}}))
+    app._run(states)
+    assert not app.exception, app.exception
+
+
+def shown_settings(app):
+    return {key: app.get_by_key(key).value for key in ("power", "beta", "update_after_step", "update_every")}
+
+
+OWN = {"power": FREE.schedule.power, "beta": 0.9, "update_after_step": 5, "update_every": 1}
+FIRST = {"power": 2 / 3, "beta": 0.999, "update_after_step": 100, "update_every": 1}
+
+
+def test_it_begins_with_the_settings_of_the_run(open_page, home):
+    other = replace(FREE, schedule=FREE.schedule.varied(beta=0.5, power=1.5))
+    second, first = enter(home, other), enter(home)
+    app = open_page("what_if", view="Family")
+    assert shown_settings(app) == OWN
+    table = figures(app)
+    assert table.loc["now", "final"] == pytest.approx(table.loc["the run's own EMA", "final"], rel=1e-4)
+    # Another run has its own, as long as nobody has set them.
+    app.get_by_key("replayed").set_value(second)
+    assert shown_settings(run(app)) == OWN | {"beta": 0.5, "power": 1.5}
+    app.get_by_key("beta").set_value(0.7)
+    run(app)
+    app.get_by_key("replayed").set_value(first)
+    assert shown_settings(run(app)) == OWN | {"beta": 0.7, "power": 1.5}
+
+
+def test_a_link_with_settings_keeps_them_and_one_of_the_first_settings_says_so(open_page, home):
+    enter(home)
+    assert shown_settings(open_page("what_if", view="Family", beta="0.8")) == FIRST | {"beta": 0.8}
+    app = open_page("what_if", view="Family")
+    next(button for button in app.button if button.label == "Reset").click()
+    assert shown_settings(run(app)) == FIRST
+    assert app.query_params["begin"] == "article"
+    assert shown_settings(open_page("what_if", view="Family", begin="article")) == FIRST
+    app.get_by_key("beta").set_value(0.7)
+    assert "begin" not in run(app).query_params
+
+
+@pytest.mark.parametrize("view", ["Atlas", "Family", "Weight space", "For my run"])
+def test_a_run_that_diverged_is_told_in_every_view(open_page, home, view):
+    enter(home, replace(FREE, optimizer=OptimizerConfig("sgd", 10.0, momentum=0.99, rate_rule="constant")))
+    app = open_page("what_if", view=view)
+    assert "This run diverged" in texts(app)
+    told = {"Weight space": "its weights are not finite at step", "For my run": "no width is best"}
+    assert told.get(view, "") in texts(app)
+    assert "nan" not in texts(app).split()
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted", "stopped"])
+def test_a_run_that_ended_before_its_first_epoch_is_told_and_not_chosen_first(open_page, home, state):
+    runs = RunStore(home)
+    good = enter(home)
+    lost = runs.create(FREE)
+    runs.claim(ME, 99)
+    Recorder(torch.nn.Linear(2, 1), runs.recording(lost)).close()
+    runs.finish(lost, ME, state, error="out of memory")
+    app = open_page("what_if", view="Family")
+    assert len(figures(app)) == 3
+    app.get_by_key("replayed").set_value(lost)
+    assert "ended before its first epoch did" in texts(run(app))
+    assert "not over yet" not in texts(app)
+    assert RunStore(home).result(good).state == "done"
