@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.interleaved import medians, report
 from emacore import RunConfig
-from emacore.averaging.families import InversePower
+from emacore.averaging.families import Constant, InversePower, PowerFunction
 from emacore.replay.atlas import _reach, atlas, axes, partners
 from emacore.replay.recording import Recorder
 from emacore.replay.rows import Rows
@@ -35,6 +35,13 @@ def anew(*arguments: Any) -> Table:
 
 def _first(tensors: dict[str, torch.Tensor]) -> float:
     return float(tensors["0.bias"][0])
+
+
+def _seconds_per_operation() -> float:
+    """Of a large float32 matrix product, where nothing waits for memory."""
+    square = np.ones((2000, 2000), dtype=np.float32)
+    seconds = medians({"product": lambda: square @ square}, rounds=3, clock=process_time)["product"]
+    return seconds / (2 * 2000**3)
 
 
 def main() -> None:
@@ -72,22 +79,28 @@ def main() -> None:
             },
             rounds=7,
         )
-        twenty = dict(list(grid.items())[:20])
-        first = dict(list(twenty.items())[:1])
+        memories = np.geomspace(3, 1000, 10)
+        different = {f"constant {memory}": Constant(1 - 1 / memory) for memory in memories}
+        different |= {f"power {width}": PowerFunction(sigma_rel=width) for width in np.geomspace(0.01, 0.25, 10)}
+        caps = {f"cap {1 - left}": InversePower(1 - left, update_every=1) for left in np.geomspace(1e-1, 1e-5, 20)}
         drawn = np.random.default_rng(0).standard_normal((1000, 100_000), dtype=np.float32)
         larger = Trajectory(Rows(drawn, np.arange(1000), {"0.bias": torch.empty(100_000, device="meta")}))
         for what, run in (("the article's run", trajectory), ("100,000 weights, 1,000 rows", larger)):
+            first = dict(list(different.items())[:1])
             cheap = medians(
                 {
-                    "evaluate 1 scheme": lambda run=run: run.evaluate(first, _first),
-                    "evaluate 20 schemes": lambda run=run: run.evaluate(twenty, _first),
+                    "evaluate 1 scheme": lambda run=run, one=first: run.evaluate(one, _first),
+                    "20 different schemes": lambda run=run: run.evaluate(different, _first),
+                    "20 warmups with different caps": lambda run=run: run.evaluate(caps, _first),
                 },
                 rounds=7,
                 clock=process_time,
             )
-            ratio = cheap["evaluate 20 schemes"] / cheap["evaluate 1 scheme"]
-            report(f"evaluate() of what costs nothing, {what}; x = 1 scheme / candidate", cheap, next(iter(cheap)))
-            print(f"  20 schemes cost {ratio:.1f} times one")
+            one, *twenty = cheap.values()
+            report(f"evaluate() of what costs nothing, {what}; x = 1 scheme / candidate", cheap, "evaluate 1 scheme")
+            print(f"  20 schemes cost {twenty[0] / one:.1f} and {twenty[1] / one:.1f} times one")
+            bound = 2 * 20 * run.weights.size * _seconds_per_operation() / one
+            print(f"  their multiplications and additions alone, at this core's best: {bound:.1f} times one")
         size = rows.nbytes / 2**20
         report(f"A recording of {size:.0f} MB; x = one sum / candidate", seconds, "one sum over the file in memory")
 

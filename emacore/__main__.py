@@ -325,6 +325,42 @@ def export(run_id: str, form: str, output: str | None) -> None:
         Path(output).write_text(text)
 
 
+@cli.command()
+@output
+def runs(output: str | None) -> None:
+    """List all runs, studies and sweeps of the store with their names and final numbers, newest first.
+
+    \b
+    emacore runs --output runs.csv
+    """
+    from datetime import UTC, datetime
+
+    from emacore.experiments.listing import final_numbers, listing
+    from emacore.experiments.store import FINAL_STATES, RunStore
+
+    store = RunStore()
+    table = store.jobs()
+    over = table[(table["kind"] == "study") & table["state"].isin(FINAL_STATES)]
+    found = {job_id: final_numbers(store.result(job_id).job, store.history(job_id)) for job_id in over["id"]}
+    _write(listing(table, datetime.now(UTC), found=found).drop(columns=["label", "config"]), output)
+
+
+@cli.command()
+@click.argument("run_id")
+@click.argument("name")
+def rename(run_id: str, name: str) -> None:
+    """Give a run, study or sweep a name; an empty one brings that of its settings back.
+
+    \b
+    emacore rename 0123456789ab "the one for the talk"
+    """
+    from emacore.experiments.store import RunStore
+
+    store = RunStore()
+    store.rename(run_id, name)
+    click.echo(f"{run_id}: {store.result(run_id).name or 'named after its settings'}")
+
+
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def app(arguments: tuple[str, ...]) -> None:
@@ -389,6 +425,7 @@ def _carried_out(job: Job, tell: Callable[[list[dict[str, Any]]], None], **argum
     """The history of a job, trained here into the store; Ctrl-C ends it."""
     from emacore.experiments.jobs import alive, carry_out
     from emacore.experiments.store import RunStore, worker_name
+    from emacore.experiments.studies import job_in_words
 
     store, worker = RunStore(), worker_name(os.getpid(), "terminal")
     with _interruptible() as stop:
@@ -399,7 +436,7 @@ def _carried_out(job: Job, tell: Callable[[list[dict[str, Any]]], None], **argum
         except Exception as error:
             store.finish(run_id, worker, "failed", error=str(error))
             raise
-    _tell(f"{run_id}: {store.result(run_id).stopped}")
+    _tell(f"{run_id} ({job_in_words(job)}): {store.result(run_id).stopped}")
     return history
 
 

@@ -1,14 +1,16 @@
 """The same schedule as code for other libraries: by a rule of their own, or else with decays from emacore.
 
 Each piece of code is complete but for three names of the reader's own: ``model``, ``batches`` and ``train_on(batch)``,
-one optimiser step.  The tests run every one of them and compare the averages.
+one optimiser step.  Every argument that matters is written out, so that nothing rests on a library's defaults.  The
+tests run every one of them and compare the averages, but for those whose note says that it was read only.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
 from typing import NamedTuple
 
-from emacore.averaging.code import to_code
 from emacore.averaging.families import (
     BiasCorrected,
     Constant,
@@ -17,7 +19,7 @@ from emacore.averaging.families import (
     RationalWarmup,
     UniformAverage,
 )
-from emacore.averaging.schedules import Schedule, changed_settings
+from emacore.averaging.schedules import Schedule
 from emacore.formatting import number
 
 
@@ -35,16 +37,60 @@ _FIRST_UPDATE = "It averages its first update with decay 2/11 instead of copying
 _NEVER = 0.9999999999
 
 
-def snippets(schedule: Schedule) -> list[Snippet]:
-    """The schedule in emacore, ema-pytorch, timm, diffusers, torch and optax."""
+def snippets(schedule: Schedule, num_steps: int | None = None) -> list[Snippet]:
+    """The schedule in emacore and in other people's libraries, one piece of code for each.
+
+    Args:
+        num_steps: Of the run, if known: how often snapshots are kept, where they are.
+    """
+    ours = [_emacore(schedule), _ema_pytorch(schedule)]
+    if isinstance(schedule, PowerFunction):
+        ours.append(_post_hoc(schedule, num_steps))
     return [
-        _emacore(schedule),
-        _ema_pytorch(schedule),
+        *ours,
         _timm(schedule),
         _diffusers(schedule),
         _torch(schedule),
+        _lightning(schedule),
+        _composer(schedule),
+        _torchtitan(schedule),
         _optax(schedule),
+        _keras(schedule),
     ]
+
+
+def _written(value: float) -> str:
+    """A setting as code, with the six digits that matter: of a decay near 1 those by which it differs from 1."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return repr(value)
+    if 0.9 < value < 1:
+        return repr(round(value, 5 - math.floor(math.log10(1 - value))))
+    return repr(float(f"{value:.6g}"))
+
+
+def _settings(schedule: Schedule, *, timing: bool = True) -> str:
+    """All settings of a schedule as arguments, its own first; those that are not given are left out.
+
+    Args:
+        timing: Whether to write a start at 0 and an update at every step, too.
+    """
+    ordered = sorted(fields(schedule), key=lambda f: bool(f.kw_only))
+    given = {f.name: getattr(schedule, f.name) for f in ordered}
+    plain = {"update_after_step": 0, "update_every": 1}
+    return ", ".join(
+        f"{name}={_written(value)}"
+        for name, value in given.items()
+        if value is not None and (timing or plain.get(name) != value)
+    )
+
+
+def explicit_code(schedule: Schedule, *, timing: bool = True) -> str:
+    """The schedule as a Python expression with every setting, in the digits that matter.
+
+    Args:
+        timing: Whether to write a start at 0 and an update at every step, too.
+    """
+    return f"{type(schedule).__name__}({_settings(schedule, timing=timing)})"
 
 
 def _loop(body: str, *, start: int = 0, every: int = 1) -> str:
@@ -60,7 +106,7 @@ def _loop(body: str, *, start: int = 0, every: int = 1) -> str:
 
 def _given(schedule: Schedule) -> str:
     """The schedule itself, for libraries that take the decay of each step from it."""
-    return f"{_imported(schedule)}\n\nschedule = {to_code(schedule)}\n"
+    return f"{_imported(schedule)}\n\nschedule = {explicit_code(schedule)}\n"
 
 
 def _imported(schedule: Schedule, *names: str) -> str:
@@ -78,10 +124,9 @@ def _no_rule(library: str, how: str) -> str:
 
 def _emacore(schedule: Schedule) -> Snippet:
     if isinstance(schedule, InversePower):
-        settings = "".join(f", {name}={value!r}" for name, value in changed_settings(schedule).items())
-        head = f"from emacore import EMA\n\nema = EMA(model{settings})"
+        head = f"from emacore import EMA\n\nema = EMA(\n    model, {_settings(schedule)},\n)"
     else:
-        head = f"{_imported(schedule, 'EMA')}\n\nema = EMA(model, schedule={to_code(schedule)})"
+        head = f"{_imported(schedule, 'EMA')}\n\nema = EMA(model, schedule={explicit_code(schedule)})"
     return Snippet("emacore", f"{head}\n{_loop('ema.update()')}\n# ema.ema_model is the averaged model")
 
 
@@ -93,21 +138,24 @@ def _ema_pytorch(schedule: Schedule) -> Snippet:
             after = schedule.update_after_step
             beta = schedule.beta if schedule.beta < 1 else _NEVER
             rule = (
-                f"beta={beta!r}, inv_gamma={schedule.inv_gamma!r}, power={schedule.power!r}, "
-                f"min_value={min(schedule.min_value, beta)!r}"
+                f"beta={_written(beta)}, inv_gamma={_written(schedule.inv_gamma)}, power={_written(schedule.power)}, "
+                f"min_value={_written(min(schedule.min_value, beta))}"
             )
             note = f"{_FIRST_MOVE} (Version 0.2 is the article's class.)"
             if schedule.beta == 1:
                 note += " beta = 1 would freeze the average there, so it is a little less."
         case Constant():
-            rule = f"beta={schedule.beta!r}, min_value={schedule.beta!r}"
+            same = _written(schedule.beta)
+            rule = f"beta={same}, min_value={same}, inv_gamma=1.0, power=1.0"
+            note = "min_value = beta leaves its warm-up nothing to do."
         case RationalWarmup():
             # (1 + n) / (10 + n) is 1 - 1 / (1 + e / 9) with e = n + 1, and its first call copies in any case.
-            rule = f"beta={schedule.beta if schedule.beta < 1 else _NEVER!r}, inv_gamma={9 * every}, power=1"
+            beta = schedule.beta if schedule.beta < 1 else _NEVER
+            rule = f"beta={_written(beta)}, inv_gamma={9 * every}, power=1, min_value=0.0"
             after, loop = -2 * every, _loop("ema.update()", start=schedule.start)
             note = "Its rule with inv_gamma 9 and power 1, two moves ahead, is this one."
         case UniformAverage():
-            rule = f"beta={_NEVER!r}, inv_gamma={every}, power=1"
+            rule = f"beta={_NEVER!r}, inv_gamma={every}, power=1, min_value=0.0"
             note = "Its rule counts steps; inv_gamma = update_every makes it count moves."
         case PowerFunction():
             return _karras(schedule)
@@ -139,13 +187,32 @@ def _karras(schedule: PowerFunction) -> Snippet:
         note += (
             f" It counts raw calls, not moves: its gamma is {every} (gamma + 1) - 1, of the {number(exponent, 6)} here."
         )
-    note += " PostHocEMA keeps snapshots of two or more such averages and makes those of other widths from them."
     loop = _loop("ema.update()", start=schedule.start)
     return Snippet(
         "ema-pytorch",
-        f"from ema_pytorch import KarrasEMA\n\nema = KarrasEMA(model, gamma={every * (exponent + 1) - 1!r}, "
+        f"from ema_pytorch import KarrasEMA\n\nema = KarrasEMA(model, gamma={_written(every * (exponent + 1) - 1)}, "
         f"update_every={every})\n{loop}\n# ema.ema_model is the averaged model",
         note,
+    )
+
+
+def _post_hoc(schedule: PowerFunction, num_steps: int | None) -> Snippet:
+    """ema-pytorch's averages of two widths with snapshots, from which that of the schedule is made afterwards."""
+    every, start = schedule.update_every, schedule.start
+    # Its steps are its calls: one call a move, so that its widths are what they say.
+    calls = ((num_steps or 100_000) - start) // every
+    apart = max(1, round(float(f"{calls / 100:.1g}")))
+    loop = _loop("ema.update()", start=start, every=every)
+    width = _written(schedule.width)
+    return Snippet(
+        "ema-pytorch PostHocEMA",
+        "import torch\nfrom ema_pytorch import PostHocEMA\n\nema = PostHocEMA(\n    model, sigma_rels=(0.05, 0.1), "
+        f"update_every=1, checkpoint_every_num_steps={apart},\n"
+        '    checkpoint_folder="./post-hoc-ema-checkpoints", checkpoint_dtype=torch.float32,\n)\n'
+        f"{loop}\nema.checkpoint()\naveraged = ema.synthesize_ema_model(sigma_rel={width})\n"
+        "# averaged.ema_model is the averaged model; any other width can be made of the same snapshots",
+        f"It keeps two averages, of widths 5 and 10 % (EDM2's), and a snapshot of both each {apart:,} updates. What it "
+        "makes of them is near the width that is asked for, the nearer the more snapshots there are.",
     )
 
 
@@ -156,19 +223,23 @@ def _timm(schedule: Schedule) -> Snippet:
         case InversePower():
             after = schedule.update_after_step
             rule = (
-                f"decay={schedule.beta!r}, min_decay={min(schedule.min_value, schedule.beta)!r}, use_warmup=True,\n"
-                f"    warmup_gamma={schedule.inv_gamma!r}, warmup_power={schedule.power!r}"
+                f"decay={_written(schedule.beta)}, min_decay={_written(min(schedule.min_value, schedule.beta))}, "
+                f"use_warmup=True,\n    warmup_gamma={_written(schedule.inv_gamma)}, "
+                f"warmup_power={_written(schedule.power)}"
             )
             note = _FIRST_MOVE
         case Constant():
-            rule = f"decay={schedule.beta!r}"
+            rule = f"decay={_written(schedule.beta)}, min_decay=0.0, use_warmup=False"
         case RationalWarmup():
             # (1 + n) / (10 + n) is 1 - 1 / (1 + e / 9) with e = n + 1.
-            rule = f"decay={schedule.beta!r}, use_warmup=True, warmup_gamma={9 * every}, warmup_power=1"
+            rule = (
+                f"decay={_written(schedule.beta)}, min_decay=0.0, use_warmup=True, warmup_gamma={9 * every}, "
+                "warmup_power=1"
+            )
             after, begin = schedule.start - 2 * every, schedule.start
             note = f"Its warm-up of gamma 9 and power 1, two moves ahead, is this one. {_FIRST_UPDATE}"
         case UniformAverage():
-            rule = f"decay=1.0, use_warmup=True, warmup_gamma={every}, warmup_power=1"
+            rule = f"decay=1.0, min_decay=0.0, use_warmup=True, warmup_gamma={every}, warmup_power=1"
         case _:
             return Snippet(
                 "timm",
@@ -195,18 +266,20 @@ def _diffusers(schedule: Schedule) -> Snippet:
         case InversePower():
             after = schedule.update_after_step if every == 1 else schedule.update_after_step / every
             rule = (
-                f"decay={schedule.beta!r}, min_decay={min(schedule.min_value, schedule.beta)!r}, "
-                f"use_ema_warmup=True,\n    inv_gamma={schedule.inv_gamma / every!r}, power={schedule.power!r}"
+                f"decay={_written(schedule.beta)}, min_decay={_written(min(schedule.min_value, schedule.beta))}, "
+                f"use_ema_warmup=True,\n    inv_gamma={_written(schedule.inv_gamma / every)}, "
+                f"power={_written(schedule.power)}"
             )
             note = f"{note} {_FIRST_MOVE}".strip()
         case Constant():
-            rule = f"decay={schedule.beta!r}, min_decay={schedule.beta!r}"
+            beta = _written(schedule.beta)
+            rule = f"decay={beta}, min_decay={beta}, use_ema_warmup=False"
         case RationalWarmup():
-            rule = f"decay={schedule.beta!r}"
+            rule = f"decay={_written(schedule.beta)}, min_decay=0.0, use_ema_warmup=False"
             after -= 1
             note = f"{note} {_FIRST_UPDATE}".strip()
         case UniformAverage():
-            rule = "decay=1.0, use_ema_warmup=True, inv_gamma=1.0, power=1.0"
+            rule = "decay=1.0, min_decay=0.0, use_ema_warmup=True, inv_gamma=1.0, power=1.0"
         case _:
             return Snippet(
                 "diffusers",
@@ -232,7 +305,7 @@ def _torch(schedule: Schedule) -> Snippet:
         case Constant():
             code = (
                 f"{head}, get_ema_multi_avg_fn\n\n"
-                f"averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn({schedule.beta!r}))\n"
+                f"averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay={_written(schedule.beta)}))\n"
             )
             loop = _loop("averaged.update_parameters(model)", start=schedule.start, every=schedule.update_every)
             note = ""
@@ -243,7 +316,7 @@ def _torch(schedule: Schedule) -> Snippet:
         case _:
             code = (
                 f"{_imported(schedule, 'averaging_function')}\n{head}\n\n"
-                f"schedule = {to_code(schedule)}\n"
+                f"schedule = {explicit_code(schedule)}\n"
                 "averaged = AveragedModel(model, avg_fn=averaging_function(schedule))\n"
             )
             loop = _loop("averaged.update_parameters(model)")
@@ -258,9 +331,9 @@ def _optax(schedule: Schedule) -> Snippet:
     match schedule:
         case Constant():
             head = "import optax\n\naverage = None\n"
-            body = f"{move}{1 - schedule.beta!r})"
+            body = f"{move}{_written(1 - schedule.beta)})"
         case BiasCorrected() if schedule.beta < 1:
-            head = f"import optax\n\nema = optax.ema(decay={schedule.beta!r}, debias=True)\nstate = None\n"
+            head = f"import optax\n\nema = optax.ema(decay={_written(schedule.beta)}, debias=True)\nstate = None\n"
             body = "average, state = ema.update(params, ema.init(params) if state is None else state)"
         case _:
             head = f"import optax\n{_given(schedule)}average = None\n"
@@ -269,3 +342,102 @@ def _optax(schedule: Schedule) -> Snippet:
             note = f"{_no_rule('optax', 'incremental_update')} {note}"
     loop = _loop(body, start=start, every=every).replace("train_on(batch)", "params = train_on(batch)")
     return Snippet("optax", head + loop, note)
+
+
+def _lightning(schedule: Schedule) -> Snippet:
+    start, every = schedule.start, schedule.update_every
+    note = "model is a LightningModule, batches its DataLoader. fit puts the averages into the model at its end."
+    if isinstance(schedule, Constant):
+        head = "from lightning.pytorch import Trainer\nfrom lightning.pytorch.callbacks import EMAWeightAveraging\n"
+        average = (
+            f"EMAWeightAveraging(\n    decay={_written(schedule.beta)}, update_every_n_steps={every}, "
+            f"update_starting_at_step={start},\n    update_starting_at_epoch=None, use_buffers=True,\n)"
+        )
+    else:
+        head = (
+            f"{_imported(schedule, 'averaging_function')}\nfrom lightning.pytorch import Trainer\n"
+            f"from lightning.pytorch.callbacks import WeightAveraging\n\nschedule = {explicit_code(schedule)}"
+        )
+        average = "WeightAveraging(avg_fn=averaging_function(schedule), use_buffers=True)"
+        note = f"Lightning has no such rule of its own; emacore's function gives it one. {note}"
+    return Snippet(
+        "Lightning",
+        f"{head}\naverage = {average}\ntrainer = Trainer(max_epochs=1, callbacks=[average])  # and your arguments\n"
+        "trainer.fit(model, batches)\n# model holds the averages now",
+        note,
+    )
+
+
+def _composer(schedule: Schedule) -> Snippet:
+    start, every = schedule.start, schedule.update_every
+    note = (
+        "Read from the source of composer 0.32, which needs an older torch than emacore, and not run. model is a "
+        "ComposerModel, batches its DataLoader."
+    )
+    if isinstance(schedule, Constant):
+        head = "from composer import Trainer\nfrom composer.algorithms import EMA\n\n"
+        average = (
+            f'EMA(half_life=None, smoothing={_written(schedule.beta)}, ema_start="{start}ba", '
+            f'update_interval="{every}ba")'
+        )
+        body = f"average = {average}\ntrainer = Trainer(\n    model=model, train_dataloader=batches, max_duration="
+        return Snippet(
+            "composer",
+            f'{head}{body}"1ep", algorithms=[average],\n)  # and your arguments\ntrainer.fit()\n'
+            "# it evaluates, and saves, the averages",
+            f"{note} It counts batches from 1: with update_every above 1 its moves are a step earlier."
+            if every > 1
+            else note,
+        )
+    return Snippet(
+        "composer",
+        f"{_imported(schedule, 'EMA')}\nfrom composer import Callback, Trainer\n\n"
+        f"ema = EMA(model, schedule={explicit_code(schedule)})\n\n\nclass Averaging(Callback):\n"
+        "    def batch_end(self, state, logger):\n        ema.update()\n\n\n"
+        'trainer = Trainer(\n    model=model, train_dataloader=batches, max_duration="1ep", callbacks=[Averaging()],\n'
+        ")  # and your arguments\ntrainer.fit()\n# ema.ema_model is the averaged model",
+        f"composer has no such rule of its own; emacore's class keeps the average. {note}",
+    )
+
+
+def _torchtitan(schedule: Schedule) -> Snippet:
+    """Its trainer shards the weights, and a sharded module cannot be copied: so the average is a list of tensors."""
+    return Snippet(
+        "torchtitan",
+        f"import torch\nfrom torchtitan.trainer import Trainer\n{_given(schedule)}\n\n"
+        "class AveragingTrainer(Trainer):\n    average, calls = None, 0\n\n"
+        "    def train_step(self, data_iterator):\n        super().train_step(data_iterator)\n"
+        "        weights = [weight.detach() for part in self.model_parts for weight in part.parameters()]\n"
+        "        decay = float(schedule.at(self.calls))\n        self.calls += 1\n"
+        "        if self.average is None:\n            self.average = [weight.clone() for weight in weights]\n"
+        "        elif decay < 1:\n            torch._foreach_lerp_(self.average, weights, 1 - decay)\n\n\n"
+        "# trainer.average holds the averages, in the order of the parameters, sharded as they are",
+        "torchtitan has no averages of its own. Read from the source of torchtitan 0.3, and run with a trainer that "
+        "stands in for its own, which needs accelerators. Where its train.py has config.build(), put "
+        "AveragingTrainer(config). Keep the averages in float32: bfloat16 swallows small moves.",
+    )
+
+
+def _keras(schedule: Schedule) -> Snippet:
+    note = "model is a Keras model that was compiled with a loss, batches its data. "
+    if isinstance(schedule, Constant) and schedule.start == 0 and schedule.update_every == 1:
+        return Snippet(
+            "Keras",
+            "import keras\n\noptimizer = keras.optimizers.AdamW(\n    learning_rate=0.0001, use_ema=True, "
+            f"ema_momentum={_written(schedule.beta)}, ema_overwrite_frequency=None,\n)  # or your own, with these\n"
+            "model.compile(optimizer=optimizer, loss=model.loss)\nmodel.fit(batches, epochs=1)\n"
+            "# model holds the averages now",
+            f"{note}fit puts the averages into the model at its end.",
+        )
+    return Snippet(
+        "Keras",
+        f"import keras\n{_given(schedule)}\n\nclass Averaging(keras.callbacks.Callback):\n"
+        "    average, calls = None, 0\n\n    def on_train_batch_end(self, batch, logs=None):\n"
+        "        weights = self.model.get_weights()\n        decay = float(schedule.at(self.calls))\n"
+        "        self.calls += 1\n        if self.average is None:\n            self.average = weights\n"
+        "        elif decay < 1:\n"
+        "            self.average = [decay * a + (1 - decay) * w for a, w in zip(self.average, weights)]\n\n\n"
+        "averaging = Averaging()\nmodel.fit(batches, epochs=1, callbacks=[averaging])\n"
+        "model.set_weights(averaging.average)",
+        f"{note}{_no_rule('Keras', 'this callback')}",
+    )

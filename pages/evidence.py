@@ -15,7 +15,8 @@ from emacore.widgets.jobs import job_queue, listed, workbench
 from emacore.widgets.page import BOUND, presets, through_app
 from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
 from emacore.widgets.schedules import pin_controls
-from emacore.widgets.study import draw_study
+from emacore.widgets.study import draw_shipped_study, draw_study
+from emacore.widgets.training import start_from_run
 
 CONSTANT = OptimizerConfig(learning_rate=0.01, rate_rule="constant")
 NEVER = StoppingConfig("none")
@@ -67,17 +68,18 @@ def settings() -> Study:
         "as wide.",
         **BOUND,
     )
-    first_seed = st.number_input(
-        "First seed",
-        0,
-        10**9,
-        DEFAULTS["first_seed"],
-        key="first_seed",
-        help="The seeds count up from here. Beyond the last one of another study all runs are new ones: the numbers "
-        "change, and what was more than chance should show again.",
-        **BOUND,
-    )
     config = run_controls(job_queue().store)
+    with st.expander("More", icon=":material/more_horiz:"):
+        first_seed = st.number_input(
+            "First seed",
+            0,
+            10**9,
+            DEFAULTS["first_seed"],
+            key="first_seed",
+            help="The seeds count up from here. Beyond the last one of another study all runs are new ones: the "
+            "numbers change, and what was more than chance should show again.",
+            **BOUND,
+        )
     further = pin_controls(to_code(config.schedule), DEFAULTS, from_code)
     return Study(
         config,
@@ -91,6 +93,8 @@ workbench(
     listed("studies"),
     settings=settings,
     draw=draw_study,
-    invitation="Press **Start**: 32 seeds of the article's run take less than a minute.",
+    invitation="Press **Start** to run your own: 32 seeds of the article's run take less than a minute.",
     seconds=SECONDS_BETWEEN_LOOKS,
+    instead=draw_shipped_study,
 )
+start_from_run()

@@ -7,10 +7,11 @@ import streamlit as st
 from emacore.averaging.families import Constant
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
-from emacore.widgets.jobs import attempt, job_queue, json_button, listed, workbench
+from emacore.widgets.again import next_steps
+from emacore.widgets.jobs import job_queue, json_button, listed, workbench
 from emacore.widgets.page import escaped, presets, put, through_app
 from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
-from emacore.widgets.training import draw_run, recent_runs
+from emacore.widgets.training import draw_run
 
 STEADY = OptimizerConfig(rate_rule="constant")
 NEVER = StoppingConfig("none")
@@ -65,10 +66,9 @@ def settings() -> RunConfig:
     return config
 
 
-runs = listed("runs")
-chosen, active = workbench(
+chosen, _ = workbench(
     "Run",
-    runs,
+    listed("runs"),
     settings=settings,
     draw=draw_run,
     invitation="Press **Start**: the article's run takes a few seconds.",
@@ -77,13 +77,4 @@ chosen, active = workbench(
 )
 
 if chosen is not None:
-    recent_runs(runs)
-    if not active:
-        with st.popover("Delete the run that is shown", icon=":material/delete:"):
-            st.write("Its history goes for good.")
-            st.button(
-                "Delete it",
-                on_click=lambda: attempt(lambda: job_queue().store.delete(chosen)),
-                type="primary",
-                key="delete",
-            )
+    next_steps(chosen)

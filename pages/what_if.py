@@ -6,14 +6,14 @@ import streamlit as st
 from emacore.averaging.code import scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
-from emacore.experiments.store import FINAL_STATES
-from emacore.widgets.jobs import job_queue, show_problem
+from emacore.widgets.jobs import begin_example, job_queue, show_problem
 from emacore.widgets.page import BOUND, csv_button, show_table, through_app, told
 from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_defaults
 
 through_app()
 title, picker = st.columns([1, 2.2], vertical_alignment="bottom", gap="medium")
 title.title("What if?")
+begin_example()  # its worker loads torch meanwhile, too
 with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
     import torch
 
@@ -49,14 +49,7 @@ with told():
         st.stop()
 recorded = followed(store, run)
 if recorded is None:
-    if run.state in FINAL_STATES:
-        st.info(
-            "This run ended before its first epoch did, so there is nothing to replay. Choose another one, or train it "
-            "again.",
-            icon=":material/block:",
-        )
-    else:
-        st.info("The first epoch is not over yet.", icon=":material/hourglass_top:")
+    st.info("The first epoch is not over yet.", icon=":material/hourglass_top:")
     st.stop()
 
 verdict, notes, screen, below = (st.container() for _ in range(4))

@@ -14,7 +14,15 @@ from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.jobs import job_queue, listed, workbench
 from emacore.widgets.page import BOUND, presets, through_app
 from emacore.widgets.runs import run_controls
-from emacore.widgets.sweeps import DECAYS, SUGGESTED, SWEEP_DEFAULTS, draw_sweep, grid_controls, sweep_state
+from emacore.widgets.sweeps import (
+    DECAYS,
+    SUGGESTED,
+    SWEEP_DEFAULTS,
+    draw_shipped_sweep,
+    draw_sweep,
+    grid_controls,
+    sweep_state,
+)
 
 BASE = RunConfig(optimizer=OptimizerConfig(rate_rule="constant"), stopping=StoppingConfig("none"), max_epochs=60)
 
@@ -100,7 +108,9 @@ workbench(
     listed("sweeps"),
     settings=settings,
     draw=draw_sweep,
-    invitation="Choose a question above, which sets the controls, and press **Start**: the first takes about a minute.",
+    invitation="To run your own, choose a question above, which sets the controls, and press **Start**: the first "
+    "takes about a minute.",
     seconds=SECONDS_BETWEEN_LOOKS,
     reset=SWEEP_DEFAULTS,
+    instead=draw_shipped_sweep,
 )

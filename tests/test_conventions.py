@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "emacore"
+#: Folders whose modules are tested through what they make together: pictures, and pages.
+TOGETHER = ("charts/", "widgets/")
 SOURCES = {path.relative_to(TESTS).as_posix(): path.read_text() for path in sorted(TESTS.rglob("*.py"))}
 #: A task in one file: it is shown as it stands, so others take it from there.
 EXAMPLE = "tests.training.test_second_task"
@@ -32,3 +35,11 @@ def test_everything_in_a_browser_is_marked():
     for name, source in SOURCES.items():
         if name.startswith("browser/test_"):
             assert "pytestmark = pytest.mark.browser" in source, name
+
+
+def test_each_module_has_its_tests_where_it_lies():
+    modules = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    ours = {name for name in modules if not (name.startswith(TOGETHER) or name.endswith("__.py"))}
+    assert len(ours) > 40
+    tests = {name.parent.joinpath(f"test_{name.name}").as_posix() for name in map(Path, ours)}
+    assert not tests - set(SOURCES)

@@ -229,3 +229,27 @@ def test_json_of_a_study_goes_out_and_in(tmp_path):
     assert json.loads(emacore("export", run_id, "--as", "json").stdout)["seeds"] == [1, 2]
     emacore("export", run_id, "--as", "json", "-o", "out.json")
     assert json.loads(Path("out.json").read_text())["seeds"] == [1, 2]
+
+
+def test_jobs_are_listed_and_named():
+    emacore("train", *SMALL)
+    emacore("replicate", *SMALL, "--seeds", "2")
+    store = RunStore()
+    run_id, study_id = store.runs()["id"][0], store.studies()["id"][0]
+    listed = table(emacore("runs")).set_index("id")
+    assert listed["kind"].to_dict() == {study_id: "study", run_id: "run"}
+    assert listed.loc[run_id, "name"].startswith("regression, Adam 0.001 plateau, inverse power 0.999, 3 epochs")
+    assert listed.loc[study_id, "name"].startswith("2 seeds: regression")
+    for job_id, last in ((run_id, store.history(run_id)), (study_id, store.history(study_id))):
+        last = last[last["epoch"] == 3]
+        assert listed.loc[job_id, "ema"] == pytest.approx(last["val_loss_ema"].median())
+    assert f"{run_id}: mine" in emacore("rename", run_id, "mine").stdout
+    assert table(emacore("runs"))["name"].tolist()[1] == "mine"
+    assert "named after its settings" in emacore("rename", run_id, "").stdout
+    assert "at most 80 letters" in str(emacore("rename", run_id, "x" * 81, code=1).exception)
+
+
+def test_the_end_of_a_training_says_what_it_was():
+    assert "(regression, Adam 0.001 plateau, inverse power 0.999, 3 epochs, n samples 100): max epochs" in (
+        emacore("train", *SMALL).stderr
+    )

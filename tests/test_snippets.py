@@ -3,7 +3,9 @@
 import ast
 import contextlib
 import copy
+import functools
 import importlib.util
+import os
 import sys
 import types
 from importlib.metadata import distribution
@@ -13,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from emacore.averaging.code import to_code
+from emacore.averaging.code import from_code, to_code
 from emacore.averaging.families import (
     BiasCorrected,
     Constant,
@@ -24,7 +26,7 @@ from emacore.averaging.families import (
     UniformAverage,
 )
 from emacore.averaging.weights import average, weights
-from emacore.snippets import snippets
+from emacore.snippets import explicit_code, snippets
 
 STEPS = 60
 SCHEDULES = [
@@ -47,7 +49,11 @@ SCHEDULES = [
     UniformAverage(),
     UniformAverage(update_after_step=21, update_every=5),
 ]
-LIBRARIES = ("emacore", "ema-pytorch", "timm", "diffusers", "torch AveragedModel", "optax")
+LIBRARIES = ("emacore", "ema-pytorch", "timm", "diffusers", "torch AveragedModel", "torchtitan", "optax")
+#: Those with a trainer of their own, whose every run takes a while.
+TRAINERS = ("Lightning", "Keras")
+READ_ONLY = ("composer",)
+FEW = [SCHEDULES[i] for i in (1, 3, 4, 13)]
 
 
 def load_file(name, path):
@@ -72,6 +78,20 @@ def libraries(monkeypatch):
     diffusers.training_utils = training
     monkeypatch.setitem(sys.modules, "diffusers", diffusers)
     monkeypatch.setitem(sys.modules, "diffusers.training_utils", training)
+    torchtitan, trainer = types.ModuleType("torchtitan"), types.ModuleType("torchtitan.trainer")
+    trainer.Trainer = StandIn
+    monkeypatch.setitem(sys.modules, "torchtitan", torchtitan)
+    monkeypatch.setitem(sys.modules, "torchtitan.trainer", trainer)
+
+
+class StandIn:
+    """What torchtitan's Trainer has that matters here: the parts of its model, and one step of training them."""
+
+    def __init__(self, model, train_on):
+        self.model_parts, self.train_on = [model], train_on
+
+    def train_step(self, data_iterator):
+        self.train_on(next(data_iterator))
 
 
 def run(snippet):
@@ -102,6 +122,11 @@ def run(snippet):
             result = names["averaged"].module.weight
         case "optax":
             result = names["average"]
+        case "torchtitan":
+            trainer, data = names["AveragingTrainer"](model, train_on), iter(range(STEPS))
+            for _ in range(STEPS):
+                trainer.train_step(data)
+            (result,) = trainer.average
     return values, result.item()
 
 
@@ -137,8 +162,150 @@ def test_the_code_averages_as_the_schedule_says(schedule, library):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=to_code)
 def test_no_library_is_said_to_be_unable(schedule):
-    assert [snippet.library for snippet in snippets(schedule)] == list(LIBRARIES)
+    found = [snippet.library for snippet in snippets(schedule)]
+    post_hoc = {"ema-pytorch PostHocEMA"} if isinstance(schedule, PowerFunction) else set()
+    assert set(found) == {*LIBRARIES, *TRAINERS, *READ_ONLY, *post_hoc}
+    assert len(found) == len(set(found))
     assert not any("not possible" in snippet.note.lower() for snippet in snippets(schedule))
+    for snippet in snippets(schedule):
+        ast.parse(snippet.code)
+        assert ("not run" in snippet.note) == (snippet.library in READ_ONLY)
+
+
+#: Arguments by which the memory would change without a word, of each class that a snippet makes.
+EXPLICIT = {
+    "EMA(": {"update_every", "update_after_step", "beta", "power", "inv_gamma", "min_value"},
+    "KarrasEMA(": {"update_every"},
+    "PostHocEMA(": {"update_every", "checkpoint_every_num_steps", "sigma_rels", "checkpoint_dtype"},
+    "ModelEmaV3(": {"decay", "min_decay", "use_warmup", "update_after_step"},
+    "EMAModel(": {"decay", "min_decay", "use_ema_warmup", "update_after_step"},
+    "EMAWeightAveraging(": {"decay", "update_every_n_steps", "update_starting_at_step", "use_buffers"},
+    "AdamW(": {"use_ema", "ema_momentum", "ema_overwrite_frequency"},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=to_code)
+def test_every_argument_that_matters_is_written_out(schedule):
+    for snippet in snippets(schedule):
+        for node in ast.walk(ast.parse(snippet.code)):
+            if not isinstance(node, ast.Call):
+                continue
+            name, given = ast.unparse(node.func).rpartition(".")[2] + "(", {keyword.arg for keyword in node.keywords}
+            if name[:-1] == type(schedule).__name__:
+                assert {"update_after_step", "update_every"} <= given, snippet
+            if name not in EXPLICIT or not given or "schedule" in given:
+                continue
+            wanted = EXPLICIT[name]
+            if snippet.library == "composer":
+                wanted = {"half_life", "smoothing", "ema_start", "update_interval"}
+            assert wanted <= given, snippet
+
+
+def test_a_schedule_is_written_with_its_defaults():
+    assert explicit_code(Constant()) == "Constant(beta=0.999, update_after_step=0, update_every=1)"
+    assert explicit_code(Constant(), timing=False) == "Constant(beta=0.999)"
+    assert explicit_code(Constant(update_every=10), timing=False) == "Constant(beta=0.999, update_every=10)"
+    for schedule in SCHEDULES:
+        found, given = from_code(explicit_code(schedule)).to_dict(), schedule.to_dict()
+        assert found.pop("family") == given.pop("family")
+        assert found.keys() == given.keys()
+        assert [v for v in found.values() if v is not None] == pytest.approx(
+            [v for v in given.values() if v is not None], rel=1e-5
+        )
+
+
+def test_numbers_have_the_digits_that_matter():
+    for schedule in (
+        Constant(0.99979999999999991),
+        InversePower(0.9999, 1 / 3, 2 / 3),
+        PowerFunction(sigma_rel=0.1),
+        BiasCorrected(1 - 1.23456789e-7),
+    ):
+        for snippet in snippets(schedule):
+            for node in ast.walk(ast.parse(snippet.code)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value != 0.9999999999:
+                    rest = min(abs(node.value), abs(1 - node.value)) or node.value
+                    assert len(f"{rest:.9g}".split("e")[0].replace(".", "").strip("0")) <= 6, (snippet, node.value)
+    assert "decay=0.9998," in in_library("timm", Constant(0.99979999999999991)).code
+    assert "step_size=0.0001)" in in_library("optax", Constant(0.9999)).code
+
+
+@pytest.mark.parametrize("schedule", FEW, ids=to_code)
+def test_lightning_averages_as_the_schedule_says(schedule, monkeypatch, tmp_path):
+    import lightning.pytorch as lightning
+
+    values = np.random.default_rng(0).normal(size=STEPS)
+
+    class Model(lightning.LightningModule):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+        def training_step(self, batch, index):
+            self.optimizers().step()
+            nn.init.constant_(self.weight, values[batch.item()])
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    monkeypatch.setattr(lightning, "Trainer", functools.partial(lightning.Trainer, enable_model_summary=False, **quiet))
+    model = Model()
+    exec(in_library("Lightning", schedule).code, {"model": model, "batches": torch.utils.data.DataLoader(range(STEPS))})
+    assert model.weight.item() == pytest.approx(average(values, schedule.decays(STEPS))[-1], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("schedule", FEW[:3], ids=to_code)
+def test_keras_averages_as_the_schedule_says(schedule, monkeypatch):
+    monkeypatch.setitem(os.environ, "KERAS_BACKEND", "jax")
+    import keras
+
+    data = np.random.default_rng(0).normal(size=(STEPS, 2, 4, 1)).astype(np.float32)
+
+    def made():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+        model.compile(optimizer=keras.optimizers.AdamW(learning_rate=0.0001), loss="mse")
+        return model
+
+    reference, values = made(), []
+    for x, y in data:
+        reference.train_on_batch(x, y)
+        values.append(reference.get_weights()[0].item())
+    model = made()
+    snippet = in_library("Keras", schedule)
+    exec(snippet.code, {"model": model, "batches": ((x, y) for x, y in data)})
+    expected = average(values, schedule.decays(STEPS))[-1]
+    assert ("ema_momentum" in snippet.code) == (schedule == Constant(0.8))
+    assert abs(expected - values[-1]) > 1e-5
+    assert model.get_weights()[0].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "width"),
+    [(PowerFunction(sigma_rel=0.07), 0.07), (PowerFunction(gamma=5.0, update_after_step=40, update_every=4), None)],
+    ids=str,
+)
+def test_an_average_is_made_afterwards_of_snapshots(schedule, width, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    steps = 2000
+    snippet = next(one for one in snippets(schedule, steps) if one.library == "ema-pytorch PostHocEMA")
+    model = nn.Linear(1, 1, bias=False)
+    values = 1 + np.cumsum(np.random.default_rng(0).normal(size=steps)) / 10
+
+    def train_on(batch):
+        nn.init.constant_(model.weight, values[batch])
+
+    names = {"model": model, "batches": range(steps), "train_on": train_on}
+    exec(snippet.code, names)
+    kept = {int(path.stem.split(".")[1]) for path in (tmp_path / "post-hoc-ema-checkpoints").glob("*.pt")}
+    assert 60 <= len(kept) <= 130
+    expected = average(values, schedule.decays(steps))[-1]
+    other = average(values, PowerFunction(sigma_rel=0.1).decays(steps))[-1]
+    found = names["averaged"].ema_model.weight.item()
+    assert abs(found - expected) < 0.05 * abs(other - expected) + 0.01 * np.std(values)
+    assert width is None or f"sigma_rel={width}" in snippet.code
 
 
 @pytest.mark.parametrize("every", [1, 5, 20])
@@ -148,7 +315,9 @@ def test_karras_ema_comes_to_agree_with_the_power_function(every, start):
     own, theirs = (weights(decays) for decays in (schedule.decays(4000), karras_decays(schedule, 4000)))
     assert np.abs(own - theirs).sum() < 0.005 * every
     snippet = in_library("ema-pytorch", schedule)
-    assert f"gamma={every * (schedule.exponent + 1) - 1!r}, update_every={every}" in snippet.code
+    gamma = float(snippet.code.split("gamma=")[1].split(",")[0])
+    assert gamma == pytest.approx(every * (schedule.exponent + 1) - 1, rel=1e-5)
+    assert f"update_every={every})" in snippet.code
     assert "Its n is one more" in snippet.note
     assert ("raw calls" in snippet.note) == (every > 1)
 

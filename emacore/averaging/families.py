@@ -91,6 +91,10 @@ class InversePower(Schedule):
     )
     tuned: ClassVar[str] = "power"
     spreading: ClassVar[tuple[str, ...]] = ("power", "inv_gamma")
+    rescaling: ClassVar[str] = (
+        "The inverse power follows the exact product of decays closely, not exactly: at power 2/3 and a factor of 8, "
+        "1 - decay is within 2.5 % of it after the first six moves, and within 2 % after the first 101."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +125,11 @@ class InversePower(Schedule):
     def with_decay(self, call: int, decay: float) -> Self:
         power = power_reaching(decay, call, inv_gamma=self.inv_gamma, update_after_step=self.update_after_step)
         return replace(self, power=power, beta=max(self.beta, decay))
+
+    def rescaled(self, factor: float) -> Self:
+        # k moves around call k e take in k (k e / inv_gamma)^-power.
+        inv_gamma = self.inv_gamma * factor ** ((1 - self.power) / self.power)
+        return replace(self, beta=self.beta**factor, inv_gamma=inv_gamma, min_value=self.min_value**factor)
 
     def search(self, setting: str, num_steps: int) -> Search:
         if setting == "inv_gamma":
@@ -192,6 +201,9 @@ class Constant(Schedule):
     def with_decay(self, call: int, decay: float) -> Self:
         return replace(self, beta=decay)
 
+    def rescaled(self, factor: float) -> Self:
+        return replace(self, beta=self.beta**factor)
+
 
 @register
 @dataclass(frozen=True)
@@ -219,7 +231,10 @@ class BiasCorrected(Schedule):
         if self.beta == 1:
             return np.asarray(1 - 1 / n)
         log_beta = math.log(self.beta)
-        corrected = self.beta * np.expm1((n - 1) * log_beta) / np.expm1(n * log_beta)
+        if self.beta < 0.5:
+            corrected = self.beta * np.expm1((n - 1) * log_beta) / np.expm1(n * log_beta)
+        else:  # the same, so that decays near 1 never fall by rounding
+            corrected = 1 + (1 - self.beta) / np.expm1(n * log_beta)
         return np.minimum(corrected, math.nextafter(self.beta, 0))
 
     def call_reaching(self, decay: float) -> float:
@@ -232,6 +247,9 @@ class BiasCorrected(Schedule):
 
     def with_decay(self, call: int, decay: float) -> Self:
         return replace(self, beta=_bias_corrected_beta(decay, _move(self, call)))
+
+    def rescaled(self, factor: float) -> Self:
+        return replace(self, beta=self.beta**factor)  # the product telescopes
 
     def cure(self, decay: float, usual: str) -> str:
         return f"it is at most the plain mean of its moves: {usual}"
@@ -251,6 +269,10 @@ class RationalWarmup(Schedule):
     label: ClassVar[str] = "Rational warm-up"
     known_as: ClassVar[str] = "TensorFlow's and torch_ema's"
     controls: ClassVar[tuple[Control, ...]] = (BETA,)
+    rescaling: ClassVar[str] = (
+        "Of the rational warm-up only beta can scale: its warm-up counts moves and has no setting. At a factor of 8 "
+        "its 1 - decay is within 5.5 % of the exact product after the first 100 moves."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,6 +289,9 @@ class RationalWarmup(Schedule):
 
     def with_decay(self, call: int, decay: float) -> Self:
         return replace(self, beta=decay)
+
+    def rescaled(self, factor: float) -> Self:
+        return replace(self, beta=self.beta**factor)
 
 
 @register
@@ -298,6 +323,10 @@ class ExponentialRamp(Schedule):
         BETA,
     )
     attains_beta: ClassVar[bool] = False
+    rescaling: ClassVar[str] = (
+        "Of the exponential ramp its length and the decay it tends to are kept, not its shape: at a larger batch it is "
+        "ahead of the exact product until it is over."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -316,6 +345,9 @@ class ExponentialRamp(Schedule):
     def with_decay(self, call: int, decay: float) -> Self:
         beta = -decay / math.expm1(-_move(self, call) / self.tau)
         return replace(self, beta=min(max(beta, math.nextafter(decay, 1)), 1.0))
+
+    def rescaled(self, factor: float) -> Self:
+        return replace(self, beta=self.beta**factor, tau=self.tau / factor)
 
 
 @register
@@ -390,6 +422,9 @@ class PowerFunction(Schedule):
     def with_decay(self, call: int, decay: float) -> Self:
         return self.varied(gamma=max(math.log(decay) / math.log1p(-1 / _move(self, call)) - 1, 0.0))
 
+    def rescaled(self, factor: float) -> Self:
+        return self  # (1 - 1/n) over the moves of a stretch is one minus its share of all moves so far
+
     def search(self, setting: str, num_steps: int) -> Search:
         if setting != "gamma":
             return super().search(setting, num_steps)
@@ -434,6 +469,9 @@ class UniformAverage(Schedule):
             key=lambda n: abs(half_life(1 - 1 / n) - half_life(decay)),
         )
         return replace(self, update_after_step=call - (moves - 1) * self.update_every)
+
+    def rescaled(self, factor: float) -> Self:
+        return self
 
 
 def sigma_rel_from_gamma(gamma: float) -> float:

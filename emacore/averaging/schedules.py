@@ -217,6 +217,8 @@ class Schedule:
     attains_beta: ClassVar[bool] = True
     #: The settings that a relative width can be solved for, the preferred one first; ``tuned`` by default.
     spreading: ClassVar[tuple[str, ...]] = ()
+    #: In which respect :meth:`rescaled` is not the exact product of decays; empty where it is.
+    rescaling: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -314,6 +316,14 @@ class Schedule:
         """The schedule, with the tuned setting changed, whose move at ``call`` has ``decay``, or the nearest there is.
 
         ``None`` where there is no formula for it: then it is searched for.
+        """
+        return None
+
+    def rescaled(self, factor: float) -> Self | None:
+        """The rule whose every move does what ``factor`` moves of this one do: its decay is the product of theirs.
+
+        A move spans the same number of calls as before, of which each now stands for ``factor``; the timing is the
+        caller's to scale.  ``None`` where no settings do it.
         """
         return None
 

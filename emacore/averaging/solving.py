@@ -1,4 +1,7 @@
-"""Memory in, settings out: the schedule of a family that has a given half-life or relative width in a given run."""
+"""Memory in, settings out: the schedule of a family that has a given half-life or relative width in a given run.
+
+And the same memory at another batch size or run length.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,16 @@ import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
 from emacore.averaging.filters import decay_from_half_life, half_life
+from emacore.averaging.parts import memory
 from emacore.averaging.schedules import LARGEST_DECAY, Schedule, final_half_life, last_move
 from emacore.averaging.weights import relative_width
-from emacore.checks import check_positive, check_whole
+from emacore.checks import check_positive
 from emacore.formatting import number
 
 S = TypeVar("S", bound=Schedule)
 
-#: The longest run whose weights are all looked at for a relative width: 800 MB each time an array of them is made.
-_MOST_WEIGHTS = 10**8
+#: The longest run whose weights are all looked at for a relative width: 8 MB each time an array of them is made.
+_MOST_WEIGHTS = 10**6
 #: What stands for an endless half-life.
 _ENDLESS = 1e300
 
@@ -61,25 +65,60 @@ def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
     """``schedule`` with its tuned setting changed so that the final average has a relative width of ``width``.
 
     The relative width is the standard deviation in time of the weights, divided by the length of the whole run,
-    whenever the average starts.  Found by bisection on the exact weights of the run, so skipped calls and the copy at
-    the start count.  The start of the running mean is a whole number of moves, so it may miss the width by up to 2 %.
+    whenever the average starts.  Found by bisection on the weights of the run, so skipped calls and the copy at the
+    start count; in runs of more than a million steps its width is known to six digits, by integrals.  The start of the
+    running mean is a whole number of moves, so it may miss the width by up to 2 %.
     A cap ``beta`` that is in the way, where another setting is tuned, is raised.
-
-    Args:
-        num_steps: At most 100 million, because the weight of every step is looked at.
 
     Raises:
         ValueError: where no value of the setting does it; the message gives the widths within reach.
     """
     check_positive("width", width)
-    check_whole("num_steps", num_steps, 1, _MOST_WEIGHTS)
     _check_moves(schedule, num_steps)
     return _searched(schedule, num_steps, width, final_width, "relative width", f"{width:g} over")
 
 
 def final_width(schedule: Schedule, num_steps: int) -> float:
     """Relative width, as a share of the whole run, of the average at the end of a run of ``num_steps`` calls."""
+    if num_steps > _MOST_WEIGHTS:
+        return memory(schedule, num_steps).relative_width
     return relative_width(schedule.decays(num_steps))
+
+
+def at_batch_size(schedule: S, factor: float) -> S:
+    """``schedule`` for ``factor`` times the batch size: the same memory in samples, in ``factor`` times fewer steps.
+
+    A step then stands for ``factor`` steps, so its decay is the product of theirs: ``beta ** factor`` for a constant
+    decay, and for a power function the very same settings.  ``update_after_step`` is divided, ``update_every`` stays.
+    The family's ``rescaling`` says in which respect it is not exact.  A learning rate that was chosen for the first
+    batch size must be scaled as well.
+
+    Source: Busbridge et al., "How to Scale Your EMA", 2023, arXiv 2307.13813, for a constant decay; the rest follows
+    from the product.
+
+    Args:
+        factor: New batch size by old one, above 0.
+
+    Raises:
+        ValueError: for a family that has no such settings.
+    """
+    check_positive("factor", factor)
+    found = schedule.rescaled(factor)
+    if found is None:
+        raise ValueError(
+            f"{type(schedule).__name__} does not say which of its settings would do in one step what it does in "
+            f"{factor:g}: solve for its half-life at the end of the run instead"
+        )
+    return found.varied(update_after_step=round(schedule.update_after_step / factor))
+
+
+def at_length(schedule: S, factor: float) -> S:
+    """``schedule`` for a run that is ``factor`` times as long: the same memory as a share of the run.
+
+    It is stretched in time: ``factor`` steps do what one did.  So it is :func:`at_batch_size` with ``1 / factor``.
+    """
+    check_positive("factor", factor)
+    return at_batch_size(schedule, 1 / factor)
 
 
 def _searched(

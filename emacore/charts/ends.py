@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
@@ -14,8 +14,12 @@ from numpy.typing import ArrayLike
 from emacore.charts.thin import Floats, Scale, drawable
 from emacore.formatting import IN_CHARTS
 
+#: The column of the names.
+NAME = "name"
 #: Between two names, in pixels: the height of a line of small text.
 _GAP = 15
+#: In pixels; the code of a schedule is longer, and its tooltip has all of it.
+_MOST_ROOM = 240
 
 
 def names_at_ends(
@@ -31,7 +35,8 @@ def names_at_ends(
 ) -> list[dict[str, Any]]:
     """Where to write the name of each series: at the last of its points that the axes can show.
 
-    Names that would lie over each other are moved apart, up or down, in the order of their curves.
+    They are written to the right of it.  Names that would lie over each other are moved apart, up or down, in the order
+    of their curves.
 
     Args:
         table: A long table.
@@ -40,23 +45,34 @@ def names_at_ends(
         y_domain: The ends of the y axis; by default those of all values that it can show.
 
     Returns:
-        A row for each series: ``name``, ``x``, ``y`` in units of the axes, and ``early``, whether the curve ends in the
-        left half, so that its name has to be written to the right of its end.
+        A row for each series: ``name``, ``x`` and ``y`` in units of the axes.
     """
     shown = table[drawable(table[y], y_scale) & drawable(table[x], x_scale)].reset_index(drop=True)
     if shown.empty:
         return []
     last = shown.loc[shown.groupby(series, sort=False)[x].idxmax().to_numpy()]
-    across, up = _scaled(shown[x], x_scale), _scaled(shown[y], y_scale)
+    up = _scaled(shown[y], y_scale)
     low, high = _scaled(y_domain, y_scale) if y_domain else (up.min(), up.max())
-    middle = (across.min() + across.max()) / 2
     places = apart(_scaled(last[y], y_scale), _GAP / height * (high - low), low, high)
     return [
-        {"name": str(name), "x": float(at), "y": float(np.exp(place) if y_scale == "log" else place), "early": early}
-        for name, at, place, early in zip(
-            last[series], last[x], places, (_scaled(last[x], x_scale) < middle).tolist(), strict=True
-        )
+        {NAME: str(name), "x": float(at), "y": float(np.exp(place) if y_scale == "log" else place)}
+        for name, at, place in zip(last[series], last[x], places, strict=True)
     ]
+
+
+def room_for(names: Iterable[str]) -> int:
+    """Pixels to keep free for such names to the right of the curves, in steps of 20, since each makes another chart."""
+    longest = max(map(len, names), default=0)
+    return min(_MOST_ROOM, 20 * math.ceil((7 * longest + 12) / 20))
+
+
+def free_of(room: int) -> list[Any]:
+    """The range of a scale across the plot that keeps ``room`` free, but never more than a third of the plot."""
+    return [0, alt.ExprRef(f"width - {_taken(room)}")]
+
+
+def _taken(room: int) -> str:
+    return f"min({room}, 0.34 * width)"
 
 
 def apart(places: ArrayLike, gap: float, low: float, high: float) -> list[float]:
@@ -76,17 +92,12 @@ def apart(places: ArrayLike, gap: float, low: float, high: float) -> list[float]
     return [float(place) for place in result]
 
 
-def name_marks(colour: alt.Color) -> alt.Chart:
+def name_marks(colour: alt.Color, room: int) -> alt.Chart:
     """The layer that writes them, over the axes of the layers before it; its rows are :func:`names_at_ends`."""
     text: alt.Chart = alt.Chart().mark_text(
-        align=alt.ExprRef("datum.early ? 'left' : 'right'"),
-        dx=alt.ExprRef("datum.early ? 6 : -2"),
-        dy=-8,
-        fontSize=12,
-        fontWeight=600,
-        limit=alt.ExprRef("0.62 * width"),
+        align="left", dx=6, fontSize=12, fontWeight=600, limit=alt.ExprRef(f"{_taken(room)} - 8")
     )
-    return text.encode(x="x:Q", y="y:Q", text="name:N", color=colour, tooltip=alt.Tooltip("name:N", title=" "))
+    return text.encode(x="x:Q", y="y:Q", text=f"{NAME}:N", color=colour, tooltip=alt.Tooltip(f"{NAME}:N", title=" "))
 
 
 def round_ticks(low: float, high: float, at_most: int = 8) -> list[float]:

@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from emacore.charts.ends import name_marks, names_at_ends, regular_axis, tick_values
+from emacore.charts.ends import free_of, name_marks, names_at_ends, regular_axis, room_for, tick_values
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import CLEAN, DASHES
 from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
@@ -72,6 +72,7 @@ def lines(
         height=height,
         faint=tuple(faint),
         ruled=bool(x_rules),
+        room=room_for(map(str, present)) if len(present) > 1 else 0,
     )
     names = names_at_ends(
         shown, x, y, series, height=height, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends
@@ -100,6 +101,7 @@ def _spec(
     height: int,
     faint: tuple[str, ...],
     ruled: bool,
+    room: int,
 ) -> dict[str, Any]:
     names, hues = [name for name, _ in colours], [colour for _, colour in colours]
     highlight = alt.selection_point(name="highlight", fields=["name"], on="click")
@@ -107,7 +109,7 @@ def _spec(
     domain: Any = alt.Undefined if y_domain is None else list(y_domain)
     zero: Any = alt.Undefined if y_scale == "log" else False
     across, up = (regular_axis(some) for some in ticks)
-    x_axis = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type=x_scale, nice=False), axis=across)
+    x_axis = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type=x_scale, nice=False, range=free_of(room)), axis=across)
     y_axis = alt.Y(
         f"{y}:Q", title=y_title, scale=alt.Scale(type=y_scale, zero=zero, domain=domain, clamp=True), axis=up
     )
@@ -141,7 +143,7 @@ def _spec(
             ],
         )
     )
-    ends = name_marks(colour)
+    ends = name_marks(colour, room)
     layers = [drawn, points.add_params(nearest), ends.add_params(highlight), *(_rules() if ruled else ())]
     return spec_of(alt.layer(*layers).properties(height=height))
 

@@ -9,11 +9,16 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.charts.thin import Scale, left_out, thin
+from emacore.formatting import IN_CHARTS, WHOLE_IN_CHARTS, number
 
+#: An axis of whole numbers, which has no ticks between them.
+WHOLE_AXIS = alt.Axis(format=WHOLE_IN_CHARTS, tickMinStep=1)
+_MOST_BINS = 24
 #: Pixels that all seeds take where it is drawn how many still train.
 _STRIP = 34
 _ZERO, _INTERVAL, _RULES, _LABELS = range(4)
@@ -41,7 +46,7 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
     scale = alt.Scale(type=y_scale, zero=False) if y_scale == "linear" else alt.Scale(type=y_scale)
     base = alt.Chart().encode(
         detail="piece:N",
-        x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False)),
+        x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False), axis=WHOLE_AXIS),
         color=alt.Color(
             "curve:N",
             scale=alt.Scale(domain=[name for name, _ in colours], range=[colour for _, colour in colours]),
@@ -79,7 +84,7 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
         .transform_aggregate(seeds="min(seeds)", groupby=["epoch"])
         .transform_joinaggregate(most="max(seeds)", first="min(epoch)", last="max(epoch)")
         .transform_calculate(top=f"{_STRIP} * (1 - datum.seeds / datum.most)", base=f"{_STRIP}")
-        .encode(x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False)))
+        .encode(x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False), axis=WHOLE_AXIS))
     )
     strip = training.mark_area(color=CLEAN, opacity=0.35, interpolate="step-after").encode(
         y=alt.Y("top:Q", scale=None, axis=None), y2="base:Q"
@@ -124,7 +129,7 @@ def _differences(x_title: str, height: int) -> dict[str, Any]:
     )
     dots = base.mark_circle(size=55, opacity=0.9).encode(
         x=alt.X("gain:Q", title=x_title),
-        y=alt.Y("rank:Q", title="seeds, ordered", scale=alt.Scale(nice=False, padding=10)),
+        y=alt.Y("rank:Q", title="seeds, ordered", scale=alt.Scale(nice=False, padding=10), axis=WHOLE_AXIS),
         color=alt.when(alt.datum.won).then(alt.value(AVERAGED)).otherwise(alt.value(ORIGINAL)),
         tooltip=[alt.Tooltip("seed:Q"), alt.Tooltip("gain:Q", title=x_title, format="+,.3~r")],
     )
@@ -133,28 +138,66 @@ def _differences(x_title: str, height: int) -> dict[str, Any]:
 
 
 def histogram(
-    values: pd.Series, *, x_title: str, rules: Mapping[str, float] | None = None, height: int = 220
+    values: pd.Series, *, x_title: str, whole: bool = False, rules: Mapping[str, float] | None = None, height: int = 220
 ) -> Figure:
-    """How many seeds have which value; values that are not finite are left out.
+    """How many seeds have which value, as :func:`bins` counts them.
 
     Args:
+        whole: Whether the values are whole numbers.
         rules: Labelled vertical lines.
     """
-    finite = pd.Series(values)[np.isfinite(values)]
+    table = bins(values, whole=whole)
     marks = [{"at": at, "label": label} for label, at in (rules or {}).items()]
-    spec = with_layer_data(_histogram(x_title, height), 1, marks)
-    return Figure(pd.DataFrame({"value": finite}), with_layer_data(spec, 2, marks))
+    spec = with_layer_data(_histogram(x_title, whole, height), 1, marks)
+    return Figure(table, with_layer_data(spec, 2, marks))
+
+
+def bins(values: ArrayLike, *, whole: bool = False) -> pd.DataFrame:
+    """How many values lie where, in at most 25 bins of one round width: low, high, seeds, label.
+
+    Values that are not finite, and bins without any, are left out.
+
+    Args:
+        whole: For whole numbers: a bin holds whole ones only, and its ends lie half way to the next ones.
+    """
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
+        return pd.DataFrame(columns=["low", "high", "seeds", "label"])
+    width = _round_up(np.ptp(finite) / _MOST_BINS) or _round_up(abs(finite[0]) / 20) or 0.1
+    if whole:
+        width = max(1.0, width) if np.ptp(finite) else 1.0
+    numbers, counts = np.unique(np.floor(finite / width + 1e-9), return_counts=True)
+    low = numbers * width
+    last = low + width - (1 if whole else 0)
+    if whole and width == 1:
+        labels = [number(one) for one in low]
+    else:
+        labels = [f"{number(one)} to {number(other)}" for one, other in zip(low, last, strict=True)]
+    shift = 0.5 if whole else 0.0
+    return pd.DataFrame({"low": low - shift, "high": low + width - shift, "seeds": counts, "label": labels})
+
+
+def _round_up(width: float) -> float:
+    """The least of 1, 2 and 5 times a power of ten that is no less; 0 stays."""
+    if not width:
+        return 0.0
+    power = 10.0 ** np.floor(np.log10(width))
+    return float(next(power * digit for digit in (1, 2, 5, 10) if power * digit >= width * (1 - 1e-9)))
 
 
 @lru_cache(maxsize=32)
-def _histogram(x_title: str, height: int) -> dict[str, Any]:
+def _histogram(x_title: str, whole: bool, height: int) -> dict[str, Any]:
+    axis = WHOLE_AXIS if whole else alt.Axis(format=IN_CHARTS)
+    x = alt.X("low:Q", bin="binned", title=x_title, scale=alt.Scale(zero=False, nice=False, padding=24), axis=axis)
     bars = (
         alt.Chart()
         .mark_bar(color=AVERAGED, opacity=0.8)
         .encode(
-            x=alt.X("value:Q", bin=alt.Bin(maxbins=24), title=x_title),
-            y=alt.Y("count():Q", title="seeds"),
-            tooltip=[alt.Tooltip("count():Q", title="seeds")],
+            x=x,
+            x2="high:Q",
+            y=alt.Y("seeds:Q", title="seeds", axis=WHOLE_AXIS),
+            tooltip=[alt.Tooltip("label:N", title=x_title), alt.Tooltip("seeds:Q")],
         )
     )
     rules = alt.Chart().mark_rule(color=CLEAN, strokeDash=[4, 3]).encode(x=alt.X("at:Q", title=x_title))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +25,11 @@ from emacore.experiments.statistics import (
     verdict,
 )
 from emacore.experiments.studies import Study
-from emacore.formatting import number, p_value, percent, signed_percent
+from emacore.formatting import counted, number, p_value, percent, signed_percent
 from emacore.tasks.regression.article import FINAL
 from emacore.training.acting import idle_settings
 from emacore.training.config import TaskConfig
+from emacore.training.history import TimeLeft, time_left
 
 #: The questions, and what they ask of a seed.
 QUESTIONS = {
@@ -51,22 +51,22 @@ class Progress:
         epoch: The last one trained; 0 before the first is over.
         share: Of the epochs that a run can have at most.
         training: How many seeds train in that epoch.
-        seconds_left: At most; NaN before the first epoch is over.
+        left: At most; ``None`` before the first epoch is over.
     """
 
     epoch: int
     share: float
     training: int
-    seconds_left: float
+    left: TimeLeft | None
 
 
 def progress(history: pd.DataFrame, max_epochs: int) -> Progress:
     """How far a study is by its history, which may be empty."""
     if history.empty:
-        return Progress(0, 0.0, 0, math.nan)
-    epoch = int(history["epoch"].max())
-    pace = float(history["seconds"].max()) / epoch
-    return Progress(epoch, epoch / max_epochs, int((history["epoch"] == epoch).sum()), pace * (max_epochs - epoch))
+        return Progress(0, 0.0, 0, None)
+    taken = history.groupby("epoch")["seconds"].max()
+    epoch, shares = int(taken.index[-1]), taken.index.to_numpy() / max_epochs
+    return Progress(epoch, epoch / max_epochs, int((history["epoch"] == epoch).sum()), time_left(taken, shares))
 
 
 def per_seed(
@@ -261,6 +261,44 @@ def training_in_words(history: pd.DataFrame) -> str:
     )
 
 
+def headline(found: Mapping[str, PairedComparison], config: TaskConfig, *, complete: bool = True) -> str:
+    """What the answers say together, in one sentence; one that a rule on a curve decides says so.
+
+    Args:
+        found: :func:`answers`'s.
+        complete: Whether all seeds have ended.
+    """
+    final = found["final"]
+    size = percent(abs(final.median.estimate))
+    told = {
+        "helps": f"averaging lowers the final loss by {size} in the median",
+        "hurts": f"averaging raises the final loss by {size} in the median",
+        "no difference shown": "no difference in the final loss is shown",
+        "unclear": "whether averaging changes the final loss is unclear",
+        "cannot tell": "nothing can be told of the final loss",
+    }[kind_of(final)]
+    rule = ""
+    for curve, rules in looking_at(config).items():
+        whose = "average" if curve == "ema" else "original"
+        if "the early stop" in rules:
+            rule = f", at an end that an early stop chose by the {whose}'s loss"
+        elif rules and not rule:
+            rule = f", while the learning rate followed the {whose}'s loss"
+    steady = ""
+    if one := found.get("steadiness"):
+        steady = {
+            "helps": f"; its curve is steadier in {one.wins} of {one.seeds}",
+            "hurts": f"; its curve is less steady in {one.losses} of {one.seeds}",
+        }.get(kind_of(one), "")
+    median = (
+        f"median gain {signed_percent(final.median.estimate)}; " if final.pairs and " in the median" not in told else ""
+    )
+    return (
+        f"{'Over' if complete else 'So far, over'} {counted(final.seeds, 'seed')}, {told} ({median}the average was "
+        f"better in {final.wins}{rule}){steady}."
+    )
+
+
 def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, PairedComparison]:
     """A comparison for each of :data:`QUESTIONS`, from :func:`per_seed`'s table.
 
@@ -290,11 +328,12 @@ def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL
     return paired_comparison(pairs.iloc[:, 0], pairs.iloc[:, 1], intervals=intervals)
 
 
-def gains_in_words(table: pd.DataFrame, comparison: PairedComparison) -> str:
-    """What the gains in the final loss show beside their median: mean, single seeds, and the article's one run.
+def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_article: bool = False) -> str:
+    """What the gains in the final loss show beside their median: mean, and single seeds.
 
     Args:
         table: :func:`per_seed`'s, of which ``comparison`` is the final loss's.
+        is_article: Whether the settings are the article's, so that its one run is one more draw.
     """
     found = gains(table["final_original"], table["final_averaged"])
     told = []
@@ -306,11 +345,12 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison) -> str:
             f"The mean gain is {signed_percent(mean.estimate)} ({interval_in_words(mean)}), over "
             f"{over_pairs(comparison)}."
         )
-    theirs = float(FINAL["improvement"][0])
-    less = stats.percentileofscore(100 * found, theirs, kind="mean")
-    told.append(
-        f"The article's one run gained {theirs:g} %: {number(less, 3)} % of these {len(found)} seeds gained less."
-    )
+    if is_article:
+        theirs = float(FINAL["improvement"][0])
+        less = stats.percentileofscore(100 * found, theirs, kind="mean")
+        told.append(
+            f"The article's one run gained {theirs:g} %: {number(less, 3)} % of these {len(found)} seeds gained less."
+        )
     chance, wanted = comparison.chance, percent(comparison.wanted_gain)
     told.append(
         f"A single seed shows a gain of at least {wanted} with a chance of {percent(chance.estimate, 2)} (95 % "

@@ -26,15 +26,23 @@ from emacore.averaging.code import to_code
 from emacore.experiments.store import RECORDING_BYTES, RunLost, RunStore, StoreError, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
+from emacore.tasks.regression.config import RunConfig
 
 #: Seconds between a worker's looks at the store: for a new run, for a request to stop, and to show it is alive.
 POLL = 0.2
+#: The environment variable that says "0" where the server is to train nothing by itself.
+EXAMPLE = "EMACORE_EXAMPLE"
 #: Bytes that are kept of what a worker says, its last ones, and of how many workers that is kept.
 LOG_BYTES = 256 * 2**10
 LOGS_KEPT = 20
 _READY = b"ready"
 
 Rows = list[dict[str, Any]]
+
+
+def example_wanted() -> bool:
+    """Whether the server may train a run that nobody asked for, so that there is one to look at."""
+    return os.environ.get(EXAMPLE, "").strip() != "0"
 
 
 def most_workers() -> int:
@@ -63,6 +71,14 @@ class JobQueue:
         run_id = self.store.create(job)
         self.tend()
         return run_id
+
+    def train_example(self) -> None:
+        """Have the article's run trained, for people to look at, if the store has none and never had this one.
+
+        It never keeps anybody waiting: see :meth:`~emacore.experiments.store.RunStore.create_once`.
+        """
+        if example_wanted() and self.store.create_once("example", RunConfig()) is not None:
+            self.tend()
 
     def stop(self, run_id: str) -> None:
         """Stop a run; its epochs so far are kept.  A run that has ended stays as it is."""

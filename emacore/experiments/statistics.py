@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from emacore.formatting import number, p_value, percent, signed_percent
+from emacore.formatting import counted, number, p_value, percent, signed_percent
 
 Floats = NDArray[np.float64]
 
@@ -191,22 +191,29 @@ class Corrected:
         p: Holm's adjusted p-value; NaN where there is nothing to test.
         tests: How many there are.
         least: The least that ``p`` could have been, had one network won all of this comparison's finite pairs.
+        final: Whether these are all tests that there will be; with each further one ``p`` stays or grows.
     """
 
     p: float
     tests: int
     least: float
+    final: bool = True
+
+    def in_words(self) -> str:
+        """What the p-value is corrected for."""
+        tests = counted(self.tests, "test")
+        return tests if self.final else f"the {tests} so far, with more to come"
 
 
-def corrected(comparisons: Sequence[PairedComparison]) -> list[Corrected]:
-    """Each comparison as one of all these tests."""
+def corrected(comparisons: Sequence[PairedComparison], *, final: bool = True) -> list[Corrected]:
+    """Each comparison as one of all these tests, or, if they are not ``final``, of those so far."""
     p_values = np.array([one.wilcoxon_p for one in comparisons])
     adjusted = holm(p_values)
     found = []
     for n, one in enumerate(comparisons):
         others = p_values.copy()
         others[n] = least_p(one.pairs)
-        found.append(Corrected(float(adjusted[n]), int((~np.isnan(p_values)).sum()), float(holm(others)[n])))
+        found.append(Corrected(float(adjusted[n]), int((~np.isnan(p_values)).sum()), float(holm(others)[n]), final))
     return found
 
 
@@ -235,14 +242,24 @@ def seeds_in_words(seeds: int, tests: int) -> str:
     )
 
 
-def p_values_in_words(tests: int) -> str:
-    """What the two p-values of one of several tests are, and which decides."""
+def p_values_in_words(tests: int, *, final: bool = True) -> str:
+    """What the two p-values of one of several tests are, and which decides.
+
+    Args:
+        final: Whether these are all tests that there will be.
+    """
+    growing = (
+        ""
+        if final
+        else f" Only the {tests} tests so far are counted: with each further one a corrected p-value stays or grows, "
+        "so a verdict may be taken back before the last cell is trained."
+    )
     return (
         "Two p-values: Wilcoxon's is that of the cell alone. Each of many cells has its own chance to seem to show "
         f"something, so Holm's correction multiplies the least of {tests} p-values by {tests}, the next by {tests - 1} "
-        "and so on. Every verdict of this map goes by the corrected one."
+        f"and so on. Every verdict of this map goes by the corrected one.{growing}"
         if tests > 1
-        else "There is at most one test here, so no p-value is corrected."
+        else f"There is at most one test here{'' if final else ' so far'}, so no p-value is corrected."
     )
 
 
@@ -289,8 +306,10 @@ def verdict(comparison: PairedComparison, what: str = "the final loss", among: C
     if kind == "no difference shown" and median.low == median.high:
         return f"No difference shown for {what} {over}: {comparison.ties} of {comparison.seeds} tie; {won}.{rest}"
     numbers = f"{interval_in_words(median)}; Wilcoxon p {p_value(comparison.wilcoxon_p)}"
-    if among is not None and among.tests > 1:
-        numbers += f", p {p_value(among.p)} corrected for {among.tests} tests"
+    if among is None:
+        numbers += ", corrected for no other test"
+    elif among.tests > 1 or not among.final:
+        numbers += f", p {p_value(among.p)} corrected for {among.in_words()}"
     if kind in ("helps", "hurts"):
         return (
             f"Averaging {kind}: {what} is {'better' if kind == 'helps' else 'worse'} by "

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 import platformdirs
 
+from emacore.experiments.names import PERSON, SERVER, checked_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.training.config import TaskConfig
 from emacore.training.history import columns, summarise
@@ -37,20 +38,27 @@ STALE_AFTER = 15.0
 #: its 500 epochs it would take 330 MB.
 RECORDING_BYTES = 400 * 2**20
 RECORDINGS_BYTES = 4 * 2**30
-VERSION = 3
+VERSION = 4
 
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS runs (
-    id TEXT PRIMARY KEY, state TEXT NOT NULL, created REAL NOT NULL, started REAL, finished REAL, heartbeat REAL,
-    worker TEXT, stop_requested INTEGER NOT NULL DEFAULT 0, stopped TEXT, error TEXT, config TEXT NOT NULL,
-    kind TEXT NOT NULL DEFAULT 'run'
-);
-CREATE TABLE IF NOT EXISTS epochs (
-    run_id TEXT NOT NULL, epoch INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (run_id, epoch)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, rows TEXT NOT NULL) WITHOUT ROWID;
-PRAGMA user_version = {VERSION};
-"""
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS runs (
+        id TEXT PRIMARY KEY, state TEXT NOT NULL, created REAL NOT NULL, started REAL, finished REAL, heartbeat REAL,
+        worker TEXT, stop_requested INTEGER NOT NULL DEFAULT 0, stopped TEXT, error TEXT, config TEXT NOT NULL
+    )""",
+    """CREATE TABLE IF NOT EXISTS epochs (
+        run_id TEXT NOT NULL, epoch INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (run_id, epoch)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, rows TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS once (what TEXT PRIMARY KEY) WITHOUT ROWID",
+)
+#: Columns of runs that came with later formats, in their order.
+_LATER = {
+    "kind": "TEXT NOT NULL DEFAULT 'run'",
+    "name": "TEXT",
+    "asked": f"TEXT NOT NULL DEFAULT '{PERSON}'",
+}
+#: Whose turn it is: the oldest of those that people asked for, and what the server asked for when there is none.
+_NEXT = f"WHERE state = 'queued' ORDER BY asked = '{SERVER}', created, rowid LIMIT 1"
 
 
 class StoreError(RuntimeError):
@@ -66,9 +74,12 @@ class StoredRun:
     """One job, which is a run, a study or a sweep, as the store knows it.
 
     Times are seconds since 1970.  ``summary`` is that of a run's last epoch so far; it is empty for the others.
+    ``name`` is the one that a person gave it, and ``asked`` says who asked for it: ``names.PERSON`` or ``SERVER``.
     """
 
     id: str
+    name: str | None
+    asked: str
     state: str
     job: Job
     created: float
@@ -110,15 +121,22 @@ class RunStore:
                     f"The run store in {self.folder} was written by a newer version of this program "
                     f"(format {version}, this one knows {VERSION}): update the program or set EMACORE_HOME elsewhere."
                 )
-            names = {row["name"] for row in connection.execute("PRAGMA table_info(runs)")}
-            if names and "kind" not in names:  # format 1
-                connection.execute("ALTER TABLE runs ADD COLUMN kind TEXT NOT NULL DEFAULT 'run'")
             if version < VERSION:
                 connection.execute("PRAGMA journal_mode = WAL")
-                connection.executescript(_SCHEMA)
+                with _transaction(connection):  # several programs may open it at once
+                    _bring_up_to_date(connection)
+
+    def jobs(self) -> pd.DataFrame:
+        """All runs, studies and sweeps, newest first.
+
+        Columns: id, kind ("run", "study", "sweep"), name (that a person gave; else missing), asked (who asked for it:
+        ``names.PERSON`` or ``SERVER``), state, created (UTC), seconds, epochs (of a sweep, the cells that are done),
+        stopped, error, config (JSON), and last: of a run, the row of its last epoch as JSON.
+        """
+        return self._listed(*KINDS.values())
 
     def runs(self) -> pd.DataFrame:
-        """All runs, newest first: id, state, created (UTC), seconds, epochs, stopped, error, config (JSON)."""
+        """All runs, newest first, with the same columns."""
         return self._listed("run")
 
     def studies(self) -> pd.DataFrame:
@@ -165,41 +183,92 @@ class RunStore:
         rows = [json.loads(text) for (text,) in last] if isinstance(job, TaskConfig) else []
         metrics = job.metrics if isinstance(job, TaskConfig) else job.config.metrics
         summary = summarise(pd.DataFrame(rows, columns=columns(metrics)), metrics)
-        fields = ("id", "state", "created", "started", "finished", "stopped", "error")
+        fields = ("id", "name", "asked", "state", "created", "started", "finished", "stopped", "error")
         return StoredRun(job=job, summary=summary, **{f: row[f] for f in fields})
 
     def create(self, job: Job) -> str:
         """Enter a job as queued and return its id."""
-        return self._enter(job, "queued", None)
+        with self._connected() as connection:
+            return _enter(connection, job)
 
     def enter(self, job: Job, worker: str) -> str:
         """Enter a job that ``worker`` is carrying out already, and return its id."""
-        return self._enter(job, "running", worker)
-
-    def _enter(self, job: Job, state: str, worker: str | None) -> str:
-        run_id, now = uuid.uuid4().hex[:12], time.time()
-        started = None if worker is None else now
-        kind = next(kind for its_class, kind in KINDS.items() if isinstance(job, its_class))
         with self._connected() as connection:
-            connection.execute(
-                "INSERT INTO runs (id, state, created, started, heartbeat, worker, config, kind) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (run_id, state, now, started, started, worker, job.to_json(indent=None), kind),
-            )
-        return run_id
+            return _enter(connection, job, worker=worker)
 
-    def delete(self, run_id: str) -> None:
-        """Forget a run and its history.
+    def create_once(self, what: str, job: TaskConfig) -> str | None:
+        """Enter a run as queued that nobody asked for, once for each store, unless it has a run to look at.
 
-        Raises:
-            StoreError: if there is no such run, or it is running.
+        It waits for all that people asked for, and gives way where one of these waits while it trains.
+
+        Args:
+            what: Which one it is; it is not entered again, not after it was deleted either.
+
+        Returns:
+            Its id; ``None`` where nothing was entered.
         """
         with self._connected() as connection, _transaction(connection):
-            if self._row(connection, run_id)["state"] == "running":
-                raise StoreError("The run is still training: stop it before deleting it.")
-            connection.execute("DELETE FROM epochs WHERE run_id = ?", (run_id,))
-            connection.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+            others = "SELECT 1 FROM runs WHERE kind = 'run' AND state IN ('queued', 'running', 'done') LIMIT 1"
+            if connection.execute(others).fetchone() is not None:
+                return None
+            if not connection.execute("INSERT OR IGNORE INTO once VALUES (?)", (what,)).rowcount:
+                return None
+            return _enter(connection, job, asked=SERVER)
+
+    def rename(self, job_id: str, name: str) -> None:
+        """Give a job a name; the empty one brings that of its settings back.
+
+        Raises:
+            StoreError: if there is no such job, or the name is too long.
+        """
+        try:
+            name = checked_name(name)
+        except ValueError as error:
+            raise StoreError(f"{error}.") from error
+        with self._connected() as connection, _transaction(connection):
+            self._row(connection, job_id)
+            connection.execute("UPDATE runs SET name = ? WHERE id = ?", (name or None, job_id))
+
+    def delete(self, run_id: str) -> None:
+        """Forget a job and its history, with the recording, table and cells that no other job uses.
+
+        Raises:
+            StoreError: if there is no such job, or it is running.
+        """
+        with self._connected() as connection:
+            cells = self._own_cells(connection, run_id)
+            with _transaction(connection):
+                row = self._row(connection, run_id)
+                if row["state"] == "running":
+                    raise StoreError("The run is still training: stop it before deleting it.")
+                connection.execute("DELETE FROM epochs WHERE run_id = ?", (run_id,))
+                connection.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+                connection.executemany("DELETE FROM cells WHERE key = ?", [(key,) for key in cells])
+                used = "SELECT 1 FROM runs WHERE instr(config, ?) LIMIT 1"
+                tables = [
+                    table
+                    for table in self._tables_of(row["config"])
+                    if connection.execute(used, (table.name,)).fetchone() is None
+                ]
+        for table in tables:
+            table.unlink(missing_ok=True)
         shutil.rmtree(self.recording(run_id), ignore_errors=True)
+
+    def _tables_of(self, config: str) -> list[Path]:
+        """The tables of the store that the settings of a job name; their names are hashes."""
+        return [table for table in (self.folder / "tables").glob("*.csv") if table.name in config]
+
+    def _own_cells(self, connection: sqlite3.Connection, run_id: str) -> set[str]:
+        """The keys of a sweep's cells that no other sweep has."""
+        own: set[str] = set()
+        others: set[str] = set()
+        if self._row(connection, run_id)["kind"] == "sweep":
+            for row in connection.execute("SELECT id, config FROM runs WHERE kind = 'sweep'"):
+                with suppress(ValueError):  # settings that this program cannot read
+                    job = job_from_json(row["config"])
+                    keys = job.cell_keys() if isinstance(job, Sweep) else []
+                    (own if row["id"] == run_id else others).update(keys)
+        return own - others
 
     def recording(self, run_id: str) -> Path:
         """The folder of a run's recorded weights; there may be none."""
@@ -228,6 +297,12 @@ class RunStore:
                 (time.time(), run_id),
             )
             connection.execute("UPDATE runs SET stop_requested = 1 WHERE id = ? AND state = 'running'", (run_id,))
+
+    def tables_of(self, job_ids: Iterable[str]) -> list[Path]:
+        """The kept tables that these jobs train on, each once."""
+        with self._connected() as connection:
+            rows = (connection.execute("SELECT config FROM runs WHERE id = ?", (one,)).fetchone() for one in job_ids)
+            return sorted({table for row in rows if row is not None for table in self._tables_of(row["config"])})
 
     def add_table(self, content: bytes) -> Path:
         """Keep the bytes of a CSV beside the runs that train on it; the same bytes are kept once."""
@@ -259,12 +334,13 @@ class RunStore:
             return dict(connection.execute("SELECT state, COUNT(*) FROM runs GROUP BY state").fetchall())
 
     def claim(self, worker: str, limit: int) -> tuple[str, str] | None:
-        """Take the oldest queued run (id, config as JSON) for ``worker``, unless ``limit`` runs are under way."""
+        """Take the run whose turn it is (id, config as JSON) for ``worker``, unless ``limit`` runs are under way.
+
+        The oldest that a person asked for comes first.
+        """
         with self._connected() as connection, _transaction(connection):
             running = connection.execute("SELECT COUNT(*) FROM runs WHERE state = 'running'").fetchone()[0]
-            row = connection.execute(
-                "SELECT id, config FROM runs WHERE state = 'queued' ORDER BY created, rowid LIMIT 1"
-            ).fetchone()
+            row = connection.execute(f"SELECT id, config FROM runs {_NEXT}").fetchone()
             if row is None or running >= limit:
                 return None
             now = time.time()
@@ -285,25 +361,34 @@ class RunStore:
             connection.execute("INSERT INTO epochs VALUES (?, ?, ?)", (run_id, row["epoch"], json.dumps(row)))
 
     def beat(self, run_id: str, worker: str) -> bool:
-        """Give a sign of life; true if the run has been asked to stop.
+        """Give a sign of life; true if the run has been asked to stop, or is to give way.
 
         Raises:
             RunLost: as :meth:`append`.
         """
         with self._connected() as connection, _transaction(connection):
             self._touch(connection, run_id, worker)
-            return bool(self._row(connection, run_id)["stop_requested"])
+            row = self._row(connection, run_id)
+            if row["asked"] == SERVER:
+                waits = f"SELECT 1 FROM runs WHERE state = 'queued' AND asked != '{SERVER}' LIMIT 1"
+                return bool(row["stop_requested"]) or connection.execute(waits).fetchone() is not None
+            return bool(row["stop_requested"])
 
     def finish(
         self, run_id: str, worker: str, state: str, *, stopped: str | None = None, error: str | None = None
     ) -> None:
-        """Enter the end of a run that is running as this worker's; else nothing happens."""
-        with self._connected() as connection:
-            connection.execute(
+        """Enter the end of a run that is running as this worker's; else nothing happens.
+
+        What nobody asked for and nobody stopped is queued again where it gave way or was interrupted.
+        """
+        with self._connected() as connection, _transaction(connection):
+            ended = connection.execute(
                 "UPDATE runs SET state = ?, stopped = ?, error = ?, finished = ? "
                 "WHERE id = ? AND worker = ? AND state = 'running'",
                 (state, stopped, error, time.time(), run_id, worker),
             )
+            if ended.rowcount and state in ("stopped", "interrupted"):
+                self._queue_again(connection, run_id)
 
     def fail_run_of(self, worker: str, error: str) -> None:
         """Enter the run that a worker had claimed when it died as failed; if it had none, nothing happens."""
@@ -314,11 +399,10 @@ class RunStore:
             )
 
     def fail_next(self, error: str) -> None:
-        """Enter the oldest queued run as failed, if there is one: for where no worker can be started to take it."""
+        """Enter the run whose turn it is as failed, if there is one: where no worker can be started to take it."""
         with self._connected() as connection:
             connection.execute(
-                "UPDATE runs SET state = 'failed', error = ?, finished = ? WHERE id = "
-                "(SELECT id FROM runs WHERE state = 'queued' ORDER BY created, rowid LIMIT 1)",
+                f"UPDATE runs SET state = 'failed', error = ?, finished = ? WHERE id = (SELECT id FROM runs {_NEXT})",
                 (error, time.time()),
             )
 
@@ -328,23 +412,39 @@ class RunStore:
             rows = connection.execute("SELECT id, worker, heartbeat FROM runs WHERE state = 'running'").fetchall()
             for row in rows:
                 if time.time() - row["heartbeat"] > STALE_AFTER or not _may_be_alive(row["worker"]):
-                    connection.execute(
-                        "UPDATE runs SET state = 'interrupted', finished = heartbeat "
-                        "WHERE id = ? AND worker = ? AND heartbeat = ? AND state = 'running'",
-                        tuple(row),
-                    )
+                    with _transaction(connection):
+                        ended = connection.execute(
+                            "UPDATE runs SET state = 'interrupted', finished = heartbeat "
+                            "WHERE id = ? AND worker = ? AND heartbeat = ? AND state = 'running'",
+                            tuple(row),
+                        )
+                        if ended.rowcount:
+                            self._queue_again(connection, row["id"])
 
-    def _listed(self, kind: str) -> pd.DataFrame:
+    def _queue_again(self, connection: sqlite3.Connection, run_id: str) -> None:
+        """Queue a run that ended, without what it had, if nobody asked for it and nobody stopped it."""
+        again = connection.execute(
+            "UPDATE runs SET state = 'queued', started = NULL, finished = NULL, heartbeat = NULL, worker = NULL, "
+            "stopped = NULL WHERE id = ? AND asked = ? AND stop_requested = 0",
+            (run_id, SERVER),
+        )
+        if again.rowcount:
+            connection.execute("DELETE FROM epochs WHERE run_id = ?", (run_id,))
+            shutil.rmtree(self.recording(run_id), ignore_errors=True)
+
+    def _listed(self, *kinds: str) -> pd.DataFrame:
+        columns = ["id", "kind", "name", "asked", "state", "created", "seconds", "epochs", "stopped", "error"]
+        columns += ["config", "last"]
         with self._connected() as connection:
             rows = connection.execute(
-                "SELECT id, state, created, COALESCE(finished, heartbeat) - started, "
-                "(SELECT COUNT(*) FROM epochs WHERE run_id = id), stopped, error, config "
-                "FROM runs WHERE kind = ? ORDER BY created DESC, rowid DESC",
-                (kind,),
+                "SELECT id, kind, name, asked, state, created, COALESCE(finished, heartbeat) - started, "
+                "(SELECT COUNT(*) FROM epochs WHERE run_id = id), stopped, error, config, "
+                "CASE kind WHEN 'run' THEN "
+                "(SELECT row FROM epochs WHERE run_id = id ORDER BY epoch DESC LIMIT 1) END "
+                f"FROM runs WHERE kind IN ({', '.join('?' * len(kinds))}) ORDER BY created DESC, rowid DESC",
+                kinds,
             ).fetchall()
-        table = pd.DataFrame(
-            rows, columns=["id", "state", "created", "seconds", "epochs", "stopped", "error", "config"]
-        )
+        table = pd.DataFrame(rows, columns=columns)
         table["created"] = pd.to_datetime(table["created"].astype("float64"), unit="s", utc=True)
         return table
 
@@ -377,6 +477,28 @@ class RunStore:
 def worker_name(pid: int, token: str) -> str:
     """A worker's name, from which another process on the same machine can tell whether it still lives."""
     return f"{pid}:{token}@{platform.node()}"
+
+
+def _enter(connection: sqlite3.Connection, job: Job, *, worker: str | None = None, asked: str = PERSON) -> str:
+    run_id, now = uuid.uuid4().hex[:12], time.time()
+    state, started = ("queued", None) if worker is None else ("running", now)
+    kind = next(kind for its_class, kind in KINDS.items() if isinstance(job, its_class))
+    connection.execute(
+        "INSERT INTO runs (id, state, created, started, heartbeat, worker, config, kind, asked) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (run_id, state, now, started, started, worker, job.to_json(indent=None), kind, asked),
+    )
+    return run_id
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    for table in _TABLES:
+        connection.execute(table)
+    names = {row["name"] for row in connection.execute("PRAGMA table_info(runs)")}
+    for column, kind in _LATER.items():
+        if column not in names:
+            connection.execute(f"ALTER TABLE runs ADD COLUMN {column} {kind}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 @contextmanager

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import product
 from typing import Any
 
-import emacore.tasks  # noqa: F401  settings are read back by the task that they name
+import emacore.tasks  # settings are read back by the task that they name
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.families import Constant
 from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.checks import check_whole
 from emacore.training.acting import acting
 from emacore.training.config import TaskConfig, dotted, json_object
+from emacore.training.names import in_words
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Study:
         twice = sorted({code for code in codes if codes.count(code) > 1})
         if twice:
             raise ValueError(f"schedules must be different ones, got {twice[0]} twice")
+
+    def in_words(self) -> str:
+        """What it trains, in a few words: the beginning of its name."""
+        return f"{_seeds_in_words(self.seeds)}: {in_words(self.config, but=['seed'])}"
 
     def to_json(self, indent: int | None = 2) -> str:
         """The study as JSON; :func:`job_from_json` gives an equal one back."""
@@ -93,6 +100,12 @@ class Sweep:
         place = {json.dumps(list(settings.values())): index for index, settings in enumerate(self._chosen())}
         return sorted(rows, key=lambda row: place[json.dumps([row[name] for name in self.grid])])
 
+    def cell_keys(self) -> list[str]:
+        """Of each cell, what decides its numbers; a store keeps what it found under that key."""
+        made_by = f"{emacore.__version__} {version('torch')}"
+        studies = (Study(cell, self.seeds).to_json(indent=None) for _, cell in self.cells())
+        return [hashlib.sha256(f"{study} {made_by}".encode()).hexdigest() for study in studies]
+
     def alike(self) -> list[list[int]]:
         """The cells by their number, in groups that are the same experiment in effect (see :func:`acting`)."""
         groups: dict[Any, list[int]] = {}
@@ -103,6 +116,12 @@ class Sweep:
     def _chosen(self) -> Iterator[dict[str, Any]]:
         return (dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
 
+    def in_words(self) -> str:
+        """What it trains, in a few words: the beginning of its name."""
+        axes = [name.rpartition(".")[2].replace("_", " ") for name in self.grid]
+        over = " and ".join(filter(None, [", ".join(axes[:-1]), *axes[-1:]])) or "no setting"
+        return f"map of {over}, {_seeds_in_words(self.seeds)}: {in_words(self.config, but=['seed', *self.grid])}"
+
     def to_json(self, indent: int | None = 2) -> str:
         """The sweep as JSON; :func:`job_from_json` gives an equal one back."""
         settings = {"config": json.loads(self.config.to_json()), "grid": self.grid, "seeds": self.seeds}
@@ -110,6 +129,11 @@ class Sweep:
 
 
 Job = TaskConfig | Study | Sweep
+
+
+def job_in_words(job: Job) -> str:
+    """What a job trains, in a few words."""
+    return in_words(job) if isinstance(job, TaskConfig) else job.in_words()
 
 
 def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
@@ -195,6 +219,12 @@ def json_values(text: str) -> list[Any]:
 
 
 _STUDY = ("config", "seeds", "schedules")
+
+
+def _seeds_in_words(seeds: Sequence[int]) -> str:
+    """How many seeds, and the first one where that is not 0."""
+    count = f"{len(seeds):,} seed{'s' if len(seeds) != 1 else ''}"
+    return count if min(seeds) == 0 else f"{count} from {min(seeds)}"
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

@@ -5,18 +5,19 @@ The engine is joblib: its loky processes here, Dask's workers where a scheduler'
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import joblib
+import numpy as np
 import pandas as pd
 
 import emacore
@@ -33,10 +34,10 @@ from emacore.experiments.statistics import (
 )
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
-from emacore.formatting import number, percent
+from emacore.formatting import counted, number, percent
 from emacore.training.acting import acting, idle_settings
 from emacore.training.config import TaskConfig, article_schedule
-from emacore.training.history import MODELS, training_follows_average
+from emacore.training.history import MODELS, TimeLeft, time_left, training_follows_average
 
 if TYPE_CHECKING:
     from emacore.training.replicas import ReplicaResult
@@ -86,26 +87,29 @@ def sweep(
         One row for each cell and seed, in the grid's order: the grid's columns, ``seed``, the losses and the epochs of
         :func:`~emacore.experiments.evidence.per_seed`, the final metrics but the loss, ``epochs``, ``stopped``,
         ``seconds`` (of the whole cell; cells that differ in their average only share one training, unless it looks at
-        the average), and ``error``, which is missing unless the cell could not be trained.
+        the average), ``elapsed`` (from the start of the sweep to the end of the cell; 0 if ``store`` had it), and
+        ``error``, which is missing unless the cell could not be trained.
 
     Raises:
         ValueError: as :class:`~emacore.experiments.studies.Sweep`, before anything starts.
         SweepError: if the scheduler cannot be reached, or its workers have other versions.
     """
-    chosen = Sweep(config, grid, tuple(seeds)).cells()
+    job = Sweep(config, grid, tuple(seeds))
+    chosen, keys = job.cells(), job.cell_keys()
     columns = [*grid, *columns_of(config)]
-    keys = [_key(Study(cell, tuple(seeds)).to_json(indent=None)) for _, cell in chosen]
     done: dict[int, Rows] = {}
+    begin = monotonic()
 
-    def take(index: int, rows: Rows) -> bool:
+    def take(index: int, rows: Rows, elapsed: float) -> bool:
         """Enter a cell's rows; true if the sweep is to stop."""
-        done[index] = [dict.fromkeys(columns) | chosen[index][0] | row for row in rows]
+        own = chosen[index][0] | {"elapsed": elapsed}
+        done[index] = [dict.fromkeys(columns) | own | row for row in rows]
         if on_result is not None:
             on_result(done[index])
         return should_stop is not None and should_stop()
 
     for index, key in enumerate(keys):
-        if store is not None and (rows := store.cell(key)) is not None and take(index, rows):
+        if store is not None and (rows := store.cell(key)) is not None and take(index, rows, 0.0):
             return _table(done, columns)
     address = scheduler or os.environ.get(SCHEDULER)
     groups = sharing({n: cell for n, (_, cell) in enumerate(chosen) if n not in done})
@@ -113,11 +117,12 @@ def sweep(
     stopped = False
     with _engine(address, workers, should_stop) as run:
         for first, found in run(jobs):
+            elapsed = monotonic() - begin
             for index, cell in groups[first].items():
                 rows = found[to_code(cell.schedule)]
                 if store is not None and not any(row["error"] for row in rows):
                     store.add_cell(keys[index], rows)
-                stopped = take(index, rows)
+                stopped = take(index, rows, elapsed)
             if stopped:
                 break
     return _table(done, columns)
@@ -270,7 +275,7 @@ def _rows(result: ReplicaResult, name: str) -> Rows:
 
 def columns_of(config: TaskConfig) -> list[str]:
     """The columns of a sweep's table after those of its grid."""
-    return ["seed", *_NAMES, *_finals(config), "epochs", *_CHOSEN, "stopped", "seconds", "error"]
+    return ["seed", *_NAMES, *_finals(config), "epochs", *_CHOSEN, "stopped", "seconds", "elapsed", "error"]
 
 
 def _finals(config: TaskConfig) -> list[str]:
@@ -294,11 +299,6 @@ def _failed(job: str, error: str) -> Found:
     study = _read(job)
     schedules = (study.config.schedule, *study.schedules)
     return {to_code(schedule): [{"seed": seed, "error": error} for seed in study.seeds] for schedule in schedules}
-
-
-def _key(job: str) -> str:
-    """What decides a cell's numbers."""
-    return hashlib.sha256(f"{job} {emacore.__version__} {version('torch')}".encode()).hexdigest()
 
 
 def _table(done: Mapping[int, Rows], columns: list[str]) -> pd.DataFrame:
@@ -340,10 +340,13 @@ def _by_cell(table: pd.DataFrame, grid: Sequence[str]) -> Iterator[pd.DataFrame]
         yield rows
 
 
-def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final") -> list[Cell]:
+def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final", *, complete: bool = True) -> list[Cell]:
     """The cells of a sweep's table, each with its one verdict on a question.
 
     Cells whose pairs are all the same, because what they differ in acts on nothing, are one test.
+
+    Args:
+        complete: Whether the table has all cells that there will be.
     """
     parts: list[tuple[dict[str, Any], pd.DataFrame, PairedComparison | None]] = []
     numbers: list[int] = []
@@ -359,17 +362,21 @@ def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final") 
         parts.append((settings, rows, comparison_of(rows, question)))
     firsts = {number: comparison for number, (_, _, comparison) in reversed(list(zip(numbers, parts, strict=True)))}
     tested = {number: one for number, one in firsts.items() if one is not None}
-    among = dict(zip(tested, corrected(list(tested.values())), strict=True))
+    among = dict(zip(tested, corrected(list(tested.values()), final=complete), strict=True))
     return [
         Cell(settings, rows, number + 1, comparison, among.get(number))
         for number, (settings, rows, comparison) in zip(numbers, parts, strict=True)
     ]
 
 
-def questions_of(table: pd.DataFrame, grid: Sequence[str], number: int) -> dict[str, Cell]:
-    """One cell of a sweep's table, by its number from 0, under each of the questions that the table answers."""
+def questions_of(table: pd.DataFrame, grid: Sequence[str], number: int, *, complete: bool = True) -> dict[str, Cell]:
+    """One cell of a sweep's table, by its number from 0, under each of the questions that the table answers.
+
+    Args:
+        complete: As :func:`cells_of` takes it.
+    """
     asked = [question for question in QUESTIONS if f"{question}_original" in table]
-    return {question: cells_of(table, grid, question)[number] for question in asked}
+    return {question: cells_of(table, grid, question, complete=complete)[number] for question in asked}
 
 
 @dataclass(frozen=True)
@@ -379,21 +386,52 @@ class Progress:
     Args:
         cells: How many are done.
         share: Of all its cells.
-        seconds_left: About; NaN before the first cell is done.
+        left: About; ``None`` before the first cell is trained.
     """
 
     cells: int
     share: float
-    seconds_left: float
+    left: TimeLeft | None
 
 
 def progress(table: pd.DataFrame, sweep: Sweep, seconds: float) -> Progress:
-    """How far a sweep is by its table, which may be empty, ``seconds`` after its start."""
+    """How far a sweep is by its table, which may be empty, ``seconds`` after its start.
+
+    What is left is expected of each cell as it ends, so it stays the same until the next one does, and by its steps, so
+    a cell that trains longer counts for more.
+    """
     if table.empty:
-        return Progress(0, 0.0, math.nan)
-    done = sum(1 for _ in _by_cell(table, list(sweep.grid)))
-    total = len(sweep.cells())
-    return Progress(done, done / total, seconds / done * (total - done))
+        return Progress(0, 0.0, None)
+    work = _work(sweep)
+    grid = list(sweep.grid)
+    cells = [(rows, work[_key_of(rows[name].iloc[0] for name in grid)]) for rows in _by_cell(table, grid)]
+    share = len(cells) / len(work)
+    ends = sorted((float(rows["elapsed"].iloc[0]), steps) for rows, steps in cells if "elapsed" in rows)
+    if len(ends) < len(cells) or any(math.isnan(end) for end, _ in ends):  # a table of before
+        ends = [(seconds, sum(steps for _, steps in cells))]
+    kept = sum(steps for end, steps in ends if not end)
+    trained = [(end, steps) for end, steps in ends if end]
+    if not trained:
+        return Progress(len(cells), share, None)
+    taken, steps = zip(*trained, strict=True)
+    return Progress(len(cells), share, time_left(taken, kept + np.cumsum(steps), kept))
+
+
+def _work(sweep: Sweep) -> dict[str, float]:
+    """The share of all steps that each cell takes, by its settings; of a training that several share, its part."""
+    cells = sweep.cells()
+    steps: dict[int, float] = {}
+    for group in sharing({n: config for n, (_, config) in enumerate(cells)}).values():
+        config = next(iter(group.values()))
+        steps |= dict.fromkeys(group, config.max_epochs * (config.steps_per_epoch or 1) / len(group))
+    total = sum(steps.values())
+    return {_key_of(settings.values()): steps[n] / total for n, (settings, _) in enumerate(cells)}
+
+
+def _key_of(values: Iterable[Any]) -> str:
+    """A cell's values as text; a table may hold whole numbers as floats."""
+    plain = map(_plain, values)
+    return json.dumps([float(value) if type(value) is int else value for value in plain])
 
 
 def failures(table: pd.DataFrame) -> dict[str, int]:
@@ -456,8 +494,36 @@ def number_of_tests(found: pd.DataFrame) -> int:
     return int(found.drop_duplicates("test")["wilcoxon_p"].notna().sum())
 
 
-def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
-    """What :func:`summary` says of the cells together, in sentences that the numbers bear out."""
+def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
+    """What :func:`summary` says of the cells together, in one sentence: where averaging helps and hurts, and most.
+
+    Args:
+        complete: Whether these are all cells that there will be.
+    """
+    different = found.drop_duplicates("test")
+    seeds = " or ".join(map(str, sorted(set(found["seeds"]))))
+    cells = f"{counted(len(different), 'cell' if len(different) == len(found) else 'different cell')}"
+    begin = f"Of {cells if complete else f'the {cells} so far'}, {seeds} seeds each,"
+    parts = []
+    for kind in ("helps", "hurts"):
+        if count := int((different["verdict"] == kind).sum()):
+            most = _most(different, kind)
+            place = _place(found[found["test"] == most["test"]], found, grid)
+            gain = _beside(most["median_gain"])
+            parts.append(f"{kind} in {count}, most at {place} (median final loss {gain})")
+    if not parts:
+        return f"{begin} none shows whether averaging helps or hurts."
+    rest = int((~different["verdict"].isin(["helps", "hurts"])).sum())
+    nothing = f"; {rest} {'shows' if rest == 1 else 'show'} neither" if rest else ""
+    return f"{begin} averaging {' and '.join(parts)}{nothing}."
+
+
+def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
+    """What :func:`summary` says of the cells together, in sentences that the numbers bear out.
+
+    Args:
+        complete: Whether these are all cells that there will be.
+    """
     different = found.drop_duplicates("test")
     counts = different["verdict"].value_counts()
     seeds = " or ".join(map(str, sorted(set(found["seeds"]))))
@@ -477,11 +543,12 @@ def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
             told.append(f"{words} {counts[kind]}")
     tests = number_of_tests(found)
     corrections = f" (p-values corrected for {tests} tests after Holm)" if tests > 1 else ""
+    if not complete:
+        corrections = f" (p-values corrected after Holm for the {counted(tests, 'test')} so far, with more to come)"
     sentences = [f"{'; '.join(told)}{corrections}."]
-    for verdict, best in (("helps", "idxmax"), ("hurts", "idxmin")):
-        cells = different[different["verdict"] == verdict]
-        if len(cells):
-            cell = cells.loc[getattr(cells["median_gain"], best)()]
+    for verdict in ("helps", "hurts"):
+        if verdict in counts:
+            cell = _most(different, verdict)
             same = found[found["test"] == cell["test"]]
             over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
             sentences.append(
@@ -489,6 +556,12 @@ def in_words(found: pd.DataFrame, grid: Sequence[str]) -> str:
                 f"{_beside(cell['median_gain'])}, and averaging won in {cell['wins']} of {cell['seeds']} seeds."
             )
     return " ".join(sentences)
+
+
+def _most(found: pd.DataFrame, verdict: str) -> dict[str, Any]:
+    """The cell with a verdict of "helps" or "hurts" that does it most."""
+    cells = found[found["verdict"] == verdict].sort_values("median_gain", ascending=verdict == "hurts", kind="stable")
+    return {str(name): value for name, value in cells.iloc[0].items()}
 
 
 def _place(same: pd.DataFrame, found: pd.DataFrame, grid: Sequence[str]) -> str:

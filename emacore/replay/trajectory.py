@@ -32,7 +32,7 @@ _BLOCK_BYTES = 8 * 2**20
 #: Columns of them weighed at a time: few, so that averages of many schemes are carried on within the processor's cache.
 _STRIP_COLUMNS = 2**13
 #: Columns averaged at a time where all are wanted in the end, which bounds it for networks of any size.
-_BLOCK_COLUMNS = 2**20
+_BLOCK_COLUMNS = 2**18
 
 
 class Trajectory:
@@ -240,8 +240,8 @@ class Trajectory:
     ) -> Iterator[NDArray[np.float32]]:
         """The averages of a block of columns after each of the rows ``at``, shape (schemes, columns), in turn.
 
-        One pass over the rows: stretch by stretch, a matrix product weighs them for all schemes at once.  What is
-        carried from one stretch to the next is float64.
+        One pass over the rows: stretch by stretch, a matrix product weighs them for all schemes at once, for those
+        that have the same decays there once.  What is carried from one stretch to the next is float64.
         """
         for scheme in schemes:
             check_scheme(scheme)
@@ -257,23 +257,28 @@ class Trajectory:
         sliding = {row: np.zeros((len(windows), columns)) for row in at} if windows else {}
         strip = min(columns, _STRIP_COLUMNS)
         for first, stop in _stretches(at, max(1, _BLOCK_BYTES // (4 * strip))):
-            shares, kept = stretch_weights(decays[:, first:stop])
+            kinds, kind_of = _kinds(decays[:, first:stop])
+            shares, kept = stretch_weights(decays[kinds, first:stop])
             open_windows = []
             for n, (_, window) in enumerate(windows):
                 for row in sliding:
                     recent = self._recent(window, row)
                     if row >= first and row + 1 - len(recent) < stop:
                         open_windows.append((n, row, _stretch_of(recent, row, first, stop)))
-            weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)]).astype(np.float32)
+            weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)])
+            begin = first + _leading_zeros(weighing)
+            weighing = weighing[:, begin - first :]
             for left in range(0, columns, strip):
                 right = min(left + strip, columns)
-                rows = self.weights[first:stop, offset + left : offset + right]
-                products = weighing @ np.asarray(rows).astype(np.float32, copy=False)
+                rows = np.asarray(self.weights[begin:stop, offset + left : offset + right])
+                products = _weighed(weighing, rows.astype(np.float32, copy=False))
                 part = carried[:, left:right]
-                part *= kept[:, np.newaxis]
-                part += products[: len(recursive)]
-                for (n, row, _), product in zip(open_windows, products[len(recursive) :], strict=True):
-                    sliding[row][n, left:right] += product
+                part[kept[kind_of] == 0] = 0  # of what a copy replaced nothing is left, even if it was not finite
+                part *= kept[kind_of, np.newaxis]
+                with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+                    part += products[: len(kept)][kind_of]
+                    for (n, row, _), product in zip(open_windows, products[len(kept) :], strict=True):
+                        sliding[row][n, left:right] += product
             if stop - 1 in at:
                 result = np.empty((len(schemes), columns), dtype=np.float32)
                 result[recursive] = carried
@@ -399,6 +404,45 @@ def _stretches(rows: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
             stop = min(first + most, row + 1)
             yield first, stop
             first = stop
+
+
+def _kinds(decays: Floats) -> tuple[NDArray[np.intp] | slice, NDArray[np.intp] | slice]:
+    """Which of the rows of ``decays`` are all that there are, and which of these each row is."""
+    count = len(decays)
+    _, firsts, group_of = np.unique(decays.sum(axis=1), return_index=True, return_inverse=True)
+    if len(firsts) == count:
+        return slice(None), slice(None)
+    kinds = firsts[group_of]
+    others = np.flatnonzero(kinds != np.arange(count))
+    different = others[(decays[others] != decays[kinds[others]]).any(axis=1)]
+    kinds[different] = different
+    return np.unique(kinds, return_inverse=True)
+
+
+def _leading_zeros(weighing: Floats) -> int:
+    """How many of the first columns hold nothing but exact zeros."""
+    used = np.flatnonzero(weighing.any(axis=0))
+    return int(used[0]) if used.size else weighing.shape[1]
+
+
+def _weighed(shares: Floats, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``shares @ rows``, where a share of exactly 0 takes nothing, not even of what is not finite."""
+    used = shares.any(axis=1)
+    if not used.all():
+        result = np.zeros((len(shares), rows.shape[1]), dtype=np.float32)
+        if used.any():
+            result[used] = _weighed(shares[used], rows)
+        return result
+    single = shares.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = single @ rows
+        if np.isfinite(products.sum()):
+            return products
+        products = single @ np.where(np.isfinite(rows), rows, np.float32(0))
+        takes = (shares != 0).astype(np.float32)
+        for value, where in ((np.nan, np.isnan(rows)), (np.inf, rows == np.inf), (-np.inf, rows == -np.inf)):
+            products[takes @ where.astype(np.float32) > 0] += np.float32(value)
+    return products
 
 
 def _stretch_of(recent: Floats, row: int, first: int, stop: int) -> Floats:

@@ -138,6 +138,8 @@ class TaskConfig:
     task_name: ClassVar[str]
     #: What is measured; the first is the loss, whose column is ``loss``.
     metrics: ClassVar[tuple[Metric, ...]]
+    #: The settings, by their dotted names, that :attr:`subject` tells of.
+    told_by_subject: ClassVar[tuple[str, ...]] = ()
     _by_task: ClassVar[dict[str, type[TaskConfig]]] = {}
 
     data: TaskData = field(default_factory=TaskData)
@@ -163,6 +165,11 @@ class TaskConfig:
     def task(self) -> Task:
         """What is trained; imports torch."""
         raise NotImplementedError
+
+    @property
+    def subject(self) -> str:
+        """What is trained on which data, in a few words: the beginning of a run's name."""
+        return self.task_name
 
     @property
     def train_rows(self) -> int | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from emacore.formatting import number, percent
+from emacore.formatting import duration, number, percent
 from emacore.replay.measure import Metric
 from emacore.training.config import TaskConfig
 
@@ -108,10 +108,41 @@ def rates(history: pd.DataFrame) -> pd.DataFrame:
     return wide.melt("epoch", var_name="rate", value_name="value")
 
 
-def remaining(history: pd.DataFrame, max_epochs: int) -> tuple[float, float]:
-    """Seconds that are left at most, and seconds an epoch so far; of a history of at least one epoch."""
-    pace = float(history["seconds"].iloc[-1]) / len(history)
-    return pace * (max_epochs - len(history)), pace
+class TimeLeft(NamedTuple):
+    """How long something still takes.
+
+    Args:
+        seconds: The least that any look so far expected, so from look to look it never rises.
+        slower: Whether by its latest pace it takes longer by a quarter or more.
+    """
+
+    seconds: float
+    slower: bool
+
+    def in_words(self, bound: str = "about") -> str:
+        """As "about 38 s left", or, where it has become slower, "more than 38 s left"."""
+        return f"{'more than' if self.slower else bound} {duration(self.seconds)} left"
+
+
+def time_left(seconds: ArrayLike, shares: ArrayLike, before: float = 0.0) -> TimeLeft:
+    """How long something still takes, ``seconds`` after whose start ``shares`` of it were done, both of shape (looks,).
+
+    Each look expects what is left to go on at the pace so far.
+
+    Args:
+        before: The share that was there at its start and took no time.
+    """
+    taken, done = np.asarray(seconds, dtype=np.float64), np.asarray(shares, dtype=np.float64)
+    expected = taken * (1 - done) / (done - before)
+    least = float(expected.min())
+    return TimeLeft(least, bool(expected[-1] > 1.25 * least + 1))
+
+
+def remaining(history: pd.DataFrame, max_epochs: int) -> tuple[TimeLeft, float]:
+    """The time that is left at most, and seconds an epoch so far; of a history of at least one epoch."""
+    taken = history["seconds"].to_numpy()
+    epochs = np.arange(1, len(taken) + 1)
+    return time_left(taken, epochs / max_epochs), float(taken[-1]) / len(taken)
 
 
 def steadiness(history: pd.DataFrame, from_epoch: int) -> tuple[float, float]:

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pandas as pd
 import streamlit as st
 
 from emacore.experiments.jobs import JobQueue
+from emacore.experiments.listing import Numbers, final_numbers, listing
+from emacore.experiments.names import SERVER
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError, default_folder
 from emacore.experiments.studies import Job
-from emacore.widgets.page import BOUND, escaped, reset_button, sentence, told
+from emacore.widgets.link import from_link, to_link
+from emacore.widgets.page import escaped, put, reset_button, sentence, told
 
 
 @st.cache_resource(show_spinner=False)
 def job_queue() -> JobQueue:
-    """The server's queue of jobs.
+    """The server's queue of jobs; on an empty store it trains the article's run, for people to look at.
 
     Raises:
         StoreError: if the run store cannot be opened.
     """
-    return JobQueue(RunStore(default_folder()))
+    queue = JobQueue(RunStore(default_folder()))
+    queue.train_example()
+    return queue
+
+
+def begin_example() -> None:
+    """Have the example trained also where no page has asked for a job yet; pages that do tell what goes wrong."""
+    with suppress(StoreError):
+        job_queue()
 
 
 def stored(job_id: str) -> tuple[StoredRun, pd.DataFrame]:
@@ -34,11 +48,12 @@ def stored(job_id: str) -> tuple[StoredRun, pd.DataFrame]:
 
 
 def listed(kind: str) -> pd.DataFrame:
-    """All "runs", "studies" or "sweeps" of the store; a worker is made ready meanwhile."""
+    """All "runs", "studies" or "sweeps" of the store, or all "jobs"; a worker is made ready meanwhile."""
     with told():
         queue = job_queue()
         queue.tend(warm=True)
-        return {"runs": queue.store.runs, "studies": queue.store.studies, "sweeps": queue.store.sweeps}[kind]()
+        store = queue.store
+        return {"jobs": store.jobs, "runs": store.runs, "studies": store.studies, "sweeps": store.sweeps}[kind]()
 
 
 def workbench(
@@ -50,6 +65,7 @@ def workbench(
     invitation: str,
     seconds: float,
     reset: Mapping[str, Any] | None = None,
+    instead: Callable[[], None] = lambda: None,
 ) -> tuple[str | None, bool]:
     """On the left the settings of a job and its buttons, on the right the stored job that is chosen.
 
@@ -60,6 +76,7 @@ def workbench(
         draw: Draws the job of this id as the store has it, and returns it: every so many ``seconds`` while it goes on.
         invitation: What is said while there is none.
         reset: What the reset button brings back; without it there is none.
+        instead: Draws below the invitation what there is to see meanwhile.
 
     Returns:
         The id of the chosen job, and whether it is still under way.
@@ -81,6 +98,7 @@ def workbench(
         chosen, active = chosen_job(label, table, what)
         if chosen is None:
             st.info(invitation, icon=":material/play_arrow:")
+            instead()
         else:
             _watched(draw, chosen, active=active, seconds=seconds)
     with actions:
@@ -152,35 +170,79 @@ def _start_and_stop(job: Job | None, chosen: str | None, *, active: bool, what: 
 def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "press Start") -> tuple[str | None, bool]:
     """A choice among stored jobs, the newest unless one says otherwise: its id, and whether it is still under way.
 
-    One that was chosen, or is named by the link, and is not there is told until another one is chosen.
+    The session and the link have its id under ``key``.  One that was chosen, or is named by the link, and is not there
+    is told until another one is chosen.
     """
-    ids = table["id"].tolist()
+    jobs = shown(table)
+    ids = jobs["id"].tolist()
     what, gone = label.lower(), f"gone-{key}"
-    wanted = st.session_state.get(key) or st.query_params.get(key)
-    if wanted not in ids:
-        st.session_state[key] = None
-        if wanted:
-            st.session_state[gone] = wanted
-    chosen = st.selectbox(
-        label,
-        ids,
-        index=None,
-        key=key,
-        placeholder=f"The newest {what}" if ids else f"No {what} yet: {nothing}",
-        help="All are kept: close the tab, come back, or open this link elsewhere.",
-        **BOUND,
-    )
-    if chosen:
+    wanted = from_link(key)
+    if wanted is not None and wanted not in ids:
+        st.session_state[key], st.session_state[gone] = None, wanted
+    elif wanted is not None:
         st.session_state.pop(gone, None)
-    elif gone in st.session_state:
+    job_choice(
+        label,
+        jobs,
+        key,
+        placeholder=f"The newest: {jobs['label'].iloc[0]}" if ids else f"No {what} yet: {nothing}",
+        help="Name, state, age, and the loss of both models after the last epoch. All are kept: close the tab, come "
+        "back, or open this link elsewhere. The page Runs renames and deletes them.",
+    )
+    to_link(key)
+    if gone in st.session_state:
         st.warning(
             f"There is no {what} {escaped(st.session_state[gone])}: it may have been deleted."
             + (f" This is the newest {what}." if ids else ""),
             icon=":material/warning:",
         )
-    chosen = chosen or (ids[0] if ids else None)
-    state = table.set_index("id")["state"].get(chosen) if chosen else None
-    return chosen, state in ("queued", "running")
+    found = st.session_state[key] or (ids[0] if ids else None)
+    state = table.set_index("id")["state"].get(found) if found else None
+    return found, state in ("queued", "running")
+
+
+def job_choice(label: str, jobs: pd.DataFrame, key: str, *, index: int | None = None, **arguments: Any) -> Any:
+    """A choice among listed jobs by their labels; the session keeps the id of the chosen one under ``key``.
+
+    Labels change with the age, so they cannot be what a control remembers.
+
+    Args:
+        jobs: As :func:`shown` returns them.
+        index: Which one is chosen at first; by default none.
+    """
+    labels = dict(zip(jobs["id"], jobs["label"], strict=True))
+    state, widget = st.session_state, f"pick-{key}"
+    if state.get(key) not in labels:
+        state[key] = None if index is None else list(labels)[index]
+    state[widget] = state[key]
+    st.selectbox(
+        label,
+        list(labels),
+        index=index,
+        key=widget,
+        format_func=lambda job_id: labels.get(job_id, job_id),
+        on_change=lambda: put({key: state[widget]}),
+        **arguments,
+    )
+    return state[key]
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Jobs of the store as :func:`~emacore.experiments.listing.listing` lists them, in the visitor's time zone."""
+    try:
+        zone = ZoneInfo(st.context.timezone or "")
+    except (ValueError, ZoneInfoNotFoundError):
+        zone = None
+    over = table[(table["kind"] == "study") & table["state"].isin(FINAL_STATES) & (table["epochs"] > 0)]
+    folder = str(job_queue().store.folder)
+    return listing(table, datetime.now(UTC), zone, {job_id: _numbers(folder, job_id) for job_id in over["id"]})
+
+
+@st.cache_data(max_entries=2000, show_spinner=False)
+def _numbers(folder: str, job_id: str) -> Numbers:
+    """What a study that has ended came to."""
+    store = RunStore(folder)
+    return final_numbers(store.result(job_id).job, store.history(job_id))
 
 
 def _watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, seconds: float) -> None:
@@ -194,7 +256,24 @@ def _watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, sec
     st.fragment(look, run_every=seconds if active else None)()
 
 
-def show_state(run: StoredRun, share: float, *, progress: str, so_far: str, ended: str, what: str) -> None:
+def follow_states(table: pd.DataFrame, seconds: float) -> None:
+    """While jobs are under way, look every so many ``seconds``, and draw the page again where one has gone on."""
+    if table["state"].isin(["queued", "running"]).any():
+        seen = table[["id", "state", "epochs"]]
+
+        def look() -> None:
+            with told():
+                job_queue().tend()
+                now = job_queue().store.jobs()
+            if not now[["id", "state", "epochs"]].equals(seen):
+                st.rerun()
+
+        st.fragment(look, run_every=seconds)()
+
+
+def show_state(
+    run: StoredRun, share: float, *, progress: str, so_far: str, ended: str, what: str, empty: bool = False
+) -> None:
     """How a job is going, or how it ended.
 
     Args:
@@ -203,14 +282,20 @@ def show_state(run: StoredRun, share: float, *, progress: str, so_far: str, ende
         so_far: What it has, such as "5 epochs".
         ended: What is said of one that has ended as it should.
         what: "run", "study" or "sweep".
+        empty: Whether it has nothing yet.
     """
+    whose = "The article's run, trained for you: " if run.asked == SERVER else ""
     match run.state:
+        case "queued" if whose:
+            st.progress(0.0, f"{whose}it starts once a worker process is up, in a few seconds; your own jobs go first.")
         case "queued":
             st.progress(0.0, "Waiting for a free worker process; the first one needs a few seconds to start.")
         case "running":
-            st.progress(share, progress)
-        case "failed":
+            st.progress(share, f"{whose}{progress[0].lower()}{progress[1:]}" if whose else progress)
+        case "failed" if not empty:
             st.error(f"The {what} failed after {so_far}: {escaped(run.error)}", icon=":material/error:")
+        case _ if empty:
+            st.warning(nothing_left_in_words(run, what), icon=":material/warning:")
         case "interrupted":
             st.warning(
                 f"The {what} was interrupted after {so_far}, because the program that trained it ended. What it had "
@@ -218,7 +303,18 @@ def show_state(run: StoredRun, share: float, *, progress: str, so_far: str, ende
                 icon=":material/warning:",
             )
         case _:
-            st.success(ended, icon=":material/flag:")
+            st.success(f"{whose}{ended[0].lower()}{ended[1:]}" if whose else ended, icon=":material/flag:")
+
+
+def nothing_left_in_words(run: StoredRun, what: str = "run") -> str:
+    """Of a job that ended before it had anything: that there is nothing to wait for, and why, as Markdown."""
+    first = "cell" if what == "sweep" else "epoch"
+    why = {
+        "failed": f"failed before its first {first} was over: {escaped(run.error).rstrip('.')}",
+        "interrupted": f"was interrupted before its first {first} was over, because the program that trained it ended",
+        "stopped": f"is over: you stopped it before its first {first} was",
+    }.get(run.state, f"ended before its first {first} was over")
+    return f"The {what} {why}. There is nothing to show of it; start it again, or delete it on the page Runs."
 
 
 def duration(run: StoredRun) -> float:

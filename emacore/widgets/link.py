@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.state import get_session_state
 
 from emacore.widgets.page import escaped, number_text
 
 #: Parameters of controls that take any text: "inf" may be the name of a column.
-FREE_TEXT = ("column", "pins", "target", "widths", "values_")
+FREE_TEXT = ("column", "pins", "target", "widths", "values_", "find_job", "picked")
 
 _REFUSED, _PAGE = "link_refused", "link_page"
+_VISIT = "link_visit"
 
 
 @contextmanager
@@ -31,7 +33,8 @@ def link_told(page: str) -> Iterator[None]:
     """
     state = st.session_state
     if state.get(_PAGE) != page:
-        state[_PAGE], state[_REFUSED] = page, {}
+        _keep_what_was_there()
+        state[_PAGE], state[_REFUSED], state[_VISIT] = page, {}, state.get(_VISIT, 0) + 1
         known: set[str] = set()
     else:
         known = {str(key) for key in state}
@@ -51,6 +54,45 @@ def link_told(page: str) -> Iterator[None]:
         state[_REFUSED] = refused
         if refused:
             place.warning(f"Not taken from the link: {'; '.join(_told(refused))}.", icon=":material/link_off:")
+
+
+def from_link(key: str) -> str | None:
+    """A text that the session keeps under ``key``, as the link has it: for controls that Streamlit cannot bind.
+
+    Streamlit puts what an option is called into the link; where that changes with time, the link must hold what does
+    not.  A link that is opened, or gone back to, is asked once; then the session has its say, and :func:`to_link`
+    writes it.
+    """
+    state, asked = st.session_state, st.query_params.get(key) or None
+    visit, written = state.get(f"linked-{key}", (None, None))
+    if visit != state.get(_VISIT, 0):  # another page was here meanwhile, and its link says nothing of this
+        state[key] = asked or state.get(key)
+    elif asked != written:
+        state[key] = asked
+    found: str | None = state.setdefault(key, None)
+    return found
+
+
+def to_link(key: str) -> None:
+    """Write what the session has under ``key`` into the link."""
+    state = st.session_state
+    if state.get(key):
+        if st.query_params.get(key) != state[key]:
+            st.query_params[key] = state[key]
+    elif key in st.query_params:
+        del st.query_params[key]
+    state[f"linked-{key}"] = state.get(_VISIT, 0), state.get(key) or None
+
+
+def _keep_what_was_there() -> None:
+    """Let the browser's Back show a page as it was left.
+
+    Streamlit takes the parameters of a page out of the browser's history when one leaves it, and would read the entry
+    without them as a wish for the defaults.
+    """
+    context = get_script_run_ctx()
+    if context is not None and not st.query_params:
+        context.is_history_navigation = False
 
 
 def _told(refused: Mapping[str, tuple[str, Any]]) -> Iterator[str]:

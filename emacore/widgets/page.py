@@ -22,6 +22,22 @@ BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 
 Table = pd.DataFrame | Callable[[], pd.DataFrame]
 
+#: A download lies in the corner of what it holds: of a picture below, beside the axis' title; of a table in a margin of
+#: its own.  Its name stays, for those who do not see it, and comes up under the pointer.
+_CORNERS = """<style>
+[class*="st-key-picture-"], [class*="st-key-table-"] { position: relative; }
+[class*="st-key-table-"] { padding-right: 2rem; }
+:is([class*="st-key-picture-"], [class*="st-key-table-"]) > [class*="st-key-download-"] {
+    position: absolute; right: 0; width: auto; z-index: 1;
+}
+[class*="st-key-picture-"] > [class*="st-key-download-"] { bottom: 0; }
+[class*="st-key-table-"] > [class*="st-key-download-"] { top: 0; }
+:is([class*="st-key-picture-"], [class*="st-key-table-"]) > [class*="st-key-download-"] button {
+    min-height: 0; padding: 0.1rem; font-size: 0; gap: 0;
+}
+:is([class*="st-key-picture-"], [class*="st-key-table-"]) > [class*="st-key-download-"] button p { font-size: 0; }
+</style>"""
+
 
 def through_app() -> None:
     """First line of every page: run it through app.py if it is not.
@@ -32,6 +48,7 @@ def through_app() -> None:
     if "navigated" not in st.session_state:
         PagesManager.uses_pages_directory = False  # what st.navigation does
         st.rerun()
+    st.html(_CORNERS)
 
 
 @contextmanager
@@ -118,21 +135,34 @@ def presets(choices: Mapping[str, tuple[str, Mapping[str, Any]]], defaults: Mapp
             st.button(name, help=explanation, on_click=put, args=({**defaults, **changes},), key=f"preset-{name}")
 
 
-def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str) -> None:
-    """A chart, what its axes cannot show, and below it its whole table (nothing thinned) as CSV."""
-    st.vega_lite_chart(figure.data, figure.spec, alt=alt_text, width="stretch")
-    if figure.left_out:
-        st.caption(escaped(figure.left_out))
-    csv_button(table, name)
+def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str, look_for: str = "") -> None:
+    """A chart with its whole table (nothing thinned) as CSV at its corner, and below it what its axes cannot show.
+
+    Args:
+        look_for: A line of Markdown that says what there is to see.
+    """
+    with picture(table, name):
+        st.vega_lite_chart(figure.data, figure.spec, alt=alt_text, width="stretch")
+    if told := " ".join(filter(None, [look_for, escaped(figure.left_out)])):
+        st.caption(told)
+
+
+@contextmanager
+def picture(table: Table, name: str) -> Iterator[None]:
+    """What is drawn within has the download of its table at its lower right corner."""
+    with st.container(key=f"picture-{name}"):
+        yield
+        csv_button(table, name)
 
 
 def show_table(table: pd.DataFrame, *, name: str, **arguments: Any) -> None:
-    """A table with the digits that matter, and below it the same as CSV with all of them.
+    """A table with the digits that matter, and at its corner the same as CSV with all of them.
 
     A column of decays is told by its name: it ends in "decay" or "beta".
     """
-    st.dataframe(readable(table), hide_index=True, width="stretch", placeholder="", **arguments)
-    csv_button(table, name)
+    with st.container(key=f"table-{name}"):
+        st.dataframe(readable(table), hide_index=True, width="stretch", placeholder="", **arguments)
+        csv_button(table, name)
 
 
 def readable(table: pd.DataFrame) -> Styler:
@@ -157,4 +187,5 @@ def csv_button(table: Table, name: str) -> None:
         icon=":material/download:",
         type="tertiary",
         on_click="ignore",
+        help="The whole table, with every digit",
     )

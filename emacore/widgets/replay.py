@@ -26,7 +26,8 @@ from emacore.tasks import open_run
 from emacore.training import history as histories
 from emacore.training.config import TaskConfig
 from emacore.training.history import training_follows_average
-from emacore.widgets.jobs import chosen_job, submit
+from emacore.widgets.jobs import chosen_job, nothing_left_in_words, submit
+from emacore.widgets.link import from_link
 from emacore.widgets.page import put, stop_with, told
 from emacore.widgets.schedules import schedule_defaults, state_of
 
@@ -174,13 +175,15 @@ def carried(code: str, steps: int, width: float) -> str:
 
 
 def chosen_run(store: RunStore) -> StoredRun | None:
-    """A choice among the runs that are recorded, or may be yet."""
+    """A choice among the runs that are recorded, or may be yet; one that is asked for is among them if it was never
+    to be, because it ended too soon."""
     runs = store.runs()
     recorded = runs["id"].map(lambda run: _is_recorded(store, run)).astype(bool)
     to_come = ~runs["state"].isin(FINAL_STATES)
     # Without a choice it is the newest that can be replayed: one that ended before its first epoch comes last.
     lost = ~to_come & (runs["epochs"] < 1)
-    choice = pd.concat([runs[(recorded | to_come) & ~lost], runs[recorded & lost]])
+    asked_for = runs["id"] == from_link("replayed")
+    choice = pd.concat([runs[(recorded | to_come) & ~lost], runs[(recorded | asked_for) & lost]])
     chosen, _ = chosen_job("Recorded run", choice, "replayed", nothing="train one")
     return None if chosen is None else store.result(chosen)
 
@@ -224,10 +227,16 @@ def _are_shown(state: Mapping[str, Any]) -> bool:
 
 
 def followed(store: RunStore, run: StoredRun) -> Recorded | None:
-    """The run as far as it is whole; ``None`` before its first epoch is.  While it trains, the page follows it."""
+    """The run as far as it is whole; ``None`` before its first epoch is.  While it trains, the page follows it.
+
+    A page of a run that ended before that ends here, and says so.
+    """
     folder = str(store.recording(run.id))
     with told():
         history = store.history(run.id)
+    if run.state in FINAL_STATES and history.empty:
+        st.warning(nothing_left_in_words(run), icon=":material/warning:")
+        st.stop()
     try:
         epochs = _whole_epochs(store, run, history)
         if epochs:

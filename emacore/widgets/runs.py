@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -21,6 +22,27 @@ from emacore.training.config import (
 from emacore.widgets.page import BOUND
 from emacore.widgets.schedules import log_slider, schedule_controls, state_of
 
+#: The ends of the controls of numbers, by key.
+ENDS: dict[str, tuple[float, float]] = {
+    "n_samples": (20, 200_000),
+    "n_features": (1, 1000),
+    "n_informative": (1, 1000),
+    "noise_sd": (0.0, 1000.0),
+    "data_seed": (0, 10**6),
+    "test_size": (0.05, 0.9),
+    "split_seed": (0, 10**6),
+    "dropout": (0.0, 0.9),
+    "lr": (1e-5, 10.0),
+    "weight_decay": (0.0, 10.0),
+    "momentum": (0.0, 0.99),
+    "batch_size": (1, 100_000),
+    "plateau_factor": (0.01, 0.99),
+    "plateau_patience": (0, 10_000),
+    "patience": (1, 100_000),
+    "run_seed": (0, 10**9),
+    "max_epochs": (1, 100_000),
+}
+
 
 def run_state(config: RunConfig) -> dict[str, Any]:
     """The controls' values that show ``config``, by key.
@@ -29,7 +51,7 @@ def run_state(config: RunConfig) -> dict[str, Any]:
         ValueError: if a value is outside its control's range.
     """
     data, network, optimizer, stopping = config.data, config.network, config.optimizer, config.stopping
-    return {
+    state = {
         "data": data.kind,
         "n_samples": data.n_samples,
         "n_features": data.n_features,
@@ -55,8 +77,11 @@ def run_state(config: RunConfig) -> dict[str, Any]:
         "patience": stopping.patience,
         "run_seed": config.seed,
         "max_epochs": config.max_epochs,
-        **state_of(config.schedule),
     }
+    for key, (low, high) in ENDS.items():
+        if not low <= state[key] <= high:  # type: ignore[operator]
+            raise ValueError(f"{key} = {state[key]} is outside its control's range, {low:g} to {high:g}")
+    return {**state, **state_of(config.schedule)}
 
 
 RUN_DEFAULTS = run_state(RunConfig())
@@ -82,8 +107,7 @@ def run_controls(store: RunStore) -> RunConfig:
         )
         dropout = st.slider(
             "Dropout",
-            0.0,
-            0.9,
+            *ENDS["dropout"],
             default["dropout"],
             0.05,
             key="dropout",
@@ -102,8 +126,7 @@ def run_controls(store: RunStore) -> RunConfig:
         left, right = st.columns(2)
         max_epochs = left.number_input(
             "Most epochs",
-            1,
-            100_000,
+            *ENDS["max_epochs"],
             default["max_epochs"],
             key="max_epochs",
             help="The run ends after so many passes over the training rows, if nothing ends it sooner.",
@@ -111,8 +134,7 @@ def run_controls(store: RunStore) -> RunConfig:
         )
         seed = right.number_input(
             "Seed",
-            0,
-            10**9,
+            *ENDS["run_seed"],
             default["run_seed"],
             key="run_seed",
             help="Decides the first weights, the order of the batches and what dropout leaves out. Another seed is "
@@ -133,8 +155,7 @@ def run_controls(store: RunStore) -> RunConfig:
         if curve != "none":
             patience = st.number_input(
                 "Patience (epochs)",
-                1,
-                100_000,
+                *ENDS["patience"],
                 default["patience"],
                 key="patience",
                 help="So many epochs without a new best end the run. Fewer stop it while the loss still falls slowly.",
@@ -173,8 +194,7 @@ def _data_controls(store: RunStore) -> DataConfig:
         left, right = st.columns(2)
         values["n_samples"] = left.number_input(
             "Rows",
-            20,
-            200_000,
+            *ENDS["n_samples"],
             default["n_samples"],
             key="n_samples",
             help="Rows in all, for training and validation. More of them make an epoch longer.",
@@ -183,7 +203,7 @@ def _data_controls(store: RunStore) -> DataConfig:
         values["n_features"] = right.number_input(
             "Features",
             5 if kind == "friedman1" else 1,
-            1000,
+            ENDS["n_features"][1],
             default["n_features"],
             key="n_features",
             help="Columns to predict from. More of them, with as many rows, are harder to learn.",
@@ -192,8 +212,7 @@ def _data_controls(store: RunStore) -> DataConfig:
         if kind == "make_regression":
             values["n_informative"] = left.number_input(
                 "Informative",
-                1,
-                1000,
+                *ENDS["n_informative"],
                 default["n_informative"],
                 key="n_informative",
                 help="How many of the features y depends on; the others are noise to the network.",
@@ -201,8 +220,7 @@ def _data_controls(store: RunStore) -> DataConfig:
             )
         values["random_state"] = right.number_input(
             "Data seed",
-            0,
-            10**6,
+            *ENDS["data_seed"],
             default["data_seed"],
             key="data_seed",
             help="Another one makes other data by the same rule.",
@@ -210,8 +228,7 @@ def _data_controls(store: RunStore) -> DataConfig:
         )
         values["noise"] = st.number_input(
             "Noise in y",
-            0.0,
-            1000.0,
+            *ENDS["noise_sd"],
             default["noise_sd"],
             key="noise_sd",
             help="Standard deviation of what is added to y before it is standardised. No network gets below it, and "
@@ -222,8 +239,7 @@ def _data_controls(store: RunStore) -> DataConfig:
         values |= _own_data(store)
     values["test_size"] = st.slider(
         "Validation share",
-        0.05,
-        0.9,
+        *ENDS["test_size"],
         default["test_size"],
         0.05,
         key="test_size",
@@ -232,7 +248,12 @@ def _data_controls(store: RunStore) -> DataConfig:
         **BOUND,
     )
     values["split_random_state"] = st.number_input(
-        "Split seed", 0, 10**6, default["split_seed"], key="split_seed", help="Decides which rows those are.", **BOUND
+        "Split seed",
+        *ENDS["split_seed"],
+        default["split_seed"],
+        key="split_seed",
+        help="Decides which rows those are.",
+        **BOUND,
     )
     return DataConfig(kind=kind, **values)
 
@@ -251,7 +272,7 @@ def _own_data(store: RunStore) -> dict[str, Any]:
         finite_values(table := read_csv(content), numeric_columns(table, minimum=2), minimum_rows=4)
         st.session_state["own_data_path"] = str(store.add_table(content))
     path = st.session_state.get("own_data_path")
-    if path is None:
+    if path is None or not Path(path).exists():  # it may have gone with the last run that used it
         raise ValueError("Choose a CSV file first (under Data), or another data set")
     columns = numeric_columns(read_csv(path), minimum=2)
     if st.session_state.get("target") not in columns:
@@ -279,15 +300,13 @@ def _optimizer_controls() -> OptimizerConfig:
         "Learning rate",
         "lr",
         default["lr"],
-        1e-5,
-        10.0,
+        *ENDS["lr"],
         help="The length of a step. The higher it stays, the more the weights move about, and averaging gains.",
     )
     if name == "sgd":
         values["momentum"] = st.slider(
             "Momentum",
-            0.0,
-            0.99,
+            *ENDS["momentum"],
             default["momentum"],
             0.01,
             key="momentum",
@@ -297,8 +316,7 @@ def _optimizer_controls() -> OptimizerConfig:
     left, right = st.columns(2)
     values["batch_size"] = left.number_input(
         "Batch size",
-        1,
-        100_000,
+        *ENDS["batch_size"],
         default["batch_size"],
         key="batch_size",
         help="Rows from which each step's gradient is taken. Fewer make more steps an epoch, and noisier ones.",
@@ -306,8 +324,7 @@ def _optimizer_controls() -> OptimizerConfig:
     )
     values["weight_decay"] = right.number_input(
         "Weight decay",
-        0.0,
-        10.0,
+        *ENDS["weight_decay"],
         default["weight_decay"],
         1e-5,
         "%.2e",
@@ -329,8 +346,7 @@ def _optimizer_controls() -> OptimizerConfig:
         left, right = st.columns(2)
         values["plateau_factor"] = left.number_input(
             "Factor",
-            0.01,
-            0.99,
+            *ENDS["plateau_factor"],
             default["plateau_factor"],
             key="plateau_factor",
             help="What a plateau multiplies the learning rate with.",
@@ -338,8 +354,7 @@ def _optimizer_controls() -> OptimizerConfig:
         )
         values["plateau_patience"] = right.number_input(
             "Patience",
-            0,
-            10_000,
+            *ENDS["plateau_patience"],
             default["plateau_patience"],
             key="plateau_patience",
             help="Epochs without improvement before the rate is lowered.",

@@ -1,4 +1,4 @@
-"""A stored study on a page: what its seeds answer, their curves over epochs, and what one would write of it."""
+"""A study on a page: a sentence and a picture, and folded below them all else that its seeds say."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from emacore.charts.lines import lines
 from emacore.charts.seeds import bands as draw_bands
 from emacore.charts.seeds import histogram
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+from emacore.experiments import shipped
 from emacore.experiments.coverage import in_words as coverage_in_words
 from emacore.experiments.evidence import (
     AHEAD,
@@ -17,6 +18,8 @@ from emacore.experiments.evidence import (
     Progress,
     answers,
     bands,
+    gains_in_words,
+    headline,
     in_markdown,
     patience_of,
     per_seed,
@@ -30,8 +33,7 @@ from emacore.experiments.evidence import (
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study
-from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS_RATIO
-from emacore.tasks.regression.config import RunConfig
+from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS_RATIO, is_article
 from emacore.widgets.jobs import duration, json_button, show_state, stored
 from emacore.widgets.page import BOUND, csv_button, show_chart, show_table
 from emacore.widgets.verdicts import show_differences, show_verdicts
@@ -50,17 +52,26 @@ def draw_study(study_id: str) -> StoredRun:
     so_far = progress(history, run.config.max_epochs)
     _headline(run, study, so_far)
     if so_far.epoch:
-        _evidence(run, study, history, so_far.epoch)
-        json_button(study, "study")
+        _evidence(run, study, history)
     return run
+
+
+def draw_shipped_study() -> None:
+    """The study that comes with the package, drawn as one's own."""
+    run, history = shipped.study()
+    st.caption(
+        f":material/inventory_2: **Shipped with the app**, not trained here: {len(shipped.SEEDS)} seeds of the "
+        f"article's run, by `{shipped.COMMAND}` ({shipped.made(shipped.STUDY_FILE).partition(', ')[2]})."
+    )
+    _evidence(run, shipped.STUDY, history)
 
 
 def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
     """Progress, remaining time, and how the study ended or may end."""
     epoch, seeds = so_far.epoch, len(study.seeds)
     left = "starting"
-    if epoch:
-        left = f"{so_far.training} of {seeds} seeds still train, at most {so_far.seconds_left:,.0f} s left"
+    if so_far.left is not None:
+        left = f"{so_far.training} of {seeds} seeds still train, {so_far.left.in_words('at most')}"
         if run.config.stopping.curve != "none":
             left += "; each ends sooner by its own early stop"
     why = "you stopped it" if run.stopped == "stopped" else "every seed has ended"
@@ -71,31 +82,37 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
         so_far=f"{epoch} epochs",
         ended=f"{seeds} seeds, {epoch} epochs, {duration(run):,.1f} s: {why}.",
         what="study",
+        empty=not epoch,
     )
 
 
-def _evidence(run: StoredRun, study: Study, history: pd.DataFrame, epoch: int) -> None:
+def _evidence(run: StoredRun, study: Study, history: pd.DataFrame) -> None:
     """What the seeds say of one of the study's averages, which is chosen."""
     code, averaged = _average(study)
-    shown = st.container()  # above the two controls, whose values it needs
-    first, intervals = _controls()
+    shown = st.container()  # above the settings whose values it needs
+    with st.expander("More settings", icon=":material/tune:"):
+        first, intervals = _controls()
+        json_button(study, "study")
     table = per_seed(history, averaged, first, patience_of(study.config))
     found = answers(table, intervals)
-    st.caption(coverage_in_words(found["final"]))
+    article = is_article(study.config) and averaged == OWN
+    complete = run.state in FINAL_STATES
     with shown:
-        show_verdicts(found, table, study.config, from_code(code), complete=run.state in FINAL_STATES)
-        left, right = st.columns(2, gap="medium")
-        with left:
-            _curves(run, history, averaged, epoch)
-        with right:
-            show_differences(table, found["final"], run.id)
-        is_article = run.config == RunConfig(seed=run.config.seed) and averaged == OWN
-        _more(history, table, averaged, run.id, is_article=is_article)
-    st.subheader("Each seed")
-    show_table(table, name=f"seeds-{run.id}")
-    csv_button(history, f"history-{run.id}")
-    with st.expander("As one would write it in a paper", icon=":material/article:"):
-        st.code(in_markdown(study, found, code, table), language="markdown", wrap_lines=True)
+        st.markdown(f"**{headline(found, study.config, complete=complete)}**")
+        show_differences(table, found["final"], run.id, is_article=article)
+        with st.expander("Asked in other ways: at a fixed length, by own rules, at its best", icon=":material/rule:"):
+            show_verdicts(found, table, study.config, from_code(code), complete=complete)
+            st.markdown(gains_in_words(table, found["final"], is_article=article))
+            st.caption(coverage_in_words(found["final"]))
+        with st.expander("The curves over epochs", icon=":material/show_chart:"):
+            _curves(run, history, averaged)
+        with st.expander("Who is ahead, how steady it is, when it ended", icon=":material/bar_chart:"):
+            _more(history, table, averaged, run.id, article=article)
+        with st.expander("Each seed", icon=":material/table_rows:"):
+            show_table(table, name=f"seeds-{run.id}")
+            csv_button(history, f"history-{run.id}")
+        with st.expander("As one would write it in a paper", icon=":material/article:"):
+            st.code(in_markdown(study, found, code, table), language="markdown", wrap_lines=True)
 
 
 def _average(study: Study) -> tuple[str, str]:
@@ -128,7 +145,7 @@ def _controls() -> tuple[int, str]:
     return first, intervals
 
 
-def _curves(run: StoredRun, history: pd.DataFrame, averaged: str, epoch: int) -> None:
+def _curves(run: StoredRun, history: pd.DataFrame, averaged: str) -> None:
     scale = st.segmented_control(
         "Loss axis",
         ["log", "linear"],
@@ -148,17 +165,16 @@ def _curves(run: StoredRun, history: pd.DataFrame, averaged: str, epoch: int) ->
             y_title=f"validation loss ({run.config.metrics[0].name})",
             y_scale=scale,
         ),
-        alt_text=f"Median and 5 to 95 % of the original's and the average's validation loss over {epoch} epochs",
+        alt_text="Median and 5 to 95 % of the original's and the average's validation loss over "
+        f"{history['epoch'].max()} epochs",
         table=table,
         name=f"bands-{run.id}",
-    )
-    st.caption(
-        "Line: median; band: 5 to 95 % of the seeds that train at that epoch; grey, above: how many those are. "
-        f"{training_in_words(history)}"
+        look_for="**Look for** where the blue line crosses the orange one, and which band is narrower. Line: median; "
+        f"band: 5 to 95 % of the seeds still training; grey: how many those are. {training_in_words(history)}",
     )
 
 
-def _more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: str, *, is_article: bool) -> None:
+def _more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: str, *, article: bool) -> None:
     """How many seeds are ahead, how steady the average is, and when the seeds ended."""
     left, middle, right = st.columns(3, gap="medium")
     shares = wins(history, averaged)
@@ -179,6 +195,7 @@ def _more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: s
             "over epochs",
             table=shares,
             name=f"wins-{study_id}",
+            look_for="**Look for** the epochs at which blue is above 50 %: there the average is ahead in most seeds.",
         )
     ratios = steadiness_ratios(table)
     with middle:
@@ -186,30 +203,36 @@ def _more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: s
             histogram(
                 ratios["ratio"],
                 x_title="std. of the average / of the original",
-                rules={ARTICLES: STEADINESS_RATIO} if is_article else None,
+                rules={ARTICLES: STEADINESS_RATIO} if article else None,
                 height=280,
             ),
             alt_text="How many seeds have which ratio of the two curves' standard deviations",
             table=ratios,
             name=f"steadiness-{study_id}",
-        )
-        if is_article:
-            st.caption(
-                f"The article's run has {STEADINESS_RATIO:.2f}, from an epoch it does not state: "
+            look_for="Below 1 the average's curve is the steadier one."
+            + (
+                f" The article's run has {STEADINESS_RATIO:.2f}, from an epoch it does not state: "
                 f"{share_below(ratios['ratio'], STEADINESS_RATIO)} of these seeds have less."
-            )
+                if article
+                else ""
+            ),
+        )
     with right:
         show_chart(
             histogram(
                 table["epochs"],
                 x_title="last epoch",
-                rules={ARTICLES: LAST_EPOCH} if is_article else None,
+                whole=True,
+                rules={ARTICLES: LAST_EPOCH} if article else None,
                 height=280,
             ),
             alt_text="How many seeds ended after which epoch",
             table=table[["seed", "epochs"]],
             name=f"epochs-{study_id}",
+            look_for="Seeds that end at different epochs are compared at different lengths."
+            + (
+                f" The article's run ended at {LAST_EPOCH}: {share_below(table['epochs'], LAST_EPOCH)} ended sooner."
+                if article
+                else ""
+            ),
         )
-        if is_article:
-            less = share_below(table["epochs"], LAST_EPOCH)
-            st.caption(f"The article's run ended at {LAST_EPOCH}: {less} ended sooner.")

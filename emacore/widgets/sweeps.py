@@ -11,13 +11,15 @@ import streamlit as st
 
 from emacore.averaging.code import to_code
 from emacore.charts.heatmap import CELL, evidence_map
+from emacore.experiments import shipped
 from emacore.experiments.statistics import p_values_in_words
-from emacore.experiments.store import StoredRun
+from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study, Sweep, json_values
 from emacore.experiments.sweep import (
     Progress,
     failures,
     for_map,
+    headline,
     in_words,
     number_of_tests,
     progress,
@@ -26,10 +28,12 @@ from emacore.experiments.sweep import (
     summary,
     value_label,
 )
+from emacore.formatting import duration as told_duration
+from emacore.tasks.regression.article import is_article
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import article_schedule
 from emacore.widgets.jobs import duration, job_queue, json_button, show_state, stored
-from emacore.widgets.page import BOUND, csv_button, escaped, show_table, told
+from emacore.widgets.page import BOUND, csv_button, escaped, picture, show_table, told
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
 from emacore.widgets.verdicts import show_differences, show_verdicts
 
@@ -123,48 +127,66 @@ def draw_sweep(sweep_id: str) -> StoredRun:
         return run
     seconds = time.time() - (run.started or time.time())
     _headline(run, sweep, progress(table, sweep, seconds), seconds)
-    if table.empty:
-        return run
-    names = list(sweep.grid)
-    found = summary(table, names)
-    words = f"{in_words(found, names)} {rules_of_cells(sweep)}"
-    if len(names) != 2:
-        st.info(f"A map needs two settings; this sweep varies {len(names)}.", icon=":material/info:")
-        st.markdown(escaped(words))
-        show_table(found, name=f"cells-{sweep_id}")
-        csv_button(table, f"sweep-{sweep_id}")
-        return run
-    st.markdown(escaped(words))
-    cells = for_map(found, names)
-    _show_map(cells, sweep, sweep_id, words)
-    for error, runs in failures(table).items():
-        st.warning(f"{runs} runs could not be trained: {escaped(error)}", icon=":material/warning:")
-    _show_cell(cells["code"].tolist(), table, sweep, sweep_id)
-    st.subheader("Every cell")
-    show_table(found, name=f"cells-{sweep_id}")
-    csv_button(table, f"sweep-{sweep_id}")
-    json_button(sweep, "sweep")
+    if not table.empty:
+        _evidence(run, sweep, table)
     return run
+
+
+def draw_shipped_sweep() -> None:
+    """The sweep that comes with the package, drawn as one's own."""
+    run, table = shipped.sweep()
+    st.caption(
+        f":material/inventory_2: **Shipped with the app**, not trained here: the first question above, over "
+        f"{len(shipped.SEEDS)} seeds, by `{shipped.COMMAND}` ({shipped.made(shipped.SWEEP_FILE).partition(', ')[2]})."
+    )
+    _evidence(run, shipped.SWEEP, table)
 
 
 def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) -> None:
     """Progress, remaining time, and how the sweep ended."""
     cells = so_far.cells
-    left = f", about {so_far.seconds_left:,.0f} s left" if cells else ""
+    left = "" if so_far.left is None else f", {so_far.left.in_words()}"
     why = "you stopped it" if run.stopped == "stopped" else "every cell is trained"
     show_state(
         run,
         so_far.share,
-        progress=f"{cells} of {len(sweep.cells())} cells, {seconds:,.0f} s so far{left}.",
+        progress=f"{cells} of {len(sweep.cells())} cells, {told_duration(seconds)} so far{left}.",
         so_far=f"{cells} cells",
         ended=f"{cells} cells of {len(sweep.seeds)} seeds, {duration(run):,.1f} s: {why}.",
         what="sweep",
+        empty=not cells,
     )
+
+
+def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame) -> None:
+    """What the cells of a sweep's table say: a sentence and a map, one cell if it is chosen, and the rest folded."""
+    names = list(sweep.grid)
+    complete = run.state in FINAL_STATES
+    found = summary(table, names)
+    st.markdown(f"**{escaped(headline(found, names, complete=complete))}**")
+    if rules := rules_of_cells(sweep):
+        st.caption(f":material/rule: {escaped(rules)}")
+    words = in_words(found, names, complete=complete)
+    if len(names) == 2:
+        cells = for_map(found, names)
+        _show_map(cells, sweep, run.id, words)
+        _show_cell(cells["code"].tolist(), table, sweep, run.id, complete=complete)
+    else:
+        st.info(f"A map needs two settings; this sweep varies {len(names)}.", icon=":material/info:")
+    for error, runs in failures(table).items():
+        st.warning(f"{runs} runs could not be trained: {escaped(error)}", icon=":material/warning:")
+    with st.expander("In words, and what decides a verdict", icon=":material/rule:"):
+        st.markdown(escaped(words))
+        st.markdown(p_values_in_words(number_of_tests(found), final=complete))
+    with st.expander("Every cell", icon=":material/table_rows:", expanded=len(names) != 2):
+        show_table(found, name=f"cells-{run.id}")
+        csv_button(table, f"sweep-{run.id}")
+        json_button(sweep, "sweep")
 
 
 def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> None:
     x, y = sweep.grid
-    picture = evidence_map(
+    drawn = evidence_map(
         cells,
         [value_label(value) for value in sweep.grid[x]],
         [value_label(value) for value in sweep.grid[y]],
@@ -173,19 +195,20 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> N
         dark=st.context.theme.type == "dark",
     )
     key = f"map-{sweep_id}"
-    st.vega_lite_chart(
-        picture.data,
-        picture.spec,
-        alt=f"The median change of the final loss by averaging over {x} and {y}: {words}",
-        width="stretch",
-        on_select=partial(_take_cell, key),
-        selection_mode=CELL,
-        key=key,
-    )
+    with picture(cells, key):
+        st.vega_lite_chart(
+            drawn.data,
+            drawn.spec,
+            alt=f"The median change of the final loss by averaging over {x} and {y}: {words}",
+            width="stretch",
+            on_select=partial(_take_cell, key),
+            selection_mode=CELL,
+            key=key,
+        )
     st.caption(
-        "Each cell: the median change of the final loss by averaging, and in how many seeds the average was better. "
-        "Blue: it helps; orange: it hurts; full colour from a factor of 4 on. Hatched: no evidence of either. A click "
-        f"chooses a cell. {p_values_in_words(number_of_tests(cells))}"
+        "The median change of the final loss, and in how many seeds the average was better. **Look for** where blue "
+        "(it helps) turns to orange (it hurts), full from a factor of 4 on; hatched shows neither. A click chooses a "
+        "cell."
     )
 
 
@@ -196,7 +219,7 @@ def _take_cell(key: str) -> None:
         st.session_state["sweep_cell"] = cells[0]["code"]
 
 
-def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: str) -> None:
+def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: str, *, complete: bool) -> None:
     """A choice among the cells by their codes, and the evidence of the one that is chosen."""
     if st.session_state.get("sweep_cell") not in codes:
         st.session_state["sweep_cell"] = None
@@ -211,7 +234,7 @@ def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: st
     )
     if code is None:
         return
-    asked = questions_of(table, list(sweep.grid), codes.index(code))
+    asked = questions_of(table, list(sweep.grid), codes.index(code), complete=complete)
     cell = asked["final"]
     if cell.failed:
         return
@@ -231,7 +254,7 @@ def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: st
                 st.session_state["study"] = _study_of(Study(config, sweep.seeds))
             st.switch_page("pages/evidence.py", query_params={"study": st.session_state["study"]})
     with dots:
-        show_differences(cell.rows, compared["final"], f"{sweep_id}-cell")
+        show_differences(cell.rows, compared["final"], f"{sweep_id}-cell", is_article=is_article(config))
 
 
 def _study_of(study: Study) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
-from emacore.averaging.code import to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
@@ -25,10 +26,10 @@ from emacore.training.history import (
     steadiness,
     validation,
 )
-from emacore.widgets.jobs import duration, show_state, stored
-from emacore.widgets.page import BOUND, csv_button, show_chart, show_table
+from emacore.widgets.jobs import duration, job_choice, job_queue, show_state, shown, stored
+from emacore.widgets.page import BOUND, csv_button, put, sentence, show_chart, show_table, told
+from emacore.widgets.runs import run_state
 
-LIST_MOST = 25
 COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED}
 
 
@@ -47,20 +48,46 @@ def draw_run(run_id: str) -> StoredRun:
     return run
 
 
-def recent_runs(table: pd.DataFrame) -> None:
-    """The newest of all runs of the store."""
-    st.subheader("Recent runs")
-    shown = table.head(LIST_MOST)
-    configs = [TaskConfig.from_json(text) for text in shown["config"]]
-    listed = shown[["id", "state", "created", "epochs", "seconds", "stopped"]].assign(
-        data=[c.data.kind if isinstance(c, RunConfig) else c.task_name for c in configs],
-        optimizer=[f"{c.optimizer.name} {c.optimizer.learning_rate:g}, {c.optimizer.rate_rule}" for c in configs],
-        average=[to_code(c.schedule) for c in configs],
-        seed=[c.seed for c in configs],
-    )
-    show_table(listed, name="runs", column_config={"created": st.column_config.DatetimeColumn(format="distance")})
-    if len(table) > LIST_MOST:
-        st.caption(f"The newest {LIST_MOST} of {len(table)} runs; the others can be chosen above.")
+def start_from_run() -> None:
+    """A choice among the store's runs, and a button that brings the settings of one into the controls of a run."""
+    with told():
+        runs = job_queue().store.runs()
+    configs = dict(zip(runs["id"], map(TaskConfig.from_json, runs["config"]), strict=True))
+    ours = {run_id: config for run_id, config in configs.items() if isinstance(config, RunConfig)}
+    st.markdown("**Is it more than one draw?**")
+    if not ours:
+        st.page_link(
+            "pages/train.py", label="Train a run, and ask here what many seeds say", icon=":material/model_training:"
+        )
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = job_choice(
+            "A run of yours",
+            shown(runs[runs["id"].isin(list(ours))]),
+            "start_from",
+            index=0,
+            help="Its settings, trained with many seeds: what one run seemed to show is then more than chance, or not.",
+            width=480,
+        )
+        st.button(
+            "Start from this run",
+            icon=":material/conversion_path:",
+            on_click=partial(_take_settings, ours[chosen]),
+            help="Brings its settings into the controls above. Then press Start.",
+        )
+
+
+def _take_settings(config: RunConfig) -> None:
+    """Show a run's settings in the controls: a callback."""
+    try:
+        state = run_state(config)
+    except ValueError as error:
+        st.toast(sentence(error), icon=":material/error:")
+        return
+    if config.data.path is not None:
+        state["own_data_path"] = config.data.path
+    put(state)
+    st.toast("The settings are those of the run now. Press **Start**.", icon=":material/conversion_path:")
 
 
 def _is_over(run: StoredRun) -> bool:
@@ -76,9 +103,9 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
     )
     left = "starting"
     if epoch:
-        seconds, pace = remaining(history, most)
+        time_left, pace = remaining(history, most)
         each = f"{pace:,.1f} s" if pace >= 0.5 else f"{1000 * pace:.3g} ms"
-        left = f"at most {seconds:,.0f} s left ({each} an epoch)"
+        left = f"{time_left.in_words('at most')} ({each} an epoch)"
         if stopping.curve != "none":
             waited = epochs_without_best(history, stopping.curve)
             left += f"; ends sooner after {patience}, {waited} so far"
@@ -95,6 +122,7 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         so_far=f"{epoch} epochs",
         ended=f"Ended after {epoch} epochs and {duration(run):,.1f} s: {why}.",
         what="run",
+        empty=not epoch,
     )
 
 

@@ -10,7 +10,7 @@ import streamlit as st
 
 from emacore.averaging.schedules import Schedule
 from emacore.charts.seeds import differences
-from emacore.experiments.evidence import QUESTIONS, chosen_in_words, gains_in_words, rules_in_words
+from emacore.experiments.evidence import QUESTIONS, chosen_in_words, rules_in_words
 from emacore.experiments.statistics import Corrected, PairedComparison, gains, kind_of, verdict
 from emacore.tasks.regression.article import FINAL
 from emacore.training.config import TaskConfig
@@ -53,13 +53,19 @@ def show_verdicts(
     st.caption(chosen_in_words(table, found, config))
 
 
-def show_differences(table: pd.DataFrame, comparison: PairedComparison, name: str) -> None:
+def show_differences(table: pd.DataFrame, comparison: PairedComparison, name: str, *, is_article: bool = False) -> None:
+    """One dot a seed.
+
+    Args:
+        is_article: Whether the settings are the article's, so that its one run belongs among them.
+    """
     gain = 100 * gains(table["final_original"], table["final_averaged"])
     shown = pd.DataFrame({"seed": table["seed"], "gain": gain})
     median = comparison.median
-    rules = {"the article's run": float(FINAL["improvement"][0])}
+    rules = {"the article's run": float(FINAL["improvement"][0])} if is_article else {}
     if comparison.pairs:
         rules["median"] = 100 * median.estimate
+    shaded = "" if np.isnan(median.low) else ", and whether the shaded 95 % interval of the median holds it"
     show_chart(
         differences(
             shown,
@@ -70,6 +76,6 @@ def show_differences(table: pd.DataFrame, comparison: PairedComparison, name: st
         alt_text=f"The gain in the final loss of each of {len(shown)} seeds, in order; {comparison.wins} above zero",
         table=shown,
         name=f"differences-{name}",
+        look_for=f"Each dot is a seed. **Look for** how many lie to the right of 0 (blue: its average ended "
+        f"better){shaded}.",
     )
-    shaded = "" if np.isnan(median.low) else "Shaded: the 95 % interval of the median. "
-    st.caption(f"{shaded}{gains_in_words(table, comparison)}")

@@ -1,7 +1,10 @@
 """Schedules of every family, with settings of every kind, for Hypothesis."""
 
+from dataclasses import fields
+
 from hypothesis import strategies as st
 
+from emacore.averaging import families, schedules
 from emacore.averaging.families import (
     BiasCorrected,
     Constant,
@@ -46,3 +49,35 @@ SOLVABLE = [
     PowerFunction(gamma=1),
     UniformAverage(update_every=5),
 ]
+
+
+UNIT = st.sampled_from([0.0, 5e-324, 1e-300, 1e-16, 0.1, 0.5, 1 - 1e-9, schedules.LARGEST_DECAY, 1.0, 0, 1])
+
+
+POSITIVE = st.sampled_from([1e-100, 1e-12, 1.0, 10**30, 1e100])
+
+
+WHOLE = st.sampled_from([0, 1, 2, 7, 199, 200, 10**6, schedules.MOST_CALLS])
+
+
+#: The edges of what each setting may be, and some values between.
+EDGES = {
+    "beta": UNIT,
+    "min_value": UNIT,
+    "inv_gamma": POSITIVE,
+    "power": POSITIVE,
+    "tau": POSITIVE,
+    "gamma": st.one_of(st.none(), st.sampled_from([0, 0.0, 1e-12, 1.0, 10**30, 1e100])),
+    "sigma_rel": st.sampled_from([1e-100, 1e-12, 0.1, families.MAX_SIGMA_REL]),
+    "update_after_step": WHOLE,
+    "update_every": WHOLE.filter(bool),
+}
+
+
+@st.composite
+def extremes(draw):
+    family = draw(st.sampled_from(sorted(schedules.FAMILIES)))
+    settings = {f.name: draw(EDGES[f.name]) for f in fields(schedules.FAMILIES[family])}
+    if settings.get("gamma") is not None:
+        settings["sigma_rel"] = None
+    return schedules.FAMILIES[family](**settings)

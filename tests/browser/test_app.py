@@ -66,6 +66,13 @@ def test_settings_outlive_a_page_change(server, page):
     page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
     settled(page)
     assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
+    page.get_by_role("link", name="Low-pass filter").click()
+    page.get_by_role("heading", name="Low-pass filter", level=1).wait_for()
+    page.go_back()
+    page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
+    settled(page)
+    assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
+    assert page.url.endswith("decay_schedule?power=1.25")
 
 
 def test_overview_moves_by_itself_and_leads_to_evidence(server, page):
@@ -265,15 +272,22 @@ def test_what_is_computed_is_drawn_in_its_colour(server, page, path, colours):
         wait_for(lambda colour=colour: drawn(chart, colour) > 150)
 
 
-def test_every_chart_has_a_text_for_those_who_cannot_see_it(server, page):
+def test_every_page_has_a_name_and_every_chart_a_text_and_nothing_is_asked_of_other_hosts(server, page):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    titles = set()
     for name in PAGES[:3]:
         page.goto(f"{server.url}/{name}")
         settled(page)
+        titles.add(page.title())
         charts = page.locator("[data-testid=stVegaLiteChart]")
         described = page.locator(
             "[data-testid=stVegaLiteChart] [aria-label], [data-testid=stVegaLiteChart][aria-label]"
         )
         assert described.count() >= charts.count() > 0
+    assert len(titles) == 3
+    assert len(asked) > 10
+    assert {url for url in asked if not url.startswith((server.url, "data:", "blob:"))} == set()
 
 
 def test_a_killed_server_keeps_what_was_trained(tmp_path, page):

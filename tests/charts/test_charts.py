@@ -7,7 +7,7 @@ from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
-from emacore.charts.seeds import bands, differences, histogram
+from emacore.charts.seeds import bands, bins, differences, histogram
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
 from emacore.charts.tradeoff import tradeoff
 
@@ -194,10 +194,53 @@ def test_bands_and_histograms():
     for part in (strip, *counts):
         assert part["transform"][0]["aggregate"] == [{"op": "min", "field": "seeds", "as": "seeds"}]
         assert part["encoding"]["y"]["scale"] is None, "in pixels, beside the scale of the losses"
-    assert histogram(pd.Series([1.0, np.nan, np.inf, 2.0]), x_title="x").data["value"].tolist() == [1.0, 2.0]
+    assert histogram(pd.Series([1.0, np.nan, np.inf, 2.0]), x_title="x").data["seeds"].tolist() == [1, 1]
     ruled = histogram(pd.Series([1.0, 2.0]), x_title="x", rules={"theirs": 1.5}).spec["layer"]
     assert ruled[1]["data"]["values"] == ruled[2]["data"]["values"] == [{"at": 1.5, "label": "theirs"}]
     assert histogram(pd.Series([1.0]), x_title="x").spec["layer"][1]["data"]["values"] == []
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_value_lies_in_the_bin_that_counts_it(whole):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        scale = 10.0 ** rng.integers(0 if whole else -8, 6)
+        values = rng.choice([-1, 1]) * scale * (rng.random() * 10 + rng.random(rng.integers(1, 60)))
+        values = np.round(values) if whole else values
+        if rng.random() < 0.3:
+            values[:] = values[0]
+        table = bins(values, whole=whole)
+        counts = [int(((values >= row.low) & (values < row.high)).sum()) for row in table.itertuples()]
+        assert table["seeds"].tolist() == counts
+        assert sum(counts) == len(values)
+        width = (table["high"] - table["low"]).to_numpy()
+        assert (width > 0).all()
+        np.testing.assert_allclose(width, width[0], rtol=1e-6)
+        assert (table["high"].iloc[-1] - table["low"].iloc[0]) / width[0] <= 25.5
+        if whole:
+            assert not (table[["low", "high"]].to_numpy() % 1 - 0.5).any(), "half way between whole numbers"
+
+
+def test_seeds_that_all_end_at_the_same_epoch_are_one_bar_at_it():
+    table = histogram(pd.Series([60] * 32), x_title="last epoch", whole=True).data
+    assert table.to_dict("records") == [{"low": 59.5, "high": 60.5, "seeds": 32, "label": "60"}]
+    assert bins([80, 83, 110], whole=True)["label"].tolist() == ["80 to 81", "82 to 83", "110 to 111"]
+    assert bins([0.0, 0.0])["seeds"].tolist() == [2]
+    assert bins([np.nan]).empty
+    assert len(bins([0.5] * 3)) == len(bins([1e-9] * 3)) == 1
+
+
+def test_axes_that_count_have_whole_numbers_only():
+    table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": 1.0, "median": 2.0, "high": 3.0, "seeds": 8})
+    gains = pd.DataFrame({"seed": [1, 2], "gain": [1.0, 2.0]})
+    bar = histogram(pd.Series([3, 4]), x_title="last epoch", whole=True).spec["layer"][0]["encoding"]
+    axes = [
+        bands(table, {"a": ORIGINAL}, y_title="loss").spec["layer"][0]["layer"][0]["encoding"]["x"]["axis"],
+        differences(gains, x_title="gain", interval=(0.0, 1.0), rules={}).spec["layer"][4]["encoding"]["y"]["axis"],
+        bar["x"]["axis"],
+        bar["y"]["axis"],
+    ]
+    assert axes == [{"format": ",d", "tickMinStep": 1}] * 4
 
 
 def test_a_tradeoff_leaves_the_picture_far_below_its_lowest_average():

@@ -40,10 +40,10 @@ def test_a_name_is_at_the_last_point_that_the_axes_can_show():
         index=[0] * 8,
     )
     rows = names_at_ends(table, "step", "loss", "curve", height=300, x_scale="log", y_scale="log")
-    assert [(row["name"], row["x"], round(row["y"], 9), row["early"]) for row in rows] == [
-        ("whole", 100, 2, False),
-        ("diverged", 10, 3, False),
-        ("short", 2, 0.5, True),
+    assert [(row["name"], row["x"], round(row["y"], 9)) for row in rows] == [
+        ("whole", 100, 2),
+        ("diverged", 10, 3),
+        ("short", 2, 0.5),
     ]
     assert names_at_ends(table.assign(loss=math.nan), "step", "loss", "curve", height=300) == []
 

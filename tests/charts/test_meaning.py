@@ -186,11 +186,11 @@ def test_dots_of_seeds_are_blue_where_averaging_won_and_nothing_is_no_win():
 
 def test_a_histogram_counts_seeds():
     bars, rules, labels = histogram(pd.Series([1.0, 2.0]), x_title="loss", rules={"a": 1.5}, height=120).spec["layer"]
-    assert bars["encoding"]["y"]["aggregate"] == "count"
+    assert (bars["encoding"]["x"]["field"], bars["encoding"]["x2"]["field"]) == ("low", "high")
+    assert (bars["encoding"]["y"]["field"], bars["encoding"]["y"]["title"]) == ("seeds", "seeds")
     assert (
         bars["encoding"]["x"]["title"] == rules["encoding"]["x"]["title"] == labels["encoding"]["x"]["title"] == "loss"
     )
-    assert bars["encoding"]["x"]["bin"] == {"maxbins": 24}
     assert labels["encoding"]["y"] == {"value": -8}, "above the bars"
 
 

@@ -15,6 +15,7 @@ from emacore.experiments.evidence import (
     bands,
     chosen_in_words,
     gains_in_words,
+    headline,
     in_markdown,
     looking_at,
     per_seed,
@@ -26,7 +27,7 @@ from emacore.experiments.evidence import (
     win_curves,
     wins,
 )
-from emacore.experiments.statistics import BCA, paired_comparison
+from emacore.experiments.statistics import BCA, kind_of, paired_comparison
 from emacore.experiments.studies import Study
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.loop import EarlyStop
@@ -214,12 +215,59 @@ def test_the_share_below_a_value_counts_ties_half_and_leaves_nan_out(values, sai
 def test_how_far_a_study_is():
     rows = history(LOSSES).assign(seconds=[2.0, 4.0, 6.0, 2.0, 4.0])
     found = progress(rows, 12)
-    assert (found.epoch, found.share, found.training, found.seconds_left) == (3, 0.25, 1, 18.0)
+    assert (found.epoch, found.share, found.training, found.left.seconds) == (3, 0.25, 1, 18.0)
     early = progress(rows[rows["epoch"] < 3], 2)
-    assert (early.epoch, early.share, early.training, early.seconds_left) == (2, 1.0, 2, 0.0)
+    assert (early.epoch, early.share, early.training, early.left.seconds) == (2, 1.0, 2, 0.0)
     nothing = progress(rows.iloc[:0], 12)
     assert (nothing.epoch, nothing.share, nothing.training) == (0, 0.0, 0)
-    assert np.isnan(nothing.seconds_left)
+    assert nothing.left is None
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (0.8, "averaging lowers the final loss by 20 % in the median (the average was better in 12)"),
+        (1.2, "averaging raises the final loss by 20 % in the median (the average was better in 0)"),
+        (1.0, "no difference in the final loss is shown (median gain 0 %; the average was better in 0)"),
+    ],
+)
+def test_the_answers_in_one_sentence(factor, said):
+    table = pd.DataFrame({"final_original": np.arange(1.0, 13)}).assign(
+        final_averaged=lambda t: factor * t["final_original"],
+        steadiness_original=1.0,
+        steadiness_averaged=np.linspace(0.5, 0.6, 12),
+    )
+    sentence = headline(answers(table), FREE)
+    assert sentence == f"Over 12 seeds, {said}; its curve is steadier in 12 of 12."
+    assert headline(answers(table), FREE, complete=False).startswith("So far, over 12 seeds, ")
+    by_stop = headline(answers(table), RunConfig())
+    assert "at an end that an early stop chose by the average's loss)" in by_stop
+    assert "at an end that an early stop chose by the original's loss)" in headline(answers(table), ON_ORIGINAL)
+    few = headline(answers(table[:3].drop(columns=["steadiness_original", "steadiness_averaged"])), FREE)
+    assert few.startswith("Over 3 seeds, nothing can be told of the final loss (")
+    plateau = RunConfig(stopping=StoppingConfig("none"))
+    assert "while the learning rate followed the average's loss)" in headline(answers(table), plateau)
+
+
+def test_the_one_sentence_follows_the_numbers():
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        original, averaged = drawn_pairs(rng)
+        one = paired_comparison(original, averaged)
+        sentence = headline({"final": one}, FREE)
+        no_empty_words(sentence)
+        kind = kind_of(one)
+        assert ("lowers the final loss" in sentence) == (kind == "helps")
+        assert ("raises the final loss" in sentence) == (kind == "hurts")
+        assert f"better in {one.wins})" in sentence
+        assert ("in the median" in sentence or "median gain" in sentence) == (one.pairs > 0)
+
+
+def test_the_articles_one_run_stands_beside_its_own_settings_only():
+    table = pd.DataFrame({"seed": range(4), "final_original": 1.0, "final_averaged": [0.7, 0.9, 0.9, 1.0]})
+    one = answers(table)["final"]
+    assert "article" not in gains_in_words(table, one)
+    assert "one run gained 20 %: 75 % of these 4 seeds gained less" in gains_in_words(table, one, is_article=True)
 
 
 def test_what_one_would_write():

@@ -322,3 +322,48 @@ def test_a_study_trains_in_a_worker_and_stops(tmp_path):
         wait_for(lambda: queue.store.result(endless).state == "stopped")
     finally:
         queue.close()
+
+
+@pytest.fixture
+def unattended(tmp_path, monkeypatch):
+    """A queue whose workers are only counted."""
+    started = []
+    monkeypatch.setattr(JobQueue, "tend", lambda self, *, warm=False: started.append(self))
+    return JobQueue(RunStore(tmp_path)), started
+
+
+@pytest.mark.parametrize(("value", "trains"), [(None, True), ("1", True), ("", True), ("0", False), (" 0 ", False)])
+def test_the_server_trains_an_example_unless_it_is_told_not_to(unattended, monkeypatch, value, trains):
+    queue, started = unattended
+    monkeypatch.delenv("EMACORE_EXAMPLE") if value is None else monkeypatch.setenv("EMACORE_EXAMPLE", value)
+    before = len(started)
+    queue.train_example()
+    runs = queue.store.runs()
+    assert len(runs) == len(started) - before == int(trains)
+    if trains:
+        assert queue.store.result(runs["id"][0]).job == RunConfig()
+        queue.train_example()
+        queue.store.delete(runs["id"][0])
+        queue.train_example()
+        assert queue.store.runs().empty
+
+
+@pytest.mark.slow
+def test_the_example_gives_way_to_a_persons_run_and_is_trained_after_it(queue, monkeypatch):
+    monkeypatch.setenv("EMACORE_EXAMPLE", "1")
+    store = queue.store
+    queue.train_example()
+    (example,) = store.runs()["id"]
+    wait_for(lambda: len(store.history(example)) >= 2)
+    assert open_run(store.recording(example)).epoch_ends
+    mine = queue.submit(replace(QUICK, seed=1))
+    wait_for(lambda: store.result(mine).state == "done", 20)
+    assert store.result(mine).started < store.result(mine).finished
+    assert store.result(example).state in ("queued", "running")
+    wait_for(lambda: store.result(example).state == "done", 120)
+    assert store.result(example).started >= store.result(mine).finished - 1
+    history = store.history(example)
+    assert history["epoch"].tolist() == list(range(1, len(history) + 1))
+    final = open_run(store.recording(example)).final({"own": RunConfig().schedule})
+    assert final["loss"][0] == pytest.approx(history["val_loss_ema"].iloc[-1], rel=1e-4)
+    assert store.result(example).stopped == "early stop"

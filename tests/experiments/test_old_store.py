@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from emacore.averaging.families import Constant, InversePower
+from emacore.experiments.names import PERSON
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep
 from emacore.tasks import open_run
@@ -43,6 +44,17 @@ def test_its_runs_studies_and_sweeps_are_read(store):
     assert len(store.history(study)) == 8
     assert isinstance(store.result(sweep).job, Sweep)
     assert store.history(sweep)["optimizer.learning_rate"].tolist() == [0.001, 0.001, 0.01, 0.01]
+
+
+def test_its_jobs_can_be_named_and_deleted(store):
+    table = store.jobs()
+    assert sorted(table["kind"]) == ["run", "study", "sweep"]
+    assert table["asked"].tolist() == [PERSON] * 3
+    for job_id in table["id"]:
+        store.rename(job_id, "old")
+        assert store.result(job_id).name == "old"
+        store.delete(job_id)
+    assert store.jobs().empty
 
 
 def test_its_recording_is_replayed(store):

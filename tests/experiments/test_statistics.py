@@ -19,6 +19,7 @@ from emacore.experiments.statistics import (
     gains,
     holm,
     kind_of,
+    p_values_in_words,
     paired_comparison,
     seeds_in_words,
     seeds_needed,
@@ -26,6 +27,7 @@ from emacore.experiments.statistics import (
 )
 from emacore.experiments.statistics import _mean as mean_interval
 from emacore.experiments.statistics import _median as median_interval
+from emacore.formatting import p_value
 from tests.experiments.conftest import INF, NAN, drawn_pairs, no_empty_words
 
 
@@ -165,6 +167,27 @@ def test_holm_by_hand_and_by_what_it_promises():
     rng = np.random.default_rng(0)
     families = np.array([holm(row).min() < 0.05 for row in rng.random((4000, 10))])
     assert families.mean() == pytest.approx(0.05, abs=0.015)
+
+
+def test_a_corrected_p_stays_or_grows_with_each_further_test():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        p_values = rng.random(rng.integers(1, 12)) ** 4
+        so_far = holm(p_values[:-1])
+        assert (holm(p_values)[:-1] >= so_far).all()
+
+
+def test_it_is_told_beside_a_p_value_what_it_is_corrected_for():
+    rng = np.random.default_rng(2)
+    one, other = (paired_comparison(np.ones(12), 1 - 0.1 * rng.random(12)) for _ in range(2))
+    assert f"Wilcoxon p {p_value(one.wilcoxon_p)}, corrected for no other test; averaging" in verdict(one)
+    among = corrected([one, other])[0]
+    assert f", p {p_value(among.p)} corrected for 2 tests; averaging" in verdict(one, among=among)
+    early = corrected([one], final=False)[0]
+    assert "corrected for the 1 test so far, with more to come; averaging" in verdict(one, among=early)
+    assert "Only the 2 tests so far are counted" in p_values_in_words(2, final=False)
+    assert "so far" not in p_values_in_words(2)
+    assert "at most one test here so far" in p_values_in_words(1, final=False)
 
 
 @pytest.mark.parametrize(

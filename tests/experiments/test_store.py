@@ -1,9 +1,11 @@
+import json
 import multiprocessing
 import os
 import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pandas as pd
@@ -12,8 +14,10 @@ import pytest
 from emacore import RunConfig
 from emacore.averaging.families import Constant
 from emacore.experiments import store as store_module
+from emacore.experiments.names import PERSON, SERVER
 from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder, worker_name
 from emacore.experiments.studies import Study, Sweep
+from emacore.tasks.regression.config import DataConfig
 from emacore.training.history import columns
 
 CONFIG = RunConfig()
@@ -306,13 +310,154 @@ def test_the_cells_of_a_sweep_come_in_the_grids_order_whichever_was_done_first(s
     assert store.history(sweep_id).to_dict("records") == cells
 
 
-def test_a_store_of_the_first_format_is_taken_over(tmp_path):
+@pytest.mark.parametrize(("version", "missing"), [(1, ("kind", "name", "asked")), (3, ("name", "asked"))])
+def test_a_store_of_an_older_format_is_taken_over(tmp_path, version, missing):
     store = RunStore(tmp_path)
     run_id = store.create(CONFIG)
     with sqlite3.connect(store.path) as connection:
-        connection.execute("ALTER TABLE runs DROP COLUMN kind")
-        connection.execute("PRAGMA user_version = 1")
-    taken = RunStore(tmp_path)
+        for column in missing:
+            connection.execute(f"ALTER TABLE runs DROP COLUMN {column}")
+        connection.execute("DROP TABLE once")
+        connection.execute(f"PRAGMA user_version = {version}")
+    with ThreadPoolExecutor(4) as programs:  # that open it at once
+        taken = list(programs.map(RunStore, [tmp_path] * 4)).pop()
     assert taken.runs()["id"].tolist() == [run_id]
     assert taken.studies().empty
     assert RunStore(tmp_path).result(taken.create(STUDY)).job == STUDY
+    taken.rename(run_id, "mine")
+    assert (taken.result(run_id).name, taken.result(run_id).asked) == ("mine", PERSON)
+
+
+def test_jobs_of_all_kinds_in_one_list(store):
+    sweep = Sweep(CONFIG, {"max_epochs": [1, 2]}, (0,))
+    ids = [store.create(job) for job in (CONFIG, STUDY, sweep)]
+    assert store.jobs()["id"].tolist() == ids[::-1]
+    assert store.jobs()["kind"].tolist() == ["sweep", "study", "run"]
+    store.claim(ME, 9)
+    store.append(ids[0], ME, row(1))
+    store.append(ids[0], ME, row(2, val_loss_ema=0.125))
+    table = store.jobs().set_index("id")
+    assert json.loads(table.loc[ids[0], "last"])["val_loss_ema"] == 0.125
+    assert table["last"].isna().tolist() == [True, True, False]
+    assert table["epochs"].tolist() == [0, 0, 2]
+
+
+def test_renaming(store):
+    run_id = store.create(CONFIG)
+    assert store.runs()["name"].isna().all()
+    store.rename(run_id, "  the\n good\tone ")
+    assert store.runs()["name"].tolist() == [store.result(run_id).name] == ["the good one"]
+    with pytest.raises(StoreError, match="at most 80 letters; this one has 81"):
+        store.rename(run_id, "x" * 81)
+    with pytest.raises(StoreError, match="no run 'nothing'"):
+        store.rename("nothing", "x")
+    assert store.result(run_id).name == "the good one"
+    store.rename(run_id, " ")
+    assert store.result(run_id).name is None
+
+
+def test_a_table_goes_with_the_last_job_that_uses_it(store):
+    table, other = store.add_table(b"a,b\n1,2\n"), store.add_table(b"a,b\n3,4\n")
+
+    def on(path):
+        return replace(CONFIG, data=DataConfig("csv", path=str(path), target="b"))
+
+    run_id, study_id = store.create(on(table)), store.create(Study(on(table), (0, 1)))
+    third = store.create(on(other))
+    store.delete(run_id)
+    assert table.exists()
+    store.delete(study_id)
+    assert (table.exists(), other.exists()) == (False, True)
+    other.unlink()  # by hand
+    store.delete(third)
+
+
+def test_the_cells_of_a_sweep_go_with_it_unless_another_has_them(store):
+    one = Sweep(CONFIG, {"max_epochs": [1, 2, 3]}, (0, 1))
+    other = Sweep(CONFIG, {"max_epochs": [3, 4]}, (0, 1))
+    ids = [store.create(one), store.create(other)]
+    for key in {*one.cell_keys(), *other.cell_keys()}:
+        store.add_cell(key, [{"seed": 0}])
+    store.delete(ids[0])
+    assert [store.cell(key) is None for key in one.cell_keys()] == [True, True, False]
+    assert [store.cell(key) is None for key in other.cell_keys()] == [False, False]
+
+
+def test_what_nobody_asked_for_is_entered_once(store):
+    run_id = store.create_once("example", CONFIG)
+    assert (store.result(run_id).asked, store.result(run_id).job) == (SERVER, CONFIG)
+    assert store.create_once("example", CONFIG) is None
+    store.delete(run_id)
+    assert store.create_once("example", CONFIG) is None
+    assert store.runs().empty
+
+
+def test_it_is_entered_once_by_many_servers(tmp_path):
+    def serve(_):
+        return RunStore(tmp_path).create_once("example", CONFIG)
+
+    with ThreadPoolExecutor(8) as servers:
+        found = list(servers.map(serve, range(16)))
+    assert len(set(found)) == 2
+    assert RunStore(tmp_path).runs()["id"].tolist() == [run_id for run_id in found if run_id]
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "done"])
+def test_it_is_not_entered_where_there_is_a_run_to_look_at(store, state):
+    run_id = store.create(CONFIG)
+    if state != "queued":
+        store.claim(ME, 9)
+    if state == "done":
+        store.finish(run_id, ME, "done")
+    assert store.create_once("example", CONFIG) is None
+    store.request_stop(run_id)
+    if state == "running":
+        store.finish(run_id, ME, "failed")
+    if state != "done":
+        assert store.create_once("example", CONFIG) is not None
+
+
+def test_it_waits_for_all_that_people_asked_for(store):
+    example, first, second = store.create_once("example", CONFIG), store.create(CONFIG), store.create(STUDY)
+    assert [store.claim(ME, 9)[0] for _ in range(3)] == [first, second, example]
+
+
+def test_it_gives_way_and_begins_anew_once_nobody_waits(store):
+    example = store.create_once("example", CONFIG)
+    assert store.claim(ME, 1)[0] == example
+    store.append(example, ME, row(1))
+    store.recording(example).mkdir(parents=True)
+    assert not store.beat(example, ME)
+    mine = store.create(CONFIG)
+    assert store.beat(example, ME)
+    store.finish(example, ME, "stopped", stopped="stopped")
+    assert store.result(example).state == "queued"
+    assert store.history(example).empty
+    assert not store.recording(example).exists()
+    assert store.claim(ME, 1)[0] == mine
+    assert not store.beat(mine, ME)
+    store.create(CONFIG)
+    assert not store.beat(mine, ME)  # what people asked for never gives way
+    store.finish(mine, ME, "done")
+    store.request_stop(store.claim(ME, 1)[0])
+    assert store.result(example).state == "queued"
+
+
+def test_it_ends_where_a_person_stops_it_and_begins_anew_where_its_worker_went_away(store):
+    example = store.create_once("example", CONFIG)
+    store.claim(ME, 1)
+    store.append(example, ME, row(1))
+    store.finish(example, ME, "interrupted")
+    assert store.result(example).state == "queued"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    store.claim(worker_name(gone.pid, "x"), 1)
+    store.interrupt_abandoned()
+    assert store.result(example).state == "queued"
+    store.claim(ME, 1)
+    store.append(example, ME, row(1))
+    store.request_stop(example)
+    assert store.beat(example, ME)
+    store.finish(example, ME, "stopped", stopped="stopped")
+    assert store.result(example).state == "stopped"
+    assert len(store.history(example)) == 1

@@ -24,6 +24,7 @@ from emacore.experiments.sweep import (
     cells_of,
     failures,
     for_map,
+    headline,
     in_words,
     number_of_tests,
     progress,
@@ -129,7 +130,7 @@ def test_cells_that_differ_in_their_average_share_a_training(table, monkeypatch)
     alone = [sweep(CONFIG, GRID | {"schedule": [code]}, SEEDS, workers=1) for code in GRID["schedule"]]
     order = ["optimizer.learning_rate", "schedule"]
     alone = pd.concat(alone).sort_values(order, kind="stable", ignore_index=True)
-    columns = [name for name in shared if name != "seconds"]
+    columns = [name for name in shared if name not in ("seconds", "elapsed")]
     pd.testing.assert_frame_equal(shared[columns], alone[columns], rtol=1e-4)
     jobs.clear()
     looking = replace(CONFIG, stopping=StoppingConfig("ema"), max_epochs=1)
@@ -196,6 +197,35 @@ def test_a_summary_of_the_cells():
     assert "averaging won in 0 of 12 seeds" in said
     ruined = found.assign(median_gain=[0.3, 0.0, -99.0])
     assert "the final loss is 100 times the original's" in in_words(ruined, ["a"])
+
+
+def test_the_cells_in_one_sentence():
+    columns = {"a": [1, 2, 3], "b": 5, "seeds": 12, "test": [1, 2, 3], "wilcoxon_p": 0.01}
+    found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain": [0.1, 0.6, -99.0]})
+    assert headline(found, ["a", "b"]) == (
+        "Of 3 cells, 12 seeds each, averaging helps in 2, most at a 2, b 5 (median final loss 60 % lower) and hurts in "
+        "1, most at a 3, b 5 (median final loss 100 times the original's)."
+    )
+    assert headline(found, ["a", "b"], complete=False).startswith("Of the 3 cells so far, 12 seeds each, ")
+    one = found.assign(verdict=["helps", "unclear", "cannot tell"])
+    assert headline(one, ["a", "b"]).endswith(
+        "averaging helps in 1, most at a 1, b 5 (median final loss 10 % lower); 2 show neither."
+    )
+    none = found.assign(verdict="no difference shown")
+    assert headline(none, ["a", "b"]) == "Of 3 cells, 12 seeds each, none shows whether averaging helps or hurts."
+    same = found.assign(test=[1, 1, 2], verdict=["helps", "helps", "hurts"])
+    assert headline(same, ["a", "b"]).startswith("Of 2 different cells, 12 seeds each, averaging helps in 1, most at")
+
+
+def test_cells_of_a_sweep_that_still_trains_say_so():
+    rng = np.random.default_rng(4)
+    table, _ = drawn_table(rng)
+    found = summary(table, ["a", "b"])
+    assert "(p-values corrected after Holm for the" in in_words(found, ["a", "b"], complete=False)
+    assert "so far, with more to come)" in in_words(found, ["a", "b"], complete=False)
+    for one in questions_of(table, ["a", "b"], 0, complete=False).values():
+        assert not one.among.final
+    assert questions_of(table, ["a", "b"], 0)["final"].among.final
 
 
 def drawn_table(rng):
@@ -295,15 +325,38 @@ def test_how_far_a_sweep_is_and_what_failed():
     ]
     table = pd.DataFrame(rows)
     found = progress(table[:2], job, 5.0)
-    assert (found.cells, found.share, found.seconds_left) == (1, 0.25, 15.0)
+    assert (found.cells, found.share) == (1, 0.25)
+    assert found.left.seconds == pytest.approx(25.0), "each of its cells of two epochs takes twice as long"
     found = progress(table, job, 5.0)
-    assert (found.cells, found.share, found.seconds_left) == (2, 0.5, 5.0)
+    assert (found.cells, found.share, found.left.seconds) == (2, 0.5, pytest.approx(5.0))
     nothing = progress(table[:0], job, 5.0)
-    assert (nothing.cells, nothing.share) == (0, 0.0)
-    assert np.isnan(nothing.seconds_left)
+    assert (nothing.cells, nothing.share, nothing.left) == (0, 0.0, None)
     assert list(failures(table).items()) == [("late", 2), ("early", 1)]
     without_numbers = table.assign(final_original=np.nan, final_averaged=np.nan)
     assert [cell.failed for cell in cells_of(without_numbers, list(job.grid))] == [False, True]
+
+
+def test_the_time_a_sweep_still_takes_does_not_count_up():
+    job = Sweep(CONFIG, {"network.widths": [[4], [8]], "max_epochs": [1, 3, 4]}, (0, 1))
+    ends = [2.0, 8.0, 16.0, 18.5, 30.0, 60.0]
+    cells = [dict(settings) | {"elapsed": end} for (settings, _), end in zip(job.cells(), ends, strict=True)]
+    table = pd.DataFrame([cell | {"seed": seed} for cell in cells for seed in job.seeds])
+    looks = []
+    for second in range(60):
+        done = sum(end <= second for end in ends)
+        found = progress(table[: 2 * done], job, float(second))
+        if done:
+            looks.append(found.left)
+        else:
+            assert found.left is None
+    assert looks[0] == looks[5] == (pytest.approx(30.0), False), "a sixteenth of the steps took two seconds"
+    assert looks[14] == (pytest.approx(16.0), False), "at the same pace as long as its first half"
+    seconds = [left.seconds for left in looks]
+    assert seconds == sorted(seconds, reverse=True)
+    assert looks[-1] == (pytest.approx(30.0 / 3), False)
+    cached = table.assign(elapsed=[0.0] * 6 + [8.0] * 2 + [16.0] * 4)
+    assert progress(cached[:6], job, 1.0).left is None, "nothing was trained yet"
+    assert progress(cached[:8], job, 9.0).left.seconds == pytest.approx(8.0 * 7)
 
 
 def test_how_many_trainings_a_sweep_takes_is_told():

@@ -17,7 +17,7 @@ def answer(app):
 
 def test_the_articles_settings_say_that_beta_never_acts(open_page):
     app = open_page("decay_schedule")
-    assert "beta = 0.999 is never reached in this run: the decay ends at 0.996534" in texts(app)
+    assert "beta = 0.999 is never reached in this run: the decay ends at 0.99653" in texts(app)
     reached = app.dataframe[1].value.set_index("decay")
     assert reached.loc["0.99", "first step"] == 1099
     assert reached.loc["beta = 0.999", "in this run"] == "no, too short"

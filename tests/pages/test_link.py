@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from emacore.experiments.store import RunStore
 from emacore.widgets.link import FREE_TEXT
 from tests.pages.conftest import APP, enter_recorded, enter_run, enter_study, enter_sweep, run, texts
 
@@ -22,6 +23,7 @@ PAGES = {
     "what_if": [{"view": "Weight space"}, {"view": "For my run"}],
     "evidence": [{}],
     "where_it_helps": [{"optimizer": "sgd"}],
+    "runs": [{}],
 }
 NEVER = ["inf", "-inf", "nan", "1e400", "-1e30", "9" * 400, "", "many", "2020-01-01"]
 ENTER = {
@@ -29,6 +31,7 @@ ENTER = {
     "what_if": enter_recorded,
     "evidence": enter_study,
     "where_it_helps": enter_sweep,
+    "runs": enter_sweep,
 }
 
 
@@ -156,5 +159,36 @@ def test_free_text_may_say_inf(open_page):
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("text_input", "text_area"):
                 keys |= {ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "key"}
-    assert keys == {"'widths'", "_values_key(name)"}
-    assert {"widths", "values_"} < set(FREE_TEXT)
+    assert keys == {"'widths'", "_values_key(name)", "'find_job'", "key"}  # the last one, of a name, is no setting
+    assert {"widths", "values_", "find_job"} < set(FREE_TEXT)
+
+
+def test_a_choice_of_a_job_is_in_the_link_by_its_id_whatever_it_is_called(open_page, home):
+    older, newer = enter_run(home, epochs=2), enter_run(home, epochs=2)
+    app = open_page("train")
+    picker = app.get_by_key("pick-run")
+    assert picker.value is None
+    assert "The newest: regression, Adam 0.001 plateau" in picker.placeholder
+    assert "run" not in app.query_params
+    assert len(set(picker.options)) == 2
+    assert all(" · done · just now · loss " in option for option in picker.options)
+    picker.set_value(older)
+    assert run(app).query_params["run"] == older
+    RunStore(home).rename(older, "mine")
+    assert run(app).get_by_key("pick-run").value == older
+    assert any(option.startswith("mine · done") for option in app.get_by_key("pick-run").options)
+    app.query_params["run"] = newer  # as Back does
+    assert run(app).get_by_key("pick-run").value == newer
+    del app.query_params["run"]
+    assert run(app).get_by_key("pick-run").value is None
+    app.session_state["run"] = older  # as a button does that starts one
+    assert run(app).query_params["run"] == older
+
+
+def test_a_choice_outlives_a_page_change(open_page, home):
+    older, _ = enter_run(home, epochs=2), enter_run(home, epochs=2)
+    app = open_page("train", run=older)
+    app.session_state["link_visit"] += 1  # another page was here
+    del app.query_params["run"]
+    assert run(app).get_by_key("pick-run").value == older
+    assert app.query_params["run"] == older

@@ -11,10 +11,11 @@ from emacore import RunConfig, train
 from emacore.averaging.families import Constant
 from emacore.experiments import jobs, store
 from emacore.experiments.store import RunStore
+from emacore.experiments.studies import Study, Sweep
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
-from tests.helpers import wait_for
+from tests.helpers import ME, wait_for
 from tests.pages.conftest import drawn, run, texts
 from tests.pages.conftest import enter_run as enter
 from tests.training.test_second_task import CONFIG as DIGITS
@@ -82,7 +83,6 @@ def test_a_finished_run_shows_its_figures_and_claims_nothing_general(open_page, 
     assert progress["epoch"].tolist() == [10, 20, 30]
     assert progress["val_loss_ema"].tolist() == history["val_loss_ema"].iloc[[9, 19, 29]].tolist()
     assert progress["val_loss_ema_article"].tolist() == [0.0233, 0.0110, 0.0075]
-    assert next(d.value for d in app.dataframe if "average" in d.value)["state"].tolist() == ["done"]
 
 
 def test_a_running_run_shows_progress_and_why_it_may_end(open_page, home):
@@ -103,18 +103,35 @@ def test_how_runs_end_is_told(open_page, home):
     assert "interrupted after 1 epochs" in texts(open_page("train", run=interrupted))
 
 
+@pytest.mark.parametrize(
+    ("kind", "job", "page", "first"),
+    [
+        ("run", RunConfig(), "train", "epoch"),
+        ("study", Study(RunConfig(), (0, 1)), "evidence", "epoch"),
+        ("sweep", Sweep(RunConfig(), {"max_epochs": [1, 2]}, (0, 1)), "where_it_helps", "cell"),
+        ("replayed", RunConfig(), "what_if", "epoch"),
+    ],
+)
+def test_a_job_that_ended_with_nothing_is_told_and_not_waited_for(open_page, home, kind, job, page, first):
+    runs = RunStore(home)
+    for state, words in (
+        ("stopped", f"is over: you stopped it before its first {first} was"),
+        ("failed", f"failed before its first {first} was over: No data"),
+        ("interrupted", f"was interrupted before its first {first} was over, because"),
+    ):
+        job_id = runs.create(job)
+        runs.claim(ME, 99)
+        runs.finish(job_id, ME, state, stopped="stopped" if state == "stopped" else None, error="No data.")
+        said = texts(open_page(page, **{kind: job_id}))
+        assert words in said, state
+        assert "There is nothing to show of it" in said
+        assert "may have been deleted" not in said
+        assert "not over yet" not in said
+
+
 def test_an_unknown_run_in_the_link_falls_back(open_page, home):
     enter(home, epochs=1)
     assert open_page("train", run="garbage").session_state["run"] is None
-
-
-def test_deleting_the_run(open_page, home):
-    run_id = enter(home, epochs=1)
-    app = open_page("train", run=run_id)
-    app.get_by_key("delete").click()
-    run(app)
-    assert RunStore(home).runs().empty
-    assert "Press **Start**" in texts(app)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +344,6 @@ def test_a_run_of_another_task_is_shown_by_its_own_metrics(open_page, home):
     assert '"accuracy (validation rows)"' in specs[1]
     assert curves_of(losses, "curve", "loss")["EMA"].tolist() == history["val_loss_ema"].tolist()
     assert "accuracy: higher is better." in texts(app)
-    assert "article" not in texts(app).partition("The article's experiment")[2].partition("Recent")[0]
+    assert "article" not in texts(app).partition("The article's experiment")[2]
     assert app.dataframe[0].value["metric"].tolist() == ["cross-entropy", "accuracy"]
-    listed = next(d.value for d in app.dataframe if "average" in d.value)
-    assert listed["data"].tolist() == ["digits in a test"]
+    assert "digits in a test, SGD 0.05 constant, inverse power 0.95" in app.get_by_key("pick-run").placeholder

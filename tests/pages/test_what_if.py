@@ -151,7 +151,7 @@ def test_a_training_that_looked_at_its_average_is_told_and_can_be_trained_withou
     newest = RunStore(home).runs().iloc[0]
     again = json.loads(newest["config"])
     assert newest["state"] == "queued"
-    assert app.get_by_key("replayed").value == newest["id"]
+    assert app.get_by_key("pick-replayed").value == newest["id"]
     assert "The first epoch is not over yet" in texts(app)
     assert again["optimizer"]["plateau_curve"] == again["stopping"]["curve"] == "original"
 
@@ -189,7 +189,7 @@ def test_a_recording_damaged_or_deleted_under_the_page_is_told(open_page, home):
 def test_a_run_that_is_not_there_is_not_silently_another(open_page, home):
     older, newer = enter(home), enter(home)
     app = open_page("what_if", replayed=older, view="Family")
-    assert app.get_by_key("replayed").value == older
+    assert app.get_by_key("pick-replayed").value == older
     assert not app.warning
     shutil.rmtree(RunStore(home).recording(older))
     told = f"There is no recorded run {older}: it may have been deleted. This is the newest recorded run."
@@ -197,7 +197,7 @@ def test_a_run_that_is_not_there_is_not_silently_another(open_page, home):
         assert run(app).warning[0].value == told
         assert len(figures(app)) == 3
     for choice in (newer, None):
-        app.get_by_key("replayed").set_value(choice)
+        app.get_by_key("pick-replayed").set_value(choice)
         assert not run(app).warning
     assert "There is no recorded run abc:" in open_page("what_if", replayed="abc", view="Family").warning[0].value
     assert "There is no run abc:" in open_page("train", run="abc").warning[0].value
@@ -578,11 +578,11 @@ def test_it_begins_with_the_settings_of_the_run(open_page, home):
     table = figures(app)
     assert table.loc["now", "final"] == pytest.approx(table.loc["the run's own EMA", "final"], rel=1e-4)
     # Another run has its own, as long as nobody has set them.
-    app.get_by_key("replayed").set_value(second)
+    app.get_by_key("pick-replayed").set_value(second)
     assert shown_settings(run(app)) == OWN | {"beta": 0.5, "power": 1.5}
     app.get_by_key("beta").set_value(0.7)
     run(app)
-    app.get_by_key("replayed").set_value(first)
+    app.get_by_key("pick-replayed").set_value(first)
     assert shown_settings(run(app)) == OWN | {"beta": 0.7, "power": 1.5}
 
 
@@ -618,7 +618,7 @@ def test_a_run_that_ended_before_its_first_epoch_is_told_and_not_chosen_first(op
     runs.finish(lost, ME, state, error="out of memory")
     app = open_page("what_if", view="Family")
     assert len(figures(app)) == 3
-    app.get_by_key("replayed").set_value(lost)
-    assert "ended before its first epoch did" in texts(run(app))
+    app.get_by_key("pick-replayed").set_value(lost)
+    assert "before its first epoch" in texts(run(app))
     assert "not over yet" not in texts(app)
     assert RunStore(home).result(good).state == "done"

@@ -7,8 +7,10 @@ import pytest
 
 from emacore import RunConfig
 from emacore.averaging.code import to_code
+from emacore.experiments import shipped
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json
+from emacore.formatting import p_value
 from emacore.training.config import StoppingConfig, article_schedule
 from tests.helpers import ME
 from tests.pages.conftest import SWEEP, drawn, run, texts
@@ -36,10 +38,42 @@ def test_each_question_can_be_started(open_page, home):
         ("network.dropout", "optimizer.batch_size"),
         ("max_epochs", "schedule"),
     ]
+    assert jobs[0] == shipped.SWEEP
     assert all(job.seeds == tuple(range(32)) for job in jobs)
     assert {job.config.stopping.curve for job in jobs} == {"none"}
     assert jobs[4].config.optimizer.name == "sgd"
     assert {job.config.data.noise for job in jobs} == {0.1}
+
+
+def test_an_empty_store_shows_the_shipped_sweep_as_ones_own(open_page, home):
+    app = open_page("where_it_helps")
+    said = texts(app)
+    assert "**Shipped with the app**, not trained here: the first question above, over 32 seeds" in said
+    assert f"`{shipped.COMMAND}`" in said
+    assert "To run your own, choose a question above" in said
+    (cells,) = drawn(app)
+    _, table = shipped.sweep()
+    wins = (table["final_averaged"] < table["final_original"]).groupby(table.index // 32).sum()
+    assert cells["wins"].tolist() == wins.tolist()
+    best = cells.loc[cells["median_gain"].idxmax()]
+    assert best["verdict"] == "helps"
+    assert f"averaging helps in {(cells['verdict'] == 'helps').sum()}, most at {best['code']} (median" in said
+    app.get_by_key("sweep_cell").set_value(best["code"])
+    assert f"averaging won {best['wins']} of 32" in texts(run(app))
+    enter(home)
+    assert "Shipped" not in texts(open_page("where_it_helps"))
+
+
+def test_what_is_corrected_while_a_sweep_trains_is_told_with_what_is_to_come(open_page, home):
+    sweep_id, _ = enter(home, state="running")
+    app = open_page("where_it_helps", sweep=sweep_id, sweep_cell=CELL)
+    said = texts(app)
+    assert "Of the 3 different cells so far" in said or "Of the 4 cells so far" in said
+    assert "(p-values corrected after Holm for the 2 tests so far, with more to come)" in said
+    assert "Only the 2 tests so far are counted" in said
+    assert "corrected for the 2 tests so far, with more to come" in next(
+        m.value for m in app.markdown if "**Final.**" in m.value
+    )
 
 
 def test_own_settings_and_values(open_page, home):
@@ -126,8 +160,9 @@ def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
     chosen = cells.set_index(list(SWEEP.grid)).loc[(0.01, "Constant(beta=0.9)")]
     assert f"**Final.** {starts.get(chosen['verdict'], 'No difference')}" in final
     # With the article's schedule 15 steps are all copies, so that two of the four cells have nothing to test.
-    assert f"Wilcoxon p = {chosen['wilcoxon_p']:.2g}, {chosen['p']:.2g} corrected for 2 tests" in final
+    assert f"Wilcoxon p {p_value(chosen['wilcoxon_p'])}, p {p_value(chosen['p'])} corrected for 2 tests" in final
     assert "Two p-values: Wilcoxon's is that of the cell alone." in texts(app)
+    assert "so far" not in texts(app)
 
 
 def test_the_map_draws_the_median_change_and_the_wins_of_each_cell(open_page, home):
@@ -164,13 +199,13 @@ def test_the_progress_of_a_sweep_is_told(open_page, home, monkeypatch):
     store = RunStore(home)
     sweep_id = store.enter(SWEEP, ME)
     _, table = enter(home)
-    cell = table[: len(SWEEP.seeds)]
+    cell = table[: len(SWEEP.seeds)].assign(elapsed=20.0)
     store.append(sweep_id, ME, {"epoch": 1, "rows": json.loads(cell.to_json(orient="records"))})
     now = store.result(sweep_id).started + 30
     monkeypatch.setattr("emacore.widgets.sweeps.time", SimpleNamespace(time=lambda: now))
     bar = open_page("where_it_helps", sweep=sweep_id).get("progress")[0].proto
     assert bar.value == 25
-    assert bar.text == "1 of 4 cells, 30 s so far, about 90 s left."
+    assert bar.text == "1 of 4 cells, 30 s so far, about 1 min left.", "as it was when the cell ended"
 
 
 def test_rules_that_look_at_the_average_are_told_beside_the_map_and_the_cell(open_page, home):

@@ -16,6 +16,7 @@ from emacore.training.history import (
     remaining,
     steadiness,
     summarise,
+    time_left,
     training_follows_average,
     validation,
 )
@@ -119,7 +120,26 @@ def test_the_tables_that_are_drawn_of_a_run():
     moved = rates(table).pivot(index="epoch", columns="rate", values="value")
     assert moved["learning rate"].tolist() == [0.1, 0.1, 0.01]
     assert moved["1 - decay of the EMA"].tolist() == pytest.approx([1.0, 0.1, 0.01])
-    assert remaining(table, 10) == (14.0, 2.0)
+    assert remaining(table, 10) == ((9.0 - 1.0, True), 2.0), "the second look's; the third epoch took longer"
+    assert remaining(table[:2], 10) == ((8.0, False), 1.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_time_left_never_counts_up_and_is_that_of_an_even_pace(seed):
+    rng = np.random.default_rng(seed)
+    ends = np.cumsum(rng.lognormal(sigma=1.0, size=40))
+    shares = np.linspace(1 / 40, 1, 40)
+    left = [time_left(ends[:n], shares[:n]).seconds for n in range(1, 41)]
+    assert (np.diff(left) <= 0).all()
+    assert left[-1] == 0
+    even = [time_left(3.0 * np.arange(1, n + 1), shares[:n]) for n in range(1, 41)]
+    assert even == [(pytest.approx(3.0 * (40 - n)), False) for n in range(1, 41)]
+
+
+def test_a_job_that_slows_down_is_told_to_take_more():
+    assert time_left([10.0], [0.25]).in_words() == "about 30 s left"
+    assert time_left([10.0], [0.25]).in_words("at most") == "at most 30 s left"
+    assert time_left([10.0, 100.0], [0.25, 0.5]).in_words("at most") == "more than 30 s left"
 
 
 def test_a_runs_curves_as_arrays():

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from emacore.tasks.regression.config import RunConfig
+from emacore.training.config import TaskConfig
+
 #: Epochs, losses (MSE) and R2 of its table 4.1.
 PROGRESS = pd.DataFrame(
     [
@@ -35,6 +38,11 @@ FINAL = pd.DataFrame(
 LAST_EPOCH = 97
 STEADINESS = {"original": 0.0023, "ema": 0.0015}
 STEADINESS_RATIO = STEADINESS["ema"] / STEADINESS["original"]
+
+
+def is_article(config: TaskConfig) -> bool:
+    """Whether these are the article's settings, with whatever seed: it does not state its own."""
+    return config == RunConfig(seed=config.seed)
 
 
 def beside_progress(history: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from emacore.checks import check_at_least_zero, check_choice, check_whole, is_re
 from emacore.replay.measure import Metric
 from emacore.tables import MAX_CELLS
 from emacore.training.config import NetworkConfig, TaskConfig, TaskData
+from emacore.training.names import cut
 
 if TYPE_CHECKING:
     from emacore.tasks.regression.task import Regression
@@ -101,9 +102,21 @@ class RunConfig(TaskConfig):
 
     task_name = "regression"
     metrics = (Metric("loss", "MSE"), Metric("mae", "MAE"), Metric("r2", "R2", higher_is_better=True))
+    told_by_subject = ("data.kind", "data.path", "data.target")
 
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+
+    @property
+    def subject(self) -> str:
+        """The article's data are "regression"; others go by their name, a file by its target."""
+        match self.data.kind:
+            case "make_regression":
+                return self.task_name
+            case "csv":
+                return f"{cut(' '.join((self.data.target or '').split()))} of a CSV"
+            case kind:
+                return kind
 
     def task(self) -> Regression:
         """The regression; imports torch."""

@@ -25,7 +25,7 @@ class Regression(Task):
 
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """The mean squared error."""
-        return mse_loss(predicted, target, reduction="none").mean(dim=(-2, -1))
+        return mse_loss(predicted, target.expand_as(predicted), reduction="none").mean(dim=(-2, -1))
 
     def score(self, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
         """MSE, MAE and R2.

@@ -1,0 +1,324 @@
+"""The stored jobs on a page: find some, choose rows, and what can be done with those."""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+import streamlit as st
+
+from emacore.charts.lines import lines
+from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, OTHERS
+from emacore.experiments.archive import write_archive
+from emacore.experiments.listing import (
+    ORDERS,
+    chosen,
+    curve_name,
+    differences,
+    measured_alike,
+    ordered,
+    overlay,
+    short_names,
+)
+from emacore.experiments.names import MOST_LETTERS, words_of
+from emacore.experiments.store import STATES, RunStore, StoredRun, StoreError
+from emacore.experiments.studies import Sweep
+from emacore.formatting import counted
+from emacore.widgets.again import PAGES, again_button, is_recorded, replay_button
+from emacore.widgets.jobs import attempt, job_queue
+from emacore.widgets.link import from_link, to_link
+from emacore.widgets.page import BOUND, csv_button, escaped, put, readable, show_chart, show_table, told
+
+#: What the page calls the kinds.
+KINDS = {"Runs": "run", "Studies": "study", "Sweeps": "sweep"}
+COLOURS = (AVERAGED, *OTHERS, CHOSEN, CLEAN)
+MOST_CURVES = len(COLOURS)
+MODELS = {"EMA": ("ema",), "original": ("original",), "both": ("original", "ema")}
+#: The key of the ids, with commas between them, of the rows that are chosen.
+_PICKED = "picked"
+_LISTED_MOST = 10
+
+
+def found_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
+    """The controls that filter and sort, and what they leave of ``jobs``."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        text = st.text_input(
+            "Find",
+            key="find_job",
+            placeholder="adam 0.01",
+            width=260,
+            help="Words of the name, the state or the numbers, in any order. A job that has them all stays.",
+            **BOUND,
+        )
+        kinds = st.pills(
+            "Kind",
+            list(KINDS),
+            selection_mode="multi",
+            key="kinds",
+            help="One training, many seeds, or a map of two settings. None chosen shows all.",
+            **BOUND,
+        )
+        states = st.multiselect(
+            "State",
+            [*STATES, "diverged"],
+            key="states",
+            placeholder="All",
+            width=260,
+            help="How they are going, or how they ended. None chosen shows all.",
+            **BOUND,
+        )
+        order = st.selectbox(
+            "Order",
+            list(ORDERS),
+            key="order",
+            width=220,
+            help="What has no such number comes last. Losses of different data are not on one scale.",
+            **BOUND,
+        )
+    left = chosen(jobs, text=text or "", kinds=[KINDS[kind] for kind in kinds or ()], states=states)
+    return ordered(left, order or next(iter(ORDERS)))
+
+
+def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
+    """The table of jobs, and those of its rows that are chosen in it; the link holds them, a filter drops them."""
+    ids = found["id"].tolist()
+    wanted = [job_id for job_id in (from_link(_PICKED) or "").split(",") if job_id in ids]
+    # Rows are chosen by their number, so another list is another table; so it is where a link chose, not the table.
+    if st.session_state.get("picked_in_table") != wanted:
+        put({"picked_in_table": wanted, "picked_tables": st.session_state.get("picked_tables", 0) + 1})
+    key = f"jobs-{zlib.crc32(','.join(ids).encode()):x}-{st.session_state['picked_tables']}"
+    event = st.dataframe(
+        readable(_columns(found)),
+        hide_index=True,
+        width="stretch",
+        placeholder="",
+        on_select="rerun",
+        selection_mode="multi-row",
+        selection_default={"selection": {"rows": [ids.index(job_id) for job_id in wanted]}},
+        key=key,
+        column_config={
+            "name": st.column_config.TextColumn("name", width=480),
+            "created": st.column_config.DatetimeColumn("age", format="distance"),
+            "original": st.column_config.Column("loss, original"),
+            "ema": st.column_config.Column("loss, EMA"),
+            "gain": st.column_config.Column("better (%)", help="Above 0 where the average is better."),
+            "seconds": st.column_config.Column("took (s)"),
+        },
+    )
+    rows = [row for row in event["selection"]["rows"] if row < len(ids)]
+    picked = [ids[row] for row in rows]
+    put({_PICKED: ",".join(picked), "picked_in_table": picked})
+    to_link(_PICKED)
+    return found.iloc[rows]
+
+
+def _columns(found: pd.DataFrame) -> pd.DataFrame:
+    table = found[["name", "kind", "state", "created", "epochs", "original", "ema", "gain", "seconds"]]
+    return table.assign(state=table["state"].str.split(" ").str[0]).reset_index(drop=True)
+
+
+def actions(found: pd.DataFrame, picked: pd.DataFrame) -> None:
+    """What can be done with the rows that are chosen, and with all that are found."""
+    with st.container(horizontal=True):
+        some = picked if len(picked) else found
+        st.download_button(
+            f"{counted(len(some), 'job')} as one zip",
+            data=partial(_zipped, job_queue().store, some),
+            file_name="emacore-jobs.zip",
+            mime="application/zip",
+            icon=":material/folder_zip:",
+            on_click="ignore",
+            key="zip",
+            help="Settings as JSON, curves and figures as CSV with every digit, and the tables they trained on. It is "
+            "made when you press; recorded weights are not in it.",
+        )
+        if len(picked) == 1:
+            _of_one(picked.iloc[0])
+        if len(picked):
+            _stop(picked)
+            _delete(picked)
+    csv_button(found.drop(columns=["label"]), "jobs")
+
+
+def _of_one(row: pd.Series) -> None:
+    with told():
+        run = job_queue().store.result(row["id"])
+    page, key = PAGES[row["kind"]]
+    if st.button(
+        "Open", icon=":material/open_in_new:", help="Its curves and figures.", on_click=put, args=({key: run.id},)
+    ):
+        st.switch_page(page, query_params={key: run.id})
+    if is_recorded(job_queue().store, run.id):
+        replay_button(run)
+    again_button(run, row["kind"])
+    with st.popover("Rename", icon=":material/edit:"):
+        _rename(run, row["config"])
+
+
+def _rename(run: StoredRun, config: str) -> None:
+    key = f"new-name-{run.id}"
+    with st.form(f"rename-{run.id}", border=False):
+        st.text_input(
+            "Name",
+            run.name or "",
+            MOST_LETTERS,
+            key=key,
+            placeholder=words_of(config),
+            help=f"Up to {MOST_LETTERS} letters; pickers on all pages show it. Empty brings the settings' own back.",
+        )
+        st.form_submit_button(
+            "Rename",
+            on_click=lambda: attempt(lambda: job_queue().store.rename(run.id, st.session_state[key])),
+            type="primary",
+        )
+
+
+def _stop(picked: pd.DataFrame) -> None:
+    ids = picked.loc[picked["state"].isin(["queued", "running"]), "id"].tolist()
+    if ids:
+        st.button(
+            "Stop",
+            icon=":material/stop:",
+            on_click=_each,
+            args=(ids, "stop"),
+            help=f"End the {len(ids)} of these that wait or train; what they have is kept.",
+        )
+
+
+def _delete(picked: pd.DataFrame) -> None:
+    """Asked twice: the list of what goes, with a box to tick, and then the button."""
+    going = picked["state"] == "running"
+    ids, names = picked.loc[~going, "id"].tolist(), picked.loc[~going, "name"].tolist()
+    with st.popover("Delete", icon=":material/delete:"):
+        if going.any():
+            st.warning(f"{going.sum()} of these still train: stop them first.", icon=":material/warning:")
+        if not ids:
+            return
+        st.markdown("\n".join(f"- {escaped(name)}" for name in names[:_LISTED_MOST]))
+        if len(names) > _LISTED_MOST:
+            st.markdown(f"and {len(names) - _LISTED_MOST} more")
+        st.markdown("Settings, curves and recorded weights go, and the tables and cells that no other job uses.")
+        which = zlib.crc32(",".join(ids).encode())
+        sure = st.checkbox(f"Yes, {'this one' if len(ids) == 1 else f'these {len(ids)}'}", key=f"sure-{which:x}")
+        st.button(
+            "Delete for good",
+            disabled=not sure,
+            on_click=_each,
+            args=(ids, "delete"),
+            type="primary",
+            key="delete",
+        )
+
+
+def _each(ids: Sequence[str], what: str) -> None:
+    """Stop or delete these: a callback.  One that cannot be does not keep the others."""
+    queue, problems = job_queue(), []
+    for job_id in ids:
+        try:
+            queue.stop(job_id) if what == "stop" else queue.store.delete(job_id)
+        except StoreError as error:
+            problems.append(str(error))
+    if problems:
+        put({"problem": " ".join(dict.fromkeys(problems))})
+
+
+def _zipped(store: RunStore, jobs: pd.DataFrame) -> bytes:
+    with tempfile.TemporaryFile() as file:
+        write_archive(file, store, jobs)
+        file.seek(0)
+        return file.read()
+
+
+def compare(picked: pd.DataFrame) -> None:
+    """The curves of several jobs on one axis, and the settings in which they differ."""
+    store = job_queue().store
+    with told():
+        ids = dict(zip(picked["name"], picked["id"], strict=True))
+        runs = {name: store.result(job_id) for name, job_id in ids.items()}
+    jobs = {name: run.job for name, run in runs.items()}
+    _curves(ids, runs)
+    if len(jobs) < 2:
+        return
+    st.subheader("What their settings differ in")
+    table = differences(jobs)
+    if table.empty:
+        st.markdown("In nothing: they are the same experiment with the same seed.")
+    else:
+        show_table(table, name="differences")
+
+
+def _curves(ids: dict[str, str], runs: dict[str, StoredRun]) -> None:
+    store = job_queue().store
+    drawn = {name: run for name, run in runs.items() if not isinstance(run.job, Sweep)}
+    first = dict(list(drawn.items())[:MOST_CURVES])
+    with st.container(horizontal=True):
+        which = st.segmented_control(
+            "Curves of",
+            list(MODELS),
+            default="EMA",
+            key="overlaid",
+            required=True,
+            help="The averaged model, the trained one, or both: then the trained one is the thin line.",
+            **BOUND,
+        )
+        across = st.segmented_control(
+            "Across",
+            ["epoch", "steps"],
+            default="epoch",
+            key="overlay_x",
+            required=True,
+            help="Runs with different batch sizes or rows take different numbers of steps in an epoch.",
+            **BOUND,
+        )
+        scale = st.segmented_control(
+            "Loss axis",
+            ["log", "linear"],
+            default="log",
+            key="loss_axis",
+            required=True,
+            help="log shows what happens at small losses; linear shows how large the differences are.",
+            **BOUND,
+        )
+    models = MODELS[which]
+    short = short_names(list(first), [name for name, run in first.items() if run.name])
+    with told():
+        histories = {short[name]: store.history(ids[name]) for name in first}
+    table = overlay({short[name]: run.job for name, run in first.items()}, histories, models)
+    if table.empty:
+        st.info(
+            "None of these has a curve: a sweep has figures only, and others have no epoch yet.", icon=":material/info:"
+        )
+        return
+    colours = {
+        curve_name(short[name], model, models): colour
+        for name, colour in zip(first, COLOURS, strict=False)
+        for model in models
+    }
+    show_chart(
+        lines(
+            table,
+            x=across,
+            y="loss",
+            series="curve",
+            colours=colours,
+            x_title="optimiser steps" if across == "steps" else "epoch",
+            y_title="validation loss",
+            y_scale=scale,
+            faint=[curve_name(name, "original", models) for name in short.values()] if len(models) > 1 else (),
+        ),
+        alt_text=f"Validation losses of {len(first)} jobs: {', '.join(first)}",
+        table=table,
+        name="overlay",
+    )
+    notes = []
+    if not measured_alike({name: run.job for name, run in first.items()}):
+        notes.append("These are of different data or tasks: the heights of their losses cannot be compared.")
+    if any(run.job is not run.config for run in first.values()):
+        notes.append("Of a study, the line is the median over the seeds that still train.")
+    if len(drawn) > len(first):
+        notes.append(f"The first {len(first)} of {len(drawn)} are drawn: more colours could not be told apart.")
+    if notes:
+        st.caption(" ".join(notes))

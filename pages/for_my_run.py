@@ -1,0 +1,98 @@
+"""For my run: how long it is and what it trains in; settings, what they weigh, and code out."""
+
+import pandas as pd
+import streamlit as st
+
+from emacore.averaging import parts
+from emacore.averaging.advice import PUBLISHED, advise, rescaled_settings, settings_table, warnings
+from emacore.averaging.code import scheme_from_code, to_code
+from emacore.charts.lines import lines
+from emacore.charts.style import AVERAGED, palette
+from emacore.formatting import number
+from emacore.widgets.my_run import (
+    RUN_DEFAULTS,
+    measured,
+    published_table,
+    rescaling_controls,
+    run_controls,
+    run_in_words,
+    show_code,
+    show_decays,
+    show_remarks,
+    show_settings,
+)
+from emacore.widgets.page import csv_button, reset_button, show_chart, show_table, through_app
+from emacore.widgets.solving import own_memory
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def parts_of(codes: dict[str, str], num_steps: int) -> pd.DataFrame:
+    schemes = {name: scheme_from_code(code) for name, code in codes.items()}
+    return pd.DataFrame(parts.part_table(schemes, num_steps))
+
+
+through_app()
+st.title("For my run")
+st.markdown("Say what you train and for how long; settings with round numbers come out, with where each comes from.")
+run = run_controls()
+advice = advise(run, measured())
+settings = advice.settings
+answer, picture = st.columns([1.15, 1], gap="medium")
+batch, length = rescaling_controls()
+if (batch, length) != (1, 1):
+    run, settings = run.rescaled(batch, length), rescaled_settings(settings, batch, length)
+
+with answer:
+    st.caption(f"For a run of {run_in_words(run)}:")
+    with st.container(gap="xsmall"):
+        show_settings(run, settings)
+    csv_button(pd.DataFrame(settings_table(run, settings)), "settings")
+with picture:
+    names = [setting.name for setting in settings]
+    table = parts_of({setting.name: to_code(setting.schedule) for setting in settings}, run.steps)
+    zoomed = table["run_percent"].min() > 99
+    size = number(float((table["to_step"] - table["from_step"]).max()), 3)
+    show_chart(
+        lines(
+            table,
+            x="steps_to_end" if zoomed else "run_percent",
+            y="weight_percent",
+            series="series",
+            colours=palette(names, {names[0]: AVERAGED}),
+            x_title="steps to the end of the run" if zoomed else "part of the run (%)",
+            y_title=f"weight (%) per {size} steps",
+            height=250,
+        ),
+        alt_text=f"What each part of a run of {number(run.steps)} steps weighs in the final average, for "
+        f"{', '.join(names)}",
+        table=table,
+        name="parts",
+    )
+    st.caption("Further to the left: older weights, calmer and later. A peak at the right follows the run closely.")
+
+if batch != 1:
+    st.info(
+        "The learning rate was chosen for the other batch size, so it must be scaled, too: linearly for SGD. "
+        "A constant decay d becomes d^k at k times the batch size; a power function stays as it is "
+        "([How to Scale Your EMA](https://arxiv.org/abs/2307.13813)).",
+        icon=":material/sync_alt:",
+    )
+for note in sorted({setting.schedule.rescaling for setting in settings} - {""}):
+    st.caption(note)
+show_remarks(warnings(run, settings), warn=True)
+show_code(run, settings)
+show_decays(run, settings)
+
+st.subheader("What to expect, and what nobody knows")
+show_remarks(advice.expected, warn=False)
+for sentence in advice.unknown:
+    st.markdown(f":material/help: {sentence}")
+with st.container(horizontal=True):
+    st.page_link("pages/what_if.py", label="What if: another average of a recorded run", icon=":material/alt_route:")
+    st.page_link("pages/evidence.py", label="Evidence: does it help, over many seeds?", icon=":material/query_stats:")
+with st.expander("A memory of my own choice, of any family", key="own", bind="query-params") as own:
+    if own.open:
+        own_memory(run)
+with st.expander(f"The {len(PUBLISHED)} widths that EDM2's authors chose, by model, metric and guidance"):
+    show_table(published_table(PUBLISHED), name="published_widths")
+reset_button(RUN_DEFAULTS)
