@@ -32,7 +32,7 @@ with st.spinner("Loading torch, once for each start of the server"):  # the titl
     )
     from emacore.widgets.replay_cells import cell_curves, kept_cell
     from emacore.widgets.replay_curves import show_curves
-    from emacore.widgets.replay_views import show_code, show_views
+    from emacore.widgets.replay_views import show_code, show_views, side_by_side
 
 # A replay is too short to be shared out: its threads would wait for each other while a run trains on the same cores.
 torch.set_num_threads(1)
@@ -55,7 +55,8 @@ if recorded is None:
 verdict, notes, screen, below = (st.container() for _ in range(4))
 with notes:
     say_what_is_exact(recorded)
-controls, charts, views = screen.columns([1.1, 2, 1.9], gap="medium")
+with screen:
+    controls, charts, views = side_by_side()
 with controls:
     begin_with(run)
     schedule = schedule_controls(typed=True)

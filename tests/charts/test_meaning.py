@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from emacore.averaging.signals import sgd_on_quadratic
-from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
@@ -227,23 +226,3 @@ def test_over_a_landscape_the_axes_are_its_own_and_no_minimum_is_claimed():
     levels = np.unique(pd.DataFrame(contours["data"]["values"])["level"])
     np.testing.assert_allclose(levels, np.geomspace(1, 26, 12)[1:-1])
     assert figure.data[["u", "v", "step"]].to_numpy().tolist() == [[0, 0, 3], [1, 0.5, 6], [0, 0, 3], [0.5, 0.25, 6]]
-
-
-def test_above_and_below_each_other_losses_and_weights_are_each_their_own():
-    curves = pd.DataFrame({"curve": ["original", "now"], "epoch": 1, "step": 9, "loss": [1.0, 0.5]})
-    shares = pd.DataFrame({"curve": "now", "step": [8, 9], "weight": [0.4, 0.6]})
-    colours = {"original": ORIGINAL, "now": AVERAGED}
-    figure = curves_and_shares(curves, shares, colours=colours, y_title="loss", y_scale="log", steps=10, height=100)
-    above, below = figure.spec["vconcat"]
-    assert above["transform"] != below["transform"]
-    assert "loss" in str(above["transform"])
-    assert "weight" in str(below["transform"])
-    assert (above["height"], below["height"]) == (100, 55)
-    assert values_of(above["encoding"]["strokeOpacity"]) == ([0.9], 0.12)
-    assert above["mark"]["point"]["fillOpacity"] == above["mark"]["point"]["strokeWidth"] == 0
-    assert above["encoding"]["x"]["axis"] == {"labels": False, "ticks": False}
-    assert above["encoding"]["x"]["scale"]["domain"] == [0, 10]
-    for axis in (above["encoding"]["y"]["axis"], below["encoding"]["y"]["axis"]):
-        assert axis["minExtent"] == axis["maxExtent"] > 0, "so that the axes of steps stand in line"
-    straight = curves_and_shares(curves, shares, colours=colours, y_title="loss", y_scale="linear", steps=10)
-    assert straight.spec["vconcat"][0]["encoding"]["y"]["scale"] == {"type": "linear", "zero": False}
