@@ -65,7 +65,7 @@ export default function ({parentElement, data, setTriggerValue}) {
   keys.onkeydown = (event) => {
     if (STEPS[event.key]) { event.preventDefault(); move(STEPS[event.key]); }
   };
-  keys.onfocusout = (event) => {
+  const leave = (event) => {
     if (!keys.contains(event.relatedTarget)) { keys.holds = false; show(null); }
   };
   for (const button of keys.querySelectorAll("button")) {
@@ -73,7 +73,10 @@ export default function ({parentElement, data, setTriggerValue}) {
   }
   const map = document.querySelector(".st-key-" + data.map);
   const follow = () => keys.focus({preventScroll: true});
-  const listening = [[map, "click", follow], [document, "pointermove", look], [document.body, data.event, hold]];
+  const listening = [
+    [map, "click", follow], [keys, "focusout", leave],
+    [document, "pointermove", look], [document.body, data.event, hold],
+  ];
   listening.forEach(([where, what, answer]) => where?.addEventListener(what, answer, true));
   return () => listening.forEach(([where, what, answer]) => where?.removeEventListener(what, answer, true));
 }"""

@@ -110,21 +110,24 @@ def test_no_two_curves_look_alike_with_five_pins(open_page, home):
     enter(home)
     app = open_page("what_if", pins=[f"Constant(beta=0.{n})" for n in range(1, 6)], view="Family")
     spec = json.loads(app.get("vega_lite_chart")[0].proto.spec)
-    found = {json.dumps(scale) for scale in ranges(spec)}
-    assert len(found) == 2, "colours and dashes are each the same in all of the picture"
-    colours, dashes = sorted(map(json.loads, found), key=lambda scale: isinstance(scale[0], list))
-    assert len(set(colours)) == len(colours) == 8
-    assert len({json.dumps(dash) for dash in dashes[3:]}) == 5
+    colours, dashes = {}, {}
+    for scale in scales(spec):
+        own = dashes if isinstance(scale["range"][0], list) else colours
+        for name, look in zip(scale["domain"], scale["range"], strict=True):
+            assert own.setdefault(name, look) == look, "each is the same in all of the picture"
+    assert len(set(colours.values())) == len(colours) == len(dashes) == 8
+    assert len({json.dumps(dashes[f"Constant(beta=0.{n})"]) for n in range(1, 6)}) == 5
 
 
-def ranges(spec):
-    """The ranges of all scales of a picture for which they are listed."""
+def scales(spec):
+    """The scales of a picture that list what each name looks like."""
     if isinstance(spec, list):
-        return [scale for part in spec for scale in ranges(part)]
+        return [scale for part in spec for scale in scales(part)]
     if not isinstance(spec, dict):
         return []
-    own = spec["scale"]["range"] if isinstance(spec.get("scale"), dict) and "range" in spec["scale"] else None
-    return [*([own] if own else []), *(scale for part in spec.values() for scale in ranges(part))]
+    scale = spec.get("scale")
+    own = [scale] if isinstance(scale, dict) and {"domain", "range"} <= set(scale) else []
+    return [*own, *(scale for part in spec.values() for scale in scales(part))]
 
 
 def test_widths_that_no_average_has_are_told(open_page, home):
