@@ -4,16 +4,16 @@ import pandas as pd
 import streamlit as st
 
 from emacore.averaging import parts
-from emacore.averaging.advice import PUBLISHED, advise, rescaled_settings, settings_table, warnings
+from emacore.averaging.advice import PUBLISHED, advise, rescaling_remarks, settings_table, warnings
 from emacore.averaging.code import scheme_from_code, to_code
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, palette
 from emacore.formatting import number
 from emacore.widgets.my_run import (
     RUN_DEFAULTS,
+    carried_over,
     measured,
     published_table,
-    rescaling_controls,
     run_controls,
     run_in_words,
     show_code,
@@ -36,11 +36,8 @@ st.title("For my run")
 st.markdown("Say what you train and for how long; settings with round numbers come out, with where each comes from.")
 run = run_controls()
 advice = advise(run, measured())
-settings = advice.settings
 answer, picture = st.columns([1.15, 1], gap="medium")
-batch, length = rescaling_controls()
-if (batch, length) != (1, 1):
-    run, settings = run.rescaled(batch, length), rescaled_settings(settings, batch, length)
+run, settings, batch = carried_over(run, advice.settings)
 
 with answer:
     st.caption(f"For a run of {run_in_words(run)}:")
@@ -70,15 +67,7 @@ with picture:
     )
     st.caption("Further to the left: older weights, calmer and later. A peak at the right follows the run closely.")
 
-if batch != 1:
-    st.info(
-        "The learning rate was chosen for the other batch size, so it must be scaled, too: linearly for SGD. "
-        "A constant decay d becomes d^k at k times the batch size; a power function stays as it is "
-        "([How to Scale Your EMA](https://arxiv.org/abs/2307.13813)).",
-        icon=":material/sync_alt:",
-    )
-for note in sorted({setting.schedule.rescaling for setting in settings} - {""}):
-    st.caption(note)
+show_remarks(rescaling_remarks(advice.settings, batch), warn=False)
 show_remarks(warnings(run, settings), warn=True)
 show_code(run, settings)
 show_decays(run, settings)

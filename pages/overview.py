@@ -1,120 +1,87 @@
 """Overview: SGD circling a minimum, its average, and what the formulas say of both."""
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
 from emacore.averaging.filters import half_life
-from emacore.averaging.signals import sgd_on_quadratic
-from emacore.averaging.views import LossByDecay, averaged_path, change_in_words, loss_by_decay
-from emacore.charts.plane import paths
-from emacore.charts.tradeoff import tradeoff
+from emacore.averaging.schedules import BETA
+from emacore.averaging.views import change_in_words
 from emacore.experiments.article_study import in_words as article_in_words
 from emacore.experiments.article_study import shipped
-from emacore.widgets.page import BOUND, number_text, query_of, reset_button, show_chart, show_table, through_app
-from emacore.widgets.schedules import beta_slider, schedule_defaults
+from emacore.widgets.overview import CURVATURES, DECAY, DRAWN, NOISE, RATE, RUNS, losses_of, path_of, show_circling
+from emacore.widgets.page import BOUND, csv_button, number_text, query_of, reset_button, show_table, through_app
+from emacore.widgets.schedules import schedule_defaults
 
-CURVATURES = (1.0, 0.25)
-START = (2.0, 1.6)
-DRAWN = 300
-RUNS = 1000
-SECONDS_PER_FRAME = 0.4
-DEFAULTS = {"quad_rate": 0.3, "quad_noise": 1.0, "quad_decay": 0.98}
+DEFAULTS = {RATE: 0.3, NOISE: 1.0, DECAY: 0.98}
+
+
+def replay() -> None:
+    st.session_state["replays"] = st.session_state.get("replays", 0) + 1
+
 
 through_app()
 st.title("What does averaging do to your weights?")
 st.markdown(
     "Near a minimum, SGD does not settle: the noise of its batches keeps it :orange[**circling**]. An "
     ":blue[**exponential moving average**] of its weights is calmer, and later: closer to the minimum if its decay "
-    "fits the length of the run, still on its way if it is too large. Move the sliders."
+    "fits the length of the run, still on its way if it is too large. Move the handles."
 )
-controls = st.columns(3)
-with controls[0]:
-    learning_rate = st.slider(
+picture, numbers = st.columns([1.7, 1], gap="medium")
+with numbers:
+    st.markdown("`average = decay * average + (1 - decay) * weights`, at each step.")
+    one, two, three = st.columns(3)
+    learning_rate = one.number_input(
         "Learning rate",
         0.01,
         1.5,
-        DEFAULTS["quad_rate"],
+        DEFAULTS[RATE],
         0.01,
-        key="quad_rate",
+        key=RATE,
+        format="%.6g",
         help="Larger steps reach the minimum sooner and circle it more widely.",
         **BOUND,
     )
-with controls[1]:
-    noise = st.slider(
+    noise = two.number_input(
         "Gradient noise",
         0.0,
         3.0,
-        DEFAULTS["quad_noise"],
+        DEFAULTS[NOISE],
         0.05,
-        key="quad_noise",
+        key=NOISE,
+        format="%.6g",
         help="Standard deviation of the noise in each direction of the gradient: smaller batches have more.",
         **BOUND,
     )
-with controls[2]:
-    beta = beta_slider(
-        "Decay of the average",
-        "quad_decay",
-        DEFAULTS["quad_decay"],
-        help="The share of the old average that each step keeps.",
+    beta = three.number_input(
+        "Decay",
+        BETA.low,
+        BETA.high,
+        DEFAULTS[DECAY],
+        0.001,
+        key=DECAY,
+        format="%.7g",
+        help="Of the average: the share of the old one that each step keeps.",
+        **BOUND,
     )
     st.caption(f"It forgets half in {half_life(beta):,.1f} steps.")
-
-
-@st.cache_data(max_entries=64, show_spinner=False)
-def simulate(rate: float, noise: float) -> np.ndarray:
-    return sgd_on_quadratic(CURVATURES, rate, noise, DRAWN, seed=1, start=START).noisy
-
-
-@st.cache_data(max_entries=64, show_spinner=False)
-def losses(rate: float, noise: float, beta: float) -> LossByDecay:
-    return loss_by_decay(CURVATURES, rate, noise, DRAWN, START, beta, runs=RUNS)
-
-
-def advance() -> int:
-    """How many steps the picture shows: more with each frame while it plays."""
-    if not st.session_state["play"]:
-        return DRAWN
-    shown = min(st.session_state.get("frame", 20) + 8, DRAWN)
-    st.session_state["frame"] = shown
-    return shown
-
-
-def replay() -> None:
-    st.session_state["frame"] = 20
-
-
-picture, numbers = st.columns([3, 2])
-with picture:
-    moving = st.container()  # above the toggle, whose value it needs
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Play again", on_click=replay, icon=":material/replay:")
         reset_button(DEFAULTS)
-        st.toggle("Play", True, key="play", help="Off: show the whole path at once.", **BOUND)
-playing = st.session_state["play"] and st.session_state.get("frame", 20) < DRAWN
+        plays = st.toggle("Play", True, key="play", help="Off: show the whole path at once.", **BOUND)
 
-
-@st.fragment(run_every=SECONDS_PER_FRAME if playing else None)
-def draw() -> None:
-    shown = advance()
-    show_chart(
-        paths(path.iterates[:shown], path.averaged[:shown], CURVATURES, reach=path.reach),
-        alt_text="The path of SGD (orange) and of its average (blue) in a plane of two weights, "
-        f"steps 0 to {shown - 1}, around the minimum in the middle",
-        table=pd.DataFrame(path.table()),
-        name="paths",
-    )
-    st.caption(f"Step {shown - 1} of {DRAWN - 1}; grey: lines of equal loss, their centre is the minimum.")
-    if playing and shown >= DRAWN:
-        st.rerun()
-
-
-path = averaged_path(simulate(learning_rate, noise), beta)
-with moving:
-    draw()
-found = losses(learning_rate, noise, beta)
+path, found = path_of(learning_rate, noise, beta), losses_of(learning_rate, noise, beta)
 last, now, best = found.at(0.0), found.at(beta), found.lowest
 expected = found.expected.total
+with picture:
+    finish = show_circling(learning_rate, noise, beta, plays=plays, again=st.session_state.get("replays", 0))
+    with st.container(horizontal=True):
+        csv_button(pd.DataFrame(path.table()), "paths")
+        csv_button(pd.DataFrame(found.table()), "loss_by_decay")
+    st.caption(
+        "Above, a unit is as long across as it is up; grey: lines of equal loss around the minimum. Below: too small a "
+        "decay leaves the noise in the average, too large a one the start. Dots are simulated. "
+        f"Lowest of these: {expected[best]:.3g}, at decay {found.decays[best]:.6g}."
+    )
 with numbers:
     st.subheader(change_in_words(expected[last], expected[now]))
     one, two = st.columns(2)
@@ -123,18 +90,6 @@ with numbers:
         "Its average",
         f"{expected[now]:.3g}",
         help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
-    )
-    curve = pd.DataFrame(found.table())
-    show_chart(
-        tradeoff(curve[curve["decay"] > 0], chosen=half_life(beta), label=f"decay {number_text(beta)}"),
-        alt_text=f"Expected loss of the average after {DRAWN - 1} steps over its decay, lowest at "
-        f"{found.decays[best]:.6g}; the chosen decay {number_text(beta)} is marked",
-        table=curve,
-        name="loss_by_decay",
-    )
-    st.caption(
-        f"Lowest of these: {expected[best]:.3g}, at decay {found.decays[best]:.6g}. Too small a decay leaves the noise "
-        "in the average, too large a one the start. Dots are simulated."
     )
 
 places = [last, now]
@@ -215,3 +170,4 @@ for column, (question, text, page, label, changes) in zip(
 
 st.subheader("The article's experiment, over 32 seeds")
 st.markdown(evidence())
+finish()

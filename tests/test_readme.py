@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 import emacore
+from benchmarks import pictures
+from emacore.averaging.advice import Run, advise, half_life_in, steps_of_samples
+from emacore.averaging.code import to_code
 from emacore.experiments.article_study import in_words, shipped
 
 ROOT = Path(__file__).parents[1]
@@ -71,3 +74,36 @@ def test_its_benchmarks_start_as_it_says():
     assert len(names) >= 8
     code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
     subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, check=True)
+
+
+RUNS = {
+    "diffusion": Run(400_000, trained="diffusion", batch=256),
+    "ImageNet": Run(
+        steps_of_samples(1_281_167, 1024, 90),
+        trained="image classifier",
+        rate="cosine or linear to zero",
+        batch=1024,
+        epochs=90,
+    ),
+    "language": Run(100_000, trained="language model", rate="warm-up, stable, decay"),
+}
+
+
+def test_its_common_settings_are_those_that_are_advised():
+    for word, run in RUNS.items():
+        first = advise(run).settings[0]
+        row = next(line for line in README.splitlines() if line.startswith(f"| {word}"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1:] == [
+            f"`{to_code(first.schedule)}`",
+            str(half_life_in(run, first.schedule)),
+            first.source.name,
+        ]
+
+
+def test_its_pictures_are_there_and_a_command_makes_them():
+    shown = set(re.findall(r"\]\(docs/([\w.]+)\)", README))
+    made = {f"{name}.png" for name in pictures.PICTURES} | {"drag.gif"}
+    assert {name for name in shown if name.endswith(("png", "gif"))} <= made
+    assert all((ROOT / "docs" / name).is_file() for name in shown)
+    assert "python -m benchmarks.pictures" in README

@@ -324,7 +324,9 @@ class HalfLife(NamedTuple):
     share: float
 
     def __str__(self) -> str:
-        epochs = "" if self.epochs is None else f", {number(self.epochs, 3)} epochs"
+        epochs = ""
+        if self.epochs is not None:
+            epochs = f", {number(self.epochs, 3) if self.epochs >= 1e-4 else 'less than 0.0001'} epochs"
         share = percent(self.share) if self.share >= 1e-6 else "less than 0.0001 %"
         return f"{number(self.steps)} steps, {share} of the run{epochs}"
 
@@ -363,6 +365,22 @@ def rescaled_settings(settings: list[Setting], batch: float = 1.0, length: float
         schedule = at_length(at_batch_size(setting.schedule, batch), length)
         found.append(setting._replace(schedule=rounded_schedule(schedule)))
     return found
+
+
+def rescaling_remarks(settings: list[Setting], batch: float) -> list[Remark]:
+    """What to know of settings (as they were) that are carried over to ``batch`` times the batch size."""
+    if batch == 1:
+        return []
+    found = [
+        Remark(
+            "The learning rate was chosen for the other batch size and must be scaled, too: linearly for SGD. A "
+            f"constant decay d becomes d^{number(batch)}, a power function stays as it is, and update_after_step is "
+            f"divided by {number(batch)}.",
+            SCALING,
+        )
+    ]
+    notes = dict.fromkeys(setting.schedule.rescaling for setting in settings)
+    return found + [Remark(note, PRODUCT) for note in notes if note]
 
 
 def _window(run: Run) -> Setting:
@@ -497,15 +515,21 @@ def warnings(run: Run, settings: list[Setting]) -> list[Remark]:
                 ANNEALED,
             )
         )
-    found += _never(run)
-    for setting in settings:
-        found += own_warnings(run, setting)
-    return found
+    return [*found, *_never(run), *own_warnings(run, settings)]
 
 
-def own_warnings(run: Run, setting: Setting) -> list[Remark]:
-    """What could go wrong with one setting, whoever chose it: its cap never acts, its start stays, it moves rarely."""
-    return [*_capped(run, [setting]), *_starts(run, [setting]), *_coarse(run, [setting])]
+def own_warnings(run: Run, settings: list[Setting]) -> list[Remark]:
+    """What could go wrong with settings, whoever chose them: no move, a cap that never acts, a start that stays."""
+    every = max(one.schedule.update_every for one in settings)
+    if every >= run.steps:
+        return [
+            Remark(
+                f"update_every = {number(every)} is as long as the run ({number(run.steps)} steps): only the first "
+                "step is looked at, and nothing is averaged.",
+                PRODUCT,
+            )
+        ]
+    return [*_capped(run, settings), *_starts(run, settings), *_coarse(run, settings)]
 
 
 def _never(run: Run) -> list[Remark]:
@@ -552,7 +576,7 @@ def _starts(run: Run, settings: list[Setting]) -> list[Remark]:
                     f"{name}: it begins at step {number(schedule.start)}, and the run is over before it moves.", PRODUCT
                 )
             )
-        elif share > max(0.01, 3 / moves):
+        elif share > max(0.01, 1.5 / moves):  # a plain mean has one part in so many
             found.append(
                 Remark(
                     f"{name}: {percent(share, 2)} of the final average are still the weights it started with; its "
@@ -564,15 +588,15 @@ def _starts(run: Run, settings: list[Setting]) -> list[Remark]:
 
 
 def _coarse(run: Run, settings: list[Setting]) -> list[Remark]:
-    coarse = {one.name: final_half_life(one.schedule, run.steps) for one in settings if one.schedule.update_every > 1}
-    coarse = {name: steps for name, steps in coarse.items() if run.update_every > steps / 10}
+    found = [(one.name, one.schedule.update_every, final_half_life(one.schedule, run.steps)) for one in settings]
+    coarse = [(name, every, steps) for name, every, steps in found if every > 1 and 0 < steps < 10 * every]
     if not coarse:
         return []
-    told = " and ".join(f"{number(steps, 3)} steps ({name})" for name, steps in coarse.items())
+    told = " and ".join(f"{number(steps, 3)} steps ({name})" for name, _, steps in coarse)
     return [
         Remark(
-            f"update_every = {number(run.update_every)} is not small against a half-life of {told}: the average holds "
-            "few snapshots. Update at least ten times in a half-life.",
+            f"update_every = {number(max(every for _, every, _ in coarse))} is not small against a half-life of "
+            f"{told}: the average holds few snapshots. Update at least ten times in a half-life.",
             COMPOSER,
         )
     ]

@@ -73,7 +73,7 @@ class InversePower(Schedule):
             0.01,
             1e4,
             1.0,
-            "How many steps the warm-up takes before it bends. Larger keeps the decay low for longer.",
+            "Where the warm-up bends: so many steps after its begin. Larger keeps the decay low for longer.",
             scale="log",
             unit="steps",
             axis=(0.1, 1000.0),

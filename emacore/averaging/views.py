@@ -135,9 +135,15 @@ def loss_by_decay(
 
     The decays go from 0.2 to 0.999999, even in log(1 - decay), and 0 (the last iterate itself) and ``beta`` are among
     them.
+
+    Args:
+        runs: So many are simulated; with 0 ``simulated`` and ``error`` are NaN.
     """
     decays = np.unique(np.r_[0.0, beta, 1 - np.geomspace(0.8, 1e-6, 120)])
     expected = final_loss(curvatures, learning_rate, gradient_noise, num_steps, decays, start)
+    if not runs:
+        missing = np.full(len(decays), np.nan)
+        return LossByDecay(decays, expected, missing, missing)
     losses = simulated_final_losses(curvatures, learning_rate, gradient_noise, num_steps, decays, start, runs=runs)
     with np.errstate(over="ignore", invalid="ignore"):
         return LossByDecay(decays, expected, losses.mean(axis=0), losses.std(axis=0, ddof=1) / math.sqrt(runs))

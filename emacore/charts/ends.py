@@ -12,7 +12,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from emacore.charts.thin import Floats, Scale, drawable
-from emacore.formatting import IN_CHARTS
+from emacore.formatting import IN_CHARTS, WHOLE_IN_CHARTS
+
+#: An axis of whole numbers, which has no ticks between them.
+WHOLE_AXIS = alt.Axis(format=WHOLE_IN_CHARTS, tickMinStep=1)
 
 #: The column of the names.
 NAME = "name"

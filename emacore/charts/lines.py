@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from emacore.charts.ends import free_of, name_marks, names_at_ends, regular_axis, room_for, tick_values
+from emacore.charts.ends import WHOLE_AXIS, free_of, name_marks, names_at_ends, regular_axis, room_for, tick_values
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import CLEAN, DASHES
 from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
@@ -72,6 +72,7 @@ def lines(
         height=height,
         faint=tuple(faint),
         ruled=bool(x_rules),
+        whole=x_scale == "linear" and pd.api.types.is_integer_dtype(table[x]),
         room=room_for(map(str, present)) if len(present) > 1 else 0,
     )
     names = names_at_ends(
@@ -101,6 +102,7 @@ def _spec(
     height: int,
     faint: tuple[str, ...],
     ruled: bool,
+    whole: bool,
     room: int,
 ) -> dict[str, Any]:
     names, hues = [name for name, _ in colours], [colour for _, colour in colours]
@@ -109,6 +111,8 @@ def _spec(
     domain: Any = alt.Undefined if y_domain is None else list(y_domain)
     zero: Any = alt.Undefined if y_scale == "log" else False
     across, up = (regular_axis(some) for some in ticks)
+    if whole:
+        across = WHOLE_AXIS
     x_axis = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type=x_scale, nice=False, range=free_of(room)), axis=across)
     y_axis = alt.Y(
         f"{y}:Q", title=y_title, scale=alt.Scale(type=y_scale, zero=zero, domain=domain, clamp=True), axis=up

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emacore.charts.ends import round_ticks
+from emacore.charts.ends import NAME, round_ticks
 from emacore.charts.figure import Figure
 from emacore.charts.lines import PROBES
 from emacore.charts.thin import Scale, common_rows, drawable
@@ -23,6 +23,8 @@ from emacore.formatting import IN_CHARTS
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
+#: Pictures above each other have their own colours.
+_RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
 #: Below so many pixels from the picture's top its title says where the handles are.
 _TITLE = {"fontSize": 13, "fontWeight": "normal", "offset": 8, "anchor": "start"}
 
@@ -54,12 +56,14 @@ class Frames(NamedTuple):
         moving: By handle's key, and by the column that moves: shape (rows, marks), not finite where nothing is drawn.
         column: The column of the series.  The rows of the same series in the figure's table are hidden meanwhile.
         line: The columns of a line's x and y, at whose end its name stands.
+        layers: The layers of the figure that draw them; by default all that draw the figure's table.
     """
 
     rows: pd.DataFrame
     moving: Mapping[str, Mapping[str, Floats]]
     column: str
     line: tuple[str, str] = ("x", "y")
+    layers: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -68,11 +72,23 @@ class Frames(NamedTuple):
 
 
 class View(NamedTuple):
-    """A picture, its frames, and the fixed ends of its axes ("x", "y") where frames would change them."""
+    """A picture, its frames, and the fixed ends of its axes ("x", "y") where frames would change them.
+
+    With ``square``, the x axis goes as far to both sides as a unit is as long on it as on the y axis.
+    """
 
     figure: Figure
     frames: tuple[Frames, ...] = ()
     ends: Mapping[str, tuple[float, float]] = {}
+    square: bool = False
+
+
+class Signal(NamedTuple):
+    """A further signal of the picture: its name, its value at first, and what it is at each tick of the screen."""
+
+    name: str
+    value: float
+    ticking: str = ""
 
 
 class Moving(NamedTuple):
@@ -87,7 +103,7 @@ class Moving(NamedTuple):
     left_out: str
 
 
-def moving(views: Sequence[View], handles: Sequence[Handle]) -> Moving:
+def moving(views: Sequence[View], handles: Sequence[Handle], signals: Sequence[Signal] = ()) -> Moving:
     """The views, one above the other, with the handles below them.
 
     Each view's figure has layers; those that draw the figure's table are drawn a second time, of the frames, and the
@@ -106,8 +122,8 @@ def moving(views: Sequence[View], handles: Sequence[Handle]) -> Moving:
         place = drawn[0]["layer"][0]["name"]
         params |= {handle.selection: _selection(handle, place) for handle in reversed(handles)}
     spec: Spec = {
-        **(drawn[0] if len(drawn) == 1 else {"vconcat": drawn, "spacing": 12}),
-        "params": [*_signals(handles), *params.values()],
+        **(drawn[0] if len(drawn) == 1 else {"vconcat": drawn, "spacing": 12, "resolve": _RESOLVED}),
+        "params": [*_signals(handles), *map(_ticking, signals), *params.values()],
         "autosize": {"type": "fit" if len(drawn) == 1 else "fit-x", "contains": "padding"},
     }
     if handles:
@@ -166,26 +182,31 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     sets = [frames for frames in view.frames if any(key in order for key in frames.moving)]
     tables[f"still{number}"] = view.figure.data
     tables |= {f"frames{number}_{place}": _wide(frames, order) for place, frames in enumerate(sets)}
-    hidden = [{"filter": f"!({_moves(frames, order)} && {_is_of(frames, frames.column)})"} for frames in sets]
     layers: list[Spec] = []
-    twins: list[list[Spec]]
     for place, layer in enumerate(view.figure.spec["layer"]):
         name = f"view{number}_layer{place}"  # Altair's names change with what is drawn
+        table, column = f"still{number}", ""
+        then: dict[int, list[Spec]] = {own: [] for own, frames in enumerate(sets) if place in frames.layers}
         if "data" not in layer:
-            twins, before = [[]] * len(sets), hidden
-            layers.append(_drawing(layer, name, f"still{number}", before))
+            then |= {own: [] for own, frames in enumerate(sets) if not frames.layers}
         else:
             # Rows of a layer's own are data, too, or other ones would draw the whole picture anew.
-            tables[f"rows{number}_{place}"] = pd.DataFrame(layer["data"]["values"])
-            named = layer["encoding"].get("text", {}).get("field") == "name"
-            before = [{"filter": f"!({_moves(frames, order)} && {_is_of(frames, 'name')})"} for frames in sets if named]
-            layers.append(_drawing(layer, name, f"rows{number}_{place}", before))
-            twins = [_at_the_end(frames) for frames in sets] if named and layer["data"]["values"] else []
-        for own, then in enumerate(twins):
-            chosen = [*_chosen(sets[own], order), *then]
+            table = f"rows{number}_{place}"
+            tables[table] = pd.DataFrame(layer["data"]["values"])
+            if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
+                column = NAME
+                then |= {own: _at_the_end(frames) for own, frames in enumerate(sets) if not frames.layers}
+        hidden = [
+            {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
+            for own in sorted(then)
+        ]
+        layers.append(_drawing(layer, name, table, hidden))
+        for own in sorted(then):
+            chosen = [*_chosen(sets[own], order), *then[own]]
             layers.append(_drawing(layer, f"{name}_{own}", f"frames{number}_{own}", chosen))
     if view.ends:
-        layers = [_with_ends(layer, number, view.ends) for layer in layers]
+        square = f"width / {view.figure.spec['height']}" if view.square else ""
+        layers = [_with_ends(layer, number, view.ends, square) for layer in layers]
         tables |= _tables_of_ends(number, view)
         # Nothing to see: only a table that something draws is there for the axes.
         layers += [
@@ -199,15 +220,13 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
 def _at_the_end(frames: Frames) -> list[Spec]:
     """Transforms: the name of each series, at the last row that the shown frame has of it."""
     x, y = frames.line
-    (start, stop) = (float(side) for side in (frames.rows[x].min(), frames.rows[x].max()))
     return [
         {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}'])"},
         {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
         {"filter": f"datum['{x}'] == datum.last"},
-        {"calculate": f"datum['{frames.column}']", "as": "name"},
+        {"calculate": f"datum['{frames.column}']", "as": NAME},
         {"calculate": f"datum['{x}']", "as": "x"},
         {"calculate": f"datum['{y}']", "as": "y"},
-        {"calculate": f"datum['{x}'] < {(start + stop) / 2}", "as": "early"},
     ]
 
 
@@ -259,7 +278,7 @@ def _params_of(param: Spec, names: Sequence[str], layers: list[Spec], known: Map
     return found
 
 
-def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]]) -> Spec:
+def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]], square: str) -> Spec:
     """The layer with axes whose ends are data, so that other ones do not draw the picture anew."""
     encoding = dict(layer["encoding"])
     for channel in ends:
@@ -267,6 +286,8 @@ def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]]
             scale = {key: value for key, value in encoding[channel].get("scale", {}).items() if key != "domain"}
             for end, side in enumerate(("domainMin", "domainMax")):
                 scale[side] = {"expr": f"data('ends{number}')[0]['{channel}_{end}']"}
+                if square and channel == "x":
+                    scale[side] = {"expr": f"data('ends{number}')[0]['y_{end}'] * {square}"}
             encoding[channel] = {**encoding[channel], "scale": {**scale, "nice": False}}
             if _is_log(layer, channel):
                 ticks = {"values": {"expr": f"pluck(data('ticks{number}_{channel}'), 'at')"}, "format": IN_CHARTS}
@@ -317,6 +338,11 @@ def _signals(handles: Sequence[Handle]) -> list[Spec]:
         {"name": "moved", "value": -1, "on": moves},
         {"name": "frame", "expr": f"moved < 0 ? '' : '_' + moved + '_' + [{', '.join(signals)}][moved]"},
     ]
+
+
+def _ticking(signal: Signal) -> Spec:
+    ticks = [{"events": {"type": "timer", "throttle": 16}, "update": signal.ticking}] if signal.ticking else []
+    return {"name": signal.name, "value": signal.value, "on": ticks}
 
 
 def _said(handles: Sequence[Handle]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
+from emacore.charts.moving import Frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 
 Floats = NDArray[np.floating[Any]]
@@ -20,7 +22,7 @@ Rows = list[dict[str, Any]]
 
 #: The trained weights, by the names they have on two pages, and their average.
 COLOURS = {"SGD": ORIGINAL, "original": ORIGINAL, "average": AVERAGED}
-_CONTOURS, _MARKS = 0, 2
+_CONTOURS, _PATHS, _MARKS, _HEADS = range(4)
 
 
 def paths(
@@ -28,15 +30,52 @@ def paths(
 ) -> Figure:
     """The iterates (orange) and their average (blue), both of shape (T, 2), around a quadratic's minimum at the origin.
 
+    A signal ``shown``, where the picture has one, is the last step that is drawn.
+
     Args:
         curvatures: Of the loss along the two weights.
         reach: Both axes go from ``-reach`` to ``reach``, rounded up to halves.
     """
-    border = max(math.ceil(2 * reach) / 2, 0.5)
+    border = border_of(reach)
     spec = _spec(("SGD", "average"), ("weight 1", "weight 2"), (-border, border), (-border, border), "loss", height)
     spec = with_layer_data(spec, _CONTOURS, _ellipses(curvatures, border))
     spec = with_layer_data(spec, _MARKS, [{"u": 0.0, "v": 0.0, "mark": "minimum"}])
     return Figure(_table({"SGD": original, "average": averaged}, np.arange(len(original))), spec)
+
+
+def border_of(reach: float) -> float:
+    """Where the axes of :func:`paths` end."""
+    return max(math.ceil(2 * reach) / 2, 0.5)
+
+
+def path_frames(
+    original: Mapping[str, Sequence[Floats]], averaged: Mapping[str, Sequence[Floats]]
+) -> tuple[Frames, Frames]:
+    """What :func:`paths` draws while handles move: both paths, shape (T, 2), at each mark of the handles that move
+    them, by the handles' keys."""
+
+    def frames(name: str, by_handle: Mapping[str, Sequence[Floats]]) -> Frames:
+        steps = np.arange(len(next(iter(by_handle.values()))[0]))
+        rows = pd.DataFrame({"path": name, "step": steps, "newest": steps == steps[-1]})
+        moving = {
+            key: {
+                axis: np.stack([path[:, n] for path in paths], axis=1, dtype=np.float64)
+                for n, axis in enumerate(("u", "v"))
+            }
+            for key, paths in by_handle.items()
+        }
+        return Frames(rows, moving, "path", layers=(_PATHS, _HEADS))
+
+    return frames("SGD", original), frames("average", averaged)
+
+
+def playing(figure: Figure) -> Figure:
+    """The same with paths up to the step that the signal ``shown`` says."""
+    layers = list(figure.spec["layer"])
+    last = int(figure.data["step"].max())
+    layers[_PATHS] = {**layers[_PATHS], "transform": [{"filter": "datum.step <= shown"}]}
+    layers[_HEADS] = {**layers[_HEADS], "transform": [{"filter": f"datum.step == min(shown, {last})"}]}
+    return figure._replace(spec={**figure.spec, "layer": layers})
 
 
 def paths_on_landscape(

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from emacore.charts.ends import WHOLE_AXIS
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.charts.thin import Scale, left_out, thin
-from emacore.formatting import IN_CHARTS, WHOLE_IN_CHARTS, number
+from emacore.formatting import IN_CHARTS, number
 
-#: An axis of whole numbers, which has no ticks between them.
-WHOLE_AXIS = alt.Axis(format=WHOLE_IN_CHARTS, tickMinStep=1)
 _MOST_BINS = 24
 #: Pixels that all seeds take where it is drawn how many still train.
 _STRIP = 34

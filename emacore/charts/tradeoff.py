@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
+from emacore.charts.moving import Frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 
 #: The lines, in the order of the legend.
@@ -44,13 +46,46 @@ def tradeoff(table: pd.DataFrame, *, chosen: float, label: str, height: int = 40
     main = shown.loc[shown["curve"].isin(list(CURVES)[:2]), "loss"]
     top = float(main.max()) if len(main) else 1.0
     bottom = max(float(main.min()) / 3, top * _DEEPEST) if len(main) else 0.1
-    side: Literal["left", "right"] = (
-        "left" if chosen < float(np.sqrt(shown["half_life"].min() * shown["half_life"].max())) else "right"
-    )
-    spec = _spec(_rounded(bottom), _rounded(1.5 * top), side, height)
+    spec = _spec(_rounded(bottom), _rounded(1.5 * top), height)
+    middle = float(np.sqrt(shown["half_life"].min() * shown["half_life"].max()))
     for layer in (_CHOSEN, _LABELS):
-        spec = with_layer_data(spec, layer, [{"at": chosen, "label": label}])
+        spec = with_layer_data(
+            spec, layer, [{"at": chosen, "label": label, "early": chosen < middle, "mark": "chosen"}]
+        )
     return Figure(shown, spec)
+
+
+def tradeoff_frames(
+    by_handle: Mapping[str, Sequence[pd.DataFrame]], key: str, half_lives: Sequence[float], labels: Sequence[str]
+) -> tuple[Frames, Frames]:
+    """What :func:`tradeoff` draws while handles move: other formulas, and elsewhere the mark of the chosen decay.
+
+    Args:
+        by_handle: By the keys of the handles that change the formulas: a table at each mark; all have the same decays.
+        key: Of the handle that moves the chosen decay, with its half-life and its label at each mark.
+    """
+    columns = dict(zip(CURVES, ("expected", "last", "bias", "variance"), strict=True))
+    first = next(iter(by_handle.values()))[0]
+    rows = pd.concat(
+        [first[["decay", "half_life"]].assign(curve=name, part="formula") for name in columns], ignore_index=True
+    )
+    losses = {
+        handle: {
+            "loss": np.stack(
+                [np.concatenate([table[column].to_numpy() for column in columns.values()]) for table in tables], axis=1
+            )
+        }
+        for handle, tables in by_handle.items()
+    }
+    for moved in losses.values():
+        moved["loss"][~(moved["loss"] > 0)] = np.nan  # a log axis cannot show it
+    middle = math.sqrt(float(first["half_life"].min() * first["half_life"].max()))
+    at = np.asarray(half_lives, dtype=np.float64)[np.newaxis]
+    chosen = {"at": at, "label": np.asarray(labels, dtype=object)[np.newaxis], "early": at < middle}
+    return (
+        Frames(rows, losses, "curve"),
+        Frames(pd.DataFrame({"mark": ["chosen"]}), {key: chosen}, "mark", layers=(_CHOSEN, _LABELS)),
+    )
 
 
 def _rounded(value: float) -> float:
@@ -59,7 +94,7 @@ def _rounded(value: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _spec(bottom: float, top: float, side: Literal["left", "right"], height: int) -> dict[str, Any]:
+def _spec(bottom: float, top: float, height: int) -> dict[str, Any]:
     highlight = alt.selection_point(name="highlight", fields=["curve"], bind="legend")
     base = alt.Chart().encode(
         x=alt.X(
@@ -99,8 +134,10 @@ def _spec(bottom: float, top: float, side: Literal["left", "right"], height: int
     dots = base.transform_filter(alt.datum.part == "simulated").mark_circle(clip=True, size=34, opacity=0.9)
     rule = alt.Chart().encode(x=alt.X("at:Q"))
     rules = rule.mark_rule(color=CLEAN, strokeDash=[4, 3])
-    # Where no line is: above the noise of short memories, below the start in long ones.
-    labels = rule.mark_text(color=CLEAN, align=side, dx=4 if side == "left" else -4).encode(
-        text="label:N", y=alt.value(8 if side == "left" else alt.ExprRef("height - 10"))
-    )
+    labels = rule.mark_text(
+        color=CLEAN,
+        align=alt.ExprRef("datum.early ? 'left' : 'right'"),
+        dx=alt.ExprRef("datum.early ? 4 : -4"),
+        baseline="top",
+    ).encode(text="label:N", y=alt.value(4))
     return spec_of(alt.layer(lines, dots, rules, labels).properties(height=height))

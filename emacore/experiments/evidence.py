@@ -40,7 +40,7 @@ QUESTIONS = {
     "steadiness": "the curve's standard deviation",
 }
 #: The curves of :func:`win_curves`.
-AHEAD, TRAINING = "average ahead, of those", "still training, of all"
+AHEAD, TRAINING = "ahead", "training"
 
 
 @dataclass(frozen=True)
@@ -290,9 +290,8 @@ def headline(found: Mapping[str, PairedComparison], config: TaskConfig, *, compl
             "helps": f"; its curve is steadier in {one.wins} of {one.seeds}",
             "hurts": f"; its curve is less steady in {one.losses} of {one.seeds}",
         }.get(kind_of(one), "")
-    median = (
-        f"median gain {signed_percent(final.median.estimate)}; " if final.pairs and " in the median" not in told else ""
-    )
+    has_median = final.pairs and " in the median" not in told
+    median = f"median gain {signed_percent(final.median.estimate)}; " if has_median else ""
     return (
         f"{'Over' if complete else 'So far, over'} {counted(final.seeds, 'seed')}, {told} ({median}the average was "
         f"better in {final.wins}{rule}){steady}."

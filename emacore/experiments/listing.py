@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
@@ -178,12 +179,12 @@ def differences(jobs: Mapping[str, Job]) -> pd.DataFrame:
 
 
 def short_names(names: Sequence[str], given: Collection[str] = ()) -> dict[str, str]:
-    """For a legend: different names without the parts, between commas, that all have in common.
+    """For a legend: different names without the parts, between commas or colons, that all have in common.
 
     Args:
         given: Names that people gave; they stay, and do not count.
     """
-    parts = {name: name.split(", ") for name in names if name not in given}
+    parts = {name: re.split(", |: ", name) for name in names if name not in given}
     common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
     short = {name: ", ".join(part for part in own if part not in common) or name for name, own in parts.items()}
     found = {name: short.get(name, name) for name in names}

@@ -369,10 +369,9 @@ class RunStore:
         with self._connected() as connection, _transaction(connection):
             self._touch(connection, run_id, worker)
             row = self._row(connection, run_id)
-            if row["asked"] == SERVER:
-                waits = f"SELECT 1 FROM runs WHERE state = 'queued' AND asked != '{SERVER}' LIMIT 1"
-                return bool(row["stop_requested"]) or connection.execute(waits).fetchone() is not None
-            return bool(row["stop_requested"])
+            waits = "SELECT 1 FROM runs WHERE state = 'queued' LIMIT 1"
+            gives_way = row["asked"] == SERVER and connection.execute(waits).fetchone() is not None
+            return bool(row["stop_requested"]) or gives_way
 
     def finish(
         self, run_id: str, worker: str, state: str, *, stopped: str | None = None, error: str | None = None

@@ -16,7 +16,7 @@ from emacore.averaging.code import scheme_to_code
 from emacore.averaging.families import MAX_SIGMA_REL, InversePower, PowerFunction, gamma_from_sigma_rel
 from emacore.averaging.filters import decay_from_half_life
 from emacore.averaging.rounding import round_and_even, round_and_even_in_log
-from emacore.averaging.schedules import TIMING, Schedule
+from emacore.averaging.schedules import TIMING, Schedule, last_move
 from emacore.averaging.weights import relative_width
 from emacore.averaging.windows import Scheme, Window
 from emacore.replay.trajectory import Table, Trajectory
@@ -133,7 +133,7 @@ def atlas(trajectory: Trajectory, schedule: Schedule, x: str, y: str, metric: st
         where it never does in this run), each metric's column (NaN where there is no code), and, of "best", epoch.
 
     Raises:
-        ValueError: if ``x`` and ``y`` are not two settings.
+        ValueError: if ``x`` and ``y`` are not two settings, or while there is nothing to measure.
     """
     values = axes(type(schedule))
     if x not in values or y not in partners(x, type(schedule)):
@@ -142,6 +142,8 @@ def atlas(trajectory: Trajectory, schedule: Schedule, x: str, y: str, metric: st
             f"got {x!r} and {y!r}"
         )
     rows, epochs = _looked_at(trajectory, metric)
+    if not rows:
+        raise ValueError("the recording has no whole epoch yet")
     steps = trajectory.steps
     cells: list[dict[str, Any]] = []
     schemes: dict[str, Scheme] = {}
@@ -299,6 +301,8 @@ def _width(schedule: Schedule, setting: str, steps: int, value: float) -> float:
 def _beta_from(scheme: Scheme | None, steps: int) -> float:
     beta = getattr(scheme, "beta", 0)
     if not isinstance(scheme, Schedule) or not scheme.attains_beta or not beta > 0:
+        return np.nan
+    if scheme.at([last_move(scheme, steps)])[0] < beta:  # quickly told, where a rule without an inverse is searched
         return np.nan
     call = scheme.reaches(beta)
     return call if call is not None and call < steps else np.nan

@@ -15,6 +15,8 @@ from emacore.training.config import TaskConfig
 
 #: Of the two models that each epoch measures, in columns and settings.
 MODELS = ("original", "ema")
+#: The rates of :func:`rates`.
+LEARNING_RATE, ONE_MINUS_DECAY = "learning rate", "1 - decay of the EMA"
 
 
 def columns(metrics: Sequence[Metric]) -> list[str]:
@@ -70,6 +72,30 @@ def losses(history: pd.DataFrame) -> pd.DataFrame:
     return history[["epoch", *named]].rename(columns=named).melt("epoch", var_name="curve", value_name="loss")
 
 
+def overlaid(table: pd.DataFrame, other: pd.DataFrame, name: str = "other run") -> pd.DataFrame:
+    """Curves of a run and, as curves of their own, the validation curves of another one.
+
+    Args:
+        table, other: As :func:`losses` or :func:`validation` returns them.
+        name: What the other run's curves are called after.
+    """
+    theirs = other[other["curve"] != "train"]
+    return pd.concat([table, theirs.assign(curve=theirs["curve"] + f", {name}")], ignore_index=True)
+
+
+def train_loss_in_words(history: pd.DataFrame, config: TaskConfig) -> str:
+    """Why the train loss lies above the original's validation loss after the last epoch; empty where it does not."""
+    last = history.iloc[-1]
+    if not last["train_loss"] > last["val_loss_original"]:
+        return ""
+    if config.network.dropout and "dropout" not in config.network.idle():
+        return (
+            "The train loss lies above the validation losses because of dropout: in training it leaves out "
+            f"{percent(config.network.dropout)} of the hidden units, in validation none."
+        )
+    return "The train loss lies above because it is the mean over the epoch, taken while the network still learned."
+
+
 def validation(history: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """The validation curves of a metric as a long table: epoch, curve ("original", "EMA"), and the metric's column."""
     named = {f"val_{metric.column}_original": "original", f"val_{metric.column}_ema": "EMA"}
@@ -101,8 +127,8 @@ def rates(history: pd.DataFrame) -> pd.DataFrame:
     wide = pd.DataFrame(
         {
             "epoch": history["epoch"],
-            "learning rate": history["learning_rate"],
-            "1 - decay of the EMA": 1 - history["decay"],
+            LEARNING_RATE: history["learning_rate"],
+            ONE_MINUS_DECAY: 1 - history["decay"],
         }
     )
     return wide.melt("epoch", var_name="rate", value_name="value")

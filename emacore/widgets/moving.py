@@ -31,7 +31,7 @@ import streamlit as st
 
 from emacore.averaging.schedules import Control, Schedule
 from emacore.averaging.views import possible
-from emacore.charts.moving import Frames, Handle, Moving, View, fixed_part, moving
+from emacore.charts.moving import Frames, Handle, Moving, Signal, View, fixed_part, moving
 from emacore.formatting import decay as decay_text
 from emacore.formatting import number
 from emacore.widgets.page import escaped
@@ -46,6 +46,7 @@ _FEWEST_MARKS, _MOST_MARKS = 10, 80
 #: Handles in rows above the picture, without Vega's own label, which would be the mark's number; the picture's title
 #: has the values.
 _STYLE = """<style>
+[class*="st-key-moving-"] [data-stale="true"] {opacity: 1 !important;}
 [class*="st-key-moving-"] .vega-embed {display: flex !important; flex-direction: column;}
 [class*="st-key-moving-"] form.vega-bindings {order: -1; padding: 0 0 0.5rem 0;}
 [class*="st-key-moving-"] form.vega-bindings {flex-direction: row; flex-wrap: wrap; column-gap: 2rem; row-gap: 0;}
@@ -66,6 +67,28 @@ class Setting(NamedTuple):
     marks: tuple[float, ...]
     value: float
     text: Callable[[float], str] = number
+
+
+class Animation(NamedTuple):
+    """A signal that counts up, from ``first`` to ``last`` in so many seconds, or is ``last``; a handle ends it."""
+
+    name: str
+    first: int
+    last: int
+    seconds: float
+    plays: bool
+    again: int = 0
+
+    def signals(self, *, running: bool) -> list[Signal]:
+        """As the browser has them: at rest, or running from the moment on at which it draws them."""
+        if not running:
+            return [Signal(self.name, self.last)]
+        past = f"floor((now() - began) * {(self.last - self.first) / (1000 * self.seconds)!r})"
+        # The first tick notes when it began.
+        return [
+            Signal("began", 0, "began || now()"),
+            Signal(self.name, self.first, f"moved >= 0 ? {self.last} : min({self.last}, {self.first} + {past})"),
+        ]
 
 
 def schedule_settings(schedule: Schedule, calls: int = 1) -> list[Setting]:
@@ -104,6 +127,7 @@ def show_moving(
     frames_of: Callable[[Sequence[Handle]], Sequence[tuple[Frames, ...]]],
     *,
     alt_text: str,
+    plays: Animation | None = None,
 ) -> Callable[..., None]:
     """Show ``views``, one above the other, with a handle for each setting below; see the module.
 
@@ -112,6 +136,8 @@ def show_moving(
         frames_of: Frames of each view at the marks of ``handle.values``, for all handles.  Those of a handle hold for
             the other settings as they are.
         alt_text: For those who cannot see it.
+        plays: Signals that run by themselves in the browser, once when the page is opened and whenever ``again`` is
+            another number.
 
     Returns:
         To be called at the end of the page, where the frames are made.  Until then a page that was just opened has the
@@ -120,22 +146,27 @@ def show_moving(
     """
     state = st.session_state.setdefault(f"moving-{name}", {"count": 0, "seen": None, "fixed": None, "start": {}})
     values = {setting.key: setting.value for setting in settings}
-    fixed = fixed_part(views) + str([(setting.key, setting.title, setting.marks) for setting in settings])
+    fixed = fixed_part(views) + str(plays) + str([(setting.key, setting.title, setting.marks) for setting in settings])
     if state["seen"] != values or state["fixed"] != fixed or _key(name, state) not in st.session_state:
         # Another chart than the one in the browser: its handles start from the values as they are now.  One whose
         # handle was dragged stays, or it would be taken out of the hand that still holds it.
+        opened = _key(name, state) not in st.session_state
+        runs = plays is not None and plays.plays and (opened or state.get("plays") != plays)
         state |= {"count": state["count"] + 1, "seen": values, "fixed": fixed, "start": values}
+        state |= {"runs": runs, "plays": plays}
         new = True
     else:
         new = False
     handles = [_handle(setting, state["start"][setting.key]) for setting in settings]
+    signals = plays.signals(running=state["runs"]) if plays else []
+    waiting = [signal._replace(ticking="") for signal in signals]
     st.html(_STYLE)
     place = st.container(key=f"moving-{name}")
-    still = _draw(place, moving(views, []), alt_text) if new else place
+    still = _draw(place, moving(views, [], waiting), alt_text) if new else place
 
     def finish(rows: Mapping[tuple[int, int], pd.DataFrame] | None = None) -> None:
         frames = frames_of(handles)
-        picture = moving([view._replace(frames=own) for view, own in zip(views, frames, strict=True)], handles)
+        picture = moving([view._replace(frames=own) for view, own in zip(views, frames, strict=True)], handles, signals)
         picture.tables.update({f"rows{view}_{layer}": table for (view, layer), table in (rows or {}).items()})
         _draw(
             still,

@@ -19,6 +19,7 @@ from emacore.averaging.advice import (
     Setting,
     Source,
     half_life_in,
+    rescaled_settings,
     steps_of_samples,
     steps_of_tokens,
 )
@@ -42,6 +43,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "run_epochs": 100,
     "run_tokens": 10**10,
     "run_token_batch": 500_000,
+    "run_token_epochs": 1,
     "run_every": 1,
     "times_batch": "as above",
     "times_length": "as above",
@@ -60,11 +62,18 @@ def run_controls() -> Run:
     """The controls of a run, in two rows; ends the page with a sentence where there is no such run."""
     what, rate, wish, way = st.columns([1, 1, 1.2, 1.1])
     with what:
-        trained = _one_of("What is trained", "trained", TRAINED, "Whose published settings are looked at.")
+        trained = _one_of(
+            "What is trained", "trained", TRAINED, "Another choice brings the settings that are published for it."
+        )
     with rate:
         falls = _one_of("Learning rate", "rate", RATES, "Averaging and lowering the rate calm the same noise.")
     with wish:
-        wanted = _one_of("What you want", "wish", WISHES, "A short memory for evaluations on the way, or several.")
+        wanted = _one_of(
+            "What you want",
+            "wish",
+            WISHES,
+            "Noisy evaluations want a short memory; several lengths are kept with snapshots.",
+        )
     with way:
         length = st.segmented_control(
             "Length as",
@@ -84,7 +93,11 @@ def run_controls() -> Run:
         passes = _passes(str(length))
     with fourth:
         every = _number(
-            "update_every", "run_every", 1, 10**6, "Steps from one update of the average to the next; 1 is the best."
+            "update_every",
+            "run_every",
+            1,
+            10**6,
+            "Steps from one update of the average to the next. Larger costs less, and looks at fewer snapshots.",
         )
     epochs: float | None = passes
     try:
@@ -101,16 +114,23 @@ def run_controls() -> Run:
         stop_with(f"{str(error)[0].upper()}{str(error)[1:]}.")
 
 
-def rescaling_controls() -> tuple[float, float]:
-    """How many times as large the batch is, and as long the run, for which the same is asked: one click each."""
+def carried_over(run: Run, settings: list[Setting]) -> tuple[Run, list[Setting], float]:
+    """Controls of another batch size or length, one click each; the run and the settings there, and the batch's factor.
+
+    They stay as they are, with a sentence, where there is no such run.
+    """
     left, right = st.columns(2)
     with left:
-        batch = _times(
-            "The same at another batch size", "times_batch", "Same memory in samples, in fewer or more steps."
-        )
+        batch = _times("The same at another batch size", "times_batch", "The same memory in samples.")
     with right:
         length = _times("The same for another length", "times_length", "The same share of the run.")
-    return batch, length
+    if batch == length == 1:
+        return run, settings, 1.0
+    try:
+        return run.rescaled(batch, length), rescaled_settings(settings, batch, length), batch
+    except ValueError as error:
+        st.warning(f"Shown as above: {escaped(error)}.", icon=":material/warning:")
+        return run, settings, 1.0
 
 
 def run_in_words(run: Run) -> str:
@@ -248,7 +268,8 @@ def _passes(length: str) -> int | None:
             **BOUND,
         )
         return samples
-    return _number("Epochs", "run_epochs", 1, 10**9, "Passes over the data.")
+    key = "run_token_epochs" if length == "Tokens" else "run_epochs"
+    return _number("Epochs", key, 1, 10**9, "Passes over the data.")
 
 
 def _times(label: str, key: str, explained: str) -> float:

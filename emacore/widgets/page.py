@@ -155,13 +155,19 @@ def picture(table: Table, name: str) -> Iterator[None]:
         csv_button(table, name)
 
 
-def show_table(table: pd.DataFrame, *, name: str, **arguments: Any) -> None:
+def show_table(table: pd.DataFrame, *, name: str, wrapped: bool = False, **arguments: Any) -> None:
     """A table with the digits that matter, and at its corner the same as CSV with all of them.
 
     A column of decays is told by its name: it ends in "decay" or "beta".
+
+    Args:
+        wrapped: For a few rows of sentences: all of it is seen, without scrolling or sorting.
     """
     with st.container(key=f"table-{name}"):
-        st.dataframe(readable(table), hide_index=True, width="stretch", placeholder="", **arguments)
+        if wrapped:
+            st.table(readable(table), border="horizontal", hide_index=True)
+        else:
+            st.dataframe(readable(table), hide_index=True, width="stretch", placeholder="", **arguments)
         csv_button(table, name)
 
 

@@ -356,9 +356,7 @@ def _carry(view: View, width: float) -> None:
         "pages/decay_schedule.py",
         label="Look at it on the schedule page",
         icon=":material/arrow_forward:",
-        query_params=query_of(
-            {**state, "steps": length, "memory": "relative width", "want_width": float(f"{100 * width:.3g}")}
-        ),
+        query_params=query_of({**state, "steps": length}),
     )
 
 

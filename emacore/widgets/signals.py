@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +28,31 @@ MOST_ROWS = 100_000
 class Chosen(NamedTuple):
     """A sequence, and what is known of it.
 
-    ``autocorrelation`` is that of its noise from one step to the next, ``period`` (steps) that of a sine.
+    ``autocorrelation`` is that of its noise from one step to the next, ``period`` (steps) that of a sine; ``made``
+    holds the arguments of :func:`emacore.averaging.signals.sequence` that made it.
     """
 
     sequence: Sequence
     is_own: bool
     autocorrelation: float = 0.0
     period: int | None = None
+    made: Mapping[str, Any] | None = None
+
+    def moved(self, key: str, value: float) -> Chosen:
+        """The same with another value of the control with this key."""
+        arguments = {**(self.made or {}), _ARGUMENTS[key]: value}
+        rho = value if key == "rho" else self.autocorrelation
+        return self._replace(sequence=sequence(**arguments), autocorrelation=rho, made=arguments)
+
+
+#: The arguments of a sequence that handles move, by the keys of their controls.
+_ARGUMENTS = {"level": "noise_level", "rho": "autocorrelation", "period": "period"}
+#: Their names, and their handles' marks.
+MOVED: dict[str, tuple[str, tuple[float, ...]]] = {
+    "level": ("noise level", tuple(round(0.05 * k, 2) for k in range(41))),
+    "rho": ("autocorrelation", tuple(round(0.05 * k, 2) for k in range(-18, 20))),
+    "period": ("period (steps)", (4, 5, 7, 10, 14, 20, 30, 40, 50, 70, 100, 140, 200, 300, 400, 500, 700, 1000)),
+}
 
 
 def sequence_controls() -> Chosen:
@@ -53,43 +72,63 @@ def sequence_controls() -> Chosen:
 def _synthetic() -> Chosen:
     signal = st.selectbox("Signal", SIGNALS, SIGNALS.index("step"), key="signal", help="The clean part.", **BOUND)
     noise = st.selectbox("Noise", NOISES, NOISES.index("white"), key="noise", help="What is added to it.", **BOUND)
-    level = st.slider(
-        "Noise level", 0.0, 2.0, SIGNAL_DEFAULTS["level"], 0.05, key="level", help="Its standard deviation.", **BOUND
-    )
-    if noise == "AR(1)":
-        st.slider(
-            "Autocorrelation",
-            -0.9,
-            0.99,
-            SIGNAL_DEFAULTS["rho"],
-            0.01,
-            key="rho",
-            help="From one step to the next.",
-            **BOUND,
-        )
-    if signal in ("sine", "chirp"):
-        st.slider("Period (steps)", 4, 1000, SIGNAL_DEFAULTS["period"], key="period", help="Steps per cycle.", **BOUND)
     left, right = st.columns(2)
     with left:
+        level = st.number_input(
+            "Noise level",
+            0.0,
+            2.0,
+            SIGNAL_DEFAULTS["level"],
+            0.05,
+            key="level",
+            format="%.6g",
+            help="Its standard deviation: larger hides the clean part.",
+            **BOUND,
+        )
+    with right:
+        if noise == "AR(1)":
+            st.number_input(
+                "Autocorrelation",
+                -0.9,
+                0.99,
+                SIGNAL_DEFAULTS["rho"],
+                0.01,
+                key="rho",
+                format="%.6g",
+                help="Of the noise, from one step to the next: the nearer to 1, the less an average removes.",
+                **BOUND,
+            )
+    with left:
+        if signal in ("sine", "chirp"):
+            st.number_input(
+                "Period (steps)",
+                4,
+                1000,
+                SIGNAL_DEFAULTS["period"],
+                key="period",
+                help="Steps per cycle: shorter ones come out smaller.",
+                **BOUND,
+            )
         length = st.number_input(
             "Length", 20, 50_000, SIGNAL_DEFAULTS["length_f"], key="length_f", help="Steps, 20 to 50,000.", **BOUND
         )
     with right:
         seed = st.number_input("Seed", 0, 10**6, SIGNAL_DEFAULTS["seed_f"], key="seed_f", help="Of the noise.", **BOUND)
-    made = sequence(
-        signal,
-        noise,
-        length,
-        seed,
-        noise_level=level,
-        period=st.session_state.get("period", SIGNAL_DEFAULTS["period"]),
-        autocorrelation=st.session_state.get("rho", SIGNAL_DEFAULTS["rho"]),
-    )
+    arguments = {
+        "signal": signal,
+        "noise": noise,
+        "length": length,
+        "seed": seed,
+        "noise_level": level,
+        "period": st.session_state.get("period", SIGNAL_DEFAULTS["period"]),
+        "autocorrelation": st.session_state.get("rho", SIGNAL_DEFAULTS["rho"]),
+    }
     return Chosen(
-        made,
+        sequence(**arguments),
         False,
-        st.session_state.get("rho", SIGNAL_DEFAULTS["rho"]) if noise == "AR(1)" else 0.0,
-        st.session_state.get("period", SIGNAL_DEFAULTS["period"]) if signal == "sine" else None,
+        arguments["autocorrelation"] if noise == "AR(1)" else 0.0,
+        arguments["period"] if signal == "sine" else None,
+        arguments,
     )
 
 

@@ -46,7 +46,7 @@ def own_memory(run: Run) -> None:
             + "the other settings are as on the left."
         )
         setting = Setting("your own", found, "", PRODUCT)
-        show_remarks(own_warnings(run, setting), warn=True)
+        show_remarks(own_warnings(run, [setting]), warn=True)
         try:
             st.button("Use these settings", on_click=partial(put, state_of(found)), icon=":material/check:")
         except ValueError as error:

@@ -176,7 +176,7 @@ def _curves(run: StoredRun, history: pd.DataFrame, averaged: str) -> None:
 
 def _more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: str, *, article: bool) -> None:
     """How many seeds are ahead, how steady the average is, and when the seeds ended."""
-    left, middle, right = st.columns(3, gap="medium")
+    left, middle, right = st.columns([1.3, 1, 1], gap="medium")
     shares = wins(history, averaged)
     with left:
         show_chart(
@@ -195,21 +195,22 @@ def _more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: s
             "over epochs",
             table=shares,
             name=f"wins-{study_id}",
-            look_for="**Look for** the epochs at which blue is above 50 %: there the average is ahead in most seeds.",
+            look_for="Blue: of the seeds still training, those whose average has the lower loss; grey: of all, "
+            "those still training. **Look for** where blue is above 50 %.",
         )
     ratios = steadiness_ratios(table)
     with middle:
         show_chart(
             histogram(
                 ratios["ratio"],
-                x_title="std. of the average / of the original",
+                x_title="std. ratio, average / original",
                 rules={ARTICLES: STEADINESS_RATIO} if article else None,
                 height=280,
             ),
             alt_text="How many seeds have which ratio of the two curves' standard deviations",
             table=ratios,
             name=f"steadiness-{study_id}",
-            look_for="Below 1 the average's curve is the steadier one."
+            look_for="**Look for** bars to the left of 1: there the average's curve is the steadier one."
             + (
                 f" The article's run has {STEADINESS_RATIO:.2f}, from an epoch it does not state: "
                 f"{share_below(ratios['ratio'], STEADINESS_RATIO)} of these seeds have less."
@@ -229,7 +230,11 @@ def _more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: s
             alt_text="How many seeds ended after which epoch",
             table=table[["seed", "epochs"]],
             name=f"epochs-{study_id}",
-            look_for="Seeds that end at different epochs are compared at different lengths."
+            look_for=(
+                "**Look for** how far they lie apart: the final losses are of different lengths."
+                if table["epochs"].nunique() > 1
+                else f"All ended at epoch {table['epochs'].iloc[0]:,}, so all are compared at the same length."
+            )
             + (
                 f" The article's run ended at {LAST_EPOCH}: {share_below(table['epochs'], LAST_EPOCH)} ended sooner."
                 if article

@@ -9,28 +9,37 @@ import streamlit as st
 
 from emacore.averaging.remarks import remarks
 from emacore.charts.lines import lines
-from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 from emacore.experiments.evidence import rules_in_words
+from emacore.experiments.listing import measured_alike
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.replay.measure import Metric
-from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS, beside_final, beside_progress
+from emacore.tasks.regression.article import STEADINESS, is_article
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import TaskConfig
 from emacore.training.history import (
+    LEARNING_RATE,
+    ONE_MINUS_DECAY,
     epochs_without_best,
     in_words,
     late_range,
     losses,
+    overlaid,
     rates,
     remaining,
     steadiness,
+    train_loss_in_words,
     validation,
 )
+from emacore.widgets.article import beside_the_article
 from emacore.widgets.jobs import duration, job_choice, job_queue, show_state, shown, stored
+from emacore.widgets.link import from_link, to_link
 from emacore.widgets.page import BOUND, csv_button, put, sentence, show_chart, show_table, told
 from emacore.widgets.runs import run_state
 
-COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED}
+#: The curves of another run that is laid over this one.
+OVERLAID = {"original, other run": OTHERS[4], "EMA, other run": OTHERS[3]}
+COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED, **OVERLAID}
 
 
 def draw_run(run_id: str) -> StoredRun:
@@ -38,13 +47,13 @@ def draw_run(run_id: str) -> StoredRun:
     run, history = stored(run_id)
     _headline(run, history)
     if not history.empty:
-        charts, words = st.columns([1.7, 1], gap="medium")
+        charts, words = st.columns([1.5, 1], gap="medium")
         with charts:
             _curves(run, history)
         with words:
             _figures(run, history)
         if isinstance(run.config, RunConfig):
-            _beside_the_article(run, history)
+            beside_the_article(run, history)
     return run
 
 
@@ -127,9 +136,9 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
 
 
 def _curves(run: StoredRun, history: pd.DataFrame) -> None:
-    """The losses, the last further metric of the task, and the rates, over epochs."""
+    """The losses, the last further metric of the task, and the rates, over epochs, with those of another run."""
     loss, *others = run.config.metrics
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         scale = st.segmented_control(
             "Loss axis",
             ["log", "linear"],
@@ -139,7 +148,10 @@ def _curves(run: StoredRun, history: pd.DataFrame) -> None:
             help="log shows what happens at small losses; linear shows how large the differences are.",
             **BOUND,
         )
+        other = _other_run(run)
     table = losses(history)
+    if other is not None:
+        table = overlaid(table, losses(other))
     show_chart(
         lines(
             table,
@@ -150,40 +162,73 @@ def _curves(run: StoredRun, history: pd.DataFrame) -> None:
             x_title="epoch",
             y_title=f"loss ({loss.name})",
             y_scale=scale,
-            faint=["train"],
+            faint=["train", *OVERLAID],
         ),
         alt_text=f"Train, original and EMA loss over {len(history)} epochs",
         table=table,
         name=f"losses-{run.id}",
+        look_for=f"**Look for** where blue stays below orange, and how much less it moves. "
+        f"{train_loss_in_words(history, run.config)}",
     )
     left, right = st.columns(2, gap="medium")
     if others:
         with left:
-            _metric(run, history, others[-1])
-    table = rates(history)
+            _metric(run, history, other, others[-1])
     with right:
+        _rates(run, history)
+
+
+def _other_run(run: StoredRun) -> pd.DataFrame | None:
+    """The history of a run that is chosen to lie over this one."""
+    with told():
+        runs = job_queue().store.runs()
+    runs = runs[(runs["id"] != run.id) & (runs["epochs"] > 0)]
+    alike = runs["config"].map(lambda text: measured_alike({"this": run.job, "that": TaskConfig.from_json(text)}))
+    from_link("overlay")
+    chosen = job_choice(
+        "Overlay another run",
+        shown(runs[alike.astype(bool)]),
+        "overlay",
+        placeholder="None" if alike.any() else "No other run on the same rows",
+        help="Lays the validation curves of another run of the same task and data over these.",
+    )
+    to_link("overlay")
+    return None if chosen is None else stored(chosen)[1]
+
+
+def _rates(run: StoredRun, history: pd.DataFrame) -> None:
+    """The learning rate and 1 - decay, each on an axis of its own: they differ by orders of magnitude."""
+    table = rates(history)
+    for name, colour, words in (
+        (LEARNING_RATE, ORIGINAL, "Lower: smaller steps, less to average."),
+        (ONE_MINUS_DECAY, AVERAGED, "Lower: the average reaches further back."),
+    ):
+        own = table[table["rate"] == name]
         show_chart(
             lines(
-                table,
+                own,
                 x="epoch",
                 y="value",
                 series="rate",
-                colours={"learning rate": ORIGINAL, "1 - decay of the EMA": AVERAGED},
+                colours={name: colour},
                 x_title="epoch",
-                y_title="per step",
+                y_title=name,
                 y_scale="log",
-                height=300,
+                height=200,
             ),
-            alt_text="Learning rate, and 1 - decay of the average, over epochs",
-            table=table,
-            name=f"rates-{run.id}",
+            alt_text=f"{name} over epochs",
+            table=own,
+            name=f"{name.replace(' ', '_')}-{run.id}",
+            look_for=words,
         )
 
 
-def _metric(run: StoredRun, history: pd.DataFrame, metric: Metric) -> None:
+def _metric(run: StoredRun, history: pd.DataFrame, other: pd.DataFrame | None, metric: Metric) -> None:
     table = validation(history, metric)
     better = "higher" if metric.higher_is_better else "lower"
     ends = late_range(table[metric.column], metric)
+    if other is not None:
+        table = overlaid(table, validation(other, metric))
     show_chart(
         lines(
             table,
@@ -194,13 +239,13 @@ def _metric(run: StoredRun, history: pd.DataFrame, metric: Metric) -> None:
             x_title="epoch",
             y_title=f"{metric.name} (validation rows)",
             y_domain=ends,
-            height=300,
+            height=400,
         ),
         alt_text=f"{metric.name} of the original and the EMA model over epochs",
         table=table,
         name=f"{metric.column}-{run.id}",
+        look_for=f"{metric.name}: {better} is better." + (" The worst tenth lies at the axis' end." if ends else ""),
     )
-    st.caption(f"{metric.name}: {better} is better." + (" The worst tenth lies at the axis' end." if ends else ""))
 
 
 def _figures(run: StoredRun, history: pd.DataFrame) -> None:
@@ -223,7 +268,7 @@ def _figures(run: StoredRun, history: pd.DataFrame) -> None:
         st.markdown("One run is one draw: another seed can turn the sign of the difference.")
     for remark in remarks(run.config.schedule, max(2, int(history["steps"].iloc[-1]))):
         st.info(remark, icon=":material/info:")
-    _steadiness(history, STEADINESS if isinstance(run.config, RunConfig) else None)
+    _steadiness(history, STEADINESS if is_article(run.config) else None)
 
 
 def _steadiness(history: pd.DataFrame, article: dict[str, float] | None) -> None:
@@ -244,20 +289,3 @@ def _steadiness(history: pd.DataFrame, article: dict[str, float] | None) -> None
     for place, model, name, value in ((one, "original", "original", original), (two, "ema", "EMA", ema)):
         told = None if article is None else f"The article: {article[model]}, from an epoch not stated."
         place.metric(f"Std. {name}", f"{value:.2g}", help=told)
-
-
-def _beside_the_article(run: StoredRun, history: pd.DataFrame) -> None:
-    st.subheader("Beside the article's tables")
-    same = run.config == RunConfig(seed=run.config.seed)
-    st.caption(
-        f"The article's run, whose seed is not stated, stopped at epoch {LAST_EPOCH}. "
-        + ("This run has its settings." if same else "This run has other settings.")
-        + f" Its final metrics are those after epoch {history['epoch'].iloc[-1]}; the first table sets the same epochs "
-        "side by side."
-    )
-    progress = beside_progress(history)
-    if progress.empty:
-        st.caption("Its first row is epoch 10.")
-    else:
-        show_table(progress, name=f"article_progress-{run.id}")
-    show_table(beside_final(run.summary), name=f"article_final-{run.id}")

@@ -25,6 +25,7 @@ from emacore.averaging.advice import (
     half_life_in,
     published_range,
     rescaled_settings,
+    rescaling_remarks,
     rounded_decay,
     rounded_schedule,
     settings_table,
@@ -200,6 +201,18 @@ def test_another_batch_size_keeps_the_memory_in_samples(trained, batch):
         assert new.schedule == rounded_schedule(at_batch_size(old.schedule, batch))
 
 
+def test_what_comes_with_another_batch_size_is_told():
+    settings = [Setting("a", Constant(), "", advice.PRODUCT), Setting("b", InversePower(), "", advice.PRODUCT)]
+    assert rescaling_remarks(settings, 1) == []
+    first, second = rescaling_remarks(settings, 8)
+    assert "learning rate was chosen for the other batch size and must be scaled" in first.text
+    assert "d becomes d^8" in first.text
+    assert "2307.13813" in first.source.text
+    assert second.text == InversePower.rescaling
+    assert len(rescaling_remarks(settings[:1], 0.25)) == 1
+    assert "d becomes d^0.25" in rescaling_remarks(settings, 0.25)[0].text
+
+
 @pytest.mark.parametrize("trained", TRAINED)
 @pytest.mark.parametrize("length", [0.25, 4])
 def test_another_length_keeps_the_share_of_the_run(trained, length):
@@ -262,6 +275,20 @@ def test_warnings_are_of_what_happens_in_the_run():
     coarse = "update_every = 10 is not small against a half-life of 65.8 steps (s0)"
     assert coarse in told(Run(10_000, 10), Constant(0.9, update_every=10), Constant(0.999, update_every=10))
     assert "is not small" not in told(Run(10_000, 10), Constant(0.999, update_every=10))
+
+
+def test_a_run_without_a_move_is_told_once():
+    found = warnings(Run(50, 60), advise(Run(50, 60)).settings)
+    assert sum("update_every = 60 is as long as the run (50 steps)" in one.text for one in found) == 1
+    assert not any("starts" in one.text or "not small" in one.text for one in found)
+    assert "100 % of the final average are still the weights it started with" in told(Run(2), Constant(0.9999))
+    assert "still the weights" not in told(Run(2), UniformAverage())
+
+
+def test_tiny_shares_and_epochs_have_no_exponent():
+    assert str(half_life_in(Run(10**10, epochs=0.1), Constant(0.9))) == (
+        "6.579 steps, less than 0.0001 % of the run, less than 0.0001 epochs"
+    )
 
 
 def test_noise_is_by_the_formula():

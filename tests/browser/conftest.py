@@ -31,10 +31,10 @@ FLAGS = [
 
 
 class Server:
-    """``streamlit run app.py`` with a store of its own."""
+    """``streamlit run app.py`` with a store of its own, and further variables of the environment."""
 
-    def __init__(self, home):
-        self.home = home
+    def __init__(self, home, **variables):
+        self.home, self.variables = home, variables
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -55,7 +55,7 @@ class Server:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"EMACORE_HOME": str(self.home)},
+            env=os.environ | {"EMACORE_HOME": str(self.home)} | self.variables,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -26,7 +26,7 @@ if sys.platform == "win32":
 
 pytestmark = pytest.mark.browser
 
-PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if", "evidence", "where_it_helps")
+PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if", "evidence", "where_it_helps", "runs")
 ENDLESS = "?max_epochs=100000&stop_curve=none"
 
 
@@ -128,7 +128,7 @@ def test_the_articles_run_trains_and_goes_home_as_csv(server, page):
         with page.expect_download() as download:
             page.get_by_role("button", name=f"{name}.csv").click()
         pd.testing.assert_frame_equal(pd.read_csv(download.value.path()), expected, check_exact=True)
-    assert page.get_by_text("Beside the article's tables").is_visible()
+    assert page.get_by_role("heading", name="Beside the article's run").is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -255,15 +255,17 @@ def test_many_seeds_give_a_verdict_and_a_higher_rate_turns_it(server, page):
     page.get_by_role("button", name="Start").click()
     page.get_by_text(re.compile(r"\d+ of 16 seeds still train")).wait_for(timeout=150_000)
     page.get_by_text(re.compile("16 seeds, .* every seed has ended")).wait_for(timeout=150_000)
-    verdict = page.locator("[data-testid=stMarkdownContainer]", has_text="over 16 seeds").first
-    assert "Averaging helps: the final loss" not in verdict.inner_text()
+    verdict = page.get_by_text(re.compile("^Over 16 seeds, "))
+    verdict.wait_for()
+    assert "averaging lowers" not in verdict.inner_text()
+    page.get_by_text("Asked in other ways").click()
     page.get_by_text(re.compile(r"one run gained 20 %: \d+ % of these 16 seeds gained less")).first.wait_for()
     page.get_by_role("button", name="A higher learning rate").click()
     page.wait_for_url(re.compile("max_epochs=60"))  # a click that comes before it would start the settings of before
     settled(page)
     page.get_by_role("button", name="Start").click()
     page.get_by_text(re.compile("16 seeds, 60 epochs, .* every seed has ended")).wait_for(timeout=150_000)
-    page.get_by_text(re.compile(r"Averaging helps: the final loss is better by")).first.wait_for()
+    page.get_by_text(re.compile("^Over 16 seeds, averaging lowers the final loss by")).wait_for()
 
 
 def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):

@@ -222,7 +222,9 @@ def test_a_tradeoff_leaves_the_picture_far_below_its_lowest_average():
     table["expected"] = table["bias"] + table["variance"]
     figure = tradeoff(table, chosen=6.6, label="decay 0.9")
     assert figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == [0.033, 1.5]
-    assert figure.spec["layer"][2]["data"]["values"] == [{"at": 6.6, "label": "decay 0.9"}]
+    assert figure.spec["layer"][2]["data"]["values"] == [
+        {"at": 6.6, "label": "decay 0.9", "early": True, "mark": "chosen"}
+    ]
     assert figure.data.groupby("curve").size().to_dict() == {
         "average": 4,  # and a dot
         "SGD's last step": 3,
@@ -231,7 +233,7 @@ def test_a_tradeoff_leaves_the_picture_far_below_its_lowest_average():
     }
     deep = tradeoff(table.assign(expected=[1e-40, 1e-9, 1.0]), chosen=69.0, label="").spec["layer"]
     assert deep[0]["encoding"]["y"]["scale"]["domain"] == [1e-6, 1.5]
-    assert (figure.spec["layer"][3]["mark"]["align"], deep[3]["mark"]["align"]) == ("left", "right")
+    assert [layers[3]["data"]["values"][0]["early"] for layers in (figure.spec["layer"], deep)] == [True, False]
 
 
 def test_a_tradeoff_of_nothing_that_can_be_drawn_has_an_axis_still():

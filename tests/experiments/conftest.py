@@ -1,10 +1,21 @@
-"""Pairs of losses of every kind, and what no sentence about them may say; a run without end."""
+"""Pairs of losses of every kind, and what no sentence about them may say; a run without end; jobs in a store."""
 
+import json
 import re
 
-from emacore import RunConfig
-from emacore.training.config import StoppingConfig
+import numpy as np
+import pandas as pd
 
+from emacore import RunConfig
+from emacore.averaging.families import Constant
+from emacore.experiments.studies import Study, Sweep
+from emacore.training.config import StoppingConfig
+from emacore.training.history import columns
+from tests.helpers import ME
+
+CONFIG = RunConfig()
+STUDY = Study(CONFIG, (3, 4, 5), (Constant(0.5),))
+SWEEP = Sweep(CONFIG, {"max_epochs": [1, 2]}, (0, 1))
 ENDLESS = RunConfig(max_epochs=100_000, stopping=StoppingConfig("none"))
 NAN, INF = float("nan"), float("inf")
 
@@ -32,3 +43,32 @@ def drawn_pairs(rng):
 
 def no_empty_words(words):
     assert not re.search(r"\b(nan|inf)\b|[+-]0 %|(by|than) 0 %|\b0 % (higher|lower|better|worse)", words), words
+
+
+def history(original, ema, steps=50):
+    """Of a run with these losses."""
+    epochs = np.arange(1, len(original) + 1)
+    made = {"epoch": epochs, "val_loss_original": original, "val_loss_ema": ema, "steps": steps * epochs}
+    return pd.DataFrame({**dict.fromkeys(columns(RunConfig.metrics), 0.5), **made})
+
+
+def seeds(losses):
+    """A study's history: by seed, the losses of both models over its epochs."""
+    parts = [history(*pair).assign(seed=seed) for seed, pair in losses.items()]
+    return pd.concat(parts).sort_values("epoch", kind="stable").reset_index(drop=True)
+
+
+LOSSES = {3: ([4.0, 2.0], [8.0, 1.0]), 4: ([6.0, 3.0, 1.0], [9.0, 3.0, 0.9]), 5: ([5.0], [5.0])}
+
+
+def entered(store, job, rows=None, state="done", **ending):
+    """A job in the store; of a run with its history."""
+    job_id = store.create(job)
+    if state == "queued":
+        return job_id
+    store.claim(ME, 99)
+    for row in [] if rows is None else json.loads(rows.to_json(orient="records", double_precision=15)):
+        store.append(job_id, ME, row)
+    if state != "running":
+        store.finish(job_id, ME, state, **ending)
+    return job_id

@@ -16,7 +16,7 @@ from emacore.experiments.listing import listing
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import job_from_json
 from emacore.tasks.regression.config import DataConfig
-from tests.experiments.test_listing import CONFIG, LOSSES, STUDY, SWEEP, entered, history, seeds
+from tests.experiments.conftest import CONFIG, LOSSES, STUDY, SWEEP, entered, history, seeds
 from tests.helpers import ME
 
 

@@ -1,11 +1,9 @@
 """Stored jobs beside each other.  Histories are made here: what a list says must follow from them."""
 
-import json
 import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -23,51 +21,18 @@ from emacore.experiments.listing import (
     short_names,
 )
 from emacore.experiments.store import RunStore
-from emacore.experiments.studies import Study, Sweep
+from emacore.experiments.studies import Study
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
-from emacore.training.history import columns
-from tests.helpers import ME
+from tests.experiments.conftest import CONFIG, LOSSES, STUDY, SWEEP, entered, history, seeds
 from tests.training.test_second_task import CONFIG as DIGITS
 
-CONFIG = RunConfig()
-STUDY = Study(CONFIG, (3, 4, 5), (Constant(0.5),))
-SWEEP = Sweep(CONFIG, {"max_epochs": [1, 2]}, (0, 1))
 NOW = datetime.now(UTC) + timedelta(minutes=5, seconds=30)
-
-
-def history(original, ema, steps=50):
-    """Of a run with these losses."""
-    epochs = np.arange(1, len(original) + 1)
-    made = {"epoch": epochs, "val_loss_original": original, "val_loss_ema": ema, "steps": steps * epochs}
-    return pd.DataFrame({**dict.fromkeys(columns(RunConfig.metrics), 0.5), **made})
-
-
-def seeds(losses):
-    """A study's history: by seed, the losses of both models over its epochs."""
-    parts = [history(*pair).assign(seed=seed) for seed, pair in losses.items()]
-    return pd.concat(parts).sort_values("epoch", kind="stable").reset_index(drop=True)
-
-
-LOSSES = {3: ([4.0, 2.0], [8.0, 1.0]), 4: ([6.0, 3.0, 1.0], [9.0, 3.0, 0.9]), 5: ([5.0], [5.0])}
 
 
 @pytest.fixture
 def store(tmp_path):
     return RunStore(tmp_path)
-
-
-def entered(store, job, rows=None, state="done", **ending):
-    """A job in the store; of a run with its history."""
-    job_id = store.create(job)
-    if state == "queued":
-        return job_id
-    store.claim(ME, 99)
-    for row in [] if rows is None else json.loads(rows.to_json(orient="records", double_precision=15)):
-        store.append(job_id, ME, row)
-    if state != "running":
-        store.finish(job_id, ME, state, **ending)
-    return job_id
 
 
 def test_final_numbers_are_those_of_the_last_epoch_or_the_medians_over_seeds():
@@ -232,6 +197,8 @@ def test_legends_leave_out_what_all_names_have_in_common():
         **short,
         "mine, all mine": "mine, all mine",
     }
+    study = "8 seeds: regression, Adam 0.1 constant, 60 epochs, 14:03"
+    assert short_names([one, study])[study] == "8 seeds, Adam 0.1 constant"
     assert short_names([one]) == {one: one}
     assert short_names([one, "mine"], ["mine"]) == {one: one, "mine": "mine"}
     assert short_names([]) == {}

@@ -52,6 +52,8 @@ def test_times_are_told_in_a_zone():
     zone = ZoneInfo("Asia/Shanghai")
     found = names(table(entered(FAST, NOW), entered(FAST, NOW - timedelta(hours=23))), NOW, zone)
     assert [name.rpartition(", ")[2] for name in found] == ["22:30", "4 Mar 23:30"]
+    east = timezone(timedelta(hours=10))  # where it is the next day already
+    assert names(table(entered(FAST, NOW - timedelta(hours=1))), NOW, east)[0].endswith(", 5 Mar 23:30")
     late = datetime(2026, 3, 5, 23, 0, tzinfo=timezone(timedelta(hours=8)))
     assert names(table(entered(FAST, late)), NOW, zone)[0].endswith(", 23:00")
 

@@ -123,13 +123,19 @@ def texts(app):
     return "\n".join(element.value for elements in kinds for element in elements)
 
 
-def enter_run(home, config=None, epochs=30, state="done", **ending):
-    """A run in the store, as a worker leaves it."""
+def enter_run(home, config=None, epochs=30, state="done", stop_after=None, **ending):
+    """A run in the store, as a worker leaves it, or has it after so many epochs."""
     config = config or RunConfig(max_epochs=epochs, stopping=StoppingConfig("none"))
     runs = RunStore(home)
     run_id = runs.create(config)
     runs.claim(ME, 99)
-    result = train(config, on_epoch=lambda row: runs.append(run_id, ME, row))
+    rows = []
+
+    def on_epoch(row):
+        rows.append(row)
+        runs.append(run_id, ME, row)
+
+    result = train(config, on_epoch, lambda: len(rows) == stop_after)
     if state != "running":
         runs.finish(run_id, ME, state, **({"stopped": result.stopped} | ending))
     return run_id

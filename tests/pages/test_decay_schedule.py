@@ -4,15 +4,10 @@ import pytest
 from emacore.averaging.code import from_code
 from emacore.averaging.filters import half_lives
 from emacore.averaging.schedules import FAMILIES
-from emacore.averaging.weights import relative_width
 from emacore.widgets.schedules import family_names, schedule_defaults, state_of
 from tests.pages.conftest import drag, drawn, frames, run, texts
 
 LABELS = family_names()
-
-
-def answer(app):
-    return from_code(app.code[0].value)
 
 
 def test_the_articles_settings_say_that_beta_never_acts(open_page):
@@ -67,6 +62,23 @@ def test_frames_are_small(open_page, steps):
     app = open_page("decay_schedule", steps=steps, pins=LONG[:2])
     data = [data.data.data for chart in app.get("vega_lite_chart") for data in chart.proto.datasets]
     assert sum(map(len, data)) < 3_000_000
+
+
+def test_it_leads_to_settings_for_a_run(open_page):
+    links = open_page("decay_schedule").get("page_link")
+    assert [link.proto.page for link in links] == ["for_my_run"]
+
+
+def test_rare_settings_are_folded_until_they_matter(open_page):
+    app = open_page("decay_schedule")
+    more = next(block for block in app.get("expander") if block.label == "More settings")
+    assert not more.proto.expanded
+    assert "drag_min_value" not in app.get("vega_lite_chart")[0].proto.selection_mode
+    app = open_page("decay_schedule", min_value="0.5")
+    assert next(block for block in app.get("expander") if block.label == "More settings").proto.expanded
+    assert "drag_min_value" in app.get("vega_lite_chart")[0].proto.selection_mode
+    drag(app, min_value=0)
+    assert app.get_by_key("min_value").value == 0
 
 
 def test_pins_are_in_the_link_and_limited(open_page):
@@ -158,43 +170,6 @@ def test_memory_is_the_half_life_of_each_decay(open_page):
     np.testing.assert_allclose(line["half_life_steps"], expected)
 
 
-@pytest.mark.parametrize("label", [label for label in LABELS if label != "Rational warm-up"])
-def test_solving_gives_settings_that_can_be_used(open_page, label):
-    app = open_page("decay_schedule", family=label, tau="100", memory="relative width", want_width="8")
-    solved = answer(app)
-    assert relative_width(solved.decays(5000)) == pytest.approx(0.08, rel=0.02)
-    next(button for button in app.button if button.label == "Use these settings").click()
-    run(app)
-    assert app.get_by_key("family").value == label
-    spread = next(metric for metric in app.metric if metric.label == "Width (% of the run)")
-    assert float(spread.value) == pytest.approx(8, rel=0.02)
-
-
-def test_what_cannot_be_solved_is_told(open_page):
-    app = open_page("decay_schedule", family="Rational warm-up", want_half_life="50.0")
-    assert "No beta of RationalWarmup gives a half-life of 2500 steps" in app.warning[0].value
-
-
-def test_a_cap_that_was_raised_is_told(open_page):
-    app = open_page("decay_schedule", beta="0.9", want_half_life="5.0")
-    assert answer(app).beta == pytest.approx(0.5 ** (1 / 250))
-    assert "`beta` was in the way, so it is 0.997231 now" in texts(app)
-    assert "the other settings are as above" in texts(open_page("decay_schedule", want_half_life="5.0"))
-
-
-def test_a_floor_that_is_in_the_way_is_told(open_page):
-    app = open_page("decay_schedule", beta="0.9999", min_value="0.999", want_half_life="5.0")
-    assert "No power of InversePower gives a half-life of 250 steps" in app.warning[0].value
-    assert "the nearest is 692.8: ask for that, or lower min_value = 0.999" in app.warning[0].value
-
-
-def test_only_published_widths_are_told(open_page):
-    width = open_page("decay_schedule", memory="relative width").get_by_key("want_width")
-    assert "EDM2 have 1.5 to 20 %" in width.help
-    assert "depends on the model, the metric and the guidance" in width.help
-    assert "usual" not in open_page("decay_schedule").get_by_key("want_half_life").help
-
-
 def test_with_beta_0_nothing_is_left_of_the_start(open_page):
     app = open_page("decay_schedule", family="Constant", pins=["Constant(beta=0)", "Constant(beta=0.9999)"])
     figures = next(d.value for d in app.dataframe if "share of the start" in d.value).set_index("curve")
@@ -220,8 +195,6 @@ def test_a_width_says_what_it_is_a_share_of(open_page):
         "Width (% of the steps so far)",
         pytest.approx(10 * 499 / 4499, rel=0.01),
     )
-    app = open_page("decay_schedule", memory="relative width", want_width="2", **settings)
-    assert relative_width(answer(app).decays(5000)) == pytest.approx(0.02, rel=1e-4)
 
 
 def test_reset(open_page):
@@ -322,14 +295,3 @@ def test_the_table_of_decays_that_are_reached(open_page):
     app = open_page("decay_schedule", family="Running mean")
     assert "This family has no beta" in texts(app)
     assert len(app.dataframe[1].value) == 4
-
-
-def test_what_the_solved_schedule_remembers_is_told(open_page):
-    app = open_page("decay_schedule", family="Constant", update_after_step="0", want_half_life="2.0")
-    solved, steps = answer(app), np.arange(5000)
-    assert solved.beta == pytest.approx(0.5 ** (1 / 100))
-    shares = weighed_constant = (1 - solved.beta) * solved.beta ** (4999 - steps)
-    weighed_constant[0] = solved.beta**4999
-    mean = shares @ (4999 - steps)
-    width = np.sqrt(shares @ (4999 - steps - mean) ** 2) / 5000
-    assert f"At the end: half-life 100 steps, relative width {width:.2%}, mean age {mean:,.4g} steps" in texts(app)

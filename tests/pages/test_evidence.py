@@ -7,7 +7,7 @@ import pytest
 from emacore import RunConfig
 from emacore.averaging.families import Constant
 from emacore.experiments import shipped
-from emacore.experiments.evidence import answers, headline, per_seed
+from emacore.experiments.evidence import AHEAD, TRAINING, answers, headline, per_seed
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, job_from_json
@@ -153,7 +153,7 @@ def test_the_share_ahead_is_of_the_seeds_counted_and_these_are_of_all(open_page,
         ahead[epoch] = 100 * sum(b < a or np.isnan(a) for a, b in pairs) / len(pairs)
         training[epoch] = 100 * len(pairs) / 8
     found = {name: own.set_index("epoch")["share"].to_dict() for name, own in table.groupby("curve")}
-    assert found == {"average ahead, of those": pytest.approx(ahead), "still training, of all": pytest.approx(training)}
+    assert found == {AHEAD: pytest.approx(ahead), TRAINING: pytest.approx(training)}
     assert training == pytest.approx({1: 100, 2: 100, 3: 87.5, 4: 62.5, 5: 62.5, 6: 62.5})
 
 
@@ -170,6 +170,10 @@ def test_the_histograms_are_of_the_ratio_of_deviations_and_the_last_epochs(open_
     assert steadiness["seeds"].tolist() == inside
     assert sum(inside) == len(expected)
     assert epochs[["label", "seeds"]].to_numpy().tolist() == [["3", 3], ["6", 5]]
+    study_id, _ = enter(home)
+    app = open_page("evidence", study=study_id)
+    assert drawn(app)[-1][["label", "seeds"]].to_numpy().tolist() == [["25", 8]]
+    assert "All ended at epoch 25, so all are compared at the same length." in texts(app)
 
 
 def test_the_axis_of_the_losses_is_named_by_the_task_and_scaled_as_chosen(open_page, home):

@@ -10,7 +10,9 @@ from torch import nn
 from emacore.averaging.code import from_code
 from emacore.averaging.families import Constant, PowerFunction
 from emacore.averaging.parts import memory
-from emacore.averaging.weights import weights
+from emacore.averaging.weights import relative_width, weights
+from emacore.formatting import number, percent
+from emacore.widgets.schedules import family_names, state_of
 from tests.pages.conftest import drawn, run, texts
 
 STEPS = 400_000
@@ -107,7 +109,7 @@ def test_another_length_is_one_click(open_page):
     [
         ({"run_length": "Samples", "run_rows": "1600", "run_batch": "32", "run_epochs": "100"}, "5,000 steps in all"),
         (
-            {"run_length": "Tokens", "run_tokens": "1000000", "run_token_batch": "1000", "run_epochs": "2"},
+            {"run_length": "Tokens", "run_tokens": "1000000", "run_token_batch": "1000", "run_token_epochs": "2"},
             "2,000 steps",
         ),
     ],
@@ -129,6 +131,14 @@ def test_what_cannot_be_is_told(open_page):
     assert "A batch of 64 is larger than the 10 samples" in app.error[0].value
     app = open_page("for_my_run", run_length="Samples", run_rows="10000000000", run_batch="1", run_epochs="100")
     assert "10,000,000,000" in app.error[0].value
+
+
+def test_a_run_that_would_be_too_long_is_told(open_page):
+    for query in ({"times_length": "× 2"}, {"times_batch": "÷ 8"}):
+        app = open_page("for_my_run", run_steps=str(10**10), **query)
+        assert "steps must be a whole number from 2 to 10,000,000,000" in app.warning[0].value
+        assert "10,000,000,000 steps in all" in texts(app)
+        assert len(settings(app)[0]) == 3
 
 
 def test_each_kind_of_warning_and_where_nobody_knows(open_page):
@@ -191,3 +201,58 @@ def test_reset(open_page):
     assert app.get_by_key("run_steps").value == STEPS
     assert app.get_by_key("trained").value == "diffusion"
     assert app.get_by_key("times_batch").value == "as above"
+
+
+def solved(app, label):
+    name = family_names()[label]
+    return next(from_code(code.value) for code in app.code if code.value.startswith(f"{name}("))
+
+
+@pytest.mark.parametrize("label", [label for label in family_names() if label != "Rational warm-up"])
+def test_a_width_is_solved_for_in_every_family_and_can_be_used(open_page, label):
+    settings = {"family": label, "tau": "100", "memory": "relative width", "want_width": "8"}
+    app = open_page("for_my_run", own="true", run_steps="5000", **settings)
+    found = solved(app, label)
+    assert relative_width(found.decays(5000)) == pytest.approx(0.08, rel=0.02)
+    next(button for button in app.button if button.label == "Use these settings").click()
+    run(app)
+    assert app.get_by_key("family").value == label
+    shown = state_of(found)
+    assert {key: app.session_state[key] for key in (control.key for control in found.controls)} == {
+        control.key: pytest.approx(shown[control.key]) for control in found.controls
+    }
+
+
+def test_a_width_is_one_of_the_whole_run(open_page):
+    settings = {"family": "Power function", "width": "0.1", "update_after_step": "4000", "run_steps": "5000"}
+    app = open_page("for_my_run", own="true", memory="relative width", want_width="2", **settings)
+    assert relative_width(solved(app, "Power function").decays(5000)) == pytest.approx(0.02, rel=1e-4)
+
+
+def test_a_cap_that_was_raised_and_a_floor_in_the_way_are_told(open_page):
+    asked = {"own": "true", "run_steps": "5000", "want_half_life": "5.0"}
+    app = open_page("for_my_run", beta="0.9", **asked)
+    assert solved(app, "Inverse power").beta == pytest.approx(0.5 ** (1 / 250))
+    assert "`beta` was in the way, so it is 0.997" in texts(app)
+    assert "was in the way" not in texts(open_page("for_my_run", **asked))
+    app = open_page("for_my_run", beta="0.9999", min_value="0.999", **asked)
+    assert "No power of InversePower gives a half-life of 250 steps" in texts(app)
+    assert "the nearest is 692.8: ask for that, or lower min_value = 0.999" in texts(app)
+
+
+def test_only_published_widths_are_told(open_page):
+    width = open_page("for_my_run", own="true", memory="relative width").get_by_key("want_width")
+    assert "EDM2 have 1.5 to 20 %" in width.help
+    assert "depends on the model, the metric and the guidance" in width.help
+    assert "usual" not in open_page("for_my_run", own="true").get_by_key("want_half_life").help
+
+
+def test_what_the_solved_schedule_remembers_is_told(open_page):
+    settings = {"family": "Constant", "update_after_step": "0", "want_half_life": "2.0", "run_steps": "5000"}
+    app = open_page("for_my_run", own="true", **settings)
+    found, ages = solved(app, "Constant"), 4999 - np.arange(5000)
+    shares = (1 - found.beta) * found.beta**ages
+    shares[0] = found.beta**4999
+    mean = shares @ ages
+    width = np.sqrt(shares @ (ages - mean) ** 2) / 5000
+    assert f"half-life 100 steps, relative width {percent(width)}, mean age {number(mean)} steps" in texts(app)

@@ -15,7 +15,7 @@ PAGES = {
     "overview": [{}],
     "decay_schedule": [
         {"length": "Epochs"},
-        {"family": "Exponential ramp", "memory": "relative width"},
+        {"family": "Exponential ramp"},
         {"family": "Power function"},
     ],
     "low_pass_filter": [{"noise": "AR(1)", "signal": "sine", "filters": ["the schedule"]}],

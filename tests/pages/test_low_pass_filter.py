@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +7,8 @@ import pytest
 from emacore.averaging import measurements
 from emacore.averaging.filters import window_of_equal_noise
 from emacore.averaging.signals import NOISES, SIGNALS, sequence
-from tests.pages.conftest import drawn, run, texts
+from emacore.charts.style import AVERAGED
+from tests.pages.conftest import drag, drawn, frames, run, texts
 
 
 def comparison(app):
@@ -69,6 +72,66 @@ def test_presets_set_the_controls(open_page):
     run(app)
     assert app.get_by_key("signal").value == "chirp"
     assert app.get_by_key("seed_f").value == 0
+
+
+def test_each_preset_says_what_to_look_for(open_page):
+    app = open_page("low_pass_filter")
+    said = set()
+    for button in [b for b in app.button if str(b.key).startswith("preset-")]:
+        app.get_by_key(button.key).click()
+        words = [text.value for text in run(app).markdown if text.value.startswith("**Look for:**")]
+        assert len(words) == 1
+        assert button.help in words[0]
+        said |= set(words)
+    assert len(said) == 7
+    app.get_by_key("level").set_value(0.85)
+    assert "**Look for:**" not in texts(run(app))
+
+
+@pytest.mark.parametrize(("key", "mark"), [("f_decay", 5), ("level", 3), ("rho", 1), ("period", 2)])
+def test_a_frame_is_the_sequence_and_its_average_at_its_mark(open_page, key, mark):
+    settings = {"signal": "sine", "noise": "AR(1)", "length_f": "200"}
+    app = open_page("low_pass_filter", **settings)
+    tables = {table["line"].iloc[0]: table for table in frames(app).values()}
+    place = ["f_decay", "level", "rho", "period"].index(key)
+    drag(app, **{key: mark})
+    level, rho, period = (app.session_state[name] for name in ("level", "rho", "period"))
+    clean, noisy = sequence("sine", "AR(1)", 200, 0, noise_level=level, period=period, autocorrelation=rho)
+    lines = {"EMA from the first value": smoothed(noisy, app.get_by_key("f_decay").value, noisy[0])}
+    lines |= {"sequence": noisy} if key != "f_decay" else {}
+    lines |= {"clean part": clean} if key == "period" else {}
+    for name, line in lines.items():
+        table = tables[name]
+        expected = line[table["step"].astype(int)]
+        np.testing.assert_allclose(table[f"value_{place}_{mark}"], expected, rtol=1e-12, atol=1e-12)
+    moved = {name for name, table in tables.items() if f"value_{place}_{mark}" in table}
+    assert moved == set(lines)
+
+
+@pytest.mark.parametrize("length", ["3000", "3001"])
+def test_frames_are_small_and_a_long_sequence_has_none(open_page, length):
+    everything = ["EMA from the first value", "EMA from zero", "EMA, bias-corrected", "moving average, equal delay"]
+    app = open_page("low_pass_filter", length_f=length, filters=everything, signal="chirp", noise="AR(1)")
+    data = [data.data.data for data in app.get("vega_lite_chart")[0].proto.datasets]
+    assert sum(map(len, data)) < 3_000_000
+    assert bool(frames(app)) == (length == "3000")
+    assert ("is drawn anew once a value is typed" in texts(app)) == (length == "3001")
+
+
+def test_the_small_pictures_share_their_rules_and_colours(open_page):
+    app = open_page("low_pass_filter", filters=["EMA from the first value", "moving average, equal delay"])
+    specs = [json.loads(chart.proto.spec) for chart in app.get("vega_lite_chart")[1:]]
+    rules = [
+        [row["label"] for layer in spec["layer"] for row in layer.get("data", {}).get("values", []) if "label" in row]
+        for spec in specs
+    ]
+    assert [sorted(set(labels)) for labels in rules] == [["cut-off, -3 dB"]] * 2 + [["half-life", "mean age"]] * 2
+    colours = [
+        dict(zip(*(spec["layer"][0]["encoding"]["color"]["scale"][k] for k in ("domain", "range")), strict=True))
+        for spec in specs
+    ]
+    assert colours[0] == colours[2] == colours[3]
+    assert colours[0]["EMA"] == colours[1]["average"] == AVERAGED
 
 
 def test_low_decays_have_no_cutoff(open_page):

@@ -1,16 +1,21 @@
 import json
-import re
 
 import numpy as np
 import pytest
+from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 
 from emacore.averaging.families import Constant
 from emacore.averaging.signals import final_loss, sgd_on_quadratic
 from emacore.averaging.weights import average
 from emacore.experiments.article_study import in_words, shipped
-from tests.pages.conftest import drawn, run, texts
+from tests.pages.conftest import drag, drawn, frames, run, texts
 
 CURVATURES, START, STEPS = (1.0, 0.25), (2.0, 1.6), 300
+
+
+def table_of(app, name):
+    (data,) = (data for data in app.get("vega_lite_chart")[0].proto.datasets if data.name == name)
+    return convert_arrow_bytes_to_pandas_df(data.data.data)
 
 
 def figures(app):
@@ -60,8 +65,7 @@ def test_the_chart_is_the_formula_over_the_decay_with_the_chosen_one_marked(open
     shown = lines["start left in it"].notna()
     np.testing.assert_allclose(lines["start left in it"][shown], bias[shown])
     np.testing.assert_allclose(lines["SGD's last step"], final_loss(CURVATURES, 0.3, 1.0, STEPS, 0.0, START).total)
-    spec = app.get("vega_lite_chart")[1].proto.spec
-    assert '"label": "decay 0.9"' in spec
+    assert table_of(app, "rows1_3")["label"].tolist() == ["decay 0.9"]
     assert f"at decay {lines['average'].idxmin():.6g}" in texts(app)
     dots = table[table["part"] == "simulated"].set_index("decay")["loss"]
     assert len(dots) > 20
@@ -77,31 +81,76 @@ def test_the_picture_is_the_path_and_its_average_step_by_step(open_page, rate, n
     averaged = [path[0]]
     for value in path[1:]:
         averaged.append(float(decay) * averaged[-1] + (1 - float(decay)) * value)
-    chart = app.get("vega_lite_chart")[0].proto
     picture = drawn(app)[0]
     for name, expected in (("SGD", path), ("average", averaged)):
         own = picture[picture["path"] == name]
         assert own["step"].tolist() == list(range(STEPS))
         np.testing.assert_allclose(own[["u", "v"]], expected, rtol=1e-9, atol=1e-12)
     border = max(np.ceil(2 * np.abs(path).max()) / 2, 0.5)
-    axes = json.loads(chart.spec)["layer"][0]["encoding"]
-    assert [axes[axis]["scale"]["domain"] for axis in ("x", "y")] == [[-border, border]] * 2
+    # A unit is as long across as it is up.
+    ends = table_of(app, "ends0").iloc[0]
+    assert [ends["y_0"], ends["y_1"]] == [-border, border]
+    for layer in json.loads(app.get("vega_lite_chart")[0].proto.spec)["vconcat"][0]["layer"][:3]:
+        scale = layer["encoding"]["x"]["scale"]
+        for side, end in (("domainMin", 0), ("domainMax", 1)):
+            assert scale[side] == {"expr": f"data('ends0')[0]['y_{end}'] * width / 270"}
 
 
-def test_while_it_plays_the_first_steps_are_shown_as_far_as_the_caption_says(open_page):
+def signals(app):
+    spec = json.loads(app.get("vega_lite_chart")[0].proto.spec)
+    return {param["name"]: param for param in spec["params"]}
+
+
+def test_it_plays_in_the_browser_when_it_is_opened_and_when_it_is_asked_to(open_page):
     app = open_page("overview")
-    shown = int(re.search(r"Step (\d+) of 299", texts(app))[1])
-    assert 0 < shown < STEPS - 1
-    picture = drawn(app)[0]
-    assert picture.groupby("path")["step"].agg(["min", "max"]).to_numpy().tolist() == [[0, shown]] * 2
-    assert set(picture.loc[picture["newest"], "step"]) == {shown}
+    shown = signals(app)["shown"]
+    assert shown["value"] == 20
+    assert shown["on"][0]["events"]["type"] == "timer"
+    layers = json.loads(app.get("vega_lite_chart")[0].proto.spec)["vconcat"][0]["layer"]
+    assert sum({"filter": "datum.step <= shown"} in layer.get("transform", []) for layer in layers) == 3
+    app.get_by_key("quad_rate").set_value(0.5)
+    assert signals(run(app))["shown"] == {"name": "shown", "value": STEPS - 1, "on": []}
+    next(button for button in app.button if button.label == "Play again").click()
+    assert signals(run(app))["shown"]["value"] == 20
+    app.get_by_key("play").set_value(False)
+    assert signals(run(app))["shown"]["value"] == STEPS - 1
+    assert signals(open_page("overview", play="false"))["shown"]["on"] == []
+
+
+@pytest.mark.parametrize(("key", "mark"), [("quad_rate", 12), ("quad_noise", 25), ("quad_decay", 9)])
+def test_frames_are_the_runs_of_their_marks(open_page, key, mark):
+    app = open_page("overview", play="false")
+    tables = frames(app)
+    drag(app, **{key: mark})
+    now = {name: app.get_by_key(name).value for name in ("quad_rate", "quad_noise", "quad_decay")}
+    place = list(now).index(key)
+    path = sgd_on_quadratic(CURVATURES, now["quad_rate"], now["quad_noise"], STEPS, seed=1, start=START).noisy
+    averaged = average(path, Constant(now["quad_decay"]).decays(STEPS))
+    for table, expected in (("frames0_0", path), ("frames0_1", averaged)):
+        if table == "frames0_0" and key == "quad_decay":
+            assert not any(column.startswith("u_2") for column in tables[table])
+            continue
+        np.testing.assert_array_equal(tables[table][[f"u_{place}_{mark}", f"v_{place}_{mark}"]], expected)
+    if key == "quad_decay":
+        (at,) = tables["frames1_1"][f"at_2_{mark}"]
+        assert at == pytest.approx(np.log(0.5) / np.log(now[key]))
+    else:
+        curves = tables["frames1_0"].pivot(index="decay", columns="curve", values=f"loss_{place}_{mark}")
+        bias, variance = final_loss(CURVATURES, now["quad_rate"], now["quad_noise"], STEPS, curves.index, START)
+        np.testing.assert_allclose(curves["average"], bias + variance)
+        np.testing.assert_allclose(curves["noise left in it"], variance)
+
+
+def test_all_of_it_is_small(open_page):
+    data = [data.data.data for data in open_page("overview").get("vega_lite_chart")[0].proto.datasets]
+    assert sum(map(len, data)) < 3_000_000
 
 
 def test_the_marked_decay_stands_at_its_half_life(open_page):
     app = open_page("overview", quad_decay="0.9", play="false")
-    spec = json.loads(app.get("vega_lite_chart")[1].proto.spec)
-    marks = [layer["data"]["values"] for layer in spec["layer"] if "data" in layer]
-    assert marks == [[{"at": pytest.approx(np.log(0.5) / np.log(0.9)), "label": "decay 0.9"}]] * 2
+    for place in (2, 3):
+        row = table_of(app, f"rows1_{place}").iloc[0]
+        assert (row["at"], row["label"]) == (pytest.approx(np.log(0.5) / np.log(0.9)), "decay 0.9")
     table = drawn(app)[1]
     np.testing.assert_allclose(table["half_life"], np.log(0.5) / np.log(table["decay"]))
     lowest = table[(table["part"] == "formula") & (table["curve"] == "average")]["loss"].min()

@@ -10,8 +10,10 @@ import streamlit as st
 from emacore import RunConfig, train
 from emacore.averaging.families import Constant
 from emacore.experiments import jobs, store
+from emacore.experiments.article_claims import CLAIMS, beside_claims
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep
+from emacore.tasks.regression.article import PROGRESS
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
@@ -277,7 +279,7 @@ def test_the_charts_are_the_runs_history(open_page, home):
     run_id = enter(home, config)
     app = open_page("train", run=run_id, steady_from="15")
     history = RunStore(home).history(run_id).set_index("epoch")
-    losses, r2, rates = drawn(app)
+    losses, r2, rate, decay = drawn(app)
     for table, series, column, expected in (
         (losses, "curve", "loss", {"train": "train_loss", "original": "val_loss_original", "EMA": "val_loss_ema"}),
         (r2, "curve", "r2", {"original": "val_r2_original", "EMA": "val_r2_ema"}),
@@ -286,7 +288,8 @@ def test_the_charts_are_the_runs_history(open_page, home):
         assert set(found) == set(expected)
         for name, own in expected.items():
             pd.testing.assert_series_equal(found[name], history[own], check_names=False)
-    found = curves_of(rates, "rate", "value")
+    found = curves_of(pd.concat([rate, decay]), "rate", "value")
+    assert [set(rate["rate"]), set(decay["rate"])] == [{"learning rate"}, {"1 - decay of the EMA"}], "own axes"
     shown = history["decay"] < 1
     pd.testing.assert_series_equal(found["learning rate"], history["learning_rate"], check_names=False)
     np.testing.assert_allclose(found["1 - decay of the EMA"], 1 - history["decay"][shown])
@@ -312,6 +315,63 @@ def test_the_charts_are_the_runs_history(open_page, home):
         assert row["improvement"] == pytest.approx(100 * better / abs(original))
 
 
+def test_another_run_lies_over_this_one(open_page, home):
+    config = RunConfig(stopping=StoppingConfig("none"), max_epochs=3)
+    first = enter(home, config)
+    enter(home, replace(config, data=DataConfig(n_samples=200)))
+    run_id = enter(home, replace(config, optimizer=OptimizerConfig(learning_rate=0.01)))
+    app = open_page("train", run=run_id)
+    assert len(app.get_by_key("pick-overlay").options) == 1, "the losses of the third are of other rows"
+    assert {"train", "original", "EMA"} == set(drawn(app)[0]["curve"])
+    app.get_by_key("pick-overlay").set_value(first)
+    run(app)
+    assert first in app.query_params["overlay"]
+    own, theirs = (RunStore(home).history(one) for one in (run_id, first))
+    losses, r2, *_ = drawn(app)
+    for table, column, name in ((losses, "loss", "loss"), (r2, "r2", "r2")):
+        found = {curve: rows[column].tolist() for curve, rows in table.groupby("curve")}
+        assert found["EMA"] == own[f"val_{name}_ema"].tolist()
+        assert found["EMA, other run"] == theirs[f"val_{name}_ema"].tolist()
+        assert found["original, other run"] == theirs[f"val_{name}_original"].tolist()
+    assert "train, other run" not in set(losses["curve"])
+    linked = drawn(open_page("train", run=run_id, overlay=first))[0]
+    assert linked["curve"].nunique() == 5
+
+
+def test_a_run_with_the_articles_settings_stands_in_its_figure_and_beside_its_claims(open_page, home):
+    run_id = enter(home, RunConfig(seed=3, max_epochs=500), state="running", stop_after=12)
+    app = open_page("train", run=run_id)
+    history = RunStore(home).history(run_id)
+    assert "Beside the article's run" in [header.value for header in app.subheader]
+    loss, r2 = drawn(app)[-2:]
+    for table, name in ((loss, "loss"), (r2, "r2")):
+        for part, expected in (("run", history), ("article", PROGRESS)):
+            rows = table[(table["part"] == part) & (table["curve"] == "EMA")]
+            assert rows["value"].tolist() == expected[f"val_{name}_ema"].tolist()
+        assert (table["part"] == "seeds").any()
+    spec = json.loads(app.get("vega_lite_chart")[-1].proto.spec)
+    assert [row["at"] for row in spec["layer"][-1]["data"]["values"]] == [30, 60, 97], "its three phases"
+    claims = app.table[0].value
+    assert claims["claim"].tolist() == [claim.text for claim in CLAIMS]
+    assert claims["holds in"].tolist() == beside_claims(history)["holds in"].tolist()
+    assert "- **Epochs 31 to 60**: the average is catching up in the article" in texts(app)
+    other = enter(home, epochs=1)
+    app = open_page("train", run=other)
+    assert not app.table
+    assert "This run has other settings" in texts(app)
+
+
+def test_why_the_train_loss_lies_above_is_told(open_page, home):
+    words = "because of dropout: in training it leaves out 20 % of the hidden units"
+    assert words in texts(open_page("train", run=enter(home, epochs=8)))
+    free = RunConfig(network=replace(RunConfig().network, dropout=0.0), stopping=StoppingConfig("none"), max_epochs=8)
+    run_id = enter(home, free)
+    last = RunStore(home).history(run_id).iloc[-1]
+    said = texts(open_page("train", run=run_id))
+    assert "dropout" not in said
+    assert ("it is the mean over the epoch" in said) == (last["train_loss"] > last["val_loss_original"])
+
+
 def test_progress_is_of_the_epochs_so_far(open_page, home):
     config = RunConfig(stopping=StoppingConfig("none"), max_epochs=3)
     run_id = enter(home, config, state="running")
@@ -335,7 +395,7 @@ def test_a_run_of_another_task_is_shown_by_its_own_metrics(open_page, home):
     run_id = enter(home, replace(DIGITS, max_epochs=4))
     app = open_page("train", run=run_id)
     history = RunStore(home).history(run_id).set_index("epoch")
-    losses, accuracy, _ = drawn(app)
+    losses, accuracy, *_ = drawn(app)
     found = curves_of(accuracy, "curve", "accuracy")
     for name, model in (("original", "original"), ("EMA", "ema")):
         pd.testing.assert_series_equal(found[name], history[f"val_accuracy_{model}"], check_names=False)

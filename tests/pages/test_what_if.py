@@ -242,7 +242,7 @@ def test_the_best_width_is_carried_to_another_run(open_page, home):
     answer = next(from_code(code.value) for code in app.code if "import" not in code.value)
     assert 100 * relative_width(answer.decays(20_000)) == pytest.approx(width, abs=0.06)
     link = next(link for link in app.get("page_link") if "schedule page" in link.proto.label)
-    assert f"want_width={width}" in link.proto.query_string
+    assert f"&beta={answer.beta:.12g}&" in link.proto.query_string
     assert "steps=20000" in link.proto.query_string
 
 

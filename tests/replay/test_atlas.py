@@ -18,6 +18,7 @@ from emacore.replay import atlas as atlas_module
 from emacore.replay.atlas import axes, original, partners, plateau, without_axes
 from emacore.replay.measure import OneByOne
 from emacore.replay.recording import Recorder, read_recording
+from emacore.replay.rows import Rows
 from emacore.replay.trajectory import Trajectory
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
@@ -104,9 +105,31 @@ def test_axes_of_other_rules(trajectory, x, y):
 def test_any_two_axes_go_together(trajectory):
     for x in AXES:
         assert set(partners(x)) == set(AXES) - {x} - ({"beta", "half_life"} if x in ("beta", "half_life") else set())
-        for y in partners(x):
+        for y in set(partners(x)) & set(list(AXES)[: list(AXES).index(x)]):
             cells = atlas(trajectory, InversePower(update_after_step=3, update_every=1), x, y)
             assert cells["loss"].nunique() >= 20, "beside a start, a window has one of 20 lengths here"
+
+
+@pytest.mark.parametrize(("x", "y"), [("power", "beta"), ("relative_width", "update_after_step"), ("window", "power")])
+def test_turning_an_atlas_changes_nothing_else(trajectory, x, y):
+    schedule = InversePower(update_after_step=3, update_every=1)
+    cells = atlas(trajectory, schedule, x, y).sort_values(["x", "y"], ignore_index=True)
+    turned = atlas(trajectory, schedule, y, x).rename(columns={"x": "y", "y": "x"})
+    turned = turned.sort_values(["x", "y"], ignore_index=True)
+    pd.testing.assert_frame_equal(turned[cells.columns], cells, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 30, 200])
+def test_the_cap_acts_from_where_the_rule_reaches_it(steps):
+    for schedule in (
+        InversePower(0.9, update_after_step=7, update_every=3),
+        InversePower(0.5, update_every=1, update_after_step=0),
+        InversePower(0.999),
+        Constant(0.5, update_after_step=29),
+    ):
+        call = schedule.reaches(schedule.beta)
+        found = atlas_module._beta_from(schedule, steps)
+        assert found == call if call < steps else np.isnan(found)
 
 
 @pytest.mark.parametrize("other", ["power", "inv_gamma", "beta", "half_life"])
@@ -281,3 +304,11 @@ def test_values_are_short_and_within_range():
 
 def test_plateau_counts_the_cells_near_the_lowest():
     assert plateau([1.0, 1.04, 1.06, np.nan]) == 0.5
+
+
+@pytest.mark.parametrize(("rows", "metric"), [(0, "final"), (0, "best"), (4, "best")])
+def test_an_atlas_of_nothing_says_so(rows, metric):
+    tensors = {"a": torch.empty(2, device="meta")}
+    opened = Trajectory(Rows(np.ones((rows, 2), np.float32), np.arange(rows), tensors), lambda state: 1.0)
+    with pytest.raises(ValueError, match="no whole epoch yet"):
+        atlas(opened, InversePower(), "power", "beta", metric)

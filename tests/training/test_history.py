@@ -5,21 +5,24 @@ import pytest
 from emacore.replay.measure import Metric
 from emacore.tasks.regression import article
 from emacore.tasks.regression.config import RunConfig
-from emacore.training.config import OptimizerConfig, StoppingConfig
+from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.history import (
     curve,
     epochs_without_best,
     in_words,
     late_range,
     losses,
+    overlaid,
     rates,
     remaining,
     steadiness,
     summarise,
     time_left,
+    train_loss_in_words,
     training_follows_average,
     validation,
 )
+from emacore.training.replicas import replicate
 
 
 def history(original, ema):
@@ -122,6 +125,33 @@ def test_the_tables_that_are_drawn_of_a_run():
     assert moved["1 - decay of the EMA"].tolist() == pytest.approx([1.0, 0.1, 0.01])
     assert remaining(table, 10) == ((9.0 - 1.0, True), 2.0), "the second look's; the third epoch took longer"
     assert remaining(table[:2], 10) == ((8.0, False), 1.0)
+
+
+def test_another_runs_curves_are_named_after_it_and_its_train_loss_is_left_out():
+    table = losses(run_of_three())
+    both = overlaid(table, losses(run_of_three().assign(val_loss_ema=[1.0, 2.0, 3.0])))
+    assert both["curve"].unique().tolist() == ["train", "original", "EMA", "original, other run", "EMA, other run"]
+    assert both[both["curve"] == "EMA, other run"]["loss"].tolist() == [1.0, 2.0, 3.0]
+    pd.testing.assert_frame_equal(both[: len(table)], table)
+
+
+def test_the_train_loss_lies_above_because_of_dropout_where_there_is_some():
+    table = run_of_three()
+    assert "leaves out 20 % of the hidden units" in train_loss_in_words(table, RunConfig())
+    for network in (NetworkConfig(dropout=0.0), NetworkConfig(())):
+        assert "dropout" not in train_loss_in_words(table, RunConfig(network=network)), "it does not act"
+        assert "the mean over the epoch" in train_loss_in_words(table, RunConfig(network=network))
+    assert train_loss_in_words(table.assign(train_loss=0.1), RunConfig()) == ""
+
+
+def test_it_is_dropout_that_lifts_the_train_loss():
+    def gap(dropout):
+        config = RunConfig(network=NetworkConfig(dropout=dropout), stopping=StoppingConfig("none"), max_epochs=12)
+        last = replicate(config, range(4)).history.query("epoch == 12")
+        return (last["train_loss"] / last["val_loss_original"]).median()
+
+    assert gap(0.2) > 2
+    assert gap(0.0) < 1.2
 
 
 @pytest.mark.parametrize("seed", range(5))

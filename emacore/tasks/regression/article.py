@@ -34,6 +34,13 @@ FINAL = pd.DataFrame(
     columns=["metric", "original", "ema", "improvement"],
 )
 
+#: Its three phases: the first and the last epoch of each, and where its table has the average there.
+PHASES = (
+    (1, 30, "behind"),
+    (31, 60, "catching up"),
+    (61, 97, "ahead"),
+)
+
 #: The epoch after which it stopped, and the standard deviations of both validation curves, from an epoch not stated.
 LAST_EPOCH = 97
 STEADINESS = {"original": 0.0023, "ema": 0.0015}

@@ -1,0 +1,49 @@
+"""A run is filled in, and the code that comes out is pasted into a loop with ema-pytorch."""
+
+import sys
+
+import numpy as np
+import pytest
+from torch import nn
+
+from emacore.averaging.families import PowerFunction
+from emacore.averaging.weights import weights
+from tests.browser.conftest import settled
+from tests.helpers import wait_for
+
+if sys.platform == "win32":
+    pytest.skip("needs a POSIX system", allow_module_level=True)
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_run_is_filled_in_and_its_code_runs(server, page):
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.goto(f"{server.url}/for_my_run?run_steps=5000&run_batch=32&trained=other")
+    settled(page)
+    for name, value in (("Steps", "400000"), ("Batch size", "256")):
+        field = page.get_by_role("spinbutton", name=name, exact=True)
+        field.fill(value)
+        field.press("Enter")
+    page.get_by_role("combobox", name="What is trained").click()
+    page.get_by_role("option", name="diffusion").click()
+    page.get_by_text("For a run of 400,000 steps in all at batch 256").wait_for()
+    card = page.get_by_text("half-life 6,931 steps, 1.73 % of the run")
+    card.wait_for()
+    settled(page)
+    box, picture = card.bounding_box(), page.locator("[data-testid=stVegaLiteChart]").first.bounding_box()
+    assert box["y"] + box["height"] < 800
+    assert picture["y"] + picture["height"] < 800
+    code = page.locator("[data-testid=stCode] code").first.inner_text()
+    model, values = nn.Linear(1, 1, bias=False), np.linspace(0, 1, 300)
+    names = {"model": model, "batches": range(300)}
+    exec(code, names | {"train_on": lambda batch: nn.init.constant_(model.weight, values[batch])}, made := {})
+    assert "update_every=1" in code
+    expected = weights(PowerFunction(sigma_rel=0.1).decays(300)) @ values
+    assert made["ema"].ema_model.weight.item() == pytest.approx(expected, abs=0.02)
+
+    page.set_viewport_size({"width": 400, "height": 800})
+    wait_for(lambda: page.evaluate("document.documentElement.scrollWidth") <= 400)
+    pieces = [page.get_by_text("What is trained"), card, page.locator("[data-testid=stVegaLiteChart]")]
+    pieces.append(page.get_by_text("The same at another batch size"))
+    wait_for(lambda: (tops := [piece.first.bounding_box()["y"] for piece in pieces]) == sorted(tops))
