@@ -192,6 +192,7 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> N
         [value_label(value) for value in sweep.grid[y]],
         x_title=x,
         y_title=y,
+        dark=st.context.theme.type == "dark",
     )
     key = f"map-{sweep_id}"
     with picture(cells, key):

@@ -1,6 +1,7 @@
 """What a person does: look, drag, train, leave, come back, take the numbers home."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -183,39 +184,54 @@ def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
     context.close()
 
 
-def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server, page, tmp_path):
+def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(server, page, tmp_path):
     page.goto(f"{server.url}/train?max_epochs=20&stop_curve=none&rate_rule=constant")
     page.get_by_role("button", name="Start").click()
     page.get_by_text("Ended after 20 epochs").wait_for(timeout=150_000)
-    page.get_by_role("link", name="What if").click()
-    page.get_by_role("heading", name="What if?", level=1).wait_for()
+    page.goto(f"{server.url}/what_if")
+    handle = page.get_by_role("slider", name="power")
+    handle.wait_for()
     settled(page)
-    chart = page.locator("[data-testid=stVegaLiteChart]").first
+    chart = page.locator(".st-key-moving-replay [data-testid=stVegaLiteChart]")
     before = still(chart)
-    page.get_by_role("slider", name="power").focus()
-    for _ in range(20):
-        page.keyboard.press("ArrowRight")
-    wait_for(lambda: chart.screenshot() != before)
-    for scheme in ("SWA", "ensemble of predictions"):  # the family is the first view
-        page.locator("[data-testid=stDataFrame] td").get_by_text(scheme, exact=True).wait_for(state="attached")
-    page.get_by_role("radio", name="Weight space").click()
-    page.get_by_text(re.compile(r"^The plane shows \d+%")).wait_for()
-    plane = page.locator("[data-testid=stVegaLiteChart]").nth(1)
-    for colour in (ORIGINAL, AVERAGED):
-        wait_for(lambda colour=colour: drawn(plane, colour) > 100)
-    page.get_by_role("radio", name="Atlas").click()
+    box = handle.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.23, box["y"] + box["height"] / 2)
+    os.kill(server.process.pid, signal.SIGSTOP)  # the picture needs no answer
+    try:
+        page.mouse.down()
+        page.mouse.move(box["x"] + 3, box["y"] + box["height"] / 2, steps=3)
+        wait_for(lambda: chart.screenshot() != before)
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    page.mouse.up()
+    page.wait_for_url(re.compile("power=0.0"))
+    picture = page.locator(".st-key-atlas-map [data-testid=stVegaLiteChart]")
     page.get_by_text("Dotted cells: this run is too short for beta, which never acts.").wait_for()
-    settled(page)  # until then the charts of the view before are still there
-    picture = page.locator("[data-testid=stVegaLiteChart]").last
-    click_in(picture)
+    settled(page)
+    # A cell that is pointed at is a curve, and no more one when the pointer leaves.
+    still(picture)
+    assert drawn(chart, CHOSEN) == 0
+    place = picture.bounding_box()
+    page.mouse.move(place["x"] + place["width"] * 0.5, place["y"] + place["height"] * 0.6)
+    wait_for(lambda: drawn(chart, CHOSEN) > 20)
+    page.mouse.move(5, 5)
+    wait_for(lambda: drawn(chart, CHOSEN) == 0)
+    click_in(picture, 0.5, 0.6)
     keep = page.get_by_role("button", name=re.compile("^Pin InversePower"))
     keep.wait_for()
     settled(page)
+    page.mouse.move(5, 5)
     wait_for(lambda: drawn(chart, CHOSEN) > 20)  # the clicked cell is a curve
     wait_for(lambda: drawn(picture, CHOSEN) > 20)  # and framed in its colour
-    table = page.locator("[data-testid=stDataFrame]").first.locator("tbody tr")
+    table = page.locator("[data-testid=stDataFrame]").last.locator("tbody tr")
     wait_for(lambda: table.count() == 4)
-    # Another map, and another view, have no clicked cell; back in the first one a click is a curve again.
+    # The click took the keys to the map, and they move the cell.
+    clicked = from_code(keep.inner_text().partition("Pin ")[2])
+    page.keyboard.press("ArrowRight")
+    changes_from(keep, keep.inner_text())
+    moved = from_code(keep.inner_text().partition("Pin ")[2])
+    assert (moved.power, moved.beta) == (pytest.approx(clicked.power + 0.1), clicked.beta)
+    # Another map, and another view, have no kept cell; back in the first one a click is a curve again.
     page.get_by_role("radio", name="best").click()
     keep.wait_for(state="detached")
     settled(page)  # a run that is cut short forgets no click
@@ -225,10 +241,21 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
     wait_for(lambda: table.count() == 3)
     wait_for(lambda: drawn(chart, CHOSEN) == 0)
     assert drawn(chart, AVERAGED) > 20
-    click_in(picture)
+    click_in(picture, 0.5, 0.6)
     keep.click()
     page.locator("[data-testid=stMultiSelect]").get_by_text(re.compile("InversePower")).first.wait_for()
     assert "pins=InversePower" in page.url
+    page.get_by_role("radio", name="Weight space").click()
+    page.get_by_text(re.compile(r"The plane shows \d+ %")).wait_for()
+    settled(page)
+    plane = page.locator("[data-testid=stVegaLiteChart]").nth(1)
+    for colour in (ORIGINAL, AVERAGED):
+        wait_for(lambda colour=colour: drawn(plane, colour) > 100)
+    page.get_by_role("radio", name="Family").click()
+    for scheme in ("SWA", "ensemble of predictions"):
+        page.locator("[data-testid=stDataFrame] td").get_by_text(scheme, exact=True).wait_for(state="attached")
+    page.get_by_role("radio", name="Atlas").click()
+    page.get_by_text(re.compile("^The lowest cell")).wait_for()
     # And the lowest cell goes into a module of one's own.
     best = page.locator("[data-testid=stMarkdownContainer] code", has_text="InversePower(").first.inner_text()
     told = page.get_by_text("The lowest cell,").inner_text()
