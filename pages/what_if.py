@@ -109,7 +109,7 @@ with charts:
         csv_button(lambda: named(curves), f"replayed-{run.id}")
         csv_button(lambda: named(shares), f"weights-{run.id}")
 with below:
-    st.subheader("Figures of these curves")
+    st.header("Figures of these curves")
     first = st.number_input(
         "Steadiness from epoch",
         1,

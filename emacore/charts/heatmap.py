@@ -13,6 +13,7 @@ import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL
+from emacore.formatting import number, signed_percent
 
 #: The names of the selections in which a clicked cell and the one under the pointer arrive.
 CELL, POINTED = "cell", "pointed"
@@ -145,9 +146,9 @@ def evidence_map(
         ratio = np.maximum(1 - table["median_gain"].astype(float), 2.0**-9)
     shown = table.assign(
         change=np.log2(ratio).clip(-2, 2),
-        percent=-100 * table["median_gain"],
+        percent=100 * table["median_gain"],
         text=[
-            f"{_percent(-gain)}\n{wins} of {seeds}"
+            f"{_gain(gain)}\n{wins} of {seeds}"
             for gain, wins, seeds in zip(table["median_gain"], table["wins"], table["seeds"], strict=True)
         ],
     )
@@ -162,14 +163,13 @@ def evidence_map(
     return Figure(shown, with_layer_data(spec, _HATCHED, lines))
 
 
-def _percent(share: float) -> str:
+def _gain(share: float) -> str:
+    """A gain as a cell has it: positive is better, and a loss that grew more than tenfold is told as a multiple."""
     if not np.isfinite(share):
         return "not finite"
-    if abs(share) >= 10:
-        return f"x {1 + share:.3g}"
-    if not share:
-        return "equal"
-    return f"{100 * share:+.0f} %" if abs(share) >= 0.0095 else f"{100 * share:+.1g} %"
+    if share <= -10:
+        return f"loss x {number(1 - share, 3)}"
+    return signed_percent(share, 2 if abs(share) < 1 else 3) if share else "equal"
 
 
 @lru_cache(maxsize=32)
@@ -188,7 +188,7 @@ def _evidence_map(
             tooltip=[
                 alt.Tooltip("x:N", title=x_title),
                 alt.Tooltip("y:N", title=y_title),
-                alt.Tooltip("percent:Q", title="median change of the final loss (%)", format="+,.3~r"),
+                alt.Tooltip("percent:Q", title="median gain in the final loss (%)", format="+,.3~r"),
                 alt.Tooltip("wins:Q", title="seeds in which averaging won"),
                 alt.Tooltip("seeds:Q", title="of"),
                 alt.Tooltip("pairs:Q", title="seeds with a finite gain, of which the median is"),

@@ -322,13 +322,13 @@ def metric_columns(recorded: Recorded) -> dict[str, Any]:
     """The titles of the columns of :func:`emacore.replay.curves.curve_figures`."""
     number = st.column_config.NumberColumn
     titles: dict[str, Any] = {
-        "final": number("final loss", format="%.6f"),
-        "best": number("best loss", format="%.6f"),
+        "final": number("final loss"),
+        "best": number("best loss"),
         "best_epoch": "at epoch",
-        "steadiness": number("std. dev.", format="%.6f"),
+        "steadiness": number("std. dev."),
         "ahead_since": number("below the original since epoch"),
     }
     for metric in recorded.metrics[1:]:
         for which in ("final", "best"):
-            titles[f"{which}_{metric.column}"] = number(f"{which} {metric.name}", format="%.5f")
+            titles[f"{which}_{metric.column}"] = number(f"{which} {metric.name}")
     return titles

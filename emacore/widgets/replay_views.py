@@ -131,8 +131,8 @@ def _show_family(view: View) -> None:
         pd.DataFrame(with_ema(relatives_of(*view.of), view.schedule, own)),
         name=f"family-{view.recorded.run.id}",
         column_config={
-            loss.column: st.column_config.NumberColumn("final loss", format="%.6f"),
-            **{m.column: st.column_config.NumberColumn(m.name, format="%.5f") for m in others},
+            loss.column: st.column_config.NumberColumn("final loss"),
+            **{m.column: st.column_config.NumberColumn(m.name) for m in others},
             "copies_kept": st.column_config.NumberColumn("copies kept in training"),
             "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
         },

@@ -104,7 +104,7 @@ def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows(
         assert figure.spec["resolve"]["scale"][offset] == "independent"
     assert cells["encoding"]["fill"]["scale"]["domain"] == [-2, 0, 0, 2]
     assert figure.data["change"].tolist() == [pytest.approx(np.log2(0.75))]
-    assert figure.data["percent"].tolist() == [-25.0]
+    assert figure.data["percent"].tolist() == [25.0]
     assert numbers["encoding"]["text"]["field"] == "text"
     lower = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y").spec
     assert figure.spec["height"] - lower["height"] == 2 * 62
