@@ -12,7 +12,7 @@ from emacore.charts.style import AVERAGED, palette
 from emacore.formatting import decay, number
 from emacore.snippets import snippets
 from emacore.widgets.decays import NOW, QUANTITIES, at_step, decay_tables, show_decays, weight_tables
-from emacore.widgets.page import BOUND, csv_button, show_table, through_app
+from emacore.widgets.page import BOUND, beside_controls, csv_button, show_table, through_app
 from emacore.widgets.schedules import (
     RUN_LENGTH_DEFAULTS,
     pin_controls,
@@ -51,7 +51,7 @@ st.page_link(
     label="**Which settings fit my run?** Say how long it is: For my run",
     icon=":material/directions_run:",
 )
-controls, charts = st.columns([1, 2.3], gap="medium")
+controls, charts = beside_controls(2.3)
 
 with controls:
     num_steps = run_length_controls()

@@ -9,7 +9,7 @@ from emacore.averaging.schedules import BETA
 from emacore.averaging.views import CORRECTED, DELAY, FILTERS, FIRST, NOISE, SCHEDULE, ZERO
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
 from emacore.formatting import number
-from emacore.widgets.page import BOUND, csv_button, presets, reset_button, show_table, through_app
+from emacore.widgets.page import BOUND, beside_controls, csv_button, presets, reset_button, show_table, through_app
 from emacore.widgets.schedules import schedule_controls
 from emacore.widgets.signals import SIGNAL_DEFAULTS, sequence_controls
 from emacore.widgets.smoothing import answers_of, show_smoothing, small_pictures
@@ -53,7 +53,7 @@ st.markdown(
     "decay, the lower its cut-off frequency, the calmer its output, and the later it answers."
 )
 presets(PRESETS, DEFAULTS)
-controls, charts = st.columns([1, 2.3], gap="medium")
+controls, charts = beside_controls(2.3)
 
 with controls:
     sequence = sequence_controls()

@@ -7,7 +7,7 @@ from emacore.averaging.code import scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
 from emacore.widgets.jobs import begin_example, job_queue, show_problem
-from emacore.widgets.page import BOUND, csv_button, show_table, through_app, told
+from emacore.widgets.page import BOUND, beside_controls, csv_button, show_table, through_app, told
 from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_defaults
 
 through_app()
@@ -32,7 +32,7 @@ with st.spinner("Loading torch, once for each start of the server"):  # the titl
     )
     from emacore.widgets.replay_cells import cell_curves, kept_cell
     from emacore.widgets.replay_curves import show_curves
-    from emacore.widgets.replay_views import show_code, show_views, side_by_side
+    from emacore.widgets.replay_views import show_code, show_views
 
 # A replay is too short to be shared out: its threads would wait for each other while a run trains on the same cores.
 torch.set_num_threads(1)
@@ -56,7 +56,7 @@ verdict, notes, screen, below = (st.container() for _ in range(4))
 with notes:
     say_what_is_exact(recorded)
 with screen:
-    controls, charts, views = side_by_side()
+    controls, charts, views = beside_controls(1.8, 1.7)
 with controls:
     begin_with(run)
     schedule = schedule_controls(typed=True)

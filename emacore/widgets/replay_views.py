@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.schedules import Schedule
@@ -62,20 +61,6 @@ class View:
     def of(self) -> tuple[str, int]:
         """What is replayed: a recording, and up to which epoch."""
         return self.recorded.folder, self.epochs
-
-
-#: On a narrow screen, where columns stand below each other, the pictures come before the controls.
-_NARROW = """<style>@media (max-width: 640px) {
-.st-key-replay > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:first-child,
-.st-key-replay > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:first-child {order: 1;}
-}</style>"""
-
-
-def side_by_side() -> Sequence[DeltaGenerator]:
-    """Columns for the controls, the curves, and a view."""
-    st.html(_NARROW)
-    with st.container(key="replay"):
-        return st.columns([1.1, 2, 1.9], gap="medium")
 
 
 def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> Codes:
