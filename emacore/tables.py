@@ -182,6 +182,10 @@ def finite_values(
     return values
 
 
+def _is_missing(value: object) -> bool:
+    return value is None or value is pd.NA or value != value  # the last is NaN
+
+
 def _check_size(count: int) -> None:
     if count > MAX_BYTES:
         raise TableError(f"The file has {count / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read.")
@@ -384,10 +388,10 @@ def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") 
     """
     if pd.api.types.infer_dtype(column, skipna=True) == "integer" and not pd.api.types.is_numeric_dtype(column):
         return column.astype(np.float64), [f"{column.name}: whole numbers above 64 bit are rounded to 16 digits"]
-    if not pd.api.types.is_string_dtype(column) or column.isna().all():
+    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) or column.isna().all():
         return column, []
     # Plain Python: pandas' string methods take a millisecond a column, however short it is.
-    full = {row: str(text).strip() for row, text in enumerate(column.tolist()) if isinstance(text, str)}
+    full = {row: str(value).strip() for row, value in enumerate(column.tolist()) if not _is_missing(value)}
     full = {row: text for row, text in full.items() if text}
     bare, told = full, []
     if any(text.endswith("%") for text in full.values()):
