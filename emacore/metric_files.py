@@ -37,6 +37,10 @@ COUNTER = re.compile(
 METRIC_NAMES = ("metric", "key", "tag", "name", "metric_key")
 
 
+#: A table of more cells than this needs values in one of fifty.
+MOST_SPARSE_CELLS = 500_000
+
+
 class MetricFile(NamedTuple):
     """What a metric file holds, and what is taken of it.
 
@@ -68,11 +72,13 @@ class MetricFile(NamedTuple):
         lines = [f"{self.format}, {len(self.frame):,} rows; {x}; metrics: {', '.join(self.metrics) or 'none'}"]
         if self.left_out:
             lines.append("left out: " + "; ".join(f"{name} ({why})" for name, why in self.left_out.items()))
-        for name in self.metrics:
-            if blank := int(self.frame[name].isna().sum()):
-                lines.append(f"{name}: {blank:,} of {len(self.frame):,} rows are blank or no number; they stay so")
-            if endless := int(np.isinf(self.frame[name].to_numpy(dtype=np.float64)).sum()):
-                lines.append(f"{name}: {endless:,} rows are infinite; they stay so")
+        values = self.frame[list(self.metrics)].to_numpy(dtype=np.float64)
+        blank, endless = np.isnan(values).sum(axis=0).tolist(), np.isinf(values).sum(axis=0).tolist()
+        for place, name in enumerate(self.metrics):
+            if blank[place]:
+                lines.append(f"{name}: {blank[place]:,} of {len(values):,} rows are blank or no number; they stay so")
+            if endless[place]:
+                lines.append(f"{name}: {endless[place]:,} rows are infinite; they stay so")
         return [*lines, *self.notes, *_steps_in_words(self)]
 
 
@@ -149,13 +155,13 @@ def with_smoothed(
 def _taken(form: str, table: Table, told: list[str]) -> MetricFile:
     frame, names = table.frame, [str(name) for name in table.frame.columns]
     nameless = any(note.startswith("there is no header row") for note in table.notes)
-    roles = {name: _role(name, frame, nameless) for name in names}
+    counts = dict(zip(names, frame.count().tolist(), strict=True))
+    roles = {name: _role(name, frame, counts[name], nameless) for name in names}
     metrics = [name for name, role in roles.items() if role == "metric"]
     # A value that stands there once is a summary, unless all are.
-    if any(frame[name].count() > 1 for name in metrics):
-        for name in [name for name in metrics if frame[name].count() < 2]:
-            roles[name] = f"{frame[name].count()} values"
-            metrics.remove(name)
+    if any(counts[name] > 1 for name in metrics):
+        roles |= {name: "a single value" for name in metrics if counts[name] < 2}
+        metrics = [name for name in metrics if counts[name] > 1]
     counters = [name for name, role in roles.items() if role == "a counter"]
     step = min(counters, key=lambda name: (_goes_back(frame[name]), _preference(name)), default=None)
     left_out = {name: role for name, role in roles.items() if role != "metric" and name != step}
@@ -164,10 +170,10 @@ def _taken(form: str, table: Table, told: list[str]) -> MetricFile:
     return MetricFile(form, frame, step, tuple(metrics), left_out, (*table.notes, *told))
 
 
-def _role(name: str, frame: pd.DataFrame, nameless: bool) -> str:
+def _role(name: str, frame: pd.DataFrame, count: int, nameless: bool) -> str:
     """ "metric", "a counter", or why it is neither."""
     values = frame[name]
-    if values.isna().all():
+    if not count:
         return "blank in every row"
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
         return "a time" if _plain(name) in TIMES else "no numbers"
@@ -175,7 +181,8 @@ def _role(name: str, frame: pd.DataFrame, nameless: bool) -> str:
         if name.endswith(end) and name.removesuffix(end) in frame:
             return f"the {word} where W&B has several values at a step"
     plain = _plain(name)
-    numbers = values.dropna().to_numpy(dtype=np.float64)
+    numbers = values.to_numpy(dtype=np.float64)
+    numbers = numbers[~np.isnan(numbers)]
     ordered = bool(np.all(np.diff(numbers) >= 0)) and bool(np.all(numbers == np.round(numbers)))
     if plain in STEPS:
         return "a counter"
@@ -215,12 +222,12 @@ def _steps_in_words(file: MetricFile) -> list[str]:
     """Steps that are unsorted, repeated, uneven or blank, as far as the metrics have them."""
     if file.step is None or not file.metrics:
         return []
-    rows = file.frame[list(file.metrics)].notna()
+    rows = ~np.isnan(file.frame[list(file.metrics)].to_numpy(dtype=np.float64))
     steps, lines = file.steps(), []
     if blank := int(np.isnan(steps[rows.any(axis=1)]).sum()):
         lines.append(f"{file.step} is blank in {blank:,} rows that have values: these are not smoothed")
-    for name in file.metrics:
-        mine = steps[rows[name].to_numpy()]
+    for place, name in enumerate(file.metrics):
+        mine = steps[rows[:, place]]
         gaps = np.diff(mine[np.isfinite(mine)])
         ordered = np.diff(np.sort(mine[np.isfinite(mine)]))
         if np.any(gaps < 0):
@@ -251,10 +258,9 @@ def _widened(table: Table) -> tuple[Table, list[str]]:
         label = plain.get("run", run)
         label = label if frame[label].nunique() == frame[run].nunique() else run
         names = frame[label].astype(str) + " - " + names
-    if names.nunique() > MAX_COLUMNS or names.nunique() * len(frame) > 10 * MAX_CELLS:
-        raise TableError(f"The file has {names.nunique():,} metrics; at most {MAX_COLUMNS:,} are read.")
     step = next((plain[word] for word in STEPS if word in plain), None)
     keys = frame[step] if step is not None else names.groupby(names).cumcount()
+    _check_shape(keys.nunique(), names.nunique(), len(frame))
     # What a metric has twice at a step stands in two rows.
     again = frame.groupby([names.rename("n"), keys.rename("k")]).cumcount()
     long = pd.DataFrame({"x": keys, "again": again, "name": names, "value": frame[value]})
@@ -264,6 +270,21 @@ def _widened(table: Table) -> tuple[Table, list[str]]:
     return Table(wide, np.arange(len(wide)), table.notes), [
         f"one column for each of {names.nunique()} metrics of {kind}"
     ]
+
+
+def _check_shape(rows: int, names: int, values: int) -> None:
+    """Refuse what would be far larger as a table than it is as a list of names and values."""
+    cells = rows * names
+    if names > MAX_COLUMNS or cells > MAX_CELLS:
+        raise TableError(
+            f"The file has {rows:,} rows of {names:,} names; at most {MAX_COLUMNS:,} names and "
+            f"{MAX_CELLS:,} cells are read."
+        )
+    if cells > MOST_SPARSE_CELLS and cells > 50 * values:
+        raise TableError(
+            f"The file has {values:,} values for {rows:,} rows of {names:,} names: a table of them would be all but "
+            "blank. Split it by metric."
+        )
 
 
 def _parquet(content: bytes) -> Table:
@@ -357,11 +378,7 @@ def _json_list(text: str) -> Table:
 def _of_records(records: list[dict[str, Any]], lines: list[int], notes: list[str]) -> Table:
     flat = [_flat(record) for record in records]
     names = list(dict.fromkeys(name for record in flat for name in record))
-    if len(names) > MAX_COLUMNS or len(names) * len(flat) > MAX_CELLS:
-        raise TableError(
-            f"The file has {len(flat):,} rows of {len(names):,} names; at most {MAX_COLUMNS:,} names and "
-            f"{MAX_CELLS:,} cells are read."
-        )
+    _check_shape(len(flat), len(names), sum(map(len, flat)))
     if not names:
         raise TableError("The file's objects are empty: names and numbers are needed.")
     places, columns = np.array(lines), {}

@@ -123,6 +123,15 @@ def test_a_file_of_too_many_cells_is_refused_by_its_shape(monkeypatch):
         read_metrics("".join(json.dumps({f"n{n}": n}) + "\n" for n in range(12)).encode())
 
 
+def test_a_small_file_makes_no_large_table():
+    lines = [json.dumps({f"n{n % 1900}": n}) for n in range(5000)]
+    with pytest.raises(TableError, match="5,000 values for 5,000 rows of 1,900 names"):
+        read_metrics("\n".join(lines).encode())
+    rows = "".join(f"m{n % 1900},{n},1\n" for n in range(5000))
+    with pytest.raises(TableError, match="5,000 values for 5,000 rows of 1,900 names"):
+        read_metrics(f"metric,step,value\n{rows}".encode())
+
+
 @pytest.mark.parametrize(
     "text", ["a" * 20_000, "a " * 10_000, "a" + " " * 20_000, "a:" * 10_000, "a[" * 10_000, "1" * 20_000]
 )
@@ -133,5 +142,5 @@ def test_a_log_is_searched_in_linear_time(text):
 
 
 def test_columns_of_a_single_value_are_left_out_unless_all_are():
-    assert read_metrics(b"step,loss,final\n0,2,\n1,1,0.5\n").left_out == {"final": "1 values"}
+    assert read_metrics(b"step,loss,final\n0,2,\n1,1,0.5\n").left_out == {"final": "a single value"}
     assert read_metrics(b"step,loss,final\n0,2,0.5\n").metrics == ("loss", "final")
