@@ -17,7 +17,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from emacore.experiments.store import RunStore
-from tests.browser.conftest import FLAGS, Server, settled
+from tests.browser.conftest import FLAGS, Server, settled, still
 from tests.browser.test_app import ENDLESS
 
 #: Page, and its handles by the names that stand beside them.
@@ -30,6 +30,7 @@ MOVES = 40
 
 #: After each pointer event on a handle, the milliseconds until a frame was painted in which a curve has other points.
 WATCH = """() => {
+    if (window.dragged) { window.dragged = []; return; }
     const look = () => [...document.querySelectorAll("[class*=st-key-moving-] svg .mark-line path")]
         .map(path => path.getAttribute("d")).join(";");
     const done = new MessageChannel();
@@ -105,7 +106,8 @@ def main() -> None:
                     page.goto(f"{server.url}/{path}")
                     settled(page)
                     page.locator(".vega-bind").first.wait_for()
-                    page.wait_for_timeout(1000)
+                    settled(page)
+                    still(page.locator("[class*=st-key-moving-]").first)
                     for name in handles:
                         times = sorted(drag(page, name, server if state == "server stopped" else None))
                         print(

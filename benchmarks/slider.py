@@ -1,4 +1,4 @@
-"""From a key press on a slider to the changed figure on the page, in a real browser: idle, and while a run trains.
+"""From a key press on a handle to the changed figure on the page, in a real browser: idle, and while a run trains.
 
 Both are measured in turns in one run.  Then the server's memory before and after ten replays of the article's run.
 Needs Chromium and Playwright.
@@ -19,7 +19,7 @@ from tests.browser.test_app import ENDLESS, metric, settled
 
 #: Page, its slider, and what answers it.
 SLIDERS = {
-    "?play=false": ("Learning rate", lambda page: metric(page, "Loss of the average")),
+    "?play=false": ("learning rate", lambda page: metric(page, "Its average")),
     "decay_schedule": ("power", lambda page: metric(page, "Mean age")),
     "what_if?replayed={run}": ("power", lambda page: page.get_by_text("In this run the average ends")),
 }

@@ -9,9 +9,10 @@ from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import last_move
 from emacore.averaging.windows import Window
 from emacore.charts.style import AVERAGED, palette
+from emacore.formatting import decay, number
 from emacore.snippets import snippets
 from emacore.widgets.decays import NOW, QUANTITIES, at_step, decay_tables, show_decays, weight_tables
-from emacore.widgets.page import BOUND, csv_button, show_table, through_app
+from emacore.widgets.page import BOUND, beside_controls, csv_button, show_table, through_app
 from emacore.widgets.schedules import (
     RUN_LENGTH_DEFAULTS,
     pin_controls,
@@ -50,7 +51,7 @@ st.page_link(
     label="**Which settings fit my run?** Say how long it is: For my run",
     icon=":material/directions_run:",
 )
-controls, charts = st.columns([1, 2.3], gap="medium")
+controls, charts = beside_controls(2.3)
 
 with controls:
     num_steps = run_length_controls()
@@ -108,8 +109,9 @@ with charts:
         x_scale=x_scale,
         weight_scale=weight_scale,
         percent=percent,
-        alt_text=f"{quantity} over the steps of the run; the decay of {code} ends at {schedule.at([last])[0]:.6g}. "
-        f"Below it, the weight of each past step in the average after step {step:,}, for {len(curves)} averages",
+        alt_text=f"{quantity} over the steps of the run; the decay of {code} ends at "
+        f"{decay(schedule.at([last])[0])}. Below it, the weight of each past step in the average after step {step:,}, "
+        f"for {len(curves)} averages",
     )
     for remark in remarks(schedule, num_steps):
         st.info(remark, icon=":material/info:")
@@ -127,30 +129,30 @@ with charts:
     own = figures[NOW]
     st.markdown(f"The average after step **{step:,}**, now:")
     first, second, third, fourth = st.columns(4)
-    first.metric("Mean age (steps)", f"{own.mean_age:,.4g}", help="How old what it holds is, on average.")
+    first.metric("Mean age (steps)", number(own.mean_age), help="How old what it holds is, on average.")
     second.metric(
         "Counts as (snapshots)",
-        f"{own.effective_count:,.4g}",
+        number(own.effective_count),
         help="So many equally weighted ones would average independent noise as well: 1 / sum of squared weights.",
     )
     third.metric(
         "Width (% of the run)" if step == num_steps - 1 else "Width (% of the steps so far)",
-        f"{100 * own.relative_width:.3g}",
+        number(100 * own.relative_width, 3),
         help="Standard deviation of its weights in time: EDM2's relative width.",
     )
     fourth.metric(
         "Start still in it (%)",
-        f"{100 * own.start_share:.2g}",
+        number(100 * own.start_share, 2),
         help="The weight of the copy that it began with. Much of it means a memory too long for the run.",
     )
     show_table(pd.DataFrame(figures, index=FIGURES).T.reset_index(names="curve"), name="figures")
 
-st.subheader("When does it reach a decay?")
+st.header("When does it reach a decay?")
 if getattr(schedule, "beta", 0.0) == 0:
     st.caption("This family has no beta.")
 show_table(pd.DataFrame(views.reached_table(schedule, num_steps)).astype({"first step": "Int64"}), name="reached")
 
-st.subheader("The same as code")
+st.header("The same as code")
 tabs = st.tabs([snippet.library for snippet in snippets(schedule)])
 for tab, snippet in zip(tabs, snippets(schedule), strict=True):
     with tab:

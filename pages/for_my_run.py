@@ -72,7 +72,7 @@ show_remarks(warnings(run, settings), warn=True)
 show_code(run, settings)
 show_decays(run, settings)
 
-st.subheader("What to expect, and what nobody knows")
+st.header("What to expect, and what nobody knows")
 show_remarks(advice.expected, warn=False)
 for sentence in advice.unknown:
     st.markdown(f":material/help: {sentence}")

@@ -8,7 +8,8 @@ from emacore.averaging.code import to_code
 from emacore.averaging.schedules import BETA
 from emacore.averaging.views import CORRECTED, DELAY, FILTERS, FIRST, NOISE, SCHEDULE, ZERO
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
-from emacore.widgets.page import BOUND, csv_button, presets, reset_button, show_table, through_app
+from emacore.formatting import number
+from emacore.widgets.page import BOUND, beside_controls, csv_button, presets, reset_button, show_table, through_app
 from emacore.widgets.schedules import schedule_controls
 from emacore.widgets.signals import SIGNAL_DEFAULTS, sequence_controls
 from emacore.widgets.smoothing import answers_of, show_smoothing, small_pictures
@@ -52,7 +53,7 @@ st.markdown(
     "decay, the lower its cut-off frequency, the calmer its output, and the later it answers."
 )
 presets(PRESETS, DEFAULTS)
-controls, charts = st.columns([1, 2.3], gap="medium")
+controls, charts = beside_controls(2.3)
 
 with controls:
     sequence = sequence_controls()
@@ -68,8 +69,8 @@ with controls:
         **BOUND,
     )
     st.caption(
-        f"Half-life {filters.half_life(beta):,.4g} steps; like a moving average of "
-        f"{filters.equivalent_window(beta):,.4g} steps"
+        f"Half-life {number(filters.half_life(beta))} steps; like a moving average of "
+        f"{number(filters.equivalent_window(beta))} steps"
     )
     chosen = st.pills(
         "Filters",
@@ -136,19 +137,12 @@ if filters.cutoff_frequency(beta) is None:
     st.caption("No cut-off: below beta = 0.1716 every frequency keeps more than half its power.")
 
 if not sequence.is_own:
-    st.subheader("Predicted and measured")
+    st.header("Predicted and measured")
     comparison = pd.DataFrame(
         measurements.comparison(
             sequence.sequence, beta, autocorrelation=sequence.autocorrelation, period=sequence.period
         )
     )
-    show_table(
-        comparison,
-        name="predicted_and_measured",
-        column_config={
-            "predicted": st.column_config.NumberColumn(format="%.6g"),
-            "measured": st.column_config.NumberColumn(format="%.6g"),
-        },
-    )
+    show_table(comparison, name="predicted_and_measured")
     st.caption("Measured in this sequence: one seed. Predicted by the formulas of a one-pole filter.")
 finish()

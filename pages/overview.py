@@ -8,6 +8,7 @@ from emacore.averaging.schedules import BETA
 from emacore.averaging.views import change_in_words
 from emacore.experiments.article_study import in_words as article_in_words
 from emacore.experiments.article_study import shipped
+from emacore.formatting import number
 from emacore.widgets.overview import CURVATURES, DECAY, DRAWN, NOISE, RATE, RUNS, losses_of, path_of, show_circling
 from emacore.widgets.page import BOUND, csv_button, number_text, query_of, reset_button, show_table, through_app
 from emacore.widgets.schedules import schedule_defaults
@@ -63,7 +64,7 @@ with numbers:
         help="Of the average: the share of the old one that each step keeps.",
         **BOUND,
     )
-    st.caption(f"It forgets half in {half_life(beta):,.1f} steps.")
+    st.caption(f"It forgets half in {number(half_life(beta), 3)} steps.")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Play again", on_click=replay, icon=":material/replay:")
         reset_button(DEFAULTS)
@@ -80,21 +81,21 @@ with picture:
     st.caption(
         "Above, a unit is as long across as it is up; grey: lines of equal loss around the minimum. Below: too small a "
         "decay leaves the noise in the average, too large a one the start. Dots are simulated. "
-        f"Lowest of these: {expected[best]:.3g}, at decay {found.decays[best]:.6g}."
+        f"Lowest of these: {number(expected[best], 3)}, at decay {number(found.decays[best], 6)}."
     )
 with numbers:
-    st.subheader(change_in_words(expected[last], expected[now]))
+    st.header(change_in_words(expected[last], expected[now]))
     one, two = st.columns(2)
-    one.metric("SGD's last step", f"{expected[last]:.3g}", help="Its expected loss: the mean over all noise.")
+    one.metric("SGD's last step", number(expected[last], 3), help="Its expected loss: the mean over all noise.")
     two.metric(
         "Its average",
-        f"{expected[now]:.3g}",
+        number(expected[now], 3),
         help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
     )
 
 places = [last, now]
 agrees = all(found.agrees(decay) for decay in (0.0, beta))
-st.subheader("Formula and simulation agree" if agrees else "Formula and simulation do not agree")
+st.header("Formula and simulation agree" if agrees else "Formula and simulation do not agree")
 compared = pd.DataFrame(
     {
         f"loss after step {DRAWN - 1}": ["SGD's last step", f"average, decay {number_text(beta)}"],
@@ -106,11 +107,7 @@ compared = pd.DataFrame(
         "the path drawn": path.final_losses(CURVATURES),
     }
 )
-show_table(
-    compared,
-    name="loss",
-    column_config={column: st.column_config.NumberColumn(format="%.3g") for column in compared.columns[1:]},
-)
+show_table(compared, name="loss")
 st.caption(
     f"Expected: exact for these {DRAWN - 1} steps from this start. Each direction of SGD is AR(1) noise with "
     "coefficient 1 - learning rate x curvature, added to the path that it would take without noise; the average "
@@ -133,7 +130,7 @@ def evidence() -> str:
 
 
 st.divider()
-st.subheader("Three questions")
+st.header("Three questions")
 for column, (question, text, page, label, changes) in zip(
     st.columns(3),
     [
@@ -168,6 +165,6 @@ for column, (question, text, page, label, changes) in zip(
         st.markdown(f"**{question}** {text}")
         st.page_link(page, label=label, query_params=query_of(changes))
 
-st.subheader("The article's experiment, over 32 seeds")
+st.header("The article's experiment, over 32 seeds")
 st.markdown(evidence())
 finish()

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-PACKAGE = TESTS.parent / "emacore"
+ROOT = TESTS.parent
+PACKAGE = ROOT / "emacore"
 #: Folders whose modules are tested through what they make together: pictures, and pages.
 TOGETHER = ("charts/", "widgets/")
 SOURCES = {path.relative_to(TESTS).as_posix(): path.read_text() for path in sorted(TESTS.rglob("*.py"))}
@@ -43,3 +44,8 @@ def test_each_module_has_its_tests_where_it_lies():
     assert len(ours) > 40
     tests = {name.parent.joinpath(f"test_{name.name}").as_posix() for name in map(Path, ours)}
     assert not tests - set(SOURCES)
+
+
+def test_headings_do_not_skip_a_level():
+    for path in [*ROOT.glob("pages/*.py"), *ROOT.glob("emacore/widgets/*.py")]:
+        assert "st.subheader(" not in path.read_text(), f"{path.name}: st.title is h1, st.header h2, st.subheader h3"

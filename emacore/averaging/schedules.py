@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emacore.averaging.filters import half_life
+from emacore.averaging.rounding import round_and_even, round_and_even_in_log
 from emacore.checks import check_whole
 
 Floats = NDArray[np.float64]
@@ -123,17 +124,18 @@ class Control:
         return tuple(sorted({int(value) if self.whole else float(value) for value in inside}))
 
     def on_axis(self, size: int) -> Floats | NDArray[np.int64]:
-        """The values of an atlas' axis: increasing, at most ``size``."""
+        """The values of an atlas' axis: round numbers, increasing, at most ``size``."""
         if self.axis is None:
             raise ValueError(f"{self.key} is no axis")
         low, high = self.axis
         match self.scale:
             case "log":
-                values = np.geomspace(low, high, size)
+                values = round_and_even_in_log(low, high, size)
             case "log(1 - value)":
-                values = 1 - np.geomspace(round(1 - low, 12), round(1 - high, 12), size)
+                rest = round_and_even_in_log(round(1 - high, 12), round(1 - low, 12), size)
+                values = (1 - rest[::-1]).round(12)
             case _:
-                values = np.linspace(low, high, size).round(12)
+                values = round_and_even(low, high, size)
         return np.unique(values.round().astype(np.int64)) if self.whole else values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,17 +13,22 @@ import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL
+from emacore.formatting import number, signed_percent
 
-#: The name of the selection in which a clicked cell arrives.
-CELL = "cell"
-#: Over log2 of the ratio to the original; they end at a factor of 4 both ways, which the page says in words.
-_COLOURS = alt.Scale(domain=[-2, 0, 2], range=[AVERAGED, "#F4F4F4", ORIGINAL])
+#: The names of the selections in which a clicked cell and the one under the pointer arrive.
+CELL, POINTED = "cell", "pointed"
+#: Over log2 of the ratio to the original; they end at a factor of 4 both ways, which the legend says.  What is level
+#: has no colour but the page's own, so a map glares neither in light nor in dark.
+_COLOURS = alt.Scale(domain=[-2, 0, 0, 2], range=[AVERAGED, f"{AVERAGED}00", f"{ORIGINAL}00", ORIGINAL])
+_RATIOS = {-2: "a quarter", -1: "half", 0: "the original's", 1: "double", 2: "4 times"}
 #: Lines that hatch a cell, from edge to edge, in shares of its width and height.
 _HATCHES = (
     *((0.0, up, 1 - up, 1.0) for up in (0.75, 0.5, 0.25, 0.0)),
     *((across, 0.0, 1.0, 1 - across) for across in (0.25, 0.5, 0.75)),
 )
 _HATCHED = 1
+#: Of letters on a cell, which on a dark page is dark itself up to so much colour.
+_ON_LIGHT, _ON_DARK, _FAINT = "#16181C", "#E6E9EF", 1.3
 
 
 def heatmap(
@@ -33,68 +39,116 @@ def heatmap(
     y_title: str,
     loss_title: str,
     dotted: str | None = None,
+    chosen: str | None = None,
+    clicks: int = 0,
+    shared: str | None = None,
     height: int = 460,
 ) -> Figure:
-    """Cells of columns x, y, loss; blue where the loss is below ``reference``, orange where it is above.
+    """Cells of columns x, y, code, loss; blue where the loss is below ``reference``, orange where it is above.
 
-    The lowest cell has a black frame, the clicked one a frame in its curve's colour; cells in which ``dotted`` (a
-    column of booleans) is true have a dot.
+    The lowest cell has a diamond, the chosen one a frame in its curve's colour, and so has the one under the pointer;
+    cells in which ``dotted`` (a column of booleans) is true have a dot.
+
+    Args:
+        chosen: The code of the chosen cell.
+        clicks: Goes with a click; another number makes a click on the same cell another one.
+        shared: The name of an event.  The row of the cell under the pointer is then the value of the document's body,
+            and whoever changes it sends that event, so that other charts can follow it, and keys can move it.
     """
     shown = table.assign(
+        cell=[str(row) for row in range(len(table))],
         change=np.log2(table["loss"] / reference).clip(-2, 2),
-        percent=100 * (table["loss"] / reference - 1),
+        gain=100 * (1 - table["loss"] / reference),
         dot=table[dotted] if dotted else False,
         best=table.index == table["loss"].idxmin() if table["loss"].notna().any() else False,
+        chosen=table["code"].eq(chosen) if chosen else False,
+        clicks=clicks,
     )
-    return Figure(shown, _spec(x_title, y_title, loss_title, height))
+    return Figure(shown, _spec(x_title, y_title, loss_title, shared, height))
 
 
 @lru_cache(maxsize=64)
-def _spec(x_title: str, y_title: str, loss_title: str, height: int) -> dict[str, Any]:
-    cell = alt.selection_point(name=CELL, fields=["code"], toggle=False, empty=False)
-    framed = cell | alt.datum.best
+def _spec(x_title: str, y_title: str, loss_title: str, shared: str | None, height: int) -> dict[str, Any]:
+    clicked = alt.selection_point(name=CELL, fields=["code", "clicks"], toggle=False, empty=False)
+    pointed = alt.selection_point(
+        name=POINTED,
+        fields=["cell"],
+        on="pointerover",
+        clear="pointerout",
+        empty=False,
+        bind=alt.BindDirect(element="body", event=shared) if shared else alt.Undefined,
+    )
+    framed = pointed | alt.datum.chosen
     base = alt.Chart().encode(
-        x=alt.X("x:O", title=x_title, axis=alt.Axis(format=",.5~r", labelOverlap=True, labelAngle=-45)),
+        x=alt.X("x:O", title=x_title, axis=alt.Axis(format=",.5~r", labelOverlap=True, labelAngle=0)),
         y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=",.5~r", labelOverlap=True)),
     )
     cells = (
-        base.mark_rect()
+        base.mark_rect(stroke=CHOSEN)
         .encode(
-            fill=alt.Fill("change:Q", scale=_COLOURS, legend=None),
-            stroke=alt.when(cell).then(alt.value(CHOSEN)).otherwise(alt.value("black")),
-            strokeWidth=alt.when(framed).then(alt.value(3)).otherwise(alt.value(0)),
+            fill=alt.Fill("change:Q", scale=_COLOURS, legend=_legend("loss beside the original's")),
+            strokeWidth=alt.when(alt.datum.chosen)
+            .then(alt.value(3))
+            .when(pointed)
+            .then(alt.value(2))
+            .otherwise(alt.value(0)),
             order=alt.when(framed).then(alt.value(1)).otherwise(alt.value(0)),  # frames lie above their neighbours
             tooltip=[
                 alt.Tooltip("x:O", title=x_title),
                 alt.Tooltip("y:O", title=y_title),
                 alt.Tooltip("loss:Q", title=loss_title, format=",.5~r"),
-                alt.Tooltip("percent:Q", title="change against the original (%)", format="+,.3~r"),
+                alt.Tooltip("gain:Q", title="gain over the original (%)", format="+,.3~r"),
             ],
         )
-        .add_params(cell)
+        .add_params(clicked, pointed)
     )
     dots = base.mark_circle(size=14, color=CLEAN, opacity=1).transform_filter(alt.datum.dot)
+    lowest = base.mark_point(
+        shape="diamond", size=90, filled=True, fill="white", stroke="black", strokeWidth=1.5, opacity=1
+    ).transform_filter(alt.datum.best)
     # Nothing to see: a row or column in which no cell has a value keeps its place on the axes.
     places = base.mark_point(size=0, opacity=0)
-    return spec_of(alt.layer(cells, dots, places).properties(height=height))
+    return spec_of(alt.layer(cells, dots, lowest, places).properties(height=height))
+
+
+def _legend(title: str) -> alt.Legend:
+    names = " : ".join(f"datum.value == {value} ? {json.dumps(text)}" for value, text in _RATIOS.items())
+    return alt.Legend(
+        title=title,
+        titleOrient="left",
+        titleLimit=400,
+        orient="top",
+        direction="horizontal",
+        values=list(_RATIOS),
+        labelExpr=f"{names} : ''",
+        gradientLength=alt.ExprRef("max(120, width - 180)"),
+        gradientThickness=8,
+    )
 
 
 def evidence_map(
-    table: pd.DataFrame, x_values: Sequence[str], y_values: Sequence[str], *, x_title: str, y_title: str
+    table: pd.DataFrame,
+    x_values: Sequence[str],
+    y_values: Sequence[str],
+    *,
+    x_title: str,
+    y_title: str,
+    dark: bool = False,
 ) -> Figure:
     """What many seeds show in each cell: blue where averaging won, orange where it lost, hatched without evidence.
 
     Args:
         table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code, median_gain (a share
             of the original), low, high, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
+        dark: Whether the page is, and so all cells but those of full colour.
     """
     with np.errstate(invalid="ignore"):
         ratio = np.maximum(1 - table["median_gain"].astype(float), 2.0**-9)
     shown = table.assign(
         change=np.log2(ratio).clip(-2, 2),
-        percent=-100 * table["median_gain"],
+        percent=100 * table["median_gain"],
         text=[
-            f"{_percent(-gain)}\n{wins} of {seeds}"
+            f"{_gain(gain)}\n{wins} of {seeds}"
             for gain, wins, seeds in zip(table["median_gain"], table["wins"], table["seeds"], strict=True)
         ],
     )
@@ -105,22 +159,23 @@ def evidence_map(
         for n, (x, y, x2, y2) in enumerate(_HATCHES)
         for across, up in ((x, y), (x2, y2))
     ]
-    spec = _evidence_map(tuple(x_values), tuple(y_values), x_title, y_title)
+    spec = _evidence_map(tuple(x_values), tuple(y_values), x_title, y_title, dark)
     return Figure(shown, with_layer_data(spec, _HATCHED, lines))
 
 
-def _percent(share: float) -> str:
+def _gain(share: float) -> str:
+    """A gain as a cell has it: positive is better, and a loss that grew more than tenfold is told as a multiple."""
     if not np.isfinite(share):
         return "not finite"
-    if abs(share) >= 10:
-        return f"x {1 + share:.3g}"
-    if not share:
-        return "equal"
-    return f"{100 * share:+.0f} %" if abs(share) >= 0.0095 else f"{100 * share:+.1g} %"
+    if share <= -10:
+        return f"loss x {number(1 - share, 3)}"
+    return signed_percent(share, 2 if abs(share) < 1 else 3) if share else "equal"
 
 
 @lru_cache(maxsize=32)
-def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title: str, y_title: str) -> dict[str, Any]:
+def _evidence_map(
+    x_values: tuple[str, ...], y_values: tuple[str, ...], x_title: str, y_title: str, dark: bool
+) -> dict[str, Any]:
     axis: dict[str, Any] = {"labelExpr": "split(datum.label, '\\n')", "labelAngle": 0, "labelLimit": 160}
     base = alt.Chart().encode(
         x=alt.X("x:N", title=x_title, scale=alt.Scale(domain=list(x_values)), axis=alt.Axis(**axis)),
@@ -133,7 +188,7 @@ def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title:
             tooltip=[
                 alt.Tooltip("x:N", title=x_title),
                 alt.Tooltip("y:N", title=y_title),
-                alt.Tooltip("percent:Q", title="median change of the final loss (%)", format="+,.3~r"),
+                alt.Tooltip("percent:Q", title="median gain in the final loss (%)", format="+,.3~r"),
                 alt.Tooltip("wins:Q", title="seeds in which averaging won"),
                 alt.Tooltip("seeds:Q", title="of"),
                 alt.Tooltip("pairs:Q", title="seeds with a finite gain, of which the median is"),
@@ -149,8 +204,11 @@ def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title:
     hatches = base.mark_line(color="#5A5F68", strokeWidth=1, opacity=0.45).encode(
         xOffset=across, yOffset=up, detail=["code:N", "line:N"]
     )
-    numbers = base.mark_text(color="#16181C", fontSize=12, lineBreak="\n", baseline="middle", dy=-6).encode(
-        text="text:N"
+    numbers = base.mark_text(fontSize=12, lineBreak="\n", baseline="middle", dy=-6).encode(
+        text="text:N",
+        color=alt.when(alt.expr.abs(alt.datum.change) < (_FAINT if dark else 0))
+        .then(alt.value(_ON_DARK))
+        .otherwise(alt.value(_ON_LIGHT)),
     )
     layered = alt.layer(cells, hatches, numbers).resolve_scale(xOffset="independent", yOffset="independent")
     return spec_of(layered.properties(height=90 + 62 * len(y_values)))

@@ -15,7 +15,8 @@ from scipy.optimize import brentq, minimize_scalar
 from emacore.averaging.code import scheme_to_code
 from emacore.averaging.families import MAX_SIGMA_REL, InversePower, PowerFunction, gamma_from_sigma_rel
 from emacore.averaging.filters import decay_from_half_life
-from emacore.averaging.schedules import Schedule, last_move
+from emacore.averaging.rounding import round_and_even, round_and_even_in_log
+from emacore.averaging.schedules import TIMING, Schedule, last_move
 from emacore.averaging.weights import relative_width
 from emacore.averaging.windows import Scheme, Window
 from emacore.replay.trajectory import Table, Trajectory
@@ -26,12 +27,18 @@ SIZE = 20
 #: So many epochs, evenly spread, are looked at for a cell's best.
 BEST_OF = 12
 
-#: Axes of all families: the values they take in a run of so many steps.  None but the start is a setting.
+
+def _whole(values: NDArray[Any]) -> NDArray[Any]:
+    """Those that are whole numbers."""
+    return np.asarray(values[values == values.round()], dtype=np.int64)
+
+
+#: Axes of all families: the round values they take in a run of so many steps.  None but the start is a setting.
 _DERIVED: dict[str, Callable[[int], NDArray[Any]]] = {
-    "half_life": lambda steps: np.unique(np.geomspace(1, steps, SIZE)),
-    "update_after_step": lambda steps: np.unique(np.linspace(0, 0.95 * steps, SIZE).astype(int)),
-    "relative_width": lambda steps: np.linspace(0.01, 0.28, SIZE),
-    "window": lambda steps: np.unique(np.geomspace(1, steps, SIZE).astype(int)),
+    "half_life": lambda steps: round_and_even_in_log(1, steps, SIZE),
+    "update_after_step": lambda steps: _whole(round_and_even(0, 0.95 * steps, SIZE)),
+    "relative_width": lambda steps: round_and_even(0.01, 0.28, SIZE),
+    "window": lambda steps: _whole(round_and_even_in_log(1, steps, SIZE)),
 }
 
 #: The axes whose values have a unit, as charts name them.
@@ -85,6 +92,28 @@ def has_beta(schedule: Schedule, *axes: str) -> bool:
     """Whether each cell over these axes is a rule with a cap, so that ``beta_from`` says whether it acts."""
     replaced = {"relative_width", "window"} & set(axes)
     return schedule.attains_beta and hasattr(schedule, "beta") and not replaced
+
+
+def without_axes(schedule: Schedule, x: str, y: str) -> Schedule:
+    """The schedule with first values for all that the cells over these axes replace.
+
+    Schedules for which this is the same have the same atlas, so that one need not be made again while a slider moves
+    what is an axis.
+    """
+    pair = {x, y}
+    replaced = {"beta" if axis == "half_life" else axis for axis in pair} - {"relative_width", "window"}
+    if "window" in pair:
+        replaced |= {"update_after_step", "update_every"}
+    if "relative_width" in pair and not pair & _PLACES:
+        replaced |= {setting for setting in [_reaching(type(schedule), pair)] if setting}
+    if ("relative_width" in pair and pair & _PLACES) or pair == {"window", "update_after_step"}:
+        replaced |= {control.key for control in (*schedule.controls, *TIMING)}
+    first = {
+        control.key: control.default
+        for control in (*schedule.controls, *TIMING)
+        if {control.key, control.name} & replaced
+    }
+    return schedule.varied(**first)
 
 
 def atlas(trajectory: Trajectory, schedule: Schedule, x: str, y: str, metric: str = "final") -> Table:

@@ -102,15 +102,15 @@ def curve_in_words(figures: Table, original: str, averaged: str) -> str:
     """What averaging did in this run, from two rows of :func:`curve_figures`."""
     places = [figures["curve"].tolist().index(name) for name in (original, averaged)]
     one, other = ({name: values[place] for name, values in figures.items()} for place in places)
+    if not np.isfinite([one["best"], other["best"]]).any():
+        return "This run diverged before its first epoch ended: no loss is finite, whatever is averaged."
     told = (
         f"In this run the average ends {_against(other['final'], one['final'])}; its lowest loss is "
         f"{_against(other['best'], one['best'])}."
     )
     if one["steadiness"] > 0:
-        told += (
-            f" Its curve's standard deviation is {percent(other['steadiness'] / one['steadiness'], 2)} of "
-            "the original's."
-        )
+        share = percent(other["steadiness"] / one["steadiness"], 2)
+        told += f" Its curve's standard deviation is {share} of the original's."
     if np.isnan(other["ahead_since"]):
         return f"{told} It does not stay below the original."
     return f"{told} It stays below from epoch {other['ahead_since']:.0f} on."
@@ -138,14 +138,14 @@ def thinning_in_words(
     if not usable.any():
         return f"{told}."
     counted = np.asarray(epochs)[usable]
-    missed = 100 * np.abs(found[usable] / known[usable] - 1)
+    missed = np.abs(found[usable] / known[usable] - 1)
     late = counted >= from_epoch
     since = from_epoch if late.any() else int(counted[0])
     largest = missed[late].max() if late.any() else missed.max()
     return (
         f"{told}: the run's own average, replayed from it, misses the loss that the training measured by "
-        f"{number(missed[-1], 2)} % after epoch {counted[-1]}, and by up to {number(largest, 2)} % from epoch "
-        f"{since} on. Averages that look back fewer steps miss theirs by more."
+        f"{percent(missed[-1], 2)} after epoch {counted[-1]}, and by up to {percent(largest, 2)} from epoch {since} "
+        "on. Averages that look back fewer steps miss theirs by more."
     )
 
 
@@ -169,6 +169,11 @@ def smaller_rate_in_words(epochs: ArrayLike, rates: ArrayLike, original: ArrayLi
     high, low = np.flatnonzero(rate >= rate[0] / 2), np.flatnonzero(rate <= rate[0] / 4)
     high = high[len(high) // 2 :]
     before = np.median(trained[high]), np.median(average[high])
+    if not np.isfinite(before).all():
+        return (
+            "The losses at the high learning rate are not all finite, so this run cannot say whether a smaller one "
+            "would have done the same."
+        )
     told = (
         f"While the learning rate was high (epochs {counted[high[0]]} to {counted[high[-1]]}), the average's median "
         f"loss was {_against(before[1], before[0])}."
@@ -183,6 +188,8 @@ def smaller_rate_in_words(epochs: ArrayLike, rates: ArrayLike, original: ArrayLi
         f" At a quarter of the rate or less (from epoch {counted[low[0]]} on) it was {_against(after[1], after[0])}."
     )
     gained = before[0] - before[1]
+    if not np.isfinite(after).all():
+        return told
     if gained <= 0:
         return f"{told} At the high rate averaging gained nothing here that a smaller rate could replace."
     share = (before[0] - after[0]) / gained
@@ -230,8 +237,8 @@ def atlas_in_words(cells: Table, best: Best, reference: float, metric: str) -> s
     """
     terms = "" if metric == "final" else "at its lowest of the same epochs "
     return (
-        f"The lowest cell, `{cells['code'][best.row]}`, has {number(best.loss)}; the original "
-        f"{terms}{number(reference)}. It was **chosen on these very validation rows**, so it flatters itself. "
+        f"The lowest cell, `{cells['code'][best.row]}`, has {number(best.loss)}; the original {terms}"
+        f"{number(reference)}. It was **chosen on these very validation rows**, so it flatters itself. "
         f"{percent(best.near, 2)} of the cells lie within 5 % of it: the wider that plateau, the less the choice "
         "matters."
     )
@@ -304,10 +311,14 @@ def _check_length(name: str, values: ArrayLike, epochs: ArrayLike) -> None:
 
 
 def _against(value: float, reference: float) -> str:
+    if not np.isfinite(value):
+        return f"not finite (the original's is {number(reference) if np.isfinite(reference) else 'not finite either'})"
+    if not np.isfinite(reference):
+        return f"at {number(value)}, where the original's is not finite"
     if value == reference:
         return f"equal to the original's ({number(value)})"
+    if reference == 0:
+        return f"above the original's ({number(value)} and 0)"
     change = value / reference - 1
-    return (
-        f"{percent(abs(change))} {'below' if change < 0 else 'above'} the original's ({number(value)} and "
-        f"{number(reference)})"
-    )
+    where = "below" if change < 0 else "above"
+    return f"{percent(abs(change))} {where} the original's ({number(value)} and {number(reference)})"

@@ -123,13 +123,19 @@ def space(trajectory: Trajectory, scheme: Scheme, kind: str, from_share: float =
             average.
 
     Raises:
-        ValueError: for another kind, fewer than three steps, or three points on a line.
+        ValueError: for another kind, fewer than three steps, weights that are not finite, or three points on a line.
     """
     rows = path_rows(trajectory, from_share)
     if len(rows) < 3:
         raise ValueError(f"a plane needs at least three recorded steps, there are {len(rows)}")
     original = np.asarray(trajectory.weights[rows], dtype=np.float32)
     averaged = trajectory.average([scheme], rows)[0]
+    for whose, path in (("weights", original), ("averages", averaged)):
+        lost = np.flatnonzero(~np.isfinite(path).all(axis=1))
+        if lost.size:
+            step = int(trajectory.rows.steps[rows[lost[0]]])
+            told = f"its {whose} are not finite at step {step:,}"
+            raise ValueError(f"there is no plane through a run that diverged: {told}")
     if kind == "principal components":
         plane = principal(original)
     elif kind == "three points":

@@ -23,7 +23,7 @@ COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED}
 def beside_the_article(run: StoredRun, history: pd.DataFrame) -> None:
     """The article's run beside one with its settings; folded, and its tables only, beside one that has others."""
     if is_article(run.config):
-        st.subheader("Beside the article's run")
+        st.header("Beside the article's run")
         _figure(run, history)
         _claims(run, history)
         with st.expander("The article's two tables", icon=":material/table_rows:"):

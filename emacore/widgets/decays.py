@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -137,13 +138,14 @@ Ends = tuple[float, float]
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def decay_ends(code: str, num_steps: int, quantity: str, marks: Marks) -> Ends:
-    """About the lowest and the highest that the current curve can have on a log axis while a handle moves."""
+    """The powers of ten between which the current curve is on a log axis while a handle moves."""
     schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
     if scale == "linear":
         return 0.0, 1.0
     calls = views.sampled_calls(num_steps, schedule, 40)
     frames = [views.decay_frames(schedule, key, values, calls, column) for key, values in marks]
-    return axis_ends(np.concatenate([values.ravel() for values in frames]), scale) if frames else (0.0, 0.0)
+    low, high = axis_ends(np.concatenate([values.ravel() for values in frames]), scale) if frames else (0.0, 0.0)
+    return (10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))) if low > 0 else (0.0, 0.0)
 
 
 def _around(values: pd.Series, scale: Scale, ends: Ends) -> Ends:

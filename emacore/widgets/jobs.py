@@ -18,7 +18,7 @@ from emacore.experiments.names import SERVER
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError, default_folder
 from emacore.experiments.studies import Job
 from emacore.widgets.link import from_link, to_link
-from emacore.widgets.page import escaped, put, reset_button, sentence, told
+from emacore.widgets.page import beside_controls, escaped, put, reset_button, sentence, told
 
 
 @st.cache_resource(show_spinner=False)
@@ -82,7 +82,7 @@ def workbench(
         The id of the chosen job, and whether it is still under way.
     """
     what = label.lower()
-    controls, view = st.columns([1, 2.8], gap="medium")
+    controls, view = beside_controls(2.8)
     with controls:
         actions = st.container(horizontal=True)
         told_here = st.container()

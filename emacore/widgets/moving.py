@@ -22,10 +22,11 @@ The frames' function should be cached by what it depends on.  For a schedule's s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import pandas as pd
 import streamlit as st
 
 from emacore.averaging.schedules import Control, Schedule
@@ -127,7 +128,7 @@ def show_moving(
     *,
     alt_text: str,
     plays: Animation | None = None,
-) -> Callable[[], None]:
+) -> Callable[..., None]:
     """Show ``views``, one above the other, with a handle for each setting below; see the module.
 
     Args:
@@ -140,7 +141,8 @@ def show_moving(
 
     Returns:
         To be called at the end of the page, where the frames are made.  Until then a page that was just opened has the
-        picture that stands still.
+        picture that stands still.  It takes the rows of layers that have their own, by view and layer, where they are
+        made no sooner.
     """
     state = st.session_state.setdefault(f"moving-{name}", {"count": 0, "seen": None, "fixed": None, "start": {}})
     values = {setting.key: setting.value for setting in settings}
@@ -162,9 +164,10 @@ def show_moving(
     place = st.container(key=f"moving-{name}")
     still = _draw(place, moving(views, [], waiting), alt_text) if new else place
 
-    def finish() -> None:
+    def finish(rows: Mapping[tuple[int, int], pd.DataFrame] | None = None) -> None:
         frames = frames_of(handles)
         picture = moving([view._replace(frames=own) for view, own in zip(views, frames, strict=True)], handles, signals)
+        picture.tables.update({f"rows{view}_{layer}": table for (view, layer), table in (rows or {}).items()})
         _draw(
             still,
             picture,

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pandas as pd
 import streamlit as st
 from pandas.io.formats.style import Styler
+from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.pages_manager import PagesManager
 
 from emacore.charts.figure import Figure
@@ -58,6 +59,20 @@ def told() -> Iterator[None]:
         yield
     except StoreError as error:
         stop_with(str(error))
+
+
+#: On a narrow screen, where columns stand below each other, the picture comes before the controls.
+_NARROW = """<style>@media (max-width: 640px) {
+.st-key-beside > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:first-child,
+.st-key-beside > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:first-child {order: 1;}
+}</style>"""
+
+
+def beside_controls(*widths: float) -> list[DeltaGenerator]:
+    """Columns: the first for the controls, the others, of these widths beside its 1, for what answers them."""
+    st.html(_NARROW)
+    with st.container(key="beside"):
+        return st.columns([1, *widths], gap="medium")
 
 
 def sentence(error: Exception) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
+from numpy.typing import NDArray
 
 from emacore.averaging.code import from_code, scheme_from_code, to_code
 from emacore.averaging.solving import with_relative_width
-from emacore.charts.heatmap import CELL
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun
-from emacore.replay import curves
+from emacore.replay import curves, frames
 from emacore.replay.atlas import atlas, original, widths
 from emacore.replay.measure import Metric
 from emacore.replay.recording import RecordingError
@@ -26,10 +28,15 @@ from emacore.training.config import TaskConfig
 from emacore.training.history import training_follows_average
 from emacore.widgets.jobs import chosen_job, nothing_left_in_words, submit
 from emacore.widgets.link import from_link
-from emacore.widgets.page import stop_with, told
+from emacore.widgets.page import put, stop_with, told
+from emacore.widgets.schedules import schedule_defaults, state_of
 
-ORIGINAL_NAME, OWN, NOW = "original", "the run's own EMA", "now"
+ORIGINAL_NAME, OWN, NOW, CELL_NAME = "original", "the run's own EMA", "now", "the cell"
 SECONDS_BETWEEN_LOOKS = 2.0
+#: So few that a page waits for a part of its frames no tenth of a second.
+_SCHEMES_AT_ONCE = 10
+#: Which run was begun with, and what the controls were set to; and what a link says that begins with other settings.
+_BEGUN, _ARTICLE = "begun", "begin"
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,11 @@ class Recorded:
         trajectory = self.trajectory
         return {"epoch": found["epoch"], "step": trajectory.rows.steps[trajectory.epoch_ends], **found}
 
+    def steps_of(self, epochs: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The steps after which epochs, counted from 1, ended."""
+        trajectory = self.trajectory
+        return np.asarray(trajectory.rows.steps[np.asarray(trajectory.epoch_ends)[epochs - 1]])
+
     def weights(self, code: str) -> Table:
         """What each row weighs in a scheme's final average: step, weight."""
         return _weights(self.folder, self.epochs, code)
@@ -109,6 +121,26 @@ def _weights(folder: str, epochs: int, code: str) -> Table:
 def atlas_of(folder: str, epochs: int, code: str, x: str, y: str, metric: str) -> Table:
     """The atlas of a schedule."""
     return atlas(opened(folder, epochs), from_code(code), x, y, metric)
+
+
+def frames_of_codes(
+    folder: str, epochs: int, codes: Sequence[str], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which epochs are shown, about ``most`` of them, and the loss of each scheme after these: (epochs, schemes).
+
+    It is replayed in parts, each of which is kept, and between which a page that is to be run anew leaves here.
+    """
+    shown, parts = frames.shown_epochs(epochs, most), []
+    for first in range(0, len(codes), _SCHEMES_AT_ONCE):
+        parts.append(_frames(folder, epochs, tuple(codes[first : first + _SCHEMES_AT_ONCE]), most))
+        st.session_state.get("view")  # the session says there whether the page is to be run anew
+    return shown, np.concatenate(parts, axis=1) if parts else np.empty((len(shown), 0), dtype=np.float32)
+
+
+@st.cache_data(max_entries=400, show_spinner=False)
+def _frames(folder: str, epochs: int, codes: tuple[str, ...], most: int) -> NDArray[np.float32]:
+    schemes = [scheme_from_code(code) for code in codes]
+    return frames.loss_frames(opened(folder, epochs), schemes, frames.shown_epochs(epochs, most))
 
 
 @st.cache_data(max_entries=20, show_spinner=False)
@@ -148,9 +180,50 @@ def chosen_run(store: RunStore) -> StoredRun | None:
     runs = store.runs()
     recorded = runs["id"].map(lambda run: _is_recorded(store, run)).astype(bool)
     to_come = ~runs["state"].isin(FINAL_STATES)
-    asked_for = (runs["id"] == from_link("replayed")) & (runs["epochs"] == 0)
-    chosen, _ = chosen_job("Recorded run", runs[recorded | to_come | asked_for], "replayed", nothing="train one")
+    # Without a choice it is the newest that can be replayed: one that ended before its first epoch comes last.
+    lost = ~to_come & (runs["epochs"] < 1)
+    asked_for = runs["id"] == from_link("replayed")
+    choice = pd.concat([runs[(recorded | to_come) & ~lost], runs[(recorded | asked_for) & lost]])
+    chosen, _ = chosen_job("Recorded run", choice, "replayed", nothing="train one")
     return None if chosen is None else store.result(chosen)
+
+
+def begin_with(run: StoredRun) -> None:
+    """On the first visit of a run, let the controls show the schedule that it was trained with.
+
+    Unless the link or the person has set them: then they stay.  To be called before the controls are drawn; see
+    :func:`say_in_link` for what the link says of it.
+    """
+    seen, shown = st.session_state.get(_BEGUN, (None, schedule_defaults()))
+    if seen == run.id:
+        return
+    own = _controls_of(run)
+    linked = seen is None and (_ARTICLE in st.query_params or any(key in st.query_params for key in shown))
+    if not linked and own != shown and _are_shown(shown):
+        put(own)
+        shown = own
+    st.session_state[_BEGUN] = (run.id, shown)
+
+
+def say_in_link(run: StoredRun) -> None:
+    """Let the link tell the article's settings from none: a link without settings begins with the run's own."""
+    if _are_shown(schedule_defaults()) and _controls_of(run) != schedule_defaults():
+        st.query_params[_ARTICLE] = "article"
+    else:
+        st.query_params.pop(_ARTICLE, None)
+
+
+def _controls_of(run: StoredRun) -> dict[str, Any]:
+    """The controls' values that show a run's own schedule, or as they are at first where they cannot."""
+    with suppress(ValueError):
+        return state_of(run.config.schedule)
+    return schedule_defaults()
+
+
+def _are_shown(state: Mapping[str, Any]) -> bool:
+    """Whether controls have these values, those that were never drawn their first ones."""
+    first = schedule_defaults()
+    return all(st.session_state.get(key, first[key]) == value for key, value in state.items())
 
 
 def followed(store: RunStore, run: StoredRun) -> Recorded | None:
@@ -173,6 +246,15 @@ def followed(store: RunStore, run: StoredRun) -> Recorded | None:
     if run.state not in FINAL_STATES:
         _watch(store, run, epochs)
     return Recorded(run, folder, epochs, history.head(epochs), len(history)) if epochs else None
+
+
+def looked_at(recorded: Recorded) -> int:
+    """Up to which epoch what takes long is: that of a run still training stays as it is until one asks for more."""
+    run, epochs = recorded.run, recorded.epochs
+    seen = st.session_state.get("looked")
+    if not recorded.training or seen is None or seen[0] != run.id or not 0 < seen[1] <= epochs:
+        seen = st.session_state["looked"] = (run.id, epochs)
+    return int(seen[1])
 
 
 def _is_recorded(store: RunStore, run: str) -> bool:
@@ -199,18 +281,21 @@ def say_what_is_exact(recorded: Recorded) -> None:
     """In which sense the replay of this run is exact."""
     rules = training_follows_average(recorded.run.config)
     if rules:
-        st.info(
-            f"This training looked at its own average: {' and '.join(rules)}. A replay is exact for the weights that "
-            "were trained; with another average, other weights would have been trained from there on.",
-            icon=":material/info:",
-        )
-        st.button(
-            "Train it again with these rules on the original curve",
-            on_click=_start_on_original,
-            args=(recorded.run.config,),
-            icon=":material/play_arrow:",
-            help="Then no average touches the training, and every replay is exact in both senses.",
-        )
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(
+                f":material/info: This training looked at its own average ({' and '.join(rules)}): with another one, "
+                "other weights would have been trained."
+            )
+            st.button(
+                "Train it again without",
+                on_click=_start_on_original,
+                args=(recorded.run.config,),
+                icon=":material/play_arrow:",
+                type="tertiary",
+                help="The same run, whose rules look at the original curve. Then no average touches the training, and "
+                "replays are exact in both senses: for the weights that were trained, and for those that would have "
+                "been.",
+            )
     every = recorded.trajectory.every
     if every > 1:
         loss = recorded.loss.column
@@ -233,30 +318,17 @@ def _start_on_original(config: TaskConfig) -> None:
     submit(again, "replayed")
 
 
-def atlas_key(run: StoredRun) -> str:
-    """The atlas' chart, by its axes: another map begins with no cell clicked."""
-    return "-".join(["atlas", run.id, *(str(st.session_state.get(f"atlas_{name}")) for name in ("x", "y", "metric"))])
-
-
-def clicked_cell(run: StoredRun) -> str | None:
-    """The code of the cell that is clicked in the atlas, while that is the view."""
-    if st.session_state.get("view") != "Atlas" or atlas_key(run) not in st.session_state:
-        return None
-    cells: list[dict[str, Any]] = st.session_state[atlas_key(run)]["selection"].get(CELL, [])
-    return next((cell["code"] for cell in cells if cell.get("code")), None)
-
-
 def metric_columns(recorded: Recorded) -> dict[str, Any]:
     """The titles of the columns of :func:`emacore.replay.curves.curve_figures`."""
     number = st.column_config.NumberColumn
     titles: dict[str, Any] = {
-        "final": number("final loss", format="%.6f"),
-        "best": number("best loss", format="%.6f"),
+        "final": number("final loss"),
+        "best": number("best loss"),
         "best_epoch": "at epoch",
-        "steadiness": number("std. dev.", format="%.6f"),
+        "steadiness": number("std. dev."),
         "ahead_since": number("below the original since epoch"),
     }
     for metric in recorded.metrics[1:]:
         for which in ("final", "best"):
-            titles[f"{which}_{metric.column}"] = number(f"{which} {metric.name}", format="%.5f")
+            titles[f"{which}_{metric.column}"] = number(f"{which} {metric.name}")
     return titles

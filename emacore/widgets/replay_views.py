@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -14,8 +15,9 @@ from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths_on_landscape
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
+from emacore.formatting import number, percent
 from emacore.replay import curves
-from emacore.replay.atlas import BEST_OF, TITLES, axes, has_beta, partners
+from emacore.replay.atlas import BEST_OF, TITLES, axes, partners, without_axes
 from emacore.replay.recording import RecordingError
 from emacore.replay.relatives import with_ema
 from emacore.widgets.page import BOUND, escaped, query_of, sentence, show_chart, show_table, stop_with, told
@@ -23,17 +25,22 @@ from emacore.widgets.replay import (
     NOW,
     ORIGINAL_NAME,
     Recorded,
-    atlas_key,
     atlas_of,
     carried,
+    looked_at,
     original_of,
     relatives_of,
     space_of,
     widths_of,
 )
+from emacore.widgets.replay_cells import MAP, MOVED, atlas_key, cell_keys, clicks, keep_clicked
 from emacore.widgets.schedules import pin, state_of
 
 PRINCIPAL, THREE_POINTS = "principal components", "three points"
+#: The codes of a view's cells; of a view without cells none.
+Codes = tuple[str | None, ...]
+#: Of the map, beside which the curves and their handles stand.
+_MAP_HEIGHT = 330
 
 
 @dataclass(frozen=True)
@@ -56,39 +63,45 @@ class View:
         return self.recorded.folder, self.epochs
 
 
-def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> None:
-    """A choice of views, and the one that is chosen."""
+def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> Codes:
+    """A choice of views, and the one that is chosen; returns the codes of its cells where it has any."""
     view = st.segmented_control(
         "View",
         list(VIEWS),
-        default="Family",
+        default="Atlas",
         key="view",
         required=True,
         help="SWA, windows and ensembles beside the EMA; up to 400 schedules as a map; paths over the loss; settings "
         "for a run of another length.",
+        label_visibility="collapsed",
         **BOUND,
     )
-    with told():
-        try:
-            VIEWS[view](View(recorded, _looked_at(recorded), schedule, clicked))
-        except RecordingError as error:
-            stop_with(f"The recording cannot be used: {error}.")
-
-
-def _looked_at(recorded: Recorded) -> int:
-    """Up to which epoch the view is: that of a run still training stays as it is until one asks for more."""
-    run, epochs = recorded.run, recorded.epochs
-    seen = st.session_state.get("looked")
-    if not recorded.training or seen is None or seen[0] != run.id or not 0 < seen[1] <= epochs:
-        seen = st.session_state["looked"] = (run.id, epochs)
-    if seen[1] < epochs:
+    epochs = looked_at(recorded)
+    if epochs < recorded.epochs:
         st.button(
-            f"As of epoch {seen[1]}: bring up to date",
+            f"As of epoch {epochs}: bring up to date",
             on_click=lambda: st.session_state.pop("looked", None),
             icon=":material/refresh:",
             help="The run goes on; what takes longer to compute is not done again by itself.",
         )
-    return int(seen[1])
+    with told():
+        try:
+            return VIEWS[view](View(recorded, epochs, schedule, clicked)) or ()
+        except RecordingError as error:
+            stop_with(f"The recording cannot be used: {error}.")
+
+
+def show_code(recorded: Recorded, code: str) -> None:
+    """How the average of this run becomes a module of one's own."""
+    with st.expander("Load this average into a module of your own", icon=":material/download:"):
+        tensors = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in recorded.trajectory.tensors.items())
+        st.code(
+            "from emacore import *\n\n"
+            f"trajectory = Trajectory.open({recorded.folder!r})\n"
+            f"trajectory.load_into(module, {code})  # any torch module with these tensors by name\n"
+            f"# {tensors}",
+            language="python",
+        )
 
 
 def _show_family(view: View) -> None:
@@ -103,48 +116,59 @@ def _show_family(view: View) -> None:
         pd.DataFrame(with_ema(relatives_of(*view.of), view.schedule, own)),
         name=f"family-{view.recorded.run.id}",
         column_config={
-            loss.column: st.column_config.NumberColumn("final loss", format="%.6f"),
-            **{m.column: st.column_config.NumberColumn(m.name, format="%.5f") for m in others},
+            loss.column: st.column_config.NumberColumn("final loss"),
+            **{m.column: st.column_config.NumberColumn(m.name) for m in others},
             "copies_kept": st.column_config.NumberColumn("copies kept in training"),
             "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
         },
     )
 
 
-def _show_atlas(view: View) -> None:
+def _show_atlas(view: View) -> Codes:
     run = view.recorded.run
     x, y, metric = _atlas_controls(type(view.schedule))
-    cells = atlas_of(*view.of, view.code, x, y, metric)
+    cells = atlas_of(*view.of, to_code(without_axes(view.schedule, x, y)), x, y, metric)
     reference = original_of(*view.of, metric)
     table = pd.DataFrame(cells).astype({"beta_from": "Int64"})
+    never = curves.beta_never_acts(cells, view.schedule, x, y)
     picture = heatmap(
-        table.assign(beta_never=curves.beta_never_acts(cells, view.schedule, x, y)),
+        table.assign(beta_never=never),
         reference=reference,
         x_title=TITLES.get(x, x),
         y_title=TITLES.get(y, y),
         loss_title=f"loss ({view.recorded.loss.name})",
         dotted="beta_never",
+        chosen=view.clicked,
+        clicks=clicks(run),
+        shared=MOVED,
+        height=_MAP_HEIGHT,
     )
-    st.vega_lite_chart(
-        picture.data,
-        picture.spec,
-        alt=f"The {metric} loss under {len(table)} schedules over {x} and {y}, blue where it is below the original's",
-        width="stretch",
-        on_select="rerun",
-        selection_mode=CELL,
-        key=atlas_key(run),
-    )
+    with st.container(key=MAP):
+        st.vega_lite_chart(
+            picture.data,
+            picture.spec,
+            alt=f"The {metric} loss under {len(table)} schedules over {x} and {y}, blue where it is below the "
+            "original's",
+            width="stretch",
+            on_select=partial(keep_clicked, run),
+            selection_mode=CELL,
+            key=atlas_key(run),
+        )
+    best = curves.best_row(cells, view.recorded.loss)
+    codes = tuple(cells["code"].tolist())
+    cell_keys(run, codes, table["x"].nunique(), 0 if best is None else best.row)
     st.caption(
-        "Blue: the average is below the original; orange: above it; white: level. Full colour from a factor of 4 on. "
-        "Framed in black: the lowest cell. Pointing shows numbers; a click makes a cell a curve above, in crimson."
-        + (" Dotted cells: this run is too short for beta, which never acts." if has_beta(view.schedule, x, y) else "")
+        "Point at a cell to see its curve, click to keep it. A wide blue plateau is a safe choice; the diamond is the "
+        "lowest."
+        + (" Dotted cells: this run is too short for beta, which never acts." if never.any() else "")
         + (" Empty cells: no such average has that width in this run." if table["code"].isna().any() else "")
     )
-    best = curves.best_row(cells, view.recorded.loss)
     if best is not None:
         st.markdown(curves.atlas_in_words(cells, best, reference, metric))
         _pin_buttons(view.clicked, cells["code"][best.row])
-    show_table(table, name=f"atlas-{run.id}")
+    with st.expander(f"All {len(table)} cells as a table", icon=":material/table:"):
+        show_table(table, name=f"atlas-{run.id}")
+    return codes
 
 
 def _atlas_controls(family: type[Schedule]) -> tuple[str, str, str]:
@@ -206,7 +230,7 @@ def _show_space(view: View) -> None:
         "path, the last, and the final average.",
         **BOUND,
     )
-    percent = right.slider(
+    since = right.slider(
         "From (% of the run)",
         0,
         95,
@@ -217,91 +241,88 @@ def _show_space(view: View) -> None:
         **BOUND,
     )
     try:
-        found = space_of(*view.of, view.code, kind, percent)
+        found = space_of(*view.of, view.code, kind, since)
     except ValueError as error:
         st.warning(sentence(error), icon=":material/warning:")
         return
     run = view.recorded.run
     landscape = pd.DataFrame(found.landscape)
     titles = ("first component", "second component") if kind == PRINCIPAL else ("along the path", "towards the average")
-    left, right = st.columns([1.5, 1], gap="medium")
-    with left:
-        show_chart(
-            paths_on_landscape(found.original, found.averaged, found.steps, landscape, titles=titles),
-            alt_text="A plane through the weights of this run: lines of equal validation loss, the path of the weights "
-            "in orange and of their average in blue",
-            table=landscape,
-            name=f"landscape-{run.id}",
-        )
-        low, high = curves.finite_range(found.landscape["loss"])
-        st.caption(
-            f"The plane shows {found.original_share:.0%} of the variance of the weights' path and "
-            f"{found.averaged_share:.0%} of the average's; the rest of it is hidden above and below. "
-            f"Grey: lines of equal validation loss *in the plane*, from {low:.4g} to {high:.4g}."
-        )
-    with right:
-        show_chart(
-            lines(
-                pd.DataFrame(found.line).assign(curve="loss"),
-                x="position",
-                y="loss",
-                series="curve",
-                colours={"loss": CLEAN},
-                x_title="0: the last weights, 1: their average",
-                y_title=view.recorded.loss_title,
-                x_rules={"original": 0.0, "average": 1.0},
-                height=280,
-            ),
-            alt_text="Validation loss along the straight line from the last weights to their average and beyond",
-            table=pd.DataFrame(found.line),
-            name=f"line-{run.id}",
-        )
-        show_chart(
-            lines(
-                pd.DataFrame(curves.distances(found, ORIGINAL_NAME, NOW)),
-                x="step",
-                y="distance",
-                series="curve",
-                colours={ORIGINAL_NAME: ORIGINAL, NOW: AVERAGED},
-                x_title="step of the run",
-                y_title="distance to the end",
-                height=280,
-            ),
-            alt_text="Euclidean distance of the weights and of their average from the last weights, over the steps",
-            table=pd.DataFrame(found.distances),
-            name=f"distances-{run.id}",
-        )
+    show_chart(
+        paths_on_landscape(found.original, found.averaged, found.steps, landscape, titles=titles, height=_MAP_HEIGHT),
+        alt_text="A plane through the weights of this run: lines of equal validation loss, the path of the weights "
+        "in orange and of their average in blue",
+        table=landscape,
+        name=f"landscape-{run.id}",
+    )
+    low, high = curves.finite_range(found.landscape["loss"])
+    st.caption(
+        "Look whether the blue path cuts the corners of the orange one, and lies lower. "
+        f"The plane shows {percent(found.original_share, 2)} of the variance of the weights' path and "
+        f"{percent(found.averaged_share, 2)} of the average's; the rest of it is hidden above and below. "
+        f"Grey: lines of equal validation loss *in the plane*, from {number(low)} to {number(high)}."
+    )
+    show_chart(
+        lines(
+            pd.DataFrame(found.line).assign(curve="loss"),
+            x="position",
+            y="loss",
+            series="curve",
+            colours={"loss": CLEAN},
+            x_title="0: the last weights, 1: their average",
+            y_title=view.recorded.loss_title,
+            x_rules={"original": 0.0, "average": 1.0},
+            height=200,
+        ),
+        alt_text="Validation loss along the straight line from the last weights to their average and beyond",
+        table=pd.DataFrame(found.line),
+        name=f"line-{run.id}",
+    )
+    st.caption("Where the loss at 1 lies below that at 0, averaging helped at the end of this run.")
+    show_chart(
+        lines(
+            pd.DataFrame(curves.distances(found, ORIGINAL_NAME, NOW)),
+            x="step",
+            y="distance",
+            series="curve",
+            colours={ORIGINAL_NAME: ORIGINAL, NOW: AVERAGED},
+            x_title="step of the run",
+            y_title="distance to the end",
+            height=200,
+        ),
+        alt_text="Euclidean distance of the weights and of their average from the last weights, over the steps",
+        table=pd.DataFrame(found.distances).rename(columns={"averaged": "ema"}),
+        name=f"distances-{run.id}",
+    )
+    st.caption("The average lags where its line lies above the original's, and is calmer where it has fewer teeth.")
 
 
 def _show_advice(view: View) -> None:
     loss, table = view.recorded.loss, widths_of(*view.of)
     reference = float(view.recorded.measured("original")[loss.column][view.epochs - 1])
     best = curves.best_row(table, loss)
-    left, right = st.columns([1.5, 1], gap="medium")
-    with left:
-        show_chart(
-            lines(
-                pd.DataFrame(curves.width_curves(table, loss, reference)),
-                x="width",
-                y="loss",
-                series="curve",
-                colours={"average": AVERAGED, "original": ORIGINAL},
-                x_title="relative width (% of the run)",
-                y_title=f"final {view.recorded.loss_title}",
-                x_scale="log",
-                height=300,
-            ),
-            alt_text="Final loss of power-function averages of this run over their relative width, beside the "
-            "original's",
-            table=pd.DataFrame(table),
-            name=f"widths-{view.recorded.run.id}",
-        )
+    show_chart(
+        lines(
+            pd.DataFrame(curves.width_curves(table, loss, reference)),
+            x="width",
+            y="loss",
+            series="curve",
+            colours={"average": AVERAGED, "original": ORIGINAL},
+            x_title="relative width (% of the run)",
+            y_title=f"final {view.recorded.loss_title}",
+            x_scale="log",
+            height=_MAP_HEIGHT - 60,
+        ),
+        alt_text="Final loss of power-function averages of this run over their relative width, beside the original's",
+        table=pd.DataFrame(table),
+        name=f"widths-{view.recorded.run.id}",
+    )
     if best is None:
-        right.markdown("No average of this run has a finite loss, so no width is best.")
+        st.markdown("No average of this run has a finite loss, so no width is best.")
         return
-    with right:
-        st.markdown(curves.width_in_words(table, best, reference))
-        _carry(view, float(table["relative_width"][best.row]))
+    st.caption("Look for the lowest stretch of the blue line: a wide one forgives a poor choice.")
+    st.markdown(curves.width_in_words(table, best, reference))
+    _carry(view, float(table["relative_width"][best.row]))
 
 
 def _carry(view: View, width: float) -> None:
@@ -324,9 +345,9 @@ def _carry(view: View, width: float) -> None:
     )
 
 
-VIEWS: dict[str, Callable[[View], None]] = {
-    "Family": _show_family,
+VIEWS: dict[str, Callable[[View], Codes | None]] = {
     "Atlas": _show_atlas,
+    "Family": _show_family,
     "Weight space": _show_space,
     "For my run": _show_advice,
 }

@@ -12,6 +12,7 @@ import streamlit as st
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import BETA, FAMILIES, TIMING, Control, Schedule, schedule_from_dict
+from emacore.formatting import number
 from emacore.widgets.page import BOUND, escaped, number_text, reset_button, stop_with
 
 T = TypeVar("T")
@@ -104,14 +105,14 @@ def schedule_controls(*, typed: bool = False) -> Schedule:
 def _in_pairs(controls: Sequence[Control], typed: bool) -> dict[str, float]:
     """The values of controls: number inputs side by side, sliders one below the other."""
     values = {}
-    for number, control in enumerate(controls):
-        if typed and number % 2 == 0:
+    for place, control in enumerate(controls):
+        if typed and place % 2 == 0:
             columns = st.columns(2)
-        with columns[number % 2] if typed else st.container():
+        with columns[place % 2] if typed else st.container():
             values[control.name] = number_box(control) if typed else _slider(control)
     if not typed or "beta" not in values:
         return values
-    told = f"half-life {half_life(values['beta']):,.4g} moves"
+    told = f"half-life {number(half_life(values['beta']))} moves"
     st.caption(f"1 - beta = {number_text(round(1 - values['beta'], 12))}, {told}")
     return values
 
@@ -154,7 +155,9 @@ def _slider(control: Control) -> float:
         case "log(1 - value)":
             value = beta_slider(control.title, control.key, control.default, *ends, help=control.help)
             if control == BETA:
-                st.caption(f"1 - beta = {number_text(round(1 - value, 12))}, half-life {half_life(value):,.4g} moves")
+                st.caption(
+                    f"1 - beta = {number_text(round(1 - value, 12))}, half-life {number(half_life(value))} moves"
+                )
             return value
     digits = 0 if control.whole else max(0, -math.floor(math.log10(control.step)))
     return st.slider(  # type: ignore[no-any-return]
@@ -219,7 +222,7 @@ def state_of(schedule: Schedule) -> dict[str, Any]:
         value = state[control.key] = getattr(schedule, control.key)
         if not control.low <= value <= control.high:
             raise ValueError(
-                f"{control.key} = {value:.4g} is outside the slider's range, {control.low:g} to {control.high:g}"
+                f"{control.key} = {number(value)} is outside the slider's range, {control.low:g} to {control.high:g}"
             )
     return state
 

@@ -15,6 +15,7 @@ from emacore.charts.lines import lines
 from emacore.charts.moving import Floats, Frames, Handle, View, line_frames
 from emacore.charts.thin import Scale, axis_ends
 from emacore.formatting import decay as decay_text
+from emacore.formatting import number
 from emacore.widgets.moving import Setting, show_moving
 from emacore.widgets.page import show_chart
 from emacore.widgets.signals import MOVED, Chosen
@@ -147,7 +148,7 @@ class Small(NamedTuple):
         """Draw it under its title, with its table as a file of this name."""
         x = self.table.columns[0]
         table = self.table.melt(x, var_name=self.series, value_name=self.name)
-        st.subheader(self.title)
+        st.header(self.title)
         show_chart(
             lines(
                 table,
@@ -207,7 +208,7 @@ def small_pictures(noisy: Floats, averaged: Floats, beta: float, windows: Mappin
             "answer (share of the jump)",
             "steps since the jump",
             times,
-            f"Answer of the average to a jump: half of it after {half_life:.4g} steps",
+            f"Answer of the average to a jump: half of it after {number(half_life)} steps",
         ),
         "expansion": Small(
             "What a value of each age weighs",

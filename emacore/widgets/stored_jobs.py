@@ -242,7 +242,7 @@ def compare(picked: pd.DataFrame) -> None:
     _curves(ids, runs)
     if len(jobs) < 2:
         return
-    st.subheader("What their settings differ in")
+    st.header("What their settings differ in")
     table = differences(jobs)
     if table.empty:
         st.markdown("In nothing: they are the same experiment with the same seed.")

@@ -33,6 +33,8 @@ from emacore.experiments.evidence import (
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study
+from emacore.formatting import duration as time_text
+from emacore.formatting import number
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS_RATIO, is_article
 from emacore.widgets.jobs import duration, json_button, show_state, stored
 from emacore.widgets.page import BOUND, csv_button, show_chart, show_table
@@ -80,7 +82,7 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
         so_far.share,
         progress=f"Epoch {epoch} of at most {run.config.max_epochs:,}: {left}.",
         so_far=f"{epoch} epochs",
-        ended=f"{seeds} seeds, {epoch} epochs, {duration(run):,.1f} s: {why}.",
+        ended=f"{seeds} seeds, {epoch} epochs, {time_text(duration(run))}: {why}.",
         what="study",
         empty=not epoch,
     )
@@ -212,7 +214,7 @@ def _more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: s
             name=f"steadiness-{study_id}",
             look_for="**Look for** bars to the left of 1: there the average's curve is the steadier one."
             + (
-                f" The article's run has {STEADINESS_RATIO:.2f}, from an epoch it does not state: "
+                f" The article's run has {number(STEADINESS_RATIO)}, from an epoch it does not state: "
                 f"{share_below(ratios['ratio'], STEADINESS_RATIO)} of these seeds have less."
                 if article
                 else ""

@@ -28,7 +28,7 @@ from emacore.experiments.sweep import (
     summary,
     value_label,
 )
-from emacore.formatting import duration as told_duration
+from emacore.formatting import duration as time_text
 from emacore.tasks.regression.article import is_article
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import article_schedule
@@ -150,9 +150,9 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
     show_state(
         run,
         so_far.share,
-        progress=f"{cells} of {len(sweep.cells())} cells, {told_duration(seconds)} so far{left}.",
+        progress=f"{cells} of {len(sweep.cells())} cells, {time_text(seconds)} so far{left}.",
         so_far=f"{cells} cells",
-        ended=f"{cells} cells of {len(sweep.seeds)} seeds, {duration(run):,.1f} s: {why}.",
+        ended=f"{cells} cells of {len(sweep.seeds)} seeds, {time_text(duration(run))}: {why}.",
         what="sweep",
         empty=not cells,
     )
@@ -192,20 +192,21 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> N
         [value_label(value) for value in sweep.grid[y]],
         x_title=x,
         y_title=y,
+        dark=st.context.theme.type == "dark",
     )
     key = f"map-{sweep_id}"
     with picture(cells, key):
         st.vega_lite_chart(
             drawn.data,
             drawn.spec,
-            alt=f"The median change of the final loss by averaging over {x} and {y}: {words}",
+            alt=f"The median gain of averaging in the final loss over {x} and {y}: {words}",
             width="stretch",
             on_select=partial(_take_cell, key),
             selection_mode=CELL,
             key=key,
         )
     st.caption(
-        "The median change of the final loss, and in how many seeds the average was better. **Look for** where blue "
+        "The median gain in the final loss, and in how many seeds the average was better. **Look for** where blue "
         "(it helps) turns to orange (it hurts), full from a factor of 4 on; hatched shows neither. A click chooses a "
         "cell."
     )

@@ -13,6 +13,8 @@ from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 from emacore.experiments.evidence import rules_in_words
 from emacore.experiments.listing import measured_alike
 from emacore.experiments.store import FINAL_STATES, StoredRun
+from emacore.formatting import duration as time_text
+from emacore.formatting import number
 from emacore.replay.measure import Metric
 from emacore.tasks.regression.article import STEADINESS, is_article
 from emacore.tasks.regression.config import RunConfig
@@ -113,7 +115,7 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
     left = "starting"
     if epoch:
         time_left, pace = remaining(history, most)
-        each = f"{pace:,.1f} s" if pace >= 0.5 else f"{1000 * pace:.3g} ms"
+        each = time_text(pace) if pace >= 0.5 else f"{number(1000 * pace, 3)} ms"
         left = f"{time_left.in_words('at most')} ({each} an epoch)"
         if stopping.curve != "none":
             waited = epochs_without_best(history, stopping.curve)
@@ -129,7 +131,7 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         epoch / most,
         progress=f"Epoch {epoch} of at most {most:,}: {left}.",
         so_far=f"{epoch} epochs",
-        ended=f"Ended after {epoch} epochs and {duration(run):,.1f} s: {why}.",
+        ended=f"Ended after {epoch} epochs and {time_text(duration(run))}: {why}.",
         what="run",
         empty=not epoch,
     )
@@ -254,9 +256,8 @@ def _figures(run: StoredRun, history: pd.DataFrame) -> None:
         run.summary,
         name=f"metrics-{run.id}",
         column_config={
-            "original": st.column_config.NumberColumn(format="%.6f"),
-            "ema": st.column_config.NumberColumn("EMA", format="%.6f"),
-            "improvement": st.column_config.NumberColumn("better (%)", format="%.2f"),
+            "ema": st.column_config.NumberColumn("EMA"),
+            "improvement": st.column_config.NumberColumn("better (%)"),
         },
     )
     csv_button(history, f"history-{run.id}")
@@ -288,4 +289,4 @@ def _steadiness(history: pd.DataFrame, article: dict[str, float] | None) -> None
     one, two = st.columns(2)
     for place, model, name, value in ((one, "original", "original", original), (two, "ema", "EMA", ema)):
         told = None if article is None else f"The article: {article[model]}, from an epoch not stated."
-        place.metric(f"Std. {name}", f"{value:.2g}", help=told)
+        place.metric(f"Std. {name}", number(value, 2), help=told)

@@ -1,7 +1,9 @@
 """What a person does: look, drag, train, leave, come back, take the numbers home."""
 
 import json
+import os
 import re
+import signal
 import sys
 from urllib.parse import quote
 
@@ -35,22 +37,53 @@ def test_a_link_to_a_page_works_as_the_first_request_of_a_new_server(server, pag
     assert page.get_by_text("Low-pass filter").first.is_visible()
 
 
-def test_dragging_a_slider_bends_the_curve_and_the_link(server, page):
+def curves(page):
+    """What the lines of the chart with handles look like."""
+    return page.locator("[class*=st-key-moving-] svg .mark-line path").evaluate_all(
+        "paths => paths.map(path => path.getAttribute('d')).join()"
+    )
+
+
+def test_a_dragged_handle_bends_the_curve_without_the_server_and_on_release_all_follows(server, page):
     page.goto(f"{server.url}/decay_schedule")
     settled(page)
-    chart = page.locator("[data-testid=stVegaLiteChart]").first
-    before, age = still(chart), metric(page, "Mean age").inner_text()
     handle = page.get_by_role("slider", name="power")
-    box = handle.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    handle.wait_for()
+    settled(page)
+    age, box, seen = metric(page, "Mean age").inner_text(), handle.bounding_box(), [curves(page)]
+    title = page.locator("[class*=st-key-moving-] .role-title-text").first
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.3 * box["width"], y)
     page.mouse.down()
-    for shift in range(10, 70, 10):
-        page.mouse.move(box["x"] + shift, box["y"] + box["height"] / 2)
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        for share in (0.35, 0.45, 0.55):
+            page.mouse.move(box["x"] + share * box["width"], y)
+            wait_for(lambda: curves(page) not in seen)
+            seen.append(curves(page))
+        said = title.text_content()
+        assert metric(page, "Mean age").inner_text() == age
+        assert "power=" not in page.url
+    finally:
+        server.process.send_signal(signal.SIGCONT)
     page.mouse.up()
-    assert float(changes_from(metric(page, "Mean age"), age).replace(",", "")) > float(age)
-    wait_for(lambda: chart.screenshot() != before)
-    assert "power=" in page.url
+    assert float(changes_from(metric(page, "Mean age"), age).replace(",", "")) != float(age.replace(",", ""))
+    settled(page)
+    value = page.get_by_role("spinbutton", name="power").input_value()
+    assert float(value) > 1
+    assert said.startswith(f"power: {value} ")
+    assert f"power={value}" in page.url
+    assert curves(page) != seen[0]
     link, age = page.url, metric(page, "Mean age").inner_text()
+    # Reset moves the handle, too.
+    page.get_by_role("button", name="Reset").click()
+    changes_from(metric(page, "Mean age"), age)
+    wait_for(lambda: title.text_content().startswith("power: 0.6667 "))
+    assert curves(page) != seen[-1]
+    # And the keyboard moves it.
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    wait_for(lambda: page.get_by_role("spinbutton", name="power").input_value() == "0.7")
     other = page.context.new_page()
     other.goto(link)
     settled(other)
@@ -75,12 +108,17 @@ def test_settings_outlive_a_page_change(server, page):
     assert page.url.endswith("decay_schedule?power=1.25")
 
 
-def test_overview_moves_by_itself_and_leads_to_evidence(server, page):
+def test_overview_plays_by_itself_in_the_browser_and_leads_to_evidence(server, page):
     page.goto(server.url)
     settled(page)
-    step = page.get_by_text(re.compile(r"^Step \d+ of"))
-    before = step.inner_text()
-    assert changes_from(step, before) != before
+    page.get_by_role("slider", name="learning rate").wait_for()
+    settled(page)  # no script runs while it plays
+    page.get_by_role("button", name="Play again").click()
+    seen = {curves(page)}
+    with page.expect_download() as download:
+        page.get_by_role("button", name="paths.csv").click()
+    wait_for(lambda: seen.add(curves(page)) or len(seen) > 8)
+    assert len(pd.read_csv(download.value.path())) == 300
     page.get_by_role("link", name="Ask your own seeds").click()
     page.get_by_role("heading", name="Evidence", level=1).wait_for()
     page.get_by_role("button", name="Start").wait_for()
@@ -146,39 +184,54 @@ def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
     context.close()
 
 
-def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server, page, tmp_path):
+def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(server, page, tmp_path):
     page.goto(f"{server.url}/train?max_epochs=20&stop_curve=none&rate_rule=constant")
     page.get_by_role("button", name="Start").click()
     page.get_by_text("Ended after 20 epochs").wait_for(timeout=150_000)
-    page.get_by_role("link", name="What if").click()
-    page.get_by_role("heading", name="What if?", level=1).wait_for()
+    page.goto(f"{server.url}/what_if")
+    handle = page.get_by_role("slider", name="power")
+    handle.wait_for()
     settled(page)
-    chart = page.locator("[data-testid=stVegaLiteChart]").first
+    chart = page.locator(".st-key-moving-replay [data-testid=stVegaLiteChart]")
     before = still(chart)
-    page.get_by_role("slider", name="power").focus()
-    for _ in range(20):
-        page.keyboard.press("ArrowRight")
-    wait_for(lambda: chart.screenshot() != before)
-    for scheme in ("SWA", "ensemble of predictions"):  # the family is the first view
-        page.locator("[data-testid=stDataFrame] td").get_by_text(scheme, exact=True).wait_for(state="attached")
-    page.get_by_role("radio", name="Weight space").click()
-    page.get_by_text(re.compile(r"^The plane shows \d+%")).wait_for()
-    plane = page.locator("[data-testid=stVegaLiteChart]").nth(1)
-    for colour in (ORIGINAL, AVERAGED):
-        wait_for(lambda colour=colour: drawn(plane, colour) > 100)
-    page.get_by_role("radio", name="Atlas").click()
+    box = handle.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.23, box["y"] + box["height"] / 2)
+    os.kill(server.process.pid, signal.SIGSTOP)  # the picture needs no answer
+    try:
+        page.mouse.down()
+        page.mouse.move(box["x"] + 3, box["y"] + box["height"] / 2, steps=3)
+        wait_for(lambda: chart.screenshot() != before)
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    page.mouse.up()
+    page.wait_for_url(re.compile("power=0.0"))
+    picture = page.locator(".st-key-atlas-map [data-testid=stVegaLiteChart]")
     page.get_by_text("Dotted cells: this run is too short for beta, which never acts.").wait_for()
-    settled(page)  # until then the charts of the view before are still there
-    picture = page.locator("[data-testid=stVegaLiteChart]").last
-    click_in(picture)
+    settled(page)
+    # A cell that is pointed at is a curve, and no more one when the pointer leaves.
+    still(picture)
+    assert drawn(chart, CHOSEN) == 0
+    place = picture.bounding_box()
+    page.mouse.move(place["x"] + place["width"] * 0.5, place["y"] + place["height"] * 0.6)
+    wait_for(lambda: drawn(chart, CHOSEN) > 20)
+    page.mouse.move(5, 5)
+    wait_for(lambda: drawn(chart, CHOSEN) == 0)
+    click_in(picture, 0.5, 0.6)
     keep = page.get_by_role("button", name=re.compile("^Pin InversePower"))
     keep.wait_for()
     settled(page)
+    page.mouse.move(5, 5)
     wait_for(lambda: drawn(chart, CHOSEN) > 20)  # the clicked cell is a curve
     wait_for(lambda: drawn(picture, CHOSEN) > 20)  # and framed in its colour
-    table = page.locator("[data-testid=stDataFrame]").first.locator("tbody tr")
+    table = page.locator("[data-testid=stDataFrame]").last.locator("tbody tr")
     wait_for(lambda: table.count() == 4)
-    # Another map, and another view, have no clicked cell; back in the first one a click is a curve again.
+    # The click took the keys to the map, and they move the cell.
+    clicked = from_code(keep.inner_text().partition("Pin ")[2])
+    page.keyboard.press("ArrowRight")
+    changes_from(keep, keep.inner_text())
+    moved = from_code(keep.inner_text().partition("Pin ")[2])
+    assert (moved.power, moved.beta) == (pytest.approx(clicked.power + 0.1), clicked.beta)
+    # Another map, and another view, have no kept cell; back in the first one a click is a curve again.
     page.get_by_role("radio", name="best").click()
     keep.wait_for(state="detached")
     settled(page)  # a run that is cut short forgets no click
@@ -188,10 +241,21 @@ def test_what_if_replays_the_run_and_a_click_in_the_atlas_becomes_a_curve(server
     wait_for(lambda: table.count() == 3)
     wait_for(lambda: drawn(chart, CHOSEN) == 0)
     assert drawn(chart, AVERAGED) > 20
-    click_in(picture)
+    click_in(picture, 0.5, 0.6)
     keep.click()
     page.locator("[data-testid=stMultiSelect]").get_by_text(re.compile("InversePower")).first.wait_for()
     assert "pins=InversePower" in page.url
+    page.get_by_role("radio", name="Weight space").click()
+    page.get_by_text(re.compile(r"The plane shows \d+ %")).wait_for()
+    settled(page)
+    plane = page.locator("[data-testid=stVegaLiteChart]").nth(1)
+    for colour in (ORIGINAL, AVERAGED):
+        wait_for(lambda colour=colour: drawn(plane, colour) > 100)
+    page.get_by_role("radio", name="Family").click()
+    for scheme in ("SWA", "ensemble of predictions"):
+        page.locator("[data-testid=stDataFrame] td").get_by_text(scheme, exact=True).wait_for(state="attached")
+    page.get_by_role("radio", name="Atlas").click()
+    page.get_by_text(re.compile("^The lowest cell")).wait_for()
     # And the lowest cell goes into a module of one's own.
     best = page.locator("[data-testid=stMarkdownContainer] code", has_text="InversePower(").first.inner_text()
     told = page.get_by_text("The lowest cell,").inner_text()

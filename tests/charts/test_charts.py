@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 
 from emacore.averaging.signals import sgd_on_quadratic
-from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
@@ -86,9 +85,10 @@ def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
     table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0]})
     figure = heatmap(table, reference=1.0, x_title="power", y_title="beta", loss_title="loss (MSE)")
     assert figure.data["change"].tolist() == [-1.0, 2.0]
-    assert figure.data["percent"].tolist() == [-50.0, 700.0]
+    assert figure.data["gain"].tolist() == [50.0, -700.0]
     assert figure.data["best"].tolist() == [True, False]
-    assert figure.spec["layer"][0]["encoding"]["fill"]["scale"]["range"] == [AVERAGED, "#F4F4F4", ORIGINAL]
+    colours = figure.spec["layer"][0]["encoding"]["fill"]["scale"]["range"]
+    assert (colours[0], colours[-1]) == (AVERAGED, ORIGINAL)
     assert "data" not in figure.spec
     lost = heatmap(table.assign(loss=np.nan), reference=1.0, x_title="power", y_title="beta", loss_title="loss (MSE)")
     assert not lost.data["best"].any()
@@ -107,7 +107,7 @@ def test_a_map_of_evidence_hatches_what_shows_nothing():
     ).assign(wins=[12, 0, 6], seeds=12, low=0.0, high=0.0, p=0.01, verdict=["helps", "hurts", "no difference shown"])
     figure = evidence_map(table, ["1", "2"], ["a", "b"], x_title="x", y_title="y")
     assert figure.data["change"].round(3).tolist() == [-1.0, 2.0, -0.014]
-    assert figure.data["text"].tolist() == ["-50 %\n12 of 12", "x 100\n0 of 12", "-1 %\n6 of 12"]
+    assert figure.data["text"].tolist() == ["+50 %\n12 of 12", "loss x 100\n0 of 12", "+1 %\n6 of 12"]
     lines_ = pd.DataFrame(figure.spec["layer"][1]["data"]["values"])
     assert set(lines_["code"]) == {"1b"}
     assert set(lines_.groupby("line").size()) == {2}
@@ -117,7 +117,8 @@ def test_a_map_of_evidence_hatches_what_shows_nothing():
 
 
 @pytest.mark.parametrize(
-    ("gain", "text"), [(0.5, "-50 %"), (-0.003, "+0.3 %"), (4e-5, "-0.004 %"), (0.0, "equal"), (-99.0, "x 100")]
+    ("gain", "text"),
+    [(0.5, "+50 %"), (-0.003, "-0.3 %"), (4e-5, "+0.004 %"), (0.0, "equal"), (-1.76, "-176 %"), (-99.0, "loss x 100")],
 )
 def test_a_cell_of_the_map_never_says_that_a_change_is_0(gain, text):
     cell = {"x": "1", "y": "a", "code": "1a", "median_gain": gain, "wins": 3, "seeds": 8, "verdict": "hurts"}
@@ -128,32 +129,6 @@ def test_a_cell_of_the_map_never_says_that_a_change_is_0(gain, text):
 def test_palette_gives_each_name_its_colour():
     assert palette(["a", "b", "c"], {"b": AVERAGED}) == {"a": OTHERS[0], "b": AVERAGED, "c": OTHERS[1]}
     assert len(set(palette(list("abcde")).values())) == 5
-
-
-def test_curves_and_shares_have_one_axis_and_one_highlight():
-    curves = pd.DataFrame({"curve": ["original", "now"], "epoch": 1, "step": 9, "loss": [1.0, 0.0]})
-    shares = pd.DataFrame({"curve": "now", "step": [8, 9], "weight": [0.4, 0.6]})
-    colours = {"original": ORIGINAL, "now": AVERAGED}
-    figure = curves_and_shares(curves, shares, colours=colours, y_title="loss", y_scale="log", steps=10)
-    assert figure.data["part"].tolist() == ["loss", "weight", "weight"]
-    above, below = figure.spec["vconcat"]
-    assert above["encoding"]["x"]["scale"] == below["encoding"]["x"]["scale"]
-    assert above["encoding"]["strokeOpacity"] == below["encoding"]["strokeOpacity"]
-    assert "highlight" in str(above["encoding"]["strokeOpacity"])
-    assert "data" not in above
-    assert "data" not in below
-
-
-def test_weights_are_drawn_with_fewer_points_than_losses():
-    steps = np.arange(5000)
-    noise = np.random.default_rng(0).normal(size=5000)
-    curves = pd.DataFrame({"curve": "now", "epoch": steps, "step": steps, "loss": 10 + noise})
-    shares = pd.DataFrame({"curve": "now", "step": steps, "weight": noise})
-    figure = curves_and_shares(
-        curves, shares, colours={"now": AVERAGED}, y_title="loss", y_scale="log", steps=len(steps)
-    )
-    drawn = figure.data["part"].value_counts()
-    assert 0 < drawn["weight"] <= 400 < drawn["loss"] <= 800
 
 
 def test_a_landscape_is_drawn_as_lines_of_equal_loss():

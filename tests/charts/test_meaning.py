@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from emacore.averaging.signals import sgd_on_quadratic
-from emacore.charts.aligned import curves_and_shares
 from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
@@ -20,34 +19,71 @@ def values_of(channel):
     return [part["value"] for part in conditions], channel["value"]
 
 
-def test_in_a_heatmap_only_the_lowest_and_the_clicked_cell_have_frames_which_lie_above_the_others():
+def test_in_a_heatmap_only_the_chosen_and_the_pointed_cell_have_frames_which_lie_above_the_others():
     table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0], "idle": [True, False]})
     figure = heatmap(
-        table, reference=1.0, x_title="power", y_title="beta", loss_title="loss", dotted="idle", height=300
+        table, reference=1.0, x_title="power", y_title="beta", loss_title="loss", dotted="idle", chosen="b", height=300
     )
-    cells, dots, places = figure.spec["layer"]
+    cells, dots, lowest, places = figure.spec["layer"]
     encoding = cells["encoding"]
-    assert values_of(encoding["strokeWidth"]) == ([3], 0)
+    assert cells["mark"]["stroke"] == CHOSEN
+    assert values_of(encoding["strokeWidth"]) == ([3, 2], 0)
+    assert [part.get("test", part.get("param")) for part in encoding["strokeWidth"]["condition"]] == [
+        "datum.chosen",
+        "pointed",
+    ]
     assert values_of(encoding["order"]) == ([1], 0)
-    assert values_of(encoding["stroke"]) == ([CHOSEN], "black")
-    for channel in ("strokeWidth", "order"):
-        (condition,) = encoding[channel]["condition"]
-        assert condition["test"] == {"or": [{"param": "cell", "empty": False}, "datum.best"]}
-    assert figure.spec["params"][0]["select"]["fields"] == ["code"]
-    assert encoding["fill"]["scale"]["domain"] == [-2, 0, 2]
+    (condition,) = encoding["order"]["condition"]
+    assert condition["test"] == {"or": [{"param": "pointed", "empty": False}, "datum.chosen"]}
+    assert figure.data["chosen"].tolist() == [False, True]
+    assert figure.data["cell"].tolist() == ["0", "1"]
+    clicked, pointed = figure.spec["params"]
+    assert clicked["select"]["fields"] == ["code", "clicks"]
+    assert (pointed["select"]["on"], pointed["select"]["clear"]) == ("pointerover", "pointerout")
+    assert "bind" not in pointed
+    assert encoding["fill"]["scale"]["domain"] == [-2, 0, 0, 2]
     assert encoding["y"]["sort"] == "descending"
     assert [(tip["field"], tip["title"]) for tip in encoding["tooltip"]] == [
         ("x", "power"),
         ("y", "beta"),
         ("loss", "loss"),
-        ("percent", "change against the original (%)"),
+        ("gain", "gain over the original (%)"),
     ]
     assert dots["transform"] == [{"filter": "datum.dot"}]
     assert (dots["mark"]["opacity"], dots["mark"]["color"]) == (1, CLEAN)
     assert figure.data["dot"].tolist() == [True, False]
+    assert lowest["transform"] == [{"filter": "datum.best"}]
+    assert lowest["mark"]["opacity"] == 1
     assert places["mark"]["opacity"] == 0
     assert figure.spec["height"] == 300
-    assert not heatmap(table, reference=1.0, x_title="x", y_title="y", loss_title="loss").data["dot"].any()
+    plain = heatmap(table, reference=1.0, x_title="x", y_title="y", loss_title="loss")
+    assert not plain.data[["dot", "chosen"]].any(axis=None)
+
+
+def test_a_heatmap_shares_its_pointed_cell_and_a_click_after_other_moves_is_another_one():
+    table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0]})
+    shared = {"reference": 1.0, "x_title": "x", "y_title": "y", "loss_title": "loss"}
+    figure = heatmap(table, **shared, shared="cell-moved", clicks=3)
+    assert figure.spec["params"][1]["bind"] == {"element": "body", "event": "cell-moved"}
+    assert figure.data["clicks"].tolist() == [3, 3]
+
+
+def test_what_is_level_has_the_colour_of_the_page_and_the_legend_says_what_colours_mean():
+    table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0]})
+    fill = heatmap(table, reference=1.0, x_title="x", y_title="y", loss_title="").spec["layer"][0]["encoding"]["fill"]
+    assert fill["scale"]["range"] == [AVERAGED, f"{AVERAGED}00", f"{ORIGINAL}00", ORIGINAL]
+    assert fill["legend"]["values"] == [-2, -1, 0, 1, 2]
+    assert 'datum.value == -1 ? "half"' in fill["legend"]["labelExpr"]
+    assert 'datum.value == 2 ? "4 times"' in fill["legend"]["labelExpr"]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_numbers_on_a_map_of_evidence_can_be_read_on_any_page(dark):
+    cell = {"x": "1", "y": "a", "code": "1a", "median_gain": 0.25, "wins": 3, "seeds": 8, "verdict": "unclear"}
+    figure = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y", dark=dark)
+    colour = figure.spec["layer"][2]["encoding"]["color"]
+    assert values_of(colour) == (["#E6E9EF"], "#16181C")
+    assert colour["condition"][0]["test"] == f"(abs(datum.change) < {1.3 if dark else 0})"
 
 
 def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows():
@@ -66,9 +102,9 @@ def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows(
     for offset in ("xOffset", "yOffset"):
         assert hatches["encoding"][offset]["scale"] == {"domain": [0, 1], "nice": False, "zero": False}
         assert figure.spec["resolve"]["scale"][offset] == "independent"
-    assert cells["encoding"]["fill"]["scale"]["domain"] == [-2, 0, 2]
+    assert cells["encoding"]["fill"]["scale"]["domain"] == [-2, 0, 0, 2]
     assert figure.data["change"].tolist() == [pytest.approx(np.log2(0.75))]
-    assert figure.data["percent"].tolist() == [-25.0]
+    assert figure.data["percent"].tolist() == [25.0]
     assert numbers["encoding"]["text"]["field"] == "text"
     lower = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y").spec
     assert figure.spec["height"] - lower["height"] == 2 * 62
@@ -190,23 +226,3 @@ def test_over_a_landscape_the_axes_are_its_own_and_no_minimum_is_claimed():
     levels = np.unique(pd.DataFrame(contours["data"]["values"])["level"])
     np.testing.assert_allclose(levels, np.geomspace(1, 26, 12)[1:-1])
     assert figure.data[["u", "v", "step"]].to_numpy().tolist() == [[0, 0, 3], [1, 0.5, 6], [0, 0, 3], [0.5, 0.25, 6]]
-
-
-def test_above_and_below_each_other_losses_and_weights_are_each_their_own():
-    curves = pd.DataFrame({"curve": ["original", "now"], "epoch": 1, "step": 9, "loss": [1.0, 0.5]})
-    shares = pd.DataFrame({"curve": "now", "step": [8, 9], "weight": [0.4, 0.6]})
-    colours = {"original": ORIGINAL, "now": AVERAGED}
-    figure = curves_and_shares(curves, shares, colours=colours, y_title="loss", y_scale="log", steps=10, height=100)
-    above, below = figure.spec["vconcat"]
-    assert above["transform"] != below["transform"]
-    assert "loss" in str(above["transform"])
-    assert "weight" in str(below["transform"])
-    assert (above["height"], below["height"]) == (100, 55)
-    assert values_of(above["encoding"]["strokeOpacity"]) == ([0.9], 0.12)
-    assert above["mark"]["point"]["fillOpacity"] == above["mark"]["point"]["strokeWidth"] == 0
-    assert above["encoding"]["x"]["axis"] == {"labels": False, "ticks": False}
-    assert above["encoding"]["x"]["scale"]["domain"] == [0, 10]
-    for axis in (above["encoding"]["y"]["axis"], below["encoding"]["y"]["axis"]):
-        assert axis["minExtent"] == axis["maxExtent"] > 0, "so that the axes of steps stand in line"
-    straight = curves_and_shares(curves, shares, colours=colours, y_title="loss", y_scale="linear", steps=10)
-    assert straight.spec["vconcat"][0]["encoding"]["y"]["scale"] == {"type": "linear", "zero": False}

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from emacore.averaging import families, schedules
 from emacore.averaging.filters import half_lives
 from emacore.averaging.weights import weights
-from emacore.charts.aligned import curves_and_shares
 from emacore.charts.lines import lines
 from emacore.charts.seeds import bands
 from emacore.charts.style import AVERAGED, ORIGINAL
@@ -202,11 +201,6 @@ def test_charts_break_their_lines_and_tell_it():
     assert figure.data["piece"].nunique() == 2
     assert figure.spec["layer"][0]["encoding"]["detail"] == {"field": "piece", "type": "nominal"}
     assert lines(table, **arguments()).left_out == ""
-    curves = table.rename(columns={"s": "curve", "x": "step", "y": "loss"}).assign(epoch=1)
-    shares = pd.DataFrame({"curve": "a", "step": [8, 9], "weight": [0.4, 0.6]})
-    both = curves_and_shares(curves, shares, colours={"a": AVERAGED}, y_title="", y_scale="log", steps=10_000)
-    assert both.left_out == figure.left_out
-    assert both.spec["vconcat"][0]["encoding"]["detail"] == {"field": "piece", "type": "nominal"}
     epochs = pd.DataFrame({"curve": "a", "epoch": np.arange(10_000), "low": y, "median": 2.0, "high": 3.0, "seeds": 8})
     banded = bands(epochs, {"a": AVERAGED}, y_title="")
     assert banded.left_out == figure.left_out

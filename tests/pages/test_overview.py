@@ -24,7 +24,7 @@ def figures(app):
 
 
 def heading(app):
-    return app.subheader[0].value
+    return app.header[0].value
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1.5])
@@ -41,7 +41,7 @@ def test_the_page_says_what_holds_for_the_run_it_draws(open_page, rate, decay):
     assert [float(metric.value) for metric in app.metric] == pytest.approx(bias + variance, rel=0.005)
     before, after = bias + variance
     assert heading(app).startswith("Averaging lowers" if after < before else "Averaging raises")
-    assert app.subheader[1].value == "Formula and simulation agree"
+    assert app.header[1].value == "Formula and simulation agree"
     path = sgd_on_quadratic(CURVATURES, rate, 1.0, STEPS, seed=1, start=START).noisy
     ends = [path[-1], average(path, Constant(beta).decays(STEPS))[-1]]
     np.testing.assert_allclose(table["the path drawn"], [end**2 @ CURVATURES / 2 for end in ends])
@@ -162,7 +162,7 @@ def test_titles_follow_the_numbers(open_page, monkeypatch):
     from emacore.averaging import views
 
     monkeypatch.setattr(views.LossByDecay, "agrees", lambda self, decay: decay != 0)
-    assert open_page("overview").subheader[1].value == "Formula and simulation do not agree"
+    assert open_page("overview").header[1].value == "Formula and simulation do not agree"
 
 
 def test_reset_brings_the_first_settings_back(open_page):
@@ -176,7 +176,7 @@ def test_without_noise_averaging_only_keeps_the_start(open_page):
     app = open_page("overview", quad_noise="0")
     assert heading(app).startswith("Averaging raises the expected loss of this run from")
     assert figures(app)["from the noise"].tolist() == [0.0, 0.0]
-    assert app.subheader[1].value == "Formula and simulation agree"
+    assert app.header[1].value == "Formula and simulation agree"
 
 
 def test_garbage_in_the_link_falls_back(open_page):

@@ -17,7 +17,7 @@ TABLE = "{0},b\n1,2\n3,\n5,6\n7,8\n"
 
 def said(app):
     """All that the page says in Markdown."""
-    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.success, app.title, app.subheader)
+    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.success, app.title, app.header)
     elements = [element for kind in kinds for element in kind]
     labelled = [*app.button, *app.metric, *app.expander, *app.get("download_button"), *app.get("page_link")]
     labels = [getattr(element, "label", None) or element.proto.label for element in labelled]

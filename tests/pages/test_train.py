@@ -342,7 +342,7 @@ def test_a_run_with_the_articles_settings_stands_in_its_figure_and_beside_its_cl
     run_id = enter(home, RunConfig(seed=3, max_epochs=500), state="running", stop_after=12)
     app = open_page("train", run=run_id)
     history = RunStore(home).history(run_id)
-    assert "Beside the article's run" in [header.value for header in app.subheader]
+    assert "Beside the article's run" in [header.value for header in app.header]
     loss, r2 = drawn(app)[-2:]
     for table, name in ((loss, "loss"), (r2, "r2")):
         for part, expected in (("run", history), ("article", PROGRESS)):

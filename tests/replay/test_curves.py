@@ -104,6 +104,32 @@ def test_a_curve_in_words():
     assert "deviation" not in curve_in_words(curve_figures(found, METRICS, "original", 3), "original", "a")
 
 
+@pytest.mark.parametrize(
+    ("original", "average", "told"),
+    [
+        ([4.0, np.nan], [5.0, np.inf], "ends not finite (the original's is not finite either); its lowest"),
+        ([4.0, 2.0], [5.0, np.nan], "ends not finite (the original's is 2); its lowest loss is 150 % above"),
+        ([4.0, np.inf], [5.0, 3.0], "ends at 3, where the original's is not finite; its lowest loss is 25 % below"),
+        ([np.nan, np.nan], [np.nan, np.inf], "no loss is finite, whatever is averaged"),
+        ([np.nan, np.nan], [7.0, np.inf], "its lowest loss is at 7, where the original's is not finite"),
+    ],
+)
+def test_a_run_that_diverged_in_words(original, average, told):
+    with np.errstate(all="ignore"):
+        found = curve_in_words(curve_figures(table(original, average), METRICS, "original", 1), "original", "a")
+    assert told in found
+    assert "nan" not in found
+    assert "inf " not in found
+
+
+def test_of_losses_that_are_not_finite_no_smaller_rate_is_told():
+    told = smaller([9.0, np.nan, np.nan, np.nan], [1.0, 1.0, 1.0], [2.0] * 7)
+    assert "not all finite, so this run cannot say" in told
+    told = smaller([9.0, 9.0, 4.0, 4.0], [np.inf, np.inf, 2.0], [9.0, 9.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+    assert "at 2, where the original's is not finite" in told
+    assert "By itself" not in told
+
+
 def smaller(high, low, averaged):
     """The words on a run whose rate falls to a tenth after ``len(high)`` epochs."""
     losses = [*high, *low]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ from emacore.replay.weight_space import (
 )
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import StoppingConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 
 CONFIG = RunConfig(data=DataConfig(n_samples=200), stopping=StoppingConfig("none"), max_epochs=6)
 
@@ -26,6 +28,16 @@ def trajectory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("space") / "run"
     train(CONFIG, record=folder)
     return open_run(folder)
+
+
+@pytest.mark.parametrize("kind", ["principal components", "three points"])
+def test_of_a_run_that_diverged_there_is_no_plane_and_it_says_since_when(tmp_path, kind):
+    lost = replace(CONFIG, optimizer=OptimizerConfig("sgd", 10.0, momentum=0.99, rate_rule="constant"))
+    train(lost, record=tmp_path / "run")
+    trajectory = open_run(tmp_path / "run")
+    first = np.flatnonzero(~np.isfinite(trajectory.weights).all(axis=1))[0]
+    with pytest.raises(ValueError, match=f"run that diverged: its weights are not finite at step {first}$"):
+        space(trajectory, Constant(0.5), kind)
 
 
 def test_a_plane_through_points_holds_them():

@@ -1,0 +1,46 @@
+"""Curves of many schemes at once, for pictures that follow the pointer: each the replay of that very scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emacore.averaging.windows import Scheme
+from emacore.replay.trajectory import Trajectory
+
+#: Of so many epochs a picture shows a curve that moves; of a shorter run, of all.
+MOST_EPOCHS = 60
+
+
+def shown_epochs(count: int, most: int = MOST_EPOCHS) -> NDArray[np.int64]:
+    """Which of ``count`` epochs to show, counted from 1: all, or about ``most`` evenly spread, the first and the last
+    among them."""
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    return np.unique(np.linspace(1, count, min(count, most)).round().astype(np.int64))
+
+
+def loss_frames(trajectory: Trajectory, schemes: Sequence[Scheme], epochs: NDArray[np.integer]) -> NDArray[np.float32]:
+    """The loss of each scheme's average after some epochs, by exact replay: shape (epochs, schemes).
+
+    Args:
+        epochs: Increasing, counted from 1, as of :func:`shown_epochs`.
+
+    Raises:
+        ValueError: if there is no such epoch, or nothing says how networks are measured.
+    """
+    ends = trajectory.epoch_ends
+    if len(epochs) and not (epochs[0] >= 1 and epochs[-1] <= len(ends)):
+        raise ValueError(f"epochs must be from 1 to {len(ends)}, got {epochs[0]} to {epochs[-1]}")
+    found = trajectory.metrics(
+        {str(number): scheme for number, scheme in enumerate(schemes)}, [ends[epoch - 1] for epoch in epochs.tolist()]
+    )
+    loss = found[trajectory.measured[0].column]
+    return loss.reshape(len(schemes), len(epochs)).T.astype(np.float32)
+
+
+def weight_frames(trajectory: Trajectory, schemes: Sequence[Scheme], rows: NDArray[np.integer]) -> NDArray[np.float32]:
+    """What some recorded rows weigh in each scheme's last average: shape (rows, schemes)."""
+    return np.stack([trajectory.shares(scheme)[rows] for scheme in schemes], axis=1).astype(np.float32)

@@ -1,0 +1,138 @@
+"""The curves of a recorded run, which follow the handles of the schedule, and what each step weighs in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from numpy.typing import NDArray
+
+from emacore.averaging.code import from_code, to_code
+from emacore.averaging.schedules import Schedule
+from emacore.charts.figure import Figure
+from emacore.charts.lines import lines
+from emacore.charts.moving import Frames, Handle, View, line_frames
+from emacore.charts.style import CHOSEN
+from emacore.charts.thin import Scale, axis_ends
+from emacore.replay.frames import MOST_EPOCHS, weight_frames
+from emacore.widgets.moving import schedule_settings, show_moving
+from emacore.widgets.replay import NOW, Recorded, frames_of_codes, looked_at, opened
+from emacore.widgets.replay_cells import MOVED
+
+Ends = tuple[float, float]
+#: The handles' marks: a setting's key and its values.
+Marks = tuple[tuple[str, tuple[float, ...]], ...]
+
+#: What a mark of a handle costs beside one of a page that replays nothing, in calls: some hundred marks take a second.
+_COST = 120_000
+#: Of so many recorded steps the weights are drawn while a handle moves.
+_ROWS = 160
+#: About where handles lead is looked at by so many epochs at their ends and middles.
+_ROUGH = 12
+
+
+def show_curves(
+    recorded: Recorded,
+    schedule: Schedule,
+    curves: pd.DataFrame,
+    shares: pd.DataFrame,
+    *,
+    colours: Mapping[str, str],
+    scale: Scale,
+    alt_text: str,
+) -> Callable[[Callable[[], pd.DataFrame]], None]:
+    """Losses above, weights below, and a handle for each setting of ``schedule``, whose curve is :data:`NOW`.
+
+    Args:
+        curves: A long table: curve, step, and the loss' column.
+        shares: A long table: curve, step, weight.
+
+    Returns:
+        To be called at the end of the page with what makes the curves of the atlas' cells, as
+        :func:`emacore.widgets.replay_cells.cell_curves`: the page is seen before those and the handles' are there.
+    """
+    code, loss, of = to_code(schedule), recorded.loss.column, (recorded.folder, looked_at(recorded))
+    settings = schedule_settings(schedule, _COST)
+    ends = _around(curves[loss], scale, *of, code, tuple((setting.key, setting.marks) for setting in settings))
+    weight_ends = 0.0, max(float(shares["weight"].max()), 1e-12) / 0.85
+    whole = {"x": (0.0, float(recorded.trajectory.steps))}
+    shared: dict[str, Any] = {"x": "step", "series": "curve", "colours": colours}
+    above = lines(curves, y=loss, x_title="", y_title=recorded.loss_title, y_scale=scale, height=230, **shared)
+    below = lines(shares, y="weight", x_title="step of the run", y_title="weight in the end", height=90, **shared)
+    views = [View(_with_pointed(above, loss), ends={**whole, "y": ends}), View(below, ends={**whole, "y": weight_ends})]
+
+    def frames_of(handles: Sequence[Handle]) -> list[tuple[Frames, ...]]:
+        marks = tuple((handle.key, handle.values) for handle in handles)
+        if not marks:
+            return [(), ()]
+        return [(loss_frames(*of, code, marks, loss, scale, ends),), (share_frames(*of, code, marks, weight_ends),)]
+
+    finish = show_moving("replay", settings, views, frames_of, alt_text=alt_text)
+    pointed_at = len(above.spec["layer"])
+    return lambda cells: finish({(0, pointed_at): cells()})
+
+
+def _with_pointed(figure: Figure, loss: str) -> Figure:
+    """With a line for the cell that is pointed at in the atlas, which the browser picks of its layer's own rows."""
+    encoding = figure.spec["layer"][0]["encoding"]
+    line = {
+        "name": "pointed",
+        "data": {"values": []},
+        "transform": [
+            {"calculate": "datum['cell_' + pointed_cell]", "as": loss},
+            {"filter": f"isValid(datum['{loss}'])"},
+        ],
+        "mark": {"type": "line", "clip": True, "color": CHOSEN, "strokeWidth": 1.6},
+        "encoding": {"x": encoding["x"], "y": encoding["y"]},
+    }
+    pointed = {
+        "name": "pointed",
+        "select": {"type": "point", "fields": ["cell"], "on": "dblclick"},
+        "bind": {"cell": {"element": "body", "event": MOVED}},
+        "views": ["pointed"],
+    }
+    params = [*figure.spec.get("params", []), pointed]
+    return figure._replace(spec={**figure.spec, "layer": [*figure.spec["layer"], line], "params": params})
+
+
+def _varied(code: str, marks: Marks) -> list[str]:
+    schedule = from_code(code)
+    return [to_code(schedule.varied(**{key: value})) for key, values in marks for value in values]
+
+
+def _around(losses: pd.Series, scale: Scale, folder: str, epochs: int, code: str, marks: Marks) -> Ends:
+    """The ends of an axis for these losses, and about all to which a handle can take the curve."""
+    extremes = tuple((key, (values[0], values[len(values) // 2], values[-1])) for key, values in marks)
+    _, reached = frames_of_codes(folder, epochs, _varied(code, extremes), _ROUGH)
+    low, high = axis_ends(np.concatenate([losses.to_numpy(dtype=np.float64), reached.ravel()]), scale)
+    return (low, high) if low < high else (0.1, 1.0)
+
+
+def loss_frames(folder: str, epochs: int, code: str, marks: Marks, loss: str, scale: Scale, ends: Ends) -> Frames:
+    """The loss of the schedule's average at the marks of each setting, after at most :data:`MOST_EPOCHS` epochs."""
+    shown, losses = frames_of_codes(folder, epochs, _varied(code, marks), MOST_EPOCHS)
+    trajectory = opened(folder, epochs)
+    steps = trajectory.rows.steps[np.asarray(trajectory.epoch_ends)[shown - 1]].astype(np.float64)
+    return line_frames("step", loss, "curve", NOW, steps, _by_key(losses, marks), y_scale=scale, y_ends=ends)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def share_frames(folder: str, epochs: int, code: str, marks: Marks, ends: Ends) -> Frames:
+    """What steps weigh in the schedule's last average at the marks of each setting."""
+    trajectory = opened(folder, epochs)
+    count = len(trajectory.rows.steps)
+    # Weights grow fastest at the end, so the last steps are all there.
+    back = np.unique(np.geomspace(1, count, _ROWS // 2).round().astype(np.int64))
+    rows = np.union1d(count - back, np.linspace(0, count - 1, min(count, _ROWS // 2)).round().astype(np.int64))
+    weights = weight_frames(trajectory, [from_code(text) for text in _varied(code, marks)], rows)
+    steps = trajectory.rows.steps[rows].astype(np.float64)
+    return line_frames("step", "weight", "curve", NOW, steps, _by_key(weights, marks), y_ends=ends)
+
+
+def _by_key(values: NDArray[np.float32], marks: Marks) -> dict[str, NDArray[np.float64]]:
+    ends = np.cumsum([len(own) for _, own in marks])
+    parts = np.split(values.astype(np.float64), ends[:-1], axis=1)
+    return {key: part for (key, _), part in zip(marks, parts, strict=True)}
