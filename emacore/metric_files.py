@@ -425,7 +425,10 @@ def _is_log(text: str) -> bool:
     pairs = [len(PAIR.findall(line)) > 0 for line in lines]
     if not lines or 2 * sum(pairs) < len(pairs):
         return False
-    return pairs[0] or len({line.count(",") for line in lines}) > 1 or "," not in lines[0]
+    # A header without a number over rows with as many delimiters is a table, whose words happen to end in numbers.
+    return pairs[0] or not any(
+        {line.count(delimiter) for line in lines} == {lines[0].count(delimiter)} != {0} for delimiter in ",;|\t"
+    )
 
 
 def _log(text: str) -> Table:

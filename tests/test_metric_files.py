@@ -123,6 +123,12 @@ def test_a_file_of_too_many_cells_is_refused_by_its_shape(monkeypatch):
         read_metrics("".join(json.dumps({f"n{n}": n}) + "\n" for n in range(12)).encode())
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_words_that_end_in_numbers_make_no_log(delimiter):
+    found = read_metrics(f"run{delimiter}loss\nrun 1{delimiter}2.25\nrun 2{delimiter}2.5\n".encode())
+    assert (found.format, found.metrics, list(found.left_out)) == ("delimited text", ("loss",), ["run"])
+
+
 def test_a_small_file_makes_no_large_table():
     lines = [json.dumps({f"n{n % 1900}": n}) for n in range(5000)]
     with pytest.raises(TableError, match="5,000 values for 5,000 rows of 1,900 names"):
