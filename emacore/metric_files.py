@@ -182,7 +182,7 @@ def _role(name: str, frame: pd.DataFrame, count: int, nameless: bool) -> str:
             return f"the {word} where W&B has several values at a step"
     plain = _plain(name)
     numbers = values.to_numpy(dtype=np.float64)
-    numbers = numbers[~np.isnan(numbers)]
+    numbers = numbers[np.isfinite(numbers)]
     ordered = bool(np.all(np.diff(numbers) >= 0)) and bool(np.all(numbers == np.round(numbers)))
     if plain in STEPS:
         return "a counter"
@@ -210,7 +210,8 @@ def _plain(name: str) -> str:
 
 def _goes_back(values: Any) -> bool:
     """Whether a counter falls, as the batch of an epoch does: then another one may do better as x."""
-    return bool(np.any(np.diff(values.dropna().to_numpy(dtype=np.float64)) < 0))
+    numbers = values.to_numpy(dtype=np.float64)
+    return bool(np.any(np.diff(numbers[np.isfinite(numbers)]) < 0))
 
 
 def _preference(name: str) -> int:
@@ -253,16 +254,16 @@ def _widened(table: Table) -> tuple[Table, list[str]]:
     if kind is None or value is None or pd.api.types.is_numeric_dtype(frame[kind]):
         return table, []
     run = next((plain[word] for word in ("run_id", "run", "run_uuid", "run_name") if word in plain), None)
-    names = frame[kind].astype(str)
+    names = frame[kind].astype(object).fillna("(no name)").astype(str)
     if run is not None and frame[run].nunique() > 1:
         label = plain.get("run", run)
         label = label if frame[label].nunique() == frame[run].nunique() else run
-        names = frame[label].astype(str) + " - " + names
+        names = frame[label].astype(object).fillna("(no name)").astype(str) + " - " + names
     step = next((plain[word] for word in STEPS if word in plain), None)
     keys = frame[step] if step is not None else names.groupby(names).cumcount()
     _check_shape(keys.nunique(), names.nunique(), len(frame))
     # What a metric has twice at a step stands in two rows.
-    again = frame.groupby([names.rename("n"), keys.rename("k")]).cumcount()
+    again = frame.groupby([names.rename("n"), keys.rename("k")], dropna=False).cumcount()
     long = pd.DataFrame({"x": keys, "again": again, "name": names, "value": frame[value]})
     wide = long.pivot(index=["x", "again"], columns="name", values="value").reset_index()
     wide = wide.drop(columns="again").rename(columns={"x": step if step is not None else "index"})

@@ -276,7 +276,7 @@ def _shape(text: str, delimiter: str) -> tuple[NDArray[np.int64], NDArray[np.boo
     """Of each row: how many fields, whether all are blank, the line it ends in."""
     rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     try:
-        found = np.array([(len(row), not any(row), rows.line_num) for row in rows], dtype=np.int64)
+        found = np.array([(len(row), not any(row), rows.line_num) for row in rows], dtype=np.int64).reshape(-1, 3)
     except csv.Error as error:
         raise TableError(f"The file is not a table: line {rows.line_num}: {error}.") from error
     return found[:, 0], found[:, 1].astype(bool), found[:, 2]

@@ -123,6 +123,14 @@ def test_a_file_of_too_many_cells_is_refused_by_its_shape(monkeypatch):
         read_metrics("".join(json.dumps({f"n{n}": n}) + "\n" for n in range(12)).encode())
 
 
+def test_blanks_and_infinities_where_names_and_steps_are_wanted():
+    found = read_metrics(b"metric,step,value\nloss,0,1\n,0,2\nloss,,3\nloss,,4\n,1,5\n")
+    assert sorted(found.frame["loss"].dropna()) == [1, 3, 4]
+    assert found.frame["(no name)"].dropna().tolist() == [2, 5]
+    assert read_metrics(b"step,loss\n0,1e999\n10,2e999\n20,1\n").metrics == ("loss",)
+    assert read_metrics(b"step,loss\ninf,1\ninf,2\n20,1\n").step == "step"
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_words_that_end_in_numbers_make_no_log(delimiter):
     found = read_metrics(f"run{delimiter}loss\nrun 1{delimiter}2.25\nrun 2{delimiter}2.5\n".encode())

@@ -35,6 +35,7 @@ def test_one_column_and_a_path(tmp_path):
         (b"step,loss\n0,2,25\n", "line 2 has 3 fields, the header has 2 fields"),
         (b'[{"loss": 1}]', "is JSON"),
         (b"# only\n", "comments only"),
+        (b"# only", "comments only"),
         (gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "gzip file is damaged"),
     ],
 )
