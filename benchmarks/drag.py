@@ -99,7 +99,7 @@ def main() -> None:
                 if state == "a run trains":
                     trainer = browser.new_page()
                     trainer.goto(f"{server.url}/train{ENDLESS}")
-                    trainer.get_by_role("button", name="Start").click()
+                    trainer.get_by_role("button", name="Start", exact=True).click()
                     trainer.get_by_text("Epoch 1").first.wait_for(timeout=60_000)
                     trainer.goto("about:blank")
                 for path, handles in HANDLES.items():

@@ -68,7 +68,7 @@ def resident(pid: int) -> dict[str, float]:
 def train_article(page: Page, server: Server) -> str:
     """Train the article's run from its page, and return its id."""
     page.goto(f"{server.url}/train")
-    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text("Ended after").wait_for(timeout=180_000)
     return str(RunStore(server.home).runs()["id"][0])
 
@@ -87,7 +87,7 @@ def main() -> None:
                 for training in (False, True):
                     if training:
                         trainer.goto(f"{server.url}/train{ENDLESS}")
-                        trainer.get_by_role("button", name="Start").click()
+                        trainer.get_by_role("button", name="Start", exact=True).click()
                         trainer.get_by_text("Epoch 1").first.wait_for(timeout=60_000)
                         trainer.goto("about:blank")
                     for path, (slider, figure) in SLIDERS.items():

@@ -33,8 +33,8 @@ def round_and_even(low: float, high: float, most: int) -> Floats:
         ValueError: unless ``low`` is at most ``high``.
     """
     _check(low, high)
-    if low == high:
-        return np.array([low], dtype=np.float64)
+    if high - low <= _SLACK * max(abs(low), abs(high)):
+        return np.array([low], dtype=np.float64)  # nothing fits between numbers that are one up to rounding
     finest = math.floor(math.log10((high - low) / most))
     for step in (float(f"{lead:g}e{decade}") for decade in (finest, finest + 1) for lead in _STEPS):
         first, last = math.ceil(low / step - _SLACK), math.floor(high / step + _SLACK)

@@ -170,16 +170,18 @@ def test_no_library_lacks_it(family):
 
 
 def test_its_controls_on_the_page(family, open_page):  # noqa: F811
-    app = open_page("decay_schedule", family="Cosine ramp", ramp="200", beta="0.99", update_after_step="0")
+    settings = {"family": "Cosine ramp", "ramp": "200", "beta": "0.99", "update_after_step": "0"}
+    app = open_page("decay_schedule", quantity="decay", x="linear", **settings)
     assert app.get_by_key("ramp").label == "ramp (moves)"
     assert "*Cosine ramp* is near BYOL's" in app.get_by_key("family").help
     line = drawn(app)[0].set_index("step")["decay"]
     np.testing.assert_allclose(line, by_hand(5000, 0.99, 200)[line.index], atol=1e-12)
-    solved = from_code(app.code[0].value)
+    mine = open_page("for_my_run", own="true", run_steps="5000", want_half_life="5.0", **settings)
+    solved = next(from_code(code.value) for code in mine.code if code.value.startswith("CosineRamp("))
     assert schedules.final_half_life(solved, 5000) == pytest.approx(250, rel=1e-5)
-    next(button for button in app.button if button.label == "Use these settings").click()
-    pages.run(app)
-    assert app.get_by_key("beta").value == pytest.approx(solved.beta)
+    next(button for button in mine.button if button.label == "Use these settings").click()
+    pages.run(mine)
+    assert mine.get_by_key("beta").value == pytest.approx(solved.beta)
     app.get_by_key("ramp").set_value(8000.0)
     assert "The ramp has 8000 moves, this run 5,000." in texts(pages.run(app))
     next(button for button in app.button if button.label == "Reset").click()

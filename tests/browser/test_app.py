@@ -121,12 +121,12 @@ def test_overview_plays_by_itself_in_the_browser_and_leads_to_evidence(server, p
     assert len(pd.read_csv(download.value.path())) == 300
     page.get_by_role("link", name="Ask your own seeds").click()
     page.get_by_role("heading", name="Evidence", level=1).wait_for()
-    page.get_by_role("button", name="Start").wait_for()
+    page.get_by_role("button", name="Start", exact=True).wait_for()
 
 
 def test_start_watch_refresh_second_tab_and_stop(server, page):
     page.goto(f"{server.url}/train{ENDLESS}")
-    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Start", exact=True).click()
     progress = page.get_by_text(re.compile(r"^Epoch \d+ of at most 100,000"))
     progress.wait_for(timeout=120_000)
     changes_from(progress, progress.inner_text())
@@ -151,7 +151,7 @@ def test_start_watch_refresh_second_tab_and_stop(server, page):
 
 def test_the_articles_run_trains_and_goes_home_as_csv(server, page):
     page.goto(f"{server.url}/train")
-    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text("20 epochs without a new best validation loss").last.wait_for(timeout=120_000)
     page.get_by_text("Ended after").wait_for(timeout=150_000)
     settled(page)  # until then the buttons below are those of an epoch before
@@ -186,7 +186,7 @@ def test_narrow_screens_need_no_sideways_scrolling(server, chromium, scheme):
 
 def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(server, page, tmp_path):
     page.goto(f"{server.url}/train?max_epochs=20&stop_curve=none&rate_rule=constant")
-    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text("Ended after 20 epochs").wait_for(timeout=150_000)
     page.goto(f"{server.url}/what_if")
     handle = page.get_by_role("slider", name="power")
@@ -273,7 +273,7 @@ def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(serve
 
 def test_the_curves_of_a_run_that_trains_grow_by_themselves(server, page):
     page.goto(f"{server.url}/train{ENDLESS}")
-    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text(re.compile(r"^Epoch [1-9]\d* of at most 100,000")).wait_for(timeout=150_000)
     page.get_by_role("link", name="What if").click()
     page.get_by_role("button", name=re.compile("^As of epoch .* bring up to date")).wait_for(timeout=150_000)
@@ -288,7 +288,7 @@ def test_the_curves_of_a_run_that_trains_grow_by_themselves(server, page):
 def test_many_seeds_give_a_verdict_and_a_higher_rate_turns_it(server, page):
     page.goto(f"{server.url}/evidence?seeds=16")
     page.get_by_role("heading", name="Evidence", level=1).wait_for()
-    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text(re.compile(r"\d+ of 16 seeds still train")).wait_for(timeout=150_000)
     page.get_by_text(re.compile("16 seeds, .* every seed has ended")).wait_for(timeout=150_000)
     verdict = page.get_by_text(re.compile("^Over 16 seeds, "))
@@ -299,7 +299,7 @@ def test_many_seeds_give_a_verdict_and_a_higher_rate_turns_it(server, page):
     page.get_by_role("button", name="A higher learning rate").click()
     page.wait_for_url(re.compile("max_epochs=60"))  # a click that comes before it would start the settings of before
     settled(page)
-    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text(re.compile("16 seeds, 60 epochs, .* every seed has ended")).wait_for(timeout=150_000)
     page.get_by_text(re.compile("^Over 16 seeds, averaging lowers the final loss by")).wait_for()
 
@@ -309,7 +309,7 @@ def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):
         f"{server.url}/where_it_helps?sweep_seeds=8&values_optimizer_learning_rate=0.001,0.01&max_epochs=10&stop_curve=none&rate_rule=constant"
     )
     page.get_by_role("heading", name="Where it helps", level=1).wait_for()
-    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text(re.compile("cells of 8 seeds, .* every cell is trained")).wait_for(timeout=150_000)
     settled(page)
     picture = page.locator("[data-testid=stVegaLiteChart]").first
@@ -360,7 +360,7 @@ def test_a_killed_server_keeps_what_was_trained(tmp_path, page):
     server = Server(tmp_path)
     try:
         page.goto(f"{server.url}/train{ENDLESS}")
-        page.get_by_role("button", name="Start").click()
+        page.get_by_role("button", name="Start", exact=True).click()
         progress = page.get_by_text(re.compile(r"^Epoch [1-9]\d* of at most 100,000"))
         progress.wait_for(timeout=120_000)
         server.kill()
@@ -385,8 +385,8 @@ def test_a_link_plants_nothing_into_a_page_and_tells_what_it_cannot_have(server,
     assert f"Left out: not a schedule or window: '{planted}'" in said
     assert alerts.locator("a, img, .katex, .stMarkdownColoredText").count() == 0
     assert page.locator("[href*=evil], [src*=evil]").count() == 0
-    page.get_by_role("spinbutton", name="Steps").fill("6000")
-    page.get_by_role("spinbutton", name="Steps").press("Enter")
+    page.get_by_role("spinbutton", name="Steps", exact=True).fill("6000")
+    page.get_by_role("spinbutton", name="Steps", exact=True).press("Enter")
     page.get_by_text("The average after step 5,999").wait_for()
     page.go_back()  # to the link that asks for endless steps
     settled(page)

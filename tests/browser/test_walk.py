@@ -27,6 +27,8 @@ KINDS = {
     "picture": f"{MAIN} [data-testid=stVegaLiteChart] canvas, {MAIN} [data-testid=stVegaLiteChart] svg",
     "back": MAIN,
 }
+#: Milliseconds in which what is there can be acted on.
+SOON = 1000
 #: How often each kind is tried.
 WEIGHTS = (2, 2, 2, 3, 3, 2, 2, 1, 1)
 TYPED = ("0", "1", "-1", "0.5", "7", "123456", "1e9", "0.999999")
@@ -46,25 +48,25 @@ def act(page, kind, chance):
             return None
         page.go_back()
         return "back", page.url
-    one.scroll_into_view_if_needed(timeout=3000)
+    one.scroll_into_view_if_needed(timeout=SOON)
     if kind == "handle":
-        one.focus(timeout=3000)
+        one.focus(timeout=SOON)
         for _ in range(chance.randint(1, 4)):
             page.keyboard.press(chance.choice(["ArrowRight", "ArrowLeft", "Home", "End", "PageUp"]))
     elif kind == "number":
-        one.fill(chance.choice(TYPED), timeout=3000)
-        one.press("Enter", timeout=3000)
+        one.fill(chance.choice(TYPED), timeout=SOON)
+        one.press("Enter", timeout=SOON)
     elif kind == "list":
-        one.click(timeout=3000)
+        one.click(timeout=SOON)
         options = page.locator("[role=option]")
         if options.count():
-            options.nth(chance.randrange(options.count())).click(timeout=3000)
+            options.nth(chance.randrange(options.count())).click(timeout=SOON)
         page.keyboard.press("Escape")
     elif kind == "picture":
         box = one.bounding_box()
         page.mouse.click(box["x"] + chance.random() * box["width"], box["y"] + chance.random() * box["height"])
     else:
-        one.click(timeout=3000)
+        one.click(timeout=SOON)
     return kind, name
 
 
@@ -95,7 +97,7 @@ def walk(server, page, seed, actions):
 
 @pytest.fixture
 def served(tmp_path):
-    server = Server(tmp_path, EMACORE_EXAMPLE="1")
+    server = Server(tmp_path)
     yield server
     server.stop()
 

@@ -27,7 +27,10 @@ from emacore.training.config import OptimizerConfig, StoppingConfig
 from tests.experiments.conftest import CONFIG, LOSSES, STUDY, SWEEP, entered, history, seeds
 from tests.training.test_second_task import CONFIG as DIGITS
 
-NOW = datetime.now(UTC) + timedelta(minutes=5, seconds=30)
+
+def later():
+    """Five minutes after the jobs that a test enters; asked when it runs, which may be long after it was collected."""
+    return datetime.now(UTC) + timedelta(minutes=5, seconds=30)
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def test_the_list_says_name_state_age_and_numbers(store):
     stopped = entered(store, CONFIG, history([1.0], [1.0]), "stopped")
     queued = entered(store, CONFIG, state="queued")
     found = {study: final_numbers(STUDY, seeds(LOSSES))}
-    table = listing(store.jobs(), NOW, UTC, found).set_index("id")
+    table = listing(store.jobs(), later(), UTC, found).set_index("id")
     assert table["state"].to_dict() == {
         done: "done",
         running: "running",
@@ -83,7 +86,7 @@ def test_the_list_says_name_state_age_and_numbers(store):
 
 
 def test_an_empty_store_gives_an_empty_list(store):
-    empty = listing(store.jobs(), NOW, UTC)
+    empty = listing(store.jobs(), later(), UTC)
     assert empty.empty
     assert {"id", "kind", "name", "state", "gain", "label"} <= set(empty.columns)
     for order in ORDERS:
@@ -95,7 +98,7 @@ def test_filters_ask_for_words_kinds_and_states(store):
     two = entered(store, STUDY)
     three = entered(store, CONFIG, state="failed", error="x")
     store.rename(three, "Ünlucky (one)")
-    table = listing(store.jobs(), NOW, UTC)
+    table = listing(store.jobs(), later(), UTC)
     for query, expected in (
         ({}, [three, two, one]),
         ({"text": "60 REGRESSION"}, [one]),
@@ -115,7 +118,7 @@ def test_orders(store):
     ids["d"] = entered(store, CONFIG, state="queued")
     for name, job_id in ids.items():
         store.rename(job_id, name)
-    table = listing(store.jobs(), NOW, UTC)
+    table = listing(store.jobs(), later(), UTC)
     expected = {
         "newest": "dcAb",
         "oldest": "bAcd",
