@@ -24,7 +24,8 @@ import numpy as np
 import emacore
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code
 from emacore.averaging.schedules import Schedule
-from emacore.averaging.weights import average, effective_count, mean_age, relative_width, start_share, weights
+from emacore.averaging.trackers import halflife_decays, tensorboard_decays, wandb_decays
+from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
 from emacore.averaging.windows import Scheme
 from emacore.formatting import number, percent
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pandas as pd
+    from numpy.typing import NDArray
 
     from emacore.experiments.studies import Job, Sweep
     from emacore.training.config import TaskConfig
@@ -277,27 +279,106 @@ def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
 
 
 @cli.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.argument("schedule", type=ScheduleCode())
-@click.option("--column", help="By default the first column of numbers.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("schedule", type=ScheduleCode(), required=False)
+@click.option("--like", type=click.Choice(["tensorboard", "wandb", "pandas"]), help="As this tool smooths its curves.")
+@click.option("--smoothing", type=click.FloatRange(0, 1, max_open=True), help="The slider of TensorBoard or W&B.")
+@click.option("--half-life", type=click.FloatRange(0, min_open=True), help="Of --like pandas, in the unit of x.")
+@click.option(
+    "--viewport-scale",
+    type=click.FloatRange(0, min_open=True),
+    default=1000,
+    show_default=True,
+    help="Of --like wandb, whose documentation names it without a number.",
+)
+@click.option("--column", "columns", multiple=True, help="By default every metric; may be given many times.")
+@click.option(
+    "--order",
+    type=click.Choice(["step", "file"]),
+    default="step",
+    show_default=True,
+    help="What is smoothed first: the lowest step, or the first row.",
+)
+@click.option(
+    "--repeats",
+    type=click.Choice(["all", "last"]),
+    default="all",
+    show_default=True,
+    help="Of several values at a step, as after a restart.",
+)
+@click.option("--suffix", default="_smoothed", show_default=True, help="Of the new columns' names.")
 @output
-def smooth(file: str, schedule: Schedule, column: str | None, output: str | None) -> None:
-    """Smooth a column of a CSV; the average is added as a column.
+def smooth(
+    file: str,
+    schedule: Schedule | None,
+    like: str | None,
+    smoothing: float | None,
+    half_life: float | None,
+    viewport_scale: float,
+    columns: tuple[str, ...],
+    order: str,
+    repeats: str,
+    suffix: str,
+    output: str | None,
+) -> None:
+    """Smooth the metrics of a file (- is standard input); the averages are added as columns.
+
+    A schedule's decays act from value to value, as TensorBoard's smoothing does; W&B's and pandas' on distances in x.
 
     \b
     emacore smooth losses.csv "BiasCorrected(beta=0.9)" --column loss
+    emacore smooth losses.csv --like wandb --smoothing 0.9
     """
-    from emacore.tables import finite_values, numeric_columns, read_csv
+    from emacore.metric_files import read_metrics, with_smoothed
+    from emacore.tables import MAX_BYTES, numeric_columns
 
-    table = _checked(lambda: read_csv(file), failed=True)
-    names = _checked(lambda: numeric_columns(table), failed=True)
-    if column is not None and column not in names:
-        raise click.BadParameter(f"there is no column of numbers {column!r}; there are {', '.join(names)}")
-    name = column or names[0]
-    if f"{name}_smoothed" in table:
-        raise click.UsageError(f"{file} has a column {name}_smoothed already: rename it, or choose another --column")
-    values = _checked(lambda: finite_values(table, [name], minimum_rows=1)[:, 0], failed=True)
-    _write(table.assign(**{f"{name}_smoothed": average(values, schedule.decays(len(values)), values[0])}), output)
+    if (schedule is None) == (like is None):
+        raise click.UsageError("give either a schedule, such as Constant(beta=0.9), or --like")
+    if like is not None and (half_life if like == "pandas" else smoothing) is None:
+        raise click.UsageError(f"--like {like} needs {'--half-life' if like == 'pandas' else '--smoothing'}")
+    source: str | bytes = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else file
+    found = _checked(lambda: read_metrics(source), failed=True)
+    for words in found.told():
+        _tell(words)
+    there = numeric_columns(found.frame)
+    if missing := [name for name in columns if name not in there]:
+        raise click.BadParameter(f"there is no column of numbers {missing[0]!r}; there are {', '.join(there)}")
+    names = tuple(dict.fromkeys(columns)) or found.metrics
+    if not names:
+        raise click.ClickException(f"no column looks like a metric: choose by --column among {', '.join(there)}")
+    if taken := [name for name in names if f"{name}{suffix}" in found.frame]:
+        raise click.UsageError(
+            f"{file} has a column {taken[0]}{suffix} already: rename it, or choose another --column or --suffix"
+        )
+    steps = found.steps()[found.frame[list(names)].notna().any(axis=1)]
+    span = float(np.ptp(steps[np.isfinite(steps)])) if np.isfinite(steps).any() else 0.0
+
+    def decays_of(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+        if schedule is not None:
+            return schedule.decays(len(steps)) if len(steps) else np.zeros(0)
+        if like == "pandas":
+            return halflife_decays(steps, half_life or 0.0)
+        if like == "wandb":
+            return wandb_decays(steps, smoothing or 0.0, x_range=span or None, viewport_scale=viewport_scale)
+        return tensorboard_decays(smoothing or 0.0, len(steps)) if len(steps) else np.zeros(0)
+
+    if np.any(np.diff(steps[np.isfinite(steps)]) < 0):
+        order_of = "rows; --order step sorts them" if order == "file" else f"{found.step}; --order file keeps the rows'"
+        _tell(f"smoothed in the order of the {order_of}")
+    if like == "wandb":
+        _tell(f"the x-axis spans {span:g}, from the first to the last of these values, times {viewport_scale:g}")
+    table = _checked(
+        lambda: with_smoothed(
+            found,
+            names,
+            decays_of,
+            in_order_of_steps=order == "step",
+            last_of_step_only=repeats == "last",
+            suffix=suffix,
+        ),
+        failed=True,
+    )
+    _write(table, output)
 
 
 @cli.command()

@@ -1,49 +1,149 @@
-"""Tables that people bring as CSV: read, or refused in one sentence that says what to do."""
+"""Tables that people bring as text: read, or refused in one sentence that says what to do."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
+import itertools
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 MAX_BYTES = 50 * 2**20
 MAX_CELLS = 20_000_000
+MAX_COLUMNS = 2_000
+
+#: What the sniff looks at: so many characters and lines of a file's start.
+SAMPLE_CHARACTERS = 2**16
+SAMPLE_LINES = 100
+DELIMITERS = (";", "\t", "|", ",", " ")
+#: Stands for "no delimiter": the unit separator of ASCII, which no text has.
+NO_DELIMITER = "\x1f"
+
+COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+POINT_NUMBER = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
+THOUSANDS_POINT = re.compile(r"(?<=\d)\.(?=\d{3}(?:\D|$))")
 
 
 class TableError(ValueError):
     """A table that cannot be used; the message is meant for the person who brought it."""
 
 
+class Table(NamedTuple):
+    """A table as it was read.
+
+    Attributes:
+        frame: The rows; a column whose values are mostly numbers is of numbers, with NaN for what was none.
+        lines: The line of the file that each row began in, from 1, shape (rows,).
+        notes: Sentences on what was taken otherwise than it stands there, or left out.
+    """
+
+    frame: pd.DataFrame
+    lines: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
+
+
 def read_csv(source: bytes | str | Path) -> pd.DataFrame:
-    """Read a CSV file (a path, or its bytes) with a header row; the delimiter is found out.
+    """The rows of :func:`read_table` alone."""
+    return read_table(text_of(content_of(source))).frame
+
+
+def content_of(source: bytes | str | Path) -> bytes:
+    """The bytes of a file (a path, or its bytes), whose size is looked at before it is read.
 
     Raises:
-        TableError: if it is missing, empty, too large, not UTF-8 text, without data rows, or not a table.
+        TableError: if it is missing or too large.
     """
-    content = source if isinstance(source, bytes) else _content(Path(source))
-    if len(content) > MAX_BYTES:
-        raise TableError(f"The file has {len(content) / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read.")
+    if isinstance(source, bytes):
+        _check_size(len(source))
+        return source
+    path = Path(source)
+    try:
+        _check_size(path.stat().st_size)
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # a pipe has no size
+    except OSError as error:
+        raise TableError(f"The file {path.name!r} cannot be read: {error.strerror}.") from error
+    _check_size(len(content))
+    return content
+
+
+def text_of(content: bytes) -> str:
+    """The text of a file in UTF-8 or, with its mark, UTF-16; gzip is unpacked.  Lines end in "\\n".
+
+    Raises:
+        TableError: if it is empty, too large once unpacked, or not text.
+    """
+    if content.startswith(b"\x1f\x8b"):
+        content = _unpacked(content)
     if not content.strip():
         raise TableError("The file is empty. A header row and rows of numbers are needed.")
-    if b"\0" in content:
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    if encoding != "utf-16" and b"\0" in content:
         raise TableError("The file is binary. Save the table as CSV text first.")
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise TableError(f"The file is not UTF-8 text (byte {error.start}). Save it as CSV UTF-8.") from error
-    try:
-        table = pd.read_csv(io.StringIO(text), sep=_delimiter(text), skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
-        reason = str(error).strip().rstrip(".")
-        raise TableError(f"The file is not a table: {reason}. Every row needs as many fields as the header.") from error
-    if table.empty:
+        name = "UTF-16" if encoding == "utf-16" else "UTF-8"
+        raise TableError(f"The file is not {name} text (byte {error.start}). Save it as CSV UTF-8.") from error
+    if not text.strip() or "\0" in text:
+        raise TableError("The file is empty or binary. A header row and rows of numbers are needed.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_table(text: str) -> Table:
+    """Read delimited text: delimiter, header, comments, and what its numbers look like are found out.
+
+    Delimiters are commas, semicolons, tabs, bars or spaces.  Without a header row (the first row is of numbers) the
+    columns are "column 1" and so on.  Lines that begin with "#" are comments; the last one above the rows is the header
+    where it has as many fields.  Blank lines are skipped.  Decimal commas, thousands, percent signs are understood.
+
+    Raises:
+        TableError: without rows, with more fields in a row than in the header, with too many cells, or if it is JSON.
+    """
+    if text.lstrip()[:1] in ("{", "["):
+        raise TableError("The file is JSON, not a table of rows. Save the table as CSV text first.")
+    text, comments = _without_comments(text)
+    delimiter, decimal = _delimiter(text)
+    lengths, blank, ends = _shape(text, delimiter)
+    used = np.flatnonzero(~blank)
+    if not len(used):
+        raise TableError("The file has comments only. A header row and rows of numbers are needed.")
+    if lengths.max() > MAX_COLUMNS:
+        raise TableError(f"The table has {lengths.max():,} columns; at most {MAX_COLUMNS:,} are read.")
+    notes = [f"{len(comments)} comment lines"] if comments else []
+    names, top, told = _header(text, delimiter, comments, int(used[0]), int(ends[used[0]]), lengths[used])
+    notes += told
+    rows = used[used >= top]
+    if not len(rows):
         raise TableError("The file has a header but no rows. Rows of numbers are needed below it.")
-    if table.size > MAX_CELLS:
-        raise TableError(f"The table has {table.size:,} cells; at most {MAX_CELLS:,} are read.")
-    return table
+    if (cells := len(rows) * int(lengths[rows].max())) > MAX_CELLS:
+        raise TableError(f"The table has {cells:,} cells; at most {MAX_CELLS:,} are read.")
+    notes += _checked_lengths(text, delimiter, lengths, rows, len(names))
+    skipped = int(blank[rows[0] : rows[-1]].sum()) - sum(rows[0] < place < rows[-1] for place in comments)
+    if skipped:
+        notes.append(f"{skipped} blank lines were skipped")
+    if decimal == ",":
+        notes.append("commas are decimal signs")
+    starts = np.concatenate([[1], ends[:-1] + 1])[rows]
+    begin = int(starts[0]) - 1
+    empty = ends[blank] - 1
+    skip = [*range(begin), *empty[empty >= begin].tolist()] if (empty >= begin).any() else begin
+    frame = _parsed(text, delimiter, decimal, names, int(lengths.max()), skip, len(rows))
+    columns = {}
+    for name in names:
+        columns[name], told = as_numbers(frame[name], starts, decimal)
+        notes += told
+    return Table(pd.DataFrame(columns), starts, tuple(notes))
 
 
 def numeric_columns(table: pd.DataFrame, minimum: int = 1) -> list[str]:
@@ -82,15 +182,241 @@ def finite_values(
     return values
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TableError(f"The file {path.name!r} cannot be read: {error.strerror}.") from error
+def _is_missing(value: object) -> bool:
+    return value is None or value is pd.NA or value != value  # the last is NaN
 
 
-def _delimiter(text: str) -> str:
+def _check_size(count: int) -> None:
+    if count > MAX_BYTES:
+        raise TableError(f"The file has {count / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read.")
+
+
+def _unpacked(content: bytes) -> bytes:
     try:
-        return csv.Sniffer().sniff(text[: 2**16], delimiters=",;\t|").delimiter
-    except csv.Error:
-        return ","
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TableError(f"The gzip file is damaged: {str(error).rstrip('.')}.") from error
+    if len(unpacked) > MAX_BYTES:
+        raise TableError(f"The file has more than {MAX_BYTES // 2**20} MB once unpacked; no more are read.")
+    return unpacked
+
+
+def _without_comments(text: str) -> tuple[str, dict[int, str]]:
+    """The text with its comment lines blank, so that lines keep their numbers, and those by place from 0."""
+    if not text.startswith("#") and "\n#" not in text:
+        return text, {}
+    lines = text.split("\n")
+    comments = {place: line for place, line in enumerate(lines) if line.startswith("#")}
+    return "\n".join("" if line.startswith("#") else line for line in lines), comments
+
+
+def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
+    return csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+
+
+def _delimiter(text: str) -> tuple[str, str]:
+    """Delimiter and decimal sign.  Looks at a bounded start of the text, once for each delimiter."""
+    text = text.lstrip("\n")
+    lines = [line for line in text[:SAMPLE_CHARACTERS].split("\n") if line.strip()]
+    # The last line of a cut sample may be half a line.
+    lines = (lines[:-1] if len(text) > SAMPLE_CHARACTERS and len(lines) > 1 else lines)[:SAMPLE_LINES]
+    if not lines:
+        return ",", "."
+    sample = "\n".join(lines)
+    best, found = (0.0, 0.0), ","
+    for delimiter in DELIMITERS:
+        try:
+            counts = [len(_full(row)) for row in _reader(sample, delimiter)]
+        except csv.Error:
+            continue
+        first, below = counts[0], counts[1:] or counts
+        agreed = sum(count == first for count in below) / len(below)
+        if max(below) < 2 or (delimiter == " " and (agreed < 1 or not _of_numbers(lines[1:]))):
+            continue
+        # A delimiter that the header has, too, is better than one that only the rows have.
+        if (score := (float(first > 1), agreed)) > best:
+            best, found = score, delimiter
+    if found == "," and best[0] == 0 and _decimal_commas(lines[1:]):
+        return NO_DELIMITER, ","
+    if found == ",":
+        return found, "."
+    fields = [field.strip() for row in _reader(sample, found) for field in row]
+    commas = any(COMMA_NUMBER.fullmatch(field) for field in fields)
+    return found, "," if commas and not any(POINT_NUMBER.fullmatch(field) for field in fields) else "."
+
+
+def _full(row: list[str]) -> list[str]:
+    """A row without the blank field that a delimiter at its end makes."""
+    return row[:-1] if len(row) > 1 and not row[-1].strip() else row
+
+
+def _of_numbers(lines: list[str]) -> bool:
+    return bool(lines) and all(_is_number(field) for line in lines for field in line.split())
+
+
+def _decimal_commas(lines: list[str]) -> bool:
+    """Whether lines under a header of one field are numbers with decimal commas, and not a step and a value."""
+    if not lines or not all(COMMA_NUMBER.fullmatch(line.strip()) for line in lines):
+        return False
+    parts = [line.strip().split(",") for line in lines]
+    whole = [int(first) for first, _ in parts]
+    return len(parts) < 2 or not all(b > a for a, b in itertools.pairwise(whole))
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field.strip().rstrip("%").replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
+def _shape(text: str, delimiter: str) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Of each row: how many fields, whether all are blank, the line it ends in."""
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    try:
+        found = np.array([(len(row), not any(row), rows.line_num) for row in rows], dtype=np.int64).reshape(-1, 3)
+    except csv.Error as error:
+        raise TableError(f"The file is not a table: line {rows.line_num}: {error}.") from error
+    return found[:, 0], found[:, 1].astype(bool), found[:, 2]
+
+
+def _header(
+    text: str, delimiter: str, comments: dict[int, str], first: int, end: int, lengths: NDArray[np.int64]
+) -> tuple[list[str], int, list[str]]:
+    """Names of the columns, the row that the data begin with, and notes."""
+    rows = _reader(text, delimiter)
+    for _ in range(first):
+        next(rows)
+    fields = [field.strip() for field in _full(next(rows))]
+    notes = []
+    top = first + 1
+    if _is_data(fields):
+        top = first
+        above = [line.lstrip("# ") for place, line in comments.items() if place < end]
+        named = [field.strip() for field in next(_reader(above[-1], delimiter), [])] if above else []
+        if len(named) == len(fields) and not _is_data(named):
+            fields = named
+            notes.append("the last comment above the rows is the header")
+        else:
+            fields = [f"column {place + 1}" for place in range(int(np.bincount(lengths).argmax()))]
+            notes.append(f"there is no header row: the columns are {', '.join(fields[:4])}")
+    names, copies, taken = [], Counter[str](), set(fields)
+    for place, field in enumerate(fields):
+        name = base = field or f"Unnamed: {place}"
+        while copies[base] and (name in copies or name in taken):
+            name = f"{base}.{copies[base]}"
+            copies[base] += 1
+        copies[name] += 1
+        names.append(name)
+    if twice := [name for name, field in zip(names, fields, strict=True) if field and name != field]:
+        notes.append(f"columns of a name that is there already are called {', '.join(twice)}")
+    return names, top, notes
+
+
+def _is_data(fields: list[str]) -> bool:
+    """Whether a first row is data: numbers, and not 0, 1, 2, ... as pandas numbers columns without names."""
+    full = [field for field in fields if field]
+    if not full or not all(_is_number(field) for field in full):
+        return False
+    counted = full == [str(place) for place in range(len(full))]
+    return not (counted and (not fields[0] or len(full) >= 3))
+
+
+def _checked_lengths(
+    text: str, delimiter: str, lengths: NDArray[np.int64], rows: NDArray[np.int64], width: int
+) -> list[str]:
+    notes = []
+    longer = rows[lengths[rows] > width]
+    if len(longer):
+        wanted = set(longer.tolist())
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+        before = 0
+        for place, row in enumerate(reader):
+            if place in wanted and any(field.strip() for field in row[width:]):
+                fields = "1 field" if width == 1 else f"{width:,} fields"
+                raise TableError(
+                    f"The file is not a table: line {before + 1} has {len(row):,} fields, the header has {fields}. "
+                    "Every row needs as many fields as the header; a decimal comma needs semicolons between fields."
+                )
+            before = reader.line_num
+        notes.append(f"{len(longer):,} rows end in a delimiter: the blank fields after the last column are left out")
+    shorter = rows[lengths[rows] < width]
+    if len(shorter):
+        notes.append(
+            f"{len(shorter):,} rows have fewer fields than the header (the first is row {_place(rows, shorter[0])}): "
+            "what is missing is blank"
+        )
+    return notes
+
+
+def _place(rows: NDArray[np.int64], row: np.int64) -> int:
+    return int(np.searchsorted(rows, row)) + 1
+
+
+def _parsed(
+    text: str, delimiter: str, decimal: str, names: list[str], width: int, skipped: int | list[int], count: int
+) -> pd.DataFrame:
+    """The rows under these names; what is more than they is left out."""
+    more = [f"{NO_DELIMITER}{place}" for place in range(len(names), width)]
+    try:
+        table = pd.read_csv(
+            io.StringIO(text),
+            sep=delimiter,
+            decimal=decimal,
+            names=[*names, *more],
+            header=None,
+            index_col=False,
+            skiprows=skipped,
+            skipinitialspace=True,
+            skip_blank_lines=False,
+            low_memory=False,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+        reason = str(error).strip().rstrip(".")
+        raise TableError(f"The file is not a table: {reason}. Every row needs as many fields as the header.") from error
+    if len(table) != count:
+        raise TableError("The file is not a table: its quotation marks do not match.")
+    return table[names]
+
+
+def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") -> tuple[pd.Series, list[str]]:
+    """A column of text as numbers where most of it is numbers, with NaN for what is none; and notes on it.
+
+    Percent signs are taken off.  A comma is the sign of ``decimal``, or else one of thousands.
+    """
+    if pd.api.types.infer_dtype(column, skipna=True) == "integer" and not pd.api.types.is_numeric_dtype(column):
+        return column.astype(np.float64), [f"{column.name}: whole numbers above 64 bit are rounded to 16 digits"]
+    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) or column.isna().all():
+        return column, []
+    # Plain Python: pandas' string methods take a millisecond a column, however short it is.
+    full = {row: str(value).strip() for row, value in enumerate(column.tolist()) if not _is_missing(value)}
+    full = {row: text for row, text in full.items() if text}
+    bare, told = full, []
+    if any(text.endswith("%") for text in full.values()):
+        bare = {row: text.removesuffix("%").strip() for row, text in full.items()}
+        told.append(f"{column.name}: percent signs were taken off")
+    commas = [text for text in bare.values() if "," in text]
+    if decimal == ",":
+        bare = {row: THOUSANDS_POINT.sub("", text).replace(",", ".") for row, text in bare.items()}
+    elif commas and all(THOUSANDS.fullmatch(text) for text in commas):
+        bare = {row: text.replace(",", "") for row, text in bare.items()}
+        told.append(f"{column.name}: commas are those of thousands")
+    elif any(COMMA_NUMBER.fullmatch(text) for text in commas):
+        bare = {row: text.replace(",", ".") for row, text in bare.items()}
+        told.append(f"{column.name}: commas are decimal signs")
+    numbers = np.full(len(column), np.nan)
+    none = []
+    for row, text in bare.items():
+        try:
+            numbers[row] = float(text.replace("_", "x"))
+        except ValueError:
+            none.append(row)
+    if 2 * len(none) >= max(len(full), 1):
+        return column, []
+    if none:
+        shown = [f"{full[row]!r} in line {lines[row]}" for row in none[:3]]
+        rest = f" and {len(none) - 3:,} more" if len(none) > 3 else ""
+        told.append(f"{column.name}: not numbers, so taken as missing: {', '.join(shown)}{rest}")
+    return pd.Series(numbers, column.index, name=column.name), told

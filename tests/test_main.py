@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from emacore import RunConfig, train
 from emacore import __main__ as command_line
 from emacore.averaging.families import BiasCorrected, Constant, InversePower
+from emacore.averaging.trackers import halflife_decays, tensorboard_decays, wandb_decays
 from emacore.averaging.weights import average
 from emacore.averaging.windows import Window
 from emacore.experiments.store import RunStore
@@ -151,6 +152,59 @@ def test_a_schedule_and_a_smoothed_column_are_those_of_the_package():
     np.testing.assert_allclose(found["x_smoothed"], average(values, BiasCorrected(0.9).decays(3), 3.0))
 
 
+def test_metrics_are_smoothed_and_counters_are_not():
+    text = "epoch,step,wall_time,train_loss,val_loss\n0,9,1e9,2.5,\n0,19,1.1e9,1.5,\n0,19,1.2e9,,3\n1,29,1.3e9,2,1\n"
+    Path("metrics.csv").write_text(text)
+    result = emacore("smooth", "metrics.csv", "Constant(beta=0.5)")
+    found = table(result)
+    assert found.columns.tolist()[-2:] == ["train_loss_smoothed", "val_loss_smoothed"]
+    np.testing.assert_array_equal(found["train_loss_smoothed"], [2.5, 2, np.nan, 2])
+    np.testing.assert_array_equal(found["val_loss_smoothed"], [np.nan, np.nan, 3, 2])
+    assert "4 rows; x is step; metrics: train_loss" in result.stderr
+    assert "epoch (a counter); wall_time (a time)" in result.stderr
+    assert "2 of 4 rows are blank" in result.stderr
+    chosen = table(emacore("smooth", "metrics.csv", "Constant(beta=0.5)", "--column", "epoch", "--suffix", "_ema"))
+    assert chosen["epoch_ema"].tolist() == [0, 0, 0, 0.5]
+
+
+@pytest.mark.parametrize("name", ["step", "epoch", "Iteration", "Wall time", "_timestamp", "", "index", "global_step"])
+def test_what_counts_or_tells_the_time_is_never_smoothed_unasked(name):
+    Path("one.csv").write_text(f"{name},loss\n1700000000,3\n1700000001,1\n")
+    assert table(emacore("smooth", "one.csv", "Constant(beta=0.5)")).columns.tolist()[2:] == ["loss_smoothed"]
+    Path("two.csv").write_text(f"loss,{name or 'Unnamed: 0'}\n3,1700000000\n1,1700000001\n")
+    assert table(emacore("smooth", "two.csv", "Constant(beta=0.5)")).columns.tolist()[2:] == ["loss_smoothed"]
+
+
+def test_a_trackers_smoothing_has_its_name():
+    data = pd.DataFrame({"step": [0, 1, 5, 30], "loss": [4.0, 2.0, 3.0, 1.0]})
+    text = data.to_csv(index=False)
+    expected = {
+        ("tensorboard", "--smoothing", "0.6"): tensorboard_decays(0.6, 4),
+        ("wandb", "--smoothing", "0.6", "--viewport-scale", "10"): wandb_decays(data["step"], 0.6, viewport_scale=10),
+        ("pandas", "--half-life", "3"): halflife_decays(data["step"], 3.0),
+    }
+    for arguments, decays in expected.items():
+        result = CliRunner().invoke(command_line.cli, ["smooth", "-", "--like", *arguments], input=text)
+        assert result.exit_code == 0, result.output
+        np.testing.assert_allclose(table(result)["loss_smoothed"], average(data["loss"], decays), rtol=1e-14)
+        assert "uneven, from 1 to 25" in result.stderr
+
+
+def test_the_order_of_steps_and_a_restart_are_choices():
+    Path("restart.csv").write_text("step,loss\n0,4\n2,2\n1,8\n2,0\n")
+    smoothing = ["smooth", "restart.csv", "Constant(beta=0.5)"]
+    result = emacore(*smoothing)
+    assert table(result)["loss_smoothed"].tolist() == [4, 4, 6, 2]
+    assert "step goes back 1 times" in result.stderr
+    assert "1 values stand at a step that has one already" in result.stderr
+    assert "smoothed in the order of the step" in result.stderr
+    assert table(emacore(*smoothing, "--order", "file"))["loss_smoothed"].tolist() == [4, 3, 5.5, 2.75]
+    kept = table(emacore(*smoothing, "--repeats", "last"))["loss_smoothed"]
+    np.testing.assert_array_equal(kept, [4, np.nan, 6, 3])
+    told = emacore("smooth", "restart.csv", "--like", "pandas", "--half-life", "1", "--order", "file", code=1).stderr
+    assert "got 2 before 1: sort them first" in told
+
+
 def test_the_app_is_found_in_a_checkout_or_where_it_was_installed(tmp_path, monkeypatch):
     assert command_line._app_file(ROOT) == ROOT / "app.py"
     installed = tmp_path / "share" / "emacore" / "app.py"
@@ -182,6 +236,12 @@ def test_the_app_is_found_in_a_checkout_or_where_it_was_installed(tmp_path, monk
         (["smooth", "missing.csv", "Constant()"], 2, "does not exist"),
         (["smooth", "empty.csv", "Constant()"], 1, "The file is empty"),
         (["smooth", "smoothed.csv", "Constant()"], 2, "has a column loss_smoothed already"),
+        (["smooth", "smoothed.csv"], 2, "either a schedule"),
+        (["smooth", "smoothed.csv", "--like", "wandb"], 2, "--like wandb needs --smoothing"),
+        (["smooth", "smoothed.csv", "--like", "pandas"], 2, "--like pandas needs --half-life"),
+        (["smooth", "smoothed.csv", "Constant()", "--column", "nope"], 2, "there are loss, loss_smoothed"),
+        (["smooth", "steps.csv", "Constant()"], 1, "no column looks like a metric: choose by --column among step"),
+        (["smooth", "broken.jsonl", "Constant()"], 1, "Line 2 is not valid JSON"),
         (["replay", ".", "Constant()", "Constant( )"], 2, "the same schedule is given twice"),
         (
             ["replicate", "--schedule", "Constant(beta=0.5)", "--schedule", "Constant(beta=0.50)"],
@@ -194,6 +254,8 @@ def test_the_app_is_found_in_a_checkout_or_where_it_was_installed(tmp_path, monk
 )
 def test_exit_codes_and_one_sentence(arguments, code, message, monkeypatch, capsys):
     Path("empty.csv").write_text("")
+    Path("steps.csv").write_text("step,epoch\n0,0\n1,0\n")
+    Path("broken.jsonl").write_text('{"loss": 1}\n{"loss": \n{"loss": 2}\n')
     Path("smoothed.csv").write_text("loss,loss_smoothed\n1,2\n3,4\n")
     monkeypatch.setattr(sys, "argv", ["emacore", *arguments])
     with pytest.raises(SystemExit) as ended:

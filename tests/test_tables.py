@@ -1,9 +1,11 @@
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from emacore import tables
-from emacore.tables import TableError, finite_values, numeric_columns, read_csv
+from emacore.tables import TableError, finite_values, numeric_columns, read_csv, read_table, text_of
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -26,7 +28,15 @@ def test_one_column_and_a_path(tmp_path):
         (b"PK\x03\x04\0\0", "binary"),
         ("loss\n1,2\xe9".encode("latin-1"), "not UTF-8"),
         (b"a,b\n", "header but no rows"),
-        (b"a,b\n1,2\n1,2,3\n", "not a table"),
+        (b"a,b\n1,2\n1,2,3\n", "line 3 has 3 fields, the header has 2 fields"),
+        (b"a,b\n\n# note\n1,2,3\n1,2,3\n", "line 4 has 3 fields, the header has 2 fields"),
+        (b"loss\n0,2.25\n10,2.07\n", "line 2 has 2 fields, the header has 1 field"),
+        (b"loss\n0,2\n1,3\n2,1\n", "line 2 has 2 fields, the header has 1 field"),
+        (b"step,loss\n0,2,25\n", "line 2 has 3 fields, the header has 2 fields"),
+        (b'[{"loss": 1}]', "is JSON"),
+        (b"# only\n", "comments only"),
+        (b"# only", "comments only"),
+        (gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "gzip file is damaged"),
     ],
 )
 def test_what_is_not_a_table_is_told_in_a_sentence(content, message):
@@ -56,3 +66,99 @@ def test_columns_of_numbers():
         finite_values(table, ["far"])
     with pytest.raises(TableError, match="1 rows; at least 2"):
         finite_values(table[:1], ["n"])
+
+
+LOSSES = [2.25, 2.5, 1.125]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step,loss\n0,2.25\n10,2.5\n20,1.125\n",
+        "  step,   loss\n   0,   2.25\n  10,  2.5\n  20, 1.125",
+        "step,loss\r\n0,2.25,\r\n10,2.5,\r\n20,1.125,\r\n",
+        "step,loss,\n0,2.25,\n10,2.5,\n20,1.125,\n",
+        "# run 7, lr 0.1\nstep,loss\n0,2.25\n# again\n10,2.5\n20,1.125\n",
+        "# step,loss\n0,2.25\n10,2.5\n20,1.125\n",
+        "step,loss\n\n0,2.25\n  \n10,2.5\n,\n20,1.125\n\n",
+        "step;loss\n0;2,25\n10;2,5\n20;1,125\n",
+        "step\tloss\n0\t2,25\n10\t2,5\n20\t1,125\n",
+        "step loss\n0 2.25\n10   2.5\n20 1.125\n",
+        '"step","loss"\n"0","2.25"\n"10","2.5"\n"20","1.125"\n',
+        'step,loss\n0,"2,25"\n10,"2,5"\n20,"1,125"\n',
+    ],
+)
+def test_one_table_in_many_hands(text):
+    for content in (text.encode(), text.encode("utf-16"), gzip.compress(text.encode())):
+        found = read_csv(content)
+        assert found.columns.tolist() == ["step", "loss"]
+        assert found["step"].tolist() == [0, 10, 20]
+        assert found["loss"].tolist() == LOSSES
+
+
+def test_one_column_keeps_its_rows_with_and_without_a_header():
+    assert read_csv(b"loss\n2,25\n2,5\n1,125\n")["loss"].tolist() == LOSSES
+    assert read_csv(b"2.25\n\n2.5\n1.125\n")["column 1"].tolist() == LOSSES
+    two = read_table("0,2.25\n10,2.5\n20,1.125\n")
+    assert two.frame.to_numpy().T.tolist() == [[0, 10, 20], LOSSES]
+    assert two.notes == ("there is no header row: the columns are column 1, column 2",)
+    assert read_csv(b"0,1,2\n0.5,1.5,2.5\n").columns.tolist() == ["0", "1", "2"]
+
+
+def test_what_is_no_number_is_told_with_its_place_and_leaves_the_column_where_it_is():
+    table = read_table("step,loss\n0,2.25\n\n10,diverged\n20,nan\n30,-inf\n40,\n")
+    np.testing.assert_array_equal(table.frame["loss"], [2.25, np.nan, np.nan, -np.inf, np.nan])
+    assert table.lines.tolist() == [2, 4, 5, 6, 7]
+    assert table.notes == (
+        "1 blank lines were skipped",
+        "loss: not numbers, so taken as missing: 'diverged' in line 4",
+    )
+    assert read_csv(b"word\nx\n1\ny\n")["word"].tolist() == ["x", "1", "y"]
+    assert any("row 2" in note and "fewer fields" in note for note in read_table("a,b\n1,2\n3\n").notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "told"),
+    [
+        ('a,b\n"1,234",1\n"12,345,678.5",2\n7,3\n', [1234, 12345678.5, 7], "thousands"),
+        ("a;b\n1.234,5;1\n12.345.678,25;2\n7,0;3\n", [1234.5, 12345678.25, 7], "decimal signs"),
+        ("a,b\n24.7%,1\n30 %,2\n", [24.7, 30], "percent"),
+        ("a,b\n18446744073709551616,1\n1,2\n", [2.0**64, 1], "64 bit"),
+    ],
+)
+def test_numbers_as_people_write_them(text, numbers, told):
+    table = read_table(text)
+    assert table.frame["a"].tolist() == numbers
+    assert any(told in note for note in table.notes)
+
+
+def test_columns_of_one_name_are_told_apart():
+    assert read_csv(b"y,y,y.1,y\n1,2,3,4\n").iloc[0].tolist() == [1, 2, 3, 4]
+    assert len(set(read_csv(b"y,y,y.1,y\n1,2,3,4\n").columns)) == 4
+
+
+@pytest.mark.parametrize(
+    "content", ['","' * 15_000, '\n"' * 32_000, "a," * 200_000 + "\n1", "x" * 200_000, "a b " * 40_000]
+)
+def test_a_small_file_costs_little(content, monkeypatch):
+    """What cannot be read is refused by its shape; the slow parsers never see it, nor more than a sample the sniff."""
+    seen = []
+    count = tables._reader
+    monkeypatch.setattr(tables, "_reader", lambda text, delimiter: seen.append(len(text)) or count(text, delimiter))
+    with pytest.raises(TableError):
+        read_csv(content.encode())
+    assert sum(seen) <= (len(tables.DELIMITERS) + 1) * tables.SAMPLE_CHARACTERS + 2 * len(content)
+
+
+def test_sizes_are_looked_at_before_anything_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "large.csv"
+    with path.open("wb") as file:
+        file.truncate(tables.MAX_BYTES + 1)
+    monkeypatch.setattr(tables.Path, "open", None)
+    with pytest.raises(TableError, match="at most 50 MB"):
+        read_csv(path)
+    with pytest.raises(TableError, match="more than 50 MB once unpacked"):
+        text_of(gzip.compress(bytes(tables.MAX_BYTES + 1)))
+    monkeypatch.setattr(tables.pd, "read_csv", None)
+    with pytest.raises(TableError, match="200,000 columns; at most 2,000"):
+        read_csv(",".join(["1"] * 200_000).encode())
