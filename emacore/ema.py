@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,10 +14,63 @@ from torch import Tensor, nn
 
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
-from emacore.tensors import Watch, check_has_values, is_averaged, listed, paired, plain_name, ties, unwrapped
+from emacore.tensors import (
+    Watch,
+    check_apart,
+    check_has_values,
+    is_averaged,
+    listed,
+    paired,
+    plain_name,
+    ties,
+    unwrapped,
+)
 
 _ACCUMULATOR = "accumulator."
 _BLOCK = 1024
+
+
+class _Setting:
+    """A setting of the schedule as an attribute of the wrapper, as the article's class has them."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, ema: EMA | None, owner: type) -> Any:
+        if ema is None:
+            return self
+        self._check(ema)
+        return getattr(ema.schedule, self._name)
+
+    def __set__(self, ema: EMA, value: Any) -> None:
+        self._check(ema)
+        ema.schedule = replace(ema.schedule, **{self._name: value})
+
+    def _check(self, ema: EMA) -> None:
+        if self._name not in {field.name for field in fields(ema.schedule)}:
+            raise AttributeError(f"the schedule {ema.schedule!r} has no setting {self._name}: replace ema.schedule")
+
+
+class _Names:
+    """Names of tensors as an attribute of the wrapper: checked, and followed from the next call on."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, ema: EMA | None, owner: type) -> Any:
+        return self if ema is None else ema.__dict__["_" + self._name]
+
+    def __set__(self, ema: EMA, names: Collection[str]) -> None:
+        chosen = _names(self._name, names)
+        known = set(ties(ema.ema_model))
+        by_start = self._name == "ignore_startswith_names"
+        for name in sorted(chosen):
+            if by_start and not any(other.startswith(name) for other in known):
+                raise ValueError(f"{self._name}: no tensor of the model starts with {name!r}; it has {listed(known)}")
+            if not by_start and name not in known:
+                raise ValueError(f"{self._name}: the model has no tensor {name!r}; it has {listed(known)}")
+        ema.__dict__["_" + self._name] = chosen
+        ema._now.plan = None
 
 
 class EMA(nn.Module):
@@ -28,9 +82,14 @@ class EMA(nn.Module):
     Tensors are paired by name.  Floating-point and complex parameters and buffers are averaged, others (BatchNorm's
     counter) are copied at every move.  Each :meth:`update` is one call of the schedule.
 
+    ``beta``, ``update_after_step``, ``update_every``, ``inv_gamma``, ``power`` and ``min_value`` are attributes, too,
+    as far as the schedule has them; they and the three of names may be set in the middle of a run.  An average that has
+    begun goes on from where it is.
+
     Args:
         model: The module being trained.  A ``torch.compile``d or (Distributed)DataParallel one is looked into.
-        ema_model: The shadow, if it should not be a deep copy of ``model``.
+        ema_model: The shadow, if it should not be a deep copy of ``model``.  The two may share neither modules nor
+            memory.
         beta, update_after_step, update_every, inv_gamma, power, min_value: Settings of
             :class:`~emacore.averaging.families.InversePower`, the default schedule.
         param_or_buffer_names_no_ema: Names that are copied at every move instead of averaged.
@@ -43,7 +102,8 @@ class EMA(nn.Module):
             that differ from the shadow's dtype are part of ``state_dict()``.
 
     Raises:
-        ValueError: for a setting out of range, a name that matches nothing, or a model that has no values yet.
+        ValueError: for a setting out of range, a name that matches nothing, a model that has no values yet, or a
+            shadow that shares modules or memory with it.
         TypeError: for a model that cannot be copied.
 
     Example:
@@ -55,6 +115,16 @@ class EMA(nn.Module):
         >>> [round(x, 4) for x in ema.ema_model.weight.flatten().tolist()]
         [2.0, 2.0]
     """
+
+    beta = _Setting()
+    update_after_step = _Setting()
+    update_every = _Setting()
+    inv_gamma = _Setting()
+    power = _Setting()
+    min_value = _Setting()
+    param_or_buffer_names_no_ema = _Names()
+    ignore_names = _Names()
+    ignore_startswith_names = _Names()
 
     def __init__(
         self,
@@ -96,11 +166,11 @@ class EMA(nn.Module):
             ema_model = _copy_of(unwrapped(model))
         else:
             check_has_values("ema_model", ema_model)
+        check_apart("ema_model", ema_model, unwrapped(model))
         self.ema_model = ema_model.requires_grad_(False).eval()
-        self.param_or_buffer_names_no_ema = _names("param_or_buffer_names_no_ema", param_or_buffer_names_no_ema)
-        self.ignore_names = _names("ignore_names", ignore_names)
-        self.ignore_startswith_names = _names("ignore_startswith_names", ignore_startswith_names)
-        self._check_names()
+        self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
+        self.ignore_names = ignore_names
+        self.ignore_startswith_names = ignore_startswith_names
         self._accumulators: dict[str, Tensor] = {}
         self._now.plan = self._make_plan()
 
@@ -141,6 +211,12 @@ class EMA(nn.Module):
         """The decay of the last call by the schedule's rule, even where that call was skipped or copied."""
         return self.schedule.rule(self._now.step - 1)
 
+    def __getattr__(self, name: str) -> Any:
+        setting = type(self).__dict__.get(name)
+        if isinstance(setting, _Setting):  # a property's AttributeError ends up here: say what it said
+            setting._check(self)
+        return super().__getattr__(name)
+
     def update(self) -> None:
         """Take one call of the schedule: copy, move the average, or skip.
 
@@ -162,6 +238,9 @@ class EMA(nn.Module):
                 plan = now.plan = self._make_plan()
             if now.initted and call > self._schedule.start:
                 plan.move(decay)
+            elif now.initted and call > self._schedule.update_after_step:
+                # The schedule would begin here, but the average has begun under earlier settings.
+                plan.move(self._schedule.rule(call))
             else:
                 plan.copy_all()
                 now.initted = call >= self._schedule.start
@@ -231,17 +310,6 @@ class EMA(nn.Module):
                 wide.append((shadow, shadow, source))
         self._accumulators = accumulators
         return _Plan(self.ema_model, online, list(pairs.values()), moved, wide, copied)
-
-    def _check_names(self) -> None:
-        known = set(ties(self.ema_model))
-        for argument in ("param_or_buffer_names_no_ema", "ignore_names"):
-            for name in sorted(getattr(self, argument) - known):
-                raise ValueError(f"{argument}: the model has no tensor {name!r}; it has {listed(known)}")
-        for prefix in sorted(self.ignore_startswith_names):
-            if not any(name.startswith(prefix) for name in known):
-                raise ValueError(
-                    f"ignore_startswith_names: no tensor of the model starts with {prefix!r}; it has {listed(known)}"
-                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -144,6 +144,29 @@ def check_has_values(role: str, module: nn.Module) -> None:
             raise ValueError(f"{role}: {name!r} is on the meta device and has no values; load or initialise it first")
 
 
+def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
+    """Raise ``ValueError`` if an average shares modules or memory with its model, which it would freeze."""
+    names = {id(part): name for name, part in model.named_modules()}
+    for name, part in average.named_modules():
+        if id(part) in names:
+            shared = f"its module {name!r} is {names[id(part)]!r} of it" if name else "it is the model, or a part of it"
+            raise ValueError(f"{role} must be apart from the model, but {shared}: build a second one, or deepcopy it")
+    owners = {_memory(tie.tensor): name for name, tie in ties(model).items()}
+    for name, tie in ties(average).items():
+        if (place := _memory(tie.tensor)) is not None and place in owners:
+            raise ValueError(
+                f"{role} must be apart from the model, but its tensor {name!r} shares memory with {owners[place]!r} "
+                "of it: clone it"
+            )
+
+
+def _memory(tensor: Tensor) -> tuple[torch.device, int] | None:
+    """Where a plain tensor's memory begins; ``None`` for one that has none, or of a kind that does not tell."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or not tensor.numel():
+        return None
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
 def listed(names: Collection[str], most: int = 6) -> str:
     """Some names for a message."""
     shown = [repr(name) for name in sorted(names)[:most]]

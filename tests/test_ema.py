@@ -541,3 +541,108 @@ def test_default_settings_are_the_articles():
         == InversePower()
         == InversePower(0.9999, 1.0, 2 / 3, 0.0, update_after_step=100, update_every=10)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("beta", 0.6),
+        ("update_after_step", 9),
+        ("update_every", 4),
+        ("inv_gamma", 3.0),
+        ("power", 2.0),
+        ("min_value", 0.4),
+    ],
+)
+@pytest.mark.parametrize("at", [1, 3, 8, 15])
+def test_settings_are_attributes_that_work_in_the_middle_of_a_run_as_in_the_articles_class(name, value, at):
+    now = {"beta": 0.9, "inv_gamma": 1.0, "power": 0.8, "min_value": 0.0, "update_after_step": 2, "update_every": 1}
+    model = nn.Linear(2, 1, dtype=torch.float64)
+    ema, shadow, begun = EMA(model, **now), None, False
+    for step in range(30):
+        if step == at:
+            setattr(ema, name, value)
+            now[name] = value
+        assert {key: getattr(ema, key) for key in now} == now
+        change(model, step)
+        ema.update()
+        if step % now["update_every"] == 0:
+            e = step - now["update_after_step"]
+            if e <= 0 or not begun:
+                shadow, begun = tensors(model), e > 0
+            else:
+                d = min(max(1 - (1 + e / now["inv_gamma"]) ** -now["power"], now["min_value"]), now["beta"])
+                shadow = {key: d * shadow[key] + (1 - d) * x for key, x in tensors(model).items()}
+        for key, tensor in tensors(ema.ema_model).items():
+            torch.testing.assert_close(tensor, shadow[key], rtol=1e-9, atol=1e-9)
+
+
+def test_settings_that_the_schedule_lacks_or_that_are_out_of_range_are_errors():
+    ema = EMA(nn.Linear(2, 1), schedule=UniformAverage())
+    assert not hasattr(ema, "power")
+    with pytest.raises(AttributeError, match=r"UniformAverage.* has no setting power: replace ema.schedule"):
+        _ = ema.power
+    with pytest.raises(AttributeError, match="has no setting power"):
+        ema.power = 2.0
+    ema.update_every = 3
+    assert ema.schedule == UniformAverage(update_every=3)
+    with pytest.raises(ValueError, match="update_every must be a whole number"):
+        ema.update_every = 0
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = ema.nope
+
+
+def test_names_may_be_set_in_the_middle_of_a_run():
+    model = Network()
+    ema = EMA(model, beta=0.9, power=5.0, **FAST)
+    run(ema, 0, 3)
+    kept = tensors(ema.ema_model)
+    ema.ignore_names = ["first.weight"]
+    ema.ignore_startswith_names = {"norm."}
+    ema.param_or_buffer_names_no_ema = ["last.bias"]
+    run(ema, 3, 6)
+    now = tensors(ema.ema_model)
+    assert torch.equal(now["first.weight"], kept["first.weight"])
+    assert torch.equal(now["norm.running_mean"], kept["norm.running_mean"])
+    assert torch.equal(now["last.bias"], model.last.bias)
+    assert not torch.equal(now["last.weight"], kept["last.weight"])
+    with pytest.raises(ValueError, match="ignore_names: the model has no tensor 'nope'"):
+        ema.ignore_names = ["nope"]
+    assert ema.ignore_names == {"first.weight"}
+
+
+def shares_itself(model):
+    return model
+
+
+def shares_a_part(model):
+    return nn.Sequential(model[0], nn.Dropout(), nn.Linear(2, 2))
+
+
+def shares_a_module_without_tensors(model):
+    return nn.Sequential(nn.Linear(2, 2), model[1], nn.Linear(2, 2))
+
+
+def shares_a_parameter(model):
+    shadow = copy.deepcopy(model)
+    shadow[0].weight = model[0].weight
+    return shadow
+
+
+def shares_memory(model):
+    shadow = copy.deepcopy(model)
+    shadow[2].weight.data = model[0].weight.data.t()
+    return shadow
+
+
+@pytest.mark.parametrize(
+    "build",
+    [shares_itself, shares_a_part, shares_a_module_without_tensors, shares_a_parameter, shares_memory],
+)
+@pytest.mark.parametrize("wrap", [lambda model: model, torch.compile], ids=["plain", "compiled"])
+def test_a_shadow_that_shares_with_the_model_is_an_error_and_leaves_it_alone(build, wrap):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="ema_model must be apart from the model"):
+        EMA(wrap(model), build(model))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(part.training for part in model.modules())
