@@ -24,6 +24,7 @@ from emacore.tensors import (
     listed,
     paired,
     reals,
+    restore,
     ties,
     unwrapped,
 )
@@ -82,6 +83,7 @@ class Averages:
         self.module = module
         self.schedules = dict(schedules)
         self.step = 0
+        self._inside = None
         online = unwrapped(module)
         self._layout = layout(online)
         tensors = distinct(online)
@@ -143,7 +145,8 @@ class Averages:
         values = self._tensors_of(name)
         if self._inside is not None:
             raise RuntimeError(f"average_parameters({self._inside!r}) is already open: leave its with block first")
-        pairs = paired(self._layout, ties(unwrapped(self.module)), "module")
+        online = unwrapped(self.module)
+        pairs = paired(self._layout, ties(online), "module")
         kept = {name: source.clone() for name, (_, source) in pairs.items()}
         self._inside = name
         try:
@@ -152,8 +155,7 @@ class Averages:
             yield self.module
         finally:
             self._inside = None
-            for key, (_, source) in pairs.items():
-                source.copy_(kept[key])
+            restore(online, kept)
 
     def copy_to(self, module: nn.Module, name: str) -> None:
         """Copy one of the averages into another module that has the same tensors by name.
@@ -188,6 +190,8 @@ class Averages:
         Raises:
             ValueError: if it is of other schedules, or of another module.
         """
+        if self._inside is not None:
+            raise RuntimeError("load_state_dict() inside average_parameters(): leave its with block first")
         told = {name: schedule.to_dict() for name, schedule in self.schedules.items()}
         if state["schedules"] != told:
             raise ValueError(f"the state is of the schedules {state['schedules']}, these are {told}")
@@ -221,7 +225,6 @@ class Averages:
 
     def _reset(self) -> None:
         """Forget what is derived: it is looked up again at the next call."""
-        self._inside = None
         self._watch = None
         self._plain = []
 
@@ -326,11 +329,14 @@ class Averages:
         return {**self._copied[row], **{key: tensor[0] for key, tensor in found.items()}}
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._inside is not None:
+            raise RuntimeError("a copy made inside average_parameters() would train from the average; copy it outside")
         kept = ("module", "schedules", "step", "_averages", "_waiting", "_rows", "_layout", "_copied")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._inside = None
         self._reset()
 
 

@@ -18,10 +18,12 @@ from emacore.tensors import (
     Watch,
     check_apart,
     check_has_values,
+    distinct,
     is_averaged,
     listed,
     paired,
     plain_name,
+    restore,
     ties,
     unwrapped,
 )
@@ -224,7 +226,7 @@ class EMA(nn.Module):
             RuntimeError: if the model gained, lost or reshaped a tensor, or inside :meth:`average_parameters`.
         """
         now = self._now
-        if now.in_average:
+        if now.kept is not None:
             raise RuntimeError("update() inside average_parameters() would average the average; call it outside")
         call = now.step
         offset = call - now.block_start
@@ -250,19 +252,20 @@ class EMA(nn.Module):
     def average_parameters(self) -> Iterator[nn.Module]:
         """Put the averages into the training model for the time of a ``with`` block; then restore it exactly.
 
-        Its mode is left alone: call ``model.eval()`` where that is meant.
+        Its mode is left alone: call ``model.eval()`` where that is meant.  :meth:`state_dict` of the wrapper holds the
+        training weights inside, too; that of the model holds the averages.
         """
-        if self._now.in_average:
+        if self._now.kept is not None:
             raise RuntimeError("average_parameters() is already open: leave its with block first")
         plan = self._now.plan = self._make_plan()
-        kept = [tensor.clone() for tensor in plan.model]
-        self._now.in_average = True
+        online = unwrapped(self.model)
+        self._now.kept = kept = {name: tensor.clone() for name, tensor in distinct(online).items()}
         try:
             torch._foreach_copy_(plan.model, plan.shadow)
             yield self.model
         finally:
-            self._now.in_average = False
-            torch._foreach_copy_(plan.model, kept)
+            self._now.kept = None
+            restore(online, kept)
 
     def copy_to(self, module: nn.Module) -> None:
         """Copy the averages into another module that has the same tensors by name.
@@ -318,6 +321,23 @@ class EMA(nn.Module):
         self._now.plan = None
         return self
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As any module's; inside :meth:`average_parameters` with the training weights of the model, as copies."""
+        kept, start = self._now.kept, kwargs.get("prefix", args[1] if len(args) > 1 else "") + "online_model."
+        if kept is None or not self.include_online_model:
+            return super().state_dict(*args, **kwargs)
+        online = unwrapped(self.model)
+        averages = {name: tensor.clone() for name, tensor in distinct(online).items()}
+        restore(online, kept)
+        try:
+            state = super().state_dict(*args, **kwargs)
+            for name, value in state.items():
+                if name.startswith(start) and isinstance(value, Tensor):
+                    state[name] = value.clone()
+        finally:
+            restore(online, averages)
+        return state
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "initted"] = self.initted
@@ -335,6 +355,8 @@ class EMA(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        if self._now.kept is not None:
+            raise RuntimeError("what is loaded inside average_parameters() would be undone at its end; load it outside")
         for name in ("step", "initted"):
             if prefix + name in state_dict:
                 setattr(self, name, state_dict.pop(prefix + name).reshape(-1)[0])
@@ -380,12 +402,14 @@ class _Now:
     def __init__(self, step: int = 0, initted: bool = False) -> None:
         self.step = step
         self.initted = initted
-        self.in_average = False
+        self.kept: dict[str, Tensor] | None = None  # the training weights inside average_parameters()
         self.plan: _Plan | None = None
         self.block: list[float] = []
         self.block_start = 0
 
     def __reduce__(self) -> tuple[type[_Now], tuple[int, bool]]:
+        if self.kept is not None:
+            raise RuntimeError("a copy made inside average_parameters() would train from the average; copy it outside")
         return _Now, (self.step, self.initted)
 
 

@@ -94,6 +94,23 @@ def paired(kept: Mapping[str, Tie], found: Mapping[str, Tie], role: str) -> dict
     }
 
 
+def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Copy values back into the tensors that the module has now, which may have been cast or moved meanwhile.
+
+    Raises:
+        RuntimeError: if names or shapes differ by now; what still fits has been restored.
+    """
+    found = distinct(module)
+    fitting = {name for name, tensor in kept.items() if name in found and found[name].shape == tensor.shape}
+    for name in fitting:
+        found[name].copy_(kept[name])
+    if strangers := (kept.keys() | found.keys()) - fitting:
+        raise RuntimeError(
+            f"the model's tensors {listed(strangers)} were added, removed or reshaped inside average_parameters(), so "
+            "that they cannot be restored; change the model outside"
+        )
+
+
 def is_averaged(tensor: Tensor) -> bool:
     """Whether a tensor can be averaged: floating-point or complex.  Others (BatchNorm's counter) are copied."""
     return tensor.is_floating_point() or tensor.is_complex()
@@ -181,7 +198,8 @@ class Watch:
 
     def __init__(self, *modules: nn.Module) -> None:
         # Identity of parameters, buffers and submodules tells a replaced one; the modules' empty dictionaries tell a
-        # new one; addresses tell a tensor whose data was swapped, as module.half() does.
+        # new one; addresses, strides and shapes tell a tensor whose data was swapped, as module.half() does, be it for
+        # another view of the same memory.
         tables = [
             table
             for module in modules[:1]
@@ -193,9 +211,14 @@ class Watch:
         self._values = [*(table.values() for table in tables if table), (None,)]
         self._seen = list(chain.from_iterable(self._values))
         self._tensors = [tie.tensor for module in modules for tie in ties(module).values()]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._places = self._now()
 
     def is_stale(self) -> bool:
         """Whether anything has changed."""
         same = not any(self._empty) and all(map(is_, chain.from_iterable(self._values), self._seen))
-        return not same or list(map(Tensor.data_ptr, self._tensors)) != self._addresses
+        return not same or self._now() != self._places
+
+    def _now(self) -> tuple[list[int], list[tuple[int, ...]], list[int]]:
+        tensors = self._tensors
+        # With the strides, the count tells the shape, and costs less.
+        return list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors)), list(map(Tensor.numel, tensors))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import emacore
-from emacore import EMA, averaging_function
+from emacore import EMA, Averages, averaging_function
 from emacore.averaging.families import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average
 from tests.helpers import Network, assert_same, change, tensors
@@ -646,3 +646,74 @@ def test_a_shadow_that_shares_with_the_model_is_an_error_and_leaves_it_alone(bui
         EMA(wrap(model), build(model))
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(part.training for part in model.modules())
+
+
+def test_a_view_put_in_place_of_the_weights_is_followed_or_an_error():
+    model = nn.Linear(2, 2)
+    ema, many = EMA(model, beta=0.5, min_value=0.5, **FAST), Averages(model, {"a": Constant(0.5)})
+    for _ in range(2):
+        ema.update()
+        many.update()
+    model.weight.data = model.weight.data.t()
+    for _ in range(40):
+        ema.update()
+        many.update()
+    torch.testing.assert_close(ema.ema_model.weight, model.weight, rtol=1e-6, atol=1e-6, check_stride=False)
+    torch.testing.assert_close(many.averages[0, :4].view(2, 2), model.weight.detach(), rtol=1e-6, atol=1e-6)
+    model.weight.data, model.bias.data = model.weight.data[:1], model.bias.data[:1]
+    with pytest.raises(RuntimeError, match="differ in shape"):
+        ema.update()
+    with pytest.raises(RuntimeError, match="differ in shape"):
+        many.update()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_state_inside_average_parameters_is_that_of_the_training_model(nested):
+    model = Network()
+    ema = EMA(model, beta=0.9, power=3.0, **FAST)
+    run(ema, 0, 6)
+    holder = nn.ModuleDict({"ema": ema}) if nested else ema
+    outside = tensors(holder)
+    with ema.average_parameters():
+        inside = holder.state_dict()
+        assert_same(tensors(model), tensors(ema.ema_model))
+    assert_same(inside, outside)
+    run(ema, 6, 7)
+    start = "ema.online_model." if nested else "online_model."
+    for name, tensor in inside.items():
+        assert torch.equal(tensor, outside[name]) or not name.startswith(start)
+
+
+@pytest.mark.parametrize("build", [lambda m: EMA(m, **FAST), lambda m: Averages(m, {"a": Constant(0.5)})])
+def test_loading_and_copying_inside_average_parameters_are_errors(build):
+    average = build(nn.Linear(2, 1))
+    average.update()
+    state = average.state_dict()
+    arguments = () if isinstance(average, EMA) else ("a",)
+    with average.average_parameters(*arguments):
+        with pytest.raises(RuntimeError, match=r"inside average_parameters"):
+            average.load_state_dict(state)
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(RuntimeError, match="copy it outside"):
+                copied(average)
+        with pytest.raises(RuntimeError, match="average the average"):
+            average.to("cpu").update()
+    average.load_state_dict(state)
+
+
+@pytest.mark.parametrize("build", [lambda m: EMA(m, **FAST), lambda m: Averages(m, {"a": Constant(0.5)})])
+def test_a_model_cast_or_swapped_inside_average_parameters_is_restored(build):
+    model = nn.Linear(2, 1)
+    average = build(model)
+    average.update()
+    nn.init.constant_(model.weight, 3.0)
+    arguments = () if isinstance(average, EMA) else ("a",)
+    with average.average_parameters(*arguments):
+        assert model.weight[0, 0] != 3.0
+        model.double()
+        model.bias = nn.Parameter(torch.zeros(1))
+    assert model.weight.tolist() == [[3.0, 3.0]]
+    lost = pytest.raises(RuntimeError, match="'extra' were added.* change the model outside")
+    with lost, average.average_parameters(*arguments):
+        model.extra = nn.Parameter(torch.zeros(1))
+    assert model.weight.tolist() == [[3.0, 3.0]]

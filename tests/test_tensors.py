@@ -147,6 +147,35 @@ def remove(module):
     del module.wave
 
 
+def slice_data(module):
+    module.first.weight.data = module.first.weight.data[:2]
+
+
+def transpose_data(module):
+    module.square.data = module.square.data.t()
+
+
+def unsqueeze_data(module):
+    module.square.data = module.square.data.unsqueeze(0)
+
+
+def reshape_data(module):
+    module.first.weight.data = module.first.weight.data.view(2, 3)
+
+
+@pytest.mark.parametrize("in_average", [False, True])
+@pytest.mark.parametrize("change", [slice_data, transpose_data, unsqueeze_data, reshape_data])
+def test_another_view_of_the_same_memory_is_noticed(change, in_average):
+    model, average = Tied(), Tied()
+    for module in (model, average):
+        module.square = nn.Parameter(torch.randn(2, 2))
+    aliases, watch = [distinct(model), distinct(average)], Watch(model, average)
+    assert not watch.is_stale()
+    change(average if in_average else model)
+    assert watch.is_stale()
+    assert aliases
+
+
 @pytest.mark.parametrize("change", [swap_data, replace, add, add_a_module, remove])
 def test_changed_tensors_are_noticed(change):
     module = Tied()
