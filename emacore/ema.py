@@ -383,6 +383,8 @@ def averaging_function(schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor |
 
     ``AveragedModel`` copies at its first call and counts the calls after it from 1, so its ``num_averaged`` is the
     schedule's call number t.
+
+    The returned function raises ``TypeError`` for an average of less than 32 bits, which it has nowhere to keep wider.
     """
 
     def averaged(average: Tensor, value: Tensor, num_averaged: Tensor | int) -> Tensor:
@@ -391,6 +393,11 @@ def averaging_function(schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor |
             return average
         if decay == 0.0 or not is_averaged(average):
             return value
+        if _accumulator_dtype(average.dtype, None) != average.dtype:
+            raise TypeError(
+                f"an average kept in {average.dtype} would round away the steps of a decay near 1: use emacore.EMA, "
+                "which keeps a float32 one beside it, or give AveragedModel a float32 copy of the model"
+            )
         return torch.lerp(average, value.to(average.dtype), 1 - decay)
 
     return averaged

@@ -159,6 +159,11 @@ def check_has_values(role: str, module: nn.Module) -> None:
             raise ValueError(f"{role}: {name!r} is lazy and has no shape yet; run one batch through it first")
         if tensor.is_meta:
             raise ValueError(f"{role}: {name!r} is on the meta device and has no values; load or initialise it first")
+        if isinstance(tensor, nn.Parameter) and tensor.shape == (0,):
+            raise ValueError(
+                f"{role}: {name!r} has shape (0,), as DeepSpeed's ZeRO-3 leaves in place of weights that lie on other "
+                "processes; gather them (deepspeed.zero.GatheredParameters) around building and update(), or use ZeRO-2"
+            )
 
 
 def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
@@ -202,7 +207,7 @@ class Watch:
         # another view of the same memory.
         tables = [
             table
-            for module in modules[:1]
+            for module in modules
             for part in module.modules()
             for table in (part._parameters, part._buffers, part._modules)
         ]

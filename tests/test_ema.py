@@ -717,3 +717,46 @@ def test_a_model_cast_or_swapped_inside_average_parameters_is_restored(build):
     with lost, average.average_parameters(*arguments):
         model.extra = nn.Parameter(torch.zeros(1))
     assert model.weight.tolist() == [[3.0, 3.0]]
+
+
+def assign_a_state(shadow):
+    shadow.load_state_dict(
+        {name: torch.zeros_like(tensor) for name, tensor in shadow.state_dict().items()}, assign=True
+    )
+
+
+def replace_a_parameter(shadow):
+    shadow[0].weight = nn.Parameter(torch.zeros(1, 1))
+
+
+def replace_a_module(shadow):
+    shadow[0] = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(shadow[0].weight)
+
+
+@pytest.mark.parametrize("change_shadow", [assign_a_state, replace_a_parameter, replace_a_module])
+def test_what_is_replaced_in_the_shadow_is_noticed(change_shadow):
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    ema = EMA(model, beta=0.5, min_value=0.5, **FAST)
+    for _ in range(2):
+        ema.update()
+    change_shadow(ema.ema_model)
+    nn.init.constant_(model[0].weight, 4.0)
+    for _ in range(10):
+        ema.update()
+    assert ema.ema_model[0].weight.item() == 4 * (1 - 0.5**10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averaging_function_refuses_an_average_that_would_not_move(dtype):
+    model = nn.Linear(1, 1).to(dtype)
+    theirs = AveragedModel(model, avg_fn=averaging_function(Constant(0.9999)))
+    theirs.update_parameters(model)  # a copy
+    with pytest.raises(TypeError, match=f"kept in {dtype} .*use emacore.EMA"):
+        theirs.update_parameters(model)
+    wide = AveragedModel(copy.deepcopy(model).float(), avg_fn=averaging_function(Constant(0.5)))
+    nn.init.constant_(model.weight, 1.0)
+    wide.update_parameters(model)
+    nn.init.constant_(model.weight, 2.0)
+    wide.update_parameters(model)
+    assert wide.module.weight.item() == 1.5

@@ -115,7 +115,13 @@ def test_tensors_without_values_are_told():
         check_has_values("model", nn.LazyLinear(3))
     with pytest.raises(ValueError, match="model: 'weight' is on the meta device"):
         check_has_values("model", nn.Linear(1, 1, device="meta"))
+    placeholder = nn.Linear(1, 1)
+    placeholder.weight.data = torch.empty(0)
+    with pytest.raises(ValueError, match=r"model: 'weight' has shape \(0,\), as DeepSpeed's ZeRO-3 .*Gathered"):
+        check_has_values("model", placeholder)
     module = nn.Module()
+    module.register_buffer("empty", torch.zeros(0))
+    check_has_values("model", module)
     module.register_buffer("mean", torch.zeros(1, device="meta"))
     with pytest.raises(ValueError, match="average: 'mean' is on"):
         check_has_values("average", module)
