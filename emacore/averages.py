@@ -22,6 +22,7 @@ from emacore.tensors import (
     is_averaged,
     layout,
     listed,
+    own_buffers,
     paired,
     reals,
     restore,
@@ -38,7 +39,8 @@ class Averages:
     """Keeps one average of a module's weights for each schedule, as one tensor that all schedules move together.
 
     Tensors are paired by name.  Floating-point and complex parameters and buffers are averaged, in float32, or in
-    float64 if one of them has it; others (BatchNorm's counter) are copied at every move.  Each average equals that of
+    float64 if one of them has it; others (BatchNorm's counter, and the buffers that EMA copies) are copied at every
+    move.  Each average equals that of
     :class:`emacore.EMA` with the same schedule.  All tensors of the module must be on one device.
 
     On the CPU, the weights of up to 32 calls wait side by side until one matrix product moves the averages by them, if
@@ -87,7 +89,8 @@ class Averages:
         online = unwrapped(module)
         self._layout = layout(online)
         tensors = distinct(online)
-        averaged = [tensor for tensor in tensors.values() if is_averaged(tensor)]
+        self._own_buffers = own_buffers(online)
+        averaged = [tensor for name, tensor in tensors.items() if self._is_averaged(name, tensor)]
         if not averaged:
             raise ValueError("the module has no floating-point tensor to average")
         dtype = torch.float64 if any(t.dtype in (torch.float64, torch.complex128) for t in averaged) else torch.float32
@@ -96,7 +99,8 @@ class Averages:
         self._waiting: list[int] = []  # which calls of the block wait, all of one stretch: a row each
         self._rows = self._new_rows(0)
         self._copied = [
-            {name: tensor.clone() for name, tensor in tensors.items() if not is_averaged(tensor)} for _ in schedules
+            {name: tensor.clone() for name, tensor in tensors.items() if not self._is_averaged(name, tensor)}
+            for _ in schedules
         ]
         self._reset()
 
@@ -228,6 +232,9 @@ class Averages:
         self._watch = None
         self._plain = []
 
+    def _is_averaged(self, name: str, tensor: Tensor) -> bool:
+        return is_averaged(tensor) and name not in self._own_buffers
+
     def _block_start(self) -> int:
         return self.step - self.step % _BLOCK
 
@@ -250,8 +257,8 @@ class Averages:
         online = unwrapped(self.module)
         pairs = paired(self._layout, ties(online), "module")
         sources = {name: source for name, (_, source) in pairs.items()}
-        averaged = _on_one_device([source for source in sources.values() if is_averaged(source)])
-        self._others = {name: source for name, source in sources.items() if not is_averaged(source)}
+        averaged = _on_one_device([source for name, source in sources.items() if self._is_averaged(name, source)])
+        self._others = {name: source for name, source in sources.items() if not self._is_averaged(name, source)}
         # Aliases of the memory itself, where the module's tensors are flat as they lie.
         self._direct = all(tensor.dtype == self._averages.dtype and tensor.is_contiguous() for tensor in averaged)
         self._sources = [tensor.view(-1) for tensor in averaged] if self._direct else averaged
@@ -323,7 +330,9 @@ class Averages:
             raise KeyError(f"there is no average {name!r}; there are {listed(names)}")
         row = names.index(name)
         averaged = {
-            key: tie.tensor for key, tie in self._layout.items() if tie.first_name == key and is_averaged(tie.tensor)
+            key: tie.tensor
+            for key, tie in self._layout.items()
+            if tie.first_name == key and self._is_averaged(key, tie.tensor)
         }
         found = from_reals(self.averages[row : row + 1], averaged)
         return {**self._copied[row], **{key: tensor[0] for key, tensor in found.items()}}
@@ -331,7 +340,7 @@ class Averages:
     def __getstate__(self) -> dict[str, Any]:
         if self._inside is not None:
             raise RuntimeError("a copy made inside average_parameters() would train from the average; copy it outside")
-        kept = ("module", "schedules", "step", "_averages", "_waiting", "_rows", "_layout", "_copied")
+        kept = ("module", "schedules", "step", "_averages", "_waiting", "_rows", "_layout", "_copied", "_own_buffers")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from emacore.tensors import (
     distinct,
     is_averaged,
     listed,
+    own_buffers,
     paired,
     plain_name,
     restore,
@@ -82,7 +83,9 @@ class EMA(nn.Module):
     reach neither it nor the training module.
 
     Tensors are paired by name.  Floating-point and complex parameters and buffers are averaged, others (BatchNorm's
-    counter) are copied at every move.  Each :meth:`update` is one call of the schedule.
+    counter) are copied at every move, and so are the buffers whose averages would mean nothing: those that are not
+    finite when the wrapper is built (masks of -inf), the singular vectors of spectral normalisation, and those of
+    torch's quantisation observers.  Each :meth:`update` is one call of the schedule.
 
     ``beta``, ``update_after_step``, ``update_every``, ``inv_gamma``, ``power`` and ``min_value`` are attributes, too,
     as far as the schedule has them; they and the three of names may be set in the middle of a run.  An average that has
@@ -173,6 +176,7 @@ class EMA(nn.Module):
         self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
         self.ignore_names = ignore_names
         self.ignore_startswith_names = ignore_startswith_names
+        self._own_buffers = own_buffers(unwrapped(model))
         self._accumulators: dict[str, Tensor] = {}
         self._now.plan = self._make_plan()
 
@@ -295,7 +299,7 @@ class EMA(nn.Module):
         for name, (shadow, source) in pairs.items():
             if name in self.ignore_names or name.startswith(tuple(self.ignore_startswith_names)):
                 continue
-            if name in self.param_or_buffer_names_no_ema or not is_averaged(shadow):
+            if name in self.param_or_buffer_names_no_ema or name in self._own_buffers or not is_averaged(shadow):
                 copied.append((shadow, source))
                 continue
             dtype = _accumulator_dtype(shadow.dtype, self.accumulator_dtype)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 _COMPILED = "_orig_mod"
 
@@ -114,6 +116,26 @@ def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
 def is_averaged(tensor: Tensor) -> bool:
     """Whether a tensor can be averaged: floating-point or complex.  Others (BatchNorm's counter) are copied."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def own_buffers(module: nn.Module) -> frozenset[str]:
+    """Names of the floating-point buffers whose averages would mean nothing: they are copied.
+
+    These are buffers with values that are not finite (masks of -inf, ranges that begin at inf), the singular vectors of
+    spectral normalisation, which fit one weight matrix only, and what torch's quantisation observers keep.
+    """
+    found = {name for name, buffer in module.named_buffers(remove_duplicate=False) if not buffer.isfinite().all()}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        start = f"{prefix}." if prefix else ""
+        if isinstance(part, _SpectralNorm):
+            found |= {f"{start}_u", f"{start}_v"}
+        # By name, because importing them takes long, and where nobody has, there are none.
+        if any(base.__module__.startswith("torch.ao.quantization.") for base in type(part).__mro__):
+            found |= {start + name for name, _ in part.named_buffers(remove_duplicate=False)}
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                found |= {f"{start}{hook.name}_u", f"{start}{hook.name}_v"}
+    return frozenset(name.replace(f"{_COMPILED}.", "") for name in found)
 
 
 def in_plain_memory(tensor: Tensor) -> bool:

@@ -760,3 +760,60 @@ def test_averaging_function_refuses_an_average_that_would_not_move(dtype):
     nn.init.constant_(model.weight, 2.0)
     wide.update_parameters(model)
     assert wide.module.weight.item() == 1.5
+
+
+def test_what_a_quantisation_observer_keeps_is_copied():
+    model = nn.Sequential(nn.Linear(2, 2), torch.ao.quantization.FakeQuantize())
+    model(torch.ones(1, 2))  # its range is finite by now
+    ema = EMA(model, schedule=Constant(0.9))
+    for step in range(3):
+        model[1].scale.fill_(step + 1.0)
+        model(torch.full((1, 2), float(step)))
+        ema.update()
+    for name, tensor in ema.ema_model[1].named_buffers():
+        assert torch.equal(tensor, model[1].get_buffer(name)), name
+
+
+class Masked(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("mask", torch.full((2, 2), value).triu(1), persistent=False)
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_buffers_that_are_not_finite_are_copied(value):
+    model = Masked(value)
+    ema, many = EMA(model, schedule=Constant(0.9)), Averages(model, {"a": Constant(0.9)})
+    for step in range(5):
+        nn.init.constant_(model.linear.weight, float(step))
+        if step == 4:
+            model.mask.fill_(7.0)  # an observer's range has seen its first values
+        ema.update()
+        many.update()
+        shadow = copy.deepcopy(model)
+        many.copy_to(shadow, "a")
+        for found in (ema.ema_model, shadow):
+            torch.testing.assert_close(found.mask, model.mask, equal_nan=True)
+            assert found.linear.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_the_singular_vectors_of_spectral_normalisation_are_copied(norm):
+    torch.manual_seed(0)
+    model, shadow = (nn.Sequential(norm(nn.Linear(8, 8))) for _ in range(2))
+    ema, many = EMA(model, schedule=Constant(0.99)), Averages(model, {"a": Constant(0.99)})
+    for _ in range(100):
+        model(torch.randn(1, 8))
+        weight = next(p for name, p in model.named_parameters() if "orig" in name)
+        weight.data.add_(0.3 * torch.randn(8, 8))
+        ema.update()
+        many.update()
+    many.copy_to(shadow, "a")
+    vectors = dict(model.named_buffers())
+    assert len(vectors) == 2
+    for found in (ema.ema_model, shadow):
+        for name, tensor in found.named_buffers():
+            assert torch.equal(tensor, vectors[name])
+    name = next(name for name, _ in model.named_parameters() if "orig" in name)
+    assert not torch.equal(ema.ema_model.get_parameter(name), model.get_parameter(name))
