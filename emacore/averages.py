@@ -22,8 +22,10 @@ from emacore.tensors import (
     is_averaged,
     layout,
     listed,
+    own_buffers,
     paired,
     reals,
+    restore,
     ties,
     unwrapped,
 )
@@ -37,7 +39,8 @@ class Averages:
     """Keeps one average of a module's weights for each schedule, as one tensor that all schedules move together.
 
     Tensors are paired by name.  Floating-point and complex parameters and buffers are averaged, in float32, or in
-    float64 if one of them has it; others (BatchNorm's counter) are copied at every move.  Each average equals that of
+    float64 if one of them has it; others (BatchNorm's counter, and the buffers that EMA copies) are copied at every
+    move.  Each average equals that of
     :class:`emacore.EMA` with the same schedule.  All tensors of the module must be on one device.
 
     On the CPU, the weights of up to 32 calls wait side by side until one matrix product moves the averages by them, if
@@ -82,10 +85,12 @@ class Averages:
         self.module = module
         self.schedules = dict(schedules)
         self.step = 0
+        self._inside = None
         online = unwrapped(module)
         self._layout = layout(online)
         tensors = distinct(online)
-        averaged = [tensor for tensor in tensors.values() if is_averaged(tensor)]
+        self._own_buffers = own_buffers(online)
+        averaged = [tensor for name, tensor in tensors.items() if self._is_averaged(name, tensor)]
         if not averaged:
             raise ValueError("the module has no floating-point tensor to average")
         dtype = torch.float64 if any(t.dtype in (torch.float64, torch.complex128) for t in averaged) else torch.float32
@@ -94,7 +99,8 @@ class Averages:
         self._waiting: list[int] = []  # which calls of the block wait, all of one stretch: a row each
         self._rows = self._new_rows(0)
         self._copied = [
-            {name: tensor.clone() for name, tensor in tensors.items() if not is_averaged(tensor)} for _ in schedules
+            {name: tensor.clone() for name, tensor in tensors.items() if not self._is_averaged(name, tensor)}
+            for _ in schedules
         ]
         self._reset()
 
@@ -143,7 +149,8 @@ class Averages:
         values = self._tensors_of(name)
         if self._inside is not None:
             raise RuntimeError(f"average_parameters({self._inside!r}) is already open: leave its with block first")
-        pairs = paired(self._layout, ties(unwrapped(self.module)), "module")
+        online = unwrapped(self.module)
+        pairs = paired(self._layout, ties(online), "module")
         kept = {name: source.clone() for name, (_, source) in pairs.items()}
         self._inside = name
         try:
@@ -152,8 +159,7 @@ class Averages:
             yield self.module
         finally:
             self._inside = None
-            for key, (_, source) in pairs.items():
-                source.copy_(kept[key])
+            restore(online, kept)
 
     def copy_to(self, module: nn.Module, name: str) -> None:
         """Copy one of the averages into another module that has the same tensors by name.
@@ -188,6 +194,8 @@ class Averages:
         Raises:
             ValueError: if it is of other schedules, or of another module.
         """
+        if self._inside is not None:
+            raise RuntimeError("load_state_dict() inside average_parameters(): leave its with block first")
         told = {name: schedule.to_dict() for name, schedule in self.schedules.items()}
         if state["schedules"] != told:
             raise ValueError(f"the state is of the schedules {state['schedules']}, these are {told}")
@@ -221,9 +229,11 @@ class Averages:
 
     def _reset(self) -> None:
         """Forget what is derived: it is looked up again at the next call."""
-        self._inside = None
         self._watch = None
         self._plain = []
+
+    def _is_averaged(self, name: str, tensor: Tensor) -> bool:
+        return is_averaged(tensor) and name not in self._own_buffers
 
     def _block_start(self) -> int:
         return self.step - self.step % _BLOCK
@@ -247,8 +257,8 @@ class Averages:
         online = unwrapped(self.module)
         pairs = paired(self._layout, ties(online), "module")
         sources = {name: source for name, (_, source) in pairs.items()}
-        averaged = _on_one_device([source for source in sources.values() if is_averaged(source)])
-        self._others = {name: source for name, source in sources.items() if not is_averaged(source)}
+        averaged = _on_one_device([source for name, source in sources.items() if self._is_averaged(name, source)])
+        self._others = {name: source for name, source in sources.items() if not self._is_averaged(name, source)}
         # Aliases of the memory itself, where the module's tensors are flat as they lie.
         self._direct = all(tensor.dtype == self._averages.dtype and tensor.is_contiguous() for tensor in averaged)
         self._sources = [tensor.view(-1) for tensor in averaged] if self._direct else averaged
@@ -320,17 +330,22 @@ class Averages:
             raise KeyError(f"there is no average {name!r}; there are {listed(names)}")
         row = names.index(name)
         averaged = {
-            key: tie.tensor for key, tie in self._layout.items() if tie.first_name == key and is_averaged(tie.tensor)
+            key: tie.tensor
+            for key, tie in self._layout.items()
+            if tie.first_name == key and self._is_averaged(key, tie.tensor)
         }
         found = from_reals(self.averages[row : row + 1], averaged)
         return {**self._copied[row], **{key: tensor[0] for key, tensor in found.items()}}
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("module", "schedules", "step", "_averages", "_waiting", "_rows", "_layout", "_copied")
+        if self._inside is not None:
+            raise RuntimeError("a copy made inside average_parameters() would train from the average; copy it outside")
+        kept = ("module", "schedules", "step", "_averages", "_waiting", "_rows", "_layout", "_copied", "_own_buffers")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._inside = None
         self._reset()
 
 

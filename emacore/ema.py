@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,10 +14,66 @@ from torch import Tensor, nn
 
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
-from emacore.tensors import Watch, check_has_values, is_averaged, listed, paired, plain_name, ties, unwrapped
+from emacore.tensors import (
+    Watch,
+    check_apart,
+    check_has_values,
+    distinct,
+    is_averaged,
+    listed,
+    own_buffers,
+    paired,
+    plain_name,
+    restore,
+    ties,
+    unwrapped,
+)
 
 _ACCUMULATOR = "accumulator."
 _BLOCK = 1024
+
+
+class _Setting:
+    """A setting of the schedule as an attribute of the wrapper, as the article's class has them."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, ema: EMA | None, owner: type) -> Any:
+        if ema is None:
+            return self
+        self._check(ema)
+        return getattr(ema.schedule, self._name)
+
+    def __set__(self, ema: EMA, value: Any) -> None:
+        self._check(ema)
+        ema.schedule = replace(ema.schedule, **{self._name: value})
+
+    def _check(self, ema: EMA) -> None:
+        if self._name not in {field.name for field in fields(ema.schedule)}:
+            raise AttributeError(f"the schedule {ema.schedule!r} has no setting {self._name}: replace ema.schedule")
+
+
+class _Names:
+    """Names of tensors as an attribute of the wrapper: checked, and followed from the next call on."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, ema: EMA | None, owner: type) -> Any:
+        return self if ema is None else ema.__dict__["_" + self._name]
+
+    def __set__(self, ema: EMA, names: Collection[str]) -> None:
+        chosen = _names(self._name, names)
+        known = set(ties(ema.ema_model))
+        by_start = self._name == "ignore_startswith_names"
+        for name in sorted(chosen):
+            if by_start and not any(other.startswith(name) for other in known):
+                raise ValueError(f"{self._name}: no tensor of the model starts with {name!r}; it has {listed(known)}")
+            if not by_start and name not in known:
+                raise ValueError(f"{self._name}: the model has no tensor {name!r}; it has {listed(known)}")
+        ema.__dict__["_" + self._name] = chosen
+        ema._now.plan = None
 
 
 class EMA(nn.Module):
@@ -26,11 +83,18 @@ class EMA(nn.Module):
     reach neither it nor the training module.
 
     Tensors are paired by name.  Floating-point and complex parameters and buffers are averaged, others (BatchNorm's
-    counter) are copied at every move.  Each :meth:`update` is one call of the schedule.
+    counter) are copied at every move, and so are the buffers whose averages would mean nothing: those that are not
+    finite when the wrapper is built (masks of -inf), the singular vectors of spectral normalisation, and those of
+    torch's quantisation observers.  Each :meth:`update` is one call of the schedule.
+
+    ``beta``, ``update_after_step``, ``update_every``, ``inv_gamma``, ``power`` and ``min_value`` are attributes, too,
+    as far as the schedule has them; they and the three of names may be set in the middle of a run.  An average that has
+    begun goes on from where it is.
 
     Args:
         model: The module being trained.  A ``torch.compile``d or (Distributed)DataParallel one is looked into.
-        ema_model: The shadow, if it should not be a deep copy of ``model``.
+        ema_model: The shadow, if it should not be a deep copy of ``model``.  The two may share neither modules nor
+            memory.
         beta, update_after_step, update_every, inv_gamma, power, min_value: Settings of
             :class:`~emacore.averaging.families.InversePower`, the default schedule.
         param_or_buffer_names_no_ema: Names that are copied at every move instead of averaged.
@@ -43,7 +107,8 @@ class EMA(nn.Module):
             that differ from the shadow's dtype are part of ``state_dict()``.
 
     Raises:
-        ValueError: for a setting out of range, a name that matches nothing, or a model that has no values yet.
+        ValueError: for a setting out of range, a name that matches nothing, a model that has no values yet, or a
+            shadow that shares modules or memory with it.
         TypeError: for a model that cannot be copied.
 
     Example:
@@ -55,6 +120,16 @@ class EMA(nn.Module):
         >>> [round(x, 4) for x in ema.ema_model.weight.flatten().tolist()]
         [2.0, 2.0]
     """
+
+    beta = _Setting()
+    update_after_step = _Setting()
+    update_every = _Setting()
+    inv_gamma = _Setting()
+    power = _Setting()
+    min_value = _Setting()
+    param_or_buffer_names_no_ema = _Names()
+    ignore_names = _Names()
+    ignore_startswith_names = _Names()
 
     def __init__(
         self,
@@ -96,11 +171,12 @@ class EMA(nn.Module):
             ema_model = _copy_of(unwrapped(model))
         else:
             check_has_values("ema_model", ema_model)
+        check_apart("ema_model", ema_model, unwrapped(model))
         self.ema_model = ema_model.requires_grad_(False).eval()
-        self.param_or_buffer_names_no_ema = _names("param_or_buffer_names_no_ema", param_or_buffer_names_no_ema)
-        self.ignore_names = _names("ignore_names", ignore_names)
-        self.ignore_startswith_names = _names("ignore_startswith_names", ignore_startswith_names)
-        self._check_names()
+        self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
+        self.ignore_names = ignore_names
+        self.ignore_startswith_names = ignore_startswith_names
+        self._own_buffers = own_buffers(unwrapped(model))
         self._accumulators: dict[str, Tensor] = {}
         self._now.plan = self._make_plan()
 
@@ -141,6 +217,12 @@ class EMA(nn.Module):
         """The decay of the last call by the schedule's rule, even where that call was skipped or copied."""
         return self.schedule.rule(self._now.step - 1)
 
+    def __getattr__(self, name: str) -> Any:
+        setting = type(self).__dict__.get(name)
+        if isinstance(setting, _Setting):  # a property's AttributeError ends up here: say what it said
+            setting._check(self)
+        return super().__getattr__(name)
+
     def update(self) -> None:
         """Take one call of the schedule: copy, move the average, or skip.
 
@@ -148,7 +230,7 @@ class EMA(nn.Module):
             RuntimeError: if the model gained, lost or reshaped a tensor, or inside :meth:`average_parameters`.
         """
         now = self._now
-        if now.in_average:
+        if now.kept is not None:
             raise RuntimeError("update() inside average_parameters() would average the average; call it outside")
         call = now.step
         offset = call - now.block_start
@@ -162,6 +244,9 @@ class EMA(nn.Module):
                 plan = now.plan = self._make_plan()
             if now.initted and call > self._schedule.start:
                 plan.move(decay)
+            elif now.initted and call > self._schedule.update_after_step:
+                # The schedule would begin here, but the average has begun under earlier settings.
+                plan.move(self._schedule.rule(call))
             else:
                 plan.copy_all()
                 now.initted = call >= self._schedule.start
@@ -171,19 +256,20 @@ class EMA(nn.Module):
     def average_parameters(self) -> Iterator[nn.Module]:
         """Put the averages into the training model for the time of a ``with`` block; then restore it exactly.
 
-        Its mode is left alone: call ``model.eval()`` where that is meant.
+        Its mode is left alone: call ``model.eval()`` where that is meant.  :meth:`state_dict` of the wrapper holds the
+        training weights inside, too; that of the model holds the averages.
         """
-        if self._now.in_average:
+        if self._now.kept is not None:
             raise RuntimeError("average_parameters() is already open: leave its with block first")
         plan = self._now.plan = self._make_plan()
-        kept = [tensor.clone() for tensor in plan.model]
-        self._now.in_average = True
+        online = unwrapped(self.model)
+        self._now.kept = kept = {name: tensor.clone() for name, tensor in distinct(online).items()}
         try:
             torch._foreach_copy_(plan.model, plan.shadow)
             yield self.model
         finally:
-            self._now.in_average = False
-            torch._foreach_copy_(plan.model, kept)
+            self._now.kept = None
+            restore(online, kept)
 
     def copy_to(self, module: nn.Module) -> None:
         """Copy the averages into another module that has the same tensors by name.
@@ -213,7 +299,7 @@ class EMA(nn.Module):
         for name, (shadow, source) in pairs.items():
             if name in self.ignore_names or name.startswith(tuple(self.ignore_startswith_names)):
                 continue
-            if name in self.param_or_buffer_names_no_ema or not is_averaged(shadow):
+            if name in self.param_or_buffer_names_no_ema or name in self._own_buffers or not is_averaged(shadow):
                 copied.append((shadow, source))
                 continue
             dtype = _accumulator_dtype(shadow.dtype, self.accumulator_dtype)
@@ -232,23 +318,29 @@ class EMA(nn.Module):
         self._accumulators = accumulators
         return _Plan(self.ema_model, online, list(pairs.values()), moved, wide, copied)
 
-    def _check_names(self) -> None:
-        known = set(ties(self.ema_model))
-        for argument in ("param_or_buffer_names_no_ema", "ignore_names"):
-            for name in sorted(getattr(self, argument) - known):
-                raise ValueError(f"{argument}: the model has no tensor {name!r}; it has {listed(known)}")
-        for prefix in sorted(self.ignore_startswith_names):
-            if not any(name.startswith(prefix) for name in known):
-                raise ValueError(
-                    f"ignore_startswith_names: no tensor of the model starts with {prefix!r}; it has {listed(known)}"
-                )
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # Accumulators follow to another device, but keep their dtype: that is what they are for.
         self._accumulators = {name: t.to(fn(t).device) for name, t in self._accumulators.items()}
         self._now.plan = None
         return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As any module's; inside :meth:`average_parameters` with the training weights of the model, as copies."""
+        kept, start = self._now.kept, kwargs.get("prefix", args[1] if len(args) > 1 else "") + "online_model."
+        if kept is None or not self.include_online_model:
+            return super().state_dict(*args, **kwargs)
+        online = unwrapped(self.model)
+        averages = {name: tensor.clone() for name, tensor in distinct(online).items()}
+        restore(online, kept)
+        try:
+            state = super().state_dict(*args, **kwargs)
+            for name, value in state.items():
+                if name.startswith(start) and isinstance(value, Tensor):
+                    state[name] = value.clone()
+        finally:
+            restore(online, averages)
+        return state
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -267,6 +359,8 @@ class EMA(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        if self._now.kept is not None:
+            raise RuntimeError("what is loaded inside average_parameters() would be undone at its end; load it outside")
         for name in ("step", "initted"):
             if prefix + name in state_dict:
                 setattr(self, name, state_dict.pop(prefix + name).reshape(-1)[0])
@@ -293,6 +387,8 @@ def averaging_function(schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor |
 
     ``AveragedModel`` copies at its first call and counts the calls after it from 1, so its ``num_averaged`` is the
     schedule's call number t.
+
+    The returned function raises ``TypeError`` for an average of less than 32 bits, which it has nowhere to keep wider.
     """
 
     def averaged(average: Tensor, value: Tensor, num_averaged: Tensor | int) -> Tensor:
@@ -301,6 +397,11 @@ def averaging_function(schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor |
             return average
         if decay == 0.0 or not is_averaged(average):
             return value
+        if _accumulator_dtype(average.dtype, None) != average.dtype:
+            raise TypeError(
+                f"an average kept in {average.dtype} would round away the steps of a decay near 1: use emacore.EMA, "
+                "which keeps a float32 one beside it, or give AveragedModel a float32 copy of the model"
+            )
         return torch.lerp(average, value.to(average.dtype), 1 - decay)
 
     return averaged
@@ -312,12 +413,14 @@ class _Now:
     def __init__(self, step: int = 0, initted: bool = False) -> None:
         self.step = step
         self.initted = initted
-        self.in_average = False
+        self.kept: dict[str, Tensor] | None = None  # the training weights inside average_parameters()
         self.plan: _Plan | None = None
         self.block: list[float] = []
         self.block_start = 0
 
     def __reduce__(self) -> tuple[type[_Now], tuple[int, bool]]:
+        if self.kept is not None:
+            raise RuntimeError("a copy made inside average_parameters() would train from the average; copy it outside")
         return _Now, (self.step, self.initted)
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 _COMPILED = "_orig_mod"
 
@@ -94,9 +96,46 @@ def paired(kept: Mapping[str, Tie], found: Mapping[str, Tie], role: str) -> dict
     }
 
 
+def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Copy values back into the tensors that the module has now, which may have been cast or moved meanwhile.
+
+    Raises:
+        RuntimeError: if names or shapes differ by now; what still fits has been restored.
+    """
+    found = distinct(module)
+    fitting = {name for name, tensor in kept.items() if name in found and found[name].shape == tensor.shape}
+    for name in fitting:
+        found[name].copy_(kept[name])
+    if strangers := (kept.keys() | found.keys()) - fitting:
+        raise RuntimeError(
+            f"the model's tensors {listed(strangers)} were added, removed or reshaped inside average_parameters(), so "
+            "that they cannot be restored; change the model outside"
+        )
+
+
 def is_averaged(tensor: Tensor) -> bool:
     """Whether a tensor can be averaged: floating-point or complex.  Others (BatchNorm's counter) are copied."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def own_buffers(module: nn.Module) -> frozenset[str]:
+    """Names of the floating-point buffers whose averages would mean nothing: they are copied.
+
+    These are buffers with values that are not finite (masks of -inf, ranges that begin at inf), the singular vectors of
+    spectral normalisation, which fit one weight matrix only, and what torch's quantisation observers keep.
+    """
+    found = {name for name, buffer in module.named_buffers(remove_duplicate=False) if not buffer.isfinite().all()}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        start = f"{prefix}." if prefix else ""
+        if isinstance(part, _SpectralNorm):
+            found |= {f"{start}_u", f"{start}_v"}
+        # By name, because importing them takes long, and where nobody has, there are none.
+        if any(base.__module__.startswith("torch.ao.quantization.") for base in type(part).__mro__):
+            found |= {start + name for name, _ in part.named_buffers(remove_duplicate=False)}
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                found |= {f"{start}{hook.name}_u", f"{start}{hook.name}_v"}
+    return frozenset(name.replace(f"{_COMPILED}.", "") for name in found)
 
 
 def in_plain_memory(tensor: Tensor) -> bool:
@@ -142,6 +181,34 @@ def check_has_values(role: str, module: nn.Module) -> None:
             raise ValueError(f"{role}: {name!r} is lazy and has no shape yet; run one batch through it first")
         if tensor.is_meta:
             raise ValueError(f"{role}: {name!r} is on the meta device and has no values; load or initialise it first")
+        if isinstance(tensor, nn.Parameter) and tensor.shape == (0,):
+            raise ValueError(
+                f"{role}: {name!r} has shape (0,), as DeepSpeed's ZeRO-3 leaves in place of weights that lie on other "
+                "processes; gather them (deepspeed.zero.GatheredParameters) around building and update(), or use ZeRO-2"
+            )
+
+
+def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
+    """Raise ``ValueError`` if an average shares modules or memory with its model, which it would freeze."""
+    names = {id(part): name for name, part in model.named_modules()}
+    for name, part in average.named_modules():
+        if id(part) in names:
+            shared = f"its module {name!r} is {names[id(part)]!r} of it" if name else "it is the model, or a part of it"
+            raise ValueError(f"{role} must be apart from the model, but {shared}: build a second one, or deepcopy it")
+    owners = {_memory(tie.tensor): name for name, tie in ties(model).items()}
+    for name, tie in ties(average).items():
+        if (place := _memory(tie.tensor)) is not None and place in owners:
+            raise ValueError(
+                f"{role} must be apart from the model, but its tensor {name!r} shares memory with {owners[place]!r} "
+                "of it: clone it"
+            )
+
+
+def _memory(tensor: Tensor) -> tuple[torch.device, int] | None:
+    """Where a plain tensor's memory begins; ``None`` for one that has none, or of a kind that does not tell."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or not tensor.numel():
+        return None
+    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def listed(names: Collection[str], most: int = 6) -> str:
@@ -158,10 +225,11 @@ class Watch:
 
     def __init__(self, *modules: nn.Module) -> None:
         # Identity of parameters, buffers and submodules tells a replaced one; the modules' empty dictionaries tell a
-        # new one; addresses tell a tensor whose data was swapped, as module.half() does.
+        # new one; addresses, strides and shapes tell a tensor whose data was swapped, as module.half() does, be it for
+        # another view of the same memory.
         tables = [
             table
-            for module in modules[:1]
+            for module in modules
             for part in module.modules()
             for table in (part._parameters, part._buffers, part._modules)
         ]
@@ -170,9 +238,14 @@ class Watch:
         self._values = [*(table.values() for table in tables if table), (None,)]
         self._seen = list(chain.from_iterable(self._values))
         self._tensors = [tie.tensor for module in modules for tie in ties(module).values()]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._places = self._now()
 
     def is_stale(self) -> bool:
         """Whether anything has changed."""
         same = not any(self._empty) and all(map(is_, chain.from_iterable(self._values), self._seen))
-        return not same or list(map(Tensor.data_ptr, self._tensors)) != self._addresses
+        return not same or self._now() != self._places
+
+    def _now(self) -> tuple[list[int], list[tuple[int, ...]], list[int]]:
+        tensors = self._tensors
+        # With the strides, the count tells the shape, and costs less.
+        return list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors)), list(map(Tensor.numel, tensors))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import emacore
-from emacore import EMA, averaging_function
+from emacore import EMA, Averages, averaging_function
 from emacore.averaging.families import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average
 from tests.helpers import Network, assert_same, change, tensors
@@ -541,3 +541,279 @@ def test_default_settings_are_the_articles():
         == InversePower()
         == InversePower(0.9999, 1.0, 2 / 3, 0.0, update_after_step=100, update_every=10)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("beta", 0.6),
+        ("update_after_step", 9),
+        ("update_every", 4),
+        ("inv_gamma", 3.0),
+        ("power", 2.0),
+        ("min_value", 0.4),
+    ],
+)
+@pytest.mark.parametrize("at", [1, 3, 8, 15])
+def test_settings_are_attributes_that_work_in_the_middle_of_a_run_as_in_the_articles_class(name, value, at):
+    now = {"beta": 0.9, "inv_gamma": 1.0, "power": 0.8, "min_value": 0.0, "update_after_step": 2, "update_every": 1}
+    model = nn.Linear(2, 1, dtype=torch.float64)
+    ema, shadow, begun = EMA(model, **now), None, False
+    for step in range(30):
+        if step == at:
+            setattr(ema, name, value)
+            now[name] = value
+        assert {key: getattr(ema, key) for key in now} == now
+        change(model, step)
+        ema.update()
+        if step % now["update_every"] == 0:
+            e = step - now["update_after_step"]
+            if e <= 0 or not begun:
+                shadow, begun = tensors(model), e > 0
+            else:
+                d = min(max(1 - (1 + e / now["inv_gamma"]) ** -now["power"], now["min_value"]), now["beta"])
+                shadow = {key: d * shadow[key] + (1 - d) * x for key, x in tensors(model).items()}
+        for key, tensor in tensors(ema.ema_model).items():
+            torch.testing.assert_close(tensor, shadow[key], rtol=1e-9, atol=1e-9)
+
+
+def test_settings_that_the_schedule_lacks_or_that_are_out_of_range_are_errors():
+    ema = EMA(nn.Linear(2, 1), schedule=UniformAverage())
+    assert not hasattr(ema, "power")
+    with pytest.raises(AttributeError, match=r"UniformAverage.* has no setting power: replace ema.schedule"):
+        _ = ema.power
+    with pytest.raises(AttributeError, match="has no setting power"):
+        ema.power = 2.0
+    ema.update_every = 3
+    assert ema.schedule == UniformAverage(update_every=3)
+    with pytest.raises(ValueError, match="update_every must be a whole number"):
+        ema.update_every = 0
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = ema.nope
+
+
+def test_names_may_be_set_in_the_middle_of_a_run():
+    model = Network()
+    ema = EMA(model, beta=0.9, power=5.0, **FAST)
+    run(ema, 0, 3)
+    kept = tensors(ema.ema_model)
+    ema.ignore_names = ["first.weight"]
+    ema.ignore_startswith_names = {"norm."}
+    ema.param_or_buffer_names_no_ema = ["last.bias"]
+    run(ema, 3, 6)
+    now = tensors(ema.ema_model)
+    assert torch.equal(now["first.weight"], kept["first.weight"])
+    assert torch.equal(now["norm.running_mean"], kept["norm.running_mean"])
+    assert torch.equal(now["last.bias"], model.last.bias)
+    assert not torch.equal(now["last.weight"], kept["last.weight"])
+    with pytest.raises(ValueError, match="ignore_names: the model has no tensor 'nope'"):
+        ema.ignore_names = ["nope"]
+    assert ema.ignore_names == {"first.weight"}
+
+
+def shares_itself(model):
+    return model
+
+
+def shares_a_part(model):
+    return nn.Sequential(model[0], nn.Dropout(), nn.Linear(2, 2))
+
+
+def shares_a_module_without_tensors(model):
+    return nn.Sequential(nn.Linear(2, 2), model[1], nn.Linear(2, 2))
+
+
+def shares_a_parameter(model):
+    shadow = copy.deepcopy(model)
+    shadow[0].weight = model[0].weight
+    return shadow
+
+
+def shares_memory(model):
+    shadow = copy.deepcopy(model)
+    shadow[2].weight.data = model[0].weight.data.t()
+    return shadow
+
+
+@pytest.mark.parametrize(
+    "build",
+    [shares_itself, shares_a_part, shares_a_module_without_tensors, shares_a_parameter, shares_memory],
+)
+@pytest.mark.parametrize("wrap", [lambda model: model, torch.compile], ids=["plain", "compiled"])
+def test_a_shadow_that_shares_with_the_model_is_an_error_and_leaves_it_alone(build, wrap):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="ema_model must be apart from the model"):
+        EMA(wrap(model), build(model))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(part.training for part in model.modules())
+
+
+def test_a_view_put_in_place_of_the_weights_is_followed_or_an_error():
+    model = nn.Linear(2, 2)
+    ema, many = EMA(model, beta=0.5, min_value=0.5, **FAST), Averages(model, {"a": Constant(0.5)})
+    for _ in range(2):
+        ema.update()
+        many.update()
+    model.weight.data = model.weight.data.t()
+    for _ in range(40):
+        ema.update()
+        many.update()
+    torch.testing.assert_close(ema.ema_model.weight, model.weight, rtol=1e-6, atol=1e-6, check_stride=False)
+    torch.testing.assert_close(many.averages[0, :4].view(2, 2), model.weight.detach(), rtol=1e-6, atol=1e-6)
+    model.weight.data, model.bias.data = model.weight.data[:1], model.bias.data[:1]
+    with pytest.raises(RuntimeError, match="differ in shape"):
+        ema.update()
+    with pytest.raises(RuntimeError, match="differ in shape"):
+        many.update()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_state_inside_average_parameters_is_that_of_the_training_model(nested):
+    model = Network()
+    ema = EMA(model, beta=0.9, power=3.0, **FAST)
+    run(ema, 0, 6)
+    holder = nn.ModuleDict({"ema": ema}) if nested else ema
+    outside = tensors(holder)
+    with ema.average_parameters():
+        inside = holder.state_dict()
+        assert_same(tensors(model), tensors(ema.ema_model))
+    assert_same(inside, outside)
+    run(ema, 6, 7)
+    start = "ema.online_model." if nested else "online_model."
+    for name, tensor in inside.items():
+        assert torch.equal(tensor, outside[name]) or not name.startswith(start)
+
+
+@pytest.mark.parametrize("build", [lambda m: EMA(m, **FAST), lambda m: Averages(m, {"a": Constant(0.5)})])
+def test_loading_and_copying_inside_average_parameters_are_errors(build):
+    average = build(nn.Linear(2, 1))
+    average.update()
+    state = average.state_dict()
+    arguments = () if isinstance(average, EMA) else ("a",)
+    with average.average_parameters(*arguments):
+        with pytest.raises(RuntimeError, match=r"inside average_parameters"):
+            average.load_state_dict(state)
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(RuntimeError, match="copy it outside"):
+                copied(average)
+        with pytest.raises(RuntimeError, match="average the average"):
+            average.to("cpu").update()
+    average.load_state_dict(state)
+
+
+@pytest.mark.parametrize("build", [lambda m: EMA(m, **FAST), lambda m: Averages(m, {"a": Constant(0.5)})])
+def test_a_model_cast_or_swapped_inside_average_parameters_is_restored(build):
+    model = nn.Linear(2, 1)
+    average = build(model)
+    average.update()
+    nn.init.constant_(model.weight, 3.0)
+    arguments = () if isinstance(average, EMA) else ("a",)
+    with average.average_parameters(*arguments):
+        assert model.weight[0, 0] != 3.0
+        model.double()
+        model.bias = nn.Parameter(torch.zeros(1))
+    assert model.weight.tolist() == [[3.0, 3.0]]
+    lost = pytest.raises(RuntimeError, match="'extra' were added.* change the model outside")
+    with lost, average.average_parameters(*arguments):
+        model.extra = nn.Parameter(torch.zeros(1))
+    assert model.weight.tolist() == [[3.0, 3.0]]
+
+
+def assign_a_state(shadow):
+    shadow.load_state_dict(
+        {name: torch.zeros_like(tensor) for name, tensor in shadow.state_dict().items()}, assign=True
+    )
+
+
+def replace_a_parameter(shadow):
+    shadow[0].weight = nn.Parameter(torch.zeros(1, 1))
+
+
+def replace_a_module(shadow):
+    shadow[0] = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(shadow[0].weight)
+
+
+@pytest.mark.parametrize("change_shadow", [assign_a_state, replace_a_parameter, replace_a_module])
+def test_what_is_replaced_in_the_shadow_is_noticed(change_shadow):
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    ema = EMA(model, beta=0.5, min_value=0.5, **FAST)
+    for _ in range(2):
+        ema.update()
+    change_shadow(ema.ema_model)
+    nn.init.constant_(model[0].weight, 4.0)
+    for _ in range(10):
+        ema.update()
+    assert ema.ema_model[0].weight.item() == 4 * (1 - 0.5**10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averaging_function_refuses_an_average_that_would_not_move(dtype):
+    model = nn.Linear(1, 1).to(dtype)
+    theirs = AveragedModel(model, avg_fn=averaging_function(Constant(0.9999)))
+    theirs.update_parameters(model)  # a copy
+    with pytest.raises(TypeError, match=f"kept in {dtype} .*use emacore.EMA"):
+        theirs.update_parameters(model)
+    wide = AveragedModel(copy.deepcopy(model).float(), avg_fn=averaging_function(Constant(0.5)))
+    nn.init.constant_(model.weight, 1.0)
+    wide.update_parameters(model)
+    nn.init.constant_(model.weight, 2.0)
+    wide.update_parameters(model)
+    assert wide.module.weight.item() == 1.5
+
+
+def test_what_a_quantisation_observer_keeps_is_copied():
+    model = nn.Sequential(nn.Linear(2, 2), torch.ao.quantization.FakeQuantize())
+    model(torch.ones(1, 2))  # its range is finite by now
+    ema = EMA(model, schedule=Constant(0.9))
+    for step in range(3):
+        model[1].scale.fill_(step + 1.0)
+        model(torch.full((1, 2), float(step)))
+        ema.update()
+    for name, tensor in ema.ema_model[1].named_buffers():
+        assert torch.equal(tensor, model[1].get_buffer(name)), name
+
+
+class Masked(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("mask", torch.full((2, 2), value).triu(1), persistent=False)
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_buffers_that_are_not_finite_are_copied(value):
+    model = Masked(value)
+    ema, many = EMA(model, schedule=Constant(0.9)), Averages(model, {"a": Constant(0.9)})
+    for step in range(5):
+        nn.init.constant_(model.linear.weight, float(step))
+        if step == 4:
+            model.mask.fill_(7.0)  # an observer's range has seen its first values
+        ema.update()
+        many.update()
+        shadow = copy.deepcopy(model)
+        many.copy_to(shadow, "a")
+        for found in (ema.ema_model, shadow):
+            torch.testing.assert_close(found.mask, model.mask, equal_nan=True)
+            assert found.linear.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_the_singular_vectors_of_spectral_normalisation_are_copied(norm):
+    torch.manual_seed(0)
+    model, shadow = (nn.Sequential(norm(nn.Linear(8, 8))) for _ in range(2))
+    ema, many = EMA(model, schedule=Constant(0.99)), Averages(model, {"a": Constant(0.99)})
+    for _ in range(100):
+        model(torch.randn(1, 8))
+        weight = next(p for name, p in model.named_parameters() if "orig" in name)
+        weight.data.add_(0.3 * torch.randn(8, 8))
+        ema.update()
+        many.update()
+    many.copy_to(shadow, "a")
+    vectors = dict(model.named_buffers())
+    assert len(vectors) == 2
+    for found in (ema.ema_model, shadow):
+        for name, tensor in found.named_buffers():
+            assert torch.equal(tensor, vectors[name])
+    name = next(name for name, _ in model.named_parameters() if "orig" in name)
+    assert not torch.equal(ema.ema_model.get_parameter(name), model.get_parameter(name))

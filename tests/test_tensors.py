@@ -115,7 +115,13 @@ def test_tensors_without_values_are_told():
         check_has_values("model", nn.LazyLinear(3))
     with pytest.raises(ValueError, match="model: 'weight' is on the meta device"):
         check_has_values("model", nn.Linear(1, 1, device="meta"))
+    placeholder = nn.Linear(1, 1)
+    placeholder.weight.data = torch.empty(0)
+    with pytest.raises(ValueError, match=r"model: 'weight' has shape \(0,\), as DeepSpeed's ZeRO-3 .*Gathered"):
+        check_has_values("model", placeholder)
     module = nn.Module()
+    module.register_buffer("empty", torch.zeros(0))
+    check_has_values("model", module)
     module.register_buffer("mean", torch.zeros(1, device="meta"))
     with pytest.raises(ValueError, match="average: 'mean' is on"):
         check_has_values("average", module)
@@ -145,6 +151,35 @@ def add_a_module(module):
 
 def remove(module):
     del module.wave
+
+
+def slice_data(module):
+    module.first.weight.data = module.first.weight.data[:2]
+
+
+def transpose_data(module):
+    module.square.data = module.square.data.t()
+
+
+def unsqueeze_data(module):
+    module.square.data = module.square.data.unsqueeze(0)
+
+
+def reshape_data(module):
+    module.first.weight.data = module.first.weight.data.view(2, 3)
+
+
+@pytest.mark.parametrize("in_average", [False, True])
+@pytest.mark.parametrize("change", [slice_data, transpose_data, unsqueeze_data, reshape_data])
+def test_another_view_of_the_same_memory_is_noticed(change, in_average):
+    model, average = Tied(), Tied()
+    for module in (model, average):
+        module.square = nn.Parameter(torch.randn(2, 2))
+    aliases, watch = [distinct(model), distinct(average)], Watch(model, average)
+    assert not watch.is_stale()
+    change(average if in_average else model)
+    assert watch.is_stale()
+    assert aliases
 
 
 @pytest.mark.parametrize("change", [swap_data, replace, add, add_a_module, remove])
