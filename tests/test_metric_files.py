@@ -47,7 +47,7 @@ FILES = {
 }
 ENCODED = {
     **{name: text.encode() for name, text in FILES.items()},
-    "gzip": gzip.compress(FILES["JSON Lines"].encode()),
+    "gzip": gzip.compress(FILES["JSON Lines"].encode(), mtime=0),
     "UTF-16": FILES["delimited text"].encode("utf-16"),
     "Parquet": parquet(pd.DataFrame(RECORDS)),
 }
