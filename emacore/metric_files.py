@@ -17,7 +17,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emacore.averaging.trackers import smoothed
-from emacore.tables import MAX_CELLS, MAX_COLUMNS, Table, TableError, as_numbers, content_of, read_table, text_of
+from emacore.tables import (
+    MAX_CELLS,
+    MAX_COLUMNS,
+    Table,
+    TableError,
+    as_numbers,
+    begins_as_json,
+    content_of,
+    read_table,
+    text_of,
+)
 
 #: Names of the columns that count, the best x first.
 STEPS = (
@@ -458,7 +468,7 @@ def _log(text: str) -> Table:
 READERS = (
     Reader("JSON Lines", _is_json_lines, _json_lines),
     Reader("trainer_state.json", lambda text: text.lstrip()[:1] == "{" and '"log_history"' in text, _json_list),
-    Reader("JSON", lambda text: text.lstrip()[:1] in ("{", "["), _json_list),
+    Reader("JSON", begins_as_json, _json_list),
     Reader("MLflow metric file", _is_mlflow, _mlflow),
     Reader("log of names and numbers", _is_log, _log),
     Reader("delimited text", lambda text: True, read_table),

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import itertools
+import json
 import re
 import zlib
 from collections import Counter
@@ -100,6 +101,21 @@ def text_of(content: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def begins_as_json(text: str) -> bool:
+    """Whether a text is an object or a list of JSON, whole or not, and no table whose first name has a bracket."""
+    text = text.lstrip()
+    if text[:1] not in ("{", "["):
+        return False
+    line = text[1:].lstrip()
+    if line[:1] in ('"', "{", "[", "}", ""):
+        return True
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return text[end : end + 1] in ("", "\n")
+
+
 def read_table(text: str) -> Table:
     """Read delimited text: delimiter, header, comments, and what its numbers look like are found out.
 
@@ -110,7 +126,7 @@ def read_table(text: str) -> Table:
     Raises:
         TableError: without rows, with more fields in a row than in the header, with too many cells, or if it is JSON.
     """
-    if text.lstrip()[:1] in ("{", "["):
+    if begins_as_json(text):
         raise TableError("The file is JSON, not a table of rows. Save the table as CSV text first.")
     text, comments = _without_comments(text)
     delimiter, decimal = _delimiter(text)

@@ -162,3 +162,11 @@ def test_sizes_are_looked_at_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tables.pd, "read_csv", None)
     with pytest.raises(TableError, match="200,000 columns; at most 2,000"):
         read_csv(",".join(["1"] * 200_000).encode())
+
+
+def test_a_first_name_in_brackets_is_no_json():
+    for text in ("[x](y),b\n1,2\n3,4\n", "[1],b\n1,2\n3,4\n", "{a},b\n1,2\n3,4\n"):
+        assert read_csv(text.encode()).shape == (2, 2)
+    for text in ('{"a": 1}\n{"a": 2}\n', "[[1, 2], [3, 4]]", '[{"a": 1},', "[\n1,\n2]", '{\n  "a": [1]}', "[1, 2]"):
+        with pytest.raises(TableError, match="is JSON"):
+            read_csv(text.encode())

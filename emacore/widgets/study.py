@@ -214,7 +214,7 @@ def _more(history: pd.DataFrame, table: pd.DataFrame, averaged: str, study_id: s
             name=f"steadiness-{study_id}",
             look_for="**Look for** bars to the left of 1: there the average's curve is the steadier one."
             + (
-                f" The article's run has {number(STEADINESS_RATIO)}, from an epoch it does not state: "
+                f" The article's run has {number(STEADINESS_RATIO, 2)}, from an epoch it does not state: "
                 f"{share_below(ratios['ratio'], STEADINESS_RATIO)} of these seeds have less."
                 if article
                 else ""

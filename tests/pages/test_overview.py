@@ -155,7 +155,7 @@ def test_the_marked_decay_stands_at_its_half_life(open_page):
     np.testing.assert_allclose(table["half_life"], np.log(0.5) / np.log(table["decay"]))
     lowest = table[(table["part"] == "formula") & (table["curve"] == "average")]["loss"].min()
     assert f"Lowest of these: {lowest:.3g}, at decay" in texts(app)
-    assert "It forgets half in 6.6 steps." in texts(app)
+    assert "It forgets half in 6.58 steps." in texts(app)
 
 
 def test_titles_follow_the_numbers(open_page, monkeypatch):

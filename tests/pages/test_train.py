@@ -387,7 +387,7 @@ def test_progress_is_of_the_epochs_so_far(open_page, home):
         connection.execute("UPDATE runs SET config = ? WHERE id = ?", (replace(config, max_epochs=8).to_json(), run_id))
     assert len(runs.history(run_id)) == 2
     bar = open_page("train", run=run_id).get("progress")[0].proto
-    assert bar.text == "Epoch 2 of at most 8: at most 18 s left (3.0 s an epoch)."
+    assert bar.text == "Epoch 2 of at most 8: at most 18 s left (3 s an epoch)."
     assert bar.value == 25
 
 
