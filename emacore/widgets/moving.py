@@ -203,7 +203,8 @@ def _taken(name: str, handles: Sequence[Handle]) -> None:
     selected = st.session_state[_key(name, state)]["selection"]
     for handle in handles:
         chosen = selected.get(handle.selection)
-        if chosen:
+        # A browser may answer with a mark of the picture that was there before.
+        if chosen and 0 <= chosen[0]["mark"] < len(handle.values):
             value = handle.values[int(chosen[0]["mark"])]
             st.session_state[handle.key] = value
             state["seen"] = {**state["seen"], handle.key: value}

@@ -149,6 +149,7 @@ def test_start_watch_refresh_second_tab_and_stop(server, page):
     assert len(store.history(run_id)) > 0
 
 
+@pytest.mark.long
 def test_the_articles_run_trains_and_goes_home_as_csv(server, page):
     page.goto(f"{server.url}/train")
     page.get_by_role("button", name="Start", exact=True).click()
@@ -273,6 +274,7 @@ def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(serve
     assert f"has {loss:.3g}"[:-1] in told
 
 
+@pytest.mark.long
 def test_the_curves_of_a_run_that_trains_grow_by_themselves(server, page):
     page.goto(f"{server.url}/train{ENDLESS}")
     page.get_by_role("button", name="Start", exact=True).click()
@@ -287,6 +289,7 @@ def test_the_curves_of_a_run_that_trains_grow_by_themselves(server, page):
         store.request_stop(run_id)
 
 
+@pytest.mark.long
 def test_many_seeds_give_a_verdict_and_a_higher_rate_turns_it(server, page):
     page.goto(f"{server.url}/evidence?seeds=16")
     page.get_by_role("heading", name="Evidence", level=1).wait_for()
@@ -306,6 +309,7 @@ def test_many_seeds_give_a_verdict_and_a_higher_rate_turns_it(server, page):
     page.get_by_text(re.compile("^Over 16 seeds, averaging lowers the final loss by")).wait_for()
 
 
+@pytest.mark.long
 def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):
     page.goto(
         f"{server.url}/where_it_helps?sweep_seeds=8&values_optimizer_learning_rate=0.001,0.01&max_epochs=10&stop_curve=none&rate_rule=constant"
@@ -358,6 +362,7 @@ def test_every_page_has_a_name_and_every_chart_a_text_and_nothing_is_asked_of_ot
     assert {url for url in asked if not url.startswith((server.url, "data:", "blob:"))} == set()
 
 
+@pytest.mark.long
 def test_a_killed_server_keeps_what_was_trained(tmp_path, page):
     server = Server(tmp_path)
     try:

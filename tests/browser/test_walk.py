@@ -103,6 +103,7 @@ def served(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_walk_ends_without_an_exception(served, page):
     done, pages = walk(served, page, seed=5, actions=60)
     assert len({kind for kind, _ in done}) >= 6

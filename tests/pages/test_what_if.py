@@ -22,11 +22,17 @@ from emacore.replay.weight_space import space
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig
-from emacore.widgets import replay
+from emacore.widgets import moving, replay
 from tests.helpers import ME
 from tests.pages.conftest import FREE, drag, drawn, frames, run, texts
 from tests.pages.conftest import enter_recorded as enter
 from tests.training.test_second_task import CONFIG as DIGITS
+
+
+@pytest.fixture(autouse=True)
+def few_marks(monkeypatch):
+    """Handles with few marks: each is a replay, and the page is drawn a hundred times here."""
+    monkeypatch.setattr(moving, "_MOST_MARKS", 12)
 
 
 def figures(app):
