@@ -11,26 +11,33 @@ ICON = "docs/icon.svg"
 #: Streamlit leaves 100 pixels above a title, which a bar of pages at the top does not need.
 STYLE = "<style>.stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 3rem; }</style>"
 
-st.session_state["navigated"] = True  # see emacore.widgets.page.through_app
-page = st.navigation(
-    [
-        st.Page("pages/overview.py", title="Overview", default=True),
-        st.Page("pages/for_my_run.py", title="For my run"),
-        st.Page("pages/decay_schedule.py", title="Decay schedule"),
-        st.Page("pages/low_pass_filter.py", title="Low-pass filter"),
-        st.Page("pages/train.py", title="Train"),
-        st.Page("pages/what_if.py", title="What if"),
-        st.Page("pages/evidence.py", title="Evidence"),
-        st.Page("pages/where_it_helps.py", title="Where it helps"),
-        st.Page("pages/runs.py", title="Runs"),
-    ],
-    position="top",
-)
-st.set_page_config(page_title=f"{page.title} - Weight-averaging explorer", page_icon=ICON, layout="wide")
-st.html(STYLE)
-with link_told(page.url_path):
-    page.run()
-if os.environ.get("EMACORE_EXAMPLE") != "0":
-    from emacore.widgets.jobs import begin_example  # after the page, which need not wait for it
 
-    begin_example()
+def main() -> None:
+    st.session_state["navigated"] = True  # see emacore.widgets.page.through_app
+    page = st.navigation(
+        [
+            st.Page("pages/overview.py", title="Overview", default=True),
+            st.Page("pages/for_my_run.py", title="For my run"),
+            st.Page("pages/decay_schedule.py", title="Decay schedule"),
+            st.Page("pages/low_pass_filter.py", title="Low-pass filter"),
+            st.Page("pages/train.py", title="Train"),
+            st.Page("pages/what_if.py", title="What if"),
+            st.Page("pages/evidence.py", title="Evidence"),
+            st.Page("pages/where_it_helps.py", title="Where it helps"),
+            st.Page("pages/runs.py", title="Runs"),
+        ],
+        position="top",
+    )
+    st.set_page_config(page_title=f"{page.title} - Weight-averaging explorer", page_icon=ICON, layout="wide")
+    st.html(STYLE)
+    with link_told(page.url_path):
+        page.run()
+    if os.environ.get("EMACORE_EXAMPLE") != "0":
+        from emacore.widgets.jobs import begin_example  # after the page, which need not wait for it
+
+        begin_example()
+
+
+# A process that is spawned from the server's reads this file again, and has no page to show.
+if __name__ == "__main__":
+    main()

@@ -180,7 +180,7 @@ def test_the_map_draws_the_median_change_and_the_wins_of_each_cell(open_page, ho
     for (rate, schedule), cell in zip(places, cells.to_dict("records"), strict=True):
         rows = table[(table["optimizer.learning_rate"] == rate) & (table["schedule"] == schedule)]
         ratio = np.median(rows["final_ema"] / rows["final_original"])
-        assert cell["percent"] == pytest.approx(100 * (ratio - 1), abs=1e-9)
+        assert cell["percent"] == pytest.approx(100 * (1 - ratio), abs=1e-9)
         assert cell["change"] == pytest.approx(np.clip(np.log2(ratio), -2, 2), abs=1e-9)
         assert cell["wins"] == (rows["final_ema"] < rows["final_original"]).sum()
         assert cell["text"].endswith(f"\n{cell['wins']} of 8")
