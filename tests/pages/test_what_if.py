@@ -475,7 +475,8 @@ def own_pictures(app):
     return {data.name: convert_arrow_bytes_to_pandas_df(data.data.data) for data in chart.proto.datasets}
 
 
-def test_every_mark_of_every_handle_is_the_replay_of_that_very_schedule(open_page, home):
+def test_every_mark_of_every_handle_is_the_replay_of_that_very_schedule(open_page, home, monkeypatch):
+    monkeypatch.setattr(moving, "_MOST_MARKS", 80)
     run_id = enter(home)
     app = open_page("what_if", view="Family", beta="0.8", power="1", update_after_step="7", more_settings="true")
     opened, table = open_run(RunStore(home).recording(run_id)), frames(app)
