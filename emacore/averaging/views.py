@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from emacore.averaging import filters, measurements
 from emacore.averaging.families import BiasCorrected, Constant
 from emacore.averaging.filters import half_lives
-from emacore.averaging.schedules import Schedule, final_half_life
+from emacore.averaging.schedules import Schedule
 from emacore.averaging.signals import FinalLoss, final_loss, quadratic_loss, simulated_final_losses
 from emacore.averaging.weights import (
     average,
@@ -281,20 +281,6 @@ def reached_table(schedule: Schedule, num_steps: int) -> Table:
         "first step": np.array([np.nan if call is None else float(call) for call in calls]),
         "in this run": np.array(told),
     }
-
-
-class Memory(NamedTuple):
-    """What the average at the end of a run remembers: half-life and mean age in steps, width as a share of the run."""
-
-    half_life: float
-    relative_width: float
-    mean_age: float
-
-
-def memory_at_end(schedule: Schedule, num_steps: int) -> Memory:
-    """The memory of the average after ``num_steps`` calls."""
-    decays = schedule.decays(num_steps)
-    return Memory(final_half_life(schedule, num_steps), relative_width(decays), mean_age(decays))
 
 
 def equal_windows(beta: float, autocorrelation: float = 0.0) -> dict[str, int]:

@@ -148,3 +148,10 @@ def test_a_width_is_solved_for_in_a_run_of_any_length():
     assert sigma_rel_from_gamma(solved.exponent) == pytest.approx(0.05, rel=1e-4)
     longer = with_relative_width(Constant(), TEN_BILLION, 0.01)
     assert 1 / (1 - longer.beta) == pytest.approx(1e8, rel=1e-3)
+
+
+def test_the_memory_of_three_moves_by_hand():
+    found = memory(Constant(0.9, update_every=2), 5)
+    assert found.half_life == pytest.approx(2 * np.log(2) / -np.log(0.9))
+    assert found.mean_age == pytest.approx(0.81 * 4 + 0.09 * 2)
+    assert found.relative_width == pytest.approx(np.sqrt(0.81 * 16 + 0.09 * 4 - 3.42**2) / 5)

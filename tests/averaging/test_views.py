@@ -102,13 +102,6 @@ def test_when_decays_are_reached():
     )
 
 
-def test_the_memory_at_the_end():
-    found = views.memory_at_end(Constant(0.9, update_every=2), 5)
-    assert found.half_life == pytest.approx(2 * np.log(2) / -np.log(0.9))
-    assert found.mean_age == pytest.approx(0.81 * 4 + 0.09 * 2)
-    assert found.relative_width == pytest.approx(np.sqrt(0.81 * 16 + 0.09 * 4 - 3.42**2) / 5)
-
-
 def test_windows_that_an_average_is_held_against():
     assert views.equal_windows(0.98) == {views.DELAY: 99, views.NOISE: 99}
     assert views.equal_windows(0.98, 0.9)[views.DELAY] == 99
