@@ -202,10 +202,12 @@ def sampled_calls(num_steps: int, scheme: Scheme, most: int = 1600, ends: Iterab
     if num_steps // every <= most:
         return acting_calls(num_steps, scheme)
     last, part = num_steps - 1, most // 4
-    far, near = (np.geomspace(1, num_steps, size) - 1 for size in (part, 80))
+    far, near = (np.geomspace(1, num_steps, size) - 1 for size in (part, 300))
     even = np.linspace(0, last, part)
     places = np.concatenate([even, far, start + far, last - far, start + every * np.arange(-2, 3)])
-    places = np.concatenate([places, *(end - near for end in ends)])
+    # A short memory bends from one call to the next, so the last ones before an end are all there.
+    for end in ends:
+        places = np.concatenate([places, end - near, end // every * every - every * np.arange(64)])
     calls = np.unique(np.round(places / every).astype(np.int64) * every)
     return calls[(calls >= 0) & (calls <= last)]
 

@@ -191,7 +191,7 @@ def weight_frames(
         across = calls.astype(np.float64)
         found.append(line_frames("step", "weight", "curve", name, across, moving, y_scale=scale, y_ends=ends))
 
-    calls = views.sampled_calls(num_steps, schedule)
+    calls = views.sampled_calls(num_steps, schedule, ends=[step])
     if marks:
         add(NOW, calls, {key: views.weight_frames(schedule, key, values, step, calls) for key, values in marks})
     if steps:
