@@ -164,11 +164,12 @@ def evidence_map(
 
 
 def _gain(share: float) -> str:
-    """A gain as a cell has it: positive is better, and a loss that grew more than tenfold is told as a multiple."""
+    """A gain as a cell has it: positive is better, and a loss that grew more than tenfold is told as a "
+    "multiple of the original's."""
     if not np.isfinite(share):
         return "not finite"
     if share <= -10:
-        return f"loss x {number(1 - share, 3)}"
+        return f"x {number(1 - share, 3)}"
     return signed_percent(share, 2 if abs(share) < 1 else 3) if share else "equal"
 
 

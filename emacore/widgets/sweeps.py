@@ -206,9 +206,9 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> N
             key=key,
         )
     st.caption(
-        "The median gain in the final loss, and in how many seeds the average was better. **Look for** where blue "
-        "(it helps) turns to orange (it hurts), full from a factor of 4 on; hatched shows neither. A click chooses a "
-        "cell."
+        "The median gain in the final loss (x 20: the loss is 20 times the original's), and in how many seeds the "
+        "average was better. **Look for** where blue (it helps) turns to orange (it hurts), full from a factor of 4 "
+        "on; hatched shows neither. A click chooses a cell."
     )
 
 

@@ -107,7 +107,7 @@ def test_a_map_of_evidence_hatches_what_shows_nothing():
     ).assign(wins=[12, 0, 6], seeds=12, low=0.0, high=0.0, p=0.01, verdict=["helps", "hurts", "no difference shown"])
     figure = evidence_map(table, ["1", "2"], ["a", "b"], x_title="x", y_title="y")
     assert figure.data["change"].round(3).tolist() == [-1.0, 2.0, -0.014]
-    assert figure.data["text"].tolist() == ["+50 %\n12 of 12", "loss x 100\n0 of 12", "+1 %\n6 of 12"]
+    assert figure.data["text"].tolist() == ["+50 %\n12 of 12", "x 100\n0 of 12", "+1 %\n6 of 12"]
     lines_ = pd.DataFrame(figure.spec["layer"][1]["data"]["values"])
     assert set(lines_["code"]) == {"1b"}
     assert set(lines_.groupby("line").size()) == {2}
@@ -118,7 +118,7 @@ def test_a_map_of_evidence_hatches_what_shows_nothing():
 
 @pytest.mark.parametrize(
     ("gain", "text"),
-    [(0.5, "+50 %"), (-0.003, "-0.3 %"), (4e-5, "+0.004 %"), (0.0, "equal"), (-1.76, "-176 %"), (-99.0, "loss x 100")],
+    [(0.5, "+50 %"), (-0.003, "-0.3 %"), (4e-5, "+0.004 %"), (0.0, "equal"), (-1.76, "-176 %"), (-99.0, "x 100")],
 )
 def test_a_cell_of_the_map_never_says_that_a_change_is_0(gain, text):
     cell = {"x": "1", "y": "a", "code": "1a", "median_gain": gain, "wins": 3, "seeds": 8, "verdict": "hurts"}
