@@ -12,7 +12,9 @@ import emacore
 from benchmarks import pictures
 from emacore.averaging.advice import Run, advise, half_life_in, steps_of_samples
 from emacore.averaging.code import to_code
+from emacore.averaging.families import Constant, InversePower, PowerFunction
 from emacore.experiments.article_study import in_words, shipped
+from emacore.snippets import snippets
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -107,3 +109,10 @@ def test_its_pictures_are_there_and_a_command_makes_them():
     assert {name for name in shown if name.endswith(("png", "gif"))} <= made
     assert all((ROOT / "docs" / name).is_file() for name in shown)
     assert "python -m benchmarks.pictures" in README
+
+
+def test_it_counts_the_libraries_for_which_there_is_code():
+    families = (Constant(), InversePower(), PowerFunction(sigma_rel=0.1))
+    libraries = {snippet.library.split()[0] for schedule in families for snippet in snippets(schedule)}
+    assert len(libraries) == 10
+    assert "code for ten libraries" in " ".join(README.split())
