@@ -230,7 +230,6 @@ def test_numbers_have_the_digits_that_matter():
     assert "step_size=0.0001)" in in_library("optax", Constant(0.9999)).code
 
 
-@pytest.mark.long  # torchmetrics, which it brings, cannot import every torchvision beside a CPU build of torch
 @pytest.mark.parametrize("schedule", FEW, ids=to_code)
 def test_lightning_averages_as_the_schedule_says(schedule, monkeypatch, tmp_path):
     import lightning.pytorch as lightning
