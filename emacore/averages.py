@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import Floats, stretch_weights
+from emacore.sharded import check_not_sharded
 from emacore.tensors import (
     Watch,
     check_has_values,
@@ -82,6 +83,7 @@ class Averages:
             if not isinstance(schedule, Schedule):
                 raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")
         check_has_values("module", module)
+        check_not_sharded("module", module, "use an EMA for each schedule")
         self.module = module
         self.schedules = dict(schedules)
         self.step = 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
+from emacore.sharded import alike, copy_each, is_sharded, laid_out, local, sharded_copy
 from emacore.tensors import (
     Watch,
     check_apart,
@@ -265,7 +266,7 @@ class EMA(nn.Module):
         online = unwrapped(self.model)
         self._now.kept = kept = {name: tensor.clone() for name, tensor in distinct(online).items()}
         try:
-            torch._foreach_copy_(plan.model, plan.shadow)
+            copy_each(plan.model, plan.shadow)
             yield self.model
         finally:
             self._now.kept = None
@@ -278,7 +279,7 @@ class EMA(nn.Module):
             RuntimeError: if names or shapes differ.
         """
         pairs = paired(ties(self.ema_model), ties(unwrapped(module)), "module")
-        torch._foreach_copy_([to for _, to in pairs.values()], [source for source, _ in pairs.values()])
+        copy_each([to for _, to in pairs.values()], [source for source, _ in pairs.values()])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the shadow model."""
@@ -306,12 +307,12 @@ class EMA(nn.Module):
             kept = self._accumulators.get(name)
             if dtype != shadow.dtype:
                 same = kept is not None and kept.dtype == dtype
-                accumulators[name] = kept if kept is not None and same else shadow.to(dtype)
+                accumulators[name] = laid_out(kept, shadow) if kept is not None and same else shadow.to(dtype)
                 wide.append((accumulators[name], shadow, source))
                 continue
             if kept is not None:  # the shadow has been cast to the accumulator's dtype
-                shadow.copy_(kept)
-            if source.dtype == dtype and source.device == shadow.device:
+                shadow.copy_(laid_out(kept, shadow))
+            if source.dtype == dtype and source.device == shadow.device and alike(shadow, source):
                 moved.append((shadow, source))
             else:
                 wide.append((shadow, shadow, source))
@@ -438,8 +439,8 @@ class _Plan:
     ) -> None:
         self.shadow = [shadow for shadow, _ in pairs]
         self.model = [source for _, source in pairs]
-        self.moved_shadow = [shadow for shadow, _ in moved]
-        self.moved_model = [source for _, source in moved]
+        self.moved_shadow = [local(shadow) for shadow, _ in moved]
+        self.moved_model = [local(source) for _, source in moved]
         self.wide = wide
         self.copied = copied
         self._watch = Watch(online, ema_model)
@@ -448,13 +449,13 @@ class _Plan:
         return self._watch.is_stale()
 
     def copy_all(self) -> None:
-        torch._foreach_copy_(self.shadow, self.model)
+        copy_each(self.shadow, self.model)
         for accumulator, _, source in self.wide:
-            accumulator.copy_(source)
+            accumulator.copy_(laid_out(source, accumulator))
 
     def move(self, decay: float) -> None:
         for shadow, source in self.copied:
-            shadow.copy_(source)
+            shadow.copy_(laid_out(source, shadow))
         if decay == 1.0:  # not even a value that is not finite counts
             return
         if self.moved_shadow:
@@ -462,15 +463,22 @@ class _Plan:
                 torch._foreach_lerp_(self.moved_shadow, self.moved_model, 1.0 - decay)
             else:  # a copy also replaces what is not finite
                 torch._foreach_copy_(self.moved_shadow, self.moved_model)
-        for accumulator, shadow, source in self.wide:
-            accumulator.lerp_(source.to(accumulator), 1.0 - decay) if decay else accumulator.copy_(source)
+        for accumulator, shadow, online in self.wide:
+            source = laid_out(online, accumulator)
+            accumulator.lerp_(_as(accumulator, source), 1.0 - decay) if decay else accumulator.copy_(source)
             if accumulator is not shadow:
                 shadow.copy_(accumulator)
 
 
+def _as(like: Tensor, source: Tensor) -> Tensor:
+    """In the precision and on the device of ``like``."""
+    return source.to(like.device, like.dtype)
+
+
 def _copy_of(model: nn.Module) -> nn.Module:
+    sharded = any(is_sharded(parameter) for parameter in model.parameters())
     try:
-        shadow = copy.deepcopy(model)
+        shadow = sharded_copy(model) if sharded else copy.deepcopy(model)
     except Exception as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({error}); build a second one and pass it as ema_model"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from emacore.checks import check_whole
 from emacore.replay.rows import Rows
+from emacore.sharded import check_not_sharded
 from emacore.tensors import (
     Watch,
     check_has_values,
@@ -96,6 +97,7 @@ class Recorder:
     ) -> None:
         check_whole("every", every, 1)
         check_has_values("module", module)
+        check_not_sharded("module", module, "record a plain copy of it, gathered after each step, in one of them")
         self.folder = Path(folder)
         self._module = unwrapped(module)
         self._every = every
