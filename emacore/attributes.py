@@ -53,7 +53,7 @@ class Attributes:
     """Tells, once, which plain attributes of a model have changed without its average's following.
 
     Looked at are public attributes that hold numbers, text, truth values, tensors that are neither parameters nor
-    buffers, and lists and dictionaries of these.
+    buffers, and lists and dictionaries of these; but not those of modules whose ``get_extra_state()`` says what counts.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,6 +88,8 @@ class Attributes:
 
 
 def _plain_ones(part: nn.Module) -> list[tuple[str, Any]]:
+    if type(part).get_extra_state is not nn.Module.get_extra_state:
+        return []
     return [
         (name, value)
         for name, value in vars(part).items()

@@ -192,7 +192,8 @@ class Averages:
         if self._inside is not None:
             raise RuntimeError(f"average_parameters({self._inside!r}) is already open: leave its with block first")
         online = unwrapped(self.module)
-        pairs = paired(self._layout, ties(online), "module", self._copied_buffers)
+        free = self._copied_now(online)
+        pairs = paired(self._layout, ties(online), "module", free)
         kept = {name: tensor.clone() for name, tensor in writable(online).items()}
         self._inside = name
         try:
@@ -202,7 +203,7 @@ class Averages:
             yield self.module
         finally:
             self._inside = None
-            restore(online, kept, self._copied_buffers)
+            restore(online, kept, free | self._copied_now(online))
 
     def copy_to(self, module: nn.Module, name: str) -> None:
         """Copy one of the averages into another module that has the same tensors by name.
@@ -297,6 +298,10 @@ class Averages:
     def _is_averaged(self, name: str, tensor: Tensor) -> bool:
         return is_averaged(tensor) and name not in self._copied_buffers
 
+    def _copied_now(self, online: nn.Module) -> frozenset[str]:
+        """What is averaged is so for good; a buffer that has come into being may be copied."""
+        return self._copied_buffers | (copied_buffers(online, self._policy) - self._layout.keys())
+
     def _is_averaged_one(self, name: str) -> bool:
         return name in self._layout and self._is_averaged(name, self._layout[name].tensor)
 
@@ -338,8 +343,7 @@ class Averages:
     def _look_up(self) -> None:
         online = unwrapped(self.module)
         found = ties(online)
-        # What is averaged is so for good; a buffer that has come into being may be copied.
-        self._copied_buffers |= copied_buffers(online, self._policy) - self._layout.keys()
+        self._copied_buffers = self._copied_now(online)
         pairs = paired(self._layout, found, "module", self._copied_buffers)
         averaged = _on_one_device([found[name].tensor.detach() for name in pairs if self._is_averaged_one(name)])
         self._others = {

@@ -321,7 +321,6 @@ class EMA(nn.Module):
         if not 0 <= offset < len(now.block):
             offset = 0
             now.look_ahead(self._schedule)
-            self._tell_attributes()
         decay = now.block[offset]
         if decay != 1.0 or call % self._schedule.update_every == 0:
             plan = self._current_plan()
@@ -338,6 +337,8 @@ class EMA(nn.Module):
             simple = plan.is_simple and now.initted and self._on_nonfinite == "take"
             now.shares = now.shares_of_block if simple and now.moves_from <= offset + 1 else []
         now.step = call + 1
+        if not offset:
+            self._tell_attributes()
 
     def _move(self, plan: Plan, decay: float) -> None:
         try:
@@ -412,9 +413,11 @@ class EMA(nn.Module):
                 loan.lend()
             yield self.model
         finally:
+            loans = now.loans
             changed = [name for name, loan in loans.items() if loan.is_written()]
             back = {name for name, loan in loans.items() if loan.give_back()}
             kept, now.kept, now.loans = now.kept, None, {}
+            free |= copied_buffers(online, self._policy)  # which may have come inside
             restore(online, {name: tensor for name, tensor in kept.items() if name not in back}, free)
         if changed:
             raise RuntimeError(
@@ -536,7 +539,7 @@ class EMA(nn.Module):
     def _make_plan(self) -> Plan:
         online = unwrapped(self.model)
         self._copied_buffers |= copied_buffers(online, self._policy)
-        follow_buffers(self.ema_model, online, self._copied_buffers - self._ignored(online))
+        follow_buffers(self.ema_model, online, {name for name in self._copied_buffers if not self._is_ignored(name)})
         kept, found = ties(self.ema_model), ties(online)
         pairs = {
             name: (kept[name].tensor, found[name].tensor) for name in paired(kept, found, "model", self._free_names())
@@ -585,9 +588,6 @@ class EMA(nn.Module):
 
     def _is_ignored(self, name: str) -> bool:
         return name in self.ignore_names or name.startswith(tuple(self.ignore_startswith_names))
-
-    def _ignored(self, module: nn.Module) -> set[str]:
-        return {name for name in ties(module) if self._is_ignored(name)}
 
     def _free_names(self) -> set[str]:
         """What may differ in model and shadow: copied buffers, and what is ignored."""

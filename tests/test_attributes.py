@@ -9,7 +9,7 @@ from emacore.attributes import FOLLOWED, Attributes, Follower
 
 
 class Keeper(nn.Module):
-    """Keeps what is no tensor in each way that modules do."""
+    """Keeps what is no tensor as plain attributes."""
 
     def __init__(self):
         super().__init__()
@@ -17,6 +17,13 @@ class Keeper(nn.Module):
         self.temperature, self.sizes, self.plain = 1.0, {"a": [1, 2]}, torch.zeros(2)
         self.scaling, self.merged_adapters = {"default": 1.0}, []
         self._active_adapter, self._disable_adapters = ["default"], False
+
+
+class WithExtraState(Keeper):
+    """Says itself what counts of it."""
+
+    def __init__(self):
+        super().__init__()
         self.state = {"codes": torch.zeros(1)}
 
     def get_extra_state(self):
@@ -27,8 +34,8 @@ class Keeper(nn.Module):
 
 
 def test_extra_state_and_the_listed_attributes_follow_as_copies():
-    model = nn.Sequential(Keeper())
-    average = copy.deepcopy(model)
+    model = nn.Sequential(WithExtraState())
+    average, attributes = copy.deepcopy(model), Attributes(model)
     follower = Follower(average, model)
     assert follower.needed
     for name, value in zip(FOLLOWED, ({"default": 3.0}, ["default"], ["other"], True), strict=True):
@@ -41,6 +48,10 @@ def test_extra_state_and_the_listed_attributes_follow_as_copies():
     model[0].scaling["default"], model[0].state["codes"][0] = 7.0, 8.0
     assert average[0].scaling == {"default": 3.0}
     assert average[0].state["codes"].tolist() == [4.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model[0].temperature = 5.0
+        attributes.tell(average, model)
     assert not Follower(nn.Linear(1, 1), nn.Linear(1, 1)).needed
 
 
