@@ -112,7 +112,7 @@ def smoothing_frames(
     ends: tuple[float, float],
 ) -> tuple[Frames, ...]:
     """Each line at the marks of the handles that move it."""
-    drawn: dict[str, dict[str, Floats]] = {}
+    drawn: dict[str, dict[str, list[Floats]]] = {}
     for key, values in marks:
         at = [
             answers_of(chosen, names, value, schedule)
@@ -123,7 +123,7 @@ def smoothing_frames(
         still = {DECAY: (_SEQUENCE, _CLEAN), "level": (_CLEAN,), "rho": (_CLEAN,)}.get(key, ())
         for name in at[0]:
             if name not in still:
-                drawn.setdefault(name, {})[key] = np.stack([answer[name] for answer in at], axis=1)
+                drawn.setdefault(name, {})[key] = [answer[name] for answer in at]
     across = np.arange(len(chosen.sequence.noisy), dtype=np.float64)
     return tuple(
         line_frames("step", "value", "line", name, across, moving, y_ends=ends) for name, moving in drawn.items()

@@ -140,7 +140,8 @@ def still(locator):
 
 def metric(page, label):
     box = page.locator("[data-testid=stMetric]").filter(has_text=label)
-    return box.locator("[data-testid=stMetricValue]")
+    # While a page changes, what was there before stands below what replaces it for a moment.
+    return box.locator("[data-testid=stMetricValue]").first
 
 
 def changes_from(locator, before):
