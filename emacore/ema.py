@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
-from emacore.sharded import alike, copy_each, is_sharded, laid_out, local, sharded_copy
+from emacore.chosen import chosen, link, linked_copy, trainable, unlink
+from emacore.sharded import alike, check_not_sharded, copy_each, is_sharded, laid_out, local, sharded_copy
 from emacore.tensors import (
     Watch,
     check_apart,
@@ -102,6 +103,10 @@ class EMA(nn.Module):
         ignore_names: Names that stay as the last copy of the warm-up left them.
         ignore_startswith_names: The same for all names that start so.
         include_online_model: Whether ``model`` belongs to the module tree and so to ``state_dict()``.
+        names: Only these parameters and buffers are kept as averages; by default all.  The others of the shadow are
+            the model's own, and take neither memory nor time; they are no part of ``state_dict()["ema_model..."]``.
+        trainable_only: The same for the parameters that require a gradient when the wrapper is built, and the buffers
+            of their modules: of a model with adapters (LoRA), the adapters.
         schedule: Any schedule of :mod:`emacore.averaging.schedules`, in place of the six settings.
         accumulator_dtype: The real dtype in which averages are kept.  By default each tensor's own, but float32 for
             those of less than 32 bits, whose rounding would swallow the small steps of a decay near 1.  Accumulators
@@ -149,6 +154,8 @@ class EMA(nn.Module):
         *,
         schedule: Schedule | None = None,
         accumulator_dtype: torch.dtype | None = None,
+        names: Collection[str] | None = None,
+        trainable_only: bool = False,
     ) -> None:
         super().__init__()
         settings = InversePower(
@@ -168,16 +175,23 @@ class EMA(nn.Module):
             self.online_model = model
         else:
             self._hidden_model = [model]  # a list keeps it out of the module tree
+        online = unwrapped(model)
+        self._trainable_only = trainable_only
+        self._left_out = frozenset(ties(online)) - _with_aliases(online, chosen(online, names, trainable_only))
+        if self._left_out:
+            instead = "names and trainable_only are for models that are not sharded"
+            check_not_sharded("model", online, instead)
         if ema_model is None:
-            ema_model = _copy_of(unwrapped(model))
+            ema_model = _copy_of(online, self._left_out)
         else:
             check_has_values("ema_model", ema_model)
-        check_apart("ema_model", ema_model, unwrapped(model))
+            check_apart("ema_model", ema_model, online)
         self.ema_model = ema_model.requires_grad_(False).eval()
         self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
         self.ignore_names = ignore_names
         self.ignore_startswith_names = ignore_startswith_names
-        self._own_buffers = own_buffers(unwrapped(model))
+        self._own_buffers = own_buffers(online)
+        self._told: frozenset[str] = frozenset()
         self._accumulators: dict[str, Tensor] = {}
         self._now.plan = self._make_plan()
 
@@ -264,13 +278,15 @@ class EMA(nn.Module):
             raise RuntimeError("average_parameters() is already open: leave its with block first")
         plan = self._now.plan = self._make_plan()
         online = unwrapped(self.model)
-        self._now.kept = kept = {name: tensor.clone() for name, tensor in distinct(online).items()}
+        self._now.kept = kept = {
+            name: tensor.clone() for name, tensor in distinct(online).items() if name not in self._left_out
+        }
         try:
             copy_each(plan.model, plan.shadow)
             yield self.model
         finally:
             self._now.kept = None
-            restore(online, kept)
+            restore(online, kept, self._left_out)
 
     def copy_to(self, module: nn.Module) -> None:
         """Copy the averages into another module that has the same tensors by name.
@@ -292,7 +308,10 @@ class EMA(nn.Module):
 
     def _make_plan(self) -> _Plan:
         online = unwrapped(self.model)
+        if self._left_out:
+            self._link(online)
         pairs = paired(ties(self.ema_model), ties(online), "model")
+        pairs = {name: pair for name, pair in pairs.items() if name not in self._left_out}
         moved: list[tuple[Tensor, Tensor]] = []
         wide: list[tuple[Tensor, Tensor, Tensor]] = []
         copied: list[tuple[Tensor, Tensor]] = []
@@ -319,8 +338,25 @@ class EMA(nn.Module):
         self._accumulators = accumulators
         return _Plan(self.ema_model, online, list(pairs.values()), moved, wide, copied)
 
+    def _link(self, online: nn.Module) -> None:
+        link(self.ema_model, online, self._left_out)
+        # Unfrozen since: whoever asked for what trains would not expect them to be left out.
+        if self._trainable_only and (late := trainable(online) & self._left_out - self._told):
+            self._told |= late
+            warnings.warn(
+                f"{listed(late)} train by now, but did not when the EMA was built with trainable_only=True, so that no "
+                "average of them is kept; build a new one to have it",
+                stacklevel=3,
+            )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What the shadow has of the model is the model's to move.
+        taken = unlink(self.ema_model, self._left_out)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for table, leaf, tensor in taken:
+            table[leaf] = tensor
+        if taken:
+            link(self.ema_model, unwrapped(self.model), self._left_out)
         # Accumulators follow to another device, but keep their dtype: that is what they are for.
         self._accumulators = {name: t.to(fn(t).device) for name, t in self._accumulators.items()}
         self._now.plan = None
@@ -330,17 +366,24 @@ class EMA(nn.Module):
         """As any module's; inside :meth:`average_parameters` with the training weights of the model, as copies."""
         kept, start = self._now.kept, kwargs.get("prefix", args[1] if len(args) > 1 else "") + "online_model."
         if kept is None or not self.include_online_model:
-            return super().state_dict(*args, **kwargs)
+            return self._without_left_out(super().state_dict(*args, **kwargs), start)
         online = unwrapped(self.model)
         averages = {name: tensor.clone() for name, tensor in distinct(online).items()}
-        restore(online, kept)
+        restore(online, kept, self._left_out)
         try:
-            state = super().state_dict(*args, **kwargs)
+            state = self._without_left_out(super().state_dict(*args, **kwargs), start)
             for name, value in state.items():
                 if name.startswith(start) and isinstance(value, Tensor):
                     state[name] = value.clone()
         finally:
             restore(online, averages)
+        return state
+
+    def _without_left_out(self, state: Any, start: str) -> Any:
+        shadow = start.removesuffix("online_model.") + "ema_model."
+        for name in list(state) if self._left_out else ():
+            if name.startswith(shadow) and plain_name(name.removeprefix(shadow)) in self._left_out:
+                del state[name]
         return state
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -377,6 +420,11 @@ class EMA(nn.Module):
         for child in ("online_model", "ema_model"):
             if child in self._modules:
                 _rename_wrapped(state_dict, f"{prefix}{child}.", list(getattr(self, child).state_dict()))
+        if self._left_out:  # they are the model's, and no part of the state
+            shadow = self.ema_model.state_dict()
+            for name in shadow:
+                if plain_name(name) in self._left_out:
+                    state_dict[f"{prefix}ema_model.{name}"] = shadow[name]
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -475,16 +523,22 @@ def _as(like: Tensor, source: Tensor) -> Tensor:
     return source.to(like.device, like.dtype)
 
 
-def _copy_of(model: nn.Module) -> nn.Module:
+def _with_aliases(module: nn.Module, first_names: Collection[str]) -> set[str]:
+    """All names of the tensors that have these first names."""
+    return {name for name, tie in ties(module).items() if tie.first_name in first_names}
+
+
+def _copy_of(model: nn.Module, left_out: Collection[str]) -> nn.Module:
     sharded = any(is_sharded(parameter) for parameter in model.parameters())
     try:
-        shadow = sharded_copy(model) if sharded else copy.deepcopy(model)
+        shadow = sharded_copy(model) if sharded else linked_copy(model, left_out)
     except Exception as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({error}); build a second one and pass it as ema_model"
         ) from error
-    for parameter in shadow.parameters():
-        parameter.grad = None
+    for name, tie in ties(shadow).items():
+        if name not in left_out:
+            tie.tensor.grad = None
     return shadow
 
 

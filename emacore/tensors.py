@@ -102,8 +102,11 @@ def paired(kept: Mapping[str, Tie], found: Mapping[str, Tie], role: str) -> dict
     }
 
 
-def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
+def restore(module: nn.Module, kept: Mapping[str, Tensor], free: Collection[str] = ()) -> None:
     """Copy values back into the tensors that the module has now, which may have been cast or moved meanwhile.
+
+    Args:
+        free: Names that may have come, gone or grown meanwhile; such a one stays as it is.
 
     Raises:
         RuntimeError: if names or shapes differ by now; what still fits has been restored.
@@ -112,7 +115,7 @@ def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
     fitting = {name for name, tensor in kept.items() if name in found and found[name].shape == tensor.shape}
     for name in fitting:
         found[name].copy_(kept[name])
-    if strangers := (kept.keys() | found.keys()) - fitting:
+    if strangers := (kept.keys() | found.keys()) - fitting - set(free):
         raise RuntimeError(
             f"the model's tensors {listed(strangers)} were added, removed or reshaped inside average_parameters(), so "
             "that they cannot be restored; change the model outside"
