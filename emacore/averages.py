@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import Floats, stretch_weights
 from emacore.chosen import chosen
 from emacore.sharded import check_not_sharded
+from emacore.steps import after_each_step
 from emacore.tensors import (
     Watch,
     check_has_values,
@@ -153,6 +155,13 @@ class Averages:
         self.step += 1
         if self._waiting and not self.step % _STRETCH:
             self._catch_up()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
+
+        See :func:`emacore.steps.after_each_step`.
+        """
+        return after_each_step(optimizer, unwrapped(self.module), self.update)
 
     @contextmanager
     def average_parameters(self, name: str) -> Iterator[nn.Module]:

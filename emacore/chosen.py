@@ -6,6 +6,7 @@ import copy
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from emacore.tensors import listed, ties
@@ -54,9 +55,19 @@ def trainable(module: nn.Module) -> set[str]:
     return found
 
 
-def linked_copy(module: nn.Module, left_out: Collection[str]) -> nn.Module:
-    """A deep copy whose tensors of these names are those of the module itself, so that they cost nothing."""
-    memo: dict[int, Any] = {id(tensor): _link(tensor) for name, _, _, tensor in _places(module) if name in left_out}
+def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.device | str | None = None) -> nn.Module:
+    """A deep copy whose tensors of these names are those of the module itself, so that they cost nothing.
+
+    Args:
+        device: Where the other tensors go, without a copy of them where they are.
+    """
+    memo: dict[int, Any] = {}
+    for name, _, _, tensor in _places(module):
+        if name in left_out:
+            memo[id(tensor)] = _link(tensor)
+        elif device is not None and id(tensor) not in memo:
+            moved = tensor.detach().to(device, copy=True)
+            memo[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
     return copy.deepcopy(module, memo)
 
 

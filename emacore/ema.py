@@ -6,16 +6,22 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
+from emacore.checks import check_unit, check_whole
 from emacore.chosen import chosen, link, linked_copy, trainable, unlink
+from emacore.exports import load_tensors, save_tensors
+from emacore.offload import Arrivals, is_offloaded
 from emacore.sharded import alike, check_not_sharded, copy_each, is_sharded, laid_out, local, sharded_copy
+from emacore.steps import after_each_step
 from emacore.tensors import (
     Watch,
     check_apart,
@@ -107,6 +113,12 @@ class EMA(nn.Module):
             the model's own, and take neither memory nor time; they are no part of ``state_dict()["ema_model..."]``.
         trainable_only: The same for the parameters that require a gradient when the wrapper is built, and the buffers
             of their modules: of a model with adapters (LoRA), the adapters.
+        device: Where the averages are kept, by default where the model is: ``"cpu"`` keeps them off an accelerator.
+            There, from CUDA, a move is queued behind the step and counted at the next call or when the averages are
+            asked for through the wrapper; a reference to the shadow that was taken before lags by that one move.
+        update_model_with_ema_every: Feed the averages back into the model at every so many calls, once they have begun
+            (see :meth:`update_model_with_ema`).
+        update_model_with_ema_beta: How much of the model's own weights stays then.
         schedule: Any schedule of :mod:`emacore.averaging.schedules`, in place of the six settings.
         accumulator_dtype: The real dtype in which averages are kept.  By default each tensor's own, but float32 for
             those of less than 32 bits, whose rounding would swallow the small steps of a decay near 1.  Accumulators
@@ -156,8 +168,14 @@ class EMA(nn.Module):
         accumulator_dtype: torch.dtype | None = None,
         names: Collection[str] | None = None,
         trainable_only: bool = False,
+        device: torch.device | str | None = None,
+        update_model_with_ema_every: int | None = None,
+        update_model_with_ema_beta: float = 0.0,
     ) -> None:
         super().__init__()
+        if update_model_with_ema_every is not None:
+            check_whole("update_model_with_ema_every", update_model_with_ema_every, 1)
+        check_unit("update_model_with_ema_beta", update_model_with_ema_beta)
         settings = InversePower(
             beta, inv_gamma, power, min_value, update_after_step=update_after_step, update_every=update_every
         )
@@ -182,10 +200,14 @@ class EMA(nn.Module):
             instead = "names and trainable_only are for models that are not sharded"
             check_not_sharded("model", online, instead)
         if ema_model is None:
-            ema_model = _copy_of(online, self._left_out)
+            ema_model = _copy_of(online, self._left_out, device)
         else:
             check_has_values("ema_model", ema_model)
             check_apart("ema_model", ema_model, online)
+            if device is not None:
+                ema_model.to(device)
+        self.update_model_with_ema_every = update_model_with_ema_every
+        self.update_model_with_ema_beta = update_model_with_ema_beta
         self.ema_model = ema_model.requires_grad_(False).eval()
         self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
         self.ignore_names = ignore_names
@@ -233,6 +255,8 @@ class EMA(nn.Module):
         return self.schedule.rule(self._now.step - 1)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "ema_model":
+            self._finish()
         setting = type(self).__dict__.get(name)
         if isinstance(setting, _Setting):  # a property's AttributeError ends up here: say what it said
             setting._check(self)
@@ -247,6 +271,8 @@ class EMA(nn.Module):
         now = self._now
         if now.kept is not None:
             raise RuntimeError("update() inside average_parameters() would average the average; call it outside")
+        if now.plan is not None and now.plan.on_its_way is not None:
+            now.plan.finish()
         call = now.step
         offset = call - now.block_start
         if not 0 <= offset < len(now.block):
@@ -266,6 +292,76 @@ class EMA(nn.Module):
                 plan.copy_all()
                 now.initted = call >= self._schedule.start
         now.step = call + 1
+        every = self.update_model_with_ema_every
+        if every and not call % every and now.initted and call > self._schedule.start:
+            self.update_model_with_ema()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
+
+        Batches whose gradients are only accumulated are no steps, and those that AMP's ``GradScaler`` skips are none.
+        With several optimisers, attach to the one that steps last.  See :func:`emacore.steps.after_each_step`.
+        """
+        return after_each_step(optimizer, unwrapped(self.model), self.update)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The averages by name, a shared tensor once, as they are now: aliases of the shadow's, without gradients.
+
+        For a teacher in the model's own mode, as with dropout: ``torch.func.functional_call(model, ema.weights, x)``.
+        """
+        return {name: tensor for name, tensor in distinct(self.ema_model).items() if name not in self._left_out}
+
+    def update_model_with_ema(self, decay: float | None = None) -> None:
+        """Feed the averages back: the model becomes ``decay`` of itself and ``1 - decay`` of its average.
+
+        Every process of a distributed run has to call it.  Names that the average ignores stay as the model has them.
+
+        Args:
+            decay: By default ``update_model_with_ema_beta``.  0 makes the model its average, as the switch of Li et
+                al., "Switch EMA", 2024 (arXiv 2402.09240), does after each epoch.
+
+        Raises:
+            RuntimeError: inside :meth:`average_parameters`.
+        """
+        if self._now.kept is not None:
+            raise RuntimeError("update_model_with_ema() inside average_parameters() would be undone; call it outside")
+        share = self.update_model_with_ema_beta if decay is None else decay
+        check_unit("decay", share)
+        plan = self._now.plan = self._make_plan()
+        for source, shadow in plan.followed():
+            value = laid_out(shadow, source)
+            if share and is_averaged(source):
+                source.lerp_(_as(source, value), 1.0 - share)
+            else:
+                source.copy_(value)
+
+    def save(self, path: str | Path) -> None:
+        """Write the averages alone as a safetensors file that the plain model loads; a shared tensor once.
+
+        Buffers that are not persistent are left out, as everywhere, and so are tensors of which no average is kept.
+        To go on training, keep :meth:`state_dict`.  The processes of a sharded model call it together; the first
+        writes.
+        """
+        about = {"step": str(self._now.step), "initted": str(int(self._now.initted))}
+        save_tensors(self.ema_model, path, self._left_out, about)
+
+    def load(self, path: str | Path) -> None:
+        """Take the averages from a safetensors file: of :meth:`save`, or of a plain model.
+
+        Where the file says at which step it was written, the schedule goes on from there; a plain model's does not,
+        so that the schedule's warm-up, if there is one to come, copies over what was loaded.
+
+        Raises:
+            RuntimeError: if names or shapes differ, or inside :meth:`average_parameters`.
+        """
+        if self._now.kept is not None:
+            raise RuntimeError("load() inside average_parameters(): leave its with block first")
+        about = load_tensors(self.ema_model, path, self._left_out)
+        self._accumulators = {}
+        self._now.plan = None
+        if "step" in about and "initted" in about:
+            self.step, self.initted = int(about["step"]), bool(int(about["initted"]))
 
     @contextmanager
     def average_parameters(self) -> Iterator[nn.Module]:
@@ -307,6 +403,7 @@ class EMA(nn.Module):
         return self
 
     def _make_plan(self) -> _Plan:
+        self._finish()
         online = unwrapped(self.model)
         if self._left_out:
             self._link(online)
@@ -338,6 +435,15 @@ class EMA(nn.Module):
         self._accumulators = accumulators
         return _Plan(self.ema_model, online, list(pairs.values()), moved, wide, copied)
 
+    def _finish(self) -> None:
+        """Count the move whose weights are on their way to another device."""
+        if (plan := self._now.plan) is not None and plan.on_its_way is not None:
+            plan.finish()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._finish()
+        return self.__dict__.copy()
+
     def _link(self, online: nn.Module) -> None:
         link(self.ema_model, online, self._left_out)
         # Unfrozen since: whoever asked for what trains would not expect them to be left out.
@@ -350,6 +456,7 @@ class EMA(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._finish()
         # What the shadow has of the model is the model's to move.
         taken = unlink(self.ema_model, self._left_out)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -364,6 +471,7 @@ class EMA(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As any module's; inside :meth:`average_parameters` with the training weights of the model, as copies."""
+        self._finish()
         kept, start = self._now.kept, kwargs.get("prefix", args[1] if len(args) > 1 else "") + "online_model."
         if kept is None or not self.include_online_model:
             return self._without_left_out(super().state_dict(*args, **kwargs), start)
@@ -489,7 +597,11 @@ class _Plan:
         self.model = [source for _, source in pairs]
         self.moved_shadow = [local(shadow) for shadow, _ in moved]
         self.moved_model = [local(source) for _, source in moved]
-        self.wide = wide
+        far = [not any(map(is_sharded, entry)) and is_offloaded(entry[0], entry[2]) for entry in wide]
+        self.far = [entry for entry, is_far in zip(wide, far, strict=True) if is_far]
+        self.wide = [entry for entry, is_far in zip(wide, far, strict=True) if not is_far]
+        self.arrivals: Arrivals | None = None  # made for the first move, for which alone there must be room
+        self.on_its_way: float | None = None  # the decay of the move whose weights are sent and not yet counted
         self.copied = copied
         self._watch = Watch(online, ema_model)
 
@@ -498,7 +610,7 @@ class _Plan:
 
     def copy_all(self) -> None:
         copy_each(self.shadow, self.model)
-        for accumulator, _, source in self.wide:
+        for accumulator, _, source in self.wide + self.far:
             accumulator.copy_(laid_out(source, accumulator))
 
     def move(self, decay: float) -> None:
@@ -516,6 +628,30 @@ class _Plan:
             accumulator.lerp_(_as(accumulator, source), 1.0 - decay) if decay else accumulator.copy_(source)
             if accumulator is not shadow:
                 shadow.copy_(accumulator)
+        if self.far:
+            sources = [source for _, _, source in self.far]
+            if self.arrivals is None:
+                self.arrivals = Arrivals(sources)
+            self.arrivals.send(sources)
+            self.on_its_way = decay
+
+    def followed(self) -> list[tuple[Tensor, Tensor]]:
+        """The model's tensors that an average follows, each with its average."""
+        return [
+            *zip(self.moved_model, self.moved_shadow, strict=True),
+            *((source, shadow) for _, shadow, source in self.wide + self.far),
+            *((source, shadow) for shadow, source in self.copied),
+        ]
+
+    def finish(self) -> None:
+        """Count the weights that have been sent."""
+        decay, self.on_its_way = self.on_its_way, None
+        if decay is None or self.arrivals is None:
+            return
+        for (accumulator, shadow, _), source in zip(self.far, self.arrivals.received(), strict=True):
+            accumulator.lerp_(_as(accumulator, source), 1.0 - decay) if decay else accumulator.copy_(source)
+            if accumulator is not shadow:
+                shadow.copy_(accumulator)
 
 
 def _as(like: Tensor, source: Tensor) -> Tensor:
@@ -528,10 +664,12 @@ def _with_aliases(module: nn.Module, first_names: Collection[str]) -> set[str]:
     return {name for name, tie in ties(module).items() if tie.first_name in first_names}
 
 
-def _copy_of(model: nn.Module, left_out: Collection[str]) -> nn.Module:
+def _copy_of(model: nn.Module, left_out: Collection[str], device: torch.device | str | None) -> nn.Module:
     sharded = any(is_sharded(parameter) for parameter in model.parameters())
+    if sharded and device is not None:
+        raise ValueError("device is for models that are not sharded; shard an ema_model with offload_policy instead")
     try:
-        shadow = sharded_copy(model) if sharded else linked_copy(model, left_out)
+        shadow = sharded_copy(model) if sharded else linked_copy(model, left_out, device)
     except Exception as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({error}); build a second one and pass it as ema_model"
