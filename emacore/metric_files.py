@@ -6,7 +6,7 @@ The formats are in :mod:`emacore.readers`; here each column of the table that th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emacore.averaging.smoothing import Settled, Smoothing
 from emacore.readers import plain, read_any, widened
 from emacore.tables import DATE, Table, TableError, content_of
 
@@ -180,6 +181,63 @@ def read_metrics(source: bytes | str | Path) -> MetricFile:
     """
     name, table = read_any(content_of(source))
     return _taken(name, widened(table, STEPS, TIMES))
+
+
+class Curve(NamedTuple):
+    """A metric and what smoothings make of it: x and values, shape (n,), each smoothing's values and figures."""
+
+    name: str
+    unit: str
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]
+    smoothed: dict[str, NDArray[np.float64]]
+    settled: dict[str, Settled]
+
+
+def curves(
+    file: MetricFile,
+    names: Sequence[str],
+    smoothings: Mapping[str, Smoothing],
+    *,
+    in_order_of_steps: bool = True,
+    last_of_step_only: bool = False,
+) -> list[Curve]:
+    """Each of some columns with each of some smoothings, by their labels; what their x-axis spans is common to all.
+
+    Raises:
+        ValueError: where x goes back and a smoothing acts on distances; the message names the column.
+    """
+    span, found = file.span(names), []
+    for name in names:
+        _, steps, values = file.values(name, in_order_of_steps=in_order_of_steps, last_of_step_only=last_of_step_only)
+        try:
+            lines = {label: one.smooth(values, steps, span) for label, one in smoothings.items()}
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        settled = {label: one.settled(steps, span) for label, one in smoothings.items()}
+        found.append(Curve(name, file.unit(name), steps, values, lines, settled))
+    return found
+
+
+def figures_table(found: Iterable[Curve]) -> pd.DataFrame:
+    """What each smoothing does to each curve, in the unit of its x: lag, half-life, cut-off (cycles per unit), what is
+    left of the standard deviation of white noise; at the usual distance of two values."""
+    rows = [
+        {
+            "metric": curve.name,
+            "smoothing": label,
+            "x": curve.unit,
+            "values": int(np.isfinite(curve.values).sum()),
+            "distance": one.distance,
+            "lag": one.lag,
+            "half_life": one.half_life,
+            "cutoff": np.nan if one.cutoff is None else one.cutoff,
+            "noise_left": one.noise,
+        }
+        for curve in found
+        for label, one in curve.settled.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def with_smoothed(
