@@ -148,7 +148,8 @@ def own(open_page, content, **query):
 
 
 PANEL = (
-    '"Step","run-1 - loss","run-1 - loss__MIN","run-1 - loss__MAX","run-2 - loss","run-2 - loss__MIN","run-2 - loss__MAX"\n'
+    '"Step","run-1 - loss","run-1 - loss__MIN","run-1 - loss__MAX",'
+    '"run-2 - loss","run-2 - loss__MIN","run-2 - loss__MAX"\n'
     + "".join(f'"{10 * n}","{v}","{v}","{v}","","",""\n' for n, v in enumerate([4.0, 2.0, 3.0, 1.0]))
     + "".join(f'"{10 * n + 5}","","","","{v}","{v}","{v}"\n' for n, v in enumerate([8.0, 6.0, 7.0]))
 ).encode()
@@ -163,7 +164,7 @@ def test_a_file_of_a_tracker_is_drawn_and_smoothed_at_once_as_the_tracker_does_i
     assert "(the smallest where W&B has several values at a step)" in texts(app)
     tables = drawn(app)[:2]
     for table, steps, values in zip(tables, ([0, 10, 20, 30], [5, 15, 25]), ([4, 2, 3, 1], [8, 6, 7]), strict=True):
-        lines = {name: line for name, line in table.groupby("line")}
+        lines = dict(list(table.groupby("line")))
         assert lines["value"]["x"].tolist() == steps
         assert lines["value"]["value"].tolist() == values
         kept, weight, expected = 0.0, 0.0, []
