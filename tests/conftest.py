@@ -11,7 +11,7 @@ settings.load_profile("house")
 # No test trains what it did not ask for, nor do the servers that tests start; those of the example say otherwise.
 os.environ["EMACORE_EXAMPLE"] = "0"
 
-# Some libraries bring torchvision, whose operators do not load beside a CPU build of torch; with their names declared it
-# can be imported all the same, and nothing here calls them.
+# Some libraries bring torchvision, whose operators do not load beside a CPU build of torch; with their names declared
+# it can be imported all the same, and nothing here calls them.
 for operator in ("nms", "qnms"):
     torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
