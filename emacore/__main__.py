@@ -24,9 +24,10 @@ import numpy as np
 import emacore
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code
 from emacore.averaging.schedules import Schedule
-from emacore.averaging.trackers import halflife_decays, tensorboard_decays, wandb_decays
+from emacore.averaging.smoothing import WAYS, Smoothing
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
 from emacore.averaging.windows import Scheme
+from emacore.cli import merging
 from emacore.formatting import number, percent
 
 # What the core does not need is imported where it is used: some commands run without pandas.
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pandas as pd
-    from numpy.typing import NDArray
 
     from emacore.experiments.studies import Job, Sweep
     from emacore.training.config import TaskConfig
@@ -281,9 +281,11 @@ def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
 @cli.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.argument("schedule", type=ScheduleCode(), required=False)
-@click.option("--like", type=click.Choice(["tensorboard", "wandb", "pandas"]), help="As this tool smooths its curves.")
+@click.option("--like", type=click.Choice(list(WAYS)), help="As this tool smooths its curves, or a plain average.")
 @click.option("--smoothing", type=click.FloatRange(0, 1, max_open=True), help="The slider of TensorBoard or W&B.")
 @click.option("--half-life", type=click.FloatRange(0, min_open=True), help="Of --like pandas, in the unit of x.")
+@click.option("--decay", type=click.FloatRange(0, 1), help="Of --like first and --like zero.")
+@click.option("--window", type=click.IntRange(1), help="Of --like moving-average, in values.")
 @click.option(
     "--viewport-scale",
     type=click.FloatRange(0, min_open=True),
@@ -291,6 +293,7 @@ def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
     show_default=True,
     help="Of --like wandb, whose documentation names it without a number.",
 )
+@click.option("--x", "x", help="The column that is x, or row; by default the step, or else a time.")
 @click.option("--column", "columns", multiple=True, help="By default every metric; may be given many times.")
 @click.option(
     "--order",
@@ -314,7 +317,10 @@ def smooth(
     like: str | None,
     smoothing: float | None,
     half_life: float | None,
+    decay: float | None,
+    window: int | None,
     viewport_scale: float,
+    x: str | None,
     columns: tuple[str, ...],
     order: str,
     repeats: str,
@@ -328,16 +334,28 @@ def smooth(
     \b
     emacore smooth losses.csv "BiasCorrected(beta=0.9)" --column loss
     emacore smooth losses.csv --like wandb --smoothing 0.9
+    emacore smooth losses.csv --like moving-average --window 10 -o smoothed.csv
     """
     from emacore.metric_files import read_metrics, with_smoothed
     from emacore.tables import MAX_BYTES, numeric_columns
 
     if (schedule is None) == (like is None):
         raise click.UsageError("give either a schedule, such as Constant(beta=0.9), or --like")
-    if like is not None and (half_life if like == "pandas" else smoothing) is None:
-        raise click.UsageError(f"--like {like} needs {'--half-life' if like == 'pandas' else '--smoothing'}")
+    given = {"smoothing": smoothing, "half-life": half_life, "decay": decay, "window": window}
+    needed = "" if like is None else WAYS[like].number.lower()
+    if needed and given[needed] is None:
+        raise click.UsageError(f"--like {like} needs --{needed}")
+    if idle := [name for name, value in given.items() if value is not None and name != needed]:
+        raise click.UsageError(f"--{idle[0]} does nothing with {f'--like {like}' if like else 'a schedule'}")
+    smoother = (
+        Smoothing("schedule", schedule=schedule)
+        if like is None
+        else Smoothing(like, given[needed] or 0.0, viewport_scale=viewport_scale)
+    )
     source: str | bytes = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else file
     found = _checked(lambda: read_metrics(source), failed=True)
+    if x is not None:
+        found = _checked(lambda: found.with_x(None if x == "row" and x not in found.xs else x))
     for words in found.told():
         _tell(words)
     there = numeric_columns(found.frame)
@@ -350,28 +368,20 @@ def smooth(
         raise click.UsageError(
             f"{file} has a column {taken[0]}{suffix} already: rename it, or choose another --column or --suffix"
         )
-    steps = found.steps()[found.frame[list(names)].notna().any(axis=1)]
-    span = float(np.ptp(steps[np.isfinite(steps)])) if np.isfinite(steps).any() else 0.0
-
-    def decays_of(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        if schedule is not None:
-            return schedule.decays(len(steps)) if len(steps) else np.zeros(0)
-        if like == "pandas":
-            return halflife_decays(steps, half_life or 0.0)
-        if like == "wandb":
-            return wandb_decays(steps, smoothing or 0.0, x_range=span or None, viewport_scale=viewport_scale)
-        return tensorboard_decays(smoothing or 0.0, len(steps)) if len(steps) else np.zeros(0)
-
-    if np.any(np.diff(steps[np.isfinite(steps)]) < 0):
+    span = found.span(names)
+    if found.unsorted(names):
         order_of = "rows; --order step sorts them" if order == "file" else f"{found.step}; --order file keeps the rows'"
         _tell(f"smoothed in the order of the {order_of}")
     if like == "wandb":
         _tell(f"the x-axis spans {span:g}, from the first to the last of these values, times {viewport_scale:g}")
+    for name in names:
+        settled = smoother.settled(found.values(name).steps, span)
+        _tell(f"{name}: {settled.in_words(found.unit(name))}")
     table = _checked(
         lambda: with_smoothed(
             found,
             names,
-            decays_of,
+            lambda values, steps: smoother.smooth(values, steps, span),
             in_order_of_steps=order == "step",
             last_of_step_only=repeats == "last",
             suffix=suffix,
@@ -467,6 +477,10 @@ def _app_file(checkout: Path) -> Path | None:
             if file.name == "app.py" and (found := Path(str(file.locate())).resolve()).exists():
                 return found
     return None
+
+
+for command in (merging.checkpoints, merging.merge):
+    cli.add_command(command)
 
 
 def main() -> None:

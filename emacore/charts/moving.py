@@ -8,7 +8,7 @@ drags: a signal says which handle moved last and where it is, and an expression 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,10 @@ from emacore.formatting import IN_CHARTS
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
+#: Values of shape (rows,), or what computes them.
+Line = Floats | Callable[[], Floats]
+#: Lines of so many bytes together are computed once and held; longer ones one at a time, twice.
+_MOST_HELD = 100_000_000
 #: Pictures above each other have their own colours.
 _RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
 #: Below so many pixels from the picture's top its title says where the handles are.
@@ -144,7 +148,7 @@ def line_frames(
     series: str,
     name: str,
     across: Floats,
-    moving: Mapping[str, Floats],
+    moving: Mapping[str, Sequence[Line]],
     *,
     x_scale: Scale = "linear",
     y_scale: Scale = "linear",
@@ -156,14 +160,14 @@ def line_frames(
         x, y, series: Names of columns.
         name: The curve's, its value in ``series``.
         across: Shape (rows,), increasing.
-        moving: The curve by handle's key: shape (rows, marks).
+        moving: The curve by handle's key, one for each mark.
         y_ends: The ends of the axis, of which a frame may be off by a share; see :func:`common_rows`.
     """
-    every = np.concatenate([*moving.values()], axis=1)
+    if 8 * len(across) * sum(map(len, moving.values())) <= _MOST_HELD:
+        moving = {key: [_values(line) for line in own] for key, own in moving.items()}
+    every = (_values(line) for own in moving.values() for line in own)
     kept = common_rows(across, every, x_scale=x_scale, y_scale=y_scale, y_range=y_ends)
-    shown = np.where(drawable(every[kept], y_scale), every[kept], np.nan)
-    ends = np.cumsum([values.shape[1] for values in moving.values()])
-    parts = dict(zip(moving, np.split(shown, ends[:-1], axis=1), strict=True))
+    parts = {key: np.stack([_values(line)[kept] for line in own], axis=1) for key, own in moving.items()}
     places = np.arange(len(kept))
     rows = pd.DataFrame(
         {
@@ -174,7 +178,12 @@ def line_frames(
             "probe": places % max(1, len(kept) // PROBES) == 0,
         }
     )
-    return Frames(rows, {key: {y: values} for key, values in parts.items()}, series, (x, y))
+    shown = {key: {y: np.where(drawable(values, y_scale), values, np.nan)} for key, values in parts.items()}
+    return Frames(rows, shown, series, (x, y))
+
+
+def _values(line: Line) -> Floats:
+    return line() if callable(line) else line
 
 
 def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dict[str, pd.DataFrame]) -> Spec:
