@@ -312,6 +312,11 @@ class EMA(nn.Module):
         """
         return {name: tensor for name, tensor in distinct(self.ema_model).items() if name not in self._left_out}
 
+    def followed(self) -> dict[str, Tensor]:
+        """The model's tensors in whose place :meth:`average_parameters` puts averages, by name: aliases of them."""
+        found = distinct(unwrapped(self.model))
+        return {name: tensor for name, tensor in found.items() if name not in self._left_out}
+
     def update_model_with_ema(self, decay: float | None = None) -> None:
         """Feed the averages back: the model becomes ``decay`` of itself and ``1 - decay`` of its average.
 
