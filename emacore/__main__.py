@@ -27,6 +27,7 @@ from emacore.averaging.schedules import Schedule
 from emacore.averaging.smoothing import WAYS, Smoothing
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
 from emacore.averaging.windows import Scheme
+from emacore.cli import merging
 from emacore.formatting import number, percent
 
 # What the core does not need is imported where it is used: some commands run without pandas.
@@ -476,6 +477,10 @@ def _app_file(checkout: Path) -> Path | None:
             if file.name == "app.py" and (found := Path(str(file.locate())).resolve()).exists():
                 return found
     return None
+
+
+for command in (merging.checkpoints, merging.merge):
+    cli.add_command(command)
 
 
 def main() -> None:

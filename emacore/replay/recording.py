@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emacore.checks import check_whole
+from emacore.chosen import chosen
 from emacore.replay.rows import Rows
+from emacore.sharded import check_not_sharded
 from emacore.tensors import (
     Watch,
     check_has_values,
     distinct,
     is_averaged,
     layout,
-    listed,
     paired,
     real_count,
     reals,
@@ -58,6 +59,7 @@ class Recorder:
         every: Replays of every k-th step are close to the exact ones where the weights move little in between and the
             average looks back over many times k steps; :class:`~emacore.replay.trajectory.Trajectory` says how close.
         names: Only these parameters and buffers; by default all.
+        trainable_only: Only the parameters that require a gradient now, and the buffers of their modules.
         float16: Half the size; each weight is rounded by at most a 2048th of itself (or 3e-8, if that is more), and
             none may be above 65504.
         settings: What the recording is to say of its run, as JSON can hold it; replays only pass it on.
@@ -93,18 +95,20 @@ class Recorder:
         *,
         float16: bool = False,
         settings: Mapping[str, Any] | None = None,
+        trainable_only: bool = False,
     ) -> None:
         check_whole("every", every, 1)
         check_has_values("module", module)
+        check_not_sharded("module", module, "record a plain copy of it, gathered after each step, in one of them")
         self.folder = Path(folder)
         self._module = unwrapped(module)
         self._every = every
-        self._names = _chosen(self._module, names)
+        self._names = chosen(self._module, names, trainable_only)
         self._layout = layout(self._module)
-        chosen = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
+        wanted = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
         self._dtype = torch.float16 if float16 else torch.float32
-        averaged = {name: tensor for name, tensor in chosen.items() if is_averaged(tensor)}
-        copied = {name: tensor for name, tensor in chosen.items() if not is_averaged(tensor)}
+        averaged = {name: tensor for name, tensor in wanted.items() if is_averaged(tensor)}
+        copied = {name: tensor for name, tensor in wanted.items() if not is_averaged(tensor)}
         columns = sum(real_count(tensor) for tensor in averaged.values())
         if not columns:
             raise ValueError("the module has no floating-point tensor to record")
@@ -180,9 +184,9 @@ class Recorder:
 
     def _look_up(self) -> None:
         pairs = paired(self._layout, ties(self._module), "module")
-        chosen = [source for name, (_, source) in pairs.items() if name in self._names]
-        self._averaged = [tensor for tensor in chosen if is_averaged(tensor)]
-        self._copied = [tensor for tensor in chosen if not is_averaged(tensor)]
+        sources = [source for name, (_, source) in pairs.items() if name in self._names]
+        self._averaged = [tensor for tensor in sources if is_averaged(tensor)]
+        self._copied = [tensor for tensor in sources if not is_averaged(tensor)]
         self._direct = bool(self._averaged) and all(
             tensor.dtype == self._dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
             for tensor in self._averaged
@@ -348,15 +352,6 @@ def thinning(steps_per_epoch: int, row_bytes: int, max_epochs: int, most_bytes: 
     excess = row_bytes * steps_per_epoch * max_epochs / most_bytes
     divisors = (k for k in range(1, steps_per_epoch + 1) if steps_per_epoch % k == 0 and k >= excess)
     return next(divisors, steps_per_epoch)
-
-
-def _chosen(module: nn.Module, names: Collection[str] | None) -> frozenset[str]:
-    known = ties(module)
-    if isinstance(names, str):
-        raise TypeError(f"names must be a collection of names, got the string {names!r}: write [{names!r}]")
-    for name in sorted(set(names or ()) - set(known)):
-        raise ValueError(f"names: the module has no tensor {name!r}; it has {listed(known)}")
-    return frozenset(known if names is None else (known[name].first_name for name in names))
 
 
 def _described(tensors: dict[str, Tensor]) -> dict[str, Any]:
