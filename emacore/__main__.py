@@ -77,9 +77,9 @@ class Setting(click.ParamType[tuple[str, Any]]):
         key, equals, text = value.partition("=")
         if not equals:
             self.fail(f"{value!r} is not of the form name=value", param, ctx)
-        from emacore.experiments.studies import json_value
+        from emacore.experiments.studies import setting_value
 
-        return key.strip(), json_value(text)
+        return key.strip(), setting_value(key.strip(), text)
 
 
 def settings(command: Command) -> Command:
@@ -521,8 +521,11 @@ def _carried_out(job: Job, tell: Callable[[list[dict[str, Any]]], None], **argum
     from emacore.experiments.jobs import alive, carry_out
     from emacore.experiments.store import RunStore, worker_name
     from emacore.experiments.studies import job_in_words
+    from emacore.training.config import TaskConfig
 
     store, worker = RunStore(), worker_name(os.getpid(), "terminal")
+    for words in _checked((job if isinstance(job, TaskConfig) else job.config).data.told, failed=True):
+        _tell(words)
     with _interruptible() as stop:
         run_id = store.enter(job, worker)
         try:

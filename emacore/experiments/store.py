@@ -6,7 +6,6 @@ everybody else reads.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -16,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import platformdirs
 
 from emacore.experiments.names import PERSON, SERVER, checked_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
+from emacore.tables import KEPT, hash_of, kept_name
 from emacore.training.config import TaskConfig
 from emacore.training.history import columns, summarise
 
@@ -110,6 +110,7 @@ class RunStore:
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = Path(folder) if folder is not None else default_folder()
         self.path = self.folder / "runs.sqlite"
+        KEPT.add(self.folder.resolve() / "tables")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -187,12 +188,14 @@ class RunStore:
         return StoredRun(job=job, summary=summary, **{f: row[f] for f in fields})
 
     def create(self, job: Job) -> str:
-        """Enter a job as queued and return its id."""
+        """Enter a job as queued and return its id; a table that it trains on is kept beside it."""
+        job = self._with_tables_kept(job)
         with self._connected() as connection:
             return _enter(connection, job)
 
     def enter(self, job: Job, worker: str) -> str:
-        """Enter a job that ``worker`` is carrying out already, and return its id."""
+        """Enter a job that ``worker`` is carrying out already, and return its id; its table is kept beside it."""
+        job = self._with_tables_kept(job)
         with self._connected() as connection:
             return _enter(connection, job, worker=worker)
 
@@ -214,6 +217,16 @@ class RunStore:
             if not connection.execute("INSERT OR IGNORE INTO once VALUES (?)", (what,)).rowcount:
                 return None
             return _enter(connection, job, asked=SERVER)
+
+    def _with_tables_kept(self, job: Job) -> Job:
+        """The job whose table lies in the store, so that it is found again from any folder, and no path is told."""
+        config = job if isinstance(job, TaskConfig) else job.config
+        with suppress(ValueError):  # a file that cannot be read is told by whoever trains on it
+            data = config.data.kept(self.add_table)
+            if data != config.data:
+                config = replace(config, data=data)
+                return config if isinstance(job, TaskConfig) else replace(job, config=config)
+        return job
 
     def rename(self, job_id: str, name: str) -> None:
         """Give a job a name; the empty one brings that of its settings back.
@@ -248,7 +261,7 @@ class RunStore:
                 tables = [
                     table
                     for table in self._tables_of(row["config"])
-                    if connection.execute(used, (table.name,)).fetchone() is None
+                    if connection.execute(used, (table.stem,)).fetchone() is None
                 ]
         for table in tables:
             table.unlink(missing_ok=True)
@@ -256,7 +269,7 @@ class RunStore:
 
     def _tables_of(self, config: str) -> list[Path]:
         """The tables of the store that the settings of a job name; their names are hashes."""
-        return [table for table in (self.folder / "tables").glob("*.csv") if table.name in config]
+        return [table for table in (self.folder / "tables").glob("*.csv") if table.stem in config]
 
     def _own_cells(self, connection: sqlite3.Connection, run_id: str) -> set[str]:
         """The keys of a sweep's cells that no other sweep has."""
@@ -306,7 +319,7 @@ class RunStore:
 
     def add_table(self, content: bytes) -> Path:
         """Keep the bytes of a CSV beside the runs that train on it; the same bytes are kept once."""
-        path = self.folder / "tables" / f"{hashlib.sha256(content).hexdigest()[:16]}.csv"
+        path = self.folder / "tables" / kept_name(hash_of(content))
         try:
             path.parent.mkdir(exist_ok=True)
             if not path.exists():
