@@ -497,8 +497,11 @@ def _carried_out(
     from emacore.experiments.jobs import alive, carry_out
     from emacore.experiments.store import RunStore, StoreError
     from emacore.experiments.studies import job_in_words
+    from emacore.training.config import TaskConfig
 
     store = RunStore()
+    for words in _checked((job if isinstance(job, TaskConfig) else job.config).data.told, failed=True):
+        _tell(words)
     problems: list[str] = []
 
     def trouble(error: Exception) -> None:

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from emacore.checks import is_real
 from emacore.experiments.names import PERSON, SERVER, checked_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.limits import QUEUED, RECORDING_BYTES, RECORDINGS_BYTES
+from emacore.tables import KEPT, hash_of, kept_name
 from emacore.training.config import TaskConfig
 from emacore.training.history import columns, summarise
 
@@ -142,6 +143,7 @@ class RunStore:
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = Path(folder) if folder is not None else default_folder()
         self.path = self.folder / "runs.sqlite"
+        KEPT.add(self.folder.resolve() / "tables")
         self._began: dict[str, float] = {}
         self._beaten: dict[str, float] = {}
         self._silent: dict[str, tuple[Any, float]] = {}
@@ -244,11 +246,12 @@ class RunStore:
         return {str(row["id"]): problem for row in rows if (problem := _damage(dict(row)))}
 
     def create(self, job: Job) -> str:
-        """Enter a job as queued and return its id.
+        """Enter a job as queued and return its id; a table that it trains on is kept beside it.
 
         Raises:
             StoreError: if too many wait already.
         """
+        job = self._with_tables_kept(job)
         with self._connected() as connection, _transaction(connection):
             waiting = connection.execute("SELECT COUNT(*) FROM runs WHERE state = 'queued'").fetchone()[0]
             if waiting >= QUEUED:
@@ -256,7 +259,8 @@ class RunStore:
             return _enter(connection, job)
 
     def enter(self, job: Job, worker: str) -> str:
-        """Enter a job that ``worker`` is carrying out already, and return its id."""
+        """Enter a job that ``worker`` is carrying out already, and return its id; its table is kept beside it."""
+        job = self._with_tables_kept(job)
         with self._connected() as connection:
             run_id = _enter(connection, job, worker=worker)
         self._began[run_id] = time.monotonic()
@@ -280,6 +284,16 @@ class RunStore:
             if not connection.execute("INSERT OR IGNORE INTO once VALUES (?)", (what,)).rowcount:
                 return None
             return _enter(connection, job, asked=SERVER)
+
+    def _with_tables_kept(self, job: Job) -> Job:
+        """The job whose table lies in the store, so that it is found again from any folder, and no path is told."""
+        config = job if isinstance(job, TaskConfig) else job.config
+        with suppress(ValueError):  # a file that cannot be read is told by whoever trains on it
+            data = config.data.kept(self.add_table)
+            if data != config.data:
+                config = replace(config, data=data)
+                return config if isinstance(job, TaskConfig) else replace(job, config=config)
+        return job
 
     def rename(self, job_id: str, name: str) -> None:
         """Give a job a name; the empty one brings that of its settings back.
@@ -314,7 +328,7 @@ class RunStore:
                 tables = [
                     table
                     for table in self._tables_of(row["config"])
-                    if connection.execute(used, (table.name,)).fetchone() is None
+                    if connection.execute(used, (table.stem,)).fetchone() is None
                 ]
         for table in tables:
             table.unlink(missing_ok=True)
@@ -322,7 +336,7 @@ class RunStore:
 
     def _tables_of(self, config: str) -> list[Path]:
         """The tables of the store that the settings of a job name; their names are hashes."""
-        return [table for table in (self.folder / "tables").glob("*.csv") if table.name in config]
+        return [table for table in (self.folder / "tables").glob("*.csv") if table.stem in config]
 
     def _own_cells(self, connection: sqlite3.Connection, run_id: str) -> set[str]:
         """The keys of a sweep's cells that no other sweep has."""
@@ -402,7 +416,7 @@ class RunStore:
 
     def add_table(self, content: bytes) -> Path:
         """Keep the bytes of a CSV beside the runs that train on it; the same bytes are kept once."""
-        path = self.folder / "tables" / f"{hashlib.sha256(content).hexdigest()[:16]}.csv"
+        path = self.folder / "tables" / kept_name(hash_of(content))
         try:
             path.parent.mkdir(exist_ok=True)
             if not path.exists():

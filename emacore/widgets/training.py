@@ -95,8 +95,6 @@ def _take_settings(config: RunConfig) -> None:
     except ValueError as error:
         st.toast(sentence(error), icon=":material/error:")
         return
-    if config.data.path is not None:
-        state["own_data_path"] = config.data.path
     put(state)
     st.toast("The settings are those of the run now. Press **Start**.", icon=":material/conversion_path:")
 
