@@ -22,7 +22,8 @@ Rows = list[dict[str, Any]]
 
 #: The trained weights, by the names they have on two pages, and their average.
 COLOURS = {"SGD": ORIGINAL, "original": ORIGINAL, "average": AVERAGED}
-_CONTOURS, _PATHS, _MARKS, _HEADS, _NAMES = range(5)
+_CONTOURS, _PATHS, _MARKS, _HEADS, _HALOS, _NAMES = range(6)
+_MOVING = (_PATHS, _HEADS, _HALOS, _NAMES)
 
 
 def paths(
@@ -64,7 +65,7 @@ def path_frames(
             }
             for key, paths in by_handle.items()
         }
-        return Frames(rows, moving, "path", layers=(_PATHS, _HEADS, _NAMES))
+        return Frames(rows, moving, "path", layers=_MOVING)
 
     return frames("SGD", original), frames("average", averaged)
 
@@ -74,7 +75,7 @@ def playing(figure: Figure) -> Figure:
     layers = list(figure.spec["layer"])
     last = int(figure.data["step"].max())
     layers[_PATHS] = {**layers[_PATHS], "transform": [{"filter": "datum.step <= shown"}]}
-    for place in (_HEADS, _NAMES):
+    for place in (_HEADS, _HALOS, _NAMES):
         layers[place] = {**layers[place], "transform": [{"filter": f"datum.step == min(shown, {last})"}]}
     return figure._replace(spec={**figure.spec, "layer": layers})
 
@@ -154,21 +155,19 @@ def _spec(
     )
     # Towards the middle of the plot, and one above the other: where the paths end they are often close.
     right = f"datum.u > {(u[0] + u[1]) / 2!r}"
-    told = (
-        drawn.mark_text(
-            clip=True,
-            fontSize=12,
-            fontWeight=600,
-            align=alt.ExprRef(f"{right} ? 'right' : 'left'"),
-            dx=alt.ExprRef(f"{right} ? -10 : 10"),
-            dy=alt.ExprRef(f"datum.path == '{names[0]}' ? -10 : 12"),
-        )
-        .transform_filter(alt.datum.newest)
-        .encode(text="path:N")
-        .add_params(highlight)
-    )
+    text: dict[str, Any] = {
+        "clip": True,
+        "fontSize": 12,
+        "fontWeight": 700,
+        "align": alt.ExprRef(f"{right} ? 'right' : 'left'"),
+        "dx": alt.ExprRef(f"{right} ? -10 : 10"),
+        "dy": alt.ExprRef(f"datum.path == '{names[0]}' ? -10 : 12"),
+    }
+    told = alt.Chart().transform_filter(alt.datum.newest).encode(x=x, y=y, text="path:N")
+    behind = told.mark_text(**text, stroke=alt.ExprRef("background"), strokeWidth=4, strokeJoin="round", opacity=0.85)
+    before = told.mark_text(**text).encode(color=colour).add_params(highlight)
     marks = alt.Chart().mark_point(shape="cross", size=90, color=CLEAN, filled=True).encode(x=x, y=y)
-    return spec_of(alt.layer(contours, lines, marks, heads, told).properties(height=height))
+    return spec_of(alt.layer(contours, lines, marks, heads, behind, before).properties(height=height))
 
 
 @lru_cache(maxsize=64)

@@ -49,7 +49,7 @@ def tradeoff(table: pd.DataFrame, *, chosen: float, label: str, height: int = 40
     bottom = max(float(main.min()) / 3, top * _DEEPEST) if len(main) else 0.1
     ends = _rounded(bottom), _rounded(1.5 * top)
     spec = _spec(*ends, height)
-    formulas = shown[shown["part"] == "formula"]
+    formulas = shown[(shown["part"] == "formula") & shown["loss"].between(*ends)]
     names = names_at_ends(
         formulas, "half_life", "loss", "curve", height=height, x_scale="log", y_scale="log", y_domain=ends
     )

@@ -64,7 +64,7 @@ def test_paths_reach_the_borders_of_the_picture():
     path = sgd_on_quadratic((1.0, 0.25), 0.3, 1.0, 100, start=(2.0, 1.6)).noisy
     figure = paths(path, path / 2, (1.0, 0.25), reach=np.abs(path).max())
     chart = figure.spec
-    assert ["data" in layer for layer in chart["layer"]] == [True, False, True, False, False]
+    assert ["data" in layer for layer in chart["layer"]] == [True, False, True, False, False, False]
     assert figure.data.groupby("path", sort=False)["newest"].sum().tolist() == [1, 1]
     assert figure.data[figure.data["newest"]]["step"].tolist() == [99, 99]
     low, high = chart["layer"][1]["encoding"]["x"]["scale"]["domain"]

@@ -196,7 +196,7 @@ def test_a_histogram_counts_seeds():
 def test_around_a_quadratic_lines_of_equal_loss_are_told_their_loss():
     path = sgd_on_quadratic((2.0, 0.5), 0.3, 1.0, 50, start=(2.0, 1.6)).noisy
     figure = paths(path, path / 2, (2.0, 0.5), reach=1.7)
-    contours, drawn, marks, heads, names = figure.spec["layer"]
+    contours, drawn, marks, heads, halos, names = figure.spec["layer"]
     rows = pd.DataFrame(contours["data"]["values"])
     np.testing.assert_allclose((2.0 * rows["u"] ** 2 + 0.5 * rows["v"] ** 2) / 2, rows["level"])
     border = drawn["encoding"]["x"]["scale"]["domain"][1]
@@ -206,7 +206,7 @@ def test_around_a_quadratic_lines_of_equal_loss_are_told_their_loss():
     assert rows.groupby("piece")["order"].apply(list).map(lambda order: order == list(range(73))).all()
     assert rows.groupby("piece")[["u", "v"]].agg(lambda side: side.iloc[-1] - side.iloc[0]).abs().max(axis=None) < 1e-9
     assert marks["data"]["values"] == [{"u": 0.0, "v": 0.0, "mark": "minimum"}]
-    assert heads["transform"] == names["transform"] == [{"filter": "datum.newest"}]
+    assert heads["transform"] == halos["transform"] == names["transform"] == [{"filter": "datum.newest"}]
     assert names["encoding"]["text"]["field"] == "path"
     assert drawn["encoding"]["color"]["legend"] is None
     assert values_of(drawn["encoding"]["opacity"]) == ([0.9], 0.1)
