@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emacore.averaging.solving import with_half_life, with_relative_width
     from emacore.averaging.weights import effective_count, mean_age
     from emacore.averaging.windows import Window
+    from emacore.checkpoints.reading import open_checkpoints
     from emacore.ema import EMA, averaging_function
     from emacore.experiments.evidence import answers, per_seed
     from emacore.experiments.statistics import verdict
@@ -52,6 +53,7 @@ _HOMES = {
     "averaging_function": "ema",
     "effective_count": "averaging.weights",
     "mean_age": "averaging.weights",
+    "open_checkpoints": "checkpoints.reading",
     "open_run": "tasks",
     "per_seed": "experiments.evidence",
     "replicate": "training.replicas",
@@ -80,6 +82,7 @@ __all__ = [
     "averaging_function",
     "effective_count",
     "mean_age",
+    "open_checkpoints",
     "open_run",
     "per_seed",
     "replicate",

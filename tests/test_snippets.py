@@ -1,14 +1,10 @@
 """Every snippet is run against the library it is for, and its average compared with ours."""
 
 import ast
-import contextlib
-import copy
 import functools
-import importlib.util
 import os
 import sys
 import types
-from importlib.metadata import distribution
 
 import numpy as np
 import pytest
@@ -56,28 +52,9 @@ READ_ONLY = ("composer",)
 FEW = [SCHEDULES[i] for i in (1, 3, 4, 13)]
 
 
-def load_file(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(autouse=True)
 def libraries(monkeypatch):
-    """timm and diffusers without what they need for images and downloads: the very files of their averages."""
-    timm = types.ModuleType("timm")
-    timm.utils = load_file("timm_model_ema", distribution("timm").locate_file("timm/utils/model_ema.py"))
-    monkeypatch.setitem(sys.modules, "timm", timm)
-    monkeypatch.setitem(sys.modules, "timm.utils", timm.utils)
-    source = distribution("diffusers").locate_file("diffusers/training_utils.py").read_text()
-    found = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "EMAModel")
-    diffusers, training = types.ModuleType("diffusers"), types.ModuleType("diffusers.training_utils")
-    vars(training).update(torch=torch, copy=copy, contextlib=contextlib, is_transformers_available=lambda: False)
-    exec("from __future__ import annotations\n" + ast.get_source_segment(source, found), vars(training))
-    diffusers.training_utils = training
-    monkeypatch.setitem(sys.modules, "diffusers", diffusers)
-    monkeypatch.setitem(sys.modules, "diffusers.training_utils", training)
+    """torchtitan needs accelerators, so that its trainer has a stand-in."""
     torchtitan, trainer = types.ModuleType("torchtitan"), types.ModuleType("torchtitan.trainer")
     trainer.Trainer = StandIn
     monkeypatch.setitem(sys.modules, "torchtitan", torchtitan)
