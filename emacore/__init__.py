@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from emacore.averaging.weights import effective_count, mean_age
     from emacore.averaging.windows import Window
     from emacore.avg_fn import averaging_function
+    from emacore.checkpoints.reading import open_checkpoints
     from emacore.ema import EMA
     from emacore.experiments.evidence import answers, per_seed
     from emacore.experiments.statistics import verdict
@@ -53,6 +54,7 @@ _HOMES = {
     "averaging_function": "avg_fn",
     "effective_count": "averaging.weights",
     "mean_age": "averaging.weights",
+    "open_checkpoints": "checkpoints.reading",
     "open_run": "tasks",
     "per_seed": "experiments.evidence",
     "replicate": "training.replicas",
@@ -81,6 +83,7 @@ __all__ = [
     "averaging_function",
     "effective_count",
     "mean_age",
+    "open_checkpoints",
     "open_run",
     "per_seed",
     "replicate",

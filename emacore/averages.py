@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from emacore.attributes import Follower
 from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.averaging.weights import Floats, stretch_weights
 from emacore.buffers import Policy, copied_buffers, holds, put_buffers
 from emacore.checks import check_choice
+from emacore.chosen import chosen
 from emacore.sharded import check_not_sharded
+from emacore.steps import after_each_step
 from emacore.tensors import (
     Watch,
     check_has_values,
@@ -49,6 +52,7 @@ _KEPT = (
     "_waiting",
     "_rows",
     "_owed",
+    "_is_partial",
     "_layout",
     "_copied",
     "_copied_buffers",
@@ -73,6 +77,8 @@ class Averages:
         module: The module being trained.  A ``torch.compile``d or (Distributed)DataParallel one is looked into.
         schedules: A schedule by the name of its average.
         buffers: Which floating-point buffers are averaged and which copied, as for :class:`emacore.EMA`.
+        names: Only these parameters and buffers are averaged; by default all.  The others are left as they are.
+        trainable_only: The same for the parameters that require a gradient now, and the buffers of their modules.
         on_nonfinite: What becomes of a call where a weight is not finite: ``"take"`` it into the averages, where it
             stays; ``"skip"`` the call, and warn of the first; or ``"raise"``.  The last two read all weights once more.
 
@@ -109,6 +115,8 @@ class Averages:
         *,
         buffers: Policy = None,
         on_nonfinite: str = "take",
+        names: Collection[str] | None = None,
+        trainable_only: bool = False,
     ) -> None:
         if not schedules:
             raise ValueError("schedules must name at least one schedule")
@@ -125,9 +133,11 @@ class Averages:
         self._inside = None
         online = unwrapped(module)
         self._policy = buffers
-        self._copied_buffers = copied_buffers(online, buffers)
-        self._layout = layout(online)
-        tensors = distinct(online)
+        self._is_partial = names is not None or trainable_only
+        wanted = chosen(online, names, trainable_only)
+        self._layout = {name: tie for name, tie in layout(online).items() if tie.first_name in wanted}
+        tensors = {name: tensor for name, tensor in distinct(online).items() if name in wanted}
+        self._copied_buffers = copied_buffers(online, buffers) & self._layout.keys()
         averaged = [tensor for name, tensor in tensors.items() if self._is_averaged(name, tensor)]
         if not averaged:
             raise ValueError("the module has no floating-point tensor to average")
@@ -182,6 +192,13 @@ class Averages:
         if self._waiting and not self.step % _STRETCH:
             self._catch_up()
 
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
+
+        See :func:`emacore.steps.after_each_step`.
+        """
+        return after_each_step(optimizer, unwrapped(self.module), self.update)
+
     @contextmanager
     def average_parameters(self, name: str) -> Iterator[nn.Module]:
         """Put one of the averages into the training module for the time of a ``with`` block; then restore it exactly.
@@ -192,7 +209,7 @@ class Averages:
         if self._inside is not None:
             raise RuntimeError(f"average_parameters({self._inside!r}) is already open: leave its with block first")
         online = unwrapped(self.module)
-        free = self._copied_now(online)
+        free = self._copied_now(online) | self._left_out(online)
         pairs = paired(self._layout, ties(online), "module", free)
         kept = {name: tensor.clone() for name, tensor in writable(online).items()}
         self._inside = name
@@ -208,18 +225,23 @@ class Averages:
     def copy_to(self, module: nn.Module, name: str) -> None:
         """Copy one of the averages into another module that has the same tensors by name.
 
+        Tensors of which no average is kept are copied from the module that trains.
+
         Raises:
             KeyError: if there is no such average.
             RuntimeError: if names or shapes differ.
         """
         values = self._tensors_of(name)
         target = unwrapped(module)
-        put_buffers(target, {key: value for key, value in values.items() if key in self._copied_buffers})
-        free = self._copied_buffers & slots(target)
-        for key, (_, tensor) in paired(self._layout, ties(target), "module", free).items():
-            if key not in self._copied_buffers:
-                tensor.copy_(values[key])
-        Follower(target, unwrapped(self.module)).follow()
+        online = unwrapped(self.module)
+        now = ties(online)
+        copied = copied_buffers(online, self._policy) | self._copied_buffers
+        buffers = {key: tie.tensor for key, tie in now.items() if key in copied} | values
+        put_buffers(target, {key: value for key, value in buffers.items() if key in copied})
+        for key, (source, tensor) in paired(now, ties(target), "module", copied & slots(target)).items():
+            if key not in copied:
+                tensor.copy_(values.get(key, source))
+        Follower(target, online).follow()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors, numbers and text: ``torch.load(..., weights_only=True)`` reads it.
@@ -300,7 +322,12 @@ class Averages:
 
     def _copied_now(self, online: nn.Module) -> frozenset[str]:
         """What is averaged is so for good; a buffer that has come into being may be copied."""
+        if self._is_partial:
+            return self._copied_buffers
         return self._copied_buffers | (copied_buffers(online, self._policy) - self._layout.keys())
+
+    def _left_out(self, online: nn.Module) -> set[str]:
+        return (set(ties(online)) - set(self._layout)) if self._is_partial else set()
 
     def _is_averaged_one(self, name: str) -> bool:
         return name in self._layout and self._is_averaged(name, self._layout[name].tensor)
@@ -344,12 +371,15 @@ class Averages:
         online = unwrapped(self.module)
         found = ties(online)
         self._copied_buffers = self._copied_now(online)
-        pairs = paired(self._layout, found, "module", self._copied_buffers)
+        left_out = self._left_out(online)
+        pairs = paired(self._layout, found, "module", self._copied_buffers | left_out)
         averaged = _on_one_device([found[name].tensor.detach() for name in pairs if self._is_averaged_one(name)])
         self._others = {
             name: tie.tensor.detach()
             for name, tie in found.items()
-            if not self._is_averaged_one(name) and (tie.first_name == name or name in self._copied_buffers)
+            if name not in left_out
+            and not self._is_averaged_one(name)
+            and (tie.first_name == name or name in self._copied_buffers)
         }
         # Aliases of the memory itself, where the module's tensors are flat as they lie.
         self._direct = all(tensor.dtype == self._averages.dtype and tensor.is_contiguous() for tensor in averaged)

@@ -6,25 +6,31 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from emacore.attributes import Attributes, Follower
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
 from emacore.buffers import Policy, copied_buffers, follow_buffers
-from emacore.checks import check_choice
+from emacore.checks import check_choice, check_unit, check_whole
+from emacore.chosen import chosen, link, trainable, unlink
+from emacore.exports import load_tensors, save_tensors
 from emacore.plan import Loan, Plan, Wide, follow_writes, loans_of
 from emacore.shadow import built, copy_of, set_dtype
-from emacore.sharded import alike, copy_each, laid_out
+from emacore.sharded import alike, check_not_sharded, copy_each, laid_out
+from emacore.steps import after_each_step
 from emacore.tensors import (
     accumulator_dtype,
     check_apart,
     check_has_values,
+    distinct,
     is_averaged,
     listed,
     named_parts,
@@ -114,6 +120,16 @@ class EMA(nn.Module):
         ignore_startswith_names: The same for all names that start so.
         include_online_model: Whether ``model`` belongs to the module tree and so to ``state_dict()``.
         forward_method_names: Methods of the shadow that the wrapper offers as its own.
+        names: Only these parameters and buffers are kept as averages; by default all.  The others of the shadow are
+            the model's own, and take neither memory nor time; they are no part of ``state_dict()["ema_model..."]``.
+        trainable_only: The same for the parameters that require a gradient when the wrapper is built, and the buffers
+            of their modules: of a model with adapters (LoRA), the adapters.
+        device: Where the averages are kept, by default where the model is: ``"cpu"`` keeps them off an accelerator.
+            There, from CUDA, a move is queued behind the step and counted at the next call or when the averages are
+            asked for through the wrapper; a reference to the shadow that was taken before lags by that one move.
+        update_model_with_ema_every: Feed the averages back into the model at every so many calls, once they have begun
+            (see :meth:`update_model_with_ema`).
+        update_model_with_ema_beta: How much of the model's own weights stays then.
         schedule: Any schedule of :mod:`emacore.averaging.schedules`, in place of the six settings.
         accumulator_dtype: The real dtype in which averages are kept.  By default each tensor's own, but float32 for
             those of less than 32 bits, whose rounding would swallow the small steps of a decay near 1.  Accumulators
@@ -178,8 +194,16 @@ class EMA(nn.Module):
         on_nonfinite: str = "take",
         keep_half: bool = True,
         strict_schedule: bool = True,
+        names: Collection[str] | None = None,
+        trainable_only: bool = False,
+        device: torch.device | str | None = None,
+        update_model_with_ema_every: int | None = None,
+        update_model_with_ema_beta: float = 0.0,
     ) -> None:
         super().__init__()
+        if update_model_with_ema_every is not None:
+            check_whole("update_model_with_ema_every", update_model_with_ema_every, 1)
+        check_unit("update_model_with_ema_beta", update_model_with_ema_beta)
         settings = InversePower(
             beta, inv_gamma, power, min_value, update_after_step=update_after_step, update_every=update_every
         )
@@ -205,12 +229,23 @@ class EMA(nn.Module):
             self.online_model = model
         else:
             self._hidden_model = [model]  # a list keeps it out of the module tree
+        online = unwrapped(model)
+        self._trainable_only = trainable_only
+        self._left_out = frozenset(ties(online)) - _with_aliases(online, chosen(online, names, trainable_only))
+        if self._left_out:
+            instead = "names and trainable_only are for models that are not sharded"
+            check_not_sharded("model", online, instead)
         if ema_model is None:
-            ema_model = copy_of(unwrapped(model))
-        elif not isinstance(ema_model, nn.Module):
-            ema_model = built(ema_model)
-        check_has_values("ema_model", ema_model)
-        check_apart("ema_model", ema_model, unwrapped(model))
+            ema_model = copy_of(online, self._left_out, device)
+        else:
+            if not isinstance(ema_model, nn.Module):
+                ema_model = built(ema_model)
+            check_has_values("ema_model", ema_model)
+            check_apart("ema_model", ema_model, online)
+            if device is not None:
+                ema_model.to(device)
+        self.update_model_with_ema_every = update_model_with_ema_every
+        self.update_model_with_ema_beta = update_model_with_ema_beta
         self.ema_model: nn.Module = ema_model.requires_grad_(False).eval()
         self.forward_method_names = _names("forward_method_names", forward_method_names)
         missing = [name for name in self.forward_method_names if not callable(getattr(ema_model, name, None))]
@@ -221,9 +256,10 @@ class EMA(nn.Module):
         self.ignore_startswith_names = ignore_startswith_names
         self._policy = buffers
         self._copied_buffers: frozenset[str] = frozenset()
+        self._told: frozenset[str] = frozenset()
         self._accumulators: dict[str, Tensor] = {}
         self._now.plan = self._make_plan()
-        self._now.attributes = Attributes(unwrapped(model))
+        self._now.attributes = Attributes(online)
 
     @property
     def model(self) -> nn.Module:
@@ -281,6 +317,8 @@ class EMA(nn.Module):
         return self.schedule.rule(self._now.step - 1)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "ema_model":
+            self._finish()
         setting = type(self).__dict__.get(name)
         if isinstance(setting, _Setting):  # a property's AttributeError ends up here: say what it said
             setting._check(self)
@@ -317,6 +355,7 @@ class EMA(nn.Module):
         now, call = self._now, self._now.step
         if now.kept is not None:
             raise RuntimeError("update() inside average_parameters() would average the average; call it outside")
+        self._finish()
         offset = call - now.block_start
         if not 0 <= offset < len(now.block):
             offset = 0
@@ -335,10 +374,87 @@ class EMA(nn.Module):
                 plan.copy_all()
                 now.initted = call >= self._schedule.start
             simple = plan.is_simple and now.initted and self._on_nonfinite == "take"
+            simple = simple and self.update_model_with_ema_every is None
             now.shares = now.shares_of_block if simple and now.moves_from <= offset + 1 else []
         now.step = call + 1
         if not offset:
             self._tell_attributes()
+        every = self.update_model_with_ema_every
+        if every and not call % every and now.initted and call > self._schedule.start:
+            self.update_model_with_ema()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
+
+        Batches whose gradients are only accumulated are no steps, and those that AMP's ``GradScaler`` skips are none.
+        With several optimisers, attach to the one that steps last.  See :func:`emacore.steps.after_each_step`.
+        """
+        return after_each_step(optimizer, unwrapped(self.model), self.update)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The averages by name, a shared tensor once, as they are now: aliases of the shadow's, without gradients.
+
+        For a teacher in the model's own mode, as with dropout: ``torch.func.functional_call(model, ema.weights, x)``.
+        """
+        return {name: tensor for name, tensor in distinct(self.ema_model).items() if name not in self._left_out}
+
+    def followed(self) -> dict[str, Tensor]:
+        """The model's tensors in whose place :meth:`average_parameters` puts averages, by name: aliases of them."""
+        found = distinct(unwrapped(self.model))
+        return {name: tensor for name, tensor in found.items() if name not in self._left_out}
+
+    @torch.no_grad()
+    def update_model_with_ema(self, decay: float | None = None) -> None:
+        """Feed the averages back: the model becomes ``decay`` of itself and ``1 - decay`` of its average.
+
+        Every process of a distributed run has to call it.  Names that the average ignores stay as the model has them.
+
+        Args:
+            decay: By default ``update_model_with_ema_beta``.  0 makes the model its average, as the switch of Li et
+                al., "Switch EMA", 2024 (arXiv 2402.09240), does after each epoch.
+
+        Raises:
+            RuntimeError: inside :meth:`average_parameters`.
+        """
+        if self._now.kept is not None:
+            raise RuntimeError("update_model_with_ema() inside average_parameters() would be undone; call it outside")
+        share = self.update_model_with_ema_beta if decay is None else decay
+        check_unit("decay", share)
+        plan = self._current_plan()
+        for source, shadow in plan.followed():
+            value = laid_out(shadow, source)
+            if share and is_averaged(source):
+                source.lerp_(value.to(source.device, source.dtype), 1.0 - share)
+            else:
+                source.copy_(value)
+
+    def save(self, path: str | Path) -> None:
+        """Write the averages alone as a safetensors file that the plain model loads; a shared tensor once.
+
+        Buffers that are not persistent are left out, as everywhere, and so are tensors of which no average is kept.
+        To go on training, keep :meth:`state_dict`.  The processes of a sharded model call it together; the first
+        writes.
+        """
+        about = {"step": str(self._now.step), "initted": str(int(self._now.initted))}
+        save_tensors(self.ema_model, path, self._left_out, about)
+
+    def load(self, path: str | Path) -> None:
+        """Take the averages from a safetensors file: of :meth:`save`, or of a plain model.
+
+        Where the file says at which step it was written, the schedule goes on from there; a plain model's does not,
+        so that the schedule's warm-up, if there is one to come, copies over what was loaded.
+
+        Raises:
+            RuntimeError: if names or shapes differ, or inside :meth:`average_parameters`.
+        """
+        if self._now.kept is not None:
+            raise RuntimeError("load() inside average_parameters(): leave its with block first")
+        about = load_tensors(self.ema_model, path, self._left_out)
+        self._accumulators = {}
+        self._now.forget_plan()
+        if "step" in about and "initted" in about:
+            self.step, self.initted = int(about["step"]), bool(int(about["initted"]))
 
     def _move(self, plan: Plan, decay: float) -> None:
         try:
@@ -396,7 +512,7 @@ class EMA(nn.Module):
         plan = now.plan = self._make_plan()
         online = unwrapped(self.model)
         loans = loans_of(plan.pairs) if swap else {}
-        found = writable(online)
+        found = {name: tensor for name, tensor in writable(online).items() if name not in self._left_out}
         for name in plan.pairs:
             if name in found and found[name].is_inference() and not torch.is_inference_mode_enabled():
                 raise RuntimeError(f"the model's {name!r} was made inside torch.inference_mode() and cannot be written")
@@ -442,20 +558,9 @@ class EMA(nn.Module):
         """Copy the model, as the calls of the warm-up do; :attr:`step` and :attr:`initted` stay."""
         self._current_plan().copy_all()
 
-    @torch.no_grad()
     def copy_params_from_ema_to_model(self) -> None:
         """Copy the averages into the training model."""
-        self.update_model_with_ema()
-
-    @torch.no_grad()
-    def update_model_with_ema(self, decay: float = 0.0) -> None:
-        """Move the training model towards the averages: ``decay`` is what it keeps of itself; 0 copies them."""
-        if self._now.kept is not None:
-            raise RuntimeError("inside average_parameters() this would be undone at its end; call it outside")
-        plan = self._current_plan()
-        averaged = {*plan.moved, *(wide.name for wide in plan.wide)}
-        for name, (shadow, source) in plan.pairs.items():
-            _move(source, shadow, decay if name in averaged else 0.0)
+        self.update_model_with_ema(0.0)
 
     @torch.no_grad()
     def update_moving_average(
@@ -537,12 +642,18 @@ class EMA(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _make_plan(self) -> Plan:
+        self._finish()
         online = unwrapped(self.model)
+        if self._left_out:
+            self._link(online)
         self._copied_buffers |= copied_buffers(online, self._policy)
-        follow_buffers(self.ema_model, online, {name for name in self._copied_buffers if not self._is_ignored(name)})
+        kept_apart = {name for name in self._copied_buffers if self._is_ignored(name)} | self._left_out
+        follow_buffers(self.ema_model, online, self._copied_buffers - kept_apart)
         kept, found = ties(self.ema_model), ties(online)
         pairs = {
-            name: (kept[name].tensor, found[name].tensor) for name in paired(kept, found, "model", self._free_names())
+            name: (kept[name].tensor, found[name].tensor)
+            for name in paired(kept, found, "model", self._free_names())
+            if name not in self._left_out
         }
         moved: list[str] = []
         wide: list[Wide] = []
@@ -592,12 +703,39 @@ class EMA(nn.Module):
     def _free_names(self) -> set[str]:
         """What may differ in model and shadow: copied buffers, and what is ignored."""
         names = {*ties(self.ema_model), *ties(unwrapped(self.model)), *self._copied_buffers}
-        return {name for name in names if name in self._copied_buffers or self._is_ignored(name)}
+        return {name for name in names if name in self._copied_buffers or self._is_ignored(name)} | self._left_out
+
+    def _finish(self) -> None:
+        """Count the move whose weights are on their way to another device."""
+        if (plan := self._now.plan) is not None and plan.on_its_way is not None:
+            plan.finish()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._finish()
+        return self.__dict__.copy()
+
+    def _link(self, online: nn.Module) -> None:
+        link(self.ema_model, online, self._left_out)
+        # Unfrozen since: whoever asked for what trains would not expect them to be left out.
+        if self._trainable_only and (late := trainable(online) & self._left_out - self._told):
+            self._told |= late
+            warnings.warn(
+                f"{listed(late)} train by now, but did not when the EMA was built with trainable_only=True, so that no "
+                "average of them is kept; build a new one to have it",
+                stacklevel=3,
+            )
 
     @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._finish()
         self._follow_writes()
+        # What the shadow has of the model is the model's to move.
+        taken = unlink(self.ema_model, self._left_out)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for table, leaf, tensor in taken:
+            table[leaf] = tensor
+        if taken:
+            link(self.ema_model, unwrapped(self.model), self._left_out)
         # Accumulators follow to another device, but keep their dtype: that is what they are for.
         self._accumulators = {name: t.to(fn(t).device) for name, t in self._accumulators.items()}
         self._now.forget_plan()
@@ -631,21 +769,29 @@ class EMA(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As any module's; inside :meth:`average_parameters` with the training weights of the model, as copies."""
+        self._finish()
         kept, start = self._now.kept, kwargs.get("prefix", args[1] if len(args) > 1 else "") + "online_model."
         if kept is None or not self.include_online_model:
-            return super().state_dict(*args, **kwargs)
+            return self._without_left_out(super().state_dict(*args, **kwargs), start)
         online = unwrapped(self.model)
         averages = {name: tensor.clone() for name, tensor in writable(online).items()}
         free = self._free_names()
         restore(online, kept, free)
         try:
-            state = super().state_dict(*args, **kwargs)
+            state = self._without_left_out(super().state_dict(*args, **kwargs), start)
             for name, value in state.items():
                 if name.startswith(start) and isinstance(value, Tensor):
                     state[name] = value.clone()
         finally:
             restore(online, averages, free)
             self._now.loans = {name: loan.as_it_is() for name, loan in self._now.loans.items()}
+        return state
+
+    def _without_left_out(self, state: Any, start: str) -> Any:
+        shadow = start.removesuffix("online_model.") + "ema_model."
+        for name in list(state) if self._left_out else ():
+            if name.startswith(shadow) and plain_name(name.removeprefix(shadow)) in self._left_out:
+                del state[name]
         return state
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -696,6 +842,11 @@ class EMA(nn.Module):
         for child in ("online_model", "ema_model"):
             if child in self._modules:
                 _rename_wrapped(state_dict, f"{prefix}{child}.", list(getattr(self, child).state_dict()))
+        if self._left_out:  # they are the model's, and no part of the state
+            shadow = self.ema_model.state_dict()
+            for name in shadow:
+                if plain_name(name) in self._left_out:
+                    state_dict[f"{prefix}ema_model.{name}"] = shadow[name]
         for name, tie in shadows.items():  # a shadow that was kept in float32 alone
             value, wanted = state_dict.get(f"{prefix}ema_model.{name}"), self._accumulator_dtype(tie.tensor)
             if isinstance(value, Tensor) and value.dtype == wanted != tie.tensor.dtype:
@@ -704,6 +855,11 @@ class EMA(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         self._now.forget_plan()
+
+
+def _with_aliases(module: nn.Module, first_names: Collection[str]) -> set[str]:
+    """All names of the tensors that have these first names."""
+    return {name for name, tie in ties(module).items() if tie.first_name in first_names}
 
 
 class _Now:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from emacore.attributes import Follower
+from emacore.offload import Arrivals, is_offloaded
 from emacore.sharded import copy_each, is_sharded, laid_out, local
 from emacore.tensors import Watch
 
@@ -20,6 +21,17 @@ class Wide(NamedTuple):
     accumulator: Tensor
     shadow: Tensor
     source: Tensor
+
+    def move(self, source: Tensor, decay: float) -> None:
+        """Move by the values of the source, which may have come from elsewhere."""
+        if self.accumulator is not self.shadow:
+            follow_writes(self.accumulator, self.shadow)
+        if decay:
+            self.accumulator.lerp_(source.to(self.accumulator.device, self.accumulator.dtype), 1.0 - decay)
+        else:  # a copy also replaces what is not finite
+            self.accumulator.copy_(source)
+        if self.accumulator is not self.shadow:
+            self.shadow.copy_(self.accumulator)
 
 
 class Plan:
@@ -49,7 +61,11 @@ class Plan:
         self.moved = list(moved)
         self.moved_shadow = [local(pairs[name][0]) for name in moved]
         self.moved_model = [local(pairs[name][1]) for name in moved]
-        self.wide = wide
+        far = [not any(map(is_sharded, entry[1:])) and is_offloaded(entry.accumulator, entry.source) for entry in wide]
+        self.far = [entry for entry, is_far in zip(wide, far, strict=True) if is_far]
+        self.wide = [entry for entry, is_far in zip(wide, far, strict=True) if not is_far]
+        self.arrivals: Arrivals | None = None  # made for the first move, for which alone there must be room
+        self.on_its_way: float | None = None  # the decay of the move whose weights are sent and not yet counted
         self._copied = [pairs[name] for name in copied]
         self._follower = Follower(average, online)
         self._watch = Watch(online, average, places=False)
@@ -62,7 +78,7 @@ class Plan:
         """Copy the model."""
         self._follower.follow()
         _copy_all(list(self.pairs.values()))
-        for _, accumulator, _, source in self.wide:
+        for _, accumulator, _, source in self.wide + self.far:
             accumulator.copy_(laid_out(source, accumulator))
 
     @torch.no_grad()
@@ -81,18 +97,32 @@ class Plan:
                 torch._foreach_lerp_(shadow, model, 1.0 - decay)
             else:  # a copy also replaces what is not finite
                 torch._foreach_copy_(shadow, model)
-        for name, accumulator, kept, online in self.wide:
-            if name in done:
-                continue
-            if accumulator is not kept:
-                follow_writes(accumulator, kept)
-            source = laid_out(online, accumulator)
-            if decay:
-                accumulator.lerp_(source.to(accumulator.device, accumulator.dtype), 1.0 - decay)
-            else:
-                accumulator.copy_(source)
-            if accumulator is not kept:
-                kept.copy_(accumulator)
+        for wide in self.wide:
+            if wide.name not in done:
+                wide.move(laid_out(wide.source, wide.accumulator), decay)
+        if self.far:
+            sources = [wide.source.detach() for wide in self.far]
+            if self.arrivals is None:
+                self.arrivals = Arrivals(sources)
+            self.arrivals.send(sources)
+            self.on_its_way = decay
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Count the weights that have been sent."""
+        decay, self.on_its_way = self.on_its_way, None
+        if decay is None or self.arrivals is None:
+            return
+        for wide, source in zip(self.far, self.arrivals.received(), strict=True):
+            wide.move(source, decay)
+
+    def followed(self) -> list[tuple[Tensor, Tensor]]:
+        """The model's tensors that an average follows, each with its average."""
+        return [
+            *zip(self.moved_model, self.moved_shadow, strict=True),
+            *((wide.source, wide.shadow) for wide in self.wide + self.far),
+            *((source, shadow) for shadow, source in self._copied),
+        ]
 
     def moved_before_misfit(self) -> list[str] | None:
         """After a move that failed: which tensors had moved before the first whose dtype or place no longer fits."""
@@ -104,7 +134,9 @@ class Plan:
     @torch.no_grad()
     def not_finite(self) -> str | None:
         """The name of a tensor of the model that is to be averaged and is not finite, if there is one."""
-        averaged = {name: self.pairs[name][1] for name in self.moved} | {wide.name: wide.source for wide in self.wide}
+        averaged = {name: self.pairs[name][1] for name in self.moved} | {
+            wide.name: wide.source for wide in self.wide + self.far
+        }
         parts = {name: local(tensor) for name, tensor in averaged.items() if local(tensor).numel()}
         if not parts:
             return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from emacore.chosen import linked_copy
 from emacore.sharded import is_sharded, sharded_copy
-from emacore.tensors import Tie, named_parts
+from emacore.tensors import Tie, named_parts, ties
 
 
 def set_dtype(module: nn.Module, tied: Mapping[str, Tie], name: str, dtype: torch.dtype) -> Tensor:
@@ -37,19 +37,27 @@ def built(build: object) -> nn.Module:
 
 
 @torch.inference_mode(False)
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module, left_out: Collection[str] = (), device: torch.device | str | None = None) -> nn.Module:
     """A copy of a module, without gradients.
+
+    Args:
+        left_out: Names of tensors that remain the model's.
+        device: Where the others go, by default where they are.
 
     Raises:
         TypeError: if it cannot be copied.
+        ValueError: for a device with a model that is sharded.
     """
     sharded = any(is_sharded(parameter) for parameter in model.parameters())
+    if sharded and device is not None:
+        raise ValueError("device is for models that are not sharded; shard an ema_model with offload_policy instead")
     try:
-        shadow = sharded_copy(model) if sharded else copy.deepcopy(model)
+        shadow = sharded_copy(model) if sharded else linked_copy(model, left_out, device)
     except Exception as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({error}); build a second one and pass it as ema_model"
         ) from error
-    for parameter in shadow.parameters():
-        parameter.grad = None
+    for name, tie in ties(shadow).items():
+        if name not in left_out:
+            tie.tensor.grad = None
     return shadow

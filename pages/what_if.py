@@ -7,7 +7,7 @@ from emacore.averaging.code import scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
 from emacore.widgets.jobs import begin_example, job_queue, show_problem
-from emacore.widgets.page import BOUND, beside_controls, csv_button, show_table, through_app, told
+from emacore.widgets.page import BOUND, beside_controls, csv_button, loss_axis, show_table, through_app, told
 from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_defaults
 
 through_app()
@@ -78,16 +78,7 @@ def named(table: dict) -> pd.DataFrame:
 
 
 with charts:
-    scale = st.segmented_control(
-        "Loss axis",
-        ["log", "linear"],
-        default="log",
-        key="loss_axis",
-        required=True,
-        help="log shows what happens at small losses; linear shows how large the differences are.",
-        label_visibility="collapsed",
-        **BOUND,
-    )
+    scale = loss_axis(label_visibility="collapsed")
     finish = show_curves(
         recorded,
         schedule,

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -145,6 +146,22 @@ def check_copies_into_a_plain_module(mesh):
     assert not any(is_sharded(p) for p in other.parameters())
 
 
+def check_saved_and_fed_back(mesh, folder):
+    _, expected = reference(range(8))
+    model, ema = both_sharded(mesh, "sharded by EMA")
+    train(model, ema, range(8))
+    ema.save(folder / "averages.safetensors")
+    dist.barrier()
+    other = made()
+    load_model(other, folder / "averages.safetensors")
+    check_same(other.state_dict(), expected.ema_model.state_dict())
+    model, ema = both_sharded(mesh, "built before")
+    ema.load(folder / "averages.safetensors")
+    check_same(whole(ema.ema_model), expected.ema_model.state_dict())
+    ema.update_model_with_ema()
+    check_same(whole(model), expected.ema_model.state_dict())
+
+
 def check_training_steps_with_an_optimiser(mesh):
     """The same batch in all processes, so that the unsharded run takes the same steps."""
     results = []
@@ -263,6 +280,7 @@ def checks(folder, few):
             )
             yield f"{size} processes, swap", lambda m=mesh: check_a_swap_is_seen_by_forward_passes(m)
             yield f"{size} processes, copy", lambda m=mesh: check_copies_into_a_plain_module(m)
+    yield "files", lambda: check_saved_and_fed_back(everybody, folder)
     yield "training", lambda: check_training_steps_with_an_optimiser(everybody)
     for dtype in (torch.float32, torch.bfloat16):
         yield f"resumed, {dtype}", lambda d=dtype: check_resumed_on_another_number(folder / str(d), few, d)
@@ -304,7 +322,16 @@ def told(tmp_path_factory):
 
 
 #: What each test looks at: the start of the checks' names, and how many there are.
-PARTS = {"2 processes": 7, "4 processes": 5, "training": 1, "resumed": 2, "DDP": 1, "errors": 1, "layouts": 1}
+PARTS = {
+    "2 processes": 7,
+    "4 processes": 5,
+    "training": 1,
+    "resumed": 2,
+    "DDP": 1,
+    "errors": 1,
+    "layouts": 1,
+    "files": 1,
+}
 
 
 @pytest.mark.slow

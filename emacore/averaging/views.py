@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -173,43 +174,44 @@ def decay_table(schedule: Schedule, num_steps: int) -> Table:
 
     ``half_life_steps`` is how long, in steps, the decay of that call takes to halve what is in the average.
     """
-    return decays_at(schedule, acting_calls(num_steps, schedule))
+    calls = acting_calls(num_steps, schedule)
+    return {"step": calls, **{name: make() for name, make in _columns_of(schedule, schedule.at(calls)).items()}}
 
 
-def decays_at(schedule: Schedule, calls: NDArray[np.integer[Any]]) -> Table:
-    """The rows of :func:`decay_table` of some calls that are not skipped, shape (rows,)."""
-    decays = schedule.at(calls)
-    memory = filters.half_lives(decays) * schedule.update_every
-    return {"step": calls, "decay": decays, "one_minus_decay": 1 - decays, "half_life_steps": memory}
+def decays_at(schedule: Schedule, calls: NDArray[np.integer[Any]], column: str) -> Floats:
+    """A column of :func:`decay_table` at some calls that are not skipped, in their shape."""
+    return _columns_of(schedule, schedule.at(calls))[column]()
+
+
+def _columns_of(schedule: Schedule, decays: Floats) -> dict[str, Callable[[], Floats]]:
+    return {
+        "decay": lambda: decays,
+        "one_minus_decay": lambda: 1 - decays,
+        "half_life_steps": lambda: filters.half_lives(decays) * schedule.update_every,
+    }
 
 
 def weight_table(scheme: Scheme, step: int) -> Table:
     """What each call up to ``step`` weighs in the average after it: step, weight."""
     calls = acting_calls(step + 1, scheme)
-    return {"step": calls, "weight": weights(decays_at_end(scheme, step + 1))[calls]}
+    return {"step": calls, "weight": weights_at(scheme, step, calls)}
 
 
-def sampled_calls(num_steps: int, scheme: Scheme, most: int = 1600, ends: Iterable[int] = ()) -> NDArray[np.int64]:
-    """Calls of a run that are not skipped, about ``most`` of many: enough to draw any curve over them on any axis.
+def sampled_calls(num_steps: int, scheme: Scheme, most: int) -> NDArray[np.int64]:
+    """About ``most`` calls of a run that are not skipped, the first, the last and the schedule's start among them.
 
-    They are even in the steps and in the logarithms of the steps since the run's begin, since the schedule's, and up to
-    the run's end, and hold what lies next to these three.
-
-    Args:
-        ends: Further steps up to which some are even in the logarithm.
+    They are even in the steps and in the logarithms of the steps since the run's begin, since the start, and up to the
+    run's end.
     """
-    every, start = (scheme.update_every, scheme.start) if isinstance(scheme, Schedule) else (1, 0)
-    if num_steps // every <= most:
-        return acting_calls(num_steps, scheme)
-    last, part = num_steps - 1, most // 4
-    far, near = (np.geomspace(1, num_steps, size) - 1 for size in (part, 300))
-    even = np.linspace(0, last, part)
-    places = np.concatenate([even, far, start + far, last - far, start + every * np.arange(-2, 3)])
-    # A short memory bends from one call to the next, so the last ones before an end are all there.
-    for end in ends:
-        places = np.concatenate([places, end - near, end // every * every - every * np.arange(64)])
-    calls = np.unique(np.round(places / every).astype(np.int64) * every)
-    return calls[(calls >= 0) & (calls <= last)]
+    calls = acting_calls(num_steps, scheme)
+    if len(calls) <= most:
+        return calls
+    start = -(-scheme.start // scheme.update_every) if isinstance(scheme, Schedule) else 0
+    count = len(calls)
+    far = np.geomspace(1, count, most // 4).astype(np.int64) - 1
+    even = np.linspace(0, count - 1, most // 4).astype(np.int64)
+    places = np.unique(np.concatenate([even, far, start + far, count - 1 - far, [start, start + 1]]))
+    return np.asarray(calls[places[places < count]])
 
 
 def possible(schedule: Schedule, key: str, values: Iterable[float]) -> tuple[float, ...]:
@@ -224,29 +226,22 @@ def possible(schedule: Schedule, key: str, values: Iterable[float]) -> tuple[flo
     return tuple(taken)
 
 
-def decay_frames(
-    schedule: Schedule, key: str, values: Iterable[float], calls: NDArray[np.integer[Any]], column: str
-) -> Floats:
-    """A column of :func:`decays_at` for each value of one setting: shape (calls, values)."""
-    return np.stack([decays_at(schedule.varied(**{key: value}), calls)[column] for value in values], axis=1)
-
-
 def weights_at(scheme: Scheme, step: int, calls: NDArray[np.integer[Any]]) -> Floats:
-    """What some calls weigh in the average after ``step``; NaN for later ones, in the shape of ``calls``."""
-    own = weights(decays_at_end(scheme, step + 1))
-    return np.where(calls <= step, own[np.minimum(calls, step)], np.nan)
+    """What a run's :func:`acting_calls`, shape (rows,), weigh in the average after ``step``; NaN for later ones."""
+    return weight_lines(scheme, [step], calls)[0]()
 
 
-def weight_frames(
-    schedule: Schedule, key: str, values: Iterable[float], step: int, calls: NDArray[np.integer[Any]]
-) -> Floats:
-    """:func:`weights_at` for each value of one setting: shape (calls, values)."""
-    return np.stack([weights_at(schedule.varied(**{key: value}), step, calls) for value in values], axis=1)
+def weight_lines(scheme: Scheme, steps: Iterable[int], calls: NDArray[np.integer[Any]]) -> list[Callable[[], Floats]]:
+    """What computes :func:`weights_at` after each of some steps; all share the decays of a schedule."""
+    # Calls that are skipped change nothing, so a schedule needs its others only.
+    decays = scheme.at(calls) if isinstance(scheme, Schedule) else None
 
+    def line(step: int) -> Floats:
+        count = int(np.searchsorted(calls, step, side="right"))
+        own = weights(decays_at_end(scheme, step + 1) if decays is None else decays[:count])
+        return np.concatenate([own, np.full(len(calls) - count, np.nan)])
 
-def weight_frames_by_step(scheme: Scheme, steps: Iterable[int], calls: NDArray[np.integer[Any]]) -> Floats:
-    """:func:`weights_at` after each of some steps: shape (calls, steps)."""
-    return np.stack([weights_at(scheme, step, calls) for step in steps], axis=1)
+    return [partial(line, step) for step in steps]
 
 
 class Figures(NamedTuple):

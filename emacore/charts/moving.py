@@ -8,7 +8,7 @@ drags: a signal says which handle moved last and where it is, and an expression 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,10 @@ from emacore.formatting import IN_CHARTS
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
+#: Values of shape (rows,), or what computes them.
+Line = Floats | Callable[[], Floats]
+#: Lines of so many bytes together are computed once and held; longer ones one at a time, twice.
+_MOST_HELD = 100_000_000
 #: Pictures above each other have their own colours.
 _RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
 #: Below so many pixels from the picture's top its title says where the handles are.
@@ -144,7 +148,7 @@ def line_frames(
     series: str,
     name: str,
     across: Floats,
-    moving: Mapping[str, Floats],
+    moving: Mapping[str, Sequence[Line]],
     *,
     x_scale: Scale = "linear",
     y_scale: Scale = "linear",
@@ -156,14 +160,14 @@ def line_frames(
         x, y, series: Names of columns.
         name: The curve's, its value in ``series``.
         across: Shape (rows,), increasing.
-        moving: The curve by handle's key: shape (rows, marks).
+        moving: The curve by handle's key, one for each mark.
         y_ends: The ends of the axis, of which a frame may be off by a share; see :func:`common_rows`.
     """
-    every = np.concatenate([*moving.values()], axis=1)
+    if 8 * len(across) * sum(map(len, moving.values())) <= _MOST_HELD:
+        moving = {key: [_values(line) for line in own] for key, own in moving.items()}
+    every = (_values(line) for own in moving.values() for line in own)
     kept = common_rows(across, every, x_scale=x_scale, y_scale=y_scale, y_range=y_ends)
-    shown = np.where(drawable(every[kept], y_scale), every[kept], np.nan)
-    ends = np.cumsum([values.shape[1] for values in moving.values()])
-    parts = dict(zip(moving, np.split(shown, ends[:-1], axis=1), strict=True))
+    parts = {key: np.stack([_values(line)[kept] for line in own], axis=1) for key, own in moving.items()}
     places = np.arange(len(kept))
     rows = pd.DataFrame(
         {
@@ -174,7 +178,12 @@ def line_frames(
             "probe": places % max(1, len(kept) // PROBES) == 0,
         }
     )
-    return Frames(rows, {key: {y: values} for key, values in parts.items()}, series, (x, y))
+    shown = {key: {y: np.where(drawable(values, y_scale), values, np.nan)} for key, values in parts.items()}
+    return Frames(rows, shown, series, (x, y))
+
+
+def _values(line: Line) -> Floats:
+    return line() if callable(line) else line
 
 
 def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dict[str, pd.DataFrame]) -> Spec:
@@ -195,7 +204,7 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
             tables[table] = pd.DataFrame(layer["data"]["values"])
             if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
                 column = NAME
-                then |= {own: _at_the_end(frames) for own, frames in enumerate(sets) if not frames.layers}
+                then |= {own: _at_the_end(frames, number, view) for own, frames in enumerate(sets) if not frames.layers}
         hidden = [
             {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
             for own in sorted(then)
@@ -217,11 +226,13 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
 
 
-def _at_the_end(frames: Frames) -> list[Spec]:
-    """Transforms: the name of each series, at the last row that the shown frame has of it."""
+def _at_the_end(frames: Frames, number: int, view: View) -> list[Spec]:
+    """Transforms: the name of each series, at the last row of it in the shown frame that the axis can show."""
     x, y = frames.line
+    ends = f"data('ends{number}')[0]"
+    inside = f" && datum['{y}'] >= {ends}['y_0'] && datum['{y}'] <= {ends}['y_1']" if "y" in view.ends else ""
     return [
-        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}'])"},
+        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}']){inside}"},
         {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
         {"filter": f"datum['{x}'] == datum.last"},
         {"calculate": f"datum['{frames.column}']", "as": NAME},
@@ -346,12 +357,14 @@ def _ticking(signal: Signal) -> Spec:
 
 
 def _said(handles: Sequence[Handle]) -> str:
-    """An expression: where the handles are, in the settings' own words."""
+    """An expression: where the handles are, in the settings' own words; below each other where the line is short."""
     parts = [
         f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.selection}_mark]"
         for handle in handles
     ]
-    return " + '   \u00b7   ' + ".join(parts)
+    longest = sum(len(handle.title) + max(map(len, handle.labels)) + 8 for handle in handles)
+    line = " + '   \u00b7   ' + ".join(parts)
+    return f"width < {6 * longest} ? [{', '.join(parts)}] : {line}" if len(parts) > 1 else line
 
 
 def _quoted(text: str) -> str:

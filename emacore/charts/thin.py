@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ MAX_POINTS = 800
 #: How far a smooth line may be off, as a share of the axis; half a pixel of a chart of usual height.
 TOLERANCE = 0.0015
 #: The same for lines of which a reader sees one at a time, while it moves.
-TOLERANCE_OF_FRAMES = 0.003
+TOLERANCE_OF_FRAMES = 0.005
 #: Of the points, the share that is kept for corners.
 _CORNERS = 1 / 8
 
@@ -77,7 +77,7 @@ def kept_rows(
 
 def common_rows(
     x: ArrayLike,
-    y: ArrayLike,
+    lines: Iterable[ArrayLike],
     *,
     x_scale: Scale = "linear",
     y_scale: Scale = "linear",
@@ -85,39 +85,48 @@ def common_rows(
 ) -> Positions:
     """Positions of rows that show each of many smooth lines: none is missed by ``TOLERANCE_OF_FRAMES`` of the axis.
 
+    Each line is looked at whole, one after the other, and gets rows where those before it do not show it within half
+    of that.  Rows that later lines add bend its drawn line by no more than the other half: it was off by half at most
+    where they are, and straight between them.
+
     Args:
         x: Shape (rows,), increasing, on the axis.
-        y: Shape (rows, lines).  Where a line has values that the axis cannot show, its last before and its first after
-            them are kept.
-        y_range: The ends of the y axis; beyond them lines need no points.
+        lines: Each of shape (rows,).  The last row before a line leaves what the axis can show and the first after it
+            are kept; so are those on both sides of an end of the axis, beyond which a line needs no rows.
+        y_range: The ends of the y axis.
 
     Returns:
         Shape (kept,), the first and the last row among them.
     """
     across = np.asarray(x, dtype=np.float64)
-    lines = np.asarray(y, dtype=np.float64).reshape(len(across), -1)
     u = _on_axis(across, x_scale, (float(across[0]), float(across[-1])))
-    shown = drawable(lines, y_scale)
-    v = np.where(shown, _on_axis(np.where(shown, lines, y_range[0]).ravel(), y_scale, y_range).reshape(lines.shape), 0)
-    v[~shown] = np.nan
-    kept, open_gaps = [0, len(across) - 1], [(0, len(across) - 1)]
-    while open_gaps:
-        start, stop = open_gaps.pop()
-        if stop - start < 2:
-            continue
-        share = ((u[start + 1 : stop] - u[start]) / (u[stop] - u[start]))[:, np.newaxis]
-        inside = v[start + 1 : stop]
-        off = np.abs(inside - (v[start] + share * (v[stop] - v[start])))
-        # Between a row that the axis shows and one that it does not there is no line.
-        off[np.isnan(off)] = np.where(np.isnan(inside)[np.isnan(off)], 0.0, 1.0)
-        worst = off.max(axis=1)
-        place = int(worst.argmax())
-        if worst[place] > TOLERANCE_OF_FRAMES:
-            # A border is a cliff: halving finds it sooner than its neighbours do.
-            middle = start + 1 + (place if worst[place] < 1 else (stop - start - 2) // 2)
-            kept.append(middle)
-            open_gaps += [(start, middle), (middle, stop)]
-    return np.unique(np.asarray(kept, dtype=np.intp))
+    kept = np.unique([0, len(across) - 1])
+    for line in lines:
+        values = np.asarray(line, dtype=np.float64)
+        shown = drawable(values, y_scale)
+        v = _on_axis(np.where(shown, values, y_range[0]), y_scale, y_range)
+        side = np.select([~shown, values < y_range[0], values > y_range[1]], [-2, -1, 1], 0)
+        borders = np.flatnonzero(np.diff(side))
+        kept = _with_misses(u, v, np.union1d(kept, [*borders, *(borders + 1)]).astype(np.intp))
+    return kept
+
+
+def _with_misses(u: Floats, v: Floats, kept: Positions) -> Positions:
+    """``kept`` with the rows that straight lines between kept ones miss most, until none is missed by half of
+    ``TOLERANCE_OF_FRAMES``."""
+    most = TOLERANCE_OF_FRAMES / 2
+    worst = np.maximum.reduceat(np.abs(v - np.interp(u, u[kept], v[kept])), kept)
+    gaps = [(int(kept[gap]), int(kept[gap + 1])) for gap in np.flatnonzero(worst > most)]
+    added = []
+    while gaps:
+        start, stop = gaps.pop()
+        share = (u[start : stop + 1] - u[start]) / (u[stop] - u[start])
+        off = np.abs(v[start : stop + 1] - (v[start] + share * (v[stop] - v[start])))
+        place = int(off.argmax())
+        if off[place] > most:
+            added.append(start + place)
+            gaps += [(start, start + place), (start + place, stop)]
+    return np.union1d(kept, np.asarray(added, dtype=np.intp))
 
 
 def thin(

@@ -39,8 +39,3 @@ def loss_frames(trajectory: Trajectory, schemes: Sequence[Scheme], epochs: NDArr
     )
     loss = found[trajectory.measured[0].column]
     return loss.reshape(len(schemes), len(epochs)).T.astype(np.float32)
-
-
-def weight_frames(trajectory: Trajectory, schemes: Sequence[Scheme], rows: NDArray[np.integer]) -> NDArray[np.float32]:
-    """What some recorded rows weigh in each scheme's last average: shape (rows, schemes)."""
-    return np.stack([trajectory.shares(scheme)[rows] for scheme in schemes], axis=1).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.windows import Scheme
 from emacore.charts.lines import lines
-from emacore.charts.moving import Frames, Handle, View, line_frames
+from emacore.charts.moving import Frames, Handle, Line, View, line_frames
 from emacore.charts.thin import Scale, axis_ends
 from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
 
@@ -143,8 +144,8 @@ def decay_ends(code: str, num_steps: int, quantity: str, marks: Marks) -> Ends:
     if scale == "linear":
         return 0.0, 1.0
     calls = views.sampled_calls(num_steps, schedule, 40)
-    frames = [views.decay_frames(schedule, key, values, calls, column) for key, values in marks]
-    low, high = axis_ends(np.concatenate([values.ravel() for values in frames]), scale) if frames else (0.0, 0.0)
+    curves = [views.decays_at(moved, calls, column) for own in _moved(schedule, marks).values() for moved in own]
+    low, high = axis_ends(np.concatenate(curves), scale) if curves else (0.0, 0.0)
     return (10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))) if low > 0 else (0.0, 0.0)
 
 
@@ -165,9 +166,10 @@ def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:
 def decay_frames(code: str, num_steps: int, quantity: str, x_scale: Scale, marks: Marks, ends: Ends) -> Frames:
     """The current decays at the marks of each setting."""
     schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
-    calls = views.sampled_calls(num_steps, schedule)
-    moving = {key: views.decay_frames(schedule, key, values, calls, column) for key, values in marks}
+    calls = views.acting_calls(num_steps, schedule)
     across = calls.astype(np.float64) + (1 if x_scale == "log" else 0)
+    at = partial(views.decays_at, calls=calls, column=column)
+    moving = {key: [partial(at, moved) for moved in own] for key, own in _moved(schedule, marks).items()}
     return line_frames("step", column, "curve", NOW, across, moving, x_scale=x_scale, y_scale=scale, y_ends=ends)
 
 
@@ -184,18 +186,24 @@ def weight_frames(
 ) -> tuple[Frames, ...]:
     """What each step weighs, at the marks of each setting and after each step; pinned curves follow the step only."""
     schedule = from_code(code)
-    steps = [at_step(num_steps, percent) for percent in percents]
     found = []
 
-    def add(name: str, calls: NDArray[np.int64], moving: Mapping[str, NDArray[np.float64]]) -> None:
+    def add(name: str, calls: NDArray[np.int64], moving: Mapping[str, Sequence[Line]]) -> None:
         across = calls.astype(np.float64)
         found.append(line_frames("step", "weight", "curve", name, across, moving, y_scale=scale, y_ends=ends))
 
-    calls = views.sampled_calls(num_steps, schedule, ends=[step])
     if marks:
-        add(NOW, calls, {key: views.weight_frames(schedule, key, values, step, calls) for key, values in marks})
-    if steps:
+        calls = views.acting_calls(step + 1, schedule)
+        at = partial(views.weights_at, step=step, calls=calls)
+        add(NOW, calls, {key: [partial(at, moved) for moved in own] for key, own in _moved(schedule, marks).items()})
+    if percents:
+        steps = [at_step(num_steps, percent) for percent in percents]
         for name, scheme in ((NOW, schedule), *((name, scheme_from_code(text)) for name, text in pins)):
-            calls = views.sampled_calls(num_steps, scheme, ends=steps)
-            add(name, calls, {"at": views.weight_frames_by_step(scheme, steps, calls)})
+            calls = views.acting_calls(max(steps) + 1, scheme)
+            add(name, calls, {"at": views.weight_lines(scheme, steps, calls)})
     return tuple(found)
+
+
+def _moved(schedule: Schedule, marks: Marks) -> dict[str, list[Schedule]]:
+    """The schedule at the marks of each handle."""
+    return {key: [schedule.varied(**{key: value}) for value in values] for key, values in marks}

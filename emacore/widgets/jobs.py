@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pandas as pd
 import streamlit as st
 
+from emacore.experiments import shipped
 from emacore.experiments.jobs import JobQueue
 from emacore.experiments.listing import Numbers, final_numbers, listing
 from emacore.experiments.names import SERVER
@@ -304,6 +306,14 @@ def show_state(
             )
         case _:
             st.success(f"{whose}{ended[0].lower()}{ended[1:]}" if whose else ended, icon=":material/flag:")
+
+
+def say_shipped(what: str, file: Path) -> None:
+    """That what is shown came with the package: what it is, and what made its file when."""
+    made = shipped.made(file).partition(", ")[2]
+    st.caption(
+        f":material/inventory_2: **Shipped with the app**, not trained here: {what}, by `{shipped.COMMAND}` ({made})."
+    )
 
 
 def nothing_left_in_words(run: StoredRun, what: str = "run") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import CHOSEN
 from emacore.charts.thin import Scale, axis_ends
-from emacore.replay.frames import MOST_EPOCHS, weight_frames
+from emacore.replay.frames import MOST_EPOCHS
 from emacore.widgets.moving import schedule_settings, show_moving
 from emacore.widgets.replay import NOW, Recorded, frames_of_codes, looked_at, opened
 from emacore.widgets.replay_cells import MOVED
@@ -28,8 +29,6 @@ Marks = tuple[tuple[str, tuple[float, ...]], ...]
 
 #: What a mark of a handle costs beside one of a page that replays nothing, in calls: some hundred marks take a second.
 _COST = 120_000
-#: Of so many recorded steps the weights are drawn while a handle moves.
-_ROWS = 160
 #: About where handles lead is looked at by so many epochs at their ends and middles.
 _ROUGH = 12
 
@@ -123,16 +122,14 @@ def loss_frames(folder: str, epochs: int, code: str, marks: Marks, loss: str, sc
 def share_frames(folder: str, epochs: int, code: str, marks: Marks, ends: Ends) -> Frames:
     """What steps weigh in the schedule's last average at the marks of each setting."""
     trajectory = opened(folder, epochs)
-    count = len(trajectory.rows.steps)
-    # Weights grow fastest at the end, so the last steps are all there.
-    back = np.unique(np.geomspace(1, count, _ROWS // 2).round().astype(np.int64))
-    rows = np.union1d(count - back, np.linspace(0, count - 1, min(count, _ROWS // 2)).round().astype(np.int64))
-    weights = weight_frames(trajectory, [from_code(text) for text in _varied(code, marks)], rows)
-    steps = trajectory.rows.steps[rows].astype(np.float64)
-    return line_frames("step", "weight", "curve", NOW, steps, _by_key(weights, marks), y_ends=ends)
+    moving = {
+        key: [partial(trajectory.shares, from_code(text)) for text in _varied(code, ((key, values),))]
+        for key, values in marks
+    }
+    steps = trajectory.rows.steps.astype(np.float64)
+    return line_frames("step", "weight", "curve", NOW, steps, moving, y_ends=ends)
 
 
-def _by_key(values: NDArray[np.float32], marks: Marks) -> dict[str, NDArray[np.float64]]:
-    ends = np.cumsum([len(own) for _, own in marks])
-    parts = np.split(values.astype(np.float64), ends[:-1], axis=1)
-    return {key: part for (key, _), part in zip(marks, parts, strict=True)}
+def _by_key(values: NDArray[np.float32], marks: Marks) -> dict[str, list[NDArray[np.float64]]]:
+    lines = iter(values.T.astype(np.float64))
+    return {key: [next(lines) for _ in own] for key, own in marks}

@@ -14,12 +14,13 @@ from emacore.averaging.schedules import Schedule
 from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths_on_landscape
+from emacore.charts.ranking import ranking
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.formatting import number, percent
 from emacore.replay import curves
 from emacore.replay.atlas import BEST_OF, TITLES, axes, partners, without_axes
 from emacore.replay.recording import RecordingError
-from emacore.replay.relatives import with_ema
+from emacore.replay.relatives import costs_in_words, with_ema
 from emacore.widgets.page import BOUND, escaped, query_of, sentence, show_chart, show_table, stop_with, told
 from emacore.widgets.replay import (
     NOW,
@@ -71,8 +72,8 @@ def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> C
         default="Atlas",
         key="view",
         required=True,
-        help="SWA, windows and ensembles beside the EMA; up to 400 schedules as a map; paths over the loss; settings "
-        "for a run of another length.",
+        help="Up to 400 schedules as a map; SWA, windows and ensembles beside the EMA; paths over the loss; the width "
+        "that was best here, for a run of another length.",
         label_visibility="collapsed",
         **BOUND,
     )
@@ -105,23 +106,40 @@ def show_code(recorded: Recorded, code: str) -> None:
 
 
 def _show_family(view: View) -> None:
-    st.markdown(
-        "Means of all steps, of late snapshots, of a window; and the ensemble, which averages *predictions* instead of "
-        "weights and so needs every one of its networks at prediction time."
-    )
     loss, *others = view.recorded.metrics
     now = view.recorded.curve(view.code)
     own = {metric.column: now[metric.column][view.epochs - 1] for metric in view.recorded.metrics}
-    show_table(
-        pd.DataFrame(with_ema(relatives_of(*view.of), view.schedule, own)),
-        name=f"family-{view.recorded.run.id}",
-        column_config={
-            loss.column: st.column_config.NumberColumn("final loss"),
-            **{m.column: st.column_config.NumberColumn(m.name) for m in others},
-            "copies_kept": st.column_config.NumberColumn("copies kept in training"),
-            "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
-        },
+    family = with_ema(relatives_of(*view.of), view.schedule, own)
+    table, name = pd.DataFrame(family), f"family-{view.recorded.run.id}"
+    figure = ranking(
+        table,
+        name="scheme",
+        value=loss.column,
+        colours={"EMA": AVERAGED, "original": ORIGINAL},
+        x_title=f"final {view.recorded.loss_title}",
+        reference="original",
+        height=_MAP_HEIGHT - 30,
     )
+    show_chart(
+        figure,
+        alt_text="The final loss of the EMA, of other means of this run's weights, of an ensemble of its networks and "
+        "of the original, the lowest on top",
+        table=table,
+        name=name,
+        look_for="Look which dots lie left of the dashed line, the original's last step. The ensemble averages "
+        f"*predictions* instead of weights. {costs_in_words(family)}",
+    )
+    with st.expander("All figures, and what each costs, as a table", icon=":material/table:"):
+        show_table(
+            table,
+            name=f"{name}-table",
+            column_config={
+                loss.column: st.column_config.NumberColumn("final loss"),
+                **{m.column: st.column_config.NumberColumn(m.name) for m in others},
+                "copies_kept": st.column_config.NumberColumn("copies kept in training"),
+                "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
+            },
+        )
 
 
 def _show_atlas(view: View) -> Codes:
@@ -297,7 +315,7 @@ def _show_space(view: View) -> None:
     st.caption("The average lags where its line lies above the original's, and is calmer where it has fewer teeth.")
 
 
-def _show_advice(view: View) -> None:
+def _show_widths(view: View) -> None:
     loss, table = view.recorded.loss, widths_of(*view.of)
     reference = float(view.recorded.measured("original")[loss.column][view.epochs - 1])
     best = curves.best_row(table, loss)
@@ -349,5 +367,5 @@ VIEWS: dict[str, Callable[[View], Codes | None]] = {
     "Atlas": _show_atlas,
     "Family": _show_family,
     "Weight space": _show_space,
-    "For my run": _show_advice,
+    "Best width": _show_widths,
 }

@@ -28,8 +28,8 @@ def picture(handles, **ends):
         table, x="step", y="y", series="curve", colours={"now": "#111", "pin": "#222"}, x_title="s", y_title="y"
     )
     values = {
-        "power": np.stack([curve(power) for power in POWERS], axis=1),
-        "size": np.stack([curve(0.75, size) for size in SIZE.values], axis=1),
+        "power": [curve(power) for power in POWERS],
+        "size": [curve(0.75, size) for size in SIZE.values],
     }
     frames = line_frames("step", "y", "curve", "now", STEPS, values, y_ends=(0.0, 2.0))
     return moving([View(figure, (frames,), ends)], handles), frames
@@ -104,16 +104,37 @@ def test_without_handles_it_is_the_picture_that_stands_still():
     assert "title" not in shown.spec
 
 
-@given(some.lists(some.floats(0.05, 3.0), min_size=1, max_size=12), some.sampled_from(["linear", "log"]))
-def test_common_rows_miss_no_line(powers, scale):
-    values = np.stack([curve(power) for power in powers], axis=1)
-    ends = (float(values.min()), float(values.max()))
-    kept = common_rows(1 + STEPS, values, x_scale=scale, y_scale=scale, y_range=ends)
-    on_x, on_y = (np.log, np.log) if scale == "log" else (np.asarray, np.asarray)
-    length = on_y(ends[1]) - on_y(ends[0])
-    for line in values.T:
-        between = np.interp(on_x(1 + STEPS), on_x(1 + STEPS[kept]), on_y(line[kept]))
-        assert np.abs(between - on_y(line)).max() <= 0.005 * length
+def missed(line, kept, across, x_scale, y_scale, ends):
+    """The most by which a line drawn through its kept rows misses the rest, as a share of an axis that cuts it off."""
+    on_x, on_y = (np.log if scale == "log" else np.asarray for scale in (x_scale, y_scale))
+    low, high = (float(on_y(end)) for end in ends)
+    drawn = np.interp(on_x(across), on_x(across[kept]), on_y(line[kept]))
+    return np.abs(np.clip(drawn, low, high) - np.clip(on_y(line), low, high)).max() / (high - low)
+
+
+SCALES = some.sampled_from(["linear", "log"])
+
+
+@given(some.lists(some.floats(0.05, 3.0), min_size=1, max_size=12), SCALES, SCALES, some.floats(0.01, 1.0))
+def test_common_rows_miss_no_line(powers, x_scale, y_scale, seen):
+    curves = [curve(power) for power in powers]
+    low, high = min(map(np.min, curves)), max(map(np.max, curves))
+    ends = (low, low + seen * (high - low))
+    kept = common_rows(1 + STEPS, curves, x_scale=x_scale, y_scale=y_scale, y_range=ends)
+    for line in curves:
+        assert missed(line, kept, 1 + STEPS, x_scale, y_scale, ends) <= 0.005
+
+
+@given(some.lists(some.tuples(some.integers(0, 1999), some.floats(0, 3)), min_size=1, max_size=30), some.data())
+def test_common_rows_keep_every_cliff_and_plateau(parts, data):
+    flat = np.zeros(2000)
+    for begin, height in sorted(parts):
+        flat[begin:] = height
+    curves = [flat, np.roll(flat, data.draw(some.integers(0, 1999))), curve(0.75)]
+    kept = common_rows(STEPS, curves, y_range=(0.0, 2.0))
+    assert len(kept) < 2 * (4 * len(parts) + 4) + 40
+    for line in curves:
+        assert missed(line, kept, STEPS, "linear", "linear", (0.0, 2.0)) <= 0.005
 
 
 @pytest.mark.parametrize("border", [1, 777, 1998])
@@ -121,6 +142,14 @@ def test_common_rows_miss_no_line(powers, scale):
 def test_where_a_line_ends_its_last_row_is_kept(border, from_the_end):
     shown = (np.arange(2000) > border) == from_the_end
     shown[border] = True
-    kept = common_rows(STEPS, np.where(shown, 1.0, np.nan)[:, np.newaxis], y_range=(0.0, 2.0))
+    kept = common_rows(STEPS, [np.where(shown, 1.0, np.nan)], y_range=(0.0, 2.0))
     assert border in kept
     assert len(kept) < 40
+
+
+def test_a_line_may_come_as_what_computes_it():
+    whole = {"power": [curve(power) for power in POWERS]}
+    made = {"power": [lambda power=power: curve(power) for power in POWERS]}
+    one, other = (line_frames("step", "y", "curve", "now", STEPS, own, y_ends=(0.0, 2.0)) for own in (whole, made))
+    pd.testing.assert_frame_equal(one.rows, other.rows)
+    np.testing.assert_array_equal(one.moving["power"]["y"], other.moving["power"]["y"])

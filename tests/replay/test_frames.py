@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from emacore import RunConfig, train
 from emacore.averaging.families import Constant, InversePower, PowerFunction
-from emacore.averaging.weights import weights
 from emacore.averaging.windows import Window
-from emacore.replay.frames import loss_frames, shown_epochs, weight_frames
+from emacore.replay.frames import loss_frames, shown_epochs
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
@@ -51,14 +50,6 @@ def test_a_frames_curve_is_the_replay_of_that_very_scheme(folder, most):
         alone = trajectory.replay({"": scheme})["loss"]
         np.testing.assert_allclose(frames[:, number], alone[epochs - 1], rtol=1e-5)
     assert len(np.unique(frames[-1])) == len(SCHEMES), "else this shows nothing"
-
-
-def test_a_frames_weights_are_those_of_the_last_average(folder):
-    trajectory = open_run(folder)
-    rows = np.array([0, 10, 43, 44])
-    found = weight_frames(trajectory, SCHEMES[:3], rows)
-    for number, scheme in enumerate(SCHEMES[:3]):
-        np.testing.assert_allclose(found[:, number], weights(scheme.decays(45))[rows], rtol=1e-6)
 
 
 def test_a_run_that_diverged_has_frames_without_losses(tmp_path):

@@ -37,7 +37,7 @@ def app_of(*, stop=False):
 
         def frames_of(handles):
             st.session_state["marks"] = handles[0].values
-            values = {"power": np.stack([(1 + steps) ** -p for p in handles[0].values], axis=1)}
+            values = {"power": [(1 + steps) ** -p for p in handles[0].values]}
             return [(line_frames("step", "y", "curve", "now", steps, values, y_ends=(0.0, 1.0)),)]
 
         finish = show_moving(

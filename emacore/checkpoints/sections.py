@@ -1,0 +1,264 @@
+"""What the parts of a file are: the raw weights, or which average of them, and after which step."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from emacore.checkpoints.stored import CheckpointError, Foreign, StoredTensor, Unit
+from emacore.tensors import listed, plain_name
+
+Kind = Literal["raw", "average", "window"]
+
+#: Words in the names of averages, between other letters.
+_AVERAGE = re.compile(r"(?<![a-z])(ema|swa|averaged?|shadow|polyak|lookahead_slow)(?![a-z])", re.IGNORECASE)
+#: Parts of files that are no weights of a model.
+_STATE = re.compile(
+    r"(optim|lr_?sched|sched|scaler|amp|rng|loops|callbacks|args|hyper|config|datamodule|dataloader|dataset|sampler|"
+    r"train_state|history|epoch|metric|saver|monitor)",
+    re.IGNORECASE,
+)
+_STEPS = ("global_step", "step", "optimization_step", "iteration", "iter", "num_steps", "n_steps", "steps")
+_EPOCHS = ("epoch", "epochs")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One set of weights in a file.
+
+    Attributes:
+        name: Where it stands, such as ``state_dict_ema``.
+        kind: ``raw`` weights; an ``average``, of a kind that ``about`` may tell; or the mean of a ``window`` of steps.
+        tensors: By name, without the prefixes of wrappers; a shared one once, under its first name.
+        ties: The other names of shared tensors, and their first ones.
+        about: What the file says of the average: ``decay``, ``gamma``, ``updates``, for instance.
+    """
+
+    name: str
+    kind: Kind
+    tensors: Mapping[str, StoredTensor]
+    ties: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """What its tensors take in their file."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def sections_of(unit: Unit) -> list[Section]:
+    """The sets of weights in a file.
+
+    Raises:
+        CheckpointError: if there is none, or one of its tensors is of a kind that cannot be averaged.
+    """
+    found = list(_sections(unit))
+    if not found:
+        names = ", ".join(map(repr, list(unit.content)[:6])) or "nothing"
+        raise CheckpointError(f"{unit.path.name} holds no tensors of a model; it has {names}")
+    return _with_names(found)
+
+
+def step_of(unit: Unit) -> tuple[int, str] | None:
+    """After which step a file was written by what it says itself, and what said so; an epoch only if there is no step.
+
+    An epoch is told as the number of whole epochs: those that count them from 0 write 0 after the first.
+    """
+    content = unit.content
+    for name in _STEPS:
+        if (value := _whole(unit.metadata.get(name))) is not None:
+            return value, f"{name} in its metadata"
+    nodes = [("", content), *((f"{key}.", one) for key, one in content.items() if _is_plain(one))]
+    for prefix, node in nodes:
+        for name in _STEPS:
+            # Half precision, in which ema-pytorch stores its counter, ends at 65,504, and skips numbers from 2,049 on.
+            stored = node.get(name)
+            exact = not isinstance(stored, StoredTensor) or not stored.dtype.is_floating_point
+            if exact and (value := _whole(stored)) is not None:
+                return value, f"{prefix}{name}"
+    for name in _EPOCHS:
+        if (value := _whole(content.get(name))) is not None:
+            return value + 1, f"{name}, counted from 0"
+    return None
+
+
+def step_beside(path: Path, root: Path) -> tuple[int, str] | None:
+    """The step that lies beside a file: Transformers' ``trainer_state.json``, or diffusers' ``config.json``."""
+    for folder in (path.parent, *path.parent.parents):
+        for name, key in (("trainer_state.json", "global_step"), ("config.json", "optimization_step")):
+            if (name == "trainer_state.json" or folder == path.parent) and (
+                (value := _whole(_json(folder / name).get(key))) is not None
+            ):
+                return value, f"{key} in {name}"
+        if folder in (root, root.parent):
+            return None
+    return None
+
+
+def _sections(unit: Unit) -> Iterator[Section]:
+    by_name = bool(_AVERAGE.search(unit.path.name))
+    beside = {key: one for key, one in _json(unit.path.parent / "config.json").items() if key in _OF_DIFFUSERS}
+    if "optimization_step" not in beside:
+        beside = {}
+    kind: Kind = "average" if by_name or beside else "raw"
+    told = unit.metadata.get("emacore")
+    if told is not None:
+        about = json.loads(told)
+        yield from _flat("", unit.content, about.pop("kind", "raw"), unit, about)
+        return
+    content = unit.content
+    if "shadow_params" in content and isinstance(content["shadow_params"], Mapping):
+        about = {key: one for key, one in content.items() if key in _OF_DIFFUSERS}
+        yield from _flat("shadow_params", content["shadow_params"], "average", unit, about)
+        return
+    if _is_weights(content):
+        yield from _flat("", content, kind, unit, beside)
+        return
+    of_lightning = "current_model_state" in content
+    for name, part in content.items():
+        if name == "callbacks" and isinstance(part, Mapping):
+            for callback, state in part.items():
+                inner = state.get("average_model_state") if isinstance(state, Mapping) else None
+                if _is_weights(inner):
+                    yield from _flat(f"callbacks.{callback}", inner, "average", unit)
+        if _STATE.match(name) or not isinstance(part, Mapping):
+            continue
+        if _is_weights(part):
+            averaged = (name == "state_dict") if of_lightning else (by_name or bool(_AVERAGE.search(name)))
+            about = _plain_values(content.get("averaging_state")) if of_lightning and averaged else {}
+            yield from _flat(name, part, "average" if averaged else "raw", unit, about)
+        elif isinstance(part.get("shadow_params"), Mapping):  # of diffusers, inside another file
+            about = {key: one for key, one in part.items() if key in _OF_DIFFUSERS}
+            yield from _flat(name, part["shadow_params"], "average", unit, about)
+        else:
+            for inner, state in part.items():
+                if _is_weights(state) and not _STATE.match(inner):
+                    averaged = bool(_AVERAGE.search(f"{name}.{inner}"))
+                    yield from _flat(f"{name}.{inner}", state, "average" if averaged else "raw", unit)
+
+
+_OF_DIFFUSERS = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
+
+
+def _flat(
+    name: str, state: Mapping[str, Any], kind: Kind, unit: Unit, about: Mapping[str, Any] | None = None
+) -> Iterator[Section]:
+    """The sections of a flat dictionary: wrappers of averages hold two sets of weights, or one and a counter."""
+    told = dict(about or {})
+    tensors = {key: one for key, one in state.items() if isinstance(one, StoredTensor)}
+    if foreign := [key for key, one in state.items() if isinstance(one, Foreign)]:
+        raise CheckpointError(
+            f"{unit.path.name}: {name or 'its state'} holds {listed(foreign)} of a class that is no plain tensor "
+            "(sharded, sparse or quantised ones, for instance): save full tensors"
+        )
+    if any(key.startswith("ema_model.") for key in tensors):  # ema-pytorch's, and our own
+        averages = _below(tensors, "ema_model.")
+        averages |= _below(tensors, "accumulator.")
+        counters = {key: int(tensors[key].value()) for key in ("step", "initted") if _is_counter(tensors.get(key))}
+        yield _section(_joined(name, "ema_model"), "average", averages, {**told, **counters})
+        for prefix in ("online_model.0.", "online_model."):
+            if online := _below(tensors, prefix):
+                yield _section(_joined(name, "online_model"), "raw", online, {})
+                break
+        return
+    if _is_counter(tensors.get("n_averaged")):  # torch's AveragedModel
+        updates = int(tensors["n_averaged"].value())
+        yield _section(name, "average", _below(tensors, "module."), {**told, "updates": updates})
+        return
+    yield _section(name, kind, tensors, told)
+
+
+def _section(name: str, kind: Kind, tensors: Mapping[str, StoredTensor], about: Mapping[str, Any]) -> Section:
+    first: dict[object, str] = {}
+    kept: dict[str, StoredTensor] = {}
+    ties: dict[str, str] = {}
+    for raw, tensor in tensors.items():
+        plain = plain_name(raw)
+        owner = plain if tensor.identity is None else first.setdefault(tensor.identity, plain)
+        if owner == plain:
+            kept[plain] = tensor
+        else:
+            ties[plain] = owner
+    return Section(name, kind, kept, ties, about)
+
+
+def _with_names(sections: list[Section]) -> list[Section]:
+    """Averages without names (diffusers keeps a list) get those of raw weights in the same file that fit one by one."""
+    raw = next((section for section in sections if section.kind == "raw"), None)
+    if raw is None:
+        return sections
+    named = []
+    for section in sections:
+        if all(name.isdigit() for name in section.tensors):
+            names = [name for name, tensor in raw.tensors.items() if tensor.is_averaged]
+            shapes = [raw.tensors[name].shape for name in names]
+            if shapes == [tensor.shape for tensor in section.tensors.values()]:
+                tensors = dict(zip(names, section.tensors.values(), strict=True))
+                section = Section(section.name, section.kind, tensors, {}, section.about)
+        named.append(section)
+    return named
+
+
+def _is_weights(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether it is a dictionary of tensors, one of them of floating-point numbers; counters may lie among them."""
+    if not isinstance(value, Mapping):
+        return False
+    tensors = [one for one in value.values() if isinstance(one, StoredTensor)]
+    nested = any(isinstance(one, Mapping) and _holds_tensors(one) for one in value.values())
+    return any(tensor.is_averaged for tensor in tensors) and not nested
+
+
+def _holds_tensors(node: Mapping[str, Any]) -> bool:
+    return any(
+        isinstance(one, StoredTensor) or (isinstance(one, Mapping) and _holds_tensors(one)) for one in node.values()
+    )
+
+
+def _is_counter(tensor: StoredTensor | None) -> bool:
+    return tensor is not None and tensor.numel == 1 and not tensor.is_averaged
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Mapping) and not any(isinstance(one, Mapping) for one in value.values())
+
+
+def _below(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
+    return {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
+
+
+def _plain_values(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {}
+    found = {key: _whole(one) if isinstance(one, StoredTensor) else one for key, one in value.items()}
+    if "n_averaged" in found:
+        found["updates"] = found.pop("n_averaged")
+    return {key: one for key, one in found.items() if isinstance(one, (int, float, str))}
+
+
+def _joined(name: str, inner: str) -> str:
+    return f"{name}.{inner}" if name else inner
+
+
+def _whole(value: Any) -> int | None:
+    """A count, whatever a file has it as; else ``None``."""
+    if isinstance(value, StoredTensor):
+        if value.numel != 1:
+            return None
+        value = value.value().item()
+    if isinstance(value, str) and value.isdigit():
+        value = int(value)
+    if isinstance(value, float) and value == round(value):
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,538 @@
+"""Tensors in files, read in parts: safetensors, torch.save, torch.distributed.checkpoint.
+
+Nothing that a file names is imported or run: files of ``torch.save`` are opened by ``weights_only=True``, and what is
+no tensor, number or text in them becomes a :class:`Foreign`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
+#: What torch.save names its own files, the longest first.
+_TORCH = (".pth.tar", ".ckpt", ".pth", ".bin", ".pt")
+SUFFIXES = (".safetensors", *_TORCH)
+
+
+class CheckpointError(ValueError):
+    """Files that cannot be read, or do not go together; the message says what is wrong with them."""
+
+
+class Foreign:
+    """Stands for an object of a class that is not looked up; it holds what the file says of it, and does nothing."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.arguments = arguments
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        read_flat: Reads numbers ``start`` to ``stop - 1`` of those that lie one after the other.
+        file: Where it lies, and ``offset``, at which of its bytes, as far as that is known.
+        identity: Equal for two names of one and the same memory.
+        release: Lets go of what is mapped of its file; it is mapped again where it is read again.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read_flat: Callable[[int, int], Tensor] = field(compare=False, repr=False)
+    file: Path = field(compare=False)
+    offset: int = field(default=0, compare=False)
+    identity: object = field(default=None, compare=False)
+    release: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in its file."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether it can be averaged: floating-point or complex."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Some of its numbers, in the order of memory: shape (stop - start,), in its own dtype.
+
+        Raises:
+            CheckpointError: if its file cannot be read any more.
+        """
+        stop = self.numel if stop is None else stop
+        if not 0 <= start <= stop <= self.numel:
+            raise ValueError(f"start and stop must be from 0 to {self.numel} and in order, got {start} and {stop}")
+        try:
+            return self.read_flat(start, stop) if stop > start else torch.empty(0, dtype=self.dtype)
+        except (OSError, RuntimeError, SafetensorError, EOFError) as error:
+            raise CheckpointError(f"{self.file.name} cannot be read: {_first_line(error)}") from error
+
+    def value(self) -> Tensor:
+        """The whole tensor, in its shape."""
+        return self.read().reshape(self.shape)
+
+    def meta(self) -> Tensor:
+        """A tensor without values of this shape and dtype."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one file, or files that belong together, hold.
+
+    Attributes:
+        path: The file, or that which stands for all: an index, or a folder.
+        files: All files.
+        form: The format in words.
+        content: Nested dictionaries of :class:`StoredTensor`, numbers and text.
+        metadata: What a header says of the whole.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    form: str
+    content: Mapping[str, Any]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells that a file is another by now: its size and its time."""
+
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        """That of a file as it is now.
+
+        Raises:
+            CheckpointError: if there is none any more.
+        """
+        try:
+            about = path.stat()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        return cls(about.st_size, about.st_mtime_ns)
+
+
+def parts_of(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[slice, ...]]:
+    """Boxes of a tensor that hold, one after the other, its numbers ``start`` to ``stop - 1``."""
+    if not shape:
+        yield ()
+        return
+    row = math.prod(shape[1:])
+    (first, head), (last, tail) = divmod(start, row), divmod(stop, row)
+
+    def within(index: int, start: int, stop: int) -> Iterator[tuple[slice, ...]]:
+        for box in parts_of(shape[1:], start, stop):
+            yield slice(index, index + 1), *box
+
+    if first == last:
+        yield from within(first, head, tail)
+        return
+    if head:
+        yield from within(first, head, row)
+        first += 1
+    if first < last:
+        yield slice(first, last), *(slice(0, size) for size in shape[1:])
+    if tail:
+        yield from within(last, 0, tail)
+
+
+def suffix_of(path: Path) -> str | None:
+    """Which of the known ends a file's name has."""
+    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without its end, and without the number of a part."""
+    name = path.name.removesuffix(".index.json")
+    stem = name.removesuffix(suffix_of(Path(name)) or "")
+    return found["stem"] if (found := _SHARD.match(stem)) else stem
+
+
+def find_units(path: Path) -> tuple[list[Callable[[], Unit]], list[str]]:
+    """How to open what lies at ``path``, each file or group of files that belong together, and what was passed over.
+
+    Raises:
+        CheckpointError: if there is nothing.
+    """
+    if not path.exists():
+        raise CheckpointError(f"there is no file or folder {path}")
+    if path.is_file():
+        if path.name.endswith(".index.json"):
+            return [lambda: open_index(path)], []
+        return [lambda: open_file(path)], []
+    if (path / ".metadata").is_file():
+        return [lambda: open_distributed(path)], []
+    try:
+        entries = sorted(path.iterdir(), key=lambda entry: natural(entry.name))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    found: list[Callable[[], Unit]] = []
+    passed: list[str] = []
+    taken: set[Path] = set()
+    for index in entries:
+        if index.name.endswith(".index.json") and suffix_of(Path(index.name.removesuffix(".index.json"))):
+            taken.update(path / name for name in _shards(index, quietly=True))
+            found.append(lambda index=index: open_index(index))  # type: ignore[misc]
+    sets: dict[str, list[Path]] = {}
+    for entry in entries:
+        suffix = suffix_of(entry)
+        if entry.name.startswith(".") or entry in taken:
+            continue
+        if entry.is_dir():
+            inner, more = find_units(entry)
+            found += inner
+            passed += more
+        elif suffix and (part := _SHARD.match(entry.name.removesuffix(suffix))):
+            sets.setdefault(f"{part['stem']}-*-of-{part['count']}{suffix}", []).append(entry)
+        elif suffix and _is_state(stem_of(entry)):
+            passed.append(f"{entry.name}: the state of an optimiser or of a program, by its name")
+        elif suffix:
+            found.append(lambda entry=entry: open_file(entry))  # type: ignore[misc]
+    for name, files in sets.items():
+        found.append(lambda name=name, files=files: _open_set(name, files))  # type: ignore[misc]
+    return found, passed
+
+
+def open_file(path: Path) -> Unit:
+    """One file.
+
+    Raises:
+        CheckpointError: if it is none of weights, or damaged.
+    """
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise CheckpointError(f"{path.name} is no file of weights by its name; known are {', '.join(SUFFIXES)}")
+    stamp = Stamp.of(path)
+    if not stamp.size:
+        raise CheckpointError(f"{path.name} is empty")
+    content, metadata, form = _safetensors(path) if suffix == ".safetensors" else _torch_saved(path)
+    if Stamp.of(path) != stamp:
+        raise CheckpointError(f"{path.name} is being written: it changed while it was read")
+    return Unit(path, (path,), form, content, metadata)
+
+
+def open_index(path: Path) -> Unit:
+    """The files that an ``index.json`` names, as one."""
+    names = _shards(path)
+    if missing := [name for name in names if not (path.parent / name).is_file()]:
+        raise CheckpointError(f"{path.name} names {missing[0]}, which is not there ({len(missing)} of {len(names)})")
+    unit = _joined(path, [open_file(path.parent / name) for name in names])
+    try:
+        wanted = set(json.loads(path.read_text())["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path.name} is no index of files: {error!r}") from error
+    if lacking := sorted(wanted - unit.content.keys()):
+        raise CheckpointError(f"{path.name} names {lacking[0]!r}, which its files do not hold")
+    return unit
+
+
+def open_distributed(path: Path) -> Unit:
+    """A folder that ``torch.distributed.checkpoint`` wrote; several processes may have."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    reader = _reader(path)
+    try:
+        metadata = reader.read_metadata()
+        reader.set_up_storage_reader(metadata, is_coordinator=True)
+        places = metadata.planner_data or {}
+        files = tuple(sorted({path / place.relative_path for place in metadata.storage_data.values()}))
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path.name}/.metadata cannot be read: {_first_line(error)}") from error
+    for file in files:
+        Stamp.of(file)
+    content: dict[str, Any] = {}
+    for name, stored in metadata.state_dict_metadata.items():
+        *above, last = [str(part) for part in places.get(name, (name,))]
+        node = content
+        for part in above:
+            node = node.setdefault(part, {})
+        if isinstance(stored, TensorStorageMetadata):
+            node[last] = _distributed_tensor(path, reader, name, stored)
+        else:
+            node[last] = Foreign()
+    return Unit(path, (path / ".metadata", *files), "torch.distributed.checkpoint", content)
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts numbers in names as numbers."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
+
+
+def _open_set(name: str, files: list[Path]) -> Unit:
+    """Files that say by their names that they are parts of one, without an index."""
+    count = int(name.partition("-of-")[2][:5])
+    if len(files) != count:
+        raise CheckpointError(f"of the {count} files {name} only {len(files)} are there")
+    return _joined(files[0].with_name(name), [open_file(file) for file in files])
+
+
+def _joined(path: Path, units: list[Unit]) -> Unit:
+    content: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    for unit in units:
+        if twice := content.keys() & unit.content.keys():
+            raise CheckpointError(f"{path.name}: {sorted(twice)[0]!r} is in two of its files")
+        content.update(unit.content)
+        metadata.update(unit.metadata)
+    files = tuple(unit.path for unit in units)
+    return Unit(path, files, f"{units[0].form}, {len(units)} files", content, metadata)
+
+
+def _shards(index: Path, *, quietly: bool = False) -> list[str]:
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if quietly:  # it is told when it is opened
+            return []
+        raise CheckpointError(f"{index.name} is no index of files: {_first_line(error)}") from error
+    if outside := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{index.name} names {outside[0]!r}, which is not beside it")
+    return names
+
+
+def _is_state(stem: str) -> bool:
+    return bool(
+        re.match(r"(optim|scheduler|rng|random_states|training_args|scaler|sampler)", stem)
+        or stem.endswith("optim_states")
+    )
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            names = list(file.offset_keys())
+            slices = {name: file.get_slice(name) for name in names}
+            about = {name: (tuple(one.get_shape()), _dtype(path, one.get_dtype())) for name, one in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path.name} is no whole safetensors file ({_first_line(error)}): it is truncated, still being written, "
+            "or of another format"
+        ) from error
+
+    @cache
+    def opened() -> Any:
+        return safe_open(path, "pt")  # mapped; it stays open as long as its tensors are used
+
+    def reader(name: str, shape: tuple[int, ...]) -> Callable[[int, int], Tensor]:
+        def read(start: int, stop: int) -> Tensor:
+            if not shape:
+                scalar: Tensor = opened().get_tensor(name)
+                return scalar.reshape(1)
+            stored = opened().get_slice(name)
+            parts = [stored[box].reshape(-1) for box in parts_of(shape, start, stop)]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        return read
+
+    content, offset = {}, 0
+    for name, (shape, dtype) in about.items():
+        content[name] = StoredTensor(shape, dtype, reader(name, shape), path, offset, release=opened.cache_clear)
+        offset += content[name].nbytes
+    return content, metadata, "safetensors"
+
+
+#: As safetensors names dtypes.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def _dtype(path: Path, name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise CheckpointError(f"{path.name} has a tensor of the dtype {name}, which is not supported")
+    return _DTYPES[name]
+
+
+_OF_A_BAD_FILE = (RuntimeError, ValueError, EOFError, OSError, KeyError, TypeError, AttributeError, IndexError)
+
+
+def _torch_saved(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
+    mapped = zipfile.is_zipfile(path)
+    if not mapped and _looks_cut(path):
+        raise CheckpointError(f"{path.name} is truncated, or still being written: its end is missing")
+    try:
+        if mapped:
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+            with torch.serialization.safe_globals([(Foreign, name) for name in unknown]):
+                saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        else:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (*_OF_A_BAD_FILE, pickle.UnpicklingError) as error:
+        raise CheckpointError(_refusal(path, error)) from error
+    form = "torch.save" if mapped else "torch.save of before 1.6, read into memory whole"
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{path.name} holds a {type(saved).__name__}, no dictionary of tensors")
+    content = _stored(saved, path)
+    return content, {}, form
+
+
+def _looks_cut(path: Path) -> bool:
+    """Whether a file begins as a zip archive, the end of which lists what is in it."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    why = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), None)
+    if why:
+        return (
+            f"{path.name} holds more than tensors, numbers and text, and reading that could run what it holds "
+            f"({why.partition(' was not')[0]}): save its state_dict again by itself"
+        )
+    return f"{path.name} is no whole file of torch.save: {_first_line(error).partition(' In PyTorch')[0]}"
+
+
+def _stored(value: Any, path: Path) -> Any:
+    """The same with tensors as :class:`StoredTensor`; lists become dictionaries by number."""
+    if isinstance(value, Tensor):
+        return _in_memory(value, path)
+    if isinstance(value, Mapping):
+        return {str(key): _stored(one, path) for key, one in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(one, (Tensor, Mapping)) for one in value):
+        return {str(number): _stored(one, path) for number, one in enumerate(value)}
+    return value
+
+
+def _in_memory(tensor: Tensor, path: Path) -> Any:
+    tensor = tensor.detach()
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return Foreign()
+    place = tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.stride()), tensor.shape
+    flat = tensor.view(-1) if tensor.is_contiguous() else None
+
+    def read(start: int, stop: int) -> Tensor:
+        numbers = tensor.reshape(-1) if flat is None else flat
+        return numbers[start:stop].resolve_conj().resolve_neg()
+
+    return StoredTensor(
+        tuple(tensor.shape),
+        tensor.dtype,
+        read,
+        path,
+        place[0] + place[1] * tensor.element_size(),
+        (str(path), *place, tensor.dtype) if tensor.numel() else None,
+    )
+
+
+#: What a ``.metadata`` of ``torch.distributed.checkpoint`` is made of.
+_OF_METADATA = re.compile(
+    r"torch\.distributed\.checkpoint\.(metadata|filesystem|hf_storage|planner)\.\w+"
+    r"|torch\.(Size|device|float\w*|bfloat16|u?int\d+|complex\d+|bool|strided|preserve_format|contiguous_format)"
+    r"|torch\.serialization\._get_layout|torch\._C\._distributed_c10d\.\w*|torch\.memory_format"
+    r"|torch\._utils\.\w*memory_format\w*|collections\.OrderedDict|builtins\.(set|frozenset|slice|complex|bytearray)"
+    r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|_codecs\.encode"
+)
+
+
+class _OnlyMetadata(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if not _OF_METADATA.fullmatch(f"{module}.{name}"):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no metadata of a checkpoint needs")
+        return super().find_class(module, name)
+
+
+def _reader(path: Path) -> Any:
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    class Reader(FileSystemReader):
+        """torch's own, but for its metadata, which torch unpickles whatever it may run."""
+
+        def read_metadata(self, *arguments: Any, **named: Any) -> Any:
+            return _OnlyMetadata(io.BytesIO((path / ".metadata").read_bytes())).load()
+
+    return Reader(path)
+
+
+def _distributed_tensor(path: Path, reader: Any, name: str, stored: Any) -> StoredTensor:
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+    from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+    shape, dtype = tuple(stored.size), stored.properties.dtype
+
+    class Into(LoadPlanner):
+        """Reads one part of one tensor."""
+
+        def __init__(self, target: Tensor, offsets: tuple[int, ...]) -> None:
+            self.target = target
+            chunk = ChunkStorageMetadata(torch.Size(offsets), target.shape)
+            self.plan = LoadPlan(create_read_items_for_chunk_list(name, stored, [chunk]))
+
+        def set_up_planner(self, state_dict: Any, metadata: Any = None, is_coordinator: bool = False) -> None: ...
+
+        def create_local_plan(self) -> Any:
+            return self.plan
+
+        def create_global_plan(self, global_plan: Any) -> Any:
+            return global_plan
+
+        def finish_plan(self, central_plan: Any) -> Any:
+            return central_plan
+
+        def load_bytes(self, read_item: Any, value: Any) -> None:
+            raise CheckpointError(f"{name} is no tensor")
+
+        def resolve_tensor(self, read_item: Any) -> Tensor:
+            part = self.target
+            for dim, (offset, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+                part = part.narrow(dim, offset, length)
+            return part
+
+        def commit_tensor(self, read_item: Any, tensor: Tensor) -> None: ...
+
+    def read(start: int, stop: int) -> Tensor:
+        parts = []
+        for box in parts_of(shape, start, stop):
+            target = torch.empty([one.stop - one.start for one in box], dtype=dtype)
+            into = Into(target, tuple(one.start for one in box))
+            reader.read_data(into.plan, into).wait()
+            parts.append(target.reshape(-1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    return StoredTensor(shape, dtype, read, path)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

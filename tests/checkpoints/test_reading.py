@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from emacore import Constant, PowerFunction, Trajectory, UniformAverage, Window, open_checkpoints
+from emacore.checkpoints.reading import LazyRows, described
+from emacore.checkpoints.stored import CheckpointError
+from tests.helpers import Network, change, tensors
+
+STEPS = (3, 5, 10)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A network after some of its steps, and what it was."""
+    model = Network()
+    states = {}
+    for step in STEPS:
+        change(model, step)
+        states[step] = tensors(model)
+        torch.save({"model": states[step], "optimizer": {}}, tmp_path / f"step_{step:04d}.pt")
+    return tmp_path, states
+
+
+def test_a_folder_is_the_rows_of_a_run(folder):
+    path, states = folder
+    found = open_checkpoints(path)
+    assert found.steps.tolist() == list(STEPS)
+    assert {one.step_from for one in found} == {"the name"}
+    rows = found.rows()
+    assert rows.steps.tolist() == [2, 4, 9]
+    trajectory = Trajectory(rows)
+    for scheme in (Constant(0.7), UniformAverage(), Window(6), PowerFunction(sigma_rel=0.1)):
+        expected = {}
+        for share, state in zip(trajectory.shares(scheme), states.values(), strict=True):
+            for name, tensor in state.items():
+                if tensor.is_floating_point():
+                    expected[name] = expected.get(name, 0) + share * tensor.double()
+        found_state = trajectory.state(scheme)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found_state[name].double(), tensor, rtol=1e-5, atol=1e-6)
+        assert found_state["norm.num_batches_tracked"].item() == STEPS[-1]
+    # By hand: of Constant(0.5), each file stands for the steps since the one before it.
+    assert trajectory.shares(Constant(0.5)) == pytest.approx([2**-7, (1 - 2**-2) * 2**-5, 1 - 2**-5])
+
+
+def test_rows_are_read_in_any_stretch():
+    class Fake:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
+
+        def meta(self):
+            return self.tensor.to("meta")
+
+        def read(self, start, stop):
+            return self.tensor.reshape(-1)[start:stop]
+
+    generator = torch.Generator().manual_seed(1)
+    kinds = [((2, 3), torch.float32), ((2,), torch.complex64), ((3,), torch.float32)]
+    stored = [[torch.randn(shape, dtype=dtype, generator=generator) for shape, dtype in kinds] for _ in range(4)]
+    rows = LazyRows([[Fake(tensor) for tensor in tensors] for tensors in stored])
+    whole = np.stack([torch.cat([a.reshape(-1), torch.view_as_real(b).reshape(-1), c]).numpy() for a, b, c in stored])
+    assert rows.shape == whole.shape == (4, 13)
+    np.testing.assert_array_equal(np.asarray(rows), whole)
+    for begin in range(13):
+        for end in range(begin, 14):
+            np.testing.assert_array_equal(rows[1:3, begin:end], whole[1:3, begin:end])
+    np.testing.assert_array_equal(rows[-1], whole[-1])
+    np.testing.assert_array_equal(rows[np.array([3, 0])], whole[[3, 0]])
+    np.testing.assert_array_equal(rows[[True, False, True, False], 2:], whole[[0, 2], 2:])
+    np.testing.assert_array_equal(rows[1:, [0, 7]], whole[1:][:, [0, 7]])
+
+
+@pytest.mark.parametrize(
+    ("names", "steps", "source"),
+    [
+        (["a-step_10.pt", "a-step_9.pt"], [9, 10], "the name"),
+        (["iter_0000020/w.pt", "iter_0000005/w.pt"], [5, 20], "the name"),
+        (["model000300.pt", "model000200.pt"], [200, 300], "the name"),
+        (["checkpoint-7/model.bin", "checkpoint-12/model.bin"], [7, 12], "the name"),
+        (["epoch=1-step=30.ckpt", "epoch=2-step=45.ckpt"], [30, 45], "the name"),
+        (["net_epoch_2.pth", "net_epoch_10.pth"], [2, 10], "the epoch in the name"),
+        (["b.pt", "a.pt"], [1, 2], "the order of the names"),
+        (["v1.5/x-20.pt", "v1.5/x-30.pt"], [20, 30], "the name"),
+    ],
+)
+def test_steps_in_names(tmp_path, names, steps, source):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        torch.save({"w": torch.ones(2)}, tmp_path / name)
+    found = open_checkpoints(tmp_path)
+    assert (found.steps.tolist(), found[0].step_from) == (steps, source)
+    assert found.names() == ["model"]
+
+
+def test_two_averages_of_one_step_have_names_of_their_own(tmp_path):
+    for step in (100, 200):
+        for name in ("model", "ema_0.99", "ema_0.999"):
+            torch.save({"w": torch.full((2,), float(step))}, tmp_path / f"{name}_{step:06d}.pt")
+    found = open_checkpoints(tmp_path)
+    assert found.steps.tolist() == [100, 200]
+    assert found.names("raw") == ["model_*"]
+    assert found.names("average") == ["ema_0.99_*", "ema_0.999_*"]
+    assert Trajectory(found.rows("ema_0.99_*")).shares(UniformAverage()) == pytest.approx([0.5, 0.5], abs=0.01)
+    with pytest.raises(CheckpointError, match="no section 'ema'; there are"):
+        found.rows("ema")
+
+
+def test_what_is_left_out_is_told(folder):
+    path, states = folder
+    torch.save({"model": states[10]}, path / "final.pt")
+    torch.save({"state": {}}, path / "optimizer.pt")
+    (path / "step_0020.pt").write_bytes((path / "step_0010.pt").read_bytes()[:500])
+    found = open_checkpoints(path)
+    assert found.steps.tolist() == list(STEPS)
+    assert found.told == [
+        "optimizer.pt: the state of an optimiser or of a program, by its name",
+        "final.pt: left out, because it does not tell its step, nor does its name",
+    ]
+    assert found.damaged == ["step_0020.pt is truncated, or still being written: its end is missing"]
+
+
+def test_a_file_that_changes_is_told(folder):
+    path, states = folder
+    found = open_checkpoints(path)
+    found.check_unchanged()
+    torch.save({"model": states[3], "more": 1}, path / "step_0005.pt")
+    with pytest.raises(CheckpointError, match=r"step_0005.pt changed since it was opened"):
+        found.check_unchanged()
+
+
+def test_files_of_another_model_are_told(folder):
+    path, _ = folder
+    torch.save({"model": {"first.weight": torch.ones(4, 3)}}, path / "step_0011.pt")
+    with pytest.raises(
+        CheckpointError, match="step 3 and that of step 11 do not have the same tensors: .*lacks 'first.b"
+    ):
+        open_checkpoints(path).rows()
+
+
+def test_initial_weights_make_all_rows_one_later(tmp_path):
+    for step in (0, 10):
+        save_file({"w": torch.full((2,), float(step))}, tmp_path / f"step_{step}.safetensors")
+    assert open_checkpoints(tmp_path).rows().steps.tolist() == [0, 10]
+
+
+def test_what_is_there_as_a_table(folder):
+    path, _ = folder
+    table = list(described(open_checkpoints(path)))
+    assert [row["step"] for row in table] == list(STEPS)
+    assert table[0] | {"bytes": None} == {
+        "step": 3, "step_from": "the name", "section": "model", "kind": "raw", "tensors": 9, "weights": 42,
+        "dtypes": "float32 int64", "copied": 1, "tied": 0, "bytes": None, "about": "", "format": "torch.save",
+        "files": 1,
+    }  # fmt: skip
+    assert table[0]["bytes"] == 42 * 4 + 8
+
+
+@pytest.mark.parametrize("path", ["nothing", "empty"])
+def test_a_place_without_checkpoints_is_told(tmp_path, path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="there is no file"):
+        open_checkpoints(tmp_path / path)

@@ -1,0 +1,114 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from emacore.checkpoints.sections import sections_of, step_beside, step_of
+from emacore.checkpoints.stored import CheckpointError, open_file
+
+WEIGHTS = {"a.weight": torch.ones(2, 3), "a.count": torch.tensor(4)}
+
+
+def saved(folder, content, name="a.pt"):
+    torch.save(content, folder / name)
+    return open_file(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (WEIGHTS, {"": "raw"}),
+        ({"model": WEIGHTS, "model_ema": WEIGHTS}, {"model": "raw", "model_ema": "average"}),
+        ({"state_dict": WEIGHTS, "state_dict_ema": WEIGHTS}, {"state_dict": "raw", "state_dict_ema": "average"}),
+        (
+            {"current_model_state": WEIGHTS, "state_dict": WEIGHTS},
+            {"current_model_state": "raw", "state_dict": "average"},
+        ),
+        ({"net": WEIGHTS, "swa_net": WEIGHTS, "epoch": 3}, {"net": "raw", "swa_net": "average"}),
+        ({"schema": WEIGHTS, "demand": WEIGHTS}, {"schema": "raw", "demand": "raw"}),
+        (
+            {"gan": {"generator": WEIGHTS, "generator_ema": WEIGHTS}},
+            {"gan.generator": "raw", "gan.generator_ema": "average"},
+        ),
+        (
+            {"state_dict": WEIGHTS, "callbacks": {"SWA": {"average_model_state": WEIGHTS}}},
+            {"state_dict": "raw", "callbacks.SWA": "average"},
+        ),
+        (
+            {"model": WEIGHTS, "ema": {"decay": 0.9, "shadow_params": [torch.ones(2, 3)]}},
+            {"model": "raw", "ema": "average"},
+        ),
+    ],
+)
+def test_which_part_is_what(tmp_path, content, expected):
+    state = {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}} if content is not WEIGHTS else {}
+    found = sections_of(saved(tmp_path, {**content, **state}))
+    assert {section.name: section.kind for section in found} == expected
+    for section in found:
+        assert torch.equal(section.tensors["a.weight"].value(), WEIGHTS["a.weight"])
+
+
+def test_prefixes_of_wrappers_are_no_part_of_names(tmp_path):
+    model = nn.Linear(2, 2)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    averaged.update_parameters(model)
+    [section] = sections_of(saved(tmp_path, averaged.state_dict()))
+    assert (section.kind, section.about, list(section.tensors)) == ("average", {"updates": 1}, ["weight", "bias"])
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    [section] = sections_of(saved(tmp_path, {"model": wrapped}))
+    assert list(section.tensors) == ["weight", "bias"]
+
+
+def test_ties_are_there_once(tmp_path):
+    weight = torch.randn(4, 2)
+    [section] = sections_of(saved(tmp_path, {"in.weight": weight, "bias": torch.ones(4), "out.weight": weight}))
+    assert (list(section.tensors), section.ties) == (["in.weight", "bias"], {"out.weight": "in.weight"})
+    assert section.nbytes == 8 * 4 + 4 * 4
+
+
+def test_a_file_named_after_an_average_holds_one(tmp_path):
+    for name, kind in [("ema_0.9999_010000.pt", "average"), ("step_5-EMA.ckpt", "average"), ("schema_3.pt", "raw")]:
+        assert [section.kind for section in sections_of(saved(tmp_path, WEIGHTS, name))] == [kind]
+
+
+def test_an_average_without_names_keeps_numbers_where_none_fit(tmp_path):
+    shadow = {"decay": 0.9, "optimization_step": 5, "shadow_params": [torch.ones(3), torch.zeros(2)]}
+    [section] = sections_of(saved(tmp_path, shadow))
+    assert (list(section.tensors), section.about["decay"]) == (["0", "1"], 0.9)
+
+
+def test_what_is_no_model_is_a_sentence(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no tensors of a model; it has 'lr', 'order'"):
+        sections_of(saved(tmp_path, {"lr": 0.1, "order": torch.arange(3)}))
+    sparse = torch.eye(3).to_sparse()
+    with pytest.raises(CheckpointError, match="'b' of a class that is no plain tensor"):
+        sections_of(saved(tmp_path, {"a": torch.ones(2), "b": sparse}))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"model": WEIGHTS, "global_step": 70, "epoch": 2}, (70, "global_step")),
+        ({"model": WEIGHTS, "step": torch.tensor(8)}, (8, "step")),
+        ({"model": WEIGHTS, "train_state": {"step": torch.tensor(9)}}, (9, "train_state.step")),
+        ({"model": WEIGHTS, "epoch": 2}, (3, "epoch, counted from 0")),
+        ({"model": WEIGHTS, "step": torch.tensor(2050.0).half()}, None),
+        ({"model": WEIGHTS, "step": True}, None),
+        (WEIGHTS, None),
+    ],
+)
+def test_the_step_that_a_file_tells(tmp_path, content, expected):
+    assert step_of(saved(tmp_path, content)) == expected
+
+
+def test_the_step_in_a_header_or_beside(tmp_path):
+    folder = tmp_path / "run" / "checkpoint-30"
+    folder.mkdir(parents=True)
+    save_file(WEIGHTS, folder / "model.safetensors", {"step": "31"})
+    assert step_of(open_file(folder / "model.safetensors")) == (31, "step in its metadata")
+    assert step_beside(folder / "model.safetensors", tmp_path / "run") is None
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 30}))
+    assert step_beside(folder / "model.safetensors", tmp_path / "run") == (30, "global_step in trainer_state.json")

@@ -1,0 +1,168 @@
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from emacore.checkpoints.stored import CheckpointError, find_units, open_distributed, open_file, open_index, parts_of
+
+STATE = {
+    "weight": torch.arange(30.0).reshape(5, 3, 2),
+    "half": torch.linspace(-1, 1, 7).to(torch.bfloat16),
+    "small": torch.tensor(2.5),
+    "empty": torch.empty(0, 3),
+    "pair": torch.tensor([1 + 2j, 3 - 1j]),
+    "count": torch.tensor([3, 4]),
+}
+
+
+@given(st.data())
+def test_parts_hold_the_numbers_in_order_once(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 4), max_size=4)))
+    tensor = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    start = data.draw(st.integers(0, tensor.numel() - 1))
+    stop = data.draw(st.integers(start + 1, tensor.numel()))
+    found = torch.cat([tensor[box].reshape(-1) for box in parts_of(shape, start, stop)])
+    assert found.tolist() == list(range(start, stop))
+
+
+def written(folder, form):
+    """``STATE`` in a format, opened again."""
+    if form == "safetensors":
+        save_file(STATE, folder / "a.safetensors")
+        return open_file(folder / "a.safetensors")
+    if form == "sharded":
+        names = list(STATE)
+        places = {name: f"model-{n % 2 + 1:05d}-of-00002.safetensors" for n, name in enumerate(names)}
+        for file in set(places.values()):
+            save_file({name: STATE[name] for name in names if places[name] == file}, folder / file)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        return open_index(folder / "model.safetensors.index.json")
+    if form == "distributed":
+        dcp.save(STATE, checkpoint_id=folder / "dcp")
+        return open_distributed(folder / "dcp")
+    torch.save(STATE, folder / "a.pt", _use_new_zipfile_serialization=form == "zip")
+    return open_file(folder / "a.pt")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "sharded", "zip", "before 1.6", "distributed"])
+def test_each_format_gives_any_stretch_of_a_tensor(tmp_path, form):
+    content = written(tmp_path, form).content
+    assert content.keys() == STATE.keys()
+    for name, tensor in STATE.items():
+        stored = content[name]
+        assert (stored.shape, stored.dtype, stored.nbytes) == (tuple(tensor.shape), tensor.dtype, tensor.nbytes)
+        assert torch.equal(stored.value(), tensor)
+        middle = tensor.numel() // 2
+        for start, stop in [(0, middle), (middle, tensor.numel()), (middle, middle)]:
+            assert torch.equal(stored.read(start, stop), tensor.reshape(-1)[start:stop])
+    with pytest.raises(ValueError, match="from 0 to 30"):
+        content["weight"].read(3, 31)
+
+
+def test_shared_and_strided_tensors_of_a_saved_dictionary(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": weight, "b": weight, "turned": weight.T, "parts": [weight[0], weight[1]]}, tmp_path / "a.pt")
+    content = open_file(tmp_path / "a.pt").content
+    assert content["a"].identity == content["b"].identity != content["turned"].identity
+    assert torch.equal(content["turned"].read(1, 4), weight.T.reshape(-1)[1:4])
+    assert torch.equal(content["parts"]["1"].value(), weight[1])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_that_a_file_names_is_run(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": STATE, "evil": Evil()}, "a.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="could run what it holds"):
+        open_file(tmp_path / "a.pt")
+    folder = tmp_path / "dcp"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(CheckpointError, match="no metadata of a checkpoint needs"):
+        open_distributed(folder)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_settings_of_other_classes_do_not_hide_the_weights(tmp_path):
+    torch.save({"args": argparse.Namespace(lr=0.1), "model": STATE}, tmp_path / "a.pth")
+    assert torch.equal(open_file(tmp_path / "a.pth").content["model"]["half"].value(), STATE["half"])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin", ".ckpt", ".pth.tar"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "zeros"])
+def test_a_damaged_file_is_a_sentence(tmp_path, suffix, damage):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".safetensors":
+        save_file(STATE, path)
+    else:
+        torch.save(STATE, path)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "cut": whole[: len(whole) // 2],
+            "foreign": b"<html>Not found</html>\n" * 9,
+            "zeros": b"\0" * 400,
+        }[damage]
+    )
+    with pytest.raises(CheckpointError, match=f"a{suffix}") as caught:
+        open_file(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_part_of_a_set_is_told(tmp_path):
+    written(tmp_path, "sharded")
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"names model-00002-of-00002.safetensors, which is not there \(1 of 2\)"):
+        open_index(tmp_path / "model.safetensors.index.json")
+    (tmp_path / "model.safetensors.index.json").unlink()
+    [opener], _ = find_units(tmp_path)
+    with pytest.raises(CheckpointError, match="of the 2 files .* only 1 are there"):
+        opener()
+    (tmp_path / "out.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))
+    with pytest.raises(CheckpointError, match="not beside it"):
+        open_index(tmp_path / "out.safetensors.index.json")
+
+
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+rank, place, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+weight = distribute_tensor(torch.arange(35.0).reshape(7, 5), mesh, [Shard(0)])
+turned = distribute_tensor(torch.arange(35.0).reshape(7, 5), mesh, [Shard(1)])
+dcp.save({"model": {"a.weight": weight, "turned": turned}, "step": torch.tensor(12)}, checkpoint_id=folder)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_shards_of_several_processes_are_one_tensor(tmp_path):
+    command = [sys.executable, "-c", SHARDED]
+    both = [subprocess.Popen([*command, str(rank), tmp_path / "meet", tmp_path / "dcp"]) for rank in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    content = open_distributed(tmp_path / "dcp").content
+    whole = torch.arange(35.0)
+    for name in ("a.weight", "turned"):
+        assert torch.equal(content["model"][name].read(), whole)
+        assert torch.equal(content["model"][name].read(8, 29), whole[8:29])
+    assert content["step"].value().item() == 12
