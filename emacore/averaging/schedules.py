@@ -434,3 +434,13 @@ def final_half_life(schedule: Schedule, num_steps: int) -> float:
     """
     decay = float(schedule.at([last_move(schedule, num_steps)])[0])
     return half_life(decay) * schedule.update_every
+
+
+def __getattr__(name: str) -> object:
+    """The families, which lived here once: code and pickles of then still find them."""
+    from emacore.averaging import families
+
+    found = vars(families).get(name)
+    if isinstance(found, type) and issubclass(found, Schedule):
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -241,3 +241,11 @@ def test_a_decay_next_to_beta_is_reached_or_not_at_all(family, beta):
     level = math.nextafter(beta, 0)
     call = family(beta=beta).reaches(level)
     assert call is None or family(beta=beta).at(call) >= level
+
+
+def test_families_are_still_found_where_they_lived_once():
+    from emacore.averaging import families, schedules
+
+    assert schedules.Constant is families.Constant
+    with pytest.raises(AttributeError, match="no attribute 'Nope'"):
+        _ = schedules.Nope
