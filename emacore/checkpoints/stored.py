@@ -47,6 +47,7 @@ class StoredTensor:
         read_flat: Reads numbers ``start`` to ``stop - 1`` of those that lie one after the other.
         file: Where it lies, and ``offset``, at which of its bytes, as far as that is known.
         identity: Equal for two names of one and the same memory.
+        release: Lets go of what is mapped of its file; it is mapped again where it is read again.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +56,7 @@ class StoredTensor:
     file: Path = field(compare=False)
     offset: int = field(default=0, compare=False)
     identity: object = field(default=None, compare=False)
+    release: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     @property
     def numel(self) -> int:
@@ -349,7 +351,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
 
     content, offset = {}, 0
     for name, (shape, dtype) in about.items():
-        content[name] = StoredTensor(shape, dtype, reader(name, shape), path, offset)
+        content[name] = StoredTensor(shape, dtype, reader(name, shape), path, offset, release=opened.cache_clear)
         offset += content[name].nbytes
     return content, metadata, "safetensors"
 
@@ -373,6 +375,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def _dtype(path: Path, name: str) -> torch.dtype:
