@@ -12,18 +12,16 @@ import hashlib
 import importlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emacore.experiments.opened import EVALUATE, identity_of, opened, without_paths_in_json
+from emacore.experiments.opened import EVALUATE, evaluator_file, identity_of, opened, without_paths_in_json
 from emacore.replay.measure import Measure, Metric, OneByOne
 
 if TYPE_CHECKING:
@@ -89,10 +87,8 @@ def evaluator() -> str:
     named = os.environ.get(EVALUATE, "").strip()
     if not named:
         return ""
-    module = named.partition(":")[0].split(".")[0]
-    spec = PathFinder.find_spec(module, [str(Path.cwd()), *sys.path])
-    origin = spec.origin if spec is not None else None
-    content = Path(origin).read_bytes() if origin and Path(origin).is_file() else b""
+    file = evaluator_file(named.partition(":")[0])
+    content = file.read_bytes() if file is not None and file.is_file() else b""
     return f"{named}@{hashlib.sha256(content).hexdigest()[:12]}"
 
 

@@ -7,14 +7,16 @@ they lie.  Imports no torch: their headers are read in a process of its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import emacore
-from emacore.averaging.code import from_code
+from emacore.averaging.code import from_code, to_code
 from emacore.averaging.coefficients import Averaged, Profile, Span, merged_profile
+from emacore.averaging.families import PowerFunction
 from emacore.averaging.planned import Planned
 
 #: The environment variables that name what is opened, with os.pathsep between them, and what measures it.
@@ -57,6 +60,45 @@ def opened() -> dict[str, Path]:
 
 def _ending(path: Path, depth: int) -> str:
     return "/".join((path.parts[1:] or ("root",))[-depth:])
+
+
+def checked_paths(paths: Sequence[str | Path]) -> str:
+    """What :data:`OPEN` holds for these paths.
+
+    Raises:
+        ValueError: for a path that cannot stand in it.
+    """
+    found = [str(Path(path).absolute()) for path in paths]
+    if wrong := [path for path in found if os.pathsep in path]:
+        raise ValueError(
+            f"{wrong[0]} cannot be opened, because its name has a {os.pathsep!r} in it: rename it, or link it"
+        )
+    return os.pathsep.join(found)
+
+
+def checked_evaluator(text: str) -> str:
+    """``module:function``, where there is such a module here; nothing of it is imported or run.
+
+    Raises:
+        ValueError: if there is not.
+    """
+    module, colon, name = text.strip().partition(":")
+    if not (module and colon and name.isidentifier()):
+        raise ValueError(f"what evaluates must be given as module:function, such as my_eval:loss; got {text!r}")
+    if evaluator_file(module) is None:
+        raise ValueError(f"there is no module {module.partition('.')[0]!r} here, nor among the installed ones")
+    return text.strip()
+
+
+def evaluator_file(module: str) -> Path | None:
+    """Where a module, or the package that it is in, lies: in the working directory, or installed."""
+    spec = PathFinder.find_spec(module.partition(".")[0], [str(Path.cwd()), *sys.path])
+    if spec is None or spec.origin is None:
+        return None
+    if "." in module:
+        inner = Path(spec.origin).parent.joinpath(*module.split(".")[1:])
+        return next((one for one in (inner.with_suffix(".py"), inner / "__init__.py") if one.is_file()), None)
+    return Path(spec.origin)
 
 
 def without_paths(text: str, path: Path, name: str) -> str:
@@ -106,6 +148,7 @@ class Contents:
         form: "checkpoints" or "recording".
         identity: Changes with the files.
         measured: Whether it says itself how its networks are measured.
+        default: The series that a merge takes by itself; ``None`` where it asks for a choice.
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -114,6 +157,7 @@ class Contents:
     form: str
     identity: str
     measured: bool = False
+    default: str | None = None
 
     @classmethod
     def from_json(cls, text: str) -> Contents:
@@ -141,14 +185,13 @@ class Contents:
                 one["calls"],
                 one["weights"],
             )
-        rest = {name: found[name] for name in ("form", "identity", "measured")}
+        rest = {name: found[name] for name in ("form", "identity", "measured", "default")}
         return cls(tuple(found["rows"]), tuple(found["told"]), series, **rest)
 
-    @cached_property
+    @property
     def first(self) -> str:
-        """The series that one looks at first: the longest one of raw weights, else of windows, else of averages."""
-        order = {"raw": 0, "window": 1, "average": 2}
-        return min(self.series, key=lambda name: (order[self.series[name].kind], -len(self.series[name].steps)))
+        """The series that one looks at first."""
+        return self.default or next(iter(self.series))
 
 
 def contents_of(name: str, path: Path) -> Contents:
@@ -200,8 +243,6 @@ def asked_elsewhere(module: str, *arguments: object) -> str:
 
 def identity_of(path: Path) -> str:
     """Changes when a file is added, taken away, or written."""
-    import hashlib
-
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
     about = [(one.relative_to(path).as_posix(), one.stat().st_size, one.stat().st_mtime_ns) for one in files]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
@@ -253,18 +294,42 @@ def certificate_table(plans: Mapping[str, Planned]) -> Table:
     }
 
 
+def decay_table(decays: Table) -> Table:
+    """What an average forgot a step between the files of a diagnosis: curve, step, forgets (1 - decay), a long table.
+
+    The curves are "found", "at least" and "at most", what the files allow, and "configured" where something was; each
+    stretch between two files has its begin and its end.
+
+    Args:
+        decays: begin, end, low, best, high, configured.
+    """
+    names = {"found": "best", "at least": "high", "at most": "low", "configured": "configured"}
+    steps = np.stack([decays["begin"], decays["end"]], axis=1).reshape(-1)
+    parts = {name: np.repeat(1 - decays[column], 2) for name, column in names.items()}
+    if np.isnan(parts["configured"]).all():
+        del parts["configured"]
+    return {
+        "curve": np.repeat(np.array(list(parts), dtype=object), len(steps)),
+        "step": np.tile(steps, len(parts)),
+        "forgets": np.concatenate(list(parts.values())),
+    }
+
+
 def merge_command(name: str, codes: Sequence[str], section: str | None = None, fit: str | None = None) -> str:
     """The command that makes these merges, to be run in the folder that holds the opened one."""
-    import shlex
-
     folder = name.rpartition("/")[2]
-    options = [f"--scheme {shlex.quote(code)}" for code in codes]
+    options = [f"--scheme {_quoted(code)}" for code in codes]
     if section is not None:
         options.append(f"--section {shlex.quote(section)}")
     if fit is not None:
         options.append(f"--fit {fit}")
     parts = [f"python -m emacore merge {shlex.quote(folder)}", *options, f"-o {shlex.quote(f'{folder}-merged')}"]
     return " \\\n    ".join(parts)
+
+
+def _quoted(code: str) -> str:
+    """For a shell; in double quotes where these say just that, because code may have single ones."""
+    return shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
 
 
 def example(steps: int, files: int, kind: str) -> Series:
@@ -286,36 +351,51 @@ def _read(path: Path) -> dict[str, Any]:
     """The contents as JSON can hold them."""
     if (path / "run.json").exists():
         return _recording(path)
-    from emacore.checkpoints import open_checkpoints
+    from emacore.checkpoints import Checkpoints, open_checkpoints
     from emacore.checkpoints.reading import described, told_of_gaps
 
     found = open_checkpoints(path)
     told = [*found.told, *found.damaged, *filter(None, [told_of_gaps(found.steps)])]
-    series = []
-    for name in found.names():
+    series: list[dict[str, Any]] = []
+    default = None
+    whole = Checkpoints(found.path, list(found), found.told)  # what is damaged is told, and hides no other
+    for section in [None, *found.names()]:
         try:
-            series.append(_series(found, name))
+            series.append(_series(whole, section))
+            default = series[0]["name"] if section is None else default
         except ValueError as error:
-            told.append(f"{name}: {error}")
+            told += [f"{section}: {error}"] if section else []
+    series = list({one["name"]: one for one in series}.values())
     if not series:
         raise ValueError("; ".join(told) or "it holds no weights")
     rows = list(described(found))
-    return {"form": "checkpoints", "rows": rows, "told": told, "series": series, "measured": False}
+    return {"form": "checkpoints", "rows": rows, "told": told, "series": series, "measured": False, "default": default}
 
 
-def _series(checkpoints: Any, name: str) -> dict[str, Any]:
-    kept, sections = checkpoints.series(name)
-    steps = kept.steps.tolist()
-    shift = 1 if steps[0] else 0
+def _series(checkpoints: Any, section: str | None) -> dict[str, Any]:
+    """What a merge of one section is made of; without one, of those that ``emacore merge`` takes by itself."""
+    from emacore.averaging.coefficients import Coefficients
+    from emacore.checkpoints.planning import plan_merge
+
+    sources = plan_merge(checkpoints, {"last": Coefficients((1.0,))}, section=section).sources
+    names = [one.section.name for one in sources]
+    steps = [one.checkpoint.step for one in sources]
     return {
-        "name": name,
-        "kind": sections[0].kind,
+        "name": " and ".join(dict.fromkeys(names)),
+        "kind": sources[0].section.kind,
         "steps": steps,
-        "sections": [name] * len(steps),
-        "profiles": [{"begin": step - shift, "end": step - shift} for step in steps],
-        "calls": steps[-1] + 1 - shift,
-        "weights": sum(one.numel for one in sections[0].tensors.values() if one.is_averaged),
+        "sections": names,
+        "profiles": [_profile(one) for one in sources],
+        "calls": steps[-1] + (0 if steps[0] else 1),
+        "weights": sum(one.numel for one in sources[0].section.tensors.values() if one.is_averaged),
     }
+
+
+def _profile(source: Any) -> dict[str, Any]:
+    if isinstance(source.profile, Span):
+        return {"begin": source.profile.begin, "end": source.profile.end}
+    width = float(source.section.about["sigma_rel"])
+    return {"schedule": to_code(PowerFunction(sigma_rel=width)), "end": source.profile.end}
 
 
 def _recording(path: Path) -> dict[str, Any]:
@@ -356,6 +436,7 @@ def _recording(path: Path) -> dict[str, Any]:
         "told": [],
         "series": [series],
         "measured": rows.settings is not None,
+        "default": "model",
     }
 
 

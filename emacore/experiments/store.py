@@ -32,6 +32,8 @@ from emacore.training.history import columns, summarise
 STATES = ("queued", "running", "done", "stopped", "failed", "interrupted")
 FINAL_STATES = STATES[2:]
 KINDS: dict[type, str] = {TaskConfig: "run", Study: "study", Sweep: "sweep"}
+#: The kind of what is no job but a question about files, which no list of jobs has.
+QUESTION = "question"
 #: Seconds without a sign of life after which a run's worker counts as gone.
 STALE_AFTER = 15.0
 #: What the recorded weights of one run, and of all runs together, may take.  The article's run takes 70 MB; with all of
@@ -93,6 +95,18 @@ class StoredRun:
     def config(self) -> TaskConfig:
         """The run's settings, or those that a study or sweep starts from."""
         return self.job if isinstance(self.job, TaskConfig) else self.job.config
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question to a worker: its state, when it was taken up, and how much of how much is done."""
+
+    id: str
+    state: str
+    started: float | None
+    error: str | None
+    done: int
+    of: int
 
 
 def default_folder() -> Path:
@@ -195,6 +209,37 @@ class RunStore:
         """Enter a job that ``worker`` is carrying out already, and return its id."""
         with self._connected() as connection:
             return _enter(connection, job, worker=worker)
+
+    def ask(self, question: str) -> str:
+        """Queue a question to a worker, which is JSON, and return its id; one that waits or is looked into is not asked
+        twice."""
+        with self._connected() as connection, _transaction(connection):
+            same = "SELECT id FROM runs WHERE kind = ? AND config = ? AND state IN ('queued', 'running')"
+            if (row := connection.execute(same, (QUESTION, question)).fetchone()) is not None:
+                return str(row["id"])
+            before = "SELECT id FROM runs WHERE kind = ? AND config = ?"
+            connection.execute(f"DELETE FROM epochs WHERE run_id IN ({before})", (QUESTION, question))
+            connection.execute("DELETE FROM runs WHERE kind = ? AND config = ?", (QUESTION, question))
+            asked = uuid.uuid4().hex[:12]
+            connection.execute(
+                "INSERT INTO runs (id, state, created, config, kind) VALUES (?, 'queued', ?, ?, ?)",
+                (asked, time.time(), question, QUESTION),
+            )
+            return asked
+
+    def asked(self, question: str) -> Asked | None:
+        """How a question is going, or how it ended; ``None`` if it was not asked."""
+        with self._connected() as connection:
+            row = connection.execute(
+                "SELECT id, state, started, error FROM runs WHERE kind = ? AND config = ?", (QUESTION, question)
+            ).fetchone()
+            if row is None:
+                return None
+            last = connection.execute(
+                "SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch DESC LIMIT 1", (row["id"],)
+            ).fetchone()
+        done = json.loads(last["row"]) if last is not None else {"done": 0, "of": 0}
+        return Asked(row["id"], row["state"], row["started"], row["error"], done["done"], done["of"])
 
     def create_once(self, what: str, job: TaskConfig) -> str | None:
         """Enter a run as queued that nobody asked for, once for each store, unless it has a run to look at.
