@@ -157,7 +157,7 @@ def answer(question: Question, store: RunStore, tell: Callable[[int, int], None]
         raise ValueError(f"nothing is opened under the name {question.of!r}")
     if identity_of(path) != question.files:
         raise ValueError(f"{question.of} has changed since it was looked at: open the page again")
-    if question.by != evaluator():
+    if question.kind != "diagnosis" and question.by != evaluator():
         raise ValueError("what measures has changed since this was asked: open the page again")
     try:
         if question.kind == "diagnosis":
@@ -168,8 +168,7 @@ def answer(question: Question, store: RunStore, tell: Callable[[int, int], None]
             trajectory = _trajectory(path, question.sections[0])
             measure = _measure(trajectory, path, question.by)
             kept = _Kept(measure, store, question.by, tell, question, len(trajectory.epoch_ends))
-            found = KINDS[question.kind](_with(trajectory, kept), **question.settings)
-            found = {"metrics": [asdict(metric) for metric in kept.metrics], "found": found}
+            found = kept.told(KINDS[question.kind](_with(trajectory, kept), **question.settings))
     except (ValueError, RuntimeError, OSError) as error:
         raise ValueError(json.loads(without_paths_in_json(str(error), path, question.of))) from error
     return without_paths_in_json(_plain(found), path, question.of)
@@ -220,6 +219,7 @@ class _Kept(Measure):
     ) -> None:
         self._measure, self._store, self._by, self._tell = measure, store, by, tell
         self._done, self._of = 0, count_of(question, ends)
+        self._seconds: list[float] = []
         self.metrics, self.at_once = tuple(measure.metrics), measure.at_once
 
     def __call__(self, networks: dict[str, Tensor]) -> Mapping[str, Any]:
@@ -229,12 +229,19 @@ class _Kept(Measure):
         rows = [self._store.cell(key) for key in keys]
         if missing := [number for number, row in enumerate(rows) if row is None]:
             asked = {name: tensor[missing] for name, tensor in networks.items()}
+            begun = time.monotonic()
             found = self._measure(asked)
+            self._seconds.append((time.monotonic() - begun) / len(missing))
             for place, number in enumerate(missing):
                 rows[number] = [{m.column: float(found[m.column][place]) for m in self.metrics}]
                 self._store.add_cell(keys[number], rows[number] or [])
         self._done += count
         return {m.column: np.array([row[0][m.column] for row in rows if row]) for m in self.metrics}
+
+    def told(self, found: Any) -> dict[str, Any]:
+        """An answer: what was found, what was measured, and how many seconds a network took."""
+        seconds = float(np.median(self._seconds)) if self._seconds else 0.0
+        return {"metrics": [asdict(metric) for metric in self.metrics], "seconds": seconds, "found": found}
 
     def ensemble(self, batches: Sequence[dict[str, Tensor]]) -> Mapping[str, float]:
         """As the measure does it."""
@@ -258,6 +265,8 @@ def count_of(question: Question, ends: int) -> int:
             return len(question.settings["coefficients"])
         case "atlas":
             return 401 if question.settings["metric"] == "final" else 401 * min(12, ends)
+        case "curves":
+            return len(question.settings["codes"]) * ends
         case "family":
             return 5
         case "widths":
@@ -326,7 +335,7 @@ def _merged(path: Path, question: Question, kept: Callable[[Measure], _Kept]) ->
         found.append(measured.measure(network[np.newaxis]))
     names = [metric.column for metric in measure.metrics]
     table = {name: np.concatenate([one[name] for one in found]) if found else np.zeros(0) for name in names}
-    return {"metrics": [asdict(metric) for metric in measure.metrics], "found": table}
+    return measure.told(table)
 
 
 def _sets(path: Path, trajectory: Trajectory, sections: Sequence[str]) -> Iterator[NDArray[Any]]:
@@ -336,11 +345,12 @@ def _sets(path: Path, trajectory: Trajectory, sections: Sequence[str]) -> Iterat
         yield _trajectory(path, section).weights
 
 
-def _curve(trajectory: Trajectory, code: str) -> Table:
+def _curves(trajectory: Trajectory, codes: Sequence[str]) -> dict[str, Table]:
+    """The curve of each scheme over the stored files, by its code."""
     from emacore.averaging.code import scheme_from_code
     from emacore.replay.curves import curve
 
-    return curve(trajectory, scheme_from_code(code))
+    return {code: curve(trajectory, scheme_from_code(code)) for code in codes}
 
 
 def _atlas(trajectory: Trajectory, code: str, x: str, y: str, metric: str) -> dict[str, Any]:
@@ -372,7 +382,7 @@ def _widths(trajectory: Trajectory) -> Table:
 
 #: What can be asked of a trajectory, by name.
 KINDS: dict[str, Callable[..., Any]] = {
-    "curve": _curve,
+    "curves": _curves,
     "atlas": _atlas,
     "family": _family,
     "space": _space,

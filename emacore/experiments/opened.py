@@ -70,9 +70,7 @@ def checked_paths(paths: Sequence[str | Path]) -> str:
     """
     found = [str(Path(path).absolute()) for path in paths]
     if wrong := [path for path in found if os.pathsep in path]:
-        raise ValueError(
-            f"{wrong[0]} cannot be opened, because its name has a {os.pathsep!r} in it: rename it, or link it"
-        )
+        raise ValueError(f"{wrong[0]} cannot be opened, because it has a {os.pathsep!r} in its name: rename it")
     return os.pathsep.join(found)
 
 

@@ -18,12 +18,19 @@ from emacore.widgets.page import escaped, told
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
-def answer_to(question: Question, what: str, *, files: int = 1, measured: bool = True) -> Any | None:
+class Unanswered(Exception):
+    """There is no answer yet; the page says how to get it."""
+
+
+def answer_to(
+    question: Question, what: str, *, files: int = 1, measured: bool = True, at_once: bool = False
+) -> Any | None:
     """The answer, if the store has it; else the button that asks, or how far it is, are drawn.
 
     Args:
         what: What one gets, for the button: "Measure these merges".
         files: How many stored files are looked at.
+        at_once: Ask without a button, where it is known to take a moment only.
         measured: Whether something measures; else the page says how that is given.
     """
     with told():
@@ -35,6 +42,10 @@ def answer_to(question: Question, what: str, *, files: int = 1, measured: bool =
     if not measured and question.kind != "diagnosis":
         say_how_to_measure()
         return None
+    if asked is None and at_once:
+        _ask(question)
+        with told():
+            asked = store.asked(question.to_json())
     if asked is not None and asked.state in ("queued", "running"):
         _follow(question, asked.id)
         return None

@@ -222,7 +222,7 @@ def show_merges(name: str, series: Series, plans: Mapping[str, Planned], codes: 
                 series="curve",
                 colours={"all steps": CLEAN, "these files": AVERAGED},
                 x_title="step of the run",
-                y_title="weight of all steps so far",
+                y_title="weight so far",
                 height=190,
             ),
             alt_text="How the weights of the merge add up over the steps of the run, beside those of the average over "
