@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import Floats, stretch_weights
+from emacore.chosen import chosen
+from emacore.sharded import check_not_sharded
+from emacore.steps import after_each_step
 from emacore.tensors import (
     Watch,
     check_has_values,
@@ -50,6 +54,8 @@ class Averages:
     Args:
         module: The module being trained.  A ``torch.compile``d or (Distributed)DataParallel one is looked into.
         schedules: A schedule by the name of its average.
+        names: Only these parameters and buffers are averaged; by default all.  The others are left as they are.
+        trainable_only: The same for the parameters that require a gradient now, and the buffers of their modules.
 
     Attributes:
         step: How many calls of :meth:`update` there have been.
@@ -75,20 +81,30 @@ class Averages:
     _watch: Watch | None
     _plain: list[bool]
 
-    def __init__(self, module: nn.Module, schedules: Mapping[str, Schedule]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        schedules: Mapping[str, Schedule],
+        *,
+        names: Collection[str] | None = None,
+        trainable_only: bool = False,
+    ) -> None:
         if not schedules:
             raise ValueError("schedules must name at least one schedule")
         for name, schedule in schedules.items():
             if not isinstance(schedule, Schedule):
                 raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")
         check_has_values("module", module)
+        check_not_sharded("module", module, "use an EMA for each schedule")
         self.module = module
         self.schedules = dict(schedules)
         self.step = 0
         self._inside = None
         online = unwrapped(module)
-        self._layout = layout(online)
-        tensors = distinct(online)
+        self._is_partial = names is not None or trainable_only
+        wanted = chosen(online, names, trainable_only)
+        self._layout = {name: tie for name, tie in layout(online).items() if tie.first_name in wanted}
+        tensors = {name: tensor for name, tensor in distinct(online).items() if name in wanted}
         self._own_buffers = own_buffers(online)
         averaged = [tensor for name, tensor in tensors.items() if self._is_averaged(name, tensor)]
         if not averaged:
@@ -140,6 +156,13 @@ class Averages:
         if self._waiting and not self.step % _STRETCH:
             self._catch_up()
 
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
+
+        See :func:`emacore.steps.after_each_step`.
+        """
+        return after_each_step(optimizer, unwrapped(self.module), self.update)
+
     @contextmanager
     def average_parameters(self, name: str) -> Iterator[nn.Module]:
         """Put one of the averages into the training module for the time of a ``with`` block; then restore it exactly.
@@ -150,7 +173,7 @@ class Averages:
         if self._inside is not None:
             raise RuntimeError(f"average_parameters({self._inside!r}) is already open: leave its with block first")
         online = unwrapped(self.module)
-        pairs = paired(self._layout, ties(online), "module")
+        pairs = self._paired(online)
         kept = {name: source.clone() for name, (_, source) in pairs.items()}
         self._inside = name
         try:
@@ -159,18 +182,21 @@ class Averages:
             yield self.module
         finally:
             self._inside = None
-            restore(online, kept)
+            restore(online, kept, self._left_out(online))
 
     def copy_to(self, module: nn.Module, name: str) -> None:
         """Copy one of the averages into another module that has the same tensors by name.
+
+        Tensors of which no average is kept are copied from the module that trains.
 
         Raises:
             KeyError: if there is no such average.
             RuntimeError: if names or shapes differ.
         """
         values = self._tensors_of(name)
-        for key, (_, target) in paired(self._layout, ties(unwrapped(module)), "module").items():
-            target.copy_(values[key])
+        online = unwrapped(self.module)
+        for key, (source, target) in paired(ties(online), ties(unwrapped(module)), "module").items():
+            target.copy_(values.get(key, source))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors, numbers and text: ``torch.load(..., weights_only=True)`` reads it.
@@ -253,9 +279,17 @@ class Averages:
         self._stretch_shares = shares.swapaxes(0, 1).astype(self._rows.dtype)
         self._stretch_rests = self._as_tensor(rests.swapaxes(0, 1))
 
+    def _left_out(self, online: nn.Module) -> set[str]:
+        return (set(ties(online)) - set(self._layout)) if self._is_partial else set()
+
+    def _paired(self, online: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        left_out = self._left_out(online)
+        found = {name: tie for name, tie in ties(online).items() if name not in left_out}
+        return paired(self._layout, found, "module")
+
     def _look_up(self) -> None:
         online = unwrapped(self.module)
-        pairs = paired(self._layout, ties(online), "module")
+        pairs = self._paired(online)
         sources = {name: source for name, (_, source) in pairs.items()}
         averaged = _on_one_device([source for name, source in sources.items() if self._is_averaged(name, source)])
         self._others = {name: source for name, source in sources.items() if not self._is_averaged(name, source)}
@@ -340,7 +374,18 @@ class Averages:
     def __getstate__(self) -> dict[str, Any]:
         if self._inside is not None:
             raise RuntimeError("a copy made inside average_parameters() would train from the average; copy it outside")
-        kept = ("module", "schedules", "step", "_averages", "_waiting", "_rows", "_layout", "_copied", "_own_buffers")
+        kept = (
+            "module",
+            "schedules",
+            "step",
+            "_is_partial",
+            "_averages",
+            "_waiting",
+            "_rows",
+            "_layout",
+            "_copied",
+            "_own_buffers",
+        )
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
+from emacore.checks import check_unit, check_whole
+from emacore.chosen import chosen, link, linked_copy, trainable, unlink
+from emacore.exports import load_tensors, save_tensors
+from emacore.offload import Arrivals, is_offloaded
+from emacore.sharded import alike, check_not_sharded, copy_each, is_sharded, laid_out, local, sharded_copy
+from emacore.steps import after_each_step
 from emacore.tensors import (
     Watch,
     check_apart,
@@ -101,6 +109,16 @@ class EMA(nn.Module):
         ignore_names: Names that stay as the last copy of the warm-up left them.
         ignore_startswith_names: The same for all names that start so.
         include_online_model: Whether ``model`` belongs to the module tree and so to ``state_dict()``.
+        names: Only these parameters and buffers are kept as averages; by default all.  The others of the shadow are
+            the model's own, and take neither memory nor time; they are no part of ``state_dict()["ema_model..."]``.
+        trainable_only: The same for the parameters that require a gradient when the wrapper is built, and the buffers
+            of their modules: of a model with adapters (LoRA), the adapters.
+        device: Where the averages are kept, by default where the model is: ``"cpu"`` keeps them off an accelerator.
+            There, from CUDA, a move is queued behind the step and counted at the next call or when the averages are
+            asked for through the wrapper; a reference to the shadow that was taken before lags by that one move.
+        update_model_with_ema_every: Feed the averages back into the model at every so many calls, once they have begun
+            (see :meth:`update_model_with_ema`).
+        update_model_with_ema_beta: How much of the model's own weights stays then.
         schedule: Any schedule of :mod:`emacore.averaging.schedules`, in place of the six settings.
         accumulator_dtype: The real dtype in which averages are kept.  By default each tensor's own, but float32 for
             those of less than 32 bits, whose rounding would swallow the small steps of a decay near 1.  Accumulators
@@ -148,8 +166,16 @@ class EMA(nn.Module):
         *,
         schedule: Schedule | None = None,
         accumulator_dtype: torch.dtype | None = None,
+        names: Collection[str] | None = None,
+        trainable_only: bool = False,
+        device: torch.device | str | None = None,
+        update_model_with_ema_every: int | None = None,
+        update_model_with_ema_beta: float = 0.0,
     ) -> None:
         super().__init__()
+        if update_model_with_ema_every is not None:
+            check_whole("update_model_with_ema_every", update_model_with_ema_every, 1)
+        check_unit("update_model_with_ema_beta", update_model_with_ema_beta)
         settings = InversePower(
             beta, inv_gamma, power, min_value, update_after_step=update_after_step, update_every=update_every
         )
@@ -167,16 +193,27 @@ class EMA(nn.Module):
             self.online_model = model
         else:
             self._hidden_model = [model]  # a list keeps it out of the module tree
+        online = unwrapped(model)
+        self._trainable_only = trainable_only
+        self._left_out = frozenset(ties(online)) - _with_aliases(online, chosen(online, names, trainable_only))
+        if self._left_out:
+            instead = "names and trainable_only are for models that are not sharded"
+            check_not_sharded("model", online, instead)
         if ema_model is None:
-            ema_model = _copy_of(unwrapped(model))
+            ema_model = _copy_of(online, self._left_out, device)
         else:
             check_has_values("ema_model", ema_model)
-        check_apart("ema_model", ema_model, unwrapped(model))
+            check_apart("ema_model", ema_model, online)
+            if device is not None:
+                ema_model.to(device)
+        self.update_model_with_ema_every = update_model_with_ema_every
+        self.update_model_with_ema_beta = update_model_with_ema_beta
         self.ema_model = ema_model.requires_grad_(False).eval()
         self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
         self.ignore_names = ignore_names
         self.ignore_startswith_names = ignore_startswith_names
-        self._own_buffers = own_buffers(unwrapped(model))
+        self._own_buffers = own_buffers(online)
+        self._told: frozenset[str] = frozenset()
         self._accumulators: dict[str, Tensor] = {}
         self._now.plan = self._make_plan()
 
@@ -218,6 +255,8 @@ class EMA(nn.Module):
         return self.schedule.rule(self._now.step - 1)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "ema_model":
+            self._finish()
         setting = type(self).__dict__.get(name)
         if isinstance(setting, _Setting):  # a property's AttributeError ends up here: say what it said
             setting._check(self)
@@ -232,6 +271,8 @@ class EMA(nn.Module):
         now = self._now
         if now.kept is not None:
             raise RuntimeError("update() inside average_parameters() would average the average; call it outside")
+        if now.plan is not None and now.plan.on_its_way is not None:
+            now.plan.finish()
         call = now.step
         offset = call - now.block_start
         if not 0 <= offset < len(now.block):
@@ -251,6 +292,76 @@ class EMA(nn.Module):
                 plan.copy_all()
                 now.initted = call >= self._schedule.start
         now.step = call + 1
+        every = self.update_model_with_ema_every
+        if every and not call % every and now.initted and call > self._schedule.start:
+            self.update_model_with_ema()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
+
+        Batches whose gradients are only accumulated are no steps, and those that AMP's ``GradScaler`` skips are none.
+        With several optimisers, attach to the one that steps last.  See :func:`emacore.steps.after_each_step`.
+        """
+        return after_each_step(optimizer, unwrapped(self.model), self.update)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The averages by name, a shared tensor once, as they are now: aliases of the shadow's, without gradients.
+
+        For a teacher in the model's own mode, as with dropout: ``torch.func.functional_call(model, ema.weights, x)``.
+        """
+        return {name: tensor for name, tensor in distinct(self.ema_model).items() if name not in self._left_out}
+
+    def update_model_with_ema(self, decay: float | None = None) -> None:
+        """Feed the averages back: the model becomes ``decay`` of itself and ``1 - decay`` of its average.
+
+        Every process of a distributed run has to call it.  Names that the average ignores stay as the model has them.
+
+        Args:
+            decay: By default ``update_model_with_ema_beta``.  0 makes the model its average, as the switch of Li et
+                al., "Switch EMA", 2024 (arXiv 2402.09240), does after each epoch.
+
+        Raises:
+            RuntimeError: inside :meth:`average_parameters`.
+        """
+        if self._now.kept is not None:
+            raise RuntimeError("update_model_with_ema() inside average_parameters() would be undone; call it outside")
+        share = self.update_model_with_ema_beta if decay is None else decay
+        check_unit("decay", share)
+        plan = self._now.plan = self._make_plan()
+        for source, shadow in plan.followed():
+            value = laid_out(shadow, source)
+            if share and is_averaged(source):
+                source.lerp_(_as(source, value), 1.0 - share)
+            else:
+                source.copy_(value)
+
+    def save(self, path: str | Path) -> None:
+        """Write the averages alone as a safetensors file that the plain model loads; a shared tensor once.
+
+        Buffers that are not persistent are left out, as everywhere, and so are tensors of which no average is kept.
+        To go on training, keep :meth:`state_dict`.  The processes of a sharded model call it together; the first
+        writes.
+        """
+        about = {"step": str(self._now.step), "initted": str(int(self._now.initted))}
+        save_tensors(self.ema_model, path, self._left_out, about)
+
+    def load(self, path: str | Path) -> None:
+        """Take the averages from a safetensors file: of :meth:`save`, or of a plain model.
+
+        Where the file says at which step it was written, the schedule goes on from there; a plain model's does not,
+        so that the schedule's warm-up, if there is one to come, copies over what was loaded.
+
+        Raises:
+            RuntimeError: if names or shapes differ, or inside :meth:`average_parameters`.
+        """
+        if self._now.kept is not None:
+            raise RuntimeError("load() inside average_parameters(): leave its with block first")
+        about = load_tensors(self.ema_model, path, self._left_out)
+        self._accumulators = {}
+        self._now.plan = None
+        if "step" in about and "initted" in about:
+            self.step, self.initted = int(about["step"]), bool(int(about["initted"]))
 
     @contextmanager
     def average_parameters(self) -> Iterator[nn.Module]:
@@ -263,13 +374,15 @@ class EMA(nn.Module):
             raise RuntimeError("average_parameters() is already open: leave its with block first")
         plan = self._now.plan = self._make_plan()
         online = unwrapped(self.model)
-        self._now.kept = kept = {name: tensor.clone() for name, tensor in distinct(online).items()}
+        self._now.kept = kept = {
+            name: tensor.clone() for name, tensor in distinct(online).items() if name not in self._left_out
+        }
         try:
-            torch._foreach_copy_(plan.model, plan.shadow)
+            copy_each(plan.model, plan.shadow)
             yield self.model
         finally:
             self._now.kept = None
-            restore(online, kept)
+            restore(online, kept, self._left_out)
 
     def copy_to(self, module: nn.Module) -> None:
         """Copy the averages into another module that has the same tensors by name.
@@ -278,7 +391,7 @@ class EMA(nn.Module):
             RuntimeError: if names or shapes differ.
         """
         pairs = paired(ties(self.ema_model), ties(unwrapped(module)), "module")
-        torch._foreach_copy_([to for _, to in pairs.values()], [source for source, _ in pairs.values()])
+        copy_each([to for _, to in pairs.values()], [source for source, _ in pairs.values()])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the shadow model."""
@@ -290,8 +403,12 @@ class EMA(nn.Module):
         return self
 
     def _make_plan(self) -> _Plan:
+        self._finish()
         online = unwrapped(self.model)
+        if self._left_out:
+            self._link(online)
         pairs = paired(ties(self.ema_model), ties(online), "model")
+        pairs = {name: pair for name, pair in pairs.items() if name not in self._left_out}
         moved: list[tuple[Tensor, Tensor]] = []
         wide: list[tuple[Tensor, Tensor, Tensor]] = []
         copied: list[tuple[Tensor, Tensor]] = []
@@ -306,20 +423,47 @@ class EMA(nn.Module):
             kept = self._accumulators.get(name)
             if dtype != shadow.dtype:
                 same = kept is not None and kept.dtype == dtype
-                accumulators[name] = kept if kept is not None and same else shadow.to(dtype)
+                accumulators[name] = laid_out(kept, shadow) if kept is not None and same else shadow.to(dtype)
                 wide.append((accumulators[name], shadow, source))
                 continue
             if kept is not None:  # the shadow has been cast to the accumulator's dtype
-                shadow.copy_(kept)
-            if source.dtype == dtype and source.device == shadow.device:
+                shadow.copy_(laid_out(kept, shadow))
+            if source.dtype == dtype and source.device == shadow.device and alike(shadow, source):
                 moved.append((shadow, source))
             else:
                 wide.append((shadow, shadow, source))
         self._accumulators = accumulators
         return _Plan(self.ema_model, online, list(pairs.values()), moved, wide, copied)
 
+    def _finish(self) -> None:
+        """Count the move whose weights are on their way to another device."""
+        if (plan := self._now.plan) is not None and plan.on_its_way is not None:
+            plan.finish()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._finish()
+        return self.__dict__.copy()
+
+    def _link(self, online: nn.Module) -> None:
+        link(self.ema_model, online, self._left_out)
+        # Unfrozen since: whoever asked for what trains would not expect them to be left out.
+        if self._trainable_only and (late := trainable(online) & self._left_out - self._told):
+            self._told |= late
+            warnings.warn(
+                f"{listed(late)} train by now, but did not when the EMA was built with trainable_only=True, so that no "
+                "average of them is kept; build a new one to have it",
+                stacklevel=3,
+            )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._finish()
+        # What the shadow has of the model is the model's to move.
+        taken = unlink(self.ema_model, self._left_out)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for table, leaf, tensor in taken:
+            table[leaf] = tensor
+        if taken:
+            link(self.ema_model, unwrapped(self.model), self._left_out)
         # Accumulators follow to another device, but keep their dtype: that is what they are for.
         self._accumulators = {name: t.to(fn(t).device) for name, t in self._accumulators.items()}
         self._now.plan = None
@@ -327,19 +471,27 @@ class EMA(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As any module's; inside :meth:`average_parameters` with the training weights of the model, as copies."""
+        self._finish()
         kept, start = self._now.kept, kwargs.get("prefix", args[1] if len(args) > 1 else "") + "online_model."
         if kept is None or not self.include_online_model:
-            return super().state_dict(*args, **kwargs)
+            return self._without_left_out(super().state_dict(*args, **kwargs), start)
         online = unwrapped(self.model)
         averages = {name: tensor.clone() for name, tensor in distinct(online).items()}
-        restore(online, kept)
+        restore(online, kept, self._left_out)
         try:
-            state = super().state_dict(*args, **kwargs)
+            state = self._without_left_out(super().state_dict(*args, **kwargs), start)
             for name, value in state.items():
                 if name.startswith(start) and isinstance(value, Tensor):
                     state[name] = value.clone()
         finally:
             restore(online, averages)
+        return state
+
+    def _without_left_out(self, state: Any, start: str) -> Any:
+        shadow = start.removesuffix("online_model.") + "ema_model."
+        for name in list(state) if self._left_out else ():
+            if name.startswith(shadow) and plain_name(name.removeprefix(shadow)) in self._left_out:
+                del state[name]
         return state
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -376,6 +528,11 @@ class EMA(nn.Module):
         for child in ("online_model", "ema_model"):
             if child in self._modules:
                 _rename_wrapped(state_dict, f"{prefix}{child}.", list(getattr(self, child).state_dict()))
+        if self._left_out:  # they are the model's, and no part of the state
+            shadow = self.ema_model.state_dict()
+            for name in shadow:
+                if plain_name(name) in self._left_out:
+                    state_dict[f"{prefix}ema_model.{name}"] = shadow[name]
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -438,9 +595,13 @@ class _Plan:
     ) -> None:
         self.shadow = [shadow for shadow, _ in pairs]
         self.model = [source for _, source in pairs]
-        self.moved_shadow = [shadow for shadow, _ in moved]
-        self.moved_model = [source for _, source in moved]
-        self.wide = wide
+        self.moved_shadow = [local(shadow) for shadow, _ in moved]
+        self.moved_model = [local(source) for _, source in moved]
+        far = [not any(map(is_sharded, entry)) and is_offloaded(entry[0], entry[2]) for entry in wide]
+        self.far = [entry for entry, is_far in zip(wide, far, strict=True) if is_far]
+        self.wide = [entry for entry, is_far in zip(wide, far, strict=True) if not is_far]
+        self.arrivals: Arrivals | None = None  # made for the first move, for which alone there must be room
+        self.on_its_way: float | None = None  # the decay of the move whose weights are sent and not yet counted
         self.copied = copied
         self._watch = Watch(online, ema_model)
 
@@ -448,13 +609,13 @@ class _Plan:
         return self._watch.is_stale()
 
     def copy_all(self) -> None:
-        torch._foreach_copy_(self.shadow, self.model)
-        for accumulator, _, source in self.wide:
-            accumulator.copy_(source)
+        copy_each(self.shadow, self.model)
+        for accumulator, _, source in self.wide + self.far:
+            accumulator.copy_(laid_out(source, accumulator))
 
     def move(self, decay: float) -> None:
         for shadow, source in self.copied:
-            shadow.copy_(source)
+            shadow.copy_(laid_out(source, shadow))
         if decay == 1.0:  # not even a value that is not finite counts
             return
         if self.moved_shadow:
@@ -462,21 +623,60 @@ class _Plan:
                 torch._foreach_lerp_(self.moved_shadow, self.moved_model, 1.0 - decay)
             else:  # a copy also replaces what is not finite
                 torch._foreach_copy_(self.moved_shadow, self.moved_model)
-        for accumulator, shadow, source in self.wide:
-            accumulator.lerp_(source.to(accumulator), 1.0 - decay) if decay else accumulator.copy_(source)
+        for accumulator, shadow, online in self.wide:
+            source = laid_out(online, accumulator)
+            accumulator.lerp_(_as(accumulator, source), 1.0 - decay) if decay else accumulator.copy_(source)
+            if accumulator is not shadow:
+                shadow.copy_(accumulator)
+        if self.far:
+            sources = [source for _, _, source in self.far]
+            if self.arrivals is None:
+                self.arrivals = Arrivals(sources)
+            self.arrivals.send(sources)
+            self.on_its_way = decay
+
+    def followed(self) -> list[tuple[Tensor, Tensor]]:
+        """The model's tensors that an average follows, each with its average."""
+        return [
+            *zip(self.moved_model, self.moved_shadow, strict=True),
+            *((source, shadow) for _, shadow, source in self.wide + self.far),
+            *((source, shadow) for shadow, source in self.copied),
+        ]
+
+    def finish(self) -> None:
+        """Count the weights that have been sent."""
+        decay, self.on_its_way = self.on_its_way, None
+        if decay is None or self.arrivals is None:
+            return
+        for (accumulator, shadow, _), source in zip(self.far, self.arrivals.received(), strict=True):
+            accumulator.lerp_(_as(accumulator, source), 1.0 - decay) if decay else accumulator.copy_(source)
             if accumulator is not shadow:
                 shadow.copy_(accumulator)
 
 
-def _copy_of(model: nn.Module) -> nn.Module:
+def _as(like: Tensor, source: Tensor) -> Tensor:
+    """In the precision and on the device of ``like``."""
+    return source.to(like.device, like.dtype)
+
+
+def _with_aliases(module: nn.Module, first_names: Collection[str]) -> set[str]:
+    """All names of the tensors that have these first names."""
+    return {name for name, tie in ties(module).items() if tie.first_name in first_names}
+
+
+def _copy_of(model: nn.Module, left_out: Collection[str], device: torch.device | str | None) -> nn.Module:
+    sharded = any(is_sharded(parameter) for parameter in model.parameters())
+    if sharded and device is not None:
+        raise ValueError("device is for models that are not sharded; shard an ema_model with offload_policy instead")
     try:
-        shadow = copy.deepcopy(model)
+        shadow = sharded_copy(model) if sharded else linked_copy(model, left_out, device)
     except Exception as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({error}); build a second one and pass it as ema_model"
         ) from error
-    for parameter in shadow.parameters():
-        parameter.grad = None
+    for name, tie in ties(shadow).items():
+        if name not in left_out:
+            tie.tensor.grad = None
     return shadow
 
 

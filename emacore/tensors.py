@@ -14,6 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from emacore.sharded import check_not_flat, is_sharded, local, reshard
+
 _COMPILED = "_orig_mod"
 
 
@@ -41,7 +43,11 @@ class Tie(NamedTuple):
 
 
 def ties(module: nn.Module) -> dict[str, Tie]:
-    """Every parameter and buffer by its name without the prefix of ``torch.compile``; a shared one by each name."""
+    """Every parameter and buffer by its name without the prefix of ``torch.compile``; a shared one by each name.
+
+    Of a module sharded by FSDP2, the parts that each process keeps.
+    """
+    reshard(module)
     first: dict[int, str] = {}
     found: dict[str, Tie] = {}
     named: Iterable[tuple[str, Tensor]] = chain(
@@ -96,8 +102,11 @@ def paired(kept: Mapping[str, Tie], found: Mapping[str, Tie], role: str) -> dict
     }
 
 
-def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
+def restore(module: nn.Module, kept: Mapping[str, Tensor], free: Collection[str] = ()) -> None:
     """Copy values back into the tensors that the module has now, which may have been cast or moved meanwhile.
+
+    Args:
+        free: Names that may have come, gone or grown meanwhile; such a one stays as it is.
 
     Raises:
         RuntimeError: if names or shapes differ by now; what still fits has been restored.
@@ -106,7 +115,7 @@ def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
     fitting = {name for name, tensor in kept.items() if name in found and found[name].shape == tensor.shape}
     for name in fitting:
         found[name].copy_(kept[name])
-    if strangers := (kept.keys() | found.keys()) - fitting:
+    if strangers := (kept.keys() | found.keys()) - fitting - set(free):
         raise RuntimeError(
             f"the model's tensors {listed(strangers)} were added, removed or reshaped inside average_parameters(), so "
             "that they cannot be restored; change the model outside"
@@ -175,7 +184,8 @@ def from_reals(flat: Tensor, layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_has_values(role: str, module: nn.Module) -> None:
-    """Raise ``ValueError`` if a tensor of the module has no values yet."""
+    """Raise ``ValueError`` if a tensor of the module has no values yet, or values that no average could follow."""
+    check_not_flat(role, module)
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(f"{role}: {name!r} is lazy and has no shape yet; run one batch through it first")
@@ -195,9 +205,9 @@ def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
         if id(part) in names:
             shared = f"its module {name!r} is {names[id(part)]!r} of it" if name else "it is the model, or a part of it"
             raise ValueError(f"{role} must be apart from the model, but {shared}: build a second one, or deepcopy it")
-    owners = {_memory(tie.tensor): name for name, tie in ties(model).items()}
+    owners = {_memory(local(tie.tensor)): name for name, tie in ties(model).items()}
     for name, tie in ties(average).items():
-        if (place := _memory(tie.tensor)) is not None and place in owners:
+        if (place := _memory(local(tie.tensor))) is not None and place in owners:
             raise ValueError(
                 f"{role} must be apart from the model, but its tensor {name!r} shares memory with {owners[place]!r} "
                 "of it: clone it"
@@ -224,6 +234,8 @@ class Watch:
     """
 
     def __init__(self, *modules: nn.Module) -> None:
+        for module in modules:
+            reshard(module)
         # Identity of parameters, buffers and submodules tells a replaced one; the modules' empty dictionaries tell a
         # new one; addresses, strides and shapes tell a tensor whose data was swapped, as module.half() does, be it for
         # another view of the same memory.
@@ -237,13 +249,17 @@ class Watch:
         # The None at the end makes one more or less show up as a difference.
         self._values = [*(table.values() for table in tables if table), (None,)]
         self._seen = list(chain.from_iterable(self._values))
-        self._tensors = [tie.tensor for module in modules for tie in ties(module).values()]
+        tensors = [tie.tensor for module in modules for tie in ties(module).values()]
+        self._tensors = [local(tensor) for tensor in tensors]
+        self._shards = [(tensor, local(tensor)) for tensor in tensors if is_sharded(tensor)]
         self._places = self._now()
 
     def is_stale(self) -> bool:
         """Whether anything has changed."""
         same = not any(self._empty) and all(map(is_, chain.from_iterable(self._values), self._seen))
-        return not same or self._now() != self._places
+        if not same or self._now() != self._places:
+            return True
+        return any(local(tensor) is not part for tensor, part in self._shards)
 
     def _now(self) -> tuple[list[int], list[tuple[int, ...]], list[int]]:
         tensors = self._tensors

@@ -817,3 +817,57 @@ def test_the_singular_vectors_of_spectral_normalisation_are_copied(norm):
             assert torch.equal(tensor, vectors[name])
     name = next(name for name, _ in model.named_parameters() if "orig" in name)
     assert not torch.equal(ema.ema_model.get_parameter(name), model.get_parameter(name))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_average_is_fed_back_into_the_model(every, share):
+    """Against a plain loop: train, average, and at every k-th call the model becomes its average in part."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    schedule = InversePower(0.9, update_after_step=2, update_every=2)
+    ema = EMA(model, schedule=schedule, update_model_with_ema_every=every, update_model_with_ema_beta=share)
+    weight, average = model.weight.detach().clone(), None
+    for call, decay in enumerate(schedule.decays(12)):
+        step = torch.randn(2, 2)
+        with torch.no_grad():
+            model.weight += step
+        weight += step
+        ema.update()
+        average = weight.clone() if average is None or decay == 0 else average.lerp(weight, 1 - decay)
+        if call > schedule.start and call % every == 0:
+            weight = average.lerp(weight, share)
+        torch.testing.assert_close(model.weight.detach(), weight)
+        torch.testing.assert_close(ema.ema_model.weight, average)
+    ema.update_model_with_ema(decay=0)
+    torch.testing.assert_close(model.weight.detach(), average)
+    with ema.average_parameters(), pytest.raises(RuntimeError, match="would be undone"):
+        ema.update_model_with_ema()
+
+
+def test_feeding_back_takes_counters_and_leaves_what_the_average_ignores():
+    model = Network().bfloat16()
+    ema = EMA(model, schedule=Constant(0.5), ignore_names=["last.weight"])
+    for step in range(3):
+        change(model, step)
+        ema.update()
+    online = tensors(model)
+    ema.update_model_with_ema()
+    assert_same(tensors(model), tensors(ema.ema_model) | {"last.weight": online["last.weight"]})
+
+
+def test_a_teacher_takes_the_averages_in_the_models_own_mode():
+    model = Network()
+    ema = EMA(model, schedule=Constant(0.5))
+    for step in range(3):
+        change(model, step)
+        ema.update()
+    x = torch.randn(5, 3)
+    model.eval()
+    assert torch.equal(torch.func.functional_call(model, ema.weights, (x,)), ema(x))
+    model.train()
+    statistics = {name: tensor.clone() for name, tensor in ema.weights.items()}
+    taught = torch.func.functional_call(model, statistics, (x,))
+    assert not torch.equal(taught, ema(x))
+    assert not any(tensor.requires_grad for tensor in ema.weights.values())
+    assert set(EMA(model, names=["last.weight"]).weights) == {"last.weight"}

@@ -23,8 +23,10 @@ from emacore.formatting import IN_CHARTS
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
-#: Values of shape (rows,), or what computes them: so one of many long lines is held at a time.
+#: Values of shape (rows,), or what computes them.
 Line = Floats | Callable[[], Floats]
+#: Lines of so many bytes together are computed once and held; longer ones one at a time, twice.
+_MOST_HELD = 100_000_000
 #: Pictures above each other have their own colours.
 _RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
 #: Below so many pixels from the picture's top its title says where the handles are.
@@ -161,8 +163,10 @@ def line_frames(
         moving: The curve by handle's key, one for each mark.
         y_ends: The ends of the axis, of which a frame may be off by a share; see :func:`common_rows`.
     """
-    whole = (_values(line) for own in moving.values() for line in own)
-    kept = common_rows(across, whole, x_scale=x_scale, y_scale=y_scale, y_range=y_ends)
+    if 8 * len(across) * sum(map(len, moving.values())) <= _MOST_HELD:
+        moving = {key: [_values(line) for line in own] for key, own in moving.items()}
+    every = (_values(line) for own in moving.values() for line in own)
+    kept = common_rows(across, every, x_scale=x_scale, y_scale=y_scale, y_range=y_ends)
     parts = {key: np.stack([_values(line)[kept] for line in own], axis=1) for key, own in moving.items()}
     places = np.arange(len(kept))
     rows = pd.DataFrame(

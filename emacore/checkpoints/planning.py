@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import emacore
 from emacore.averaging.code import merge_to_code
 from emacore.averaging.coefficients import (
     FITS,
@@ -31,6 +31,7 @@ from emacore.checkpoints.reading import Checkpoint, Checkpoints, check_alike
 from emacore.checkpoints.sections import Section
 from emacore.checkpoints.stored import CheckpointError, StoredTensor
 from emacore.checks import check_choice, check_whole
+from emacore.formatting import number, percent
 from emacore.tensors import listed
 
 Floats = NDArray[np.float64]
@@ -68,6 +69,22 @@ class Result:
     told: Certificate
     nonnegative: float
     free: float
+
+    def in_words(self) -> str:
+        """The certificate as a sentence."""
+        told = self.told
+        weight = "" if abs(told.total - 1) < 1e-9 else f"; the coefficients add to {number(told.total)}, not to 1"
+        if math.isnan(told.error):
+            return (
+                f"averages noise as {number(told.reached)} steps do; rounding is amplified by up to "
+                f"{number(told.amplification)}; there is no average over steps to compare with{weight}"
+            )
+        return (
+            f"the weights of its steps miss the true ones by {percent(told.error)}, and no coefficients of these files "
+            f"by less than {percent(self.free)} ({percent(self.nonnegative)} with none below 0); averages noise as "
+            f"{number(told.reached)} steps do, wanted {number(told.wanted)}; rounding is amplified by up to "
+            f"{number(told.amplification)}{weight}"
+        )
 
 
 @dataclass(frozen=True)
@@ -168,7 +185,7 @@ def provenance(plan: Plan, result: Result, digests: Mapping[Path, str]) -> dict[
         if factor
     ]
     return {
-        "made_by": f"emacore {emacore.__version__}",
+        "made_by": f"emacore {_version()}",
         "scheme": merge_to_code(result.merge),
         "step": plan.sources[-1].checkpoint.step,
         "sources": files,
@@ -177,6 +194,11 @@ def provenance(plan: Plan, result: Result, digests: Mapping[Path, str]) -> dict[
         "needs_update_bn": plan.needs_update_bn,
         "remarks": list(plan.remarks),
     }
+
+
+def _version() -> str:
+    # The package's own module names all of it, so that nothing in it may import it.
+    return str(import_module("emacore").__version__)
 
 
 def _chosen(
@@ -225,10 +247,10 @@ def _sources(
     shift = 0 if steps[0] == 0 else 1  # a call follows each step, and one the initial weights
     calls = int(steps[-1]) + 1 - shift
     decays: dict[str, Floats] = {}
-    for number_, name in enumerate(names):
+    for place, name in enumerate(names):
         width = _width(chosen[-1].section(name))
         if sigma_rel:
-            decays[name] = karras_decays(PowerFunction(sigma_rel=sigma_rel[number_]).exponent, calls, update_every)
+            decays[name] = karras_decays(PowerFunction(sigma_rel=sigma_rel[place]).exponent, calls, update_every)
         elif width is not None:
             decays[name] = PowerFunction(sigma_rel=width).decays(calls)
     begin = 0

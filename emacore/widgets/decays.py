@@ -16,7 +16,7 @@ from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.windows import Scheme
 from emacore.charts.lines import lines
-from emacore.charts.moving import Frames, Handle, View, line_frames
+from emacore.charts.moving import Frames, Handle, Line, View, line_frames
 from emacore.charts.thin import Scale, axis_ends
 from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
 
@@ -144,7 +144,7 @@ def decay_ends(code: str, num_steps: int, quantity: str, marks: Marks) -> Ends:
     if scale == "linear":
         return 0.0, 1.0
     calls = views.sampled_calls(num_steps, schedule, 40)
-    curves = [views.decays_at(moved, calls)[column] for own in _moved(schedule, marks).values() for moved in own]
+    curves = [views.decays_at(moved, calls, column) for own in _moved(schedule, marks).values() for moved in own]
     low, high = axis_ends(np.concatenate(curves), scale) if curves else (0.0, 0.0)
     return (10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))) if low > 0 else (0.0, 0.0)
 
@@ -168,11 +168,8 @@ def decay_frames(code: str, num_steps: int, quantity: str, x_scale: Scale, marks
     schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
     calls = views.acting_calls(num_steps, schedule)
     across = calls.astype(np.float64) + (1 if x_scale == "log" else 0)
-
-    def line(moved: Schedule) -> NDArray[np.float64]:
-        return views.decays_at(moved, calls)[column]
-
-    moving = {key: [partial(line, moved) for moved in own] for key, own in _moved(schedule, marks).items()}
+    at = partial(views.decays_at, calls=calls, column=column)
+    moving = {key: [partial(at, moved) for moved in own] for key, own in _moved(schedule, marks).items()}
     return line_frames("step", column, "curve", NOW, across, moving, x_scale=x_scale, y_scale=scale, y_ends=ends)
 
 
@@ -191,18 +188,19 @@ def weight_frames(
     schedule = from_code(code)
     found = []
 
-    def add(name: str, last: int, moving: Mapping[str, Sequence[tuple[Scheme, int]]]) -> None:
-        calls = views.acting_calls(last + 1, moving[next(iter(moving))][0][0])
+    def add(name: str, calls: NDArray[np.int64], moving: Mapping[str, Sequence[Line]]) -> None:
         across = calls.astype(np.float64)
-        drawn = {key: [partial(views.weights_at, moved, at, calls) for moved, at in own] for key, own in moving.items()}
-        found.append(line_frames("step", "weight", "curve", name, across, drawn, y_scale=scale, y_ends=ends))
+        found.append(line_frames("step", "weight", "curve", name, across, moving, y_scale=scale, y_ends=ends))
 
     if marks:
-        add(NOW, step, {key: [(moved, step) for moved in own] for key, own in _moved(schedule, marks).items()})
+        calls = views.acting_calls(step + 1, schedule)
+        at = partial(views.weights_at, step=step, calls=calls)
+        add(NOW, calls, {key: [partial(at, moved) for moved in own] for key, own in _moved(schedule, marks).items()})
     if percents:
         steps = [at_step(num_steps, percent) for percent in percents]
         for name, scheme in ((NOW, schedule), *((name, scheme_from_code(text)) for name, text in pins)):
-            add(name, max(steps), {"at": [(scheme, at) for at in steps]})
+            calls = views.acting_calls(max(steps) + 1, scheme)
+            add(name, calls, {"at": views.weight_lines(scheme, steps, calls)})
     return tuple(found)
 
 

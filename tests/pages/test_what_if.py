@@ -29,12 +29,6 @@ from tests.pages.conftest import enter_recorded as enter
 from tests.training.test_second_task import CONFIG as DIGITS
 
 
-@pytest.fixture(autouse=True)
-def few_marks(monkeypatch):
-    """Handles with few marks: each is a replay, and the page is drawn a hundred times here."""
-    monkeypatch.setattr(moving, "_MOST_MARKS", 12)
-
-
 def figures(app):
     return next(d.value for d in app.dataframe if "best_epoch" in d.value).set_index("curve")
 
