@@ -169,13 +169,24 @@ def _start_and_stop(job: Job | None, chosen: str | None, *, active: bool, what: 
     )
 
 
-def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "press Start") -> tuple[str | None, bool]:
+def chosen_job(
+    label: str,
+    table: pd.DataFrame,
+    key: str,
+    *,
+    nothing: str = "press Start",
+    further: Mapping[str, str] | None = None,
+) -> tuple[str | None, bool]:
     """A choice among stored jobs, the newest unless one says otherwise: its id, and whether it is still under way.
+
+    ``further`` ones, labels by ids, are no jobs, and come after these.
 
     The session and the link have its id under ``key``.  One that was chosen, or is named by the link, and is not there
     is told until another one is chosen.
     """
     jobs = shown(table)
+    if further:
+        jobs = pd.concat([jobs, pd.DataFrame({"id": list(further), "label": list(further.values())})])
     ids = jobs["id"].tolist()
     what, gone = label.lower(), f"gone-{key}"
     wanted = from_link(key)
