@@ -29,7 +29,7 @@ st.markdown(
 )
 picture, numbers = st.columns([1.7, 1], gap="medium")
 with numbers:
-    st.markdown("`average = decay * average + (1 - decay) * weights`, at each step.")
+    st.markdown("`average = decay * average + (1 - decay) * weights`")
     one, two, three = st.columns(3)
     learning_rate = one.number_input(
         "Learning rate",

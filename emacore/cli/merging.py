@@ -15,6 +15,7 @@ import click
 
 from emacore.averaging.code import merge_from_code, merge_to_code
 from emacore.averaging.coefficients import FITS, Merge
+from emacore.cli.terminal import SIGNALS
 from emacore.formatting import counted, duration, number
 
 # Files of weights are opened by torch, which takes seconds to come: --help goes without.
@@ -244,9 +245,9 @@ def _ending_by_exceptions() -> Iterator[None]:
     """Ctrl-C and a request to end are exceptions, so that what is half written is removed."""
 
     def end(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        sys.exit(128 + signum)
 
-    signals = [signal.SIGINT, signal.SIGTERM]
+    signals = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
     before = [signal.signal(one, end) for one in signals]
     try:
         yield

@@ -7,7 +7,9 @@ bytes of what cannot be averaged (BatchNorm's counters), where there is any; ``r
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from emacore.checks import check_whole
 from emacore.chosen import chosen
+from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
 from emacore.sharded import check_not_sharded
 from emacore.tensors import (
@@ -50,8 +53,8 @@ class Recorder:
 
     Floating-point and complex parameters and buffers lie in a row one after the other, as float32 (float64 is rounded);
     others are kept as they are.  Rows reach the disk whenever a few megabytes have come together, at each
-    :meth:`end_epoch`, and at the end of a ``with`` block.  Where the disk is full, the recording ends and the training
-    goes on.
+    :meth:`end_epoch`, and at the end of a ``with`` block.  Where the disk is nearly full (it leaves 64 MB to others, or
+    half of a small disk), the recording ends and the training goes on.
 
     Args:
         module: The module that is trained; a compiled or DataParallel one is looked into.
@@ -63,6 +66,7 @@ class Recorder:
         float16: Half the size; each weight is rounded by at most a 2048th of itself (or 3e-8, if that is more), and
             none may be above 65504.
         settings: What the recording is to say of its run, as JSON can hold it; replays only pass it on.
+        most_bytes: What it may take: it ends before it would take more.
 
     Attributes:
         row_bytes: What a row takes on the disk, known before the first is written.
@@ -95,6 +99,7 @@ class Recorder:
         *,
         float16: bool = False,
         settings: Mapping[str, Any] | None = None,
+        most_bytes: float = math.inf,
         trainable_only: bool = False,
     ) -> None:
         check_whole("every", every, 1)
@@ -119,6 +124,7 @@ class Recorder:
         self._extra = torch.empty(rows, extra, dtype=torch.uint8)
         self._filled = self._written = self._calls = 0
         self.error: str | None = None
+        self._most_bytes = most_bytes
         self._look_up()
         self._about: dict[str, Any] = {
             "version": VERSION,
@@ -176,6 +182,16 @@ class Recorder:
             ends.append(last)
             self._write_about()
 
+    def give_way(self, why: str) -> None:
+        """Drop the recording, so that others have its room; the training goes on.
+
+        Its files are removed, not cut short: whoever has them mapped into memory would be ended by the system.
+        """
+        self.error = f"nothing is left of the recording: {why}"
+        for file in self._files:
+            file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def close(self) -> None:
         """Write what is left, and close the files."""
         self._flush()
@@ -202,6 +218,21 @@ class Recorder:
         if self._dtype == torch.float16 and not self._rows[:rows].isfinite().all():
             self._end("a weight is above 65504 or not finite, which float16 cannot hold")
             return
+        own = self._most_bytes - len(self._files) * _HEADER_BYTES - self._written * self.row_bytes
+        whole = rows if math.isinf(own) else min(rows, int(own // self.row_bytes))
+        try:
+            too_much = whole * self.row_bytes > _room(self.folder)
+        except OSError as error:
+            self._end(str(error.strerror))
+            return
+        if too_much:
+            self._end("the disk is nearly full, and what is left of it is kept for histories")
+            return
+        self._append(whole)
+        if whole < rows and self.error is None:
+            self._end(f"it may take {self._most_bytes / 2**20:,.0f} MB at most")
+
+    def _append(self, rows: int) -> None:
         try:
             for file, kept in zip(self._files, (self._rows, self._extra), strict=False):
                 file.append(kept[:rows].numpy())
@@ -220,6 +251,12 @@ class Recorder:
             partial.replace(self.folder / "run.json")
         except OSError as error:
             self._end(str(error.strerror))
+
+
+def _room(folder: Path) -> int:
+    """Bytes that a recording may still take of a disk."""
+    disk = shutil.disk_usage(folder)
+    return disk.free - min(DISK_RESERVE, disk.total // 2)
 
 
 class RowFile:
@@ -298,12 +335,14 @@ def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
         extra = sum(tensor.nbytes for tensor in copied_tensors.values())
         weights = mapped_rows(folder / "weights.npy", {"float32": "<f4", "float16": "<f2"}[about["dtype"]], columns)
         copied = mapped_rows(folder / "copied.npy", "|u1", extra) if extra else np.empty((len(weights), 0), np.uint8)
-        every, settings = int(about["every"]), about["config"]
+        every, settings = about["every"], about["config"]
+        check_whole("every", every, 1, RECORDED_EVERY)
         whole = min(len(weights), len(copied))
+        check_most("steps of a recording", whole * every, RECORDED_STEPS)
         ends = [int(end) for end in about["epoch_ends"] if end < whole]
     except RecordingError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         raise _foreign(folder, error) from error
     if epochs is not None:
         if epochs > len(ends):
@@ -319,11 +358,13 @@ def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
 
 def _read_about(folder: Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        path = folder / "run.json"
+        check_most("bytes of a description", path.stat().st_size, DESCRIPTION_BYTES)
+        about: dict[str, Any] = json.loads(path.read_text())
         version = int(about["version"])
     except OSError as error:
         raise RecordingError(f"there is no recording in {folder}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _foreign(folder, error) from error
     if version != VERSION:
         cure = "update this program" if version > VERSION else "record the run again"
@@ -332,14 +373,20 @@ def _read_about(folder: Path) -> dict[str, Any]:
 
 
 def _foreign(folder: Path, error: Exception) -> RecordingError:
-    return RecordingError(f"run.json in {folder} does not describe a recording: {error!r}")
+    text = repr(error)
+    return RecordingError(f"run.json in {folder} does not describe a recording: {text[:300]}")
 
 
 def _layout(described: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors without values, of the described shapes and dtypes."""
     layout = {}
     for name, about in described.items():
-        layout[name] = torch.empty(about["shape"], dtype=getattr(torch, about["dtype"]), device="meta")
+        dtype = getattr(torch, about["dtype"])
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{about['dtype']!r} is no dtype")
+        for size in about["shape"]:
+            check_whole(f"the shape of {name}", size, 0)
+        layout[name] = torch.empty(about["shape"], dtype=dtype, device="meta")
     return layout
 
 

@@ -15,7 +15,7 @@ from streamlit.runtime.state import get_session_state
 from emacore.widgets.page import escaped, number_text
 
 #: Parameters of controls that take any text: "inf" may be the name of a column.
-FREE_TEXT = ("metrics", "own_x", "pins", "target", "widths", "values_", "find_job", "picked")
+FREE_TEXT = ("metrics", "own_x", "pins", "target", "features", "widths", "values_", "find_job", "picked")
 
 _REFUSED, _PAGE = "link_refused", "link_page"
 _VISIT = "link_visit"

@@ -50,11 +50,11 @@ def show_circling(rate: float, noise: float, beta: float, *, plays: bool, again:
     path, found = path_of(rate, noise, beta), losses_of(rate, noise, beta)
     border = border_of(path.reach)
     curve = pd.DataFrame(found.table())
-    formulas = tradeoff(curve[curve["decay"] > 0], chosen=half_life(beta), label=_label(beta), height=120)
+    formulas = tradeoff(curve[curve["decay"] > 0], chosen=half_life(beta), label=_label(beta), height=115)
     (bottom, top) = formulas.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
     views = [
         View(
-            playing(paths(path.iterates, path.averaged, CURVATURES, reach=path.reach, height=270)),
+            playing(paths(path.iterates, path.averaged, CURVATURES, reach=path.reach, height=245)),
             ends={"x": (-border, border), "y": (-border, border)},
             square=True,
         ),

@@ -21,7 +21,7 @@ PAGES = {
     ],
     "low_pass_filter": [{"noise": "AR(1)", "signal": "sine", "filters": ["the schedule"]}],
     "train": [{"optimizer": "sgd"}, {"data": "friedman1", "family": "Power function"}],
-    "what_if": [{"view": "Weight space", "begin": "article"}, {"view": "For my run", "begin": "article"}],
+    "what_if": [{"view": "Weight space", "begin": "article"}, {"view": "Best width", "begin": "article"}],
     "evidence": [{}],
     "where_it_helps": [{"optimizer": "sgd"}],
     "runs": [{}],
