@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from emacore.averaging.solving import with_half_life, with_relative_width
     from emacore.averaging.weights import effective_count, mean_age
     from emacore.averaging.windows import Window
+    from emacore.checkpoints.merging import merge
     from emacore.checkpoints.reading import open_checkpoints
+    from emacore.checkpoints.snapshots import Snapshots
     from emacore.ema import EMA, averaging_function
     from emacore.experiments.evidence import answers, per_seed
     from emacore.experiments.statistics import verdict
@@ -46,6 +48,7 @@ _HOMES = {
     "Recorder": "replay.recording",
     "RunConfig": "tasks.regression.config",
     "Schedule": "averaging.schedules",
+    "Snapshots": "checkpoints.snapshots",
     "Trajectory": "replay.trajectory",
     "UniformAverage": "averaging.families",
     "Window": "averaging.windows",
@@ -53,6 +56,7 @@ _HOMES = {
     "averaging_function": "ema",
     "effective_count": "averaging.weights",
     "mean_age": "averaging.weights",
+    "merge": "checkpoints.merging",
     "open_checkpoints": "checkpoints.reading",
     "open_run": "tasks",
     "per_seed": "experiments.evidence",
@@ -75,6 +79,7 @@ __all__ = [
     "Recorder",
     "RunConfig",
     "Schedule",
+    "Snapshots",
     "Trajectory",
     "UniformAverage",
     "Window",
@@ -82,6 +87,7 @@ __all__ = [
     "averaging_function",
     "effective_count",
     "mean_age",
+    "merge",
     "open_checkpoints",
     "open_run",
     "per_seed",
