@@ -229,7 +229,7 @@ def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: st
         index=None,
         key="sweep_cell",
         placeholder="Click a cell, or choose one here",
-        help="Its evidence is shown below.",
+        help="The cell whose seeds are shown below the map, as a click on it chooses.",
         **BOUND,
     )
     if code is None:

@@ -271,7 +271,8 @@ def _steadiness(history: pd.DataFrame, article: dict[str, float] | None) -> None
         100_000,
         20,
         key="steady_from",
-        help="Standard deviation of the validation loss from this epoch on; the article does not state its own.",
+        help="The standard deviation of the validation loss from this epoch on: begin where the curves have come "
+        "down. The article does not state its own.",
         **BOUND,
     )
     original, ema = steadiness(history, first)
