@@ -39,6 +39,8 @@ from emacore.training.history import columns, summarise
 STATES = ("queued", "running", "done", "stopped", "failed", "interrupted")
 FINAL_STATES = STATES[2:]
 KINDS: dict[type, str] = {TaskConfig: "run", Study: "study", Sweep: "sweep"}
+#: The kind of what is no job but a question about files, which no list of jobs has.
+QUESTION = "question"
 #: Seconds without a sign of life, while one looks on, after which the worker of another machine counts as gone.
 STALE_AFTER = 15.0
 #: Seconds between the signs of life that a worker writes while it has nothing else to write.
@@ -126,6 +128,18 @@ class StoredRun:
     def config(self) -> TaskConfig:
         """The run's settings, or those that a study or sweep starts from."""
         return self.job if isinstance(self.job, TaskConfig) else self.job.config
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question to a worker: its state, when it was taken up, and how much of how much is done."""
+
+    id: str
+    state: str
+    started: float | None
+    error: str | None
+    done: int
+    of: int
 
 
 def default_folder() -> Path:
@@ -242,7 +256,8 @@ class RunStore:
     def damaged(self) -> dict[str, str]:
         """The jobs that cannot be read, which the lists leave out: by id, what is wrong with each."""
         with self._connected() as connection:
-            rows = connection.execute(_LISTED + " ORDER BY created DESC, rowid DESC").fetchall()
+            jobs = f"{_LISTED} WHERE kind IS NOT ? ORDER BY created DESC, rowid DESC"
+            rows = connection.execute(jobs, (QUESTION,)).fetchall()
         return {str(row["id"]): problem for row in rows if (problem := _damage(dict(row)))}
 
     def create(self, job: Job) -> str:
@@ -253,9 +268,7 @@ class RunStore:
         """
         job = self._with_tables_kept(job)
         with self._connected() as connection, _transaction(connection):
-            waiting = connection.execute("SELECT COUNT(*) FROM runs WHERE state = 'queued'").fetchone()[0]
-            if waiting >= QUEUED:
-                raise StoreError(f"{waiting:,} jobs wait already, and at most {QUEUED:,} may: stop some of them first.")
+            _check_queue(connection)
             return _enter(connection, job)
 
     def enter(self, job: Job, worker: str) -> str:
@@ -265,6 +278,42 @@ class RunStore:
             run_id = _enter(connection, job, worker=worker)
         self._began[run_id] = time.monotonic()
         return run_id
+
+    def ask(self, question: str) -> str:
+        """Queue a question to a worker, which is JSON, and return its id; one that waits or is looked into is not asked
+        twice.
+
+        Raises:
+            StoreError: if too many jobs wait already.
+        """
+        with self._connected() as connection, _transaction(connection):
+            same = "SELECT id FROM runs WHERE kind = ? AND config = ? AND state IN ('queued', 'running')"
+            if (row := connection.execute(same, (QUESTION, question)).fetchone()) is not None:
+                return str(row["id"])
+            _check_queue(connection)
+            before = "SELECT id FROM runs WHERE kind = ? AND config = ?"
+            connection.execute(f"DELETE FROM epochs WHERE run_id IN ({before})", (QUESTION, question))
+            connection.execute("DELETE FROM runs WHERE kind = ? AND config = ?", (QUESTION, question))
+            asked = uuid.uuid4().hex[:12]
+            connection.execute(
+                "INSERT INTO runs (id, state, created, config, kind) VALUES (?, 'queued', ?, ?, ?)",
+                (asked, time.time(), question, QUESTION),
+            )
+            return asked
+
+    def asked(self, question: str) -> Asked | None:
+        """How a question is going, or how it ended; ``None`` if it was not asked."""
+        with self._connected() as connection:
+            row = connection.execute(
+                "SELECT id, state, started, error FROM runs WHERE kind = ? AND config = ?", (QUESTION, question)
+            ).fetchone()
+            if row is None:
+                return None
+            last = connection.execute(
+                "SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch DESC LIMIT 1", (row["id"],)
+            ).fetchone()
+        done = json.loads(last["row"]) if last is not None else {"done": 0, "of": 0}
+        return Asked(row["id"], row["state"], row["started"], row["error"], done["done"], done["of"])
 
     def create_once(self, what: str, job: TaskConfig) -> str | None:
         """Enter a run as queued that nobody asked for, once for each store, unless it has a run to look at.
@@ -465,6 +514,12 @@ class RunStore:
             )
         self._began[row["id"]] = time.monotonic()
         return row["id"], row["config"]
+
+    def waiting(self, job_ids: Iterable[str]) -> list[str]:
+        """Those of some jobs that wait for a worker."""
+        with self._connected() as connection:
+            queued = {row["id"] for row in connection.execute("SELECT id FROM runs WHERE state = 'queued'")}
+        return [job_id for job_id in job_ids if job_id in queued]
 
     def append(self, run_id: str, worker: str, row: dict[str, Any]) -> None:
         """Write one epoch; it is on disk when this returns.
@@ -796,6 +851,12 @@ def _seconds(row: Mapping[str, Any]) -> float:
 def worker_name(pid: int, token: str) -> str:
     """A worker's name, from which another process on the same machine can tell whether it still lives."""
     return f"{pid}:{token}@{platform.node()}"
+
+
+def _check_queue(connection: sqlite3.Connection) -> None:
+    waiting = connection.execute("SELECT COUNT(*) FROM runs WHERE state = 'queued'").fetchone()[0]
+    if waiting >= QUEUED:
+        raise StoreError(f"{waiting:,} jobs wait already, and at most {QUEUED:,} may: stop some of them first.")
 
 
 def _enter(connection: sqlite3.Connection, job: Job, *, worker: str | None = None, asked: str = PERSON) -> str:
