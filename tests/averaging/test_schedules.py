@@ -241,3 +241,11 @@ def test_a_decay_next_to_beta_is_reached_or_not_at_all(family, beta):
     level = math.nextafter(beta, 0)
     call = family(beta=beta).reaches(level)
     assert call is None or family(beta=beta).at(call) >= level
+
+
+def test_families_can_be_imported_from_where_they_were():
+    from emacore.averaging.schedules import Constant as same
+
+    assert same is Constant
+    with pytest.raises(ImportError, match="cannot import name 'Konstant'"):
+        from emacore.averaging.schedules import Konstant  # noqa: F401
