@@ -38,7 +38,11 @@ def settings_as_json(config: RunConfig) -> None:
     with st.expander("Settings as JSON", icon=":material/data_object:"):
         json_button(config, "config")
         file = st.file_uploader(
-            "Take settings from a JSON", "json", key="config_file", help="As downloaded above.", max_upload_size=1
+            "Take settings from a JSON",
+            "json",
+            key="config_file",
+            help="A file that was downloaded here: all controls take its settings.",
+            max_upload_size=1,
         )
         if file is None:
             return

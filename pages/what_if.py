@@ -111,7 +111,8 @@ with below:
         100_000,
         20,
         key="steady_from",
-        help="Standard deviation from this epoch on.",
+        help="The standard deviation of the loss from this epoch on. Begin where the curves have come down: before, it "
+        "measures their way down.",
         width=220,
         **BOUND,
     )

@@ -439,9 +439,10 @@ def final_half_life(schedule: Schedule, num_steps: int) -> float:
 
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str) -> type[Schedule]:
-        """The families, which programs of before import from here."""
-        families = vars(import_module("emacore.averaging.families"))
-        if isinstance(family := families.get(name), type) and issubclass(family, Schedule):
-            return family
+    def __getattr__(name: str) -> Any:
+        """The families and solvers, which were here before they had modules of their own: code of then still runs."""
+        for home in () if name.startswith("_") else ("families", "solving"):
+            module = import_module(f"emacore.averaging.{home}")
+            if getattr(vars(module).get(name), "__module__", None) == module.__name__:
+                return vars(module)[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,6 +31,8 @@ _MOST_HELD = 100_000_000
 _RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
 #: Below so many pixels from the picture's top its title says where the handles are.
 _TITLE = {"fontSize": 13, "fontWeight": "normal", "offset": 8, "anchor": "start"}
+#: Pixels that a letter of it takes on average, and an axis with its title.
+_LETTER, _AXIS = 5.8, 60
 
 
 class Handle(NamedTuple):
@@ -362,9 +364,12 @@ def _said(handles: Sequence[Handle]) -> str:
         f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.selection}_mark]"
         for handle in handles
     ]
-    longest = sum(len(handle.title) + max(map(len, handle.labels)) + 8 for handle in handles)
+    if len(parts) < 2:
+        return parts[0]
     line = " + '   \u00b7   ' + ".join(parts)
-    return f"width < {6 * longest} ? [{', '.join(parts)}] : {line}" if len(parts) > 1 else line
+    # Of three spaces one is drawn; the axis beside the plot has the title's place, too.
+    room = f"{_LETTER} * (length({line}) - {4 * (len(parts) - 1)}) - {_AXIS}"
+    return f"width < {room} ? [{', '.join(parts)}] : {line}"
 
 
 def _quoted(text: str) -> str:

@@ -515,6 +515,12 @@ class RunStore:
         self._began[row["id"]] = time.monotonic()
         return row["id"], row["config"]
 
+    def waiting(self, job_ids: Iterable[str]) -> list[str]:
+        """Those of some jobs that wait for a worker."""
+        with self._connected() as connection:
+            queued = {row["id"] for row in connection.execute("SELECT id FROM runs WHERE state = 'queued'")}
+        return [job_id for job_id in job_ids if job_id in queued]
+
     def append(self, run_id: str, worker: str, row: dict[str, Any]) -> None:
         """Write one epoch; it is on disk when this returns.
 

@@ -64,7 +64,7 @@ def answer_to(
         key=f"ask-{question.key}",
         help="A worker process reads all weights of these files."
         if not count
-        else f"A worker process evaluates {counted(count, 'network')} by `{escaped(evaluated_by())}`; what was "
+        else f"A worker process evaluates {counted(count, 'network')} by `{evaluated_by()}`; what was "
         "measured once is kept, and is not measured again.",
     )
     return None
@@ -72,7 +72,7 @@ def answer_to(
 
 def evaluated_by() -> str:
     """What measures, for people."""
-    return os.environ.get(EVALUATE, "").strip() or "the recording's own measure"
+    return os.environ.get(EVALUATE, "").strip().replace("`", "") or "the recording's own measure"
 
 
 def say_how_to_measure() -> None:

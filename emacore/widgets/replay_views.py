@@ -191,7 +191,15 @@ def _atlas_controls(family: type[Schedule]) -> tuple[str, str, str]:
     across = list(axes(family))
     if st.session_state.get("atlas_x") not in (None, *across):
         st.session_state["atlas_x"] = across[0]
-    x = left.selectbox("Across", across, 0, key="atlas_x", help="The setting along the horizontal axis.", **BOUND)
+    x = left.selectbox(
+        "Across",
+        across,
+        0,
+        key="atlas_x",
+        help="The setting along the horizontal axis: the map's columns are values of it, and all others stay as they "
+        "are set.",
+        **BOUND,
+    )
     others = partners(x, family)
     if st.session_state.get("atlas_y") not in (None, *others):
         st.session_state["atlas_y"] = others[0]
@@ -230,7 +238,13 @@ def _pin_buttons(clicked: str | None, best: str) -> None:
                 icon=":material/keep:",
                 help="Keep the clicked cell's curve when another one is clicked.",
             )
-        st.button("Pin the lowest cell", on_click=pin, args=(best,), icon=":material/keep:", help="As a curve.")
+        st.button(
+            "Pin the lowest cell",
+            on_click=pin,
+            args=(best,),
+            icon=":material/keep:",
+            help="Draw its curve beside the others, and keep it in the link.",
+        )
 
 
 def _show_space(view: View) -> None:
@@ -252,7 +266,8 @@ def _show_space(view: View) -> None:
         50,
         5,
         key="path_from",
-        help="The way from the first weights is so long that little else is seen beside it.",
+        help="Where the paths begin. The way from the first weights is so long that little else is seen beside it; "
+        "later beginnings show how the weights circle at the end.",
         **BOUND,
     )
     try:
@@ -343,7 +358,13 @@ def _show_widths(view: View) -> None:
 def _carry(view: View, width: float) -> None:
     """The schedule with that relative width in a run of another length."""
     length = st.number_input(
-        "Steps of the other run", 100, 1_000_000, 50_000, key="other_steps", help="Optimiser steps.", **BOUND
+        "Steps of the other run",
+        100,
+        1_000_000,
+        50_000,
+        key="other_steps",
+        help="In optimiser steps. The settings below give the average the same share of that run as its memory.",
+        **BOUND,
     )
     try:
         answer = from_code(carried(view.code, length, width))

@@ -116,7 +116,11 @@ def run_controls(store: RunStore) -> RunConfig:
             **BOUND,
         )
         activation = st.selectbox(
-            "Activation", ACTIVATIONS, key="activation", help="What each hidden unit does to its sum.", **BOUND
+            "Activation",
+            ACTIVATIONS,
+            key="activation",
+            help="What each hidden unit makes of its weighted sum: relu cuts it off below 0, the others bend smoothly.",
+            **BOUND,
         )
     with st.expander("Optimiser", icon=":material/speed:"):
         optimizer = _optimizer_controls()
@@ -252,7 +256,7 @@ def _data_controls(store: RunStore) -> DataConfig:
         *ENDS["split_seed"],
         default["split_seed"],
         key="split_seed",
-        help="Decides which rows those are.",
+        help="Decides which rows those are. Another one moves all losses a little.",
         **BOUND,
     )
     values["scaled_on"] = st.segmented_control(
@@ -334,7 +338,8 @@ def _optimizer_controls() -> OptimizerConfig:
             *ENDS["plateau_factor"],
             default["plateau_factor"],
             key="plateau_factor",
-            help="What a plateau multiplies the learning rate with.",
+            help="What a plateau multiplies the learning rate with. Smaller lowers it faster, and leaves the average "
+            "less to do.",
             **BOUND,
         )
         values["plateau_patience"] = right.number_input(
@@ -342,7 +347,8 @@ def _optimizer_controls() -> OptimizerConfig:
             *ENDS["plateau_patience"],
             default["plateau_patience"],
             key="plateau_patience",
-            help="Epochs without improvement before the rate is lowered.",
+            help="Epochs without improvement before the rate is lowered. Fewer lower it sooner, and more often by "
+            "chance.",
             **BOUND,
         )
         values["plateau_curve"] = st.segmented_control(

@@ -148,7 +148,11 @@ def _of_one(row: pd.Series) -> None:
         run = job_queue().store.result(row["id"])
     page, key = PAGES[row["kind"]]
     if st.button(
-        "Open", icon=":material/open_in_new:", help="Its curves and figures.", on_click=put, args=({key: run.id},)
+        "Open",
+        icon=":material/open_in_new:",
+        help="Shows its curves and figures on the page that trained it.",
+        on_click=put,
+        args=({key: run.id},),
     ):
         st.switch_page(page, query_params={key: run.id})
     if is_recorded(job_queue().store, run.id):

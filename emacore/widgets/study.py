@@ -120,7 +120,12 @@ def _average(study: Study) -> tuple[str, str]:
     chosen = next(iter(schedules))
     if len(schedules) > 1:
         chosen = st.selectbox(
-            "Average", list(schedules), key="average", help="All were kept in the same runs.", **BOUND
+            "Average",
+            list(schedules),
+            key="average",
+            help="The average that is judged. All of them were kept in the same runs, so nothing else differs between "
+            "them.",
+            **BOUND,
         )
     return chosen, schedules[chosen]
 
@@ -129,7 +134,13 @@ def _controls() -> tuple[int, str]:
     """The epoch from which the standard deviation is taken, and the kind of the intervals."""
     left, right = st.columns(2, gap="medium")
     first = left.number_input(
-        "Steadiness from epoch", 1, 100_000, 20, key="steady_from", help="Standard deviation from here on.", **BOUND
+        "Steadiness from epoch",
+        1,
+        100_000,
+        20,
+        key="steady_from",
+        help="The standard deviation of each seed's loss from this epoch on: begin where the curves have come down.",
+        **BOUND,
     )
     intervals = right.segmented_control(
         "Intervals",

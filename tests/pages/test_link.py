@@ -156,6 +156,19 @@ def test_words_that_no_control_has_are_told_too(open_page):
     assert told(app) == ""
 
 
+@pytest.mark.parametrize("page", ["overview", "low_pass_filter", "decay_schedule", "what_if"])
+def test_a_link_holds_settings_of_schedules_only_where_they_are_set(open_page, home, page):
+    if page == "what_if":
+        assert set(open_page(page, tau="77", power="0.5").query_params) == {"tau", "power"}, "nothing is drawn yet"
+        enter_recorded(home)
+    asked = {"tau": "77", "width": "0.2", "power": "0.5", "family": "Power function", "utm_source": "x"}
+    app = open_page(page, **asked)
+    controls = [*app.number_input, *app.select_slider, *app.selectbox]
+    drawn = {control.proto.query_param_key for control in controls} & set(asked)
+    assert drawn == ({"width", "family"} if page in ("decay_schedule", "what_if") else set())
+    assert set(app.query_params) - {"begin"} == drawn | {"utm_source"}
+
+
 def test_free_text_may_say_inf(open_page):
     assert "not a schedule or window: 'inf'" in texts(open_page("decay_schedule", pins="inf"))
     assert "whole numbers such as 64, 32; got 'nan'" in texts(open_page("train", widths="nan"))
