@@ -219,7 +219,7 @@ class Recorder:
             self._end("a weight is above 65504 or not finite, which float16 cannot hold")
             return
         own = self._most_bytes - len(self._files) * _HEADER_BYTES - self._written * self.row_bytes
-        whole = rows if math.isinf(own) else min(rows, int(own // self.row_bytes))
+        whole = rows if math.isinf(own) else max(0, min(rows, int(own // self.row_bytes)))
         try:
             too_much = whole * self.row_bytes > _room(self.folder)
         except OSError as error:
