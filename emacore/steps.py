@@ -42,16 +42,15 @@ def after_each_step(optimizer: torch.optim.Optimizer, module: nn.Module, update:
 
 def stepping(optimizer: Any) -> torch.optim.Optimizer:
     """The optimiser that steps, inside accelerate's and Lightning's wrappers."""
-    while True:
-        if averages_by_itself(optimizer):
-            raise ValueError(
-                f"{type(optimizer).__name__} is schedule-free: it averages by itself, and a second average would lag "
-                "behind its own. The model holds its average after optimizer.eval() (always, with a closure): use "
-                "that, or call update() yourself then"
-            )
-        if not isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-            break
-        optimizer = inner
+    inner = optimizer
+    while isinstance(inner, torch.optim.Optimizer) or averages_by_itself(inner) or inner is optimizer:
+        optimizer, inner = inner, getattr(inner, "optimizer", None)
+    if averages_by_itself(optimizer):
+        raise ValueError(
+            f"{type(optimizer).__name__} is schedule-free: it averages by itself, and a second average would lag "
+            "behind its own. The model holds its average after optimizer.eval() (always, with a closure): use that, or "
+            "call update() yourself then"
+        )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
     return optimizer

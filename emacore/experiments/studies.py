@@ -244,6 +244,17 @@ def json_value(text: str) -> Any:
         return float(text) if re.fullmatch(r"[+-]?(\d*\.\d+|\d+\.)([eE][+-]?\d+)?", text) else text
 
 
+def setting_value(name: str, text: str) -> Any:
+    """What ``text`` means as the value of a setting: where that is a text, "3" is the text 3; a list of texts may have
+    commas without brackets."""
+    value = json_value(text)
+    if name in _TEXTS:
+        return value if isinstance(value, str) or value is None else text
+    if name in _LISTS:
+        return [str(one) for one in value] if isinstance(value, list) else [one.strip() for one in text.split(",")]
+    return value
+
+
 def json_values(text: str) -> list[Any]:
     """Several values in one text, with commas or semicolons between them; those within brackets do not count.
 
@@ -268,6 +279,8 @@ def json_values(text: str) -> list[Any]:
 
 #: Settings that are changed before others, which are parts of them.
 _FIRST = {"schedule": 0, "schedule.family": 1}
+#: Settings that are texts, whatever the text looks like, and those that are lists of them.
+_TEXTS, _LISTS = ("data.path", "data.target", "data.sha256"), ("data.features",)
 _STUDY = ("config", "seeds", "schedules")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
 
 from emacore.averaging.families import InversePower
@@ -37,6 +38,22 @@ class TaskData:
     def idle(self) -> dict[str, str]:
         """The settings that change nothing beside the others, with the reason."""
         return {}
+
+    def kept(self, keep: Callable[[bytes], Path]) -> TaskData:
+        """The same, whose files ``keep`` has taken; by default there are none.
+
+        Raises:
+            ValueError: if a file cannot be read.
+        """
+        return self
+
+    def told(self) -> list[str]:
+        """What there is to know of the data before a training, in sentences.
+
+        Raises:
+            ValueError: if they cannot be trained on.
+        """
+        return []
 
     def effective(self) -> dict[str, Any]:
         """The settings as what they come to: equal ones give the same data."""

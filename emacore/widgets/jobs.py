@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pandas as pd
 import streamlit as st
 
+from emacore.experiments import shipped
 from emacore.experiments.jobs import JobQueue
 from emacore.experiments.listing import Numbers, final_numbers, listing
 from emacore.experiments.names import SERVER
@@ -218,13 +220,24 @@ def _start_and_stop(job: Job | None, chosen: str | None, *, active: bool, what: 
     )
 
 
-def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "press Start") -> tuple[str | None, bool]:
+def chosen_job(
+    label: str,
+    table: pd.DataFrame,
+    key: str,
+    *,
+    nothing: str = "press Start",
+    further: Mapping[str, str] | None = None,
+) -> tuple[str | None, bool]:
     """A choice among stored jobs, the newest unless one says otherwise: its id, and whether it is still under way.
+
+    ``further`` ones, labels by ids, are no jobs, and come after these.
 
     The session and the link have its id under ``key``.  One that was chosen, or is named by the link, and is not there
     is told until another one is chosen.
     """
     jobs = shown(table)
+    if further:
+        jobs = pd.concat([jobs, pd.DataFrame({"id": list(further), "label": list(further.values())})])
     ids = jobs["id"].tolist()
     what, gone = label.lower(), f"gone-{key}"
     wanted = from_link(key)
@@ -359,6 +372,14 @@ def show_state(
             )
         case _:
             st.success(f"{whose}{ended[0].lower()}{ended[1:]}" if whose else ended, icon=":material/flag:")
+
+
+def say_shipped(what: str, file: Path) -> None:
+    """That what is shown came with the package: what it is, and what made its file when."""
+    made = shipped.made(file).partition(", ")[2]
+    st.caption(
+        f":material/inventory_2: **Shipped with the app**, not trained here: {what}, by `{shipped.COMMAND}` ({made})."
+    )
 
 
 def nothing_left_in_words(run: StoredRun, what: str = "run") -> str:

@@ -17,6 +17,7 @@ from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.pages_manager import PagesManager
 
 from emacore.charts.figure import Figure
+from emacore.charts.thin import Scale
 from emacore.experiments.store import StoreError, default_folder
 from emacore.formatting import decay, number
 
@@ -172,6 +173,21 @@ def presets(choices: Mapping[str, tuple[str, Mapping[str, Any]]], defaults: Mapp
     with st.container(horizontal=True):
         for name, (explanation, changes) in choices.items():
             st.button(name, help=explanation, on_click=put, args=({**defaults, **changes},), key=f"preset-{name}")
+
+
+def loss_axis(**arguments: Any) -> Scale:
+    """The choice of the scale of losses, one for all pages."""
+    scale: Scale = st.segmented_control(
+        "Loss axis",
+        ["log", "linear"],
+        default="log",
+        key="loss_axis",
+        required=True,
+        help="On log, equal heights are equal ratios, so the gap between two small losses at the end can be seen; on "
+        "linear, the large losses of the first epochs set the scale.",
+        **{**BOUND, **arguments},
+    )
+    return scale
 
 
 def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str, look_for: str = "") -> None:
