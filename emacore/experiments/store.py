@@ -434,6 +434,11 @@ class RunStore:
         """Bytes of each recording, by the id of its run; also of runs that are not there any more."""
         return {folder.name: _bytes_in(folder) for folder in (self.folder / "recordings").glob("*")}
 
+    def has(self, job_id: str) -> bool:
+        """Whether there is such a job, damaged or not."""
+        with self._connected() as connection:
+            return connection.execute("SELECT 1 FROM runs WHERE id = ?", (job_id,)).fetchone() is not None
+
     def drop_recording(self, run_id: str) -> None:
         """Forget the recorded weights of a run, and keep the rest.
 
