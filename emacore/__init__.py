@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from emacore.averaging.solving import with_half_life, with_relative_width
     from emacore.averaging.weights import effective_count, mean_age
     from emacore.averaging.windows import Window
+    from emacore.avg_fn import averaging_function
     from emacore.checkpoints.merging import merge
     from emacore.checkpoints.reading import open_checkpoints
     from emacore.checkpoints.snapshots import Snapshots
-    from emacore.ema import EMA, averaging_function
+    from emacore.ema import EMA
     from emacore.experiments.evidence import answers, per_seed
     from emacore.experiments.statistics import verdict
     from emacore.replay.recording import Recorder
@@ -57,7 +58,7 @@ _HOMES = {
     "UniformAverage": "averaging.families",
     "Window": "averaging.windows",
     "answers": "experiments.evidence",
-    "averaging_function": "ema",
+    "averaging_function": "avg_fn",
     "effective_count": "averaging.weights",
     "mean_age": "averaging.weights",
     "merge": "checkpoints.merging",

@@ -31,6 +31,8 @@ _MOST_HELD = 100_000_000
 _RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
 #: Below so many pixels from the picture's top its title says where the handles are.
 _TITLE = {"fontSize": 13, "fontWeight": "normal", "offset": 8, "anchor": "start"}
+#: Pixels that a letter of it takes on average, and an axis with its title.
+_LETTER, _AXIS = 5.8, 60
 
 
 class Handle(NamedTuple):
@@ -204,7 +206,7 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
             tables[table] = pd.DataFrame(layer["data"]["values"])
             if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
                 column = NAME
-                then |= {own: _at_the_end(frames) for own, frames in enumerate(sets) if not frames.layers}
+                then |= {own: _at_the_end(frames, number, view) for own, frames in enumerate(sets) if not frames.layers}
         hidden = [
             {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
             for own in sorted(then)
@@ -226,11 +228,13 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
 
 
-def _at_the_end(frames: Frames) -> list[Spec]:
-    """Transforms: the name of each series, at the last row that the shown frame has of it."""
+def _at_the_end(frames: Frames, number: int, view: View) -> list[Spec]:
+    """Transforms: the name of each series, at the last row of it in the shown frame that the axis can show."""
     x, y = frames.line
+    ends = f"data('ends{number}')[0]"
+    inside = f" && datum['{y}'] >= {ends}['y_0'] && datum['{y}'] <= {ends}['y_1']" if "y" in view.ends else ""
     return [
-        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}'])"},
+        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}']){inside}"},
         {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
         {"filter": f"datum['{x}'] == datum.last"},
         {"calculate": f"datum['{frames.column}']", "as": NAME},
@@ -355,12 +359,17 @@ def _ticking(signal: Signal) -> Spec:
 
 
 def _said(handles: Sequence[Handle]) -> str:
-    """An expression: where the handles are, in the settings' own words."""
+    """An expression: where the handles are, in the settings' own words; below each other where the line is short."""
     parts = [
         f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.selection}_mark]"
         for handle in handles
     ]
-    return " + '   \u00b7   ' + ".join(parts)
+    if len(parts) < 2:
+        return parts[0]
+    line = " + '   \u00b7   ' + ".join(parts)
+    # Of three spaces one is drawn; the axis beside the plot has the title's place, too.
+    room = f"{_LETTER} * (length({line}) - {4 * (len(parts) - 1)}) - {_AXIS}"
+    return f"width < {room} ? [{', '.join(parts)}] : {line}"
 
 
 def _quoted(text: str) -> str:

@@ -52,8 +52,23 @@ MOVED: dict[str, tuple[str, tuple[float, ...]]] = {
 
 def synthetic_controls() -> Chosen:
     """The controls of a sequence that is made here."""
-    signal = st.selectbox("Signal", SIGNALS, SIGNALS.index("step"), key="signal", help="The clean part.", **BOUND)
-    noise = st.selectbox("Noise", NOISES, NOISES.index("white"), key="noise", help="What is added to it.", **BOUND)
+    signal = st.selectbox(
+        "Signal",
+        SIGNALS,
+        SIGNALS.index("step"),
+        key="signal",
+        help="The part without noise. A step or a ramp shows how late an average comes, a sine how much smaller.",
+        **BOUND,
+    )
+    noise = st.selectbox(
+        "Noise",
+        NOISES,
+        NOISES.index("white"),
+        key="noise",
+        help="What hides it. White noise is new at each step; AR(1) lasts, and an average removes less of it; spikes "
+        "are rare and large.",
+        **BOUND,
+    )
     left, right = st.columns(2)
     with left:
         level = st.number_input(
@@ -92,10 +107,25 @@ def synthetic_controls() -> Chosen:
                 **BOUND,
             )
         length = st.number_input(
-            "Length", 20, 50_000, SIGNAL_DEFAULTS["length_f"], key="length_f", help="Steps, 20 to 50,000.", **BOUND
+            "Length",
+            20,
+            50_000,
+            SIGNAL_DEFAULTS["length_f"],
+            key="length_f",
+            help="Steps, 20 to 50,000. A longer sequence shows longer memories; beyond 3,000 it follows a handle on "
+            "release only.",
+            **BOUND,
         )
     with right:
-        seed = st.number_input("Seed", 0, 10**6, SIGNAL_DEFAULTS["seed_f"], key="seed_f", help="Of the noise.", **BOUND)
+        seed = st.number_input(
+            "Seed",
+            0,
+            10**6,
+            SIGNAL_DEFAULTS["seed_f"],
+            key="seed_f",
+            help="Draws other noise of the same kind: what stays is the filter's doing.",
+            **BOUND,
+        )
     arguments = {
         "signal": signal,
         "noise": noise,

@@ -101,6 +101,7 @@ def test_settings_outlive_a_page_change(server, page):
     assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
     page.get_by_role("link", name="Low-pass filter").click()
     page.get_by_role("heading", name="Low-pass filter", level=1).wait_for()
+    assert "?" not in page.url
     page.go_back()
     page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
     settled(page)
