@@ -408,18 +408,31 @@ for command in (merging.checkpoints, merging.merge, stored.export, stored.runs, 
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--open", "paths", multiple=True, type=click.Path(exists=True), help="Checkpoints or a recording to look at."
+)
+@click.option("--evaluate", metavar="MODULE:FUNCTION", help="Measures their networks: the loss of tensors by name.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def app(arguments: tuple[str, ...]) -> None:
+def app(paths: tuple[str, ...], evaluate: str | None, arguments: tuple[str, ...]) -> None:
     """Open the app; further arguments go to Streamlit.
+
+    What --open names is seen by all who see the app, under the ends of its paths; it may be given many times.
 
     \b
     emacore app --server.port 8600
+    emacore app --open snapshots --open older/run --evaluate my_eval:loss
     """
     file = _app_file(Path(__file__).parents[1])
     if file is None:
         raise click.ClickException("app.py is not beside the package, nor installed with it: run this in a checkout")
     if find_spec("streamlit") is None:
         raise click.ClickException("the app needs Streamlit: pip install 'emacore[app]'")
+    from emacore.experiments.opened import EVALUATE, OPEN, checked_evaluator, checked_paths
+
+    if paths:
+        os.environ[OPEN] = _checked(lambda: checked_paths(paths))
+    if evaluate is not None:
+        os.environ[EVALUATE] = _checked(lambda: checked_evaluator(evaluate))
     os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *arguments])
 
 
@@ -497,8 +510,11 @@ def _carried_out(
     from emacore.experiments.jobs import alive, carry_out
     from emacore.experiments.store import RunStore, StoreError
     from emacore.experiments.studies import job_in_words
+    from emacore.training.config import TaskConfig
 
     store = RunStore()
+    for words in _checked((job if isinstance(job, TaskConfig) else job.config).data.told, failed=True):
+        _tell(words)
     problems: list[str] = []
 
     def trouble(error: Exception) -> None:

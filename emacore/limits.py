@@ -4,7 +4,9 @@ from __future__ import annotations
 
 #: Seeds of a study or of each cell of a sweep, the cells of a sweep, and the runs that they come to.
 SEEDS = 10_000
-CELLS = 10_000
+CELLS = 2_500
+#: Of a map on a page, where all sessions wait while its cells are looked at.
+MAP_CELLS = 400
 TRAININGS = 1_000_000
 #: Values typed or linked into one control, and the letters of the text that has them.
 VALUES = 1_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -64,6 +65,11 @@ def read_csv(source: bytes | str | Path) -> pd.DataFrame:
     return read_table(text_of(content_of(source))).frame
 
 
+def table_of(content: bytes) -> Table:
+    """:func:`read_table` of a file's bytes."""
+    return read_table(text_of(content))
+
+
 def content_of(source: bytes | str | Path) -> bytes:
     """The bytes of a file (a path, or its bytes), whose size is looked at before it is read.
 
@@ -81,6 +87,47 @@ def content_of(source: bytes | str | Path) -> bytes:
     except OSError as error:
         raise TableError(f"The file {path.name!r} cannot be read: {error.strerror}.") from error
     _check_size(len(content))
+    return content
+
+
+#: Folders in which stores keep tables, each under the first letters of its hash.
+KEPT: set[Path] = set()
+LETTERS_OF_HASH = 16
+
+
+def hash_of(content: bytes) -> str:
+    """The hash by which a file is known: SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def kept_name(sha256: str) -> str:
+    """Under which name a store keeps the file of this hash."""
+    return f"{sha256[:LETTERS_OF_HASH]}.csv"
+
+
+def is_kept(sha256: str) -> bool:
+    """Whether a store keeps the file of this hash."""
+    return any((folder / kept_name(sha256)).exists() for folder in KEPT)
+
+
+def read_file(path: str, sha256: str | None = None) -> bytes:
+    """The bytes of a table: of the one of this hash where a store keeps it, or of the file in this place.
+
+    Raises:
+        TableError: if it is missing, too large, or another one than the hash says.
+    """
+    if sha256 is not None:
+        for folder in sorted(KEPT):
+            if (kept := folder / kept_name(sha256)).exists():
+                content = content_of(kept)
+                if hash_of(content) == sha256:
+                    return content
+    content = content_of(path)
+    if sha256 is not None and hash_of(content) != sha256:
+        raise TableError(
+            f"The file {Path(path).name!r} is another one than that of the settings: its hash begins with "
+            f"{hash_of(content)[:8]}, theirs with {sha256[:8]}. Bring that file, or leave data.sha256 out."
+        )
     return content
 
 

@@ -18,6 +18,7 @@ with st.spinner("Loading torch, once for each start of the server"):  # the titl
     import torch
 
     from emacore.replay.curves import curve_figures, curve_in_words, smaller_rate_in_words, stacked
+    from emacore.widgets.opened_run import show_opened_run
     from emacore.widgets.replay import (
         CELL_NAME,
         NOW,
@@ -47,6 +48,9 @@ with told():
         st.info("Train a run first: it is recorded as it trains.", icon=":material/model_training:")
         st.page_link("pages/train.py", label="Train the article's run")
         st.stop()
+if isinstance(run, str):
+    show_opened_run(run)
+    st.stop()
 recorded = followed(store, run)
 if recorded is None:
     st.info("The first epoch is not over yet.", icon=":material/hourglass_top:")

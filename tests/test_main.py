@@ -137,7 +137,7 @@ def test_a_grid_is_bounded_before_its_cells_are_made():
     values = json.dumps(list(range(1, 1001)))
     grid = ["--grid", f"max_epochs={values}", "--grid", f"stopping.patience={values}"]
     told = emacore("sweep", *grid, code=2).output
-    assert "at most 10,000 cells of a grid are possible, got 1,000,000" in " ".join(told.split())
+    assert "at most 2,500 cells of a grid are possible, got 1,000,000" in " ".join(told.split())
 
 
 def test_another_family_drops_what_does_not_belong():

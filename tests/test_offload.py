@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import emacore.ema
+import emacore.plan
 from emacore import EMA, Constant, InversePower
 from emacore.offload import Arrivals, is_offloaded
 from tests.helpers import Network, assert_same, change, tensors
@@ -72,8 +72,8 @@ def averages(read):
 @pytest.mark.parametrize("read", ["at the end", "each call", "state", "pickle", "copy"])
 def test_moves_on_their_way_are_counted_before_anybody_looks(read, monkeypatch):
     expected = averages(read)
-    monkeypatch.setattr(emacore.ema, "Arrivals", Sent)
-    monkeypatch.setattr(emacore.ema, "is_offloaded", lambda average, source: True)  # all averages are far away
+    monkeypatch.setattr(emacore.plan, "Arrivals", Sent)
+    monkeypatch.setattr(emacore.plan, "is_offloaded", lambda average, source: True)  # all averages are far away
     for found, wanted in zip(averages(read), expected, strict=True):
         assert_same(found, wanted)
 

@@ -244,6 +244,16 @@ def best_coefficients(target: ArrayLike, profiles: Sequence[Profile], *, nonnega
     return np.asarray(solved / solved.sum() * total)
 
 
+def merged_profile(calls: int, profiles: Sequence[Profile], coefficients: ArrayLike) -> Floats:
+    """What each of ``calls`` calls weighs in a merge of files with ``profiles``: shape (calls,)."""
+    factors = np.asarray(coefficients, dtype=np.float64)
+    result = np.zeros(calls)
+    for start, stop, active, block in _blocks(calls, profiles):
+        if len(active):
+            result[start:stop] = factors[active] @ block
+    return result
+
+
 def certificate(target: ArrayLike, profiles: Sequence[Profile], coefficients: ArrayLike) -> Certificate:
     """How the merge of files with ``profiles`` compares with ``target``, of shape (T,)."""
     wanted, factors = np.asarray(target, dtype=np.float64), np.asarray(coefficients, dtype=np.float64)

@@ -24,10 +24,12 @@ from emacore.checks import check_choice
 from emacore.formatting import number
 
 Floats = NDArray[np.float64]
-#: Numbers of one tensor that are merged at a time, by one thread.
+#: Numbers of one tensor that are merged at a time, by one thread; fewer where many files or results would make them
+#: more than so many bytes.
 _BLOCK = 2**19
+_BLOCK_BYTES = 2**26
 #: So many of them are added up at a time: few, so that the sums of all results stay in the processor's cache.
-_STRIP = 2**16
+_STRIP = 2**15
 #: Bytes after which mapped files are let go, so that what was read does not count as memory of the process.
 _RELEASE_BYTES = 2**28
 
@@ -157,10 +159,12 @@ def _pass(plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype, progre
     factors = np.array([result.coefficients for result in plan.results])
     newest = plan.sources[-1].section.tensors
     names = sorted(newest, key=lambda name: (str(newest[name].file), newest[name].offset))
+    width = max(tensor.dtype.itemsize for tensor in newest.values()) * len(used) + 8 * len(writers)
+    block = max(_STRIP, min(_BLOCK, _BLOCK_BYTES // width // _STRIP * _STRIP))
     blocks = (
-        (name, start, min(start + _BLOCK, newest[name].numel))
+        (name, start, min(start + block, newest[name].numel))
         for name in names
-        for start in range(0, max(1, newest[name].numel), _BLOCK)
+        for start in range(0, max(1, newest[name].numel), block)
     )
 
     def work(name: str, start: int, stop: int) -> int:
@@ -180,8 +184,8 @@ def _pass(plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype, progre
     with ThreadPoolExecutor(workers) as pool:
         waiting: set[Future[int]] = set()
         try:
-            for block in blocks:
-                waiting.add(pool.submit(work, *block))
+            for name, start, stop in blocks:
+                waiting.add(pool.submit(work, name, start, stop))
                 if len(waiting) > workers:
                     finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     read = sum(one.result() for one in finished)
@@ -189,7 +193,7 @@ def _pass(plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype, progre
                     if since > _RELEASE_BYTES:
                         since = 0
                         for n in used:
-                            plan.sources[n].section.tensors[block[0]].release()
+                            plan.sources[n].section.tensors[name].release()
                     progress(done)
             for one in waiting:
                 done += one.result()
@@ -218,13 +222,14 @@ def merged_block(
     if tensors[0].dtype.is_complex:
         kind = torch.complex64 if accumulate == torch.float32 else torch.complex128
     sums = torch.zeros(len(factors), size, dtype=kind)
-    for n, tensor in enumerate(tensors):
-        values = tensor.read(start, stop).to(kind)
-        for left in range(0, size, _STRIP):
-            part = values[left : left + _STRIP]
-            for total, factor in zip(sums, factors[:, n].tolist(), strict=True):
-                if factor:
-                    total[left : left + _STRIP].add_(part, alpha=factor)
+    stored, by_result = [tensor.read(start, stop) for tensor in tensors], factors.tolist()
+    for left in range(0, size, _STRIP):
+        strips = [total[left : left + _STRIP] for total in sums]
+        for n, values in enumerate(stored):
+            part = values[left : left + _STRIP].to(kind)
+            for total, row in zip(strips, by_result, strict=True):
+                if row[n]:
+                    total.add_(part, alpha=row[n])
     if not torch.isfinite(sums.sum()):
         _keep_masks(tensors, factors, start, stop, sums)
     return list(sums)

@@ -19,19 +19,14 @@ from emacore.averaging.coefficients import (
     FITS,
     Averaged,
     Certificate,
-    Coefficients,
     Fit,
-    LastFiles,
     Merge,
     Profile,
     Span,
-    best_coefficients,
-    certificate,
     karras_decays,
-    split_linearly,
-    target_of,
 )
 from emacore.averaging.families import PowerFunction
+from emacore.averaging.planned import planned
 from emacore.checkpoints.reading import Checkpoint, Checkpoints, check_alike
 from emacore.checkpoints.sections import Section
 from emacore.checkpoints.stored import CheckpointError, StoredTensor
@@ -289,36 +284,8 @@ def _sources(
 
 
 def _result(name: str, asked: Merge, sources: Sequence[Source], calls: int, fit: Fit | None) -> Result:
-    profiles = [source.profile for source in sources]
-    raw = all(isinstance(one, Span) and one.begin == one.end for one in profiles)
-    first = profiles[0].begin if isinstance(profiles[0], Span) else profiles[0].end
-    if isinstance(asked, (LastFiles, Coefficients)):
-        coefficients = asked.coefficients(len(sources))
-        target = np.zeros(calls)
-        if isinstance(asked, LastFiles) and asked.schedule is None and raw:
-            target[profiles[int(np.flatnonzero(coefficients)[0])].end :] = 1
-            target /= target.sum()
-        else:
-            found = certificate(np.full(calls, 1 / calls), profiles, coefficients)
-            unknown = found._replace(error=math.nan, wanted=math.nan)
-            return Result(name, asked, coefficients, unknown, math.nan, math.nan)
-    else:
-        target = target_of(asked, first, calls)
-        spans = all(isinstance(one, Span) for one in profiles)
-        fit = fit or ("linear" if raw else "nonnegative" if spans else "free")
-        if fit == "linear" and not raw:
-            raise ValueError(
-                "fit='linear' is for raw weights; means and averages are combined by the best coefficients"
-            )
-        if fit == "linear":
-            coefficients = split_linearly(target, [one.end for one in profiles])
-        else:
-            coefficients = best_coefficients(target, profiles, nonnegative=fit == "nonnegative")
-    best = [
-        certificate(target, profiles, best_coefficients(target, profiles, nonnegative=nonnegative)).error
-        for nonnegative in (True, False)
-    ]
-    return Result(name, asked, coefficients, certificate(target, profiles, coefficients), *best)
+    found = planned(asked, [source.profile for source in sources], calls, fit)
+    return Result(name, asked, found.coefficients, found.certificate, found.nonnegative, found.free)
 
 
 def _remarks(sources: Sequence[Source], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:

@@ -274,7 +274,15 @@ def open_distributed(path: Path) -> Unit:
             node[last] = _distributed_tensor(path, reader, name, stored)
         else:
             node[last] = Foreign()
-    return Unit(path, (path / ".metadata", *files), "torch.distributed.checkpoint", content)
+    return Unit(path, (path / ".metadata", *files), "torch.distributed.checkpoint", content, _told_beside(path))
+
+
+def _told_beside(path: Path) -> dict[str, str]:
+    """What our own snapshots say of themselves, which the format has no place for."""
+    try:
+        return {str(key): str(one) for key, one in json.loads((path / "emacore.json").read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

@@ -60,9 +60,9 @@ class Setting(click.ParamType[tuple[str, Any]]):
         key, equals, text = value.partition("=")
         if not equals or not key.strip():
             self.fail(f"{value!r} is not of the form name=value", param, ctx)
-        from emacore.experiments.studies import json_value
+        from emacore.experiments.studies import setting_value
 
-        return key.strip(), json_value(text)
+        return key.strip(), setting_value(key.strip(), text)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return _completed((f"{name}=" for name, _ in _settings_of_a_run()), incomplete)

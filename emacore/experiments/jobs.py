@@ -23,6 +23,7 @@ import pandas as pd
 
 import emacore
 from emacore.averaging.code import to_code
+from emacore.experiments.measuring import question_from_json, work_on
 from emacore.experiments.store import RunLost, RunStore, StoreError, StoreFull, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
@@ -270,7 +271,10 @@ def work_off(store: RunStore, name: str, run_id: str, text: str, limit: int = 1)
     stop = threading.Event()
     with alive(store, run_id, name, stop):
         try:
-            carry_out(store, run_id, name, job_from_json(text), stop, processes=limit)
+            if (question := question_from_json(text)) is not None:
+                work_on(store, run_id, name, question, stop.is_set)
+            else:
+                carry_out(store, run_id, name, job_from_json(text), stop, processes=limit)
         except RunLost:
             return
         except (StoreError, SweepError, ValueError) as problem:  # these are written for people

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from emacore.checks import is_real
 from emacore.experiments.names import PERSON, SERVER, checked_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.limits import QUEUED, RECORDING_BYTES, RECORDINGS_BYTES
+from emacore.tables import KEPT, hash_of, kept_name
 from emacore.training.config import TaskConfig
 from emacore.training.history import columns, summarise
 
@@ -38,6 +39,8 @@ from emacore.training.history import columns, summarise
 STATES = ("queued", "running", "done", "stopped", "failed", "interrupted")
 FINAL_STATES = STATES[2:]
 KINDS: dict[type, str] = {TaskConfig: "run", Study: "study", Sweep: "sweep"}
+#: The kind of what is no job but a question about files, which no list of jobs has.
+QUESTION = "question"
 #: Seconds without a sign of life, while one looks on, after which the worker of another machine counts as gone.
 STALE_AFTER = 15.0
 #: Seconds between the signs of life that a worker writes while it has nothing else to write.
@@ -127,6 +130,18 @@ class StoredRun:
         return self.job if isinstance(self.job, TaskConfig) else self.job.config
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question to a worker: its state, when it was taken up, and how much of how much is done."""
+
+    id: str
+    state: str
+    started: float | None
+    error: str | None
+    done: int
+    of: int
+
+
 def default_folder() -> Path:
     """``EMACORE_HOME`` if it is set, else the platform's folder for application data."""
     return Path(os.environ.get("EMACORE_HOME") or platformdirs.user_data_dir("emacore", appauthor=False))
@@ -142,6 +157,7 @@ class RunStore:
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = Path(folder) if folder is not None else default_folder()
         self.path = self.folder / "runs.sqlite"
+        KEPT.add(self.folder.resolve() / "tables")
         self._began: dict[str, float] = {}
         self._beaten: dict[str, float] = {}
         self._silent: dict[str, tuple[Any, float]] = {}
@@ -240,27 +256,64 @@ class RunStore:
     def damaged(self) -> dict[str, str]:
         """The jobs that cannot be read, which the lists leave out: by id, what is wrong with each."""
         with self._connected() as connection:
-            rows = connection.execute(_LISTED + " ORDER BY created DESC, rowid DESC").fetchall()
+            jobs = f"{_LISTED} WHERE kind IS NOT ? ORDER BY created DESC, rowid DESC"
+            rows = connection.execute(jobs, (QUESTION,)).fetchall()
         return {str(row["id"]): problem for row in rows if (problem := _damage(dict(row)))}
 
     def create(self, job: Job) -> str:
-        """Enter a job as queued and return its id.
+        """Enter a job as queued and return its id; a table that it trains on is kept beside it.
 
         Raises:
             StoreError: if too many wait already.
         """
+        job = self._with_tables_kept(job)
         with self._connected() as connection, _transaction(connection):
-            waiting = connection.execute("SELECT COUNT(*) FROM runs WHERE state = 'queued'").fetchone()[0]
-            if waiting >= QUEUED:
-                raise StoreError(f"{waiting:,} jobs wait already, and at most {QUEUED:,} may: stop some of them first.")
+            _check_queue(connection)
             return _enter(connection, job)
 
     def enter(self, job: Job, worker: str) -> str:
-        """Enter a job that ``worker`` is carrying out already, and return its id."""
+        """Enter a job that ``worker`` is carrying out already, and return its id; its table is kept beside it."""
+        job = self._with_tables_kept(job)
         with self._connected() as connection:
             run_id = _enter(connection, job, worker=worker)
         self._began[run_id] = time.monotonic()
         return run_id
+
+    def ask(self, question: str) -> str:
+        """Queue a question to a worker, which is JSON, and return its id; one that waits or is looked into is not asked
+        twice.
+
+        Raises:
+            StoreError: if too many jobs wait already.
+        """
+        with self._connected() as connection, _transaction(connection):
+            same = "SELECT id FROM runs WHERE kind = ? AND config = ? AND state IN ('queued', 'running')"
+            if (row := connection.execute(same, (QUESTION, question)).fetchone()) is not None:
+                return str(row["id"])
+            _check_queue(connection)
+            before = "SELECT id FROM runs WHERE kind = ? AND config = ?"
+            connection.execute(f"DELETE FROM epochs WHERE run_id IN ({before})", (QUESTION, question))
+            connection.execute("DELETE FROM runs WHERE kind = ? AND config = ?", (QUESTION, question))
+            asked = uuid.uuid4().hex[:12]
+            connection.execute(
+                "INSERT INTO runs (id, state, created, config, kind) VALUES (?, 'queued', ?, ?, ?)",
+                (asked, time.time(), question, QUESTION),
+            )
+            return asked
+
+    def asked(self, question: str) -> Asked | None:
+        """How a question is going, or how it ended; ``None`` if it was not asked."""
+        with self._connected() as connection:
+            row = connection.execute(
+                "SELECT id, state, started, error FROM runs WHERE kind = ? AND config = ?", (QUESTION, question)
+            ).fetchone()
+            if row is None:
+                return None
+            last = connection.execute(
+                "SELECT row FROM epochs WHERE run_id = ? ORDER BY epoch DESC LIMIT 1", (row["id"],)
+            ).fetchone()
+        done = json.loads(last["row"]) if last is not None else {"done": 0, "of": 0}
+        return Asked(row["id"], row["state"], row["started"], row["error"], done["done"], done["of"])
 
     def create_once(self, what: str, job: TaskConfig) -> str | None:
         """Enter a run as queued that nobody asked for, once for each store, unless it has a run to look at.
@@ -280,6 +333,16 @@ class RunStore:
             if not connection.execute("INSERT OR IGNORE INTO once VALUES (?)", (what,)).rowcount:
                 return None
             return _enter(connection, job, asked=SERVER)
+
+    def _with_tables_kept(self, job: Job) -> Job:
+        """The job whose table lies in the store, so that it is found again from any folder, and no path is told."""
+        config = job if isinstance(job, TaskConfig) else job.config
+        with suppress(ValueError):  # a file that cannot be read is told by whoever trains on it
+            data = config.data.kept(self.add_table)
+            if data != config.data:
+                config = replace(config, data=data)
+                return config if isinstance(job, TaskConfig) else replace(job, config=config)
+        return job
 
     def rename(self, job_id: str, name: str) -> None:
         """Give a job a name; the empty one brings that of its settings back.
@@ -314,7 +377,7 @@ class RunStore:
                 tables = [
                     table
                     for table in self._tables_of(row["config"])
-                    if connection.execute(used, (table.name,)).fetchone() is None
+                    if connection.execute(used, (table.stem,)).fetchone() is None
                 ]
         for table in tables:
             table.unlink(missing_ok=True)
@@ -322,7 +385,7 @@ class RunStore:
 
     def _tables_of(self, config: str) -> list[Path]:
         """The tables of the store that the settings of a job name; their names are hashes."""
-        return [table for table in (self.folder / "tables").glob("*.csv") if table.name in config]
+        return [table for table in (self.folder / "tables").glob("*.csv") if table.stem in config]
 
     def _own_cells(self, connection: sqlite3.Connection, run_id: str) -> set[str]:
         """The keys of a sweep's cells that no other sweep has."""
@@ -402,7 +465,7 @@ class RunStore:
 
     def add_table(self, content: bytes) -> Path:
         """Keep the bytes of a CSV beside the runs that train on it; the same bytes are kept once."""
-        path = self.folder / "tables" / f"{hashlib.sha256(content).hexdigest()[:16]}.csv"
+        path = self.folder / "tables" / kept_name(hash_of(content))
         try:
             path.parent.mkdir(exist_ok=True)
             if not path.exists():
@@ -451,6 +514,12 @@ class RunStore:
             )
         self._began[row["id"]] = time.monotonic()
         return row["id"], row["config"]
+
+    def waiting(self, job_ids: Iterable[str]) -> list[str]:
+        """Those of some jobs that wait for a worker."""
+        with self._connected() as connection:
+            queued = {row["id"] for row in connection.execute("SELECT id FROM runs WHERE state = 'queued'")}
+        return [job_id for job_id in job_ids if job_id in queued]
 
     def append(self, run_id: str, worker: str, row: dict[str, Any]) -> None:
         """Write one epoch; it is on disk when this returns.
@@ -782,6 +851,12 @@ def _seconds(row: Mapping[str, Any]) -> float:
 def worker_name(pid: int, token: str) -> str:
     """A worker's name, from which another process on the same machine can tell whether it still lives."""
     return f"{pid}:{token}@{platform.node()}"
+
+
+def _check_queue(connection: sqlite3.Connection) -> None:
+    waiting = connection.execute("SELECT COUNT(*) FROM runs WHERE state = 'queued'").fetchone()[0]
+    if waiting >= QUEUED:
+        raise StoreError(f"{waiting:,} jobs wait already, and at most {QUEUED:,} may: stop some of them first.")
 
 
 def _enter(connection: sqlite3.Connection, job: Job, *, worker: str | None = None, asked: str = PERSON) -> str:

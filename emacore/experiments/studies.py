@@ -17,7 +17,7 @@ from emacore.averaging.code import from_code, to_code
 from emacore.averaging.families import Constant
 from emacore.averaging.schedules import FAMILIES, Schedule, schedule_from_dict
 from emacore.checks import check_whole
-from emacore.limits import CELLS, SEEDS, TRAININGS, check_most
+from emacore.limits import CELLS, LETTERS, SEEDS, TRAININGS, VALUES, check_most
 from emacore.training.acting import acting
 from emacore.training.config import TaskConfig, dotted, json_object
 from emacore.training.names import in_words
@@ -100,7 +100,11 @@ class Sweep:
 
     def cells(self) -> list[tuple[dict[str, Any], TaskConfig]]:
         """The settings of each cell and the config they give; the last name of the grid varies fastest."""
-        return [(settings, with_settings(self.config, settings)) for settings in self._chosen()]
+        found: list[tuple[dict[str, Any], TaskConfig]] | None = self.__dict__.get("_cells")
+        if found is None:  # they are asked for several times, and take a millisecond each
+            found = [(settings, with_settings(self.config, settings)) for settings in self._chosen()]
+            object.__setattr__(self, "_cells", found)
+        return found
 
     def in_order(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Rows of a sweep's table by the order of their cells, whichever was done first."""
@@ -227,14 +231,43 @@ def json_value(text: str) -> Any:
         return float(text) if re.fullmatch(r"[+-]?(\d*\.\d+|\d+\.)([eE][+-]?\d+)?", text) else text
 
 
+def setting_value(name: str, text: str) -> Any:
+    """What ``text`` means as the value of a setting: where that is a text, "3" is the text 3; a list of texts may have
+    commas without brackets."""
+    value = json_value(text)
+    if name in _TEXTS:
+        return value if isinstance(value, str) or value is None else text
+    if name in _LISTS:
+        return [str(one) for one in value] if isinstance(value, list) else [one.strip() for one in text.split(",")]
+    return value
+
+
 def json_values(text: str) -> list[Any]:
-    """Several values in one text, with commas or semicolons between them; those within brackets do not count."""
-    parts = re.split(r"[,;](?![^(\[]*[)\]])", text)
-    return [json_value(part.strip()) for part in parts if part.strip()]
+    """Several values in one text, with commas or semicolons between them; those within brackets do not count.
+
+    Raises:
+        ValueError: if the text is too long, or there are too many.
+    """
+    check_most("letters of values", len(text), LETTERS)
+    parts, depth, first = [], 0, 0
+    for place, letter in enumerate(text):
+        if letter in "([":
+            depth += 1
+        elif letter in ")]":
+            depth = max(0, depth - 1)
+        elif letter in ",;" and not depth:
+            parts.append(text[first:place])
+            first = place + 1
+    parts.append(text[first:])
+    values = [part.strip() for part in parts if part.strip()]
+    check_most("values", len(values), VALUES)
+    return [json_value(value) for value in values]
 
 
 #: Settings that are changed before others, which are parts of them.
 _FIRST = {"schedule": 0, "schedule.family": 1}
+#: Settings that are texts, whatever the text looks like, and those that are lists of them.
+_TEXTS, _LISTS = ("data.path", "data.target", "data.sha256"), ("data.features",)
 _STUDY = ("config", "seeds", "schedules")
 
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from emacore.buffers import Policy, copied_buffers
 from emacore.checks import check_whole
 from emacore.chosen import chosen
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
@@ -31,6 +32,7 @@ from emacore.tensors import (
     distinct,
     is_averaged,
     layout,
+    named_parts,
     paired,
     real_count,
     reals,
@@ -52,19 +54,23 @@ class Recorder:
     """Keeps the weights of ``module`` in ``folder``: a row for each ``every``-th call of :meth:`record`.
 
     Floating-point and complex parameters and buffers lie in a row one after the other, as float32 (float64 is rounded);
-    others are kept as they are.  Rows reach the disk whenever a few megabytes have come together, at each
-    :meth:`end_epoch`, and at the end of a ``with`` block.  Where the disk is nearly full (it leaves 64 MB to others, or
-    half of a small disk), the recording ends and the training goes on.
+    others are kept as they are, and so are the buffers that :class:`emacore.EMA` copies.  Buffers that are not part of
+    the module's state (``persistent=False``: masks, caches) are left out unless ``names`` asks for them.  Rows reach
+    the disk whenever a few megabytes have come together, at each :meth:`end_epoch`, and at the end of a ``with`` block.
+    Where the disk is nearly full (it leaves 64 MB to others, or half of a small disk), the recording ends and the
+    training goes on.
 
     Args:
         module: The module that is trained; a compiled or DataParallel one is looked into.
         folder: A new folder, or one without a recording.
         every: Replays of every k-th step are close to the exact ones where the weights move little in between and the
             average looks back over many times k steps; :class:`~emacore.replay.trajectory.Trajectory` says how close.
-        names: Only these parameters and buffers; by default all.
+        names: Only these parameters and buffers; by default all that are part of the state.
         trainable_only: Only the parameters that require a gradient now, and the buffers of their modules.
         float16: Half the size; each weight is rounded by at most a 2048th of itself (or 3e-8, if that is more), and
-            none may be above 65504.
+            none may be above 65504; buffers that hold more at first (masks) are kept as they are.
+        buffers: Which floating-point buffers are averaged by replays, and which kept as they are, as for
+            :class:`emacore.EMA`.
         settings: What the recording is to say of its run, as JSON can hold it; replays only pass it on.
         most_bytes: What it may take: it ends before it would take more.
 
@@ -74,7 +80,8 @@ class Recorder:
 
     Raises:
         FileExistsError: if the folder already holds a recording.
-        ValueError: for a name that the module does not have, or a module with no values or nothing to average.
+        ValueError: for a name that the module does not have, a module with no values or nothing to average, or a tensor
+            that has no place in a row.
 
     Example:
         >>> import tempfile
@@ -90,6 +97,7 @@ class Recorder:
         3.0
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         module: nn.Module,
@@ -98,6 +106,7 @@ class Recorder:
         names: Collection[str] | None = None,
         *,
         float16: bool = False,
+        buffers: Policy = None,
         settings: Mapping[str, Any] | None = None,
         most_bytes: float = math.inf,
         trainable_only: bool = False,
@@ -109,11 +118,19 @@ class Recorder:
         self._module = unwrapped(module)
         self._every = every
         self._names = chosen(self._module, names, trainable_only)
-        self._layout = layout(self._module)
-        wanted = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
+        self._all = names is None and not trainable_only
+        if names is None:
+            self._names -= _passing(self._module)
         self._dtype = torch.float16 if float16 else torch.float32
-        averaged = {name: tensor for name, tensor in wanted.items() if is_averaged(tensor)}
-        copied = {name: tensor for name, tensor in wanted.items() if not is_averaged(tensor)}
+        largest = {"largest": torch.finfo(self._dtype).max} if float16 else {}
+        self._as_they_are = copied_buffers(self._module, buffers, **largest)
+        wanted = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
+        for name, tensor in wanted.items():
+            if tensor.layout != torch.strided:
+                raise ValueError(f"{name!r} is of layout {tensor.layout}, which has no place in a row: see names")
+        self._layout = {name: tie for name, tie in layout(self._module).items() if tie.first_name in self._names}
+        averaged = {name: tensor for name, tensor in wanted.items() if self._is_averaged(name, tensor)}
+        copied = {name: tensor for name, tensor in wanted.items() if not self._is_averaged(name, tensor)}
         columns = sum(real_count(tensor) for tensor in averaged.values())
         if not columns:
             raise ValueError("the module has no floating-point tensor to record")
@@ -199,10 +216,17 @@ class Recorder:
             file.close()
 
     def _look_up(self) -> None:
-        pairs = paired(self._layout, ties(self._module), "module")
-        sources = [source for name, (_, source) in pairs.items() if name in self._names]
-        self._averaged = [tensor for tensor in sources if is_averaged(tensor)]
-        self._copied = [tensor for tensor in sources if not is_averaged(tensor)]
+        found = ties(self._module)
+        left_out = found.keys() - self._layout.keys()
+        if self._all:  # parameters and what is part of the state may not come unnoticed
+            left_out -= self._module.state_dict().keys()
+        try:
+            pairs = paired(self._layout, found, "module", left_out)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}; or record by names= what stays as it is") from None
+        sources = {name: source for name, (_, source) in pairs.items()}
+        self._averaged = [tensor for name, tensor in sources.items() if self._is_averaged(name, tensor)]
+        self._copied = [tensor for name, tensor in sources.items() if not self._is_averaged(name, tensor)]
         self._direct = bool(self._averaged) and all(
             tensor.dtype == self._dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
             for tensor in self._averaged
@@ -210,6 +234,9 @@ class Recorder:
         if self._direct:
             self._averaged = [tensor.view(-1) for tensor in self._averaged]
         self._watch = Watch(self._module)
+
+    def _is_averaged(self, name: str, tensor: Tensor) -> bool:
+        return is_averaged(tensor) and name not in self._as_they_are
 
     def _flush(self) -> None:
         rows, self._filled = self._filled, 0
@@ -251,6 +278,11 @@ class Recorder:
             partial.replace(self.folder / "run.json")
         except OSError as error:
             self._end(str(error.strerror))
+
+
+def _passing(module: nn.Module) -> set[str]:
+    """Names of the buffers that are not part of a module's state."""
+    return {start + name for start, part in named_parts(module).items() for name in part._non_persistent_buffers_set}
 
 
 def _room(folder: Path) -> int:

@@ -98,8 +98,15 @@ def source_controls() -> MetricFile | None:
         st.stop()
     if upload.file is None:
         stop_with(upload.error)
-    st.caption(f"From {escaped(upload.name)}")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(f"From {escaped(upload.name)}")
+        if st.session_state.get("own") is None:  # the page was left meanwhile, and the uploader has forgotten it
+            st.button("Forget it", on_click=_forget, key="forget_own", type="tertiary", help="Ask for another file.")
     return upload.file
+
+
+def _forget() -> None:
+    st.session_state.pop("own_upload", None)
 
 
 def _dropped() -> None:

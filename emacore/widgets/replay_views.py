@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import streamlit as st
@@ -21,21 +22,20 @@ from emacore.replay import curves
 from emacore.replay.atlas import BEST_OF, TITLES, axes, partners, without_axes
 from emacore.replay.recording import RecordingError
 from emacore.replay.relatives import costs_in_words, with_ema
+from emacore.widgets.asking import Unanswered
 from emacore.widgets.page import BOUND, escaped, query_of, sentence, show_chart, show_table, stop_with, told
 from emacore.widgets.replay import (
     NOW,
     ORIGINAL_NAME,
     Recorded,
-    atlas_of,
     carried,
     looked_at,
-    original_of,
-    relatives_of,
-    space_of,
-    widths_of,
 )
 from emacore.widgets.replay_cells import MAP, MOVED, atlas_key, cell_keys, clicks, keep_clicked
 from emacore.widgets.schedules import pin, state_of
+
+if TYPE_CHECKING:
+    from emacore.widgets.opened_run import OpenedRun
 
 PRINCIPAL, THREE_POINTS = "principal components", "three points"
 #: The codes of a view's cells; of a view without cells none.
@@ -48,7 +48,7 @@ _MAP_HEIGHT = 330
 class View:
     """What a view is of: a run up to an epoch, the schedule of the controls, the cell that is clicked in the atlas."""
 
-    recorded: Recorded
+    recorded: Recorded | OpenedRun
     epochs: int
     schedule: Schedule
     clicked: str | None
@@ -58,13 +58,8 @@ class View:
         """The code of the schedule."""
         return to_code(self.schedule)
 
-    @property
-    def of(self) -> tuple[str, int]:
-        """What is replayed: a recording, and up to which epoch."""
-        return self.recorded.folder, self.epochs
 
-
-def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> Codes:
+def show_views(recorded: Recorded | OpenedRun, schedule: Schedule, clicked: str | None) -> Codes:
     """A choice of views, and the one that is chosen; returns the codes of its cells where it has any."""
     view = st.segmented_control(
         "View",
@@ -88,6 +83,8 @@ def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> C
     with told():
         try:
             return VIEWS[view](View(recorded, epochs, schedule, clicked)) or ()
+        except Unanswered:
+            return ()
         except RecordingError as error:
             stop_with(f"The recording cannot be used: {error}.")
 
@@ -109,7 +106,7 @@ def _show_family(view: View) -> None:
     loss, *others = view.recorded.metrics
     now = view.recorded.curve(view.code)
     own = {metric.column: now[metric.column][view.epochs - 1] for metric in view.recorded.metrics}
-    family = with_ema(relatives_of(*view.of), view.schedule, own)
+    family = with_ema(view.recorded.relatives(view.epochs), view.schedule, own)
     table, name = pd.DataFrame(family), f"family-{view.recorded.run.id}"
     figure = ranking(
         table,
@@ -145,8 +142,7 @@ def _show_family(view: View) -> None:
 def _show_atlas(view: View) -> Codes:
     run = view.recorded.run
     x, y, metric = _atlas_controls(type(view.schedule))
-    cells = atlas_of(*view.of, to_code(without_axes(view.schedule, x, y)), x, y, metric)
-    reference = original_of(*view.of, metric)
+    cells, reference = view.recorded.atlas(view.epochs, to_code(without_axes(view.schedule, x, y)), x, y, metric)
     table = pd.DataFrame(cells).astype({"beta_from": "Int64"})
     never = curves.beta_never_acts(cells, view.schedule, x, y)
     picture = heatmap(
@@ -173,10 +169,11 @@ def _show_atlas(view: View) -> Codes:
             key=atlas_key(run),
         )
     best = curves.best_row(cells, view.recorded.loss)
-    codes = tuple(cells["code"].tolist())
+    codes, pointed = tuple(cells["code"].tolist()), view.recorded.follows_pointer
     cell_keys(run, codes, table["x"].nunique(), 0 if best is None else best.row)
     st.caption(
-        "Point at a cell to see its curve, click to keep it. A wide blue plateau is a safe choice; the diamond is the "
+        ("Point at a cell to see its curve, click to keep it. " if pointed else "Click a cell to see its curve. ")
+        + "A wide blue plateau is a safe choice; the diamond is the "
         "lowest."
         + (" Dotted cells: this run is too short for beta, which never acts." if never.any() else "")
         + (" Empty cells: no such average has that width in this run." if table["code"].isna().any() else "")
@@ -274,7 +271,7 @@ def _show_space(view: View) -> None:
         **BOUND,
     )
     try:
-        found = space_of(*view.of, view.code, kind, since)
+        found = view.recorded.space(view.epochs, view.code, kind, since)
     except ValueError as error:
         st.warning(sentence(error), icon=":material/warning:")
         return
@@ -331,7 +328,7 @@ def _show_space(view: View) -> None:
 
 
 def _show_widths(view: View) -> None:
-    loss, table = view.recorded.loss, widths_of(*view.of)
+    loss, table = view.recorded.loss, view.recorded.widths(view.epochs)
     reference = float(view.recorded.measured("original")[loss.column][view.epochs - 1])
     best = curves.best_row(table, loss)
     show_chart(

@@ -29,6 +29,7 @@ from emacore.experiments.sweep import (
     value_label,
 )
 from emacore.formatting import duration as time_text
+from emacore.limits import MAP_CELLS, check_most
 from emacore.tasks.regression.article import is_article
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import article_schedule
@@ -102,7 +103,9 @@ def grid_controls() -> dict[str, list[Any]]:
     )
     if x == y:
         raise ValueError(f"Choose two different settings; both are {x}")
-    return {x: x_values, y: _values_of(y, "And its values")}
+    y_values = _values_of(y, "And its values")
+    check_most("cells of a map", len(x_values) * len(y_values), MAP_CELLS)
+    return {x: x_values, y: y_values}
 
 
 def _values_of(name: str, label: str) -> list[Any]:

@@ -36,7 +36,7 @@ from emacore.training.history import (
 from emacore.widgets.article import beside_the_article
 from emacore.widgets.jobs import duration, job_choice, job_queue, show_state, shown, stored
 from emacore.widgets.link import from_link, to_link
-from emacore.widgets.page import BOUND, csv_button, loss_axis, put, sentence, show_chart, show_table, told
+from emacore.widgets.page import BOUND, csv_button, escaped, loss_axis, put, sentence, show_chart, show_table, told
 from emacore.widgets.runs import run_state
 
 #: The curves of another run that is laid over this one.
@@ -95,8 +95,6 @@ def _take_settings(config: RunConfig) -> None:
     except ValueError as error:
         st.toast(sentence(error), icon=":material/error:")
         return
-    if config.data.path is not None:
-        state["own_data_path"] = config.data.path
     put(state)
     st.toast("The settings are those of the run now. Press **Start**.", icon=":material/conversion_path:")
 
@@ -125,7 +123,7 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         "max epochs": "all epochs trained",
         "stopped": "you stopped it",
         "diverged": "the loss is no longer finite; a smaller learning rate may help",
-    }[run.stopped or "stopped"]
+    }.get(run.stopped or "stopped", run.stopped)
     show_state(
         run,
         epoch / most,
@@ -135,6 +133,8 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         what="run",
         empty=not epoch,
     )
+    if run.note:
+        st.caption(f"Recorded weights: {escaped(run.note)}.")
 
 
 def _curves(run: StoredRun, history: pd.DataFrame) -> None:

@@ -7,8 +7,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from emacore import Constant, InversePower
+from emacore import Constant, InversePower, PowerFunction
 from emacore.integrations.accelerate import Averaging
+from emacore.snippets import snippets
 
 SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
 DATA = TensorDataset(torch.randn(24, 3, generator=torch.Generator().manual_seed(0)))
@@ -98,3 +99,26 @@ def test_what_cannot_be_is_told():
         pass
     with pytest.raises(ValueError, match="of the averages 'fast', these are"):
         averaging.load_state_dict({"fast": averaging.state_dict()["fast"]})
+
+
+def test_the_snippet_averages_as_the_schedule_says(tmp_path, monkeypatch):
+    schedule = PowerFunction(sigma_rel=0.1)
+    (code,) = [snippet.code for snippet in snippets(schedule) if snippet.library == "accelerate"]
+    monkeypatch.chdir(tmp_path)
+    model, noted = nn.Linear(3, 1), []
+    names = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=0.05),
+        "batches": DataLoader(DATA, 2),
+    }
+
+    def train_on(batch):
+        names["accelerator"].backward(names["model"](batch[0]).square().mean())
+        names["optimizer"].step()
+        names["optimizer"].zero_grad()
+        noted.append(weights(model))
+
+    names["train_on"] = train_on
+    exec(code, names)
+    for name, tensor in averaged(noted, schedule).items():
+        torch.testing.assert_close(load_file(tmp_path / "averaged" / "model.safetensors")[name], tensor)

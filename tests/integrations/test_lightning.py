@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
-from emacore import Constant, InversePower
+from emacore import Constant, InversePower, PowerFunction
 from emacore.integrations.lightning import AveragingCallback
+from emacore.snippets import snippets
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, X.sum(1, keepdim=True))
@@ -241,3 +242,20 @@ def test_what_cannot_be_is_told(tmp_path):
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     with pytest.warns(UserWarning, match="holds no averages"):
         fit(tmp_path / "again", AveragingCallback(Constant(0.9)), path=tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize("schedule", [Constant(0.9, update_after_step=5, update_every=3), PowerFunction(sigma_rel=0.1)])
+def test_the_snippet_averages_as_the_schedule_says(schedule, monkeypatch):
+    (code,) = [snippet.code for snippet in snippets(schedule) if snippet.library == "Lightning"]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    model, notes = Model(), Notes(AveragingCallback(schedule))
+    add = {"enable_model_summary": False, **quiet}
+    trainer = pl.Trainer
+    monkeypatch.setattr(
+        pl, "Trainer", lambda callbacks, **given: trainer(callbacks=[*callbacks, notes], **given, **add)
+    )
+    exec(code, {"model": model, "batches": DataLoader(DATA, 2)})
+    assert len(notes.weights) == 12
+    expected = averaged(notes.weights, schedule)
+    for name, tensor in model.net.named_parameters():
+        torch.testing.assert_close(tensor.detach(), expected[name])

@@ -9,8 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from emacore import EMA, Averages, Constant, InversePower
+from emacore import EMA, Averages, Constant, InversePower, PowerFunction
 from emacore.integrations.transformers import FILE, Averaging
+from emacore.snippets import snippets
 
 SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
 
@@ -230,3 +231,14 @@ def test_a_checkpoint_without_averages_is_told(tmp_path):
 def test_schedule_free_training_is_told_apart(tmp_path):
     with pytest.raises(ValueError, match="AdamWScheduleFree is schedule-free"):
         trained(tmp_path, arguments={"optim": "schedule_free_adamw"})
+
+
+def test_the_snippet_averages_as_the_schedule_says(tmp_path, monkeypatch):
+    schedule = PowerFunction(sigma_rel=0.1)
+    (code,) = [snippet.code for snippet in snippets(schedule) if snippet.library == "Transformers"]
+    monkeypatch.chdir(tmp_path)
+    model, notes = made(), Notes()
+    code = code.replace("batches)", "batches, callbacks=[notes])")
+    code = code.replace('"none")', '"none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False)')
+    exec(code, {"model": model, "batches": Data(), "notes": notes})
+    assert_close(weights(model), averaged(notes.weights, schedule))
