@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 ORIGINAL_NAME, OWN, NOW, CELL_NAME = "original", "the run's own EMA", "now", "the cell"
 #: With which the link's names of what was opened begin, where runs have their ids.
 OPENED = "opened-"
+#: Streamlit 1.67 folds a timer's request into one that waits, and keeps the page of the timer's: where a page computes
+#: for longer than this between two calls of Streamlit, a click on another page can be lost.  Long work comes in parts.
 SECONDS_BETWEEN_LOOKS = 2.0
 #: So few that a page waits for a part of its frames no tenth of a second.
 _SCHEMES_AT_ONCE = 10

@@ -43,8 +43,7 @@ def act(page, kind, chance):
     one = there.nth(chance.randrange(count))
     name = (one.get_attribute("aria-label") or one.inner_text() or "")[:40].replace("\n", " ")
     if kind == "back":
-        # Not to the blank page before the first one.
-        if page.evaluate("history.length") < 4:
+        if not page.evaluate("navigation.canGoBack"):  # only the blank page is before the first one
             return None
         page.go_back()
         return "back", page.url
@@ -88,7 +87,10 @@ def walk(server, page, seed, actions):
             page.locator(KINDS[kind]).nth(chance.randrange(page.locator(KINDS[kind]).count())).click()
             acted = kind, page.url
         done.append(acted)
-        settled(page, charts=False)
+        try:
+            settled(page, charts=False)
+        except Error as error:
+            raise AssertionError(f"never drawn after {done[-6:]} at {page.url}") from error
         shown = page.locator("[data-testid=stException]").all_inner_texts()
         assert not shown + broken, f"after {done[-6:]} at {page.url}"
     pages = {re.sub(r"\?.*", "", str(name)) for kind, name in done if kind == "page"}
