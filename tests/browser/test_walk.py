@@ -28,7 +28,7 @@ KINDS = {
     "back": MAIN,
 }
 #: Milliseconds in which what is there can be acted on; what lies under something else takes them all.
-SOON = 400
+SOON = 700
 #: How often each kind is tried.
 WEIGHTS = (2, 2, 2, 3, 3, 2, 2, 1, 1)
 TYPED = ("0", "1", "-1", "0.5", "7", "123456", "1e9", "0.999999")
@@ -71,7 +71,7 @@ def act(page, kind, chance):
 
 def walk(server, page, seed, actions):
     """Act at random; after each action the page is drawn, without an exception, and its script has an end."""
-    chance, done, broken = random.Random(seed), [], []
+    chance, done, broken, failed = random.Random(seed), [], [], 0
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto(server.url)
     settled(page)
@@ -83,9 +83,9 @@ def walk(server, page, seed, actions):
             acted = None
         if acted is None:
             page.keyboard.press("Escape")
-            kind = "page"
-            page.locator(KINDS[kind]).nth(chance.randrange(page.locator(KINDS[kind]).count())).click()
-            acted = kind, page.url
+            failed += 1
+            assert failed < 5 * actions, f"nothing can be acted on after {done[-6:]} at {page.url}"
+            continue
         done.append(acted)
         try:
             settled(page, charts=False)
