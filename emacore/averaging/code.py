@@ -1,13 +1,16 @@
-"""Schedules and windows as text, both ways: ``Constant(beta=0.99)``, ``Window(size=100)``."""
+"""Schedules, windows and merges as text, both ways: ``Constant(beta=0.99)``, ``Window(size=100)``."""
 
 from __future__ import annotations
 
 import ast
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from emacore.averaging.coefficients import Coefficients, LastFiles, Merge, RateDecay
 from emacore.averaging.schedules import Schedule, built_schedule, changed_settings
 from emacore.averaging.windows import Scheme, Window
 
+R = TypeVar("R")
 _WINDOW = ("size", "schedule")
 
 
@@ -31,7 +34,7 @@ def from_code(text: str) -> Schedule:
     Raises:
         ValueError: if it is anything else, a window included.
     """
-    scheme = _read(text, "schedule")
+    scheme = _read(text, "schedule", _scheme)
     if isinstance(scheme, Window):
         raise ValueError(  # noqa: TRY004  of a text that is wrong
             f"not a schedule: {text!r} (a window has no decays, so no average moves by it: what was recorded can be "
@@ -46,12 +49,59 @@ def scheme_from_code(text: str) -> Scheme:
     Raises:
         ValueError: if it is anything else.
     """
-    return _read(text, "schedule or window")
+    return _read(text, "schedule or window", _scheme)
 
 
-def _read(text: str, wanted: str) -> Scheme:
+def merge_to_code(merge: Merge) -> str:
+    """What a merge is asked for as a Python expression, such as ``RateDecay(shape='cosine')``."""
+    match merge:
+        case LastFiles():
+            within = "" if merge.schedule is None else f", schedule={to_code(merge.schedule)}"
+            return f"Window(files={merge.files}{within})"
+        case RateDecay():
+            steps = "" if merge.steps is None else f", steps={merge.steps}"
+            return f"RateDecay(shape={merge.shape!r}{steps})"
+        case Coefficients():
+            return f"Coefficients({', '.join(map(repr, merge.values))})"
+        case _:
+            return scheme_to_code(merge)
+
+
+def merge_from_code(text: str) -> Merge:
+    """What :func:`merge_to_code` wrote; nothing is run.
+
+    Besides schedules and windows of steps there are ``Window(files=10)``, which counts files,
+    ``RateDecay(shape='1-sqrt', steps=10000)`` and ``Coefficients(-0.5, 1.5)``, those of the last files.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    return _read(text, "schedule, window, RateDecay or Coefficients", _merge)
+
+
+def _merge(call: ast.expr) -> Merge:
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+        if call.func.id == "Coefficients":
+            if call.keywords:
+                raise ValueError("Coefficients takes numbers without names")
+            return Coefficients(tuple(float(ast.literal_eval(value)) for value in call.args))
+        if call.func.id == "RateDecay":
+            settings = _settings(call, ("shape", "steps"))
+            return RateDecay(**_known("RateDecay", settings, ("shape", "steps")))
+        if call.func.id == "Window" and any(keyword.arg == "files" for keyword in call.keywords):
+            return LastFiles(**_known("Window", _settings(call), ("files", "schedule")))
+    return _scheme(call)
+
+
+def _known(name: str, settings: dict[str, ast.expr], known: tuple[str, ...]) -> dict[str, Any]:
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    return {key: _value(value) for key, value in settings.items()}
+
+
+def _read(text: str, wanted: str, read: Callable[[ast.expr], R]) -> R:
     try:
-        return _scheme(ast.parse(text.strip(), mode="eval").body)
+        return read(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"not a {wanted}: {text!r} ({error})") from error
 
@@ -66,12 +116,10 @@ def _scheme(call: ast.expr) -> Scheme:
 
 
 def _window(settings: dict[str, ast.expr]) -> Window:
-    unknown = sorted(set(settings) - set(_WINDOW))
-    if unknown:
-        raise ValueError(f"Window has no setting {unknown[0]!r}; it has {', '.join(_WINDOW)}")
-    if "size" not in settings:
+    values = _known("Window", settings, _WINDOW)
+    if "size" not in values:
         raise ValueError("a window needs its size, as in Window(size=100)")
-    return Window(**{name: _value(value) for name, value in settings.items()})
+    return Window(**values)
 
 
 def _value(node: ast.expr) -> Any:

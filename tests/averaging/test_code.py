@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
+from emacore.averaging.code import (
+    from_code,
+    merge_from_code,
+    merge_to_code,
+    scheme_from_code,
+    scheme_to_code,
+    to_code,
+)
+from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay
 from emacore.averaging.families import Constant, InversePower, PowerFunction
 from emacore.averaging.windows import Window
 from tests.averaging.conftest import ANY
@@ -109,3 +117,36 @@ def test_where_a_schedule_is_wanted_a_window_is_named():
 def test_reading_code_needs_no_torch():
     code = "import sys, emacore.averaging.code; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "merge"),
+    [
+        ("Window(files=10)", LastFiles(10)),
+        ("Window(files=3, schedule=Constant(beta=0.5))", LastFiles(3, Constant(0.5))),
+        ("RateDecay(shape='1-sqrt')", RateDecay("1-sqrt")),
+        ("RateDecay(shape='cosine', steps=500)", RateDecay("cosine", 500)),
+        ("Coefficients(-0.5, 1.5)", Coefficients((-0.5, 1.5))),
+        ("Window(size=100)", Window(100)),
+        ("Constant(beta=0.99)", Constant(0.99)),
+    ],
+)
+def test_merges_both_ways(text, merge):
+    assert merge_from_code(text) == merge
+    assert merge_from_code(merge_to_code(merge)) == merge
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Window(files=10, size=3)", "Window has no setting 'size'; it has files, schedule"),
+        ("RateDecay('exp')", "shape must be one of linear, cosine, 1-sqrt"),
+        ("RateDecay(step=3)", "RateDecay has no setting 'step'; it has shape, steps"),
+        ("Coefficients()", "at least one"),
+        ("Coefficients(a=1)", "without names"),
+        ("Coefficients(print('x'))", "not a schedule, window, RateDecay or Coefficients"),
+    ],
+)
+def test_what_is_no_merge_is_told(text, words):
+    with pytest.raises(ValueError, match=words):
+        merge_from_code(text)
