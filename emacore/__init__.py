@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emacore.averaging.solving import with_half_life, with_relative_width
     from emacore.averaging.weights import effective_count, mean_age
     from emacore.averaging.windows import Window
+    from emacore.checkpoints.diagnosis import diagnose
     from emacore.checkpoints.reading import open_checkpoints
     from emacore.ema import EMA, averaging_function
     from emacore.experiments.evidence import answers, per_seed
@@ -51,6 +52,7 @@ _HOMES = {
     "Window": "averaging.windows",
     "answers": "experiments.evidence",
     "averaging_function": "ema",
+    "diagnose": "checkpoints.diagnosis",
     "effective_count": "averaging.weights",
     "mean_age": "averaging.weights",
     "open_checkpoints": "checkpoints.reading",
@@ -80,6 +82,7 @@ __all__ = [
     "Window",
     "answers",
     "averaging_function",
+    "diagnose",
     "effective_count",
     "mean_age",
     "open_checkpoints",
