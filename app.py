@@ -24,6 +24,7 @@ def main() -> None:
             st.Page("pages/what_if.py", title="What if"),
             st.Page("pages/evidence.py", title="Evidence"),
             st.Page("pages/where_it_helps.py", title="Where it helps"),
+            st.Page("pages/your_checkpoints.py", title="Your checkpoints"),
             st.Page("pages/runs.py", title="Runs"),
         ],
         position="top",

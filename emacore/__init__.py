@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from emacore.averaging.solving import with_half_life, with_relative_width
     from emacore.averaging.weights import effective_count, mean_age
     from emacore.averaging.windows import Window
+    from emacore.avg_fn import averaging_function
     from emacore.checkpoints.diagnosis import diagnose
+    from emacore.checkpoints.merging import merge
     from emacore.checkpoints.reading import open_checkpoints
-    from emacore.ema import EMA, averaging_function
+    from emacore.checkpoints.snapshots import Snapshots
+    from emacore.ema import EMA
     from emacore.experiments.evidence import answers, per_seed
     from emacore.experiments.statistics import verdict
     from emacore.replay.recording import Recorder
@@ -47,14 +50,16 @@ _HOMES = {
     "Recorder": "replay.recording",
     "RunConfig": "tasks.regression.config",
     "Schedule": "averaging.schedules",
+    "Snapshots": "checkpoints.snapshots",
     "Trajectory": "replay.trajectory",
     "UniformAverage": "averaging.families",
     "Window": "averaging.windows",
     "answers": "experiments.evidence",
-    "averaging_function": "ema",
+    "averaging_function": "avg_fn",
     "diagnose": "checkpoints.diagnosis",
     "effective_count": "averaging.weights",
     "mean_age": "averaging.weights",
+    "merge": "checkpoints.merging",
     "open_checkpoints": "checkpoints.reading",
     "open_run": "tasks",
     "per_seed": "experiments.evidence",
@@ -77,6 +82,7 @@ __all__ = [
     "Recorder",
     "RunConfig",
     "Schedule",
+    "Snapshots",
     "Trajectory",
     "UniformAverage",
     "Window",
@@ -85,6 +91,7 @@ __all__ = [
     "diagnose",
     "effective_count",
     "mean_age",
+    "merge",
     "open_checkpoints",
     "open_run",
     "per_seed",

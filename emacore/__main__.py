@@ -5,14 +5,18 @@ Tables go to standard output or a file as CSV, progress and messages to standard
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # until there is something to keep, Ctrl-C just ends it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import csv
+import io
 import itertools
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, files
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,79 +26,46 @@ import click
 import numpy as np
 
 import emacore
-from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code
+from emacore.averaging.advice import MOST_STEPS
+from emacore.averaging.code import scheme_to_code
+from emacore.averaging.parts import memory, remaining
 from emacore.averaging.schedules import Schedule
-from emacore.averaging.trackers import halflife_decays, tensorboard_decays, wandb_decays
+from emacore.averaging.smoothing import WAYS, Smoothing
+from emacore.averaging.views import sampled_calls
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
 from emacore.averaging.windows import Scheme
-from emacore.formatting import number, percent
+from emacore.cli import diagnosing, merging, stored
+from emacore.cli.options import (
+    Count,
+    ScheduleCode,
+    SchemeCode,
+    Setting,
+    WithFamilies,
+    WithSettings,
+    each_line,
+    first_seed,
+    output,
+    seed_count,
+    settings,
+)
+from emacore.cli.terminal import FAILED, Interruption, Progress, languages, silence
+from emacore.cli.terminal import checked as _checked
+from emacore.cli.terminal import tell as _tell
+from emacore.cli.terminal import write_table as _write
+from emacore.cli.terminal import write_text as _write_text
+from emacore.formatting import counted, number, percent
+from emacore.limits import PRINTED_STEPS
 
 # What the core does not need is imported where it is used: some commands run without pandas.
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import pandas as pd
     from numpy.typing import NDArray
 
+    from emacore.experiments.jobs import CarriedOut
+    from emacore.experiments.store import RunStore
     from emacore.experiments.studies import Job, Sweep
     from emacore.training.config import TaskConfig
 
 LEVELS = (0.9, 0.99, 0.999, 0.9999)
-
-Command = Callable[..., Any]
-
-
-class ScheduleCode(click.ParamType[Schedule]):
-    """A schedule as code, such as ``Constant(beta=0.99)``."""
-
-    name = "schedule"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Schedule:
-        try:
-            return from_code(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class SchemeCode(click.ParamType[Scheme]):
-    """A schedule or a window as code, such as ``Window(size=100)``."""
-
-    name = "scheme"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Scheme:
-        try:
-            return scheme_from_code(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Setting(click.ParamType[tuple[str, Any]]):
-    """A setting by its dotted name, ``name=value``; the value is JSON, or else text."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        key, equals, text = value.partition("=")
-        if not equals:
-            self.fail(f"{value!r} is not of the form name=value", param, ctx)
-        from emacore.experiments.studies import json_value
-
-        return key.strip(), json_value(text)
-
-
-def settings(command: Command) -> Command:
-    """The options that make a config."""
-    command = click.option("--config", type=click.Path(exists=True, dir_okay=False), help="JSON from the app.")(command)
-    return click.option(
-        "--set", "changes", type=Setting(), multiple=True, help="optimizer.learning_rate=0.01; may be given many times."
-    )(command)
-
-
-output = click.option("--output", "-o", type=click.Path(dir_okay=False, writable=True), help="CSV; else to the screen.")
-seed_count = click.option("--seeds", type=click.IntRange(1), default=32, show_default=True, help="How many.")
-first_seed = click.option(
-    "--first-seed", type=click.IntRange(0), default=0, show_default=True, help="The others follow."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -109,10 +80,11 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(cls=WithSettings)
 @settings
+@each_line
 @output
-def train(config: str | None, changes: tuple[tuple[str, Any], ...], output: str | None) -> None:
+def train(config: str | None, changes: tuple[tuple[str, Any], ...], verbose: bool, output: str | None) -> None:
     """Train one run and print its history; it also shows up in the app.
 
     \b
@@ -120,19 +92,24 @@ def train(config: str | None, changes: tuple[tuple[str, Any], ...], output: str 
     emacore train --set optimizer.learning_rate=0.01 --set schedule="Constant(beta=0.99)" -o history.csv
     """
 
-    def tell(rows: list[dict[str, Any]]) -> None:
-        for row in rows:
-            _tell(
-                f"epoch {row['epoch']}: loss {number(row['val_loss_original'])}, average {number(row['val_loss_ema'])}"
-            )
+    run = _config(config, changes)
 
-    _write(_carried_out(_config(config, changes), tell), output)
+    def words(rows: list[dict[str, Any]]) -> str:
+        (row,) = rows
+        losses = f"loss {number(row['val_loss_original'])}, average {number(row['val_loss_ema'])}"
+        return f"epoch {row['epoch']}: {losses}" if verbose else losses
+
+    with Interruption() as by_hand:
+        with Progress("epoch", run.max_epochs, each=verbose) as progress:
+            done = _carried_out(run, by_hand, lambda rows: progress.step(words(rows)))
+        _end(done, by_hand, output)
 
 
-@cli.command()
+@cli.command(cls=WithSettings)
 @settings
 @seed_count
 @first_seed
+@each_line
 @click.option(
     "--schedule", "further", type=ScheduleCode(), multiple=True, help="A further average of the same networks."
 )
@@ -142,6 +119,7 @@ def replicate(
     changes: tuple[tuple[str, Any], ...],
     seeds: int,
     first_seed: int,
+    verbose: bool,
     further: tuple[Schedule, ...],
     output: str | None,
 ) -> None:
@@ -164,21 +142,28 @@ def replicate(
 
     study = _checked(lambda: Study(_config(config, changes), tuple(range(first_seed, first_seed + seeds)), further))
     _tell(seeds_in_words(seeds, 1))
-    history = _carried_out(study, lambda rows: _tell(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train"))
-    if len(history):
-        seeds_table = per_seed(history, patience=patience_of(study.config))
-        found = answers(seeds_table)
-        for question, one in found.items():
-            _tell(verdict(one, QUESTIONS[question]))
-        _tell(f"{rules_in_words(study.config)} {chosen_in_words(seeds_table, found, study.config)}".strip())
-    _write(history, output)
+    with Interruption() as by_hand:
+        with Progress("epoch", study.config.max_epochs, each=verbose) as progress:
+            done = _carried_out(
+                study,
+                by_hand,
+                lambda rows: progress.step(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train"),
+            )
+        if len(done.history):
+            seeds_table = per_seed(done.history, patience=patience_of(study.config))
+            found = answers(seeds_table)
+            for question, one in found.items():
+                _tell(verdict(one, QUESTIONS[question]))
+            _tell(f"{rules_in_words(study.config)} {chosen_in_words(seeds_table, found, study.config)}".strip())
+        _end(done, by_hand, output)
 
 
-@cli.command()
+@cli.command(cls=WithSettings)
 @settings
 @click.option("--grid", "axes", type=Setting(), multiple=True, required=True, help="name=[values] as JSON.")
 @seed_count
 @first_seed
+@each_line
 @click.option("--scheduler", help="Address of a Dask scheduler; also EMACORE_SCHEDULER.")
 @output
 def sweep(
@@ -187,6 +172,7 @@ def sweep(
     axes: tuple[tuple[str, Any], ...],
     seeds: int,
     first_seed: int,
+    verbose: bool,
     scheduler: str | None,
     output: str | None,
 ) -> None:
@@ -199,25 +185,30 @@ def sweep(
     import joblib
 
     from emacore.experiments.studies import Sweep
-    from emacore.experiments.sweep import before_start, in_words, rules_of_cells, summary
+    from emacore.experiments.sweep import address_of, before_start, in_words, rules_of_cells, summary
 
     def read() -> Sweep:
         grid = {name: values if isinstance(values, list) else [values] for name, values in axes}
         return Sweep(_config(config, changes), grid, tuple(range(first_seed, first_seed + seeds)))
 
-    job = _checked(read)
+    job: Sweep = _checked(read)
+    address = _checked(lambda: address_of(scheduler))
     for words in filter(None, before_start(job)):
         _tell(words)
-    count, done = len(job.cells()), itertools.count(1)
-    table = _carried_out(
-        job, lambda rows: _tell(f"cell {next(done)} of {count}"), processes=joblib.cpu_count(), scheduler=scheduler
-    )
-    if len(table):
-        found = summary(table, list(job.grid))
-        _tell(f"{found.to_string(index=False)}\n{in_words(found, list(job.grid))} {rules_of_cells(job)}".rstrip())
-    _write(table, output)
-    if table["error"].notna().any():
-        raise click.ClickException("some cells could not be trained: see the column error")
+    count, place = len(job.cells()), itertools.count(1)
+    with Interruption() as by_hand:
+        with Progress("cell", count, each=verbose) as progress:
+            done = _carried_out(
+                job,
+                by_hand,
+                lambda rows: progress.step(f"cell {next(place)} of {count}"),
+                processes=joblib.cpu_count(),
+                scheduler=address,
+            )
+        if len(done.history):
+            found = summary(done.history, list(job.grid))
+            _tell(f"{found.to_string(index=False)}\n{in_words(found, list(job.grid))} {rules_of_cells(job)}".rstrip())
+        _end(done, by_hand, output, failed=bool(done.history["error"].notna().any()))
 
 
 @cli.command()
@@ -248,72 +239,65 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
     _write(pd.DataFrame(trajectory.final(named) if final else trajectory.replay(named)), output)
 
 
-@cli.command()
-@click.argument("path", type=click.Path(exists=True))
-@click.option("--configured", type=ScheduleCode(), help="The schedule that the average was to have; a step is a call.")
-@click.option("--average", help="The section that holds the average, where files have several.")
-@click.option("--raw", help="The section that holds the raw weights, where files have several.")
-@output
-def diagnose(path: str, configured: Schedule | None, average: str | None, raw: str | None, output: str | None) -> None:
-    """Say what an average really did, from files (a folder) that hold raw and averaged weights of two steps or more.
-
-    The decays between the files go to the CSV file, if one is named.
-
-    \b
-    emacore diagnose checkpoints --configured "Constant(beta=0.999)"
-    """
-    from emacore.checkpoints import CheckpointError
-    from emacore.checkpoints import diagnose as diagnosed
-
-    try:
-        found = diagnosed(path, configured, average=average, raw=raw)
-    except CheckpointError as error:
-        raise click.ClickException(str(error)) from error
-    for sentence in found.sentences:
-        click.echo(sentence)
-    if output is not None:
-        with Path(output).open("w", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(found.table)
-            rows.writerows(zip(*(values.tolist() for values in found.table.values()), strict=True))
-
-
-@cli.command()
+@cli.command(cls=WithFamilies)
 @click.argument("schedule", type=ScheduleCode())
-@click.option("--steps", type=click.IntRange(2, 10_000_000), default=5000, show_default=True, help="Of the run.")
+@click.option("--steps", type=Count(2, MOST_STEPS), default=5000, show_default=True, help="Of the run, such as 1e9.")
 @output
 def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
-    """Print a schedule's decays, and what each step weighs in the last average.
+    """Print a schedule's decays, and what each step weighs in the last average; of a long run, of some of its steps.
 
     \b
     emacore schedule "InversePower(beta=0.999)" --steps 5000 --output decays.csv
     """
-    decays = schedule.decays(steps)
     for level in LEVELS:
         call = schedule.reaches(level)
         when = (
             "never" if call is None else f"at step {call:,}" + ("" if call < steps else ", after the end of this run")
         )
         _tell(f"reaches {level:g} {when}")
-    _tell(
-        f"after step {steps - 1:,}: mean age {number(mean_age(decays))} steps, counts as "
-        f"{number(effective_count(decays))} "
-        f"snapshots, relative width {percent(relative_width(decays))}, start still in it "
+    calls, decays, shares, told = _whole(schedule, steps) if steps <= PRINTED_STEPS else _sampled(schedule, steps)
+    _tell(f"after step {steps - 1:,}: {told}")
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("step", "decay", "weight"))
+    rows.writerows(zip(calls.tolist(), decays.tolist(), shares.tolist(), strict=True))
+    _write_text(text.getvalue(), output)
+
+
+Columns = tuple["NDArray[np.int64]", "NDArray[np.float64]", "NDArray[np.float64]", str]
+
+
+def _whole(schedule: Schedule, steps: int) -> Columns:
+    """Steps, decays, weights, and figures in words, of every step of a run."""
+    decays = schedule.decays(steps)
+    told = (
+        f"mean age {number(mean_age(decays))} steps, counts as {number(effective_count(decays))} snapshots, relative "
+        f"width {percent(relative_width(decays))}, start still in it "
         f"{percent(start_share(decays, start=schedule.start))}"
     )
-    columns = {"step": np.arange(steps), "decay": decays, "weight": weights(decays)}
-    with Path(output).open("w", newline="") if output else nullcontext(sys.stdout) as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(columns)
-        rows.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
+    return np.arange(steps), decays, weights(decays), told
+
+
+def _sampled(schedule: Schedule, steps: int) -> Columns:
+    """The same of some steps, in the memory that these need."""
+    calls = sampled_calls(steps, schedule, most=1600)
+    decays, found = schedule.at(calls), memory(schedule, steps)
+    _tell(f"{counted(len(calls), 'step')} of {steps:,} are printed: even in the steps and in their logarithms")
+    told = (
+        f"mean age {number(found.mean_age)} steps, relative width {percent(found.relative_width)}, start still in it "
+        f"{percent(found.start_share)}"
+    )
+    return calls, decays, (1 - decays) * remaining(schedule, steps, calls), told
 
 
 @cli.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.argument("schedule", type=ScheduleCode(), required=False)
-@click.option("--like", type=click.Choice(["tensorboard", "wandb", "pandas"]), help="As this tool smooths its curves.")
+@click.option("--like", type=click.Choice(list(WAYS)), help="As this tool smooths its curves, or a plain average.")
 @click.option("--smoothing", type=click.FloatRange(0, 1, max_open=True), help="The slider of TensorBoard or W&B.")
 @click.option("--half-life", type=click.FloatRange(0, min_open=True), help="Of --like pandas, in the unit of x.")
+@click.option("--decay", type=click.FloatRange(0, 1), help="Of --like first and --like zero.")
+@click.option("--window", type=click.IntRange(1), help="Of --like moving-average, in values.")
 @click.option(
     "--viewport-scale",
     type=click.FloatRange(0, min_open=True),
@@ -321,6 +305,7 @@ def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
     show_default=True,
     help="Of --like wandb, whose documentation names it without a number.",
 )
+@click.option("--x", "x", help="The column that is x, or row; by default the step, or else a time.")
 @click.option("--column", "columns", multiple=True, help="By default every metric; may be given many times.")
 @click.option(
     "--order",
@@ -344,7 +329,10 @@ def smooth(
     like: str | None,
     smoothing: float | None,
     half_life: float | None,
+    decay: float | None,
+    window: int | None,
     viewport_scale: float,
+    x: str | None,
     columns: tuple[str, ...],
     order: str,
     repeats: str,
@@ -358,16 +346,28 @@ def smooth(
     \b
     emacore smooth losses.csv "BiasCorrected(beta=0.9)" --column loss
     emacore smooth losses.csv --like wandb --smoothing 0.9
+    emacore smooth losses.csv --like moving-average --window 10 -o smoothed.csv
     """
     from emacore.metric_files import read_metrics, with_smoothed
     from emacore.tables import MAX_BYTES, numeric_columns
 
     if (schedule is None) == (like is None):
         raise click.UsageError("give either a schedule, such as Constant(beta=0.9), or --like")
-    if like is not None and (half_life if like == "pandas" else smoothing) is None:
-        raise click.UsageError(f"--like {like} needs {'--half-life' if like == 'pandas' else '--smoothing'}")
+    given = {"smoothing": smoothing, "half-life": half_life, "decay": decay, "window": window}
+    needed = "" if like is None else WAYS[like].number.lower()
+    if needed and given[needed] is None:
+        raise click.UsageError(f"--like {like} needs --{needed}")
+    if idle := [name for name, value in given.items() if value is not None and name != needed]:
+        raise click.UsageError(f"--{idle[0]} does nothing with {f'--like {like}' if like else 'a schedule'}")
+    smoother = (
+        Smoothing("schedule", schedule=schedule)
+        if like is None
+        else Smoothing(like, given[needed] or 0.0, viewport_scale=viewport_scale)
+    )
     source: str | bytes = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else file
     found = _checked(lambda: read_metrics(source), failed=True)
+    if x is not None:
+        found = _checked(lambda: found.with_x(None if x == "row" and x not in found.xs else x))
     for words in found.told():
         _tell(words)
     there = numeric_columns(found.frame)
@@ -380,28 +380,20 @@ def smooth(
         raise click.UsageError(
             f"{file} has a column {taken[0]}{suffix} already: rename it, or choose another --column or --suffix"
         )
-    steps = found.steps()[found.frame[list(names)].notna().any(axis=1)]
-    span = float(np.ptp(steps[np.isfinite(steps)])) if np.isfinite(steps).any() else 0.0
-
-    def decays_of(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        if schedule is not None:
-            return schedule.decays(len(steps)) if len(steps) else np.zeros(0)
-        if like == "pandas":
-            return halflife_decays(steps, half_life or 0.0)
-        if like == "wandb":
-            return wandb_decays(steps, smoothing or 0.0, x_range=span or None, viewport_scale=viewport_scale)
-        return tensorboard_decays(smoothing or 0.0, len(steps)) if len(steps) else np.zeros(0)
-
-    if np.any(np.diff(steps[np.isfinite(steps)]) < 0):
+    span = found.span(names)
+    if found.unsorted(names):
         order_of = "rows; --order step sorts them" if order == "file" else f"{found.step}; --order file keeps the rows'"
         _tell(f"smoothed in the order of the {order_of}")
     if like == "wandb":
         _tell(f"the x-axis spans {span:g}, from the first to the last of these values, times {viewport_scale:g}")
+    for name in names:
+        settled = smoother.settled(found.values(name).steps, span)
+        _tell(f"{name}: {settled.in_words(found.unit(name))}")
     table = _checked(
         lambda: with_smoothed(
             found,
             names,
-            decays_of,
+            lambda values, steps: smoother.smooth(values, steps, span),
             in_order_of_steps=order == "step",
             last_of_step_only=repeats == "last",
             suffix=suffix,
@@ -411,80 +403,36 @@ def smooth(
     _write(table, output)
 
 
-@cli.command()
-@click.argument("run_id")
-@click.option(
-    "--as", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True, help="History, or settings."
-)
-@output
-def export(run_id: str, form: str, output: str | None) -> None:
-    """Print the history of a stored run or study as CSV, or its settings as JSON.
-
-    \b
-    emacore export 0123456789ab --as json
-    """
-    from emacore.experiments.store import RunStore
-
-    store = RunStore()
-    if form == "csv":
-        _write(store.history(run_id), output)
-        return
-    text = store.result(run_id).job.to_json()
-    if output is None:
-        click.echo(text)
-    else:
-        Path(output).write_text(text)
-
-
-@cli.command()
-@output
-def runs(output: str | None) -> None:
-    """List all runs, studies and sweeps of the store with their names and final numbers, newest first.
-
-    \b
-    emacore runs --output runs.csv
-    """
-    from datetime import UTC, datetime
-
-    from emacore.experiments.listing import final_numbers, listing
-    from emacore.experiments.store import FINAL_STATES, RunStore
-
-    store = RunStore()
-    table = store.jobs()
-    over = table[(table["kind"] == "study") & table["state"].isin(FINAL_STATES)]
-    found = {job_id: final_numbers(store.result(job_id).job, store.history(job_id)) for job_id in over["id"]}
-    _write(listing(table, datetime.now(UTC), found=found).drop(columns=["label", "config"]), output)
-
-
-@cli.command()
-@click.argument("run_id")
-@click.argument("name")
-def rename(run_id: str, name: str) -> None:
-    """Give a run, study or sweep a name; an empty one brings that of its settings back.
-
-    \b
-    emacore rename 0123456789ab "the one for the talk"
-    """
-    from emacore.experiments.store import RunStore
-
-    store = RunStore()
-    store.rename(run_id, name)
-    click.echo(f"{run_id}: {store.result(run_id).name or 'named after its settings'}")
+for command in (merging.checkpoints, merging.merge, diagnosing.diagnose, stored.export, stored.runs, stored.rename):
+    cli.add_command(command)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--open", "paths", multiple=True, type=click.Path(exists=True), help="Checkpoints or a recording to look at."
+)
+@click.option("--evaluate", metavar="MODULE:FUNCTION", help="Measures their networks: the loss of tensors by name.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def app(arguments: tuple[str, ...]) -> None:
+def app(paths: tuple[str, ...], evaluate: str | None, arguments: tuple[str, ...]) -> None:
     """Open the app; further arguments go to Streamlit.
+
+    What --open names is seen by all who see the app, under the ends of its paths; it may be given many times.
 
     \b
     emacore app --server.port 8600
+    emacore app --open snapshots --open older/run --evaluate my_eval:loss
     """
     file = _app_file(Path(__file__).parents[1])
     if file is None:
         raise click.ClickException("app.py is not beside the package, nor installed with it: run this in a checkout")
     if find_spec("streamlit") is None:
         raise click.ClickException("the app needs Streamlit: pip install 'emacore[app]'")
+    from emacore.experiments.opened import EVALUATE, OPEN, checked_evaluator, checked_paths
+
+    if paths:
+        os.environ[OPEN] = _checked(lambda: checked_paths(paths))
+    if evaluate is not None:
+        os.environ[EVALUATE] = _checked(lambda: checked_evaluator(evaluate))
     os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *arguments])
 
 
@@ -499,83 +447,113 @@ def _app_file(checkout: Path) -> Path | None:
     return None
 
 
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands, options, schedules, settings and ids with the Tab key.
+
+    \b
+    emacore completion bash
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.ClickException(f"there is no completion for {shell}")
+    _write_text(f"{kind(cli, {}, 'emacore', '_EMACORE_COMPLETE').source()}\n", None)
+    _tell(f"to have it in each new shell: emacore completion {shell} >> {_START_FILES[shell]}")
+
+
+_START_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc", "fish": "~/.config/fish/completions/emacore.fish"}
+
+
 def main() -> None:
-    """Run, with exit code 0, 1 (failed) or 2 (usage)."""
+    """Run; the exit code is 0, 1 (failed), 2 (usage), 3 (diverged), or a signal's: 129, 130, 143."""
+    languages()
     try:
         cli(prog_name="emacore")
     except ModuleNotFoundError as error:
-        click.echo(f"Error: this command needs {error.name}: pip install 'emacore[experiments]'", err=True)
-        sys.exit(1)
+        _tell(f"Error: this command needs {error.name}: pip install 'emacore[experiments]'")
+        sys.exit(FAILED)
+    except BrokenPipeError:
+        silence(sys.stdout)
     except (RuntimeError, ValueError, OSError) as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+        _tell(f"Error: {error}")
+        sys.exit(FAILED)
 
 
 def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfig:
-    from emacore.experiments.studies import job_from_json, with_settings
+    from emacore.experiments.studies import Study, Sweep, job_from_json, with_settings
+    from emacore.limits import SETTINGS_BYTES, check_most
     from emacore.tasks.regression.config import RunConfig
-    from emacore.training.config import TaskConfig
 
     def read() -> TaskConfig:
-        job = RunConfig() if file is None else job_from_json(Path(file).read_bytes())
-        return with_settings(job if isinstance(job, TaskConfig) else job.config, dict(changes))
+        if file is None:
+            return with_settings(RunConfig(), dict(changes))
+        check_most(f"bytes of settings in {file}", Path(file).stat().st_size, SETTINGS_BYTES)
+        job = job_from_json(Path(file).read_bytes())
+        if isinstance(job, Study | Sweep):
+            kind = "a sweep, whose grid and seeds are" if isinstance(job, Sweep) else "a study, whose seeds are"
+            _tell(f"{file} describes {kind} not taken from it: only the settings that all its runs have")
+            return with_settings(job.config, dict(changes))
+        return with_settings(job, dict(changes))
 
     config: TaskConfig = _checked(read)
     return config
 
 
-def _checked(make: Callable[[], Any], *, failed: bool = False) -> Any:
-    """What ``make`` returns; its ``ValueError`` is a wrong usage, or else (``failed``) a failure."""
-    try:
-        return make()
-    except ValueError as error:
-        raise (click.ClickException if failed else click.UsageError)(str(error)) from error
-
-
-def _carried_out(job: Job, tell: Callable[[list[dict[str, Any]]], None], **arguments: Any) -> pd.DataFrame:
-    """The history of a job, trained here into the store; Ctrl-C ends it."""
+def _carried_out(
+    job: Job, by_hand: Interruption, step: Callable[[list[dict[str, Any]]], None], **arguments: Any
+) -> CarriedOut:
+    """A job, trained here into the store until it ends or is ended by hand; its history is in memory whatever the store
+    does."""
     from emacore.experiments.jobs import alive, carry_out
-    from emacore.experiments.store import RunStore, worker_name
+    from emacore.experiments.store import RunStore, StoreError
     from emacore.experiments.studies import job_in_words
+    from emacore.training.config import TaskConfig
 
-    store, worker = RunStore(), worker_name(os.getpid(), "terminal")
-    with _interruptible() as stop:
+    store = RunStore()
+    for words in _checked((job if isinstance(job, TaskConfig) else job.config).data.told, failed=True):
+        _tell(words)
+    problems: list[str] = []
+
+    def trouble(error: Exception) -> None:
+        if not problems:
+            _tell(f"\nnot all of it can be kept in the store: {error}")
+        problems.append(str(error))
+
+    with store.working("terminal") as worker:
         run_id = store.enter(job, worker)
+        _tell(f"{run_id}: {job_in_words(job)}")
+        by_hand.at_once = lambda: _end_at_once(store, run_id, worker)
         try:
-            with alive(store, run_id, worker, stop):
-                history = carry_out(store, run_id, worker, job, stop, tell, **arguments)
+            with alive(store, run_id, worker, by_hand.stop):
+                done = carry_out(store, run_id, worker, job, by_hand.stop, step, trouble=trouble, **arguments)
         except Exception as error:
-            store.finish(run_id, worker, "failed", error=str(error))
+            with suppress(StoreError):
+                store.finish(run_id, worker, "failed", error=str(error))
             raise
-    _tell(f"{run_id} ({job_in_words(job)}): {store.result(run_id).stopped}")
-    return history
+    _tell(f"{run_id} ({job_in_words(job)}): {done.ended}")
+    return done
 
 
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets: what was done so far is kept.  A second Ctrl-C ends at once."""
-    stop = threading.Event()
+def _end_at_once(store: RunStore, run_id: str, worker: str) -> None:
+    """Enter the end of a run whose process is about to go, and end the processes that it started."""
+    store.finish(run_id, worker, "stopped", stopped="stopped")
+    if "joblib" in sys.modules:
+        from joblib.externals.loky import get_reusable_executor
 
-    def on_signal(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        stop.set()
-
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
+        get_reusable_executor().shutdown(wait=False, kill_workers=True)
 
 
-def _tell(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _write(table: pd.DataFrame, output: str | None) -> None:
-    if output is None:
-        click.echo(table.to_csv(index=False), nl=False)
-    else:
-        table.to_csv(output, index=False)
+def _end(done: CarriedOut, by_hand: Interruption, output: str | None, *, failed: bool = False) -> None:
+    """Write a job's history, and leave with the exit code of how it ended."""
+    if done.recording_error is not None:
+        _tell(f"weights: {done.recording_error}")
+    _write(done.history, output)
+    if failed:
+        raise click.ClickException("some cells could not be trained: see the column error")
+    sys.exit(by_hand.exit_code("diverged" if done.diverged else done.ended))
 
 
 if __name__ == "__main__":

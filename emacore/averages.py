@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from emacore.averaging.schedules import Schedule
+from emacore.attributes import Follower
+from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.averaging.weights import Floats, stretch_weights
+from emacore.buffers import Policy, copied_buffers, holds, put_buffers
+from emacore.checks import check_choice
+from emacore.chosen import chosen
+from emacore.sharded import check_not_sharded
+from emacore.steps import after_each_step
 from emacore.tensors import (
     Watch,
     check_has_values,
@@ -22,16 +30,34 @@ from emacore.tensors import (
     is_averaged,
     layout,
     listed,
-    own_buffers,
     paired,
     reals,
     restore,
+    slots,
     ties,
     unwrapped,
+    writable,
 )
 
 _BLOCK = 1024
 _STRETCH = 32  # divides a block
+# What is not derived.
+_KEPT = (
+    "module",
+    "schedules",
+    "step",
+    "on_nonfinite",
+    "nonfinite_calls",
+    "_averages",
+    "_waiting",
+    "_rows",
+    "_owed",
+    "_is_partial",
+    "_layout",
+    "_copied",
+    "_copied_buffers",
+    "_policy",
+)
 _WAITING_BYTES = 2**20  # for each average; beyond it, waiting costs more memory than it saves time
 
 
@@ -40,8 +66,8 @@ class Averages:
 
     Tensors are paired by name.  Floating-point and complex parameters and buffers are averaged, in float32, or in
     float64 if one of them has it; others (BatchNorm's counter, and the buffers that EMA copies) are copied at every
-    move.  Each average equals that of
-    :class:`emacore.EMA` with the same schedule.  All tensors of the module must be on one device.
+    move, and may come, go and grow.  Each average equals that of :class:`emacore.EMA` with the same schedule.  All
+    tensors of the module must be on one device.
 
     On the CPU, the weights of up to 32 calls wait side by side until one matrix product moves the averages by them, if
     that takes at most 1 MiB for each average.  Reading an average in between counts those that wait, and changes
@@ -50,9 +76,15 @@ class Averages:
     Args:
         module: The module being trained.  A ``torch.compile``d or (Distributed)DataParallel one is looked into.
         schedules: A schedule by the name of its average.
+        buffers: Which floating-point buffers are averaged and which copied, as for :class:`emacore.EMA`.
+        names: Only these parameters and buffers are averaged; by default all.  The others are left as they are.
+        trainable_only: The same for the parameters that require a gradient now, and the buffers of their modules.
+        on_nonfinite: What becomes of a call where a weight is not finite: ``"take"`` it into the averages, where it
+            stays; ``"skip"`` the call, and warn of the first; or ``"raise"``.  The last two read all weights once more.
 
     Attributes:
         step: How many calls of :meth:`update` there have been.
+        nonfinite_calls: How many of them ``on_nonfinite="skip"`` has skipped.
 
     Raises:
         ValueError: for no schedule, a module that has no values yet, nothing to average, or several devices.
@@ -75,21 +107,37 @@ class Averages:
     _watch: Watch | None
     _plain: list[bool]
 
-    def __init__(self, module: nn.Module, schedules: Mapping[str, Schedule]) -> None:
+    @torch.inference_mode(False)
+    def __init__(
+        self,
+        module: nn.Module,
+        schedules: Mapping[str, Schedule],
+        *,
+        buffers: Policy = None,
+        on_nonfinite: str = "take",
+        names: Collection[str] | None = None,
+        trainable_only: bool = False,
+    ) -> None:
         if not schedules:
             raise ValueError("schedules must name at least one schedule")
         for name, schedule in schedules.items():
             if not isinstance(schedule, Schedule):
                 raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")
         check_has_values("module", module)
+        check_not_sharded("module", module, "use an EMA for each schedule")
         self.module = module
+        check_choice("on_nonfinite", on_nonfinite, ("take", "skip", "raise"))
         self.schedules = dict(schedules)
-        self.step = 0
+        self.on_nonfinite = on_nonfinite
+        self.nonfinite_calls = self.step = 0
         self._inside = None
         online = unwrapped(module)
-        self._layout = layout(online)
-        tensors = distinct(online)
-        self._own_buffers = own_buffers(online)
+        self._policy = buffers
+        self._is_partial = names is not None or trainable_only
+        wanted = chosen(online, names, trainable_only)
+        self._layout = {name: tie for name, tie in layout(online).items() if tie.first_name in wanted}
+        tensors = {name: tensor for name, tensor in distinct(online).items() if name in wanted}
+        self._copied_buffers = copied_buffers(online, buffers) & self._layout.keys()
         averaged = [tensor for name, tensor in tensors.items() if self._is_averaged(name, tensor)]
         if not averaged:
             raise ValueError("the module has no floating-point tensor to average")
@@ -98,6 +146,7 @@ class Averages:
         self._averages = flat.repeat(len(schedules), 1)  # after the calls before those that wait
         self._waiting: list[int] = []  # which calls of the block wait, all of one stretch: a row each
         self._rows = self._new_rows(0)
+        self._owed = [False] * len(schedules)  # a copy that was skipped, which the next call makes up for
         self._copied = [
             {name: tensor.clone() for name, tensor in tensors.items() if not self._is_averaged(name, tensor)}
             for _ in schedules
@@ -125,7 +174,10 @@ class Averages:
             self._look_ahead()
         if self._watch is None or self._watch.is_stale():
             self._look_up()
-        if self._plain[offset]:
+        if self.on_nonfinite != "take" and self._is_not_finite(offset):
+            self.step += 1
+            return
+        if self._plain[offset] and not any(self._owed):
             if self._inputs:
                 self._rows_as_bytes[len(self._waiting)][:] = b"".join(self._inputs)
                 self._waiting.append(offset)
@@ -134,11 +186,18 @@ class Averages:
             if self._others:
                 for copies in self._copied:
                     self._copy_into(copies)
-        elif self._moves[:, offset].any():
+        elif self._moves[:, offset].any():  # not plain, or a copy is owed
             self._move_one_by_one(offset)
         self.step += 1
         if self._waiting and not self.step % _STRETCH:
             self._catch_up()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
+
+        See :func:`emacore.steps.after_each_step`.
+        """
+        return after_each_step(optimizer, unwrapped(self.module), self.update)
 
     @contextmanager
     def average_parameters(self, name: str) -> Iterator[nn.Module]:
@@ -150,27 +209,39 @@ class Averages:
         if self._inside is not None:
             raise RuntimeError(f"average_parameters({self._inside!r}) is already open: leave its with block first")
         online = unwrapped(self.module)
-        pairs = paired(self._layout, ties(online), "module")
-        kept = {name: source.clone() for name, (_, source) in pairs.items()}
+        free = self._copied_now(online) | self._left_out(online)
+        pairs = paired(self._layout, ties(online), "module", free)
+        kept = {name: tensor.clone() for name, tensor in writable(online).items()}
         self._inside = name
         try:
             for key, (_, source) in pairs.items():
-                source.copy_(values[key])
+                if key in kept and key in values and values[key].shape == source.shape:
+                    source.copy_(values[key])
             yield self.module
         finally:
             self._inside = None
-            restore(online, kept)
+            restore(online, kept, free | self._copied_now(online))
 
     def copy_to(self, module: nn.Module, name: str) -> None:
         """Copy one of the averages into another module that has the same tensors by name.
+
+        Tensors of which no average is kept are copied from the module that trains.
 
         Raises:
             KeyError: if there is no such average.
             RuntimeError: if names or shapes differ.
         """
         values = self._tensors_of(name)
-        for key, (_, target) in paired(self._layout, ties(unwrapped(module)), "module").items():
-            target.copy_(values[key])
+        target = unwrapped(module)
+        online = unwrapped(self.module)
+        now = ties(online)
+        copied = copied_buffers(online, self._policy) | self._copied_buffers
+        buffers = {key: tie.tensor for key, tie in now.items() if key in copied} | values
+        put_buffers(target, {key: value for key, value in buffers.items() if key in copied})
+        for key, (source, tensor) in paired(now, ties(target), "module", copied & slots(target)).items():
+            if key not in copied:
+                tensor.copy_(values.get(key, source))
+        Follower(target, online).follow()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors, numbers and text: ``torch.load(..., weights_only=True)`` reads it.
@@ -185,11 +256,17 @@ class Averages:
                 "weights": torch.tensor(self._rows[: len(self._waiting)]),
             },
             "copied": [{name: tensor.clone() for name, tensor in copies.items()} for copies in self._copied],
+            "owed": list(self._owed),
+            "nonfinite_calls": self.nonfinite_calls,
             "schedules": {name: schedule.to_dict() for name, schedule in self.schedules.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, strict_schedule: bool = True) -> None:
         """Go on where :meth:`state_dict` was taken.
+
+        Args:
+            strict_schedule: Whether to refuse a state of other schedules.  Otherwise averages of the same names go on
+                under those that they have now.
 
         Raises:
             ValueError: if it is of other schedules, or of another module.
@@ -197,12 +274,17 @@ class Averages:
         if self._inside is not None:
             raise RuntimeError("load_state_dict() inside average_parameters(): leave its with block first")
         told = {name: schedule.to_dict() for name, schedule in self.schedules.items()}
-        if state["schedules"] != told:
-            raise ValueError(f"the state is of the schedules {state['schedules']}, these are {told}")
+        if list(state["schedules"]) != list(told) or (strict_schedule and state["schedules"] != told):
+            raise ValueError(
+                f"the state is of the schedules {state['schedules']}, these are {told}; build it with the same, or, if "
+                "the names are, go on under these with strict_schedule=False"
+            )
+        copied = [{name: tensor.clone() for name, tensor in copies.items()} for copies in state["copied"]]
+        fixed = [name for name in self._copied[0] if name not in self._copied_buffers]
         if state["averages"].shape != self._averages.shape or any(
-            {name: tensor.shape for name, tensor in theirs.items()}
-            != {name: tensor.shape for name, tensor in ours.items()}
-            for theirs, ours in zip(state["copied"], self._copied, strict=True)
+            name not in copies or copies[name].shape != self._copied[0][name].shape
+            for copies in copied
+            for name in fixed
         ):
             raise ValueError(
                 f"the state holds averages of {state['averages'].shape[-1]} weights, "
@@ -210,15 +292,18 @@ class Averages:
             )
         self._reset()
         self.step = int(state["step"])
+        self.nonfinite_calls = state.get("nonfinite_calls", 0)
+        self._owed = list(state.get("owed", self._owed))
         self._averages.copy_(state["averages"])
         self._waiting.clear()
-        if "waiting" in state:  # older states hold the averages after all calls
-            self._waiting = [call - self._block_start() for call in state["waiting"]["calls"]]
+        if waiting := state.get("waiting"):  # older states hold the averages after all calls
+            self._waiting = [call - self._block_start() for call in waiting["calls"]]
             self._rows = self._new_rows(_STRETCH)
-            self._rows[: len(self._waiting)] = state["waiting"]["weights"].numpy(force=True)
-        for ours, theirs in zip(self._copied, state["copied"], strict=True):
-            for name, tensor in ours.items():
-                tensor.copy_(theirs[name])
+            self._rows[: len(self._waiting)] = waiting["weights"].numpy(force=True)
+            if not strict_schedule:
+                self._catch_up_under(state["schedules"])
+        device = self._averages.device
+        self._copied = [{name: tensor.to(device) for name, tensor in copies.items()} for copies in copied]
 
     def to(self, device: torch.device | str) -> Averages:
         """Move the averages to the device of the module."""
@@ -233,11 +318,39 @@ class Averages:
         self._plain = []
 
     def _is_averaged(self, name: str, tensor: Tensor) -> bool:
-        return is_averaged(tensor) and name not in self._own_buffers
+        return is_averaged(tensor) and name not in self._copied_buffers
+
+    def _copied_now(self, online: nn.Module) -> frozenset[str]:
+        """What is averaged is so for good; a buffer that has come into being may be copied."""
+        if self._is_partial:
+            return self._copied_buffers
+        return self._copied_buffers | (copied_buffers(online, self._policy) - self._layout.keys())
+
+    def _left_out(self, online: nn.Module) -> set[str]:
+        return (set(ties(online)) - set(self._layout)) if self._is_partial else set()
+
+    def _is_averaged_one(self, name: str) -> bool:
+        return name in self._layout and self._is_averaged(name, self._layout[name].tensor)
 
     def _block_start(self) -> int:
         return self.step - self.step % _BLOCK
 
+    def _is_not_finite(self, offset: int) -> bool:
+        if self._watch is None or self._watch.is_stale():
+            self._look_up()
+        if bool(self._flat_now().isfinite().all()):
+            return False
+        what = f"call {self.step}: the module has weights that are not finite"
+        if self.on_nonfinite == "raise":
+            raise RuntimeError(f"{what}; the averages have not taken them")
+        if not self.nonfinite_calls:
+            warnings.warn(f"{what}: the averages skip it, and count in nonfinite_calls", stacklevel=3)
+        self.nonfinite_calls += 1
+        copies = (self._moves & (self._decays == 0))[:, offset].tolist()
+        self._owed = [owed or skipped for owed, skipped in zip(self._owed, copies, strict=True)]
+        return True
+
+    @torch.inference_mode(False)
     def _look_ahead(self) -> None:
         """The decays of the block of calls that this one is in, for all schedules."""
         calls = self._block_start() + np.arange(_BLOCK)
@@ -253,12 +366,21 @@ class Averages:
         self._stretch_shares = shares.swapaxes(0, 1).astype(self._rows.dtype)
         self._stretch_rests = self._as_tensor(rests.swapaxes(0, 1))
 
+    @torch.inference_mode(False)
     def _look_up(self) -> None:
         online = unwrapped(self.module)
-        pairs = paired(self._layout, ties(online), "module")
-        sources = {name: source for name, (_, source) in pairs.items()}
-        averaged = _on_one_device([source for name, source in sources.items() if self._is_averaged(name, source)])
-        self._others = {name: source for name, source in sources.items() if not self._is_averaged(name, source)}
+        found = ties(online)
+        self._copied_buffers = self._copied_now(online)
+        left_out = self._left_out(online)
+        pairs = paired(self._layout, found, "module", self._copied_buffers | left_out)
+        averaged = _on_one_device([found[name].tensor.detach() for name in pairs if self._is_averaged_one(name)])
+        self._others = {
+            name: tie.tensor.detach()
+            for name, tie in found.items()
+            if name not in left_out
+            and not self._is_averaged_one(name)
+            and (tie.first_name == name or name in self._copied_buffers)
+        }
         # Aliases of the memory itself, where the module's tensors are flat as they lie.
         self._direct = all(tensor.dtype == self._averages.dtype and tensor.is_contiguous() for tensor in averaged)
         self._sources = [tensor.view(-1) for tensor in averaged] if self._direct else averaged
@@ -295,6 +417,16 @@ class Averages:
         # For matrices this small NumPy's product takes half the time of torch's.
         return self._as_tensor(shares @ self._rows[:count]), rest
 
+    def _catch_up_under(self, told: Mapping[str, Mapping[str, Any]]) -> None:
+        """Move the averages by the calls that wait, under schedules that are not theirs any more."""
+        if self._waiting:
+            calls = self._block_start() + np.array(self._waiting)
+            decays = np.stack([schedule_from_dict(told[name]).at(calls) for name in self.schedules])
+            shares, rest = _shares_and_rest(decays)
+            means = shares.astype(self._rows.dtype) @ self._rows[: len(calls)]
+            self._averages.lerp_(self._as_tensor(means), self._as_tensor(rest))
+            self._waiting.clear()
+
     def _new_rows(self, count: int) -> NDArray[Any]:
         return self._averages.new_zeros(count, self._averages.shape[1], device="cpu").numpy()
 
@@ -311,17 +443,26 @@ class Averages:
         self._catch_up()
         flat = self._flat_now()
         decays, moves = self._decays[:, offset].tolist(), self._moves[:, offset]
-        for average, copies, decay, moved in zip(self._averages, self._copied, decays, moves, strict=True):
+        for n, (average, copies, decay, moved) in enumerate(
+            zip(self._averages, self._copied, decays, moves, strict=True)
+        ):
             if moved:
                 self._copy_into(copies)
+            if moved and self._owed[n]:
+                decay, self._owed[n] = 0.0, False
             if decay == 0:
                 average.copy_(flat)
             elif decay < 1:
                 average.lerp_(flat, 1 - decay)
 
     def _copy_into(self, copies: dict[str, Tensor]) -> None:
-        for name, tensor in copies.items():
-            tensor.copy_(self._others[name])
+        for name, source in self._others.items():
+            if name in copies and holds(copies[name], source):
+                copies[name].copy_(source)
+            else:
+                copies[name] = source.clone()
+        for name in copies.keys() - self._others.keys():
+            del copies[name]
 
     def _tensors_of(self, name: str) -> dict[str, Tensor]:
         """An average as tensors by name, a shared one once."""
@@ -330,9 +471,7 @@ class Averages:
             raise KeyError(f"there is no average {name!r}; there are {listed(names)}")
         row = names.index(name)
         averaged = {
-            key: tie.tensor
-            for key, tie in self._layout.items()
-            if tie.first_name == key and self._is_averaged(key, tie.tensor)
+            key: tie.tensor for key, tie in self._layout.items() if tie.first_name == key and self._is_averaged_one(key)
         }
         found = from_reals(self.averages[row : row + 1], averaged)
         return {**self._copied[row], **{key: tensor[0] for key, tensor in found.items()}}
@@ -340,8 +479,7 @@ class Averages:
     def __getstate__(self) -> dict[str, Any]:
         if self._inside is not None:
             raise RuntimeError("a copy made inside average_parameters() would train from the average; copy it outside")
-        kept = ("module", "schedules", "step", "_averages", "_waiting", "_rows", "_layout", "_copied", "_own_buffers")
-        return {name: self.__dict__[name] for name in kept}
+        return {name: self.__dict__[name] for name in _KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

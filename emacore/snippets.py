@@ -1,8 +1,9 @@
 """The same schedule as code for other libraries: by a rule of their own, or else with decays from emacore.
 
 Each piece of code is complete but for three names of the reader's own: ``model``, ``batches`` and ``train_on(batch)``,
-one optimiser step.  Every argument that matters is written out, so that nothing rests on a library's defaults.  The
-tests run every one of them and compare the averages, but for those whose note says that it was read only.
+one optimiser step; a note says which others.  Every argument that matters is written out, so that nothing rests on a
+library's defaults.  The tests run every one of them and compare the averages, but for those whose note says that it was
+read only.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def snippets(schedule: Schedule, num_steps: int | None = None) -> list[Snippet]:
         _diffusers(schedule),
         _torch(schedule),
         _lightning(schedule),
+        _transformers(schedule),
+        _accelerate(schedule),
         _composer(schedule),
         _torchtitan(schedule),
         _optax(schedule),
@@ -353,18 +356,51 @@ def _lightning(schedule: Schedule) -> Snippet:
             f"EMAWeightAveraging(\n    decay={_written(schedule.beta)}, update_every_n_steps={every}, "
             f"update_starting_at_step={start},\n    update_starting_at_epoch=None, use_buffers=True,\n)"
         )
+        note += (
+            " Checkpoints of weights alone hold those that trained; emacore.integrations.lightning.AveragingCallback "
+            "saves the averages there, too."
+        )
     else:
         head = (
-            f"{_imported(schedule, 'averaging_function')}\nfrom lightning.pytorch import Trainer\n"
-            f"from lightning.pytorch.callbacks import WeightAveraging\n\nschedule = {explicit_code(schedule)}"
+            f"{_imported(schedule)}\nfrom emacore.integrations.lightning import AveragingCallback\n"
+            f"from lightning.pytorch import Trainer\n\nschedule = {explicit_code(schedule)}"
         )
-        average = "WeightAveraging(avg_fn=averaging_function(schedule), use_buffers=True)"
-        note = f"Lightning has no such rule of its own; emacore's function gives it one. {note}"
+        average = 'AveragingCallback(schedule, validate="average", at_end="average")'
+        note = f"Lightning has no such rule of its own; emacore's callback gives it one. {note}"
     return Snippet(
         "Lightning",
         f"{head}\naverage = {average}\ntrainer = Trainer(max_epochs=1, callbacks=[average])  # and your arguments\n"
         "trainer.fit(model, batches)\n# model holds the averages now",
         note,
+    )
+
+
+def _transformers(schedule: Schedule) -> Snippet:
+    return Snippet(
+        "Transformers",
+        f"{_imported(schedule)}\nfrom emacore.integrations.transformers import Averaging\n"
+        f"from transformers import Trainer, TrainingArguments\n\nschedule = {explicit_code(schedule)}\n"
+        'arguments = TrainingArguments("checkpoints", report_to="none")  # and yours\n'
+        "trainer = Trainer(model, arguments, train_dataset=batches)\n"
+        'averaging = Averaging(trainer, schedule, validate="average", at_end="average")\ntrainer.train()\n'
+        "# model holds the averages now, and each checkpoint does",
+        "Transformers has no averages of its own; emacore's callback keeps them. model is a PreTrainedModel, batches "
+        "its data set. With adapters (PEFT), trainable_only=True averages them alone.",
+    )
+
+
+def _accelerate(schedule: Schedule) -> Snippet:
+    return Snippet(
+        "accelerate",
+        f"from accelerate import Accelerator\n{_imported(schedule)}\n"
+        f"from emacore.integrations.accelerate import Averaging\n\nschedule = {explicit_code(schedule)}\n"
+        "accelerator = Accelerator()\nmodel, optimizer, batches = accelerator.prepare(model, optimizer, batches)\n"
+        "averaging = Averaging(accelerator, model, optimizer, schedule)\nfor batch in batches:\n"
+        '    train_on(batch)\naveraging.save_model("averaged")\n'
+        "# averaging.swapped() puts the averages into the model for a while",
+        "accelerate has no averages of its own; emacore keeps them, moves them when the optimizer really steps, and "
+        "saves them with accelerator.save_state. optimizer is yours, batches a DataLoader, and train_on(batch) calls "
+        "accelerator.backward and optimizer.step.",
     )
 
 

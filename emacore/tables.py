@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -32,6 +33,12 @@ NO_DELIMITER = "\x1f"
 COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
 POINT_NUMBER = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
+#: Groups of three digits with blanks (of any width) or apostrophes between them, as much of the world writes them.
+GROUPS = re.compile(r"[+-]?\d{1,3}(?:[ '\u2019\u00a0\u2009\u202f]\d{3})+(?:[.,]\d+)?")
+_BETWEEN_GROUPS = str.maketrans("", "", " '\u2019\u00a0\u2009\u202f")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+#: A date in the order of ISO 8601, with or without a time of day.
+DATE = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}(?:[T ][\d:.,]+(?: ?(?:Z|[+-]\d\d:?\d\d))?)?")
 THOUSANDS_POINT = re.compile(r"(?<=\d)\.(?=\d{3}(?:\D|$))")
 
 
@@ -58,6 +65,11 @@ def read_csv(source: bytes | str | Path) -> pd.DataFrame:
     return read_table(text_of(content_of(source))).frame
 
 
+def table_of(content: bytes) -> Table:
+    """:func:`read_table` of a file's bytes."""
+    return read_table(text_of(content))
+
+
 def content_of(source: bytes | str | Path) -> bytes:
     """The bytes of a file (a path, or its bytes), whose size is looked at before it is read.
 
@@ -78,16 +90,59 @@ def content_of(source: bytes | str | Path) -> bytes:
     return content
 
 
+#: Folders in which stores keep tables, each under the first letters of its hash.
+KEPT: set[Path] = set()
+LETTERS_OF_HASH = 16
+
+
+def hash_of(content: bytes) -> str:
+    """The hash by which a file is known: SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def kept_name(sha256: str) -> str:
+    """Under which name a store keeps the file of this hash."""
+    return f"{sha256[:LETTERS_OF_HASH]}.csv"
+
+
+def is_kept(sha256: str) -> bool:
+    """Whether a store keeps the file of this hash."""
+    return any((folder / kept_name(sha256)).exists() for folder in KEPT)
+
+
+def read_file(path: str, sha256: str | None = None) -> bytes:
+    """The bytes of a table: of the one of this hash where a store keeps it, or of the file in this place.
+
+    Raises:
+        TableError: if it is missing, too large, or another one than the hash says.
+    """
+    if sha256 is not None:
+        for folder in sorted(KEPT):
+            if (kept := folder / kept_name(sha256)).exists():
+                content = content_of(kept)
+                if hash_of(content) == sha256:
+                    return content
+    content = content_of(path)
+    if sha256 is not None and hash_of(content) != sha256:
+        raise TableError(
+            f"The file {Path(path).name!r} is another one than that of the settings: its hash begins with "
+            f"{hash_of(content)[:8]}, theirs with {sha256[:8]}. Bring that file, or leave data.sha256 out."
+        )
+    return content
+
+
 def text_of(content: bytes) -> str:
-    """The text of a file in UTF-8 or, with its mark, UTF-16; gzip is unpacked.  Lines end in "\\n".
+    """The text of a file in UTF-8 or, with its mark, UTF-16; gzip is unpacked.  Lines end in "\\n"; what colours a
+    terminal is taken out.
 
     Raises:
         TableError: if it is empty, too large once unpacked, or not text.
     """
-    if content.startswith(b"\x1f\x8b"):
-        content = _unpacked(content)
+    content = unpacked(content)
     if not content.strip():
         raise TableError("The file is empty. A header row and rows of numbers are needed.")
+    if content.startswith(b"PK\x03\x04"):
+        raise TableError("The file is binary: a zip archive or a workbook. Save the table in it as CSV text first.")
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     if encoding != "utf-16" and b"\0" in content:
         raise TableError("The file is binary. Save the table as CSV text first.")
@@ -98,7 +153,8 @@ def text_of(content: bytes) -> str:
         raise TableError(f"The file is not {name} text (byte {error.start}). Save it as CSV UTF-8.") from error
     if not text.strip() or "\0" in text:
         raise TableError("The file is empty or binary. A header row and rows of numbers are needed.")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _COLOURS.sub("", text) if "\x1b" in text else text
 
 
 def begins_as_json(text: str) -> bool:
@@ -129,7 +185,8 @@ def read_table(text: str) -> Table:
     if begins_as_json(text):
         raise TableError("The file is JSON, not a table of rows. Save the table as CSV text first.")
     text, comments = _without_comments(text)
-    delimiter, decimal = _delimiter(text)
+    text, said = _said_delimiter(text)
+    delimiter, decimal = _delimiter(text, said)
     lengths, blank, ends = _shape(text, delimiter)
     used = np.flatnonzero(~blank)
     if not len(used):
@@ -155,6 +212,15 @@ def read_table(text: str) -> Table:
     empty = ends[blank] - 1
     skip = [*range(begin), *empty[empty >= begin].tolist()] if (empty >= begin).any() else begin
     frame = _parsed(text, delimiter, decimal, names, int(lengths.max()), skip, len(rows))
+    again = _headers_again(frame)
+    if again.any():
+        notes.append(
+            f"the header stands in line {starts[again][0]} again, {again.sum():,} times in all: left out there"
+        )
+        frame, starts = frame[~again].reset_index(drop=True), starts[~again]
+        if not len(frame):
+            raise TableError("The file has a header but no rows. Rows of numbers are needed below it.")
+        frame = frame.infer_objects()
     columns = {}
     for name in names:
         columns[name], told = as_numbers(frame[name], starts, decimal)
@@ -198,6 +264,14 @@ def finite_values(
     return values
 
 
+def _as_float(value: int) -> float:
+    """A whole number of any size; infinite where it is beyond all floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf if value > 0 else -np.inf
+
+
 def _is_missing(value: object) -> bool:
     return value is None or value is pd.NA or value != value  # the last is NaN
 
@@ -207,7 +281,14 @@ def _check_size(count: int) -> None:
         raise TableError(f"The file has {count / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read.")
 
 
-def _unpacked(content: bytes) -> bytes:
+def unpacked(content: bytes) -> bytes:
+    """What a gzip file holds; anything else as it is.
+
+    Raises:
+        TableError: if it is damaged, or too large once unpacked.
+    """
+    if not content.startswith(b"\x1f\x8b"):
+        return content
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
             unpacked = file.read(MAX_BYTES + 1)
@@ -231,8 +312,17 @@ def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
     return csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
 
 
-def _delimiter(text: str) -> tuple[str, str]:
-    """Delimiter and decimal sign.  Looks at a bounded start of the text, once for each delimiter."""
+def _said_delimiter(text: str) -> tuple[str, str | None]:
+    """The text without the line in which Excel names a delimiter ("sep=;"), which stays blank, and that delimiter."""
+    found = re.match(r"\n*\"?sep=(\\t|.)\"?[ \t]*(?=\n)", text)
+    if found is None:
+        return text, None
+    said = "\t" if found[1] == "\\t" else found[1]
+    return text[: found.start(1) - 4].rstrip('"') + text[found.end() :], said if said in DELIMITERS else None
+
+
+def _delimiter(text: str, said: str | None = None) -> tuple[str, str]:
+    """Delimiter (the one that was said) and decimal sign.  Looks at a bounded start of the text, once for each."""
     text = text.lstrip("\n")
     lines = [line for line in text[:SAMPLE_CHARACTERS].split("\n") if line.strip()]
     # The last line of a cut sample may be half a line.
@@ -253,7 +343,9 @@ def _delimiter(text: str) -> tuple[str, str]:
         # A delimiter that the header has, too, is better than one that only the rows have.
         if (score := (float(first > 1), agreed)) > best:
             best, found = score, delimiter
-    if found == "," and best[0] == 0 and _decimal_commas(lines[1:]):
+    if said is not None:
+        found = said
+    elif found == "," and best[0] == 0 and _decimal_commas(lines[1:]):
         return NO_DELIMITER, ","
     if found == ",":
         return found, "."
@@ -281,11 +373,14 @@ def _decimal_commas(lines: list[str]) -> bool:
 
 
 def _is_number(field: str) -> bool:
+    text = field.strip().rstrip("%").rstrip()
+    if GROUPS.fullmatch(text) or THOUSANDS.fullmatch(text):
+        return True
     try:
-        float(field.strip().rstrip("%").replace(",", "."))
+        float(text.replace(",", "."))
     except ValueError:
         return False
-    return True
+    return "_" not in text
 
 
 def _shape(text: str, delimiter: str) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
@@ -308,7 +403,7 @@ def _header(
     fields = [field.strip() for field in _full(next(rows))]
     notes = []
     top = first + 1
-    if _is_data(fields):
+    if _is_data(fields) or _is_like(fields, next(rows, [])):
         top = first
         above = [line.lstrip("# ") for place, line in comments.items() if place < end]
         named = [field.strip() for field in next(_reader(above[-1], delimiter), [])] if above else []
@@ -318,6 +413,8 @@ def _header(
         else:
             fields = [f"column {place + 1}" for place in range(int(np.bincount(lengths).argmax()))]
             notes.append(f"there is no header row: the columns are {', '.join(fields[:4])}")
+    elif numbers := [field for field in fields if field and _is_number(field)]:
+        notes.append(f"the first row is the header, though {', '.join(numbers[:4])} in it could be numbers")
     names, copies, taken = [], Counter[str](), set(fields)
     for place, field in enumerate(fields):
         name = base = field or f"Unnamed: {place}"
@@ -332,12 +429,21 @@ def _header(
 
 
 def _is_data(fields: list[str]) -> bool:
-    """Whether a first row is data: numbers, and not 0, 1, 2, ... as pandas numbers columns without names."""
+    """Whether a first row is data: numbers and dates, and not 0, 1, 2, ... as pandas numbers columns without names."""
     full = [field for field in fields if field]
-    if not full or not all(_is_number(field) for field in full):
+    if not all(_is_number(field) or DATE.fullmatch(field) for field in full) or not any(map(_is_number, full)):
         return False
     counted = full == [str(place) for place in range(len(full))]
     return not (counted and (not fields[0] or len(full) >= 3))
+
+
+def _is_like(fields: list[str], below: list[str]) -> bool:
+    """Whether a first row is data with words in it: a number with a point stands in it, and what stands below is of
+    the same kind everywhere."""
+    pairs = [(field, under.strip()) for field, under in zip(fields, below, strict=False) if field and under.strip()]
+    return any(POINT_NUMBER.fullmatch(field) for field in fields) and all(
+        _is_number(field) == _is_number(under) for field, under in pairs
+    )
 
 
 def _checked_lengths(
@@ -365,6 +471,16 @@ def _checked_lengths(
             "what is missing is blank"
         )
     return notes
+
+
+def _headers_again(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows are the header once more, as a logger that was started again writes it."""
+    found = np.ones(len(frame), dtype=np.bool_)
+    for name in frame.columns:
+        if pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_bool_dtype(frame[name]):
+            return np.zeros(len(frame), dtype=np.bool_)
+        found &= (frame[name] == name).to_numpy(dtype=np.bool_, na_value=False)
+    return found
 
 
 def _place(rows: NDArray[np.int64], row: np.int64) -> int:
@@ -403,7 +519,9 @@ def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") 
     Percent signs are taken off.  A comma is the sign of ``decimal``, or else one of thousands.
     """
     if pd.api.types.infer_dtype(column, skipna=True) == "integer" and not pd.api.types.is_numeric_dtype(column):
-        return column.astype(np.float64), [f"{column.name}: whole numbers above 64 bit are rounded to 16 digits"]
+        numbers = np.array([np.nan if _is_missing(value) else _as_float(value) for value in column.tolist()])
+        told = [f"{column.name}: whole numbers above 64 bit are rounded to 16 digits"]
+        return pd.Series(numbers, column.index, name=column.name), told
     if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) or column.isna().all():
         return column, []
     # Plain Python: pandas' string methods take a millisecond a column, however short it is.
@@ -413,6 +531,9 @@ def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") 
     if any(text.endswith("%") for text in full.values()):
         bare = {row: text.removesuffix("%").strip() for row, text in full.items()}
         told.append(f"{column.name}: percent signs were taken off")
+    if any(GROUPS.fullmatch(text) for text in bare.values()):
+        bare = {row: text.translate(_BETWEEN_GROUPS) if GROUPS.fullmatch(text) else text for row, text in bare.items()}
+        told.append(f"{column.name}: blanks or apostrophes between groups of three digits were taken out")
     commas = [text for text in bare.values() if "," in text]
     if decimal == ",":
         bare = {row: THOUSANDS_POINT.sub("", text).replace(",", ".") for row, text in bare.items()}

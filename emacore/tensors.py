@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.nn.utils.spectral_norm import SpectralNorm
+
+from emacore.sharded import check_not_flat, is_sharded, local, reshard
 
 _COMPILED = "_orig_mod"
 
@@ -41,7 +41,11 @@ class Tie(NamedTuple):
 
 
 def ties(module: nn.Module) -> dict[str, Tie]:
-    """Every parameter and buffer by its name without the prefix of ``torch.compile``; a shared one by each name."""
+    """Every parameter and buffer by its name without the prefix of ``torch.compile``; a shared one by each name.
+
+    Of a module sharded by FSDP2, the parts that each process keeps.
+    """
+    reshard(module)
     first: dict[int, str] = {}
     found: dict[str, Tie] = {}
     named: Iterable[tuple[str, Tensor]] = chain(
@@ -63,50 +67,72 @@ def distinct(module: nn.Module) -> dict[str, Tensor]:
     return {name: tie.tensor.detach() for name, tie in ties(module).items() if tie.first_name == name}
 
 
-def paired(kept: Mapping[str, Tie], found: Mapping[str, Tie], role: str) -> dict[str, tuple[Tensor, Tensor]]:
+def paired(
+    kept: Mapping[str, Tie], found: Mapping[str, Tie], role: str, free: Collection[str] = ()
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Detached aliases of the tensors of both, by name; a shared tensor once.
 
     Args:
         kept: Of the average.
         found: Of the module that goes with it, which ``role`` names in messages.
+        free: Names that may be missing, of another shape or shared otherwise; they are paired where they fit.
 
     Raises:
         RuntimeError: if names, shapes or ties differ.
     """
-    gained, lost = sorted(set(found) - set(kept)), sorted(set(kept) - set(found))
+    gained, lost = sorted(set(found) - set(kept) - set(free)), sorted(set(kept) - set(found) - set(free))
     if gained or lost:
         changes = [f"has {listed(gained)} more"] * bool(gained) + [f"lacks {listed(lost)}"] * bool(lost)
         raise RuntimeError(
             f"the {role} and its average do not have the same tensors: the {role} {' and '.join(changes)}; "
-            "make a new average of it, or give its tensors back their names"
+            "make a new average of it, or give its tensors back their names; a buffer that comes, goes or grows is "
+            'followed where buffers= says "copy"'
         )
+    fitting: dict[str, tuple[Tensor, Tensor]] = {}
     for name, tie in kept.items():
+        if name in free:
+            if name in found and tie.tensor.shape == found[name].tensor.shape and tie.first_name == name:
+                fitting[name] = tie.tensor.detach(), found[name].tensor.detach()
+            continue
         if tie.tensor.shape != found[name].tensor.shape:
             raise RuntimeError(
                 f"the {role}'s tensor {name!r} and its average differ in shape: "
-                f"{tuple(found[name].tensor.shape)} and {tuple(tie.tensor.shape)}; make a new average of it"
+                f"{tuple(found[name].tensor.shape)} and {tuple(tie.tensor.shape)}; make a new average of it, or, if it "
+                'is a buffer that grows, let buffers= say "copy" for it'
             )
         if tie.first_name != found[name].first_name:
             raise RuntimeError(
                 f"{name!r} shares its tensor with another name in only one of the {role} and its average; "
                 "tie or untie both alike"
             )
+        if tie.first_name == name:
+            fitting[name] = tie.tensor.detach(), found[name].tensor.detach()
+    return fitting
+
+
+def writable(module: nn.Module) -> dict[str, Tensor]:
+    """As :func:`distinct`, without what cannot be written number by number: expanded and sparse tensors."""
     return {
-        name: (tie.tensor.detach(), found[name].tensor.detach()) for name, tie in kept.items() if tie.first_name == name
+        name: tensor
+        for name, tensor in distinct(module).items()
+        if tensor.layout == torch.strided and not is_expanded(tensor)
     }
 
 
-def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
+def restore(module: nn.Module, kept: Mapping[str, Tensor], free: Collection[str] = ()) -> None:
     """Copy values back into the tensors that the module has now, which may have been cast or moved meanwhile.
+
+    Args:
+        free: Names that may have come, gone or grown meanwhile (caches); such a one stays as it is.
 
     Raises:
         RuntimeError: if names or shapes differ by now; what still fits has been restored.
     """
-    found = distinct(module)
+    found = writable(module)
     fitting = {name for name, tensor in kept.items() if name in found and found[name].shape == tensor.shape}
     for name in fitting:
         found[name].copy_(kept[name])
-    if strangers := (kept.keys() | found.keys()) - fitting:
+    if strangers := (kept.keys() | found.keys()) - fitting - set(free):
         raise RuntimeError(
             f"the model's tensors {listed(strangers)} were added, removed or reshaped inside average_parameters(), so "
             "that they cannot be restored; change the model outside"
@@ -118,24 +144,32 @@ def is_averaged(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def own_buffers(module: nn.Module) -> frozenset[str]:
-    """Names of the floating-point buffers whose averages would mean nothing: they are copied.
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether several numbers of a tensor lie in the same place, so that it cannot be written number by number."""
+    return tensor.layout == torch.strided and any(
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
-    These are buffers with values that are not finite (masks of -inf, ranges that begin at inf), the singular vectors of
-    spectral normalisation, which fit one weight matrix only, and what torch's quantisation observers keep.
-    """
-    found = {name for name, buffer in module.named_buffers(remove_duplicate=False) if not buffer.isfinite().all()}
-    for prefix, part in module.named_modules(remove_duplicate=False):
-        start = f"{prefix}." if prefix else ""
-        if isinstance(part, _SpectralNorm):
-            found |= {f"{start}_u", f"{start}_v"}
-        # By name, because importing them takes long, and where nobody has, there are none.
-        if any(base.__module__.startswith("torch.ao.quantization.") for base in type(part).__mro__):
-            found |= {start + name for name, _ in part.named_buffers(remove_duplicate=False)}
-        for hook in part._forward_pre_hooks.values():
-            if isinstance(hook, SpectralNorm):
-                found |= {f"{start}{hook.name}_u", f"{start}{hook.name}_v"}
-    return frozenset(name.replace(f"{_COMPILED}.", "") for name in found)
+
+def named_parts(module: nn.Module) -> dict[str, nn.Module]:
+    """A module and all that it is made of, by what their tensors' names begin with (``""``, ``"encoder.0."``)."""
+    # The module inside torch.compile comes after its wrapper, and takes its place.
+    return {
+        "".join(f"{level}." for level in name.split(".") if level not in ("", _COMPILED)): part
+        for name, part in module.named_modules(remove_duplicate=False)
+    }
+
+
+def slots(module: nn.Module) -> set[str]:
+    """Names under which a module has a place for a parameter or buffer, filled or not."""
+    return {start + name for start, part in named_parts(module).items() for name in (*part._parameters, *part._buffers)}
+
+
+def accumulator_dtype(dtype: torch.dtype, wanted: torch.dtype | None = None) -> torch.dtype:
+    """In which dtype the average of a tensor is kept: its own, or float32, whose steps a decay near 1 can take."""
+    real = dtype.to_real()
+    accumulator = wanted or (torch.float32 if real.itemsize < 4 else real)
+    return accumulator.to_complex() if dtype.is_complex else accumulator
 
 
 def in_plain_memory(tensor: Tensor) -> bool:
@@ -175,7 +209,18 @@ def from_reals(flat: Tensor, layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_has_values(role: str, module: nn.Module) -> None:
-    """Raise ``ValueError`` if a tensor of the module has no values yet."""
+    """Raise if a tensor of the module cannot be averaged: ``ValueError``, or ``TypeError`` for what torch compiled.
+
+    It may have no values yet, lie on other processes, or be a parameter of a sparse or expanded kind.
+    """
+    check_not_flat(role, module)
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            where = f"its part {name!r} is" if name else "it is"
+            raise TypeError(
+                f"{role}: {where} a ScriptModule ({type(part).__name__}), whose tensors cannot be looked up; average "
+                "the module from which it was made, and script the average"
+            )
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(f"{role}: {name!r} is lazy and has no shape yet; run one batch through it first")
@@ -186,6 +231,12 @@ def check_has_values(role: str, module: nn.Module) -> None:
                 f"{role}: {name!r} has shape (0,), as DeepSpeed's ZeRO-3 leaves in place of weights that lie on other "
                 "processes; gather them (deepspeed.zero.GatheredParameters) around building and update(), or use ZeRO-2"
             )
+        if isinstance(tensor, nn.Parameter) and (tensor.layout != torch.strided or is_expanded(tensor)):
+            kind = f"of layout {tensor.layout}" if tensor.layout != torch.strided else "expanded (some strides are 0)"
+            raise ValueError(
+                f"{role}: the parameter {name!r} is {kind}, which cannot be averaged in place; make it dense "
+                "(to_dense(), clone()), or keep it as a buffer, which is copied"
+            )
 
 
 def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
@@ -195,9 +246,9 @@ def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
         if id(part) in names:
             shared = f"its module {name!r} is {names[id(part)]!r} of it" if name else "it is the model, or a part of it"
             raise ValueError(f"{role} must be apart from the model, but {shared}: build a second one, or deepcopy it")
-    owners = {_memory(tie.tensor): name for name, tie in ties(model).items()}
+    owners = {_memory(local(tie.tensor)): name for name, tie in ties(model).items()}
     for name, tie in ties(average).items():
-        if (place := _memory(tie.tensor)) is not None and place in owners:
+        if (place := _memory(local(tie.tensor))) is not None and place in owners:
             raise ValueError(
                 f"{role} must be apart from the model, but its tensor {name!r} shares memory with {owners[place]!r} "
                 "of it: clone it"
@@ -220,32 +271,51 @@ def listed(names: Collection[str], most: int = 6) -> str:
 class Watch:
     """Notices when tensors of modules were replaced, added or removed since they were looked up.
 
-    The looked-up tensors must be kept alive meanwhile (detached aliases do), so that no address is given away twice.
+    Args:
+        modules: Whose tensors.
+        places: Whether to notice, too, that a tensor's data was swapped, as ``module.half()`` does, be it for another
+            view of the same memory.  Aliases of the looked-up tensors must be kept alive meanwhile, so that no address
+            is given away twice.  Otherwise only shapes are looked at, in half the time, which does for whoever reads
+            the tensors themselves and no aliases.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
+    def __init__(self, *modules: nn.Module, places: bool = True) -> None:
+        for module in modules:
+            reshard(module)
+        parts = [part for module in modules for part in module.modules()]
+        tables = [table for part in parts for table in (part._parameters, part._buffers)]
+        submodules = [part._modules for part in parts]
         # Identity of parameters, buffers and submodules tells a replaced one; the modules' empty dictionaries tell a
-        # new one; addresses, strides and shapes tell a tensor whose data was swapped, as module.half() does, be it for
-        # another view of the same memory.
-        tables = [
-            table
-            for module in modules
-            for part in module.modules()
-            for table in (part._parameters, part._buffers, part._modules)
-        ]
-        self._empty = [table for table in tables if not table]
+        # new one.
+        self._empty = [table for table in (*tables, *submodules) if not table]
         # The None at the end makes one more or less show up as a difference.
         self._values = [*(table.values() for table in tables if table), (None,)]
         self._seen = list(chain.from_iterable(self._values))
-        self._tensors = [tie.tensor for module in modules for tie in ties(module).values()]
-        self._places = self._now()
+        self._submodules = [table.values() for table in submodules if table]
+        self._seen_submodules = list(chain.from_iterable(self._submodules))
+        tensors = [tie.tensor for module in modules for tie in ties(module).values()]
+        self._tensors = [local(tensor) for tensor in tensors]
+        self._shards = [(tensor, local(tensor)) for tensor in tensors if is_sharded(tensor)]
+        # What lies in no one place (sparse tensors) is told by identity alone.
+        self._placed = [tensor for tensor in self._tensors if tensor.layout == torch.strided] if places else []
+        self._looks = self._now()
 
     def is_stale(self) -> bool:
         """Whether anything has changed."""
-        same = not any(self._empty) and all(map(is_, chain.from_iterable(self._values), self._seen))
-        return not same or self._now() != self._places
+        return (
+            any(self._empty)
+            or not all(map(is_, chain.from_iterable(self._values), self._seen))
+            or list(chain.from_iterable(self._submodules)) != self._seen_submodules
+            or self._now() != self._looks
+            or any(local(tensor) is not part for tensor, part in self._shards)
+        )
 
-    def _now(self) -> tuple[list[int], list[tuple[int, ...]], list[int]]:
-        tensors = self._tensors
+    def _now(self) -> list[object]:
+        if not self._placed:
+            return list(map(_shape, self._tensors))
+        tensors = self._placed
         # With the strides, the count tells the shape, and costs less.
-        return list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors)), list(map(Tensor.numel, tensors))
+        return [*map(Tensor.data_ptr, tensors), *map(Tensor.stride, tensors), *map(Tensor.numel, tensors)]
+
+
+_shape = attrgetter("shape")

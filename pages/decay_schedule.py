@@ -9,10 +9,10 @@ from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import last_move
 from emacore.averaging.windows import Window
 from emacore.charts.style import AVERAGED, palette
-from emacore.formatting import decay, number
+from emacore.formatting import decay
 from emacore.snippets import snippets
-from emacore.widgets.decays import NOW, QUANTITIES, at_step, decay_tables, show_decays, weight_tables
-from emacore.widgets.page import BOUND, beside_controls, csv_button, show_table, through_app
+from emacore.widgets.decays import NOW, decay_tables, look_controls, show_decays, show_figures, weight_tables
+from emacore.widgets.page import beside_controls, csv_button, show_table, through_app
 from emacore.widgets.schedules import (
     RUN_LENGTH_DEFAULTS,
     pin_controls,
@@ -63,53 +63,15 @@ with controls:
 colours = palette(curves, {NOW: AVERAGED})
 last = last_move(schedule, num_steps)
 
-step = num_steps - 1
 with charts:
-    with st.container(horizontal=True):
-        quantity = st.segmented_control(
-            "Show",
-            list(QUANTITIES),
-            default=next(iter(QUANTITIES)),
-            key="quantity",
-            required=True,
-            help="What each move takes in, how long it is remembered (the half-life that the decay of a step has), or "
-            "the decay itself, which looks like 1 where it matters.",
-            **BOUND,
-        )
-        x_scale = st.segmented_control(
-            "Steps", ["log", "linear"], default="log", key="x", required=True, help="Scale of the steps.", **BOUND
-        )
-        weight_scale = st.segmented_control(
-            "Weights",
-            ["linear", "log"],
-            default="linear",
-            key="w",
-            required=True,
-            help="Scale of the weights.",
-            **BOUND,
-        )
-        percent = None
-        if num_steps > 2:
-            percent = st.number_input(
-                "After step (% of the run)",
-                1,
-                100,
-                100,
-                key="at",
-                width=190,
-                help="The average after this step: how much of each earlier step is in it? Its handle is below.",
-                **BOUND,
-            )
-            step = at_step(num_steps, percent)
+    look = look_controls(num_steps)
+    step = look.step
     finish = show_decays(
         curves,
         colours,
         num_steps,
-        quantity=quantity,
-        x_scale=x_scale,
-        weight_scale=weight_scale,
-        percent=percent,
-        alt_text=f"{quantity} over the steps of the run; the decay of {code} ends at "
+        look,
+        alt_text=f"{look.quantity} over the steps of the run; the decay of {code} ends at "
         f"{decay(schedule.at([last])[0])}. Below it, the weight of each past step in the average after step {step:,}, "
         f"for {len(curves)} averages",
     )
@@ -126,25 +88,8 @@ with charts:
 
 with charts:
     figures = {name: figures_of(scheme_to_code(curve), step) for name, curve in curves.items()}
-    own = figures[NOW]
     st.markdown(f"The average after step **{step:,}**, now:")
-    first, second, third, fourth = st.columns(4)
-    first.metric("Mean age (steps)", number(own.mean_age), help="How old what it holds is, on average.")
-    second.metric(
-        "Counts as (snapshots)",
-        number(own.effective_count),
-        help="So many equally weighted ones would average independent noise as well: 1 / sum of squared weights.",
-    )
-    third.metric(
-        "Width (% of the run)" if step == num_steps - 1 else "Width (% of the steps so far)",
-        number(100 * own.relative_width, 3),
-        help="Standard deviation of its weights in time: EDM2's relative width.",
-    )
-    fourth.metric(
-        "Start still in it (%)",
-        number(100 * own.start_share, 2),
-        help="The weight of the copy that it began with. Much of it means a memory too long for the run.",
-    )
+    show_figures(figures[NOW], at_end=step == num_steps - 1)
     show_table(pd.DataFrame(figures, index=FIGURES).T.reset_index(names="curve"), name="figures")
 
 st.header("When does it reach a decay?")

@@ -9,12 +9,13 @@ from emacore.averaging.schedules import BETA
 from emacore.averaging.views import CORRECTED, DELAY, FILTERS, FIRST, NOISE, SCHEDULE, ZERO
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
 from emacore.formatting import number
+from emacore.widgets.own_curves import OWN_DEFAULTS, SYNTHETIC, show_own, source_controls
 from emacore.widgets.page import BOUND, beside_controls, csv_button, presets, reset_button, show_table, through_app
 from emacore.widgets.schedules import schedule_controls
-from emacore.widgets.signals import SIGNAL_DEFAULTS, sequence_controls
+from emacore.widgets.signals import SIGNAL_DEFAULTS, synthetic_controls
 from emacore.widgets.smoothing import answers_of, show_smoothing, small_pictures
 
-DEFAULTS = {**SIGNAL_DEFAULTS, "f_decay": 0.98, "filters": [FIRST]}
+DEFAULTS = {**SIGNAL_DEFAULTS, "source": SYNTHETIC, "f_decay": 0.98, "filters": [FIRST]}
 #: What each shows, what to look at, and the settings that show it.
 PRESETS = {
     "Step in noise": ("A jump: look at how much calmer the blue line is, and how many steps later it arrives.", {}),
@@ -56,7 +57,16 @@ presets(PRESETS, DEFAULTS)
 controls, charts = beside_controls(2.3)
 
 with controls:
-    sequence = sequence_controls()
+    file = source_controls()
+if file is not None:
+    finish = show_own(file, controls, charts)
+    with controls:
+        reset_button(OWN_DEFAULTS)
+    finish()
+    st.stop()
+
+with controls:
+    sequence = synthetic_controls()
     beta = st.number_input(
         "Decay (beta)",
         BETA.low,
@@ -136,13 +146,10 @@ for row in (("gain", "spectra"), ("step_response", "expansion")):
 if filters.cutoff_frequency(beta) is None:
     st.caption("No cut-off: below beta = 0.1716 every frequency keeps more than half its power.")
 
-if not sequence.is_own:
-    st.header("Predicted and measured")
-    comparison = pd.DataFrame(
-        measurements.comparison(
-            sequence.sequence, beta, autocorrelation=sequence.autocorrelation, period=sequence.period
-        )
-    )
-    show_table(comparison, name="predicted_and_measured")
-    st.caption("Measured in this sequence: one seed. Predicted by the formulas of a one-pole filter.")
+st.header("Predicted and measured")
+comparison = pd.DataFrame(
+    measurements.comparison(sequence.sequence, beta, autocorrelation=sequence.autocorrelation, period=sequence.period)
+)
+show_table(comparison, name="predicted_and_measured")
+st.caption("Measured in this sequence: one seed. Predicted by the formulas of a one-pole filter.")
 finish()

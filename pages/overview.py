@@ -4,16 +4,23 @@ import pandas as pd
 import streamlit as st
 
 from emacore.averaging.filters import half_life
-from emacore.averaging.schedules import BETA
 from emacore.averaging.views import change_in_words
 from emacore.experiments.article_study import in_words as article_in_words
 from emacore.experiments.article_study import shipped
 from emacore.formatting import number
-from emacore.widgets.overview import CURVATURES, DECAY, DRAWN, NOISE, RATE, RUNS, losses_of, path_of, show_circling
+from emacore.widgets.overview import (
+    CURVATURES,
+    DEFAULTS,
+    DRAWN,
+    RUNS,
+    circling_controls,
+    compared,
+    losses_of,
+    path_of,
+    show_circling,
+)
 from emacore.widgets.page import BOUND, csv_button, number_text, query_of, reset_button, show_table, through_app
 from emacore.widgets.schedules import schedule_defaults
-
-DEFAULTS = {RATE: 0.3, NOISE: 1.0, DECAY: 0.98}
 
 
 def replay() -> None:
@@ -29,41 +36,8 @@ st.markdown(
 )
 picture, numbers = st.columns([1.7, 1], gap="medium")
 with numbers:
-    st.markdown("`average = decay * average + (1 - decay) * weights`, at each step.")
-    one, two, three = st.columns(3)
-    learning_rate = one.number_input(
-        "Learning rate",
-        0.01,
-        1.5,
-        DEFAULTS[RATE],
-        0.01,
-        key=RATE,
-        format="%.6g",
-        help="Larger steps reach the minimum sooner and circle it more widely.",
-        **BOUND,
-    )
-    noise = two.number_input(
-        "Gradient noise",
-        0.0,
-        3.0,
-        DEFAULTS[NOISE],
-        0.05,
-        key=NOISE,
-        format="%.6g",
-        help="Standard deviation of the noise in each direction of the gradient: smaller batches have more.",
-        **BOUND,
-    )
-    beta = three.number_input(
-        "Decay",
-        BETA.low,
-        BETA.high,
-        DEFAULTS[DECAY],
-        0.001,
-        key=DECAY,
-        format="%.7g",
-        help="Of the average: the share of the old one that each step keeps.",
-        **BOUND,
-    )
+    st.markdown("`average = decay * average + (1 - decay) * weights`")
+    learning_rate, noise, beta = circling_controls()
     st.caption(f"It forgets half in {number(half_life(beta), 3)} steps.")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Play again", on_click=replay, icon=":material/replay:")
@@ -93,21 +67,9 @@ with numbers:
         help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
     )
 
-places = [last, now]
 agrees = all(found.agrees(decay) for decay in (0.0, beta))
 st.header("Formula and simulation agree" if agrees else "Formula and simulation do not agree")
-compared = pd.DataFrame(
-    {
-        f"loss after step {DRAWN - 1}": ["SGD's last step", f"average, decay {number_text(beta)}"],
-        "left of the start": found.expected.bias[places],
-        "from the noise": found.expected.variance[places],
-        "expected: both": expected[places],
-        "simulated": found.simulated[places],
-        "standard error": found.error[places],
-        "the path drawn": path.final_losses(CURVATURES),
-    }
-)
-show_table(compared, name="loss")
+show_table(compared(found, path, beta), name="loss")
 st.caption(
     f"Expected: exact for these {DRAWN - 1} steps from this start. Each direction of SGD is AR(1) noise with "
     "coefficient 1 - learning rate x curvature, added to the path that it would take without noise; the average "

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from emacore.formatting import counted
-from emacore.widgets.jobs import follow_states, listed, show_problem, shown
+from emacore.widgets.jobs import follow_states, listed, show_damaged, show_problem, shown
 from emacore.widgets.page import through_app
 from emacore.widgets.stored_jobs import actions, compare, found_jobs, picked_jobs
 
@@ -17,6 +17,7 @@ st.markdown(
 )
 table = listed("jobs")
 show_problem()
+show_damaged()
 if table.empty:
     st.info("Nothing has been trained yet.", icon=":material/model_training:")
     st.page_link("pages/train.py", label="Train the article's run", icon=":material/play_arrow:")

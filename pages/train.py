@@ -5,6 +5,7 @@ from functools import partial
 import streamlit as st
 
 from emacore.averaging.families import Constant
+from emacore.tables import is_kept
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.again import next_steps
@@ -37,7 +38,11 @@ def settings_as_json(config: RunConfig) -> None:
     with st.expander("Settings as JSON", icon=":material/data_object:"):
         json_button(config, "config")
         file = st.file_uploader(
-            "Take settings from a JSON", "json", key="config_file", help="As downloaded above.", max_upload_size=1
+            "Take settings from a JSON",
+            "json",
+            key="config_file",
+            help="A file that was downloaded here: all controls take its settings.",
+            max_upload_size=1,
         )
         if file is None:
             return
@@ -46,7 +51,10 @@ def settings_as_json(config: RunConfig) -> None:
         except ValueError as error:
             st.error(f"The file cannot be used: {escaped(error)}.", icon=":material/error:")
             return
-        if state["data"] == "csv":
+        own = state.pop("own_table", None)
+        if own is not None and own[1] is not None and is_kept(own[1]):
+            state["own_table"] = own
+        elif state["data"] == "csv":
             st.info("It trains on a CSV, which is not part of it: upload that under Data.", icon=":material/info:")
         st.button("Use these settings", on_click=partial(put, state), icon=":material/check:")
 

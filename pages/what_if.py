@@ -7,7 +7,7 @@ from emacore.averaging.code import scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
 from emacore.widgets.jobs import begin_example, job_queue, show_problem
-from emacore.widgets.page import BOUND, beside_controls, csv_button, show_table, through_app, told
+from emacore.widgets.page import BOUND, beside_controls, csv_button, loss_axis, show_table, through_app, told
 from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_defaults
 
 through_app()
@@ -18,6 +18,7 @@ with st.spinner("Loading torch, once for each start of the server"):  # the titl
     import torch
 
     from emacore.replay.curves import curve_figures, curve_in_words, smaller_rate_in_words, stacked
+    from emacore.widgets.opened_run import show_opened_run
     from emacore.widgets.replay import (
         CELL_NAME,
         NOW,
@@ -47,6 +48,9 @@ with told():
         st.info("Train a run first: it is recorded as it trains.", icon=":material/model_training:")
         st.page_link("pages/train.py", label="Train the article's run")
         st.stop()
+if isinstance(run, str):
+    show_opened_run(run)
+    st.stop()
 recorded = followed(store, run)
 if recorded is None:
     st.info("The first epoch is not over yet.", icon=":material/hourglass_top:")
@@ -78,16 +82,7 @@ def named(table: dict) -> pd.DataFrame:
 
 
 with charts:
-    scale = st.segmented_control(
-        "Loss axis",
-        ["log", "linear"],
-        default="log",
-        key="loss_axis",
-        required=True,
-        help="log shows what happens at small losses; linear shows how large the differences are.",
-        label_visibility="collapsed",
-        **BOUND,
-    )
+    scale = loss_axis(label_visibility="collapsed")
     finish = show_curves(
         recorded,
         schedule,
@@ -116,7 +111,8 @@ with below:
         100_000,
         20,
         key="steady_from",
-        help="Standard deviation from this epoch on.",
+        help="The standard deviation of the loss from this epoch on. Begin where the curves have come down: before, it "
+        "measures their way down.",
         width=220,
         **BOUND,
     )

@@ -10,10 +10,10 @@ from ema_pytorch import EMA as EMAPytorch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import update_bn
 
 import emacore
-from emacore import EMA, Averages, averaging_function
+from emacore import EMA, Averages
 from emacore.averaging.families import BiasCorrected, Constant, InversePower, PowerFunction, UniformAverage
 from emacore.averaging.weights import average
 from tests.helpers import Network, assert_same, change, tensors
@@ -254,7 +254,7 @@ def test_wrapped_models_are_looked_into(wrap):
     run(expected, 0, 6)
     assert_same(tensors(ema.ema_model), tensors(expected.ema_model))
     # a checkpoint of the wrapped model loads into the plain one, and back
-    fresh = EMA(Network(), **FAST)
+    fresh = EMA(Network(), beta=0.9, power=3.0, **FAST)
     fresh.load_state_dict(ema.state_dict())
     assert_same(tensors(fresh.ema_model), tensors(ema.ema_model))
     ema.load_state_dict(fresh.state_dict())
@@ -496,21 +496,6 @@ def test_include_online_model_false_keeps_the_model_out():
     assert len(list(ema.parameters())) == 2
 
 
-@pytest.mark.parametrize(
-    "schedule", [UniformAverage(update_every=2), BiasCorrected(0.8, update_after_step=3)], ids=repr
-)
-def test_averaging_function_in_torchs_averaged_model(schedule):
-    model = Network()
-    theirs = AveragedModel(model, avg_fn=averaging_function(schedule), use_buffers=True)
-    ours = EMA(model, schedule=schedule)
-    for step in range(15):
-        change(model, step)
-        theirs.update_parameters(model)
-        ours.update()
-    for name, tensor in tensors(theirs.module).items():
-        torch.testing.assert_close(tensor, ours.ema_model.state_dict()[name])
-
-
 def test_gradients_and_training_are_untouched():
     model = nn.Linear(2, 1)
     model(torch.ones(1, 2)).sum().backward()
@@ -747,33 +732,6 @@ def test_what_is_replaced_in_the_shadow_is_noticed(change_shadow):
     assert ema.ema_model[0].weight.item() == 4 * (1 - 0.5**10)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_averaging_function_refuses_an_average_that_would_not_move(dtype):
-    model = nn.Linear(1, 1).to(dtype)
-    theirs = AveragedModel(model, avg_fn=averaging_function(Constant(0.9999)))
-    theirs.update_parameters(model)  # a copy
-    with pytest.raises(TypeError, match=f"kept in {dtype} .*use emacore.EMA"):
-        theirs.update_parameters(model)
-    wide = AveragedModel(copy.deepcopy(model).float(), avg_fn=averaging_function(Constant(0.5)))
-    nn.init.constant_(model.weight, 1.0)
-    wide.update_parameters(model)
-    nn.init.constant_(model.weight, 2.0)
-    wide.update_parameters(model)
-    assert wide.module.weight.item() == 1.5
-
-
-def test_what_a_quantisation_observer_keeps_is_copied():
-    model = nn.Sequential(nn.Linear(2, 2), torch.ao.quantization.FakeQuantize())
-    model(torch.ones(1, 2))  # its range is finite by now
-    ema = EMA(model, schedule=Constant(0.9))
-    for step in range(3):
-        model[1].scale.fill_(step + 1.0)
-        model(torch.full((1, 2), float(step)))
-        ema.update()
-    for name, tensor in ema.ema_model[1].named_buffers():
-        assert torch.equal(tensor, model[1].get_buffer(name)), name
-
-
 class Masked(nn.Module):
     def __init__(self, value):
         super().__init__()
@@ -817,3 +775,549 @@ def test_the_singular_vectors_of_spectral_normalisation_are_copied(norm):
             assert torch.equal(tensor, vectors[name])
     name = next(name for name, _ in model.named_parameters() if "orig" in name)
     assert not torch.equal(ema.ema_model.get_parameter(name), model.get_parameter(name))
+
+
+class Cached(nn.Module):
+    """Caches that grow, come into being and are shared at a forward pass, as rotary embeddings keep them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("positions", torch.arange(2))
+        self.register_buffer("angles", None, persistent=False)
+        self.register_buffer("grid", torch.zeros(1).expand(4))
+        self.register_buffer("edges", torch.eye(2).to_sparse())
+
+    def forward(self, x):
+        if len(x) > len(self.positions):
+            self.positions = torch.arange(len(x))
+        if self.angles is None or len(self.angles) != len(x):
+            self.angles = torch.arange(float(len(x)))
+            self.register_buffer("again", self.angles, persistent=False)
+        return self.linear(x) * self.angles[:, None]
+
+
+def each_average(model, **arguments):
+    """An EMA and an Averages of one module, and how to read each of them as a module like it."""
+    ema, many = EMA(model, schedule=Constant(0.5), **arguments), Averages(model, {"a": Constant(0.5)}, **arguments)
+
+    def shadows():
+        other = copy.deepcopy(model)
+        many.copy_to(other, "a")
+        return ema.ema_model, other
+
+    return ema, many, shadows
+
+
+@pytest.mark.parametrize("arguments", [{}, {"buffers": "copy"}, {"buffers": lambda name, tensor: "copy"}])
+def test_copied_buffers_may_come_into_being_grow_and_be_shared(arguments):
+    model = Cached()
+    ema, many, shadows = each_average(model, **arguments)
+    for length in (1, 5, 5, 3, 8):
+        model(torch.randn(length, 2))
+        nn.init.constant_(model.linear.weight, float(length))
+        for swapped in (ema.average_parameters(), many.average_parameters("a")):
+            with swapped:
+                model(torch.randn(length + 1, 2))  # a cache may grow inside, too
+        assert model.linear.weight.unique().tolist() == [length]
+        ema.update()
+        many.update()
+        for shadow in shadows():
+            for name, buffer in model.named_buffers(remove_duplicate=False):
+                found = shadow.get_buffer(name)
+                assert torch.equal(found.to_dense(), buffer.to_dense()), name
+            assert shadow(torch.randn(length, 2)).isfinite().all()
+    assert "angles" not in ema.state_dict()
+
+
+@pytest.mark.parametrize("names", [{"ignore_names": ["positions"]}, {"ignore_startswith_names": ["pos"]}])
+def test_ignored_names_may_grow_and_vanish(names):
+    model = nn.Linear(2, 2)
+    model.register_buffer("positions", torch.zeros(2))
+    ema = EMA(model, schedule=Constant(0.5), **names)
+    ema.update()
+    model.positions = torch.zeros(5)
+    ema.update()
+    with ema.average_parameters():
+        assert len(model.positions) == 5
+    del model.positions
+    ema.update()
+    assert len(ema.ema_model.positions) == 2
+    model.register_buffer("positions", None)
+    assert EMA(model, **names) is not None  # it has a place, if no tensor
+
+
+def test_an_averaged_buffer_that_grows_is_an_error_with_a_way_out():
+    model = nn.Linear(2, 2)
+    model.register_buffer("mean", torch.zeros(2))
+    for kept in (EMA(model, **FAST), Averages(model, {"a": Constant(0.5)})):
+        kept.update()
+        model.mean = torch.zeros(5)
+        with pytest.raises(RuntimeError, match=r"'mean'.* differ in shape: .*buffers= say \"copy\""):
+            kept.update()
+        model.mean = torch.zeros(2)
+        kept.update()
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_update_bn_recomputes_the_shadows_statistics_and_leaves_the_model_alone(include, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()).to(dtype)
+    ema = EMA(model, schedule=Constant(0.9), include_online_model=include)
+    batches = [torch.randn(64, 4).to(dtype) + 5 for _ in range(4)]
+    for batch in batches:
+        model(batch)
+        nn.init.normal_(model[0].weight)
+        ema.update()
+    before, expected = tensors(model), copy.deepcopy(ema.ema_model)
+    update_bn(batches, expected)
+    update_bn(batches, ema)
+    assert_same(tensors(ema.ema_model), tensors(expected))
+    assert_same(tensors(model), before)
+    assert model[1].momentum == ema.ema_model[1].momentum == 0.1
+    assert not any(part.training for part in ema.ema_model.modules())
+    statistics = tensors(ema.ema_model)["1.running_mean"].float()
+    ema.update()  # half precision forgets nothing of it
+    torch.testing.assert_close(
+        tensors(ema.ema_model)["1.running_mean"].float(),
+        0.9 * statistics + 0.1 * model[1].running_mean.float(),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+
+
+def load(shadow, value):
+    shadow.load_state_dict({"weight": value})
+
+
+def load_by_assigning(shadow, value):
+    shadow.load_state_dict({"weight": value}, assign=True)
+
+
+def write_data(shadow, value):
+    shadow.weight.data.copy_(value)
+
+
+@pytest.mark.parametrize("write", [load, load_by_assigning, write_data])
+@pytest.mark.parametrize(
+    ("dtype", "wide"), [(torch.bfloat16, None), (torch.float16, None), (torch.float32, torch.float64)]
+)
+def test_a_write_into_the_shadow_stays_in_any_precision(dtype, wide, write):
+    model = nn.Linear(1, 2, bias=False).to(dtype)
+    nn.init.ones_(model.weight)
+    ema = EMA(model, schedule=Constant(0.5), accumulator_dtype=wide)
+    ema.update()
+    ema.update()
+    write(ema.ema_model, torch.full((2, 1), 100.0, dtype=dtype))
+    assert ema.state_dict()["accumulator.weight"].unique().tolist() == [100.0]
+    ema.update()
+    assert ema.ema_model.weight.unique().tolist() == [50.5]
+    write(ema.ema_model, torch.full((2, 1), 9.0, dtype=dtype))
+    assert ema.double().ema_model.weight.unique().tolist() == [9.0]
+
+
+def test_extra_state_and_listed_attributes_follow_and_others_are_told_once():
+    class Lora(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2, bias=False)
+            self.scaling, self.state = {"default": 0.0}, {"n": 0}
+
+        def forward(self, x):
+            return super().forward(x) * self.scaling["default"]
+
+        def get_extra_state(self):
+            return self.state
+
+        def set_extra_state(self, state):
+            self.state = state
+
+    model = Lora()
+    ema, many, _ = each_average(model)
+    model.scaling["default"], model.state["n"] = 3.0, 7
+    for _ in range(3):
+        ema.update()
+        many.update()
+    other = Lora()
+    many.copy_to(other, "a")
+    for found in (ema.ema_model, other):
+        assert (found.scaling, found.state) == ({"default": 3.0}, {"n": 7})
+        assert found.state is not model.state
+    assert torch.equal(ema(torch.ones(1, 2)), model(torch.ones(1, 2)))
+    plain = nn.Sequential(nn.LayerNorm(2))
+    ema = EMA(plain, **FAST)
+    plain[0].eps = 0.5
+    with pytest.warns(UserWarning, match="'0.eps' changed"):
+        ema.update()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("at", [0, 1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_call_with_weights_that_are_not_finite_is_taken_skipped_or_an_error(value, at, dtype):
+    found = {}
+    for choice in ("take", "skip", "raise"):
+        model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)).to(dtype)
+        nn.init.zeros_(model[0].weight)
+        ema, many, shadows = each_average(model, on_nonfinite=choice)
+        for step in range(8):
+            nn.init.constant_(model[0].weight, value if step == at else float(step))
+            for kept in (ema, many):
+                if step == at and choice == "raise":
+                    with pytest.raises(RuntimeError, match=f"call {at}: .*not finite; the averages? ha.* not taken"):
+                        kept.update()
+                    assert int(kept.step) == at
+                    kept.step += 1
+                elif step == at and choice == "skip":
+                    with pytest.warns(UserWarning, match=f"call {at}: .*not finite: the averages? skips? it"):
+                        kept.update()
+                else:
+                    kept.update()
+            assert ema.nonfinite_calls == many.nonfinite_calls == (choice == "skip" and step >= at)
+        found[choice] = [shadow[0].weight.float().unique().tolist() for shadow in shadows()]
+        if choice == "skip":
+            assert pickle.loads(pickle.dumps(ema)).nonfinite_calls == 1
+            again = EMA(copy.deepcopy(model), schedule=Constant(0.5), on_nonfinite="skip")
+            again.load_state_dict(ema.state_dict())
+            assert again.nonfinite_calls == 1
+    expected = None
+    for step in (step for step in range(8) if step != at):
+        expected = float(step) if expected is None else (expected + step) / 2
+    assert found["skip"] == [[pytest.approx(expected, rel=1e-2)]] * 2
+    if at == 5:
+        assert found["raise"] == found["skip"]
+        assert not any(values[0] < torch.inf for values in found["take"])
+    with pytest.raises(ValueError, match="on_nonfinite must be one of take, skip, raise; got 'drop'"):
+        EMA(nn.Linear(1, 1), on_nonfinite="drop")
+
+
+def test_the_other_methods_do_what_they_do_in_ema_pytorch():
+    arguments = {"beta": 0.9, "power": 2.0, **FAST}
+    model = Network()
+    ours = EMA(model, lambda: Network(), forward_method_names=("extra_repr", "get_parameter"), **arguments)
+    theirs = EMAPytorch(copy.deepcopy(model), Network, **arguments)
+
+    def same():
+        for one, other in ((ours.ema_model, theirs.ema_model), (ours.model, theirs.model)):
+            for name, tensor in tensors(one).items():
+                if "num_" not in name:
+                    torch.testing.assert_close(tensor, other.state_dict()[name])
+
+    run(theirs, 0, 4)  # which begins one call earlier than the article's version
+    ours.load_state_dict(theirs.state_dict())
+    for method, argument in (
+        ("update_model_with_ema", [0.3]),
+        ("update_model_with_ema", []),
+        ("copy_params_from_ema_to_model", []),
+    ):
+        for ema in (ours, theirs):
+            change(ema.model, 9)
+            getattr(ema, method)(*argument)
+        same()
+    for ema in (ours, theirs):
+        change(ema.model, 11)
+        ema.update_moving_average(ema.ema_model, ema.model)
+    same()
+    pair = [Network() for _ in range(4)]
+    for seed, module in enumerate(pair):
+        change(module, seed // 2)
+    ours.update_moving_average(pair[0], pair[2], 0.25)
+    theirs.update_moving_average(pair[1], pair[3], 0.25)
+    assert torch.allclose(pair[0].first.weight, pair[1].first.weight)
+    for ema in (ours, theirs):
+        change(ema.model, 12)
+        ema.copy_params_from_model_to_ema()
+        ema.restore_ema_model_device()
+    same()
+    assert int(ours.step) == 4
+    for iterate in ("get_params_iter", "get_buffers_iter"):
+        expected = [name for name, _ in getattr(theirs, iterate)(theirs.model)]
+        assert [name for name, _ in getattr(ours, iterate)(model)] == expected
+    assert ours.get_parameter is not None
+    assert ours.extra_repr() == ours.ema_model.extra_repr()
+    with pytest.raises(ValueError, match="Network has no method 'generate'"):
+        EMA(model, forward_method_names=["generate"])
+
+
+def test_a_schedule_that_changed_between_two_runs_is_told():
+    ema = EMA(nn.Linear(2, 1), schedule=Constant(0.9))
+    run(ema, 0, 3)
+    file = io.BytesIO()
+    torch.save({"ema": ema.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file)["ema"]
+    for arguments in ({}, {"strict_schedule": False}):
+        other = EMA(nn.Linear(2, 1), schedule=Constant(0.8), **arguments)
+        before = tensors(other.ema_model)
+        if not arguments:
+            with pytest.raises(ValueError, match=r"saved under .*0\.9.* has .*0\.8.*strict_schedule=False"):
+                nn.ModuleDict({"ema": other}).load_state_dict(nn.ModuleDict({"ema": ema}).state_dict())
+            with pytest.raises(ValueError, match="saved under"):
+                other.load_state_dict(state)
+            assert_same(tensors(other.ema_model), before)
+            other.load_state_dict(state, strict_schedule=False)
+        else:
+            other.load_state_dict(state)
+        assert int(other.step) == 3
+        assert_same(tensors(other.ema_model), tensors(ema.ema_model))
+    many = Averages(nn.Linear(2, 1), {"a": Constant(0.9)})
+    other = Averages(many.module, {"a": Constant(0.5)})
+    for step in range(40):
+        change(many.module, step)
+        many.update()
+    with pytest.raises(ValueError, match="of the schedules.*strict_schedule=False"):
+        other.load_state_dict(many.state_dict())
+    other.load_state_dict(many.state_dict(), strict_schedule=False)
+    torch.testing.assert_close(other.averages, many.averages)
+
+
+def scripted():
+    return torch.jit.script(nn.Linear(2, 2))
+
+
+def of_a_scripted_part():
+    return nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(2, 2)))
+
+
+def of_a_sparse_parameter():
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(torch.eye(2).to_sparse())
+    return model
+
+
+def of_an_expanded_parameter():
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(torch.zeros(1).expand(2, 2))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (nn.ReLU, ValueError, "ReLU has no parameters and no buffers.*build its layers first"),
+        (scripted, TypeError, "it is a ScriptModule .*average the module from which it was made"),
+        (of_a_scripted_part, TypeError, "its part '1' is a ScriptModule"),
+        (of_a_sparse_parameter, ValueError, "parameter 'weight' is of layout torch.sparse_coo.*make it dense"),
+        (of_an_expanded_parameter, ValueError, "parameter 'weight' is expanded.*clone"),
+    ],
+)
+def test_what_cannot_be_averaged_is_named_with_the_cure(build, error, message):
+    with pytest.raises(error, match=message):
+        EMA(build())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_average_built_cast_moved_and_read_inside_inference_mode_goes_on_outside(dtype):
+    model = Network().to(dtype)
+    with torch.inference_mode():
+        ema, many, shadows = each_average(model)
+        ema.to(torch.float64).to(dtype)
+        ema.update()
+        many.update()
+    for _ in range(40):  # more than wait
+        change(model, 3)
+        ema.update()
+        many.update()
+        with torch.inference_mode(), ema.average_parameters():
+            pass
+        with torch.inference_mode(), many.average_parameters("a"):
+            pass
+    for name, tensor in tensors(shadows()[1]).items():
+        torch.testing.assert_close(tensor, tensors(ema.ema_model)[name])
+    with torch.inference_mode():
+        ema.ema_model.to(torch.float64)
+    with pytest.raises(RuntimeError, match=r"the average's '.*' was made inside torch.inference_mode\(\)"):
+        ema.update()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_go_through_torchs_distributed_checkpoints(dtype):
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    ema = EMA(Network().to(dtype), schedule=Constant(0.9))
+    run(ema, 0, 4)
+    other = EMA(Network().to(dtype), schedule=Constant(0.9))
+    set_model_state_dict(other, get_model_state_dict(ema))
+    assert_same(tensors(other), tensors(ema))
+    set_model_state_dict(other.ema_model, get_model_state_dict(ema.ema_model))
+
+
+def cast_a_part(model):
+    model[1].double()
+
+
+def cast_to_the_same_size(model):
+    model[1].to(torch.float16)
+
+
+def move_a_bias(model):
+    model[1].bias.data = model[1].bias.data.to(torch.float64)
+
+
+@pytest.mark.parametrize("in_average", [False, True])
+@pytest.mark.parametrize("cast", [cast_a_part, cast_to_the_same_size, move_a_bias])
+def test_a_part_that_is_cast_mid_way_is_averaged_on_and_nothing_moves_twice(cast, in_average):
+    dtype = torch.bfloat16 if cast is cast_to_the_same_size else torch.float32
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)).to(dtype)
+    ema = EMA(model, schedule=Constant(0.5), accumulator_dtype=dtype)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    for _ in range(3):
+        ema.update()
+    cast(ema.ema_model if in_average else model)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 8.0)
+    for _ in range(2):
+        ema.update()
+    assert [parameter.item() for parameter in ema.ema_model.parameters()] == [6.0] * 4
+
+
+def test_half_precision_alone_takes_twice_the_models_size_and_gives_the_same():
+    def size(module):
+        return sum(tensor.nbytes for tensor in module.state_dict().values())
+
+    model = Network().bfloat16()
+    model.again = model.first
+    both, alone = EMA(model, schedule=Constant(0.9)), EMA(model, schedule=Constant(0.9), keep_half=False)
+    for step in range(5):
+        change(model, step)
+        both.update()
+        alone.update()
+    assert alone.ema_model.first.weight.dtype == torch.float32
+    assert alone.ema_model.again is alone.ema_model.first
+    assert not alone._accumulators
+    assert size(alone.ema_model) <= 2 * size(model)
+    x = torch.randn(6, 3).bfloat16()
+    assert torch.equal(alone(x), both(x))
+    outside = tensors(model)
+    with both.average_parameters():
+        expected = tensors(model)
+    with alone.average_parameters():
+        assert_same(tensors(model), expected)
+    assert_same(tensors(model), outside)
+    # states go both ways, with nothing lost
+    both.load_state_dict(alone.state_dict())
+    alone.load_state_dict(both.state_dict())
+    for step in range(5, 7):
+        change(model, step)
+        both.update()
+        alone.update()
+    assert torch.equal(alone.ema_model.last.weight, both.state_dict()["accumulator.last.weight"])
+
+
+def test_memory_is_swapped_where_it_can_be_and_a_write_into_it_is_told():
+    model = Network()
+    ema = EMA(model, beta=0.9, power=3.0, **FAST)
+    run(ema, 0, 6)
+    before, averages = tensors(model), tensors(ema.ema_model)
+    places = [p.data_ptr() for p in (*model.parameters(), *ema.ema_model.parameters())]
+    count = len(list(model.parameters()))
+    with ema.average_parameters(swap=True):
+        assert [p.data_ptr() for p in model.parameters()] == places[count:]
+        assert_same(tensors(model), averages)
+        state = ema.state_dict()
+        assert torch.equal(state["online_model.last.weight"], before["last.weight"])
+        model(torch.randn(4, 3))  # which writes statistics
+    assert [p.data_ptr() for p in (*model.parameters(), *ema.ema_model.parameters())] == places
+    assert_same(tensors(model), before)
+    assert_same(tensors(ema.ema_model), averages)
+    with ema.average_parameters(swap=True):
+        model.double()  # other memory: nothing to tell
+    assert_same({name: t.to(before[name].dtype) for name, t in tensors(model).items()}, before)
+    model.float()
+    with pytest.raises(ZeroDivisionError), ema.average_parameters(swap=True):
+        raise ZeroDivisionError
+    with pytest.raises(RuntimeError, match=r"'last\.bias' were written inside"), ema.average_parameters(swap=True):
+        nn.init.zeros_(model.last.bias)
+    assert_same(tensors(model), before)
+    run(ema, 6, 8)
+
+
+def test_settings_that_change_the_way_of_a_call_act_at_the_next_one():
+    model = nn.Linear(1, 1, bias=False)
+    ema = EMA(model, schedule=Constant(0.5))
+    for _ in range(4):
+        ema.update()
+    assert ema._now.shares, "calls are moves and nothing else"
+    nn.init.constant_(model.weight, 4.0)
+    ema.ema_model.weight.data.zero_()
+    ema.schedule = Constant(0.25)
+    ema.update()
+    assert ema.ema_model.weight.item() == 3.0
+    ema.update()
+    model.weight.data.fill_(torch.nan)
+    ema.on_nonfinite = "raise"
+    with pytest.raises(RuntimeError, match="not finite"):
+        ema.update()
+    model.weight.data.fill_(4.0)
+    ema.ignore_names = ["weight"]
+    kept = ema.ema_model.weight.item()
+    ema.update()
+    assert ema.ema_model.weight.item() == kept
+    ema.ignore_names, ema.on_nonfinite = [], "take"
+    for _ in range(3):
+        ema.update()
+    ema.step = 0
+    nn.init.constant_(model.weight, 5.0)
+    ema.initted = False
+    ema.update()
+    assert ema.ema_model.weight.item() == 5.0
+    with torch.no_grad():
+        ema.update()
+        assert not torch.is_grad_enabled()
+    ema.update()
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_average_is_fed_back_into_the_model(every, share):
+    """Against a plain loop: train, average, and at every k-th call the model becomes its average in part."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    schedule = InversePower(0.9, update_after_step=2, update_every=2)
+    ema = EMA(model, schedule=schedule, update_model_with_ema_every=every, update_model_with_ema_beta=share)
+    weight, average = model.weight.detach().clone(), None
+    for call, decay in enumerate(schedule.decays(12)):
+        step = torch.randn(2, 2)
+        with torch.no_grad():
+            model.weight += step
+        weight += step
+        ema.update()
+        average = weight.clone() if average is None or decay == 0 else average.lerp(weight, 1 - decay)
+        if call > schedule.start and call % every == 0:
+            weight = average.lerp(weight, share)
+        torch.testing.assert_close(model.weight.detach(), weight)
+        torch.testing.assert_close(ema.ema_model.weight, average)
+    ema.update_model_with_ema(decay=0)
+    torch.testing.assert_close(model.weight.detach(), average)
+    with ema.average_parameters(), pytest.raises(RuntimeError, match="would be undone"):
+        ema.update_model_with_ema()
+
+
+def test_feeding_back_takes_counters_and_leaves_what_the_average_ignores():
+    model = Network().bfloat16()
+    ema = EMA(model, schedule=Constant(0.5), ignore_names=["last.weight"])
+    for step in range(3):
+        change(model, step)
+        ema.update()
+    online = tensors(model)
+    ema.update_model_with_ema()
+    assert_same(tensors(model), tensors(ema.ema_model) | {"last.weight": online["last.weight"]})
+
+
+def test_a_teacher_takes_the_averages_in_the_models_own_mode():
+    model = Network()
+    ema = EMA(model, schedule=Constant(0.5))
+    for step in range(3):
+        change(model, step)
+        ema.update()
+    x = torch.randn(5, 3)
+    model.eval()
+    assert torch.equal(torch.func.functional_call(model, ema.weights, (x,)), ema(x))
+    model.train()
+    statistics = {name: tensor.clone() for name, tensor in ema.weights.items()}
+    taught = torch.func.functional_call(model, statistics, (x,))
+    assert not torch.equal(taught, ema(x))
+    assert not any(tensor.requires_grad for tensor in ema.weights.values())
+    assert set(EMA(model, names=["last.weight"]).weights) == {"last.weight"}

@@ -4,7 +4,6 @@ import math
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +11,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from emacore import RunConfig, train
 from emacore import __main__ as command_line
+from emacore.averaging.code import from_code
 from emacore.averaging.families import BiasCorrected, Constant, InversePower
+from emacore.averaging.schedules import FAMILIES
 from emacore.averaging.trackers import halflife_decays, tensorboard_decays, wandb_decays
-from emacore.averaging.weights import average
+from emacore.averaging.weights import average, weights
 from emacore.averaging.windows import Window
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import NetworkConfig
+from emacore.training.config import NetworkConfig, dotted
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "max_epochs=3", "--set", "data.n_samples=100"]
@@ -75,7 +77,7 @@ def test_there_are_examples_of_every_command():
 
 
 def test_a_run_is_in_the_store_with_its_recording():
-    result = emacore("train", *SMALL, "--set", "seed=3", "--set", "schedule=Constant(beta=0.5)")
+    result = emacore("train", "--verbose", *SMALL, "--set", "seed=3", "--set", "schedule=Constant(beta=0.5)")
     store = RunStore()
     run_id = store.runs()["id"][0]
     stored = store.result(run_id)
@@ -104,7 +106,7 @@ def test_windows_are_replayed_beside_schedules(final):
 
 
 def test_a_thinned_recording_is_told_when_it_is_replayed(tmp_path):
-    for name, most in (("whole", math.inf), ("thin", 400)):
+    for name, most in (("whole", math.inf), ("thin", 500)):
         config = RunConfig(data=DataConfig(n_samples=200), network=NetworkConfig((4,)), max_epochs=1)
         train(config, record=tmp_path / name, record_bytes=most)
         told = emacore("replay", str(tmp_path / name), "Constant(beta=0.5)").stderr
@@ -131,9 +133,77 @@ def test_settings_come_from_the_pages_json_and_can_be_changed():
         assert (stored.max_epochs, stored.seed, stored.data.n_samples) == (2, 8, 100)
 
 
+def test_a_grid_is_bounded_before_its_cells_are_made():
+    values = json.dumps(list(range(1, 1001)))
+    grid = ["--grid", f"max_epochs={values}", "--grid", f"stopping.patience={values}"]
+    told = emacore("sweep", *grid, code=2).output
+    assert "at most 2,500 cells of a grid are possible, got 1,000,000" in " ".join(told.split())
+
+
+def test_another_family_drops_what_does_not_belong():
+    for family, kept in (("Constant", {}), ("BiasCorrected", {}), ("InversePower", {"power": 2 / 3})):
+        config = command_line._config(None, (("schedule.family", family),))
+        assert type(config.schedule).__name__ == family
+        assert config.schedule.update_after_step == RunConfig().schedule.update_after_step
+        assert all(getattr(config.schedule, name) == value for name, value in kept.items())
+
+
+def test_what_is_not_taken_from_settings_of_another_kind_is_told():
+    Path("study.json").write_text(Study(RunConfig(max_epochs=1), (7, 8)).to_json())
+    told = emacore("train", "--config", "study.json", "--set", "data.n_samples=100").stderr
+    assert "study.json describes a study, whose seeds are not taken from it" in told
+    Path("large.json").write_text(" " * 2**21)
+    assert "at most 1,048,576 bytes" in emacore("train", "--config", "large.json", code=2).output
+
+
+def test_a_long_run_is_sampled():
+    code = "InversePower(beta=0.9999, update_after_step=50)"
+    decays = from_code(code).decays(1_000_001)
+    sampled = emacore("schedule", code, "--steps", "1000001")
+    found = table(sampled).set_index("step")
+    assert 1000 < len(found) < 3000
+    assert "of 1,000,001 are printed" in sampled.stderr
+    np.testing.assert_array_equal(found["decay"], decays[found.index])
+    np.testing.assert_allclose(found["weight"], weights(decays)[found.index], rtol=1e-6, atol=1e-15)
+    assert len(table(emacore("schedule", code, "--steps", "1e9"))) < 3000
+
+
+def test_the_help_has_every_family_and_setting():
+    told = emacore("train", "--help").output
+    for family in FAMILIES:
+        assert family in told
+        assert family in emacore("schedule", "--help").output
+    for name, value in dotted(json.loads(RunConfig().to_json())).items():
+        assert name == "task" or f"{name} " in told, (name, value)
+
+
+def test_shells_complete():
+    for shell in ("bash", "zsh", "fish"):
+        assert "_EMACORE_COMPLETE" in emacore("completion", shell).stdout
+    complete = ShellComplete(command_line.cli, {}, "emacore", "_EMACORE_COMPLETE")
+    run_id = RunStore().create(RunConfig())
+
+    def found(arguments, incomplete):
+        return [item.value for item in complete.get_completions(arguments, incomplete)]
+
+    assert "Constant(" in found(["schedule"], "Con")
+    assert "Window(" in found(["replay", "."], "W")
+    assert found(["train", "--set"], "optimizer.l") == ["optimizer.learning_rate="]
+    assert found(["export"], run_id[:4]) == [run_id]
+    assert "delete" in found(["runs"], "d")
+
+
+def test_what_is_there_stays_until_the_output_is_written():
+    Path("there.csv").write_text("mine")
+    emacore("train", "--set", "max_epochs=0", "-o", "there.csv", code=2)
+    emacore("schedule", "Constant()", "--steps", "nope", "-o", "new.csv", code=2)
+    assert Path("there.csv").read_text() == "mine"
+    assert not Path("new.csv").exists()
+
+
 def test_a_sweep_is_one_table_and_a_summary():
     grid = ["--grid", "optimizer.learning_rate=[0.001, 0.01]", "--grid", "network.dropout=0"]
-    result = emacore("sweep", *SMALL, *grid, "--seeds", "2")
+    result = emacore("sweep", "-v", *SMALL, *grid, "--seeds", "2")
     assert len(table(result)) == 4
     assert "cell 2 of 2" in result.stderr
     assert "verdict" in result.stderr
@@ -250,6 +320,29 @@ def test_the_app_is_found_in_a_checkout_or_where_it_was_installed(tmp_path, monk
         ),
         (["replay", ".", "Constant()"], 1, "no recording"),
         (["export", "nope"], 1, "There is no run"),
+        (["runs", "show", "nope"], 1, "There is no run"),
+        (["replicate", "--seeds", "1e8"], 2, "must be from 1 to 10,000, got 100000000"),
+        (["replicate", "--seeds", "2.5"], 2, "'2.5' is not a whole number"),
+        (["schedule", "Constant()", "--steps", "1e11"], 2, "must be from 2 to 10,000,000,000"),
+        (
+            ["schedule", "Constant()", "-o", "missing/decays.csv"],
+            2,
+            "missing/decays.csv cannot be written: No such file",
+        ),
+        (["train", "-o", "."], 2, "is a directory"),
+        (["train", "--set", "=5"], 2, "not of the form name=value"),
+        (["train", "--set", "schedule=5"], 2, "beta must be in [0, 1]"),
+        (["train", "--set", "schedule=[1]"], 2, "schedule must be code such as"),
+        (["train", "--set", "schedule.family=Nope"], 2, "family must be one of"),
+        (["train", "--set", "data.path=123"], 2, "data.path must be text"),
+        (["train", "--set", "network.widths=64"], 2, "network.widths must be a list"),
+        (["train", "--set", "data=5"], 2, "there is no setting 'data'"),
+        (["train", "--set", "max_epochs=1e999"], 2, "max_epochs must be a whole number"),
+        (["sweep", "--grid", "max_epochs=[1]", "--scheduler", "127.0.0.1"], 2, "has a host and a port"),
+        (["sweep", "--grid", "max_epochs=[1]", "--scheduler", "tcp://a b:1"], 2, "has a host and a port"),
+        (["sweep", "--grid", "max_epochs=[1]", "--scheduler", "tcp://127.0.0.1:9"], 1, "cannot be reached"),
+        (["sweep", "--grid", "max_epochs=many.json"], 2, "max_epochs"),
+        (["sweep", "--grid", "seed=[1]"], 2, "the seeds are those of every cell"),
     ],
 )
 def test_exit_codes_and_one_sentence(arguments, code, message, monkeypatch, capsys):
@@ -262,23 +355,6 @@ def test_exit_codes_and_one_sentence(arguments, code, message, monkeypatch, caps
         command_line.main()
     assert ended.value.code == code
     assert message in capsys.readouterr().err
-
-
-def test_ctrl_c_keeps_what_is_there(home):
-    command = [sys.executable, "-m", "emacore", "train", "--set", "max_epochs=100000", "--set", "stopping.curve=none"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        seen = [process.stderr.readline() for _ in range(3)]
-        assert seen[2].startswith("epoch 3")
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0
-    history = pd.read_csv(io.StringIO(out))
-    assert len(history) >= 3
-    store = RunStore(home)
-    assert store.result(store.runs()["id"][0]).state == "stopped"
 
 
 def test_the_help_needs_no_torch():

@@ -1,80 +1,154 @@
-import gzip
-import io
-import json
+"""Which column is x, which are metrics, what is left out: told, and right for the files that trackers write."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from emacore import metric_files
-from emacore.metric_files import PAIR, READERS, read_metrics
+from emacore.averaging.smoothing import Smoothing
+from emacore.metric_files import as_places, read_metrics, with_smoothed
 from emacore.tables import TableError
 
-STEPS, LOSSES = [0, 10, 20], [2.25, 2.5, 1.125]
-RECORDS = [{"step": s, "loss": v} for s, v in zip(STEPS, LOSSES, strict=True)]
-ROWS = list(zip(STEPS, LOSSES, strict=True))
-
-
-def parquet(frame):
-    content = io.BytesIO()
-    frame.to_parquet(content)
-    return content.getvalue()
-
-
-FILES = {
-    "delimited text": "step,loss\n" + "".join(f"{s},{v}\n" for s, v in ROWS),
-    "TensorBoard's CSV": "Wall time,Step,loss\r\n" + "".join(f"1795614809.9{s},{s},{v}\r\n" for s, v in ROWS),
-    "W&B's panel": '"Step","run - loss","run - loss__MIN","run - loss__MAX"\n'
-    + "".join(f'"{s}","{v}","{v}","{v}"\n' for s, v in ROWS),
-    "W&B's history": ",_step,_runtime,_timestamp,loss\n"
-    + "".join(f"{n},{s},{n}.5,17000000{n},{v}\n" for n, (s, v) in enumerate(ROWS)),
-    "Lightning": "epoch,step,loss\n" + "".join(f"0,{s},{v}\n" for s, v in ROWS),
-    "Keras with times": "epoch,iteration,loss,lr\n" + "".join(f"0,{s},{v},0.1\n" for s, v in ROWS),
-    "batches in epochs": "batch,step,loss\n" + "".join(f"{s % 20},{s},{v}\n" for s, v in ROWS),
-    "MLflow's table": "Run,Run ID,metric,step,timestamp,value\n"
-    + "".join(f"a,b,loss,{s},1754943296210,{v}\n" for s, v in ROWS),
-    "MLflow's metric": "".join(f"1754943296210 {v} {s}\n" for s, v in ROWS),
-    "JSON Lines": "".join(json.dumps(one) + "\n" for one in RECORDS),
-    "JSON list": json.dumps(RECORDS, indent=1),
-    "JSON of lists": json.dumps({"step": STEPS, "loss": LOSSES}),
-    "trainer_state.json": json.dumps(
-        {"best": None, "log_history": [*RECORDS, {"step": 20, "train_runtime": 3.5}]}, indent=1
-    ),
-    "log, colons": "Starting\n" + "".join(f"[INFO] step {s}: loss: {v}\n" for s, v in ROWS),
-    "log, equals": "".join(f"2026-01-01 12:00:00 step={s} loss={v}\n" for s, v in ROWS),
-    "log, a name a line": "".join(f"step: {s}\nloss: {v}\n" for s, v in ROWS),
-    "log, words": "".join(f"step {s} loss {v}\n" for s, v in ROWS),
+FILES = Path(__file__).parent / "data" / "metrics"
+#: The curve that most of these files hold, at 40 steps.
+TRUTH = np.array([float(line.split(",")[1]) for line in (FILES / "comments.csv").read_text().split("\n")[3:43]])
+#: Of each file: x of each metric by its name, where it is not step.
+X = {
+    "keras_csvlogger.csv": "epoch",
+    "mmengine_scalars.json": "iter",
+    "noheader.csv": "column 1",
+    "pandas_index.csv": "Unnamed: 0",
+    "semicolon_decimal_comma_one.csv": None,
+    "tb_real.csv": "Step",
+    "trainer_log.jsonl": "current_steps",
+    "ultralytics_results.csv": "epoch",
+    "wandb_one.csv": "Step",
+    "wandb_panel.csv": "Step",
 }
-ENCODED = {
-    **{name: text.encode() for name, text in FILES.items()},
-    "gzip": gzip.compress(FILES["JSON Lines"].encode(), mtime=0),
-    "UTF-16": FILES["delimited text"].encode("utf-16"),
-    "Parquet": parquet(pd.DataFrame(RECORDS)),
+#: The metric that is that curve, where it is not called loss; and how many digits the file has.
+NAMES = {
+    "noheader.csv": "column 2",
+    "lightning_metrics.csv": "train_loss",
+    "ultralytics_results.csv": "train/box_loss",
+    "wandb_one.csv": "calm-river-3 - train/loss",
+    "wandb_panel.csv": "calm-river-3 - train/loss",
 }
+#: Files with another curve: their x and their values, read off by hand.
+OTHERS = {"percent.csv", "restart_dup_steps.csv", "uneven.csv", "tb_real.csv", "short_header.csv"}
 
 
-@pytest.mark.parametrize("content", ENCODED.values(), ids=ENCODED)
-def test_the_same_curve_from_every_writer(content):
-    found = read_metrics(content)
-    (name,) = found.metrics
-    values = found.frame[name].to_numpy(dtype=float)
-    rows = ~np.isnan(values)
-    assert (found.steps()[rows].tolist(), values[rows].tolist()) == (STEPS, LOSSES)
-    assert set(found.frame) == {found.step, *found.metrics, *found.left_out}
+@pytest.mark.parametrize("name", sorted({path.name for path in FILES.iterdir()} - OTHERS))
+def test_every_file_gives_the_curve_that_was_written(name):
+    found = read_metrics(FILES / name)
+    metric = NAMES.get(name, "loss")
+    assert found.x_of(metric) == X.get(name, "step")
+    where = found.values(metric)
+    factor = 1 if X.get(name, "step") in ("epoch", "Unnamed: 0", None) else 10
+    first = 9 if name == "lightning_metrics.csv" else 0
+    places = np.round((where.steps - first) / factor).astype(int)
+    assert np.array_equal(places * factor + first, where.steps)
+    finite = np.isfinite(where.values)
+    digits = 1e-4 if name in ROUNDED else 1e-15
+    np.testing.assert_allclose(where.values[finite], TRUTH[places[finite]], atol=digits, rtol=0)
+    told = " ".join(found.told())
+    missing = 40 - len(np.unique(places[finite]))
+    assert missing in (0, 1, 5, 7, 8, 10)
+    if missing:
+        assert re.search(r"rows are (blank or no number|infinite), first in line \d+", told)
 
 
-def test_the_first_reader_that_knows_a_text_reads_it():
-    names = {read_metrics(content).format for content in ENCODED.values()}
-    assert names == {"Parquet", *(reader.name for reader in READERS)}
+ROUNDED = (
+    "ultralytics_results.csv",
+    "trainer_state.json",
+    "semicolon_decimal_comma.csv",
+    "semicolon_decimal_comma_one.csv",
+)
 
 
-def test_runs_of_a_table_stand_beside_each_other():
-    text = "Run,metric,step,value\na,loss,0,1\nb,loss,0,2\na,loss,5,3\na,acc,5,0.5\na,loss,5,4\n"
+def test_the_others_give_their_own():
+    acc = read_metrics(FILES / "percent.csv")
+    assert acc.values("acc").values[:4].tolist() == [24.7, 30.9, 34.0, 37.4]
+    assert "acc: percent signs were taken off" in acc.told()
+    again = read_metrics(FILES / "restart_dup_steps.csv")
+    assert len(again.values("loss").values) == 40
+    last = again.values("loss", last_of_step_only=True)
+    assert len(last.values) == 32
+    assert last.values[last.steps == 12] == 1.2357588823428847
+    assert {"loss: step goes back 1 times", "loss: 8 values stand at a step that has one already"} <= set(again.told())
+    assert any("uneven, from 1 to 13" in words for words in read_metrics(FILES / "uneven.csv").told())
+    board = read_metrics(FILES / "tb_real.csv")
+    assert board.values("Value").steps[:3].tolist() == [0, 5, 10]
+    assert board.values("Value").values[0] == 2.084442138671875
+    assert any("first in line 9" in words for words in board.told())
+    with pytest.raises(TableError, match="line 2 has 2 fields, the header has 1 field"):
+        read_metrics(FILES / "short_header.csv")
+
+
+def test_validation_at_other_steps_is_a_series_of_its_own():
+    found = read_metrics(FILES / "mmengine_scalars.json")
+    assert found.own_steps == {"accuracy/top1": "step"}
+    assert found.values("accuracy/top1").steps.tolist() == [1, 2, 3, 4, 5]
+    assert "accuracy/top1: x is step, as iter is blank there" in found.told()
+    lightning = read_metrics(FILES / "lightning_metrics.csv")
+    assert lightning.values("val_loss").steps.tolist() == [49, 99, 149, 199, 249, 299, 349, 399]
+
+
+@pytest.mark.parametrize(
+    ("texts", "places", "unit"),
+    [
+        (["2026-01-01 12:00:00", "2026-01-01 12:01:00.5"], [0, 60.5], "seconds since 2026-01-01 12:00:00"),
+        (["2026-01-01T12:00:00Z", "2026-01-01T14:00:00+01:00"], [0, 3600], "seconds since 2026-01-01 12:00:00"),
+        (["2026/01/01", "2026/01/03"], [0, 172800], "seconds since 2026-01-01 00:00:00"),
+        (["0:00:05", "1 day, 0:00:01"], [5, 86401], "seconds"),
+        (["2026-01-01", "soon"], [0, np.nan], "seconds since 2026-01-01 00:00:00"),
+    ],
+)
+def test_dates_and_times_as_x(texts, places, unit):
+    found, said = as_places(pd.Series(texts))
+    np.testing.assert_array_equal(found, places)
+    assert said == unit
+
+
+def test_x_is_a_choice():
+    text = "when,step,loss\n2026-01-01 00:00:00,5,1\n2026-01-01 00:01:00,7,2\n2026-01-01 00:00:30,9,3\n"
     found = read_metrics(text.encode())
-    assert found.metrics == ("a - loss",)
-    assert found.frame["a - loss"].dropna().tolist() == [1, 3, 4]
-    assert found.frame["b - loss"].dropna().tolist() == [2]
-    assert found.frame["step"].tolist() == [0, 5, 5]
+    assert (found.step, found.xs) == ("step", ("step", "when"))
+    assert found.left_out == {"when": "a time"}
+    timed = found.with_x("when")
+    assert timed.values("loss").steps.tolist() == [0, 30, 60]
+    assert timed.values("loss").values.tolist() == [1, 3, 2]
+    assert timed.left_out == {"step": "a counter"}
+    assert "when is counted in seconds since 2026-01-01 00:00:00" in timed.told()
+    assert found.with_x(None).values("loss").steps.tolist() == [0, 1, 2]
+    with pytest.raises(TableError, match="'loss' cannot be x; what counts or tells a time is step, when"):
+        found.with_x("loss")
+    alone = read_metrics(b"2026-01-01,2.5\n2026-01-02,1.5\n")
+    assert alone.values("column 2").steps.tolist() == [0, 86400]
+
+
+def test_what_is_left_out_says_why_with_row_and_value():
+    text = "step,loss,cost,day,flag,word\n0,1,12ms,01/02/2026,True,\n1,2,13ms,02/02/2026,False,x\n"
+    left = read_metrics(text.encode()).left_out
+    assert left["cost"] == "no numbers: '12ms' in line 2"
+    assert left["word"] == "no numbers: 'x' in line 3"
+    assert left["flag"] == "truth values, no numbers"
+    assert read_metrics(b"step,loss,date\n0,1,01/02/2026\n").left_out["date"] == (
+        "a date whose day and month may be either: '01/02/2026' in line 2; write 2026-12-31"
+    )
+
+
+def test_a_smoothed_column_is_that_of_its_own_values_where_they_stand():
+    found = read_metrics(b"step,loss,val\n0,4,\n2,2,1\n1,8,nan\n2,0,inf\n,7,7\n")
+    smooth = Smoothing("first", 0.5).smooth
+    table = with_smoothed(found, ["loss", "val"], smooth)
+    np.testing.assert_array_equal(table["loss_smoothed"], [4, 4, 6, 2, np.nan])
+    np.testing.assert_array_equal(table["val_smoothed"], [np.nan, 1, np.nan, np.inf, np.nan])
+    kept = with_smoothed(found, ["loss"], smooth, in_order_of_steps=False, last_of_step_only=True)
+    np.testing.assert_array_equal(kept["loss_smoothed"], [4, np.nan, 6, 3, np.nan])
+    with pytest.raises(TableError, match="a column loss_smoothed already"):
+        with_smoothed(read_metrics(b"step,loss,loss_smoothed\n0,1,1\n1,2,2\n"), ["loss"], smooth)
 
 
 def test_a_column_without_a_name_counts_only_where_it_does():
@@ -87,72 +161,12 @@ def test_of_two_counters_the_one_that_does_not_fall_is_x():
     assert read_metrics(b"epoch,batch,loss\n0,0,3\n0,1,2\n1,0,1\n").step == "epoch"
 
 
-def test_a_value_in_each_row_is_kept_where_a_line_breaks_off():
-    found = read_metrics(b'{"loss": 1}\n\n{"loss": "NaN"}\n{"loss": "diverged"}\n{"loss": 2}\n{"lo')
-    np.testing.assert_array_equal(found.frame["loss"], [1, np.nan, np.nan, 2])
-    assert any("'diverged' in line 4" in note for note in found.told())
-    assert any("line 6, the last, is half an object" in note for note in found.told())
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"loss": 1}\n{"loss"\n{"loss": 2}\n', "Line 2 is not valid JSON"),
-        (b'{"loss": 1}\n[2]\n', "Line 2 is no JSON object"),
-        (b'[{"loss": 1}, 2]', "Entry 2 of the JSON list"),
-        (b'[{"loss": 1},\n{"loss" 2}]', "not valid JSON at line 2"),
-        (b'{"loss": [1, 2], "step": [1]}', "loss 2, step 1"),
-        (b'{"name":\n "x"}', "holds no rows"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b"PAR1 and no more", "Parquet file is damaged"),
-        (bytes(8) + bytes(4) + b"\tx\x1a\rbrain.Event:2" + bytes(40), "TensorBoard's events"),
-        (b"name,word\na,b\nc,d\n", "no column of numbers; it has name, word"),
-    ],
-)
-def test_what_cannot_be_read_is_named(content, message):
-    with pytest.raises(TableError, match=message):
-        read_metrics(content)
-
-
-def test_a_file_of_too_many_cells_is_refused_by_its_shape(monkeypatch):
-    monkeypatch.setattr(metric_files, "MAX_CELLS", 10)
-    monkeypatch.setattr(metric_files.pd, "read_parquet", None)
-    with pytest.raises(TableError, match="at most 2,000 columns and 10 cells"):
-        read_metrics(parquet(pd.DataFrame({"a": range(6), "b": range(6)})))
-    with pytest.raises(TableError, match="12 rows of 12 names"):
-        read_metrics("".join(json.dumps({f"n{n}": n}) + "\n" for n in range(12)).encode())
-
-
 def test_blanks_and_infinities_where_names_and_steps_are_wanted():
     found = read_metrics(b"metric,step,value\nloss,0,1\n,0,2\nloss,,3\nloss,,4\n,1,5\n")
     assert sorted(found.frame["loss"].dropna()) == [1, 3, 4]
     assert found.frame["(no name)"].dropna().tolist() == [2, 5]
     assert read_metrics(b"step,loss\n0,1e999\n10,2e999\n20,1\n").metrics == ("loss",)
     assert read_metrics(b"step,loss\ninf,1\ninf,2\n20,1\n").step == "step"
-
-
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_words_that_end_in_numbers_make_no_log(delimiter):
-    found = read_metrics(f"run{delimiter}loss\nrun 1{delimiter}2.25\nrun 2{delimiter}2.5\n".encode())
-    assert (found.format, found.metrics, list(found.left_out)) == ("delimited text", ("loss",), ["run"])
-
-
-def test_a_small_file_makes_no_large_table():
-    lines = [json.dumps({f"n{n % 1900}": n}) for n in range(5000)]
-    with pytest.raises(TableError, match="5,000 values for 5,000 rows of 1,900 names"):
-        read_metrics("\n".join(lines).encode())
-    rows = "".join(f"m{n % 1900},{n},1\n" for n in range(5000))
-    with pytest.raises(TableError, match="5,000 values for 5,000 rows of 1,900 names"):
-        read_metrics(f"metric,step,value\n{rows}".encode())
-
-
-@pytest.mark.parametrize(
-    "text", ["a" * 20_000, "a " * 10_000, "a" + " " * 20_000, "a:" * 10_000, "a[" * 10_000, "1" * 20_000]
-)
-def test_a_log_is_searched_in_linear_time(text):
-    """Twice the text costs about twice the work: counted by what the pattern may look at from one place."""
-    assert PAIR.findall(text) == []
-    assert metric_files._is_log(text) is False
 
 
 def test_columns_of_a_single_value_are_left_out_unless_all_are():

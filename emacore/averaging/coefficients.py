@@ -196,7 +196,7 @@ def split_linearly(target: ArrayLike, calls: ArrayLike) -> Floats:
 
     Args:
         target: Shape (T,).
-        calls: Shape (N,), rising, the last one T - 1.
+        calls: Shape (N,), rising, below T; what comes after the last of them goes to that one.
 
     Returns:
         Shape (N,); they add to the sum of ``target``.
@@ -204,8 +204,8 @@ def split_linearly(target: ArrayLike, calls: ArrayLike) -> Floats:
     wanted, stored = np.asarray(target, dtype=np.float64), np.asarray(calls, dtype=np.int64)
     if stored.ndim != 1 or not stored.size or stored[0] < 0 or (np.diff(stored) <= 0).any():
         raise ValueError(f"calls must be rising whole numbers of at least 0, got {stored}")
-    if wanted.shape != (stored[-1] + 1,):
-        raise ValueError(f"target must have shape ({stored[-1] + 1},), one more than the last call, got {wanted.shape}")
+    if wanted.ndim != 1 or len(wanted) <= stored[-1]:
+        raise ValueError(f"target must have shape (T,), with T above the last call {stored[-1]}, got {wanted.shape}")
     positions = np.interp(np.arange(len(wanted)), stored, np.arange(len(stored)))
     lower = positions.astype(np.int64)
     share = positions - lower
@@ -244,6 +244,16 @@ def best_coefficients(target: ArrayLike, profiles: Sequence[Profile], *, nonnega
     return np.asarray(solved / solved.sum() * total)
 
 
+def merged_profile(calls: int, profiles: Sequence[Profile], coefficients: ArrayLike) -> Floats:
+    """What each of ``calls`` calls weighs in a merge of files with ``profiles``: shape (calls,)."""
+    factors = np.asarray(coefficients, dtype=np.float64)
+    result = np.zeros(calls)
+    for start, stop, active, block in _blocks(calls, profiles):
+        if len(active):
+            result[start:stop] = factors[active] @ block
+    return result
+
+
 def certificate(target: ArrayLike, profiles: Sequence[Profile], coefficients: ArrayLike) -> Certificate:
     """How the merge of files with ``profiles`` compares with ``target``, of shape (T,)."""
     wanted, factors = np.asarray(target, dtype=np.float64), np.asarray(coefficients, dtype=np.float64)
@@ -260,6 +270,21 @@ def certificate(target: ArrayLike, profiles: Sequence[Profile], coefficients: Ar
         amplification=float(np.abs(factors).sum()),
         total=float(factors.sum()),
     )
+
+
+def karras_decays(gamma: float, calls: int, update_every: int = 1) -> Floats:
+    """The decays of ema-pytorch's ``KarrasEMA``, whose rule counts calls, whether or not they move it: shape (calls,).
+
+    Only every ``update_every``-th call moves it, by the decay that EDM2 gives to a single one, so that with more than
+    one call to a move its memory is longer than that of the power function of this ``gamma``.
+
+    Source: ``KarrasEMA`` in ema-pytorch 0.8.
+    """
+    check_whole("update_every", update_every, 1)
+    numbers = np.arange(calls)
+    result = np.where(numbers % update_every == 0, (1 - 1 / (numbers + 2.0)) ** (gamma + 1), 1.0)
+    result[:1] = 0
+    return np.asarray(result)
 
 
 def _gram(target: Floats, profiles: Sequence[Profile]) -> Floats:

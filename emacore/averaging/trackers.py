@@ -6,10 +6,9 @@ next, ``D_t = a_t D_{t-1} + 1`` is the sum of the weights, and ``1 - 1 / D_t`` t
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import lapack
 
 from emacore.averaging.families import BiasCorrected
 from emacore.averaging.weights import average
@@ -87,8 +86,15 @@ def smoothed(values: ArrayLike, decays: ArrayLike) -> Floats:
 
 
 def _faded(kept: Floats) -> Floats:
-    sums = np.array(list(accumulate(kept[1:].tolist(), lambda total, share: share * total + 1, initial=1.0)))
-    return 1 - 1 / sums[: len(kept)]
+    if not len(kept):
+        return kept
+    # D_t - a_t D_{t-1} = 1: a lower bidiagonal system, which LAPACK's forward substitution solves term by term.
+    bands = np.ones((2, len(kept)), order="F")
+    bands[1, :-1] = -kept[1:]
+    sums, info = lapack.dtbtrs(bands, np.ones((len(kept), 1), order="F"), uplo="L", diag="U", overwrite_b=1)
+    if info:
+        raise RuntimeError(f"LAPACK dtbtrs failed with info = {info}")
+    return np.asarray(1 - 1 / sums[:, 0])
 
 
 def _distances(steps: ArrayLike) -> Floats:

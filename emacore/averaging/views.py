@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -173,14 +174,21 @@ def decay_table(schedule: Schedule, num_steps: int) -> Table:
 
     ``half_life_steps`` is how long, in steps, the decay of that call takes to halve what is in the average.
     """
-    return decays_at(schedule, acting_calls(num_steps, schedule))
+    calls = acting_calls(num_steps, schedule)
+    return {"step": calls, **{name: make() for name, make in _columns_of(schedule, schedule.at(calls)).items()}}
 
 
-def decays_at(schedule: Schedule, calls: NDArray[np.integer[Any]]) -> Table:
-    """The rows of :func:`decay_table` of some calls that are not skipped, shape (rows,)."""
-    decays = schedule.at(calls)
-    memory = filters.half_lives(decays) * schedule.update_every
-    return {"step": calls, "decay": decays, "one_minus_decay": 1 - decays, "half_life_steps": memory}
+def decays_at(schedule: Schedule, calls: NDArray[np.integer[Any]], column: str) -> Floats:
+    """A column of :func:`decay_table` at some calls that are not skipped, in their shape."""
+    return _columns_of(schedule, schedule.at(calls))[column]()
+
+
+def _columns_of(schedule: Schedule, decays: Floats) -> dict[str, Callable[[], Floats]]:
+    return {
+        "decay": lambda: decays,
+        "one_minus_decay": lambda: 1 - decays,
+        "half_life_steps": lambda: filters.half_lives(decays) * schedule.update_every,
+    }
 
 
 def weight_table(scheme: Scheme, step: int) -> Table:
@@ -220,10 +228,20 @@ def possible(schedule: Schedule, key: str, values: Iterable[float]) -> tuple[flo
 
 def weights_at(scheme: Scheme, step: int, calls: NDArray[np.integer[Any]]) -> Floats:
     """What a run's :func:`acting_calls`, shape (rows,), weigh in the average after ``step``; NaN for later ones."""
-    earlier = calls[calls <= step]
+    return weight_lines(scheme, [step], calls)[0]()
+
+
+def weight_lines(scheme: Scheme, steps: Iterable[int], calls: NDArray[np.integer[Any]]) -> list[Callable[[], Floats]]:
+    """What computes :func:`weights_at` after each of some steps; all share the decays of a schedule."""
     # Calls that are skipped change nothing, so a schedule needs its others only.
-    own = scheme.at(earlier) if isinstance(scheme, Schedule) else decays_at_end(scheme, step + 1)
-    return np.concatenate([weights(own), np.full(len(calls) - len(earlier), np.nan)])
+    decays = scheme.at(calls) if isinstance(scheme, Schedule) else None
+
+    def line(step: int) -> Floats:
+        count = int(np.searchsorted(calls, step, side="right"))
+        own = weights(decays_at_end(scheme, step + 1) if decays is None else decays[:count])
+        return np.concatenate([own, np.full(len(calls) - count, np.nan)])
+
+    return [partial(line, step) for step in steps]
 
 
 class Figures(NamedTuple):

@@ -23,12 +23,16 @@ from emacore.formatting import IN_CHARTS
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
-#: Values of shape (rows,), or what computes them: so one of many long lines is held at a time.
+#: Values of shape (rows,), or what computes them.
 Line = Floats | Callable[[], Floats]
+#: Lines of so many bytes together are computed once and held; longer ones one at a time, twice.
+_MOST_HELD = 100_000_000
 #: Pictures above each other have their own colours.
 _RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
 #: Below so many pixels from the picture's top its title says where the handles are.
 _TITLE = {"fontSize": 13, "fontWeight": "normal", "offset": 8, "anchor": "start"}
+#: Pixels that a letter of it takes on average, and an axis with its title.
+_LETTER, _AXIS = 5.8, 60
 
 
 class Handle(NamedTuple):
@@ -161,8 +165,10 @@ def line_frames(
         moving: The curve by handle's key, one for each mark.
         y_ends: The ends of the axis, of which a frame may be off by a share; see :func:`common_rows`.
     """
-    whole = (_values(line) for own in moving.values() for line in own)
-    kept = common_rows(across, whole, x_scale=x_scale, y_scale=y_scale, y_range=y_ends)
+    if 8 * len(across) * sum(map(len, moving.values())) <= _MOST_HELD:
+        moving = {key: [_values(line) for line in own] for key, own in moving.items()}
+    every = (_values(line) for own in moving.values() for line in own)
+    kept = common_rows(across, every, x_scale=x_scale, y_scale=y_scale, y_range=y_ends)
     parts = {key: np.stack([_values(line)[kept] for line in own], axis=1) for key, own in moving.items()}
     places = np.arange(len(kept))
     rows = pd.DataFrame(
@@ -200,7 +206,7 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
             tables[table] = pd.DataFrame(layer["data"]["values"])
             if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
                 column = NAME
-                then |= {own: _at_the_end(frames) for own, frames in enumerate(sets) if not frames.layers}
+                then |= {own: _at_the_end(frames, number, view) for own, frames in enumerate(sets) if not frames.layers}
         hidden = [
             {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
             for own in sorted(then)
@@ -222,11 +228,13 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
 
 
-def _at_the_end(frames: Frames) -> list[Spec]:
-    """Transforms: the name of each series, at the last row that the shown frame has of it."""
+def _at_the_end(frames: Frames, number: int, view: View) -> list[Spec]:
+    """Transforms: the name of each series, at the last row of it in the shown frame that the axis can show."""
     x, y = frames.line
+    ends = f"data('ends{number}')[0]"
+    inside = f" && datum['{y}'] >= {ends}['y_0'] && datum['{y}'] <= {ends}['y_1']" if "y" in view.ends else ""
     return [
-        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}'])"},
+        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}']){inside}"},
         {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
         {"filter": f"datum['{x}'] == datum.last"},
         {"calculate": f"datum['{frames.column}']", "as": NAME},
@@ -351,12 +359,17 @@ def _ticking(signal: Signal) -> Spec:
 
 
 def _said(handles: Sequence[Handle]) -> str:
-    """An expression: where the handles are, in the settings' own words."""
+    """An expression: where the handles are, in the settings' own words; below each other where the line is short."""
     parts = [
         f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.selection}_mark]"
         for handle in handles
     ]
-    return " + '   \u00b7   ' + ".join(parts)
+    if len(parts) < 2:
+        return parts[0]
+    line = " + '   \u00b7   ' + ".join(parts)
+    # Of three spaces one is drawn; the axis beside the plot has the title's place, too.
+    room = f"{_LETTER} * (length({line}) - {4 * (len(parts) - 1)}) - {_AXIS}"
+    return f"width < {room} ? [{', '.join(parts)}] : {line}"
 
 
 def _quoted(text: str) -> str:

@@ -22,7 +22,8 @@ Rows = list[dict[str, Any]]
 
 #: The trained weights, by the names they have on two pages, and their average.
 COLOURS = {"SGD": ORIGINAL, "original": ORIGINAL, "average": AVERAGED}
-_CONTOURS, _PATHS, _MARKS, _HEADS = range(4)
+_CONTOURS, _PATHS, _MARKS, _HEADS, _HALOS, _NAMES = range(6)
+_MOVING = (_PATHS, _HEADS, _HALOS, _NAMES)
 
 
 def paths(
@@ -64,7 +65,7 @@ def path_frames(
             }
             for key, paths in by_handle.items()
         }
-        return Frames(rows, moving, "path", layers=(_PATHS, _HEADS))
+        return Frames(rows, moving, "path", layers=_MOVING)
 
     return frames("SGD", original), frames("average", averaged)
 
@@ -74,7 +75,8 @@ def playing(figure: Figure) -> Figure:
     layers = list(figure.spec["layer"])
     last = int(figure.data["step"].max())
     layers[_PATHS] = {**layers[_PATHS], "transform": [{"filter": "datum.step <= shown"}]}
-    layers[_HEADS] = {**layers[_HEADS], "transform": [{"filter": f"datum.step == min(shown, {last})"}]}
+    for place in (_HEADS, _HALOS, _NAMES):
+        layers[place] = {**layers[place], "transform": [{"filter": f"datum.step == min(shown, {last})"}]}
     return figure._replace(spec={**figure.spec, "layer": layers})
 
 
@@ -118,13 +120,13 @@ def _spec(
     level: str,
     height: int,
 ) -> dict[str, Any]:
-    highlight = alt.selection_point(name="highlight", fields=["path"], bind="legend")
+    highlight = alt.selection_point(name="highlight", fields=["path"], on="click")
     x = alt.X("u:Q", title=titles[0], scale=alt.Scale(domain=list(u), nice=False))
     y = alt.Y("v:Q", title=titles[1], scale=alt.Scale(domain=list(v), nice=False))
     colour = alt.Color(
         "path:N",
         scale=alt.Scale(domain=list(names), range=[COLOURS[name] for name in names]),
-        legend=alt.Legend(title=None, orient="bottom", symbolStrokeWidth=3),
+        legend=None,
     )
     contours = (
         alt.Chart()
@@ -134,14 +136,10 @@ def _spec(
         )
     )
     drawn = alt.Chart().encode(x=x, y=y, color=colour)
-    lines = (
-        drawn.mark_line(clip=True)
-        .encode(
-            order="step:Q",
-            opacity=alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.1)),
-            strokeWidth=alt.when(alt.datum.path == names[0]).then(alt.value(1)).otherwise(alt.value(2.6)),
-        )
-        .add_params(highlight)
+    lines = drawn.mark_line(clip=True).encode(
+        order="step:Q",
+        opacity=alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.1)),
+        strokeWidth=alt.when(alt.datum.path == names[0]).then(alt.value(1)).otherwise(alt.value(2.6)),
     )
     heads = (
         drawn.mark_circle(size=130, clip=True, opacity=1)
@@ -155,8 +153,21 @@ def _spec(
             ],
         )
     )
+    # Towards the middle of the plot, and one above the other: where the paths end they are often close.
+    right = f"datum.u > {(u[0] + u[1]) / 2!r}"
+    text: dict[str, Any] = {
+        "clip": True,
+        "fontSize": 12,
+        "fontWeight": 700,
+        "align": alt.ExprRef(f"{right} ? 'right' : 'left'"),
+        "dx": alt.ExprRef(f"{right} ? -10 : 10"),
+        "dy": alt.ExprRef(f"datum.path == '{names[0]}' ? -10 : 12"),
+    }
+    told = alt.Chart().transform_filter(alt.datum.newest).encode(x=x, y=y, text="path:N")
+    behind = told.mark_text(**text, stroke=alt.ExprRef("background"), strokeWidth=4, strokeJoin="round", opacity=0.85)
+    before = told.mark_text(**text).encode(color=colour).add_params(highlight)
     marks = alt.Chart().mark_point(shape="cross", size=90, color=CLEAN, filled=True).encode(x=x, y=y)
-    return spec_of(alt.layer(contours, lines, marks, heads).properties(height=height))
+    return spec_of(alt.layer(contours, lines, marks, heads, behind, before).properties(height=height))
 
 
 @lru_cache(maxsize=64)

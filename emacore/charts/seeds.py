@@ -11,16 +11,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from emacore.charts.ends import WHOLE_AXIS
+from emacore.charts.ends import NAME, WHOLE_AXIS, free_of, name_marks, names_at_ends, room_for
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
-from emacore.charts.thin import Scale, left_out, thin
+from emacore.charts.thin import Scale, axis_ends, left_out, thin
 from emacore.formatting import IN_CHARTS, number
 
 _MOST_BINS = 24
 #: Pixels that all seeds take where it is drawn how many still train.
 _STRIP = 34
 _ZERO, _INTERVAL, _RULES, _LABELS = range(4)
+#: Of the bands: the names' layer among the curves' own, and the height.
+_NAMES, _HEIGHT = 3, 360
 
 
 def bands(table: pd.DataFrame, colours: Mapping[str, str], *, y_title: str, y_scale: Scale = "log") -> Figure:
@@ -28,38 +30,39 @@ def bands(table: pd.DataFrame, colours: Mapping[str, str], *, y_title: str, y_sc
 
     Args:
         table: curve, epoch, low, median, high, seeds.
-        colours: The colour of each curve, in the order of the legend.
+        colours: The colour of each curve.
     """
     columns = ["low", "median", "high"]
     shown = thin(table, "epoch", columns, "curve", y_scale=y_scale)
-    return Figure(
-        shown,
-        _bands(tuple(colours.items()), y_title, y_scale),
-        left_out(table, dict.fromkeys(columns, y_scale), "curve"),
-    )
+    spec = _bands(tuple(colours.items()), y_title, y_scale)
+    ends = axis_ends(shown[columns], y_scale)
+    names = names_at_ends(shown, "epoch", "median", "curve", height=_HEIGHT, y_scale=y_scale, y_domain=ends)
+    curves, *others = spec["layer"]
+    spec = {**spec, "layer": [with_layer_data(curves, _NAMES, names), *others]}
+    return Figure(shown, spec, left_out(table, dict.fromkeys(columns, y_scale), "curve"))
 
 
 @lru_cache(maxsize=32)
 def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -> dict[str, Any]:
-    highlight = alt.selection_point(name="highlight", fields=["curve"], bind="legend")
+    names, hues = [name for name, _ in colours], [hue for _, hue in colours]
+    highlight = alt.selection_point(name="highlight", fields=[NAME], on="click")
+    room = room_for(names)
     scale = alt.Scale(type=y_scale, zero=False) if y_scale == "linear" else alt.Scale(type=y_scale)
-    base = alt.Chart().encode(
-        detail="piece:N",
-        x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False), axis=WHOLE_AXIS),
-        color=alt.Color(
-            "curve:N",
-            scale=alt.Scale(domain=[name for name, _ in colours], range=[colour for _, colour in colours]),
-            legend=alt.Legend(title=None, orient="bottom", columns=2, symbolType="stroke", symbolOpacity=1),
-        ),
-    )
-    area = (
-        base.mark_area(clip=True)
+    epochs = alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False, range=free_of(room)), axis=WHOLE_AXIS)
+    colour = alt.Color(f"{NAME}:N", scale=alt.Scale(domain=names, range=hues), legend=None)
+    base = (
+        alt.Chart()
+        .transform_calculate(**{NAME: "datum.curve"})
         .encode(
-            y=alt.Y("low:Q", title=y_title, scale=scale),
-            y2="high:Q",
-            opacity=alt.when(highlight).then(alt.value(0.22)).otherwise(alt.value(0.04)),
+            detail="piece:N",
+            x=epochs,
+            color=colour,
         )
-        .add_params(highlight)
+    )
+    area = base.mark_area(clip=True).encode(
+        y=alt.Y("low:Q", title=y_title, scale=scale),
+        y2="high:Q",
+        opacity=alt.when(highlight).then(alt.value(0.22)).otherwise(alt.value(0.04)),
     )
     line = base.mark_line(clip=True, strokeWidth=2.2).encode(
         y=alt.Y("median:Q", title=y_title, scale=scale),
@@ -83,7 +86,7 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
         .transform_aggregate(seeds="min(seeds)", groupby=["epoch"])
         .transform_joinaggregate(most="max(seeds)", first="min(epoch)", last="max(epoch)")
         .transform_calculate(top=f"{_STRIP} * (1 - datum.seeds / datum.most)", base=f"{_STRIP}")
-        .encode(x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False), axis=WHOLE_AXIS))
+        .encode(x=epochs)
     )
     strip = training.mark_area(color=CLEAN, opacity=0.35, interpolate="step-after").encode(
         y=alt.Y("top:Q", scale=None, axis=None), y2="base:Q"
@@ -91,8 +94,8 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
     label = training.encode(text="seeds:Q", y=alt.Y("base:Q", scale=None, axis=None))
     first = label.transform_filter("datum.epoch == datum.first").mark_text(color=CLEAN, align="left", dx=14, dy=9)
     last = label.transform_filter("datum.epoch == datum.last").mark_text(color=CLEAN, align="right", dx=-4, dy=9)
-    curves = alt.layer(area, line, points)
-    return spec_of(alt.layer(curves, strip, first, last).resolve_scale(y="independent").properties(height=360))
+    curves = alt.layer(area, line, points, name_marks(colour, room).add_params(highlight))
+    return spec_of(alt.layer(curves, strip, first, last).resolve_scale(y="independent").properties(height=_HEIGHT))
 
 
 def differences(

@@ -11,11 +11,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from emacore.charts.ends import NAME, free_of, name_marks, names_at_ends, room_for
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.moving import Frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 
-#: The lines, in the order of the legend.
+#: The lines.
 CURVES = {
     "average": AVERAGED,
     "SGD's last step": ORIGINAL,
@@ -24,7 +25,7 @@ CURVES = {
 }
 #: The axis of the losses ends so far below the greatest.
 _DEEPEST = 1e-6
-_CHOSEN, _LABELS = 2, 3
+_CHOSEN, _LABELS, _NAMES = 2, 3, 4
 
 
 def tradeoff(table: pd.DataFrame, *, chosen: float, label: str, height: int = 400) -> Figure:
@@ -46,7 +47,13 @@ def tradeoff(table: pd.DataFrame, *, chosen: float, label: str, height: int = 40
     main = shown.loc[shown["curve"].isin(list(CURVES)[:2]), "loss"]
     top = float(main.max()) if len(main) else 1.0
     bottom = max(float(main.min()) / 3, top * _DEEPEST) if len(main) else 0.1
-    spec = _spec(_rounded(bottom), _rounded(1.5 * top), height)
+    ends = _rounded(bottom), _rounded(1.5 * top)
+    spec = _spec(*ends, height)
+    formulas = shown[(shown["part"] == "formula") & shown["loss"].between(*ends)]
+    names = names_at_ends(
+        formulas, "half_life", "loss", "curve", height=height, x_scale="log", y_scale="log", y_domain=ends
+    )
+    spec = with_layer_data(spec, _NAMES, names)
     middle = float(np.sqrt(shown["half_life"].min() * shown["half_life"].max()))
     for layer in (_CHOSEN, _LABELS):
         spec = with_layer_data(
@@ -83,7 +90,7 @@ def tradeoff_frames(
     at = np.asarray(half_lives, dtype=np.float64)[np.newaxis]
     chosen = {"at": at, "label": np.asarray(labels, dtype=object)[np.newaxis], "early": at < middle}
     return (
-        Frames(rows, losses, "curve"),
+        Frames(rows, losses, "curve", ("half_life", "loss")),
         Frames(pd.DataFrame({"mark": ["chosen"]}), {key: chosen}, "mark", layers=(_CHOSEN, _LABELS)),
     )
 
@@ -95,32 +102,34 @@ def _rounded(value: float) -> float:
 
 @lru_cache(maxsize=64)
 def _spec(bottom: float, top: float, height: int) -> dict[str, Any]:
-    highlight = alt.selection_point(name="highlight", fields=["curve"], bind="legend")
-    base = alt.Chart().encode(
-        x=alt.X(
-            "half_life:Q",
-            title="half-life of the average (steps)",
-            scale=alt.Scale(type="log", nice=False),
-            axis=alt.Axis(grid=False),
-        ),
-        y=alt.Y(
-            "loss:Q",
-            title="expected loss",
-            scale=alt.Scale(type="log", domain=[bottom, top], nice=False),
-            axis=alt.Axis(grid=False),
-        ),
-        color=alt.Color(
-            "curve:N",
-            scale=alt.Scale(domain=list(CURVES), range=list(CURVES.values())),
-            legend=alt.Legend(title=None, orient="bottom", columns=2, symbolType="stroke", symbolOpacity=1),
-        ),
-        tooltip=[
-            alt.Tooltip("curve:N", title=" "),
-            alt.Tooltip("part:N", title="by"),
-            alt.Tooltip("decay:Q", format=",.7~r"),
-            alt.Tooltip("half_life:Q", title="half-life (steps)", format=",.4~r"),
-            alt.Tooltip("loss:Q", format=",.4~r"),
-        ],
+    highlight = alt.selection_point(name="highlight", fields=[NAME], on="click")
+    room = room_for(CURVES)
+    colour = alt.Color(f"{NAME}:N", scale=alt.Scale(domain=list(CURVES), range=list(CURVES.values())), legend=None)
+    base = (
+        alt.Chart()
+        .transform_calculate(**{NAME: "datum.curve"})
+        .encode(
+            x=alt.X(
+                "half_life:Q",
+                title="half-life of the average (steps)",
+                scale=alt.Scale(type="log", nice=False, range=free_of(room)),
+                axis=alt.Axis(grid=False),
+            ),
+            y=alt.Y(
+                "loss:Q",
+                title="expected loss",
+                scale=alt.Scale(type="log", domain=[bottom, top], nice=False),
+                axis=alt.Axis(grid=False),
+            ),
+            color=colour,
+            tooltip=[
+                alt.Tooltip("curve:N", title=" "),
+                alt.Tooltip("part:N", title="by"),
+                alt.Tooltip("decay:Q", format=",.7~r"),
+                alt.Tooltip("half_life:Q", title="half-life (steps)", format=",.4~r"),
+                alt.Tooltip("loss:Q", format=",.4~r"),
+            ],
+        )
     )
     lines = (
         base.transform_filter(alt.datum.part == "formula")
@@ -129,7 +138,6 @@ def _spec(bottom: float, top: float, height: int) -> dict[str, Any]:
             strokeWidth=alt.when(alt.datum.curve == "average").then(alt.value(2.6)).otherwise(alt.value(1.4)),
             opacity=alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12)),
         )
-        .add_params(highlight)
     )
     dots = base.transform_filter(alt.datum.part == "simulated").mark_circle(clip=True, size=34, opacity=0.9)
     rule = alt.Chart().encode(x=alt.X("at:Q"))
@@ -140,4 +148,5 @@ def _spec(bottom: float, top: float, height: int) -> dict[str, Any]:
         dx=alt.ExprRef("datum.early ? 4 : -4"),
         baseline="top",
     ).encode(text="label:N", y=alt.value(4))
-    return spec_of(alt.layer(lines, dots, rules, labels).properties(height=height))
+    names = name_marks(colour, room).add_params(highlight)
+    return spec_of(alt.layer(lines, dots, rules, labels, names).properties(height=height))

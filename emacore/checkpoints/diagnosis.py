@@ -96,7 +96,7 @@ class Stretch:
         if self.rate.has_low and self.rate.has_high:
             text = f"{about} a step had decay {_decay(best, low, high)} ({_decay(low, high)} to {_decay(high, low)})"
         elif self.rate.has_low:
-            text = f"{about} a step had a decay of at most {_decay(high, 0)}: nothing was left of the average before"
+            text = f"{about} a step had a decay of at most {_decay(high, 0)}, and these files set no lower end"
         elif self.rate.has_high:
             text = f"{about} a step had a decay of at least {_decay(low, 1)}"
         else:
@@ -218,7 +218,9 @@ class _Case:
         self.statistics = [one for one in trained if one.is_statistic]
         self.moving = bool(evidence.weights) and any(any(one.moved) for one in evidence.weights)
         self.equal = [
-            bool(self.weights) and all(one.equal[file] for one in self.weights) for file in range(len(evidence.steps))
+            any(one.far or len(evidence.steps) < 2 for one in self.weights)
+            and all(one.equal[file] for one in self.weights)
+            for file in range(len(evidence.steps))
         ]
         self.at_copies = all(self.equal)
 

@@ -27,6 +27,8 @@ _BLOCK = 2**23
 _GROUPS, _LEAST = 16, 32
 _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var|mean_ema|var_ema)$")
 _COARSE = (torch.bfloat16, torch.float16)
+#: What share of its size a number must move for its average to show it, in single and in half precision.
+_FAR = (3e-4, 0.06)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class TensorFacts:
         coarse: The half precision that holds all its averaged values, whatever they are stored in.
         equal: Of each file, whether the average is the raw tensor, as far as the narrower of their dtypes tells.
         raw_moved, moved: Of each stretch between two files, whether any number changed.
+        far: Whether the raw tensor moved so far between two files that an average of it must show.
         gaps: Of each stretch how far, in units of the averaged dtype's spacing, nine in ten averaged numbers were at
             most from the middle of the raw ones.
         finite: Whether all numbers are.
@@ -51,6 +54,7 @@ class TensorFacts:
     equal: tuple[bool, ...]
     raw_moved: tuple[bool, ...]
     moved: tuple[bool, ...]
+    far: bool
     gaps: tuple[float, ...]
     finite: bool
 
@@ -71,13 +75,13 @@ class TensorFacts:
 
     @property
     def is_copied(self) -> bool:
-        """Whether it is the raw tensor in every file, though that changed."""
-        return self.trains and all(self.equal)
+        """Whether it is the raw tensor in every file, though that moved."""
+        return self.far and all(self.equal)
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the average never changed, though the raw tensor did."""
-        return self.trains and not any(self.moved) and not all(self.equal)
+        """Whether the average never changed, though the raw tensor moved."""
+        return self.far and not any(self.moved) and not all(self.equal)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ class Evidence:
     def weights(self) -> list[TensorFacts]:
         """The tensors that tell the decay: that move, and are averaged, and no running statistics."""
         plain = [one for one in self.tensors if one.trains and one.finite and not (one.is_copied or one.is_frozen)]
-        return [one for one in plain if not one.is_statistic] or plain
+        # A bias before BatchNorm, for instance, has no gradient but rounding.
+        return [one for one in plain if one.far and not one.is_statistic] or plain
 
     @cached_property
     def rates(self) -> list[Rate]:
@@ -271,7 +276,7 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
     files = len(raws)
     equal, coarse = [True] * files, dict.fromkeys(_COARSE, True)
     raw_moved, moved, finite = [False] * (files - 1), [False] * (files - 1), True
-    gaps = np.zeros(files - 1)
+    gaps, far = np.zeros(files - 1), False
     parts: list[_Sums] = []
     for start, stop in _parts(raws[0].numel, files):
         w, e = [_read(one, start, stop) for one in raws], [_read(one, start, stop) for one in averages]
@@ -285,6 +290,8 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
         finite = finite and whole
         if whole and files > 1:
             spacing = _spacing(average, e[0].dtype)
+            size = np.maximum(np.abs(raw[1:]), np.sqrt((raw**2).mean()))
+            far = far or bool((np.abs(np.diff(raw, axis=0)) > _FAR[w[0].dtype in _COARSE] * size).any())
             parts.append(_sums(raw, average, spacing if e[0].dtype in _COARSE else 0 * spacing))
             apart = np.abs((raw[1:] + raw[:-1]) / 2 - average[:-1]) / spacing[:-1]
             gaps = np.maximum(gaps, np.quantile(apart, 0.9, axis=1))
@@ -296,6 +303,7 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
         tuple(equal),
         tuple(raw_moved),
         tuple(moved),
+        far,
         tuple(gaps.tolist()),
         finite,
     )

@@ -379,8 +379,11 @@ def _label(path: Path, root: Path, step: tuple[int, str, re.Match[str] | None]) 
         parts[-1] = stem_of(path)
     text = "/".join(parts)
     text = re.sub(r"(\w+)=-?[\d.]+", r"\1=*", text)
-    number = int(step[2][1]) if step[2] else step[0] - ("counted from 0" in step[1])
-    starred = re.sub(rf"(?<!\d)0*{number}(?!\d)", "*", text)
+    if found := step[2]:
+        starred = text.replace(found[0], found[0].removesuffix(found[1]) + "*")
+    else:  # not the digits of a fraction: those tell averages apart
+        number = step[0] - ("counted from 0" in step[1])
+        starred = re.sub(rf"(?<![\d.])0*{number}(?!\.?\d)", "*", text)
     return starred, "*" in starred
 
 

@@ -108,7 +108,8 @@ def _sections(unit: Unit) -> Iterator[Section]:
     told = unit.metadata.get("emacore")
     if told is not None:
         about = json.loads(told)
-        yield from _flat("", unit.content, about.pop("kind", "raw"), unit, about)
+        state = unit.content if _is_weights(unit.content) else unit.content.get("model", {})
+        yield from _flat("", state, about.pop("kind", "raw"), unit, about)
         return
     content = unit.content
     if "shadow_params" in content and isinstance(content["shadow_params"], Mapping):

@@ -47,6 +47,7 @@ class StoredTensor:
         read_flat: Reads numbers ``start`` to ``stop - 1`` of those that lie one after the other.
         file: Where it lies, and ``offset``, at which of its bytes, as far as that is known.
         identity: Equal for two names of one and the same memory.
+        release: Lets go of what is mapped of its file; it is mapped again where it is read again.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +56,7 @@ class StoredTensor:
     file: Path = field(compare=False)
     offset: int = field(default=0, compare=False)
     identity: object = field(default=None, compare=False)
+    release: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     @property
     def numel(self) -> int:
@@ -272,7 +274,15 @@ def open_distributed(path: Path) -> Unit:
             node[last] = _distributed_tensor(path, reader, name, stored)
         else:
             node[last] = Foreign()
-    return Unit(path, (path / ".metadata", *files), "torch.distributed.checkpoint", content)
+    return Unit(path, (path / ".metadata", *files), "torch.distributed.checkpoint", content, _told_beside(path))
+
+
+def _told_beside(path: Path) -> dict[str, str]:
+    """What our own snapshots say of themselves, which the format has no place for."""
+    try:
+        return {str(key): str(one) for key, one in json.loads((path / "emacore.json").read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -349,7 +359,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
 
     content, offset = {}, 0
     for name, (shape, dtype) in about.items():
-        content[name] = StoredTensor(shape, dtype, reader(name, shape), path, offset)
+        content[name] = StoredTensor(shape, dtype, reader(name, shape), path, offset, release=opened.cache_clear)
         offset += content[name].nbytes
     return content, metadata, "safetensors"
 
@@ -373,6 +383,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def _dtype(path: Path, name: str) -> torch.dtype:

@@ -16,17 +16,22 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import joblib
 import pandas as pd
 
 import emacore
 from emacore.averaging.code import to_code
-from emacore.experiments.store import RECORDING_BYTES, RunLost, RunStore, StoreError, worker_name
+from emacore.experiments.measuring import question_from_json, work_on
+from emacore.experiments.store import RunLost, RunStore, StoreError, StoreFull, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
+from emacore.limits import RECORDING_BYTES
 from emacore.tasks.regression.config import RunConfig
+
+if TYPE_CHECKING:
+    from emacore.replay.recording import Recorder
 
 #: Seconds between a worker's looks at the store: for a new run, for a request to stop, and to show it is alive.
 POLL = 0.2
@@ -38,6 +43,19 @@ LOGS_KEPT = 20
 _READY = b"ready"
 
 Rows = list[dict[str, Any]]
+
+
+class CarriedOut(NamedTuple):
+    """A job that has ended: its history, or a sweep's table; how it ended, and what was not recorded of it, in words.
+
+    ``diverged`` says whether all that it trained did.
+    """
+
+    run_id: str
+    history: pd.DataFrame
+    ended: str
+    diverged: bool = False
+    recording_error: str | None = None
 
 
 def example_wanted() -> bool:
@@ -113,6 +131,7 @@ class JobQueue:
                     process.kill()
                     process.wait()
                 self._put_away(process)
+                self.store.forget_worker(worker_name(process.pid, _token(process)))
             self._workers.clear()
 
     def _bury_dead(self) -> None:
@@ -124,6 +143,7 @@ class JobQueue:
                 log = self._put_away(process)
                 said = "it said nothing" if log is None else f"what it said is in {log}"
                 del self._workers[name]
+                self.store.forget_worker(name)
                 if came_up:
                     self.store.fail_run_of(name, f"The worker process ended unexpectedly ({how}); {said}.")
                 elif not self._workers:  # the next one would fare no better, and the run would wait forever
@@ -216,7 +236,12 @@ def _drop_oldest(folder: Path) -> None:
 
 def work(folder: str, limit: int, token: str) -> None:
     """A worker's life: take runs from the store, one after the other, until the server's end of the pipe closes."""
-    store, name = RunStore(folder), worker_name(os.getpid(), token)
+    store = RunStore(folder)
+    with store.working(token) as name:
+        _work(store, name, limit, token)
+
+
+def _work(store: RunStore, name: str, limit: int, token: str) -> None:
     current: list[str] = []
     log = _log(store.folder, token)
     threading.Thread(target=_end_with_server, args=(store, name, current, log), daemon=True).start()
@@ -246,7 +271,10 @@ def work_off(store: RunStore, name: str, run_id: str, text: str, limit: int = 1)
     stop = threading.Event()
     with alive(store, run_id, name, stop):
         try:
-            carry_out(store, run_id, name, job_from_json(text), stop, processes=limit)
+            if (question := question_from_json(text)) is not None:
+                work_on(store, run_id, name, question, stop.is_set)
+            else:
+                carry_out(store, run_id, name, job_from_json(text), stop, processes=limit)
         except RunLost:
             return
         except (StoreError, SweepError, ValueError) as problem:  # these are written for people
@@ -293,33 +321,50 @@ def carry_out(
     *,
     processes: int = 1,
     scheduler: str | None = None,
-) -> pd.DataFrame:
+    trouble: Callable[[StoreError], None] | None = None,
+) -> CarriedOut:
     """Train a job that is ``worker``'s, until ``stop`` is set, into the store, and enter how it ended.
 
     Args:
         tell: Called with the rows of each epoch, or of each cell of a sweep, once they are stored.
         processes, scheduler: Of a sweep, as :func:`~emacore.experiments.sweep.sweep` takes them.
-
-    Returns:
-        The history, or a sweep's table.
+        trouble: Called with what keeps rows from the store, in place of ending there: what is trained is returned
+            whatever the store does.
 
     Raises:
+        StoreError: if the store cannot keep it.
         RunLost: if it is no longer this worker's.
         ValueError: if its data do not fit its settings.
         SweepError: if a sweep's scheduler cannot be used.
     """
     count = itertools.count(1)
+    recorders: list[Recorder] = []
 
-    def on_rows(rows: Rows) -> None:
-        store.append(run_id, worker, {"epoch": next(count), "rows": rows})
+    def keep(row: dict[str, Any], rows: Rows) -> None:
+        try:
+            try:
+                store.append(run_id, worker, row)
+            except StoreFull:
+                for recorder in recorders:
+                    recorder.give_way("the disk is full, and histories need the room")
+                store.append(run_id, worker, row)
+        except StoreError as error:
+            if trouble is None:
+                raise
+            trouble(error)
         tell(rows)
 
+    def on_rows(rows: Rows) -> None:
+        keep({"epoch": next(count), "rows": rows}, rows)
+
+    error = None
     if isinstance(job, Sweep):
         history = sweep(
             job.config, job.grid, job.seeds, scheduler, on_rows, stop.is_set, store=store, workers=processes
         )
         complete = len(history) == len(job.cells()) * len(job.seeds)
         stopped = "all cells trained" if complete else "stopped"
+        diverged = complete and bool((history["stopped"] == "diverged").all())
     elif isinstance(job, Study):
         from emacore.training.replicas import replicate
 
@@ -327,19 +372,24 @@ def carry_out(
         replicas = replicate(job.config, job.seeds, on_rows, stop.is_set, schedules)
         history = replicas.history
         stopped = "stopped" if "stopped" in replicas.stopped.values() else "all seeds ended"
+        diverged = set(replicas.stopped.values()) == {"diverged"}
     else:
         from emacore.training.loop import train
 
-        def on_row(row: dict[str, Any]) -> None:
-            store.append(run_id, worker, row)
-            tell([row])
-
         store.make_room()
-        result = train(job, on_row, stop.is_set, record=store.recording(run_id), record_bytes=RECORDING_BYTES)
-        history, stopped = result.history, result.stopped
+        result = train(
+            job,
+            lambda row: keep(row, [row]),
+            stop.is_set,
+            record=store.recording(run_id),
+            record_bytes=RECORDING_BYTES,
+            on_recorder=recorders.append,
+        )
+        history, stopped, error = result.history, result.stopped, result.recording_error
+        diverged = stopped == "diverged"
     state = "stopped" if stopped == "stopped" else "done"
-    _insist(lambda: store.finish(run_id, worker, state, stopped=stopped))
-    return history
+    _insist(lambda: store.finish(run_id, worker, state, stopped=stopped, note=error))
+    return CarriedOut(run_id, history, stopped, diverged, error)
 
 
 def _insist(write: Callable[[], None]) -> None:

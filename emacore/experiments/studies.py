@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from itertools import product
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import emacore.tasks  # settings are read back by the task that they name
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.families import Constant
-from emacore.averaging.schedules import Schedule, schedule_from_dict
+from emacore.averaging.schedules import FAMILIES, Schedule, schedule_from_dict
 from emacore.checks import check_whole
+from emacore.limits import CELLS, LETTERS, SEEDS, TRAININGS, VALUES, check_most
 from emacore.training.acting import acting
 from emacore.training.config import TaskConfig, dotted, json_object
 from emacore.training.names import in_words
@@ -79,11 +81,16 @@ class Sweep:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", _checked_seeds(self.seeds))
+        if not isinstance(self.grid, Mapping):
+            raise TypeError(f"grid must be an object of lists by names, got {self.grid!r}")
         for name, values in self.grid.items():
             if name == "seed":
                 raise ValueError("grid: the seeds are those of every cell; leave 'seed' out")
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
                 raise ValueError(f"grid: {name!r} needs a list of at least one value, got {values!r}")
+        cells = math.prod(map(len, self.grid.values()))
+        check_most("cells of a grid", cells, CELLS)
+        check_most("trainings of a sweep, which are its cells times its seeds,", cells * len(self.seeds), TRAININGS)
         grid = {name: [_told(name, value) for value in values] for name, values in self.grid.items()}
         object.__setattr__(self, "grid", grid)
         self.cells()
@@ -93,7 +100,11 @@ class Sweep:
 
     def cells(self) -> list[tuple[dict[str, Any], TaskConfig]]:
         """The settings of each cell and the config they give; the last name of the grid varies fastest."""
-        return [(settings, with_settings(self.config, settings)) for settings in self._chosen()]
+        found: list[tuple[dict[str, Any], TaskConfig]] | None = self.__dict__.get("_cells")
+        if found is None:  # they are asked for several times, and take a millisecond each
+            found = [(settings, with_settings(self.config, settings)) for settings in self._chosen()]
+            object.__setattr__(self, "_cells", found)
+        return found
 
     def in_order(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Rows of a sweep's table by the order of their cells, whichever was done first."""
@@ -139,15 +150,16 @@ def job_in_words(job: Job) -> str:
 def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
     """``config`` with settings changed by their dotted names, such as ``optimizer.learning_rate``.
 
-    ``schedule`` itself takes a schedule's code, such as ``Constant(beta=0.99)``, or a decay, which is that of a
-    ``Constant``.
+    Another ``schedule.family`` keeps those of its settings that both families have.  ``schedule`` itself takes a
+    schedule's code, such as ``Constant(beta=0.99)``, or a decay, which is that of a ``Constant``.
 
     Raises:
         ValueError: for a name that is no setting, or a value out of range.
     """
     changed = json.loads(config.to_json())
     del changed["task"]
-    for name, value in sorted(settings.items()):  # a whole schedule before its settings
+    # A whole schedule before its family, and that before its other settings.
+    for name, value in sorted(settings.items(), key=lambda item: (_FIRST.get(item[0], len(_FIRST)), item[0])):
         *parents, last = name.split(".")
         part = changed
         for parent in parents:
@@ -157,7 +169,14 @@ def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig
             raise ValueError(f"there is no setting {name!r}; there are {known}, and schedule (as code)")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise ValueError(f"{name} must be a number below 2**63, got one of {len(str(abs(value)))} digits")
-        part[last] = _schedule(value).to_dict() if name == "schedule" else value
+        if name == "schedule":
+            part[last] = _schedule(value).to_dict()
+        elif name == "schedule.family" and value != part[last]:
+            family = FAMILIES.get(value) if isinstance(value, str) else None
+            own = {f.name for f in fields(family)} if family is not None else set()
+            changed["schedule"] = {"family": value, **{key: part[key] for key in part if key in own}}
+        else:
+            part[last] = value
     try:
         return type(config).from_json(json.dumps(changed))
     except TypeError as error:
@@ -196,7 +215,7 @@ def job_from_json(text: str | bytes) -> Job:
     try:
         config = TaskConfig.from_json(json.dumps(settings.get("config", {})))
         if kind == "sweep":
-            return Sweep(config, dict(settings["grid"]), settings["seeds"])
+            return Sweep(config, settings["grid"], settings["seeds"])
         schedules = (schedule_from_dict(schedule) for schedule in settings.get("schedules", ()))
         # Once a study could name one twice; its history holds it once.
         return Study(config, settings["seeds"], tuple({to_code(schedule): schedule for schedule in schedules}.values()))
@@ -212,12 +231,43 @@ def json_value(text: str) -> Any:
         return float(text) if re.fullmatch(r"[+-]?(\d*\.\d+|\d+\.)([eE][+-]?\d+)?", text) else text
 
 
+def setting_value(name: str, text: str) -> Any:
+    """What ``text`` means as the value of a setting: where that is a text, "3" is the text 3; a list of texts may have
+    commas without brackets."""
+    value = json_value(text)
+    if name in _TEXTS:
+        return value if isinstance(value, str) or value is None else text
+    if name in _LISTS:
+        return [str(one) for one in value] if isinstance(value, list) else [one.strip() for one in text.split(",")]
+    return value
+
+
 def json_values(text: str) -> list[Any]:
-    """Several values in one text, with commas or semicolons between them; those within brackets do not count."""
-    parts = re.split(r"[,;](?![^(\[]*[)\]])", text)
-    return [json_value(part.strip()) for part in parts if part.strip()]
+    """Several values in one text, with commas or semicolons between them; those within brackets do not count.
+
+    Raises:
+        ValueError: if the text is too long, or there are too many.
+    """
+    check_most("letters of values", len(text), LETTERS)
+    parts, depth, first = [], 0, 0
+    for place, letter in enumerate(text):
+        if letter in "([":
+            depth += 1
+        elif letter in ")]":
+            depth = max(0, depth - 1)
+        elif letter in ",;" and not depth:
+            parts.append(text[first:place])
+            first = place + 1
+    parts.append(text[first:])
+    values = [part.strip() for part in parts if part.strip()]
+    check_most("values", len(values), VALUES)
+    return [json_value(value) for value in values]
 
 
+#: Settings that are changed before others, which are parts of them.
+_FIRST = {"schedule": 0, "schedule.family": 1}
+#: Settings that are texts, whatever the text looks like, and those that are lists of them.
+_TEXTS, _LISTS = ("data.path", "data.target", "data.sha256"), ("data.features",)
 _STUDY = ("config", "seeds", "schedules")
 
 
@@ -228,9 +278,12 @@ def _seeds_in_words(seeds: Sequence[int]) -> str:
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(seeds, Sequence) or isinstance(seeds, str | bytes):
+        raise TypeError(f"seeds must be a list of whole numbers, got {seeds!r}")
+    check_most("seeds", len(seeds), SEEDS)
+    for seed in seeds:
+        check_whole("seeds", seed, 0, 2**63 - 1)
     found = tuple(seeds)
     if not found or len(set(found)) != len(found):
         raise ValueError(f"seeds must be different numbers, at least one; got {list(found)!r}")
-    for seed in found:
-        check_whole("seeds", seed, 0)
     return found

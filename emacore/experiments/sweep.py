@@ -9,6 +9,8 @@ import json
 import math
 import os
 import platform
+import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +113,7 @@ def sweep(
     for index, key in enumerate(keys):
         if store is not None and (rows := store.cell(key)) is not None and take(index, rows, 0.0):
             return _table(done, columns)
-    address = scheduler or os.environ.get(SCHEDULER)
+    address = address_of(scheduler)
     groups = sharing({n: cell for n, (_, cell) in enumerate(chosen) if n not in done})
     jobs = {first: _study(group, seeds).to_json(indent=None) for first, group in groups.items()}
     stopped = False
@@ -126,6 +128,23 @@ def sweep(
             if stopped:
                 break
     return _table(done, columns)
+
+
+def address_of(scheduler: str | None = None) -> str | None:
+    """The address of the scheduler that is asked for here, or in ``EMACORE_SCHEDULER``; ``None`` where there is none.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    address = (scheduler or os.environ.get(SCHEDULER) or "").strip()
+    if not address:
+        return None
+    found = re.fullmatch(r"(?:(?:tcp|tls|ws|wss|ucx)://)?(?:\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})/?", address)
+    if found is None or not 0 < int(found[1]) < 2**16:
+        raise ValueError(
+            f"a scheduler's address has a host and a port, such as tcp://127.0.0.1:8786; got {address[:200]!r}"
+        )
+    return address
 
 
 def sharing(cells: Mapping[int, TaskConfig]) -> dict[int, dict[int, TaskConfig]]:
@@ -156,14 +175,19 @@ def _engine(address: str | None, workers: int | None, should_stop: Callable[[], 
     if address is None and workers == 1:
         yield lambda jobs: _here(jobs, should_stop)
         return
+
+    def persistent(jobs: dict[int, str]) -> Iterator[tuple[int, Found]]:
+        return _persistent(jobs, should_stop)
+
     if address is None:
         with joblib.parallel_config("loky", n_jobs=workers or joblib.cpu_count(), inner_max_num_threads=1):
-            yield _persistent
+            yield persistent
         return
     try:
         from distributed import Client
     except ImportError as error:
         raise SweepError("A cluster needs Dask: pip install emacore[cluster].") from error
+    _check_reachable(address)
     try:
         client = Client(address, timeout=10, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
@@ -173,7 +197,18 @@ def _engine(address: str | None, workers: int | None, should_stop: Callable[[], 
     with client:
         _check_versions(client, address)
         with joblib.parallel_config("dask", client=client, n_jobs=-1):
-            yield _persistent
+            yield persistent
+
+
+def _check_reachable(address: str) -> None:
+    """Whether somebody listens there; Dask itself would ask again and again for ten seconds."""
+    host, _, port = address.rpartition("://")[2].rstrip("/").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, UnicodeError) as error:
+        raise SweepError(
+            f"The scheduler {address} cannot be reached: start it with dask scheduler, or unset {SCHEDULER}."
+        ) from error
 
 
 def _check_versions(client: Any, address: str) -> None:
@@ -208,8 +243,11 @@ def _here(jobs: dict[int, str], should_stop: Callable[[], bool] | None) -> Itera
             return
 
 
-def _persistent(jobs: dict[int, str]) -> Iterator[tuple[int, Found]]:
-    """Run all jobs.  Where a worker dies, those that were not done are run again, in the end each alone."""
+def _persistent(jobs: dict[int, str], should_stop: Callable[[], bool] | None = None) -> Iterator[tuple[int, Found]]:
+    """Run all jobs.  Where a worker dies, those that were not done are run again, in the end each alone.
+
+    Ctrl-C in a terminal ends the workers too, and then nothing is run again.
+    """
     left = dict(jobs)
     error = ""
     for attempt in range(TRIES):
@@ -223,7 +261,7 @@ def _persistent(jobs: dict[int, str]) -> Iterator[tuple[int, Found]]:
                 raise
             except Exception as problem:  # loky's and Dask's words for a dead worker have no common class
                 error = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'a worker died'}"
-        if not left:
+        if not left or (should_stop is not None and should_stop()):
             return
     for index, job in left.items():
         yield index, _failed(job, f"the worker process died {TRIES} times ({error})")

@@ -98,12 +98,12 @@ def curve_figures(curves: Table, metrics: Sequence[Metric], original: str, from_
     return found
 
 
-def curve_in_words(figures: Table, original: str, averaged: str) -> str:
-    """What averaging did in this run, from two rows of :func:`curve_figures`."""
+def curve_in_words(figures: Table, original: str, averaged: str, unit: str = "epoch") -> str:
+    """What averaging did in this run, from two rows of :func:`curve_figures`; its epochs may be another ``unit``."""
     places = [figures["curve"].tolist().index(name) for name in (original, averaged)]
     one, other = ({name: values[place] for name, values in figures.items()} for place in places)
     if not np.isfinite([one["best"], other["best"]]).any():
-        return "This run diverged before its first epoch ended: no loss is finite, whatever is averaged."
+        return f"This run diverged before its first {unit} ended: no loss is finite, whatever is averaged."
     told = (
         f"In this run the average ends {_against(other['final'], one['final'])}; its lowest loss is "
         f"{_against(other['best'], one['best'])}."
@@ -113,7 +113,7 @@ def curve_in_words(figures: Table, original: str, averaged: str) -> str:
         told += f" Its curve's standard deviation is {share} of the original's."
     if np.isnan(other["ahead_since"]):
         return f"{told} It does not stay below the original."
-    return f"{told} It stays below from epoch {other['ahead_since']:.0f} on."
+    return f"{told} It stays below from {unit} {other['ahead_since']:.0f} on."
 
 
 def thinning_in_words(

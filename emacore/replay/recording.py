@@ -7,7 +7,9 @@ bytes of what cannot be averaged (BatchNorm's counters), where there is any; ``r
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,15 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from emacore.buffers import Policy, copied_buffers
 from emacore.checks import check_whole
+from emacore.chosen import chosen
+from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
+from emacore.sharded import check_not_sharded
 from emacore.tensors import (
     Watch,
     check_has_values,
     distinct,
     is_averaged,
     layout,
-    listed,
+    named_parts,
     paired,
     real_count,
     reals,
@@ -48,19 +54,25 @@ class Recorder:
     """Keeps the weights of ``module`` in ``folder``: a row for each ``every``-th call of :meth:`record`.
 
     Floating-point and complex parameters and buffers lie in a row one after the other, as float32 (float64 is rounded);
-    others are kept as they are.  Rows reach the disk whenever a few megabytes have come together, at each
-    :meth:`end_epoch`, and at the end of a ``with`` block.  Where the disk is full, the recording ends and the training
-    goes on.
+    others are kept as they are, and so are the buffers that :class:`emacore.EMA` copies.  Buffers that are not part of
+    the module's state (``persistent=False``: masks, caches) are left out unless ``names`` asks for them.  Rows reach
+    the disk whenever a few megabytes have come together, at each :meth:`end_epoch`, and at the end of a ``with`` block.
+    Where the disk is nearly full (it leaves 64 MB to others, or half of a small disk), the recording ends and the
+    training goes on.
 
     Args:
         module: The module that is trained; a compiled or DataParallel one is looked into.
         folder: A new folder, or one without a recording.
         every: Replays of every k-th step are close to the exact ones where the weights move little in between and the
             average looks back over many times k steps; :class:`~emacore.replay.trajectory.Trajectory` says how close.
-        names: Only these parameters and buffers; by default all.
+        names: Only these parameters and buffers; by default all that are part of the state.
+        trainable_only: Only the parameters that require a gradient now, and the buffers of their modules.
         float16: Half the size; each weight is rounded by at most a 2048th of itself (or 3e-8, if that is more), and
-            none may be above 65504.
+            none may be above 65504; buffers that hold more at first (masks) are kept as they are.
+        buffers: Which floating-point buffers are averaged by replays, and which kept as they are, as for
+            :class:`emacore.EMA`.
         settings: What the recording is to say of its run, as JSON can hold it; replays only pass it on.
+        most_bytes: What it may take: it ends before it would take more.
 
     Attributes:
         row_bytes: What a row takes on the disk, known before the first is written.
@@ -68,7 +80,8 @@ class Recorder:
 
     Raises:
         FileExistsError: if the folder already holds a recording.
-        ValueError: for a name that the module does not have, or a module with no values or nothing to average.
+        ValueError: for a name that the module does not have, a module with no values or nothing to average, or a tensor
+            that has no place in a row.
 
     Example:
         >>> import tempfile
@@ -84,6 +97,7 @@ class Recorder:
         3.0
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         module: nn.Module,
@@ -92,19 +106,31 @@ class Recorder:
         names: Collection[str] | None = None,
         *,
         float16: bool = False,
+        buffers: Policy = None,
         settings: Mapping[str, Any] | None = None,
+        most_bytes: float = math.inf,
+        trainable_only: bool = False,
     ) -> None:
         check_whole("every", every, 1)
         check_has_values("module", module)
+        check_not_sharded("module", module, "record a plain copy of it, gathered after each step, in one of them")
         self.folder = Path(folder)
         self._module = unwrapped(module)
         self._every = every
-        self._names = _chosen(self._module, names)
-        self._layout = layout(self._module)
-        chosen = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
+        self._names = chosen(self._module, names, trainable_only)
+        self._all = names is None and not trainable_only
+        if names is None:
+            self._names -= _passing(self._module)
         self._dtype = torch.float16 if float16 else torch.float32
-        averaged = {name: tensor for name, tensor in chosen.items() if is_averaged(tensor)}
-        copied = {name: tensor for name, tensor in chosen.items() if not is_averaged(tensor)}
+        largest = {"largest": torch.finfo(self._dtype).max} if float16 else {}
+        self._as_they_are = copied_buffers(self._module, buffers, **largest)
+        wanted = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
+        for name, tensor in wanted.items():
+            if tensor.layout != torch.strided:
+                raise ValueError(f"{name!r} is of layout {tensor.layout}, which has no place in a row: see names")
+        self._layout = {name: tie for name, tie in layout(self._module).items() if tie.first_name in self._names}
+        averaged = {name: tensor for name, tensor in wanted.items() if self._is_averaged(name, tensor)}
+        copied = {name: tensor for name, tensor in wanted.items() if not self._is_averaged(name, tensor)}
         columns = sum(real_count(tensor) for tensor in averaged.values())
         if not columns:
             raise ValueError("the module has no floating-point tensor to record")
@@ -115,6 +141,7 @@ class Recorder:
         self._extra = torch.empty(rows, extra, dtype=torch.uint8)
         self._filled = self._written = self._calls = 0
         self.error: str | None = None
+        self._most_bytes = most_bytes
         self._look_up()
         self._about: dict[str, Any] = {
             "version": VERSION,
@@ -172,6 +199,16 @@ class Recorder:
             ends.append(last)
             self._write_about()
 
+    def give_way(self, why: str) -> None:
+        """Drop the recording, so that others have its room; the training goes on.
+
+        Its files are removed, not cut short: whoever has them mapped into memory would be ended by the system.
+        """
+        self.error = f"nothing is left of the recording: {why}"
+        for file in self._files:
+            file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def close(self) -> None:
         """Write what is left, and close the files."""
         self._flush()
@@ -179,10 +216,17 @@ class Recorder:
             file.close()
 
     def _look_up(self) -> None:
-        pairs = paired(self._layout, ties(self._module), "module")
-        chosen = [source for name, (_, source) in pairs.items() if name in self._names]
-        self._averaged = [tensor for tensor in chosen if is_averaged(tensor)]
-        self._copied = [tensor for tensor in chosen if not is_averaged(tensor)]
+        found = ties(self._module)
+        left_out = found.keys() - self._layout.keys()
+        if self._all:  # parameters and what is part of the state may not come unnoticed
+            left_out -= self._module.state_dict().keys()
+        try:
+            pairs = paired(self._layout, found, "module", left_out)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}; or record by names= what stays as it is") from None
+        sources = {name: source for name, (_, source) in pairs.items()}
+        self._averaged = [tensor for name, tensor in sources.items() if self._is_averaged(name, tensor)]
+        self._copied = [tensor for name, tensor in sources.items() if not self._is_averaged(name, tensor)]
         self._direct = bool(self._averaged) and all(
             tensor.dtype == self._dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
             for tensor in self._averaged
@@ -191,6 +235,9 @@ class Recorder:
             self._averaged = [tensor.view(-1) for tensor in self._averaged]
         self._watch = Watch(self._module)
 
+    def _is_averaged(self, name: str, tensor: Tensor) -> bool:
+        return is_averaged(tensor) and name not in self._as_they_are
+
     def _flush(self) -> None:
         rows, self._filled = self._filled, 0
         if self.error is not None or not rows:
@@ -198,6 +245,21 @@ class Recorder:
         if self._dtype == torch.float16 and not self._rows[:rows].isfinite().all():
             self._end("a weight is above 65504 or not finite, which float16 cannot hold")
             return
+        own = self._most_bytes - len(self._files) * _HEADER_BYTES - self._written * self.row_bytes
+        whole = rows if math.isinf(own) else min(rows, int(own // self.row_bytes))
+        try:
+            too_much = whole * self.row_bytes > _room(self.folder)
+        except OSError as error:
+            self._end(str(error.strerror))
+            return
+        if too_much:
+            self._end("the disk is nearly full, and what is left of it is kept for histories")
+            return
+        self._append(whole)
+        if whole < rows and self.error is None:
+            self._end(f"it may take {self._most_bytes / 2**20:,.0f} MB at most")
+
+    def _append(self, rows: int) -> None:
         try:
             for file, kept in zip(self._files, (self._rows, self._extra), strict=False):
                 file.append(kept[:rows].numpy())
@@ -216,6 +278,17 @@ class Recorder:
             partial.replace(self.folder / "run.json")
         except OSError as error:
             self._end(str(error.strerror))
+
+
+def _passing(module: nn.Module) -> set[str]:
+    """Names of the buffers that are not part of a module's state."""
+    return {start + name for start, part in named_parts(module).items() for name in part._non_persistent_buffers_set}
+
+
+def _room(folder: Path) -> int:
+    """Bytes that a recording may still take of a disk."""
+    disk = shutil.disk_usage(folder)
+    return disk.free - min(DISK_RESERVE, disk.total // 2)
 
 
 class RowFile:
@@ -294,12 +367,14 @@ def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
         extra = sum(tensor.nbytes for tensor in copied_tensors.values())
         weights = mapped_rows(folder / "weights.npy", {"float32": "<f4", "float16": "<f2"}[about["dtype"]], columns)
         copied = mapped_rows(folder / "copied.npy", "|u1", extra) if extra else np.empty((len(weights), 0), np.uint8)
-        every, settings = int(about["every"]), about["config"]
+        every, settings = about["every"], about["config"]
+        check_whole("every", every, 1, RECORDED_EVERY)
         whole = min(len(weights), len(copied))
+        check_most("steps of a recording", whole * every, RECORDED_STEPS)
         ends = [int(end) for end in about["epoch_ends"] if end < whole]
     except RecordingError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         raise _foreign(folder, error) from error
     if epochs is not None:
         if epochs > len(ends):
@@ -315,11 +390,13 @@ def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
 
 def _read_about(folder: Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        path = folder / "run.json"
+        check_most("bytes of a description", path.stat().st_size, DESCRIPTION_BYTES)
+        about: dict[str, Any] = json.loads(path.read_text())
         version = int(about["version"])
     except OSError as error:
         raise RecordingError(f"there is no recording in {folder}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _foreign(folder, error) from error
     if version != VERSION:
         cure = "update this program" if version > VERSION else "record the run again"
@@ -328,14 +405,20 @@ def _read_about(folder: Path) -> dict[str, Any]:
 
 
 def _foreign(folder: Path, error: Exception) -> RecordingError:
-    return RecordingError(f"run.json in {folder} does not describe a recording: {error!r}")
+    text = repr(error)
+    return RecordingError(f"run.json in {folder} does not describe a recording: {text[:300]}")
 
 
 def _layout(described: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors without values, of the described shapes and dtypes."""
     layout = {}
     for name, about in described.items():
-        layout[name] = torch.empty(about["shape"], dtype=getattr(torch, about["dtype"]), device="meta")
+        dtype = getattr(torch, about["dtype"])
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{about['dtype']!r} is no dtype")
+        for size in about["shape"]:
+            check_whole(f"the shape of {name}", size, 0)
+        layout[name] = torch.empty(about["shape"], dtype=dtype, device="meta")
     return layout
 
 
@@ -348,15 +431,6 @@ def thinning(steps_per_epoch: int, row_bytes: int, max_epochs: int, most_bytes: 
     excess = row_bytes * steps_per_epoch * max_epochs / most_bytes
     divisors = (k for k in range(1, steps_per_epoch + 1) if steps_per_epoch % k == 0 and k >= excess)
     return next(divisors, steps_per_epoch)
-
-
-def _chosen(module: nn.Module, names: Collection[str] | None) -> frozenset[str]:
-    known = ties(module)
-    if isinstance(names, str):
-        raise TypeError(f"names must be a collection of names, got the string {names!r}: write [{names!r}]")
-    for name in sorted(set(names or ()) - set(known)):
-        raise ValueError(f"names: the module has no tensor {name!r}; it has {listed(known)}")
-    return frozenset(known if names is None else (known[name].first_name for name in names))
 
 
 def _described(tensors: dict[str, Tensor]) -> dict[str, Any]:

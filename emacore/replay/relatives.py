@@ -73,6 +73,20 @@ def relatives(trajectory: Trajectory) -> Table:
     return _columns(["scheme", "setting", *columns, "copies_kept", "forward_passes"], table)
 
 
+def costs_in_words(table: Table) -> str:
+    """Which rows of :func:`relatives` keep several copies of the weights in training, or need several predictions."""
+    costs = []
+    for name, copies, passes in zip(table["scheme"], table["copies_kept"], table["forward_passes"], strict=True):
+        if copies > 1:
+            predicts = f" and predicts {passes:,} times" if passes > 1 else ""
+            costs.append(f"{name} keeps {copies:,} copies of the weights{predicts}")
+    return (
+        f"{'; '.join(costs)}; the others keep one at most."
+        if costs
+        else "None keeps more than one copy of the weights."
+    )
+
+
 def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     columns = zip(*rows, strict=True)
     return {

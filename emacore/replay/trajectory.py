@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from emacore.averaging.schedules import Schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
 from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
+from emacore.buffers import Policy, copied_buffers
 from emacore.replay.measure import Measure, Metric, OneByOne
 from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows
@@ -189,10 +190,15 @@ class Trajectory:
         return self._state(self.average([scheme], [row])[0, 0], self._moved(scheme, row))
 
     @torch.no_grad()
-    def load_into(self, module: nn.Module, scheme: Scheme, at: int = -1) -> None:
+    def load_into(self, module: nn.Module, scheme: Scheme, at: int = -1, *, buffers: Policy = None) -> None:
         """Put the averages after row ``at`` into a module that has these tensors by name.
 
         Its other tensors stay as they are.
+
+        Args:
+            buffers: Which of the buffers that were recorded as numbers to average are taken as they were at the last
+                move instead: what :func:`emacore.buffers.copied_buffers` says of the module.  Those recorded as they
+                are stay so.
 
         Raises:
             RuntimeError: if the module lacks one of the tensors, or has it in another shape.
@@ -205,7 +211,12 @@ class Trajectory:
                 raise RuntimeError(
                     f"the recording holds {name!r} with shape {tuple(tensor.shape)}, the module has it {have}"
                 )
-        for name, tensor in self.state(scheme, at).items():
+        row = self._row(at)
+        state = self.state(scheme, row)
+        if copied := copied_buffers(unwrapped(module), buffers) & self.tensors.keys():
+            as_recorded = self._state(self.weights[self._moved(scheme, row, always=True)], row)
+            state |= {name: as_recorded[name] for name in copied}
+        for name, tensor in state.items():
             found[name].tensor.copy_(tensor)
 
     def evaluate(
@@ -293,9 +304,9 @@ class Trajectory:
             for scheme, network in zip(listed, averages, strict=True):
                 yield network, self._moved(scheme, row)
 
-    def _moved(self, scheme: Scheme, row: int) -> int:
+    def _moved(self, scheme: Scheme, row: int, always: bool = False) -> int:
         """The row of what is copied at the last move up to ``row``."""
-        if isinstance(scheme, Window) or not self.rows.copied_tensors:
+        if isinstance(scheme, Window) or not (always or self.rows.copied_tensors):
             return row
         # A row is the last of the steps it stands for.
         return int(np.searchsorted(self.rows.steps, last_move(scheme, int(self.rows.steps[row]) + 1)))

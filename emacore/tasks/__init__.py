@@ -34,9 +34,11 @@ def open_run(folder: str | Path, epochs: int | None = None) -> Trajectory:
     """
     from emacore.replay.recording import RecordingError, read_recording
     from emacore.replay.trajectory import Trajectory
+    from emacore.tables import KEPT
     from emacore.training.task import ValidationMeasure
 
     rows = read_recording(folder, epochs)
+    KEPT.add(Path(folder).resolve().parent.parent / "tables")  # where a store keeps the table of a run that it recorded
     if rows.settings is None:
         raise ValueError(
             "only runs of emacore.train say how they are measured: open others by Trajectory.open(folder, measure=...)"

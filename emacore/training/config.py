@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
 
 from emacore.averaging.families import InversePower
@@ -36,6 +38,22 @@ class TaskData:
     def idle(self) -> dict[str, str]:
         """The settings that change nothing beside the others, with the reason."""
         return {}
+
+    def kept(self, keep: Callable[[bytes], Path]) -> TaskData:
+        """The same, whose files ``keep`` has taken; by default there are none.
+
+        Raises:
+            ValueError: if a file cannot be read.
+        """
+        return self
+
+    def told(self) -> list[str]:
+        """What there is to know of the data before a training, in sentences.
+
+        Raises:
+            ValueError: if they cannot be trained on.
+        """
+        return []
 
     def effective(self) -> dict[str, Any]:
         """The settings as what they come to: equal ones give the same data."""
@@ -200,7 +218,7 @@ class TaskConfig:
         if kind is None or not issubclass(kind, cls):
             known = sorted(name for name, known in TaskConfig._by_task.items() if issubclass(known, cls))
             raise ValueError(f"there is no task {name!r}" + (f" here; there is {', '.join(known)}" if known else ""))
-        for part, its_type in get_type_hints(kind).items():
+        for part, its_type in _types(kind).items():  # type: ignore[arg-type]
             if part in parts and part != "schedule" and isinstance(its_type, type) and is_dataclass(its_type):
                 parts[part] = _built(its_type, parts[part], f"{part}.")
         if "schedule" in parts:
@@ -214,6 +232,12 @@ class TaskConfig:
 
 
 T = TypeVar("T")
+
+
+@lru_cache
+def _types(kind: Any) -> dict[str, Any]:
+    """The types of a config's parts; a grid asks for them in each cell."""
+    return get_type_hints(kind)
 
 
 def check_rows(train_rows: int, batch_size: int) -> None:

@@ -51,6 +51,7 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     record: str | Path | None = None,
     record_bytes: float = math.inf,
+    on_recorder: Callable[[Recorder], None] | None = None,
 ) -> RunResult:
     """Train the network of ``config`` and its average, and evaluate both after each epoch.
 
@@ -63,7 +64,9 @@ def train(
         record: A new folder in which to keep the weights after every step, for
             :class:`emacore.replay.trajectory.Trajectory`.
         record_bytes: What that may take at most; a run that could take more keeps every k-th step only, from which
-            replays are no longer exact (:class:`~emacore.replay.trajectory.Trajectory` says by how much).
+            replays are no longer exact (:class:`~emacore.replay.trajectory.Trajectory` says by how much).  Where that
+            is still too much, the recording ends there, and the run goes on.
+        on_recorder: Called with what keeps the weights, before the first step: it can be told to give way.
 
     Raises:
         ValueError: if the data do not fit the settings (also :class:`emacore.tables.TableError`).
@@ -82,6 +85,9 @@ def train(
                 raise
             except OSError as problem:  # the run matters more than its recording
                 error = f"nothing was recorded: {problem.strerror}"
+            else:
+                if on_recorder is not None:
+                    on_recorder(recorder)
         try:
             rows, stopped = _epochs(run, on_epoch, should_stop)
         finally:
@@ -131,7 +137,8 @@ class _Run:
         steps = math.ceil(len(self.data.x_train) / self.config.optimizer.batch_size)
         row_bytes = 4 * sum(parameter.numel() for parameter in self.parameters)
         every = thinning(steps, row_bytes, self.config.max_epochs, most_bytes)
-        return Recorder(self.model, folder, every, settings=json.loads(self.config.to_json()))
+        settings = json.loads(self.config.to_json())
+        return Recorder(self.model, folder, every, settings=settings, most_bytes=most_bytes)
 
     def epoch(self, epoch: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Train on every row once and evaluate; ``None`` if it was cut short."""

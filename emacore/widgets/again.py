@@ -53,7 +53,7 @@ def job_state(job: Job) -> dict[str, Any]:
         state = {**sweep_state(config, axes), "sweep_seeds": len(job.seeds)}
     else:
         state = run_state(config)
-    return state if config.data.path is None else {**state, "own_data_path": config.data.path}
+    return state
 
 
 def start_state(config: TaskConfig) -> dict[str, Any]:

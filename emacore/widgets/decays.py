@@ -1,10 +1,11 @@
-"""The two pictures of the Decay schedule page: decays over the steps, and what each step weighs, with their handles."""
+"""The two pictures of the Decay schedule page, decays over the steps and what each step weighs, with their controls."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,11 @@ from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.windows import Scheme
 from emacore.charts.lines import lines
-from emacore.charts.moving import Frames, Handle, View, line_frames
+from emacore.charts.moving import Frames, Handle, Line, View, line_frames
 from emacore.charts.thin import Scale, axis_ends
+from emacore.formatting import number
 from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
+from emacore.widgets.page import BOUND
 
 #: The current curve, beside those that are pinned.
 NOW = "now"
@@ -62,26 +65,100 @@ def at_step(num_steps: int, percent: float) -> int:
     return max(1, round((num_steps - 1) * percent / 100))
 
 
+class Look(NamedTuple):
+    """How both pictures are drawn: what of the decays, on which scales, and the weights after which step.
+
+    ``percent`` is that step as a share of the run, ``None`` where the run is too short for a choice.
+    """
+
+    quantity: str
+    x_scale: Scale
+    weight_scale: Scale
+    percent: float | None
+    step: int
+
+
+def look_controls(num_steps: int) -> Look:
+    """The controls of both pictures, in a row."""
+    with st.container(horizontal=True):
+        quantity = st.segmented_control(
+            "Show",
+            list(QUANTITIES),
+            default=next(iter(QUANTITIES)),
+            key="quantity",
+            required=True,
+            help="What each move takes in, how long it is remembered (the half-life that the decay of a step has), or "
+            "the decay itself, which looks like 1 where it matters.",
+            **BOUND,
+        )
+        x_scale: Scale = st.segmented_control(
+            "Steps",
+            ["log", "linear"],
+            default="log",
+            key="x",
+            required=True,
+            help="log gives the first steps, in which a warm-up bends, as much room as all later ones; linear shows "
+            "how long each part of the run really is.",
+            **BOUND,
+        )
+        weight_scale: Scale = st.segmented_control(
+            "Weights",
+            ["linear", "log"],
+            default="linear",
+            key="w",
+            required=True,
+            help="linear shows where the weight lies; on log what fades at a constant rate is a straight line, and the "
+            "last trace of old steps is seen.",
+            **BOUND,
+        )
+        if num_steps <= 2:
+            return Look(quantity, x_scale, weight_scale, None, num_steps - 1)
+        percent = st.number_input(
+            "After step (% of the run)",
+            1,
+            100,
+            100,
+            key="at",
+            width=190,
+            help="The average after this step: how much of each earlier step is in it? Its handle is below.",
+            **BOUND,
+        )
+    return Look(quantity, x_scale, weight_scale, percent, at_step(num_steps, percent))
+
+
+def show_figures(own: views.Figures, *, at_end: bool) -> None:
+    """The figures of the current average, side by side."""
+    first, second, third, fourth = st.columns(4)
+    first.metric("Mean age (steps)", number(own.mean_age), help="How old what it holds is, on average.")
+    second.metric(
+        "Counts as (snapshots)",
+        number(own.effective_count),
+        help="So many equally weighted ones would average independent noise as well: 1 / sum of squared weights.",
+    )
+    third.metric(
+        "Width (% of the run)" if at_end else "Width (% of the steps so far)",
+        number(100 * own.relative_width, 3),
+        help="Standard deviation of its weights in time: EDM2's relative width.",
+    )
+    fourth.metric(
+        "Start still in it (%)",
+        number(100 * own.start_share, 2),
+        help="The weight of the copy that it began with. Much of it means a memory too long for the run.",
+    )
+
+
 def show_decays(
-    curves: Mapping[str, Scheme],
-    colours: Mapping[str, str],
-    num_steps: int,
-    *,
-    quantity: str,
-    x_scale: Scale,
-    weight_scale: Scale,
-    percent: float | None,
-    alt_text: str,
+    curves: Mapping[str, Scheme], colours: Mapping[str, str], num_steps: int, look: Look, *, alt_text: str
 ) -> Callable[[], None]:
-    """Both pictures with a handle for each setting of the current schedule, and one for the step (``percent``, of the
-    run; ``None`` for none); to be finished as :func:`emacore.widgets.moving.show_moving` says."""
+    """Both pictures with a handle for each setting of the current schedule, and one for the step; to be finished as
+    :func:`emacore.widgets.moving.show_moving` says."""
+    quantity, x_scale, weight_scale, percent, step = look
     schedule = curves[NOW]
     assert isinstance(schedule, Schedule)
     code = to_code(schedule)
     settings = schedule_settings(schedule, num_steps)
     marks = tuple((setting.key, setting.marks) for setting in settings)
     ends = decay_ends(code, num_steps, quantity, marks)
-    step = num_steps - 1 if percent is None else at_step(num_steps, percent)
     decays, weighed = decay_tables(curves, num_steps), weight_tables(curves, step)
     column, title, scale = QUANTITIES[quantity]
     one = 1 if x_scale == "log" else 0
@@ -144,7 +221,7 @@ def decay_ends(code: str, num_steps: int, quantity: str, marks: Marks) -> Ends:
     if scale == "linear":
         return 0.0, 1.0
     calls = views.sampled_calls(num_steps, schedule, 40)
-    curves = [views.decays_at(moved, calls)[column] for own in _moved(schedule, marks).values() for moved in own]
+    curves = [views.decays_at(moved, calls, column) for own in _moved(schedule, marks).values() for moved in own]
     low, high = axis_ends(np.concatenate(curves), scale) if curves else (0.0, 0.0)
     return (10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))) if low > 0 else (0.0, 0.0)
 
@@ -168,11 +245,8 @@ def decay_frames(code: str, num_steps: int, quantity: str, x_scale: Scale, marks
     schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
     calls = views.acting_calls(num_steps, schedule)
     across = calls.astype(np.float64) + (1 if x_scale == "log" else 0)
-
-    def line(moved: Schedule) -> NDArray[np.float64]:
-        return views.decays_at(moved, calls)[column]
-
-    moving = {key: [partial(line, moved) for moved in own] for key, own in _moved(schedule, marks).items()}
+    at = partial(views.decays_at, calls=calls, column=column)
+    moving = {key: [partial(at, moved) for moved in own] for key, own in _moved(schedule, marks).items()}
     return line_frames("step", column, "curve", NOW, across, moving, x_scale=x_scale, y_scale=scale, y_ends=ends)
 
 
@@ -191,18 +265,19 @@ def weight_frames(
     schedule = from_code(code)
     found = []
 
-    def add(name: str, last: int, moving: Mapping[str, Sequence[tuple[Scheme, int]]]) -> None:
-        calls = views.acting_calls(last + 1, moving[next(iter(moving))][0][0])
+    def add(name: str, calls: NDArray[np.int64], moving: Mapping[str, Sequence[Line]]) -> None:
         across = calls.astype(np.float64)
-        drawn = {key: [partial(views.weights_at, moved, at, calls) for moved, at in own] for key, own in moving.items()}
-        found.append(line_frames("step", "weight", "curve", name, across, drawn, y_scale=scale, y_ends=ends))
+        found.append(line_frames("step", "weight", "curve", name, across, moving, y_scale=scale, y_ends=ends))
 
     if marks:
-        add(NOW, step, {key: [(moved, step) for moved in own] for key, own in _moved(schedule, marks).items()})
+        calls = views.acting_calls(step + 1, schedule)
+        at = partial(views.weights_at, step=step, calls=calls)
+        add(NOW, calls, {key: [partial(at, moved) for moved in own] for key, own in _moved(schedule, marks).items()})
     if percents:
         steps = [at_step(num_steps, percent) for percent in percents]
         for name, scheme in ((NOW, schedule), *((name, scheme_from_code(text)) for name, text in pins)):
-            add(name, max(steps), {"at": [(scheme, at) for at in steps]})
+            calls = views.acting_calls(max(steps) + 1, scheme)
+            add(name, calls, {"at": views.weight_lines(scheme, steps, calls)})
     return tuple(found)
 
 

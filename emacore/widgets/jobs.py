@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pandas as pd
 import streamlit as st
 
+from emacore.experiments import shipped
 from emacore.experiments.jobs import JobQueue
 from emacore.experiments.listing import Numbers, final_numbers, listing
 from emacore.experiments.names import SERVER
-from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun, StoreError, default_folder
+from emacore.experiments.store import FINAL_STATES, Damaged, RunStore, StoredRun, StoreError, default_folder
 from emacore.experiments.studies import Job
+from emacore.formatting import counted
+from emacore.limits import QUEUED_OF_SESSION
 from emacore.widgets.link import from_link, to_link
 from emacore.widgets.page import beside_controls, escaped, put, reset_button, sentence, told
 
@@ -41,7 +46,7 @@ def begin_example() -> None:
 
 def stored(job_id: str) -> tuple[StoredRun, pd.DataFrame]:
     """A job and its history as the store has them now."""
-    with told():
+    with told(but=Damaged):
         queue = job_queue()
         queue.tend()
         return queue.store.result(job_id), queue.store.history(job_id)
@@ -53,7 +58,42 @@ def listed(kind: str) -> pd.DataFrame:
         queue = job_queue()
         queue.tend(warm=True)
         store = queue.store
+        _tell_if_replaced(store)
         return {"jobs": store.jobs, "runs": store.runs, "studies": store.studies, "sweeps": store.sweeps}[kind]()
+
+
+def _tell_if_replaced(store: RunStore) -> None:
+    if store.replaced():
+        st.warning(
+            "The run store was deleted or replaced while this server ran: what was in it is gone, and it begins anew.",
+            icon=":material/warning:",
+        )
+
+
+def show_damaged() -> None:
+    """Tell which jobs cannot be read, with a way to be rid of them."""
+    with told():
+        damaged = job_queue().store.damaged()
+    if not damaged:
+        return
+    with st.expander(f"{counted(len(damaged), 'damaged job')}: all others work", icon=":material/heart_broken:"):
+        for job_id, problem in list(damaged.items())[:_DAMAGED_MOST]:
+            st.markdown(f"{escaped(job_id)}: {escaped(problem)}.")
+        st.button(
+            "Delete what is damaged",
+            on_click=attempt,
+            args=(partial(_forget, list(damaged)),),
+            help="Their settings, curves and recorded weights go for good.",
+        )
+
+
+def _forget(job_ids: Sequence[str]) -> None:
+    for job_id in job_ids:
+        job_queue().store.delete(job_id)
+
+
+#: So many damaged jobs are named at most.
+_DAMAGED_MOST = 20
 
 
 def workbench(
@@ -139,7 +179,18 @@ def attempt(action: Callable[[], Any], key: str | None = None) -> None:
 
 def submit(job: Job, key: str) -> None:
     """Queue a job and choose it in the control ``key``: for callbacks."""
-    attempt(lambda: job_queue().submit(job), key)
+
+    def queued() -> str:
+        queue, mine = job_queue(), st.session_state.setdefault("submitted", [])
+        mine[:] = queue.store.waiting(mine)
+        if len(mine) >= QUEUED_OF_SESSION:
+            raise StoreError(
+                f"{len(mine)} jobs of yours wait already: stop some of them, or wait for the first to start."
+            )
+        mine.append(queue.submit(job))
+        return str(mine[-1])
+
+    attempt(queued, key)
 
 
 def show_problem() -> None:
@@ -167,13 +218,24 @@ def _start_and_stop(job: Job | None, chosen: str | None, *, active: bool, what: 
     )
 
 
-def chosen_job(label: str, table: pd.DataFrame, key: str, *, nothing: str = "press Start") -> tuple[str | None, bool]:
+def chosen_job(
+    label: str,
+    table: pd.DataFrame,
+    key: str,
+    *,
+    nothing: str = "press Start",
+    further: Mapping[str, str] | None = None,
+) -> tuple[str | None, bool]:
     """A choice among stored jobs, the newest unless one says otherwise: its id, and whether it is still under way.
+
+    ``further`` ones, labels by ids, are no jobs, and come after these.
 
     The session and the link have its id under ``key``.  One that was chosen, or is named by the link, and is not there
     is told until another one is chosen.
     """
     jobs = shown(table)
+    if further:
+        jobs = pd.concat([jobs, pd.DataFrame({"id": list(further), "label": list(further.values())})])
     ids = jobs["id"].tolist()
     what, gone = label.lower(), f"gone-{key}"
     wanted = from_link(key)
@@ -249,7 +311,11 @@ def _watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, sec
     """Draw a job, while it is under way again and again; the whole page once more when it has ended."""
 
     def look() -> None:
-        run = draw(chosen)
+        try:
+            run = draw(chosen)
+        except Damaged as problem:
+            st.error(escaped(problem), icon=":material/heart_broken:")
+            return
         if active and run.state in FINAL_STATES:
             st.rerun()
 
@@ -306,6 +372,14 @@ def show_state(
             st.success(f"{whose}{ended[0].lower()}{ended[1:]}" if whose else ended, icon=":material/flag:")
 
 
+def say_shipped(what: str, file: Path) -> None:
+    """That what is shown came with the package: what it is, and what made its file when."""
+    made = shipped.made(file).partition(", ")[2]
+    st.caption(
+        f":material/inventory_2: **Shipped with the app**, not trained here: {what}, by `{shipped.COMMAND}` ({made})."
+    )
+
+
 def nothing_left_in_words(run: StoredRun, what: str = "run") -> str:
     """Of a job that ended before it had anything: that there is nothing to wait for, and why, as Markdown."""
     first = "cell" if what == "sweep" else "epoch"
@@ -319,4 +393,4 @@ def nothing_left_in_words(run: StoredRun, what: str = "run") -> str:
 
 def duration(run: StoredRun) -> float:
     """Seconds from its start to its end."""
-    return (run.finished or 0) - (run.started or run.finished or 0)
+    return run.seconds if math.isfinite(run.seconds) else 0.0

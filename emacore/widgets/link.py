@@ -12,10 +12,15 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.state import get_session_state
 
+from emacore.limits import LETTERS
 from emacore.widgets.page import escaped, number_text
+from emacore.widgets.schedules import schedule_defaults
 
 #: Parameters of controls that take any text: "inf" may be the name of a column.
-FREE_TEXT = ("column", "pins", "target", "widths", "values_", "find_job", "picked")
+FREE_TEXT = ("metrics", "own_x", "pins", "target", "features", "widths", "values_", "find_job", "picked")
+
+#: Parameters of controls of which nothing may be chosen.
+MAY_BE_EMPTY = ("filters", "kinds", "states", "ways")
 
 _REFUSED, _PAGE = "link_refused", "link_page"
 _VISIT = "link_visit"
@@ -43,6 +48,7 @@ def link_told(page: str) -> Iterator[None]:
     place = st.container()
     try:
         yield
+        _without_foreign()  # not where a page ended early: its controls are still to come
     finally:
         for key, texts in asked.items():
             if key not in known and key in state and _is_bound(key) and f"gone-{key}" not in state:
@@ -95,6 +101,13 @@ def _keep_what_was_there() -> None:
         context.is_history_navigation = False
 
 
+def _without_foreign() -> None:
+    """Take settings of schedules that no control of this page has out of the link: those of another family or page."""
+    for key in schedule_defaults():
+        if key in st.query_params and not _is_bound(key):
+            del st.query_params[key]
+
+
 def _told(refused: Mapping[str, tuple[str, Any]]) -> Iterator[str]:
     for key, (text, shown) in refused.items():
         words = f"{escaped(key)} = {escaped(text) or 'nothing'}"
@@ -110,7 +123,11 @@ def _cleaned() -> dict[str, tuple[str, Any]]:
     with get_session_state().query_params() as link:
         for key in list(st.query_params):
             texts = link.get_all(key)
-            if not key.startswith(FREE_TEXT) and any(_is_endless(text) for text in texts):
+            if key.startswith(FREE_TEXT):
+                if sum(map(len, texts)) > LETTERS:
+                    found[key] = (f"{sum(map(len, texts)):,} letters", None)
+                    link.remove_param(key)
+            elif (texts == [""] and key not in MAY_BE_EMPTY) or any(_is_endless(text) for text in texts):
                 found[key] = (", ".join(texts), None)
                 link.remove_param(key)
         if found:

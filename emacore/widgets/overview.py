@@ -16,6 +16,7 @@ from emacore.charts.plane import border_of, path_frames, paths, playing
 from emacore.charts.tradeoff import tradeoff, tradeoff_frames
 from emacore.formatting import decay as decay_text
 from emacore.widgets.moving import Animation, Setting, show_moving
+from emacore.widgets.page import BOUND, number_text
 
 CURVATURES = (1.0, 0.25)
 START = (2.0, 1.6)
@@ -23,10 +24,51 @@ START = (2.0, 1.6)
 DRAWN = 300
 RUNS = 1000
 RATE, NOISE, DECAY = "quad_rate", "quad_noise", "quad_decay"
+DEFAULTS = {RATE: 0.3, NOISE: 1.0, DECAY: 0.98}
 #: Marks of the handles, beside the values that are typed.
 _RATES = (0.01, 0.02, *(round(0.05 * k, 2) for k in range(1, 31)))
 _NOISES = tuple(round(0.1 * k, 1) for k in range(31))
 _DECAYS = BETA.marks(40)
+
+
+def circling_controls() -> tuple[float, float, float]:
+    """The learning rate, the gradient noise and the decay of the average, side by side."""
+    one, two, three = st.columns(3)
+    learning_rate = one.number_input(
+        "Learning rate",
+        0.01,
+        1.5,
+        DEFAULTS[RATE],
+        0.01,
+        key=RATE,
+        format="%.6g",
+        help="Larger steps reach the minimum sooner and circle it more widely.",
+        **BOUND,
+    )
+    noise = two.number_input(
+        "Gradient noise",
+        0.0,
+        3.0,
+        DEFAULTS[NOISE],
+        0.05,
+        key=NOISE,
+        format="%.6g",
+        help="Standard deviation of the noise in each direction of the gradient: smaller batches have more.",
+        **BOUND,
+    )
+    beta = three.number_input(
+        "Decay",
+        BETA.low,
+        BETA.high,
+        DEFAULTS[DECAY],
+        0.001,
+        key=DECAY,
+        format="%.7g",
+        help="The share of the old average that each step keeps. Nearer to 1 the blue path is calmer, and comes in "
+        "later from the start.",
+        **BOUND,
+    )
+    return learning_rate, noise, beta
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -41,6 +83,22 @@ def losses_of(rate: float, noise: float, beta: float, runs: int = RUNS) -> LossB
     return loss_by_decay(CURVATURES, rate, noise, DRAWN, START, beta, runs=runs)
 
 
+def compared(found: LossByDecay, path: Path, beta: float) -> pd.DataFrame:
+    """The losses of the last iterate and of its average: by formula, simulated, and of the path that is drawn."""
+    places = [found.at(0.0), found.at(beta)]
+    return pd.DataFrame(
+        {
+            f"loss after step {DRAWN - 1}": ["SGD's last step", f"average, decay {number_text(beta)}"],
+            "left of the start": found.expected.bias[places],
+            "from the noise": found.expected.variance[places],
+            "expected: both": found.expected.total[places],
+            "simulated": found.simulated[places],
+            "standard error": found.error[places],
+            "the path drawn": path.final_losses(CURVATURES),
+        }
+    )
+
+
 def show_circling(rate: float, noise: float, beta: float, *, plays: bool, again: int) -> Callable[[], None]:
     """Both pictures; to be finished as :func:`emacore.widgets.moving.show_moving` says.
 
@@ -50,11 +108,11 @@ def show_circling(rate: float, noise: float, beta: float, *, plays: bool, again:
     path, found = path_of(rate, noise, beta), losses_of(rate, noise, beta)
     border = border_of(path.reach)
     curve = pd.DataFrame(found.table())
-    formulas = tradeoff(curve[curve["decay"] > 0], chosen=half_life(beta), label=_label(beta), height=120)
+    formulas = tradeoff(curve[curve["decay"] > 0], chosen=half_life(beta), label=_label(beta), height=115)
     (bottom, top) = formulas.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
     views = [
         View(
-            playing(paths(path.iterates, path.averaged, CURVATURES, reach=path.reach, height=270)),
+            playing(paths(path.iterates, path.averaged, CURVATURES, reach=path.reach, height=245)),
             ends={"x": (-border, border), "y": (-border, border)},
             square=True,
         ),

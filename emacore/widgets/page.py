@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pandas as pd
@@ -14,7 +17,8 @@ from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.pages_manager import PagesManager
 
 from emacore.charts.figure import Figure
-from emacore.experiments.store import StoreError
+from emacore.charts.thin import Scale
+from emacore.experiments.store import StoreError, default_folder
 from emacore.formatting import decay, number
 
 #: Arguments of every control.
@@ -53,10 +57,12 @@ def through_app() -> None:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Show what is wrong with the store in a sentence, and end the page there."""
+def told(*, but: type[StoreError] | tuple[()] = ()) -> Iterator[None]:
+    """Show what is wrong with the store in a sentence, and end the page there; ``but`` is left to the caller."""
     try:
         yield
+    except but:
+        raise
     except StoreError as error:
         stop_with(str(error))
 
@@ -95,9 +101,28 @@ def escaped(text: object) -> str:
 
     For everything that Streamlit takes as Markdown.  An invisible word joiner stands where a backslash is not enough.
     """
-    line = " ".join(str(text).split())
+    line = " ".join(without_folders(str(text)).split())
     line = _NAMES.sub(_WORD_JOINER, _MARKUP.sub(r"\\\g<0>", line))
     return _BLOCK.sub(r"\1\\", line)
+
+
+def without_folders(text: str) -> str:
+    """A text without the folders of this machine: who serves a page to others shows them none."""
+    for folder, name in _folders():
+        text = text.replace(folder, name)
+    return text
+
+
+def _folders() -> list[tuple[str, str]]:
+    """Folders that messages may name, the innermost first, and what they are called."""
+    named = {
+        str(default_folder()): "the store",
+        str(Path(__file__).parents[2]): "the program",
+        sys.prefix: "Python",
+        str(Path.home()): "~",
+        tempfile.gettempdir(): "the folder of temporary files",
+    }
+    return sorted(((folder, name) for folder, name in named.items() if len(folder) > 1), key=lambda pair: -len(pair[0]))
 
 
 def stop_with(message: str) -> NoReturn:
@@ -148,6 +173,21 @@ def presets(choices: Mapping[str, tuple[str, Mapping[str, Any]]], defaults: Mapp
     with st.container(horizontal=True):
         for name, (explanation, changes) in choices.items():
             st.button(name, help=explanation, on_click=put, args=({**defaults, **changes},), key=f"preset-{name}")
+
+
+def loss_axis(**arguments: Any) -> Scale:
+    """The choice of the scale of losses, one for all pages."""
+    scale: Scale = st.segmented_control(
+        "Loss axis",
+        ["log", "linear"],
+        default="log",
+        key="loss_axis",
+        required=True,
+        help="On log, equal heights are equal ratios, so the gap between two small losses at the end can be seen; on "
+        "linear, the large losses of the first epochs set the scale.",
+        **{**BOUND, **arguments},
+    )
+    return scale
 
 
 def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str, look_for: str = "") -> None:

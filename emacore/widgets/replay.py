@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from emacore.averaging.code import from_code, scheme_from_code, to_code
 from emacore.averaging.solving import with_relative_width
+from emacore.experiments.opened import opened as opened_names
 from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun
 from emacore.replay import curves, frames
 from emacore.replay.atlas import atlas, original, widths
@@ -31,7 +32,12 @@ from emacore.widgets.link import from_link
 from emacore.widgets.page import put, stop_with, told
 from emacore.widgets.schedules import schedule_defaults, state_of
 
+if TYPE_CHECKING:
+    from emacore.widgets.opened_run import OpenedRun
+
 ORIGINAL_NAME, OWN, NOW, CELL_NAME = "original", "the run's own EMA", "now", "the cell"
+#: With which the link's names of what was opened begin, where runs have their ids.
+OPENED = "opened-"
 SECONDS_BETWEEN_LOOKS = 2.0
 #: So few that a page waits for a part of its frames no tenth of a second.
 _SCHEMES_AT_ONCE = 10
@@ -49,6 +55,9 @@ class Recorded:
         history: Of these epochs.
         trained: How many epochs the run has trained.
     """
+
+    #: Whether the curves show the cell of the atlas that is pointed at.
+    follows_pointer: ClassVar[bool] = True
 
     run: StoredRun
     folder: str
@@ -95,6 +104,22 @@ class Recorded:
         """The steps after which epochs, counted from 1, ended."""
         trajectory = self.trajectory
         return np.asarray(trajectory.rows.steps[np.asarray(trajectory.epoch_ends)[epochs - 1]])
+
+    def atlas(self, epochs: int, code: str, x: str, y: str, metric: str) -> tuple[Table, float]:
+        """The atlas of a schedule, and the original's loss on its terms, as after so many epochs."""
+        return atlas_of(self.folder, epochs, code, x, y, metric), original_of(self.folder, epochs, metric)
+
+    def relatives(self, epochs: int) -> Table:
+        """What the EMA is set beside."""
+        return relatives_of(self.folder, epochs)
+
+    def widths(self, epochs: int) -> Table:
+        """Power-function averages over their width."""
+        return widths_of(self.folder, epochs)
+
+    def space(self, epochs: int, code: str, kind: str, from_percent: int) -> Space:
+        """The weights from so many percent of the run on, seen on a plane."""
+        return space_of(self.folder, epochs, code, kind, from_percent)
 
     def weights(self, code: str) -> Table:
         """What each row weighs in a scheme's final average: step, weight."""
@@ -174,9 +199,11 @@ def carried(code: str, steps: int, width: float) -> str:
     return to_code(with_relative_width(from_code(code), steps, width))
 
 
-def chosen_run(store: RunStore) -> StoredRun | None:
-    """A choice among the runs that are recorded, or may be yet; one that is asked for is among them if it was never
-    to be, because it ended too soon."""
+def chosen_run(store: RunStore) -> StoredRun | str | None:
+    """A choice among the runs that are recorded, or may be yet, and what was opened, of which this is the name.
+
+    A run that is asked for is among them if it was never to be, because it ended too soon.
+    """
     runs = store.runs()
     recorded = runs["id"].map(lambda run: _is_recorded(store, run)).astype(bool)
     to_come = ~runs["state"].isin(FINAL_STATES)
@@ -184,8 +211,11 @@ def chosen_run(store: RunStore) -> StoredRun | None:
     lost = ~to_come & (runs["epochs"] < 1)
     asked_for = runs["id"] == from_link("replayed")
     choice = pd.concat([runs[(recorded | to_come) & ~lost], runs[(recorded | asked_for) & lost]])
-    chosen, _ = chosen_job("Recorded run", choice, "replayed", nothing="train one")
-    return None if chosen is None else store.result(chosen)
+    further = {f"{OPENED}{name}": f"Your checkpoints: {name}" for name in opened_names()}
+    chosen, _ = chosen_job("Recorded run", choice, "replayed", nothing="train one", further=further)
+    if chosen is None:
+        return None
+    return chosen.removeprefix(OPENED) if chosen in further else store.result(chosen)
 
 
 def begin_with(run: StoredRun) -> None:
@@ -248,7 +278,7 @@ def followed(store: RunStore, run: StoredRun) -> Recorded | None:
     return Recorded(run, folder, epochs, history.head(epochs), len(history)) if epochs else None
 
 
-def looked_at(recorded: Recorded) -> int:
+def looked_at(recorded: Recorded | OpenedRun) -> int:
     """Up to which epoch what takes long is: that of a run still training stays as it is until one asks for more."""
     run, epochs = recorded.run, recorded.epochs
     seen = st.session_state.get("looked")
@@ -318,15 +348,15 @@ def _start_on_original(config: TaskConfig) -> None:
     submit(again, "replayed")
 
 
-def metric_columns(recorded: Recorded) -> dict[str, Any]:
-    """The titles of the columns of :func:`emacore.replay.curves.curve_figures`."""
+def metric_columns(recorded: Recorded | OpenedRun, unit: str = "epoch") -> dict[str, Any]:
+    """The titles of the columns of :func:`emacore.replay.curves.curve_figures`, of epochs or another unit."""
     number = st.column_config.NumberColumn
     titles: dict[str, Any] = {
         "final": number("final loss"),
         "best": number("best loss"),
         "best_epoch": "at epoch",
         "steadiness": number("std. dev."),
-        "ahead_since": number("below the original since epoch"),
+        "ahead_since": number(f"below the original since {unit}"),
     }
     for metric in recorded.metrics[1:]:
         for which in ("final", "best"):

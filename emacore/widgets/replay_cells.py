@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import streamlit as st
 
 from emacore.charts.heatmap import CELL
-from emacore.experiments.store import StoredRun
 from emacore.widgets.replay import Recorded, frames_of_codes, looked_at
+
+
+class Named(Protocol):
+    """A run, or what is looked at like one."""
+
+    @property
+    def id(self) -> str: ...
+
 
 MOVED = "emacore-cell"
 #: Of so many epochs the curve of a cell under the pointer is shown.
@@ -86,12 +93,12 @@ _keys = st.components.v2.component("emacore_cell_keys", html=_HTML, css=_CSS, js
 MAP = "atlas-map"
 
 
-def atlas_key(run: StoredRun) -> str:
+def atlas_key(run: Named) -> str:
     """The atlas' chart, by its axes: another map begins with no cell kept."""
     return "-".join(["atlas", run.id, *(str(st.session_state.get(f"atlas_{name}")) for name in ("x", "y", "metric"))])
 
 
-def kept_cell(run: StoredRun) -> str | None:
+def kept_cell(run: Named) -> str | None:
     """The code of the cell that is kept, while its map is the view."""
     state = st.session_state.get(_STATE)
     if state is None or state["of"] != atlas_key(run) or st.session_state.get("view", "Atlas") != "Atlas":
@@ -100,7 +107,7 @@ def kept_cell(run: StoredRun) -> str | None:
     return code
 
 
-def clicks(run: StoredRun) -> int:
+def clicks(run: Named) -> int:
     """How often keys have moved the cell of this map: what a click on it is told apart by.
 
     Another map that is shown forgets the cell of the one before.
@@ -111,7 +118,7 @@ def clicks(run: StoredRun) -> int:
     return int(state["moves"])
 
 
-def keep_clicked(run: StoredRun) -> None:
+def keep_clicked(run: Named) -> None:
     """Keep the cell that was clicked: for the chart's callback."""
     key = atlas_key(run)
     cells: list[dict[str, Any]] = st.session_state[key]["selection"].get(CELL, [])
@@ -119,7 +126,7 @@ def keep_clicked(run: StoredRun) -> None:
     st.session_state[_STATE] = {"of": key, "code": code, "moves": clicks(run)}
 
 
-def cell_keys(run: StoredRun, codes: Sequence[str | None], columns: int, best: int) -> None:
+def cell_keys(run: Named, codes: Sequence[str | None], columns: int, best: int) -> None:
     """Buttons, and the arrow keys, that move the kept cell; with none kept they begin at the ``best``.
 
     Args:
@@ -141,7 +148,7 @@ def cell_keys(run: StoredRun, codes: Sequence[str | None], columns: int, best: i
     )
 
 
-def _keep_moved(run: StoredRun, codes: Sequence[str | None]) -> None:
+def _keep_moved(run: Named, codes: Sequence[str | None]) -> None:
     at = st.session_state["cell-keys"]["kept"]
     if at is not None and codes[int(at)] is not None:
         st.session_state[_STATE] = {"of": atlas_key(run), "code": codes[int(at)], "moves": clicks(run) + 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import streamlit as st
@@ -14,27 +15,27 @@ from emacore.averaging.schedules import Schedule
 from emacore.charts.heatmap import CELL, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths_on_landscape
+from emacore.charts.ranking import ranking
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.formatting import number, percent
 from emacore.replay import curves
 from emacore.replay.atlas import BEST_OF, TITLES, axes, partners, without_axes
 from emacore.replay.recording import RecordingError
-from emacore.replay.relatives import with_ema
+from emacore.replay.relatives import costs_in_words, with_ema
+from emacore.widgets.asking import Unanswered
 from emacore.widgets.page import BOUND, escaped, query_of, sentence, show_chart, show_table, stop_with, told
 from emacore.widgets.replay import (
     NOW,
     ORIGINAL_NAME,
     Recorded,
-    atlas_of,
     carried,
     looked_at,
-    original_of,
-    relatives_of,
-    space_of,
-    widths_of,
 )
 from emacore.widgets.replay_cells import MAP, MOVED, atlas_key, cell_keys, clicks, keep_clicked
 from emacore.widgets.schedules import pin, state_of
+
+if TYPE_CHECKING:
+    from emacore.widgets.opened_run import OpenedRun
 
 PRINCIPAL, THREE_POINTS = "principal components", "three points"
 #: The codes of a view's cells; of a view without cells none.
@@ -47,7 +48,7 @@ _MAP_HEIGHT = 330
 class View:
     """What a view is of: a run up to an epoch, the schedule of the controls, the cell that is clicked in the atlas."""
 
-    recorded: Recorded
+    recorded: Recorded | OpenedRun
     epochs: int
     schedule: Schedule
     clicked: str | None
@@ -57,13 +58,8 @@ class View:
         """Of the schedule."""
         return to_code(self.schedule)
 
-    @property
-    def of(self) -> tuple[str, int]:
-        """What is replayed: a recording, and up to which epoch."""
-        return self.recorded.folder, self.epochs
 
-
-def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> Codes:
+def show_views(recorded: Recorded | OpenedRun, schedule: Schedule, clicked: str | None) -> Codes:
     """A choice of views, and the one that is chosen; returns the codes of its cells where it has any."""
     view = st.segmented_control(
         "View",
@@ -71,8 +67,8 @@ def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> C
         default="Atlas",
         key="view",
         required=True,
-        help="SWA, windows and ensembles beside the EMA; up to 400 schedules as a map; paths over the loss; settings "
-        "for a run of another length.",
+        help="Up to 400 schedules as a map; SWA, windows and ensembles beside the EMA; paths over the loss; the width "
+        "that was best here, for a run of another length.",
         label_visibility="collapsed",
         **BOUND,
     )
@@ -87,6 +83,8 @@ def show_views(recorded: Recorded, schedule: Schedule, clicked: str | None) -> C
     with told():
         try:
             return VIEWS[view](View(recorded, epochs, schedule, clicked)) or ()
+        except Unanswered:
+            return ()
         except RecordingError as error:
             stop_with(f"The recording cannot be used: {error}.")
 
@@ -105,30 +103,46 @@ def show_code(recorded: Recorded, code: str) -> None:
 
 
 def _show_family(view: View) -> None:
-    st.markdown(
-        "Means of all steps, of late snapshots, of a window; and the ensemble, which averages *predictions* instead of "
-        "weights and so needs every one of its networks at prediction time."
-    )
     loss, *others = view.recorded.metrics
     now = view.recorded.curve(view.code)
     own = {metric.column: now[metric.column][view.epochs - 1] for metric in view.recorded.metrics}
-    show_table(
-        pd.DataFrame(with_ema(relatives_of(*view.of), view.schedule, own)),
-        name=f"family-{view.recorded.run.id}",
-        column_config={
-            loss.column: st.column_config.NumberColumn("final loss"),
-            **{m.column: st.column_config.NumberColumn(m.name) for m in others},
-            "copies_kept": st.column_config.NumberColumn("copies kept in training"),
-            "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
-        },
+    family = with_ema(view.recorded.relatives(view.epochs), view.schedule, own)
+    table, name = pd.DataFrame(family), f"family-{view.recorded.run.id}"
+    figure = ranking(
+        table,
+        name="scheme",
+        value=loss.column,
+        colours={"EMA": AVERAGED, "original": ORIGINAL},
+        x_title=f"final {view.recorded.loss_title}",
+        reference="original",
+        height=_MAP_HEIGHT - 30,
     )
+    show_chart(
+        figure,
+        alt_text="The final loss of the EMA, of other means of this run's weights, of an ensemble of its networks and "
+        "of the original, the lowest on top",
+        table=table,
+        name=name,
+        look_for="Look which dots lie left of the dashed line, the original's last step. The ensemble averages "
+        f"*predictions* instead of weights. {costs_in_words(family)}",
+    )
+    with st.expander("All figures, and what each costs, as a table", icon=":material/table:"):
+        show_table(
+            table,
+            name=f"{name}-table",
+            column_config={
+                loss.column: st.column_config.NumberColumn("final loss"),
+                **{m.column: st.column_config.NumberColumn(m.name) for m in others},
+                "copies_kept": st.column_config.NumberColumn("copies kept in training"),
+                "forward_passes": st.column_config.NumberColumn("forward passes to predict"),
+            },
+        )
 
 
 def _show_atlas(view: View) -> Codes:
     run = view.recorded.run
     x, y, metric = _atlas_controls(type(view.schedule))
-    cells = atlas_of(*view.of, to_code(without_axes(view.schedule, x, y)), x, y, metric)
-    reference = original_of(*view.of, metric)
+    cells, reference = view.recorded.atlas(view.epochs, to_code(without_axes(view.schedule, x, y)), x, y, metric)
     table = pd.DataFrame(cells).astype({"beta_from": "Int64"})
     never = curves.beta_never_acts(cells, view.schedule, x, y)
     picture = heatmap(
@@ -155,10 +169,11 @@ def _show_atlas(view: View) -> Codes:
             key=atlas_key(run),
         )
     best = curves.best_row(cells, view.recorded.loss)
-    codes = tuple(cells["code"].tolist())
+    codes, pointed = tuple(cells["code"].tolist()), view.recorded.follows_pointer
     cell_keys(run, codes, table["x"].nunique(), 0 if best is None else best.row)
     st.caption(
-        "Point at a cell to see its curve, click to keep it. A wide blue plateau is a safe choice; the diamond is the "
+        ("Point at a cell to see its curve, click to keep it. " if pointed else "Click a cell to see its curve. ")
+        + "A wide blue plateau is a safe choice; the diamond is the "
         "lowest."
         + (" Dotted cells: this run is too short for beta, which never acts." if never.any() else "")
         + (" Empty cells: no such average has that width in this run." if table["code"].isna().any() else "")
@@ -176,7 +191,15 @@ def _atlas_controls(family: type[Schedule]) -> tuple[str, str, str]:
     across = list(axes(family))
     if st.session_state.get("atlas_x") not in (None, *across):
         st.session_state["atlas_x"] = across[0]
-    x = left.selectbox("Across", across, 0, key="atlas_x", help="The setting along the horizontal axis.", **BOUND)
+    x = left.selectbox(
+        "Across",
+        across,
+        0,
+        key="atlas_x",
+        help="The setting along the horizontal axis: the map's columns are values of it, and all others stay as they "
+        "are set.",
+        **BOUND,
+    )
     others = partners(x, family)
     if st.session_state.get("atlas_y") not in (None, *others):
         st.session_state["atlas_y"] = others[0]
@@ -215,7 +238,13 @@ def _pin_buttons(clicked: str | None, best: str) -> None:
                 icon=":material/keep:",
                 help="Keep the clicked cell's curve when another one is clicked.",
             )
-        st.button("Pin the lowest cell", on_click=pin, args=(best,), icon=":material/keep:", help="As a curve.")
+        st.button(
+            "Pin the lowest cell",
+            on_click=pin,
+            args=(best,),
+            icon=":material/keep:",
+            help="Draw its curve beside the others, and keep it in the link.",
+        )
 
 
 def _show_space(view: View) -> None:
@@ -237,11 +266,12 @@ def _show_space(view: View) -> None:
         50,
         5,
         key="path_from",
-        help="The way from the first weights is so long that little else is seen beside it.",
+        help="Where the paths begin. The way from the first weights is so long that little else is seen beside it; "
+        "later beginnings show how the weights circle at the end.",
         **BOUND,
     )
     try:
-        found = space_of(*view.of, view.code, kind, since)
+        found = view.recorded.space(view.epochs, view.code, kind, since)
     except ValueError as error:
         st.warning(sentence(error), icon=":material/warning:")
         return
@@ -297,8 +327,8 @@ def _show_space(view: View) -> None:
     st.caption("The average lags where its line lies above the original's, and is calmer where it has fewer teeth.")
 
 
-def _show_advice(view: View) -> None:
-    loss, table = view.recorded.loss, widths_of(*view.of)
+def _show_widths(view: View) -> None:
+    loss, table = view.recorded.loss, view.recorded.widths(view.epochs)
     reference = float(view.recorded.measured("original")[loss.column][view.epochs - 1])
     best = curves.best_row(table, loss)
     show_chart(
@@ -328,7 +358,13 @@ def _show_advice(view: View) -> None:
 def _carry(view: View, width: float) -> None:
     """The schedule with that relative width in a run of another length."""
     length = st.number_input(
-        "Steps of the other run", 100, 1_000_000, 50_000, key="other_steps", help="Optimiser steps.", **BOUND
+        "Steps of the other run",
+        100,
+        1_000_000,
+        50_000,
+        key="other_steps",
+        help="In optimiser steps. The settings below give the average the same share of that run as its memory.",
+        **BOUND,
     )
     try:
         answer = from_code(carried(view.code, length, width))
@@ -349,5 +385,5 @@ VIEWS: dict[str, Callable[[View], Codes | None]] = {
     "Atlas": _show_atlas,
     "Family": _show_family,
     "Weight space": _show_space,
-    "For my run": _show_advice,
+    "Best width": _show_widths,
 }

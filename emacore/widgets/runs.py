@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from emacore.experiments.store import RunStore
-from emacore.tables import MAX_BYTES, finite_values, numeric_columns, read_csv
-from emacore.tasks.regression.config import DATA_KINDS, DataConfig, RunConfig
+from emacore.tasks.regression.config import DATA_KINDS, SCALED_ON, DataConfig, RunConfig
 from emacore.training.config import (
     ACTIVATIONS,
     CURVES,
@@ -19,6 +17,7 @@ from emacore.training.config import (
     OptimizerConfig,
     StoppingConfig,
 )
+from emacore.widgets.own_data import own_data_controls, own_data_state
 from emacore.widgets.page import BOUND
 from emacore.widgets.schedules import log_slider, schedule_controls, state_of
 
@@ -60,7 +59,8 @@ def run_state(config: RunConfig) -> dict[str, Any]:
         "data_seed": data.random_state,
         "test_size": float(data.test_size),
         "split_seed": data.split_random_state,
-        "target": data.target,
+        "scaled_on": data.scaled_on,
+        **own_data_state(data),
         "widths": ", ".join(map(str, network.widths)),
         "dropout": float(network.dropout),
         "activation": network.activation,
@@ -79,7 +79,7 @@ def run_state(config: RunConfig) -> dict[str, Any]:
         "max_epochs": config.max_epochs,
     }
     for key, (low, high) in ENDS.items():
-        if not low <= state[key] <= high:  # type: ignore[operator]
+        if not low <= state[key] <= high:
             raise ValueError(f"{key} = {state[key]} is outside its control's range, {low:g} to {high:g}")
     return {**state, **state_of(config.schedule)}
 
@@ -116,7 +116,11 @@ def run_controls(store: RunStore) -> RunConfig:
             **BOUND,
         )
         activation = st.selectbox(
-            "Activation", ACTIVATIONS, key="activation", help="What each hidden unit does to its sum.", **BOUND
+            "Activation",
+            ACTIVATIONS,
+            key="activation",
+            help="What each hidden unit makes of its weighted sum: relu cuts it off below 0, the others bend smoothly.",
+            **BOUND,
         )
     with st.expander("Optimiser", icon=":material/speed:"):
         optimizer = _optimizer_controls()
@@ -236,7 +240,7 @@ def _data_controls(store: RunStore) -> DataConfig:
             **BOUND,
         )
     if kind == "csv":
-        values |= _own_data(store)
+        values |= own_data_controls(store)
     values["test_size"] = st.slider(
         "Validation share",
         *ENDS["test_size"],
@@ -252,35 +256,20 @@ def _data_controls(store: RunStore) -> DataConfig:
         *ENDS["split_seed"],
         default["split_seed"],
         key="split_seed",
-        help="Decides which rows those are.",
+        help="Decides which rows those are. Another one moves all losses a little.",
+        **BOUND,
+    )
+    values["scaled_on"] = st.segmented_control(
+        "Standardised over",
+        SCALED_ON,
+        default=default["scaled_on"],
+        key="scaled_on",
+        required=True,
+        help="Rows whose means and standard deviations scale features and target. With all, as the article does, the "
+        "validation rows have a say in what is trained on, which flatters both models a little; train leaves them out.",
         **BOUND,
     )
     return DataConfig(kind=kind, **values)
-
-
-def _own_data(store: RunStore) -> dict[str, Any]:
-    file = st.file_uploader(
-        "CSV with a header row",
-        "csv",
-        key="own_data",
-        help=f"UTF-8, up to {MAX_BYTES // 2**20} MB, numbers in every column used. It stays on the server, beside the "
-        "runs; it is not part of the link.",
-        max_upload_size=MAX_BYTES // 2**20,
-    )
-    if file is not None:
-        content = file.getvalue()
-        finite_values(table := read_csv(content), numeric_columns(table, minimum=2), minimum_rows=4)
-        st.session_state["own_data_path"] = str(store.add_table(content))
-    path = st.session_state.get("own_data_path")
-    if path is None or not Path(path).exists():  # it may have gone with the last run that used it
-        raise ValueError("Choose a CSV file first (under Data), or another data set")
-    columns = numeric_columns(read_csv(path), minimum=2)
-    if st.session_state.get("target") not in columns:
-        st.session_state["target"] = columns[-1]
-    target = st.selectbox(
-        "Column to predict", columns, key="target", help="The target; all other columns of numbers predict it.", **BOUND
-    )
-    return {"path": path, "target": target}
 
 
 def _optimizer_controls() -> OptimizerConfig:
@@ -349,7 +338,8 @@ def _optimizer_controls() -> OptimizerConfig:
             *ENDS["plateau_factor"],
             default["plateau_factor"],
             key="plateau_factor",
-            help="What a plateau multiplies the learning rate with.",
+            help="What a plateau multiplies the learning rate with. Smaller lowers it faster, and leaves the average "
+            "less to do.",
             **BOUND,
         )
         values["plateau_patience"] = right.number_input(
@@ -357,7 +347,8 @@ def _optimizer_controls() -> OptimizerConfig:
             *ENDS["plateau_patience"],
             default["plateau_patience"],
             key="plateau_patience",
-            help="Epochs without improvement before the rate is lowered.",
+            help="Epochs without improvement before the rate is lowered. Fewer lower it sooner, and more often by "
+            "chance.",
             **BOUND,
         )
         values["plateau_curve"] = st.segmented_control(

@@ -240,21 +240,46 @@ def run_length_controls() -> int:
     )
     if way == "Steps":
         typed: int = st.number_input(
-            "Steps", 2, MOST_STEPS, RUN_LENGTH_DEFAULTS["steps"], key="steps", help=f"At most {MOST_STEPS:,}.", **BOUND
+            "Steps",
+            2,
+            MOST_STEPS,
+            RUN_LENGTH_DEFAULTS["steps"],
+            key="steps",
+            help=f"Optimiser steps, at most {MOST_STEPS:,}. The longer the run, the smaller the share of it that a "
+            "warm-up of so many steps takes.",
+            **BOUND,
         )
         return typed
     left, middle, right = st.columns(3)
     with left:
         rows = st.number_input(
-            "Rows", 1, 10**9, RUN_LENGTH_DEFAULTS["rows"], key="rows", help="Training rows.", **BOUND
+            "Rows",
+            1,
+            10**9,
+            RUN_LENGTH_DEFAULTS["rows"],
+            key="rows",
+            help="Rows that an epoch goes through: twice as many are twice the steps.",
+            **BOUND,
         )
     with middle:
         batch = st.number_input(
-            "Batch", 1, 10**7, RUN_LENGTH_DEFAULTS["batch"], key="batch", help="Rows a step.", **BOUND
+            "Batch",
+            1,
+            10**7,
+            RUN_LENGTH_DEFAULTS["batch"],
+            key="batch",
+            help="Rows that a step takes: a batch of twice as many has half the steps.",
+            **BOUND,
         )
     with right:
         epochs = st.number_input(
-            "Epochs", 1, 10**6, RUN_LENGTH_DEFAULTS["epochs"], key="epochs", help="Passes.", **BOUND
+            "Epochs",
+            1,
+            10**6,
+            RUN_LENGTH_DEFAULTS["epochs"],
+            key="epochs",
+            help="Passes over the rows: the run's steps are those of one pass, so many times.",
+            **BOUND,
         )
     if batch > rows:
         stop_with(f"A batch of {batch:,} is larger than the {rows:,} rows: at most {rows:,} is possible.")

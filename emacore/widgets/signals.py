@@ -1,16 +1,14 @@
-"""The controls of a sequence to smooth: made here, or a column of a table."""
+"""The controls of a sequence to smooth that is made here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import streamlit as st
 
-from emacore import tables
 from emacore.averaging.signals import NOISES, SIGNALS, Sequence, sequence
-from emacore.widgets.page import BOUND, stop_with
+from emacore.widgets.page import BOUND
 
 SIGNAL_DEFAULTS: dict[str, Any] = {
     "signal": "step",
@@ -20,9 +18,7 @@ SIGNAL_DEFAULTS: dict[str, Any] = {
     "rho": 0.9,
     "length_f": 1000,
     "seed_f": 0,
-    "source": "Synthetic",
 }
-MOST_ROWS = 100_000
 
 
 class Chosen(NamedTuple):
@@ -33,7 +29,6 @@ class Chosen(NamedTuple):
     """
 
     sequence: Sequence
-    is_own: bool
     autocorrelation: float = 0.0
     period: int | None = None
     made: Mapping[str, Any] | None = None
@@ -55,23 +50,25 @@ MOVED: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 
 
-def sequence_controls() -> Chosen:
-    """The controls of a sequence; the page ends where there is none yet."""
-    source = st.segmented_control(
-        "Sequence",
-        ["Synthetic", "Own CSV"],
-        default="Synthetic",
-        key="source",
-        required=True,
-        help="Made here, or a column of your own table.",
+def synthetic_controls() -> Chosen:
+    """The controls of a sequence that is made here."""
+    signal = st.selectbox(
+        "Signal",
+        SIGNALS,
+        SIGNALS.index("step"),
+        key="signal",
+        help="The part without noise. A step or a ramp shows how late an average comes, a sine how much smaller.",
         **BOUND,
     )
-    return _synthetic() if source == "Synthetic" else _own_table()
-
-
-def _synthetic() -> Chosen:
-    signal = st.selectbox("Signal", SIGNALS, SIGNALS.index("step"), key="signal", help="The clean part.", **BOUND)
-    noise = st.selectbox("Noise", NOISES, NOISES.index("white"), key="noise", help="What is added to it.", **BOUND)
+    noise = st.selectbox(
+        "Noise",
+        NOISES,
+        NOISES.index("white"),
+        key="noise",
+        help="What hides it. White noise is new at each step; AR(1) lasts, and an average removes less of it; spikes "
+        "are rare and large.",
+        **BOUND,
+    )
     left, right = st.columns(2)
     with left:
         level = st.number_input(
@@ -110,10 +107,25 @@ def _synthetic() -> Chosen:
                 **BOUND,
             )
         length = st.number_input(
-            "Length", 20, 50_000, SIGNAL_DEFAULTS["length_f"], key="length_f", help="Steps, 20 to 50,000.", **BOUND
+            "Length",
+            20,
+            50_000,
+            SIGNAL_DEFAULTS["length_f"],
+            key="length_f",
+            help="Steps, 20 to 50,000. A longer sequence shows longer memories; beyond 3,000 it follows a handle on "
+            "release only.",
+            **BOUND,
         )
     with right:
-        seed = st.number_input("Seed", 0, 10**6, SIGNAL_DEFAULTS["seed_f"], key="seed_f", help="Of the noise.", **BOUND)
+        seed = st.number_input(
+            "Seed",
+            0,
+            10**6,
+            SIGNAL_DEFAULTS["seed_f"],
+            key="seed_f",
+            help="Draws other noise of the same kind: what stays is the filter's doing.",
+            **BOUND,
+        )
     arguments = {
         "signal": signal,
         "noise": noise,
@@ -125,32 +137,7 @@ def _synthetic() -> Chosen:
     }
     return Chosen(
         sequence(**arguments),
-        False,
         arguments["autocorrelation"] if noise == "AR(1)" else 0.0,
         arguments["period"] if signal == "sine" else None,
         arguments,
     )
-
-
-def _own_table() -> Chosen:
-    file = st.file_uploader(
-        "CSV with a header row",
-        "csv",
-        key="own",
-        help=f"UTF-8, up to {tables.MAX_BYTES // 2**20} MB. A file is not part of the link.",
-        max_upload_size=tables.MAX_BYTES // 2**20,
-    )
-    if file is None:
-        st.info("Choose a file, such as a training log: one of its columns is smoothed.", icon=":material/upload:")
-        st.stop()
-    try:
-        table = tables.read_csv(file.getvalue())
-        column = st.selectbox(
-            "Column", tables.numeric_columns(table), key="column", help="The sequence to smooth.", **BOUND
-        )
-        values = tables.finite_values(table, [column])[:, 0]
-    except tables.TableError as error:
-        stop_with(str(error))
-    if len(values) > MOST_ROWS:
-        stop_with(f"The column has {len(values):,} rows; this page smooths at most {MOST_ROWS:,}. Shorten the file.")
-    return Chosen(Sequence(clean=np.full(len(values), np.nan), noisy=values), True)

@@ -34,12 +34,12 @@ _SEQUENCE, _CLEAN = "sequence", "clean part"
 def answers_of(
     chosen: Chosen, names: Sequence[str], beta: float, schedule: Schedule | None = None
 ) -> dict[str, Floats]:
-    """The sequence, its clean part if it was made here, and what each filter makes of it, by their names."""
+    """The sequence, its clean part, and what each filter makes of it, by their names."""
     clean, noisy = chosen.sequence
     windows = views.equal_windows(beta, chosen.autocorrelation)
     return {
         _SEQUENCE: noisy,
-        **({} if chosen.is_own else {_CLEAN: clean}),
+        _CLEAN: clean,
         **{name: views.filtered(noisy, name, beta, windows, schedule) for name in names},
     }
 
@@ -68,7 +68,7 @@ def show_smoothing(
             series="line",
             colours=colours,
             x_title="step",
-            y_title="value (its own unit)" if chosen.is_own else "value",
+            y_title="value",
             faint=[_SEQUENCE],
             height=300,
         ),
@@ -147,7 +147,7 @@ class Small(NamedTuple):
     def show(self, colours: Mapping[str, str], file: str) -> None:
         """Draw it under its title, with its table as a file of this name."""
         x = self.table.columns[0]
-        table = self.table.melt(x, var_name=self.series, value_name=self.name)
+        table = self.table.melt(x, var_name=self.series, value_name=self.name).dropna(subset=self.name)
         st.header(self.title)
         show_chart(
             lines(

@@ -30,7 +30,7 @@ from emacore.formatting import counted
 from emacore.widgets.again import PAGES, again_button, is_recorded, replay_button
 from emacore.widgets.jobs import attempt, job_queue
 from emacore.widgets.link import from_link, to_link
-from emacore.widgets.page import BOUND, csv_button, escaped, put, readable, show_chart, show_table, told
+from emacore.widgets.page import BOUND, csv_button, escaped, loss_axis, put, readable, show_chart, show_table, told
 
 #: What the page calls the kinds.
 KINDS = {"Runs": "run", "Studies": "study", "Sweeps": "sweep"}
@@ -148,7 +148,11 @@ def _of_one(row: pd.Series) -> None:
         run = job_queue().store.result(row["id"])
     page, key = PAGES[row["kind"]]
     if st.button(
-        "Open", icon=":material/open_in_new:", help="Its curves and figures.", on_click=put, args=({key: run.id},)
+        "Open",
+        icon=":material/open_in_new:",
+        help="Shows its curves and figures on the page that trained it.",
+        on_click=put,
+        args=({key: run.id},),
     ):
         st.switch_page(page, query_params={key: run.id})
     if is_recorded(job_queue().store, run.id):
@@ -273,15 +277,7 @@ def _curves(ids: dict[str, str], runs: dict[str, StoredRun]) -> None:
             help="Runs with different batch sizes or rows take different numbers of steps in an epoch.",
             **BOUND,
         )
-        scale = st.segmented_control(
-            "Loss axis",
-            ["log", "linear"],
-            default="log",
-            key="loss_axis",
-            required=True,
-            help="log shows what happens at small losses; linear shows how large the differences are.",
-            **BOUND,
-        )
+        scale = loss_axis()
     models = MODELS[which]
     short = short_names(list(first), [name for name, run in first.items() if run.name])
     with told():

@@ -36,8 +36,8 @@ from emacore.experiments.studies import Study
 from emacore.formatting import duration as time_text
 from emacore.formatting import number
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS_RATIO, is_article
-from emacore.widgets.jobs import duration, json_button, show_state, stored
-from emacore.widgets.page import BOUND, csv_button, show_chart, show_table
+from emacore.widgets.jobs import duration, json_button, say_shipped, show_state, stored
+from emacore.widgets.page import BOUND, csv_button, loss_axis, show_chart, show_table
 from emacore.widgets.verdicts import show_differences, show_verdicts
 
 OWN = "ema"
@@ -61,10 +61,7 @@ def draw_study(study_id: str) -> StoredRun:
 def draw_shipped_study() -> None:
     """The study that comes with the package, drawn as one's own."""
     run, history = shipped.study()
-    st.caption(
-        f":material/inventory_2: **Shipped with the app**, not trained here: {len(shipped.SEEDS)} seeds of the "
-        f"article's run, by `{shipped.COMMAND}` ({shipped.made(shipped.STUDY_FILE).partition(', ')[2]})."
-    )
+    say_shipped(f"{len(shipped.SEEDS)} seeds of the article's run", shipped.STUDY_FILE)
     _evidence(run, shipped.STUDY, history)
 
 
@@ -123,7 +120,12 @@ def _average(study: Study) -> tuple[str, str]:
     chosen = next(iter(schedules))
     if len(schedules) > 1:
         chosen = st.selectbox(
-            "Average", list(schedules), key="average", help="All were kept in the same runs.", **BOUND
+            "Average",
+            list(schedules),
+            key="average",
+            help="The average that is judged. All of them were kept in the same runs, so nothing else differs between "
+            "them.",
+            **BOUND,
         )
     return chosen, schedules[chosen]
 
@@ -132,7 +134,13 @@ def _controls() -> tuple[int, str]:
     """The epoch from which the standard deviation is taken, and the kind of the intervals."""
     left, right = st.columns(2, gap="medium")
     first = left.number_input(
-        "Steadiness from epoch", 1, 100_000, 20, key="steady_from", help="Standard deviation from here on.", **BOUND
+        "Steadiness from epoch",
+        1,
+        100_000,
+        20,
+        key="steady_from",
+        help="The standard deviation of each seed's loss from this epoch on: begin where the curves have come down.",
+        **BOUND,
     )
     intervals = right.segmented_control(
         "Intervals",
@@ -148,16 +156,7 @@ def _controls() -> tuple[int, str]:
 
 
 def _curves(run: StoredRun, history: pd.DataFrame, averaged: str) -> None:
-    scale = st.segmented_control(
-        "Loss axis",
-        ["log", "linear"],
-        default="log",
-        key="loss_axis",
-        required=True,
-        help="On log, equal heights are equal ratios, so the gap between two small losses at the end can be seen; on "
-        "linear, the large losses of the first epochs set the scale.",
-        **BOUND,
-    )
+    scale = loss_axis()
     names = {"val_loss_original": "original", f"val_loss_{averaged}": "average"}
     table = bands(history, names)
     show_chart(

@@ -29,10 +29,11 @@ from emacore.experiments.sweep import (
     value_label,
 )
 from emacore.formatting import duration as time_text
+from emacore.limits import MAP_CELLS, check_most
 from emacore.tasks.regression.article import is_article
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import article_schedule
-from emacore.widgets.jobs import duration, job_queue, json_button, show_state, stored
+from emacore.widgets.jobs import duration, job_queue, json_button, say_shipped, show_state, stored
 from emacore.widgets.page import BOUND, csv_button, escaped, picture, show_table, told
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
 from emacore.widgets.verdicts import show_differences, show_verdicts
@@ -102,7 +103,9 @@ def grid_controls() -> dict[str, list[Any]]:
     )
     if x == y:
         raise ValueError(f"Choose two different settings; both are {x}")
-    return {x: x_values, y: _values_of(y, "And its values")}
+    y_values = _values_of(y, "And its values")
+    check_most("cells of a map", len(x_values) * len(y_values), MAP_CELLS)
+    return {x: x_values, y: y_values}
 
 
 def _values_of(name: str, label: str) -> list[Any]:
@@ -135,10 +138,7 @@ def draw_sweep(sweep_id: str) -> StoredRun:
 def draw_shipped_sweep() -> None:
     """The sweep that comes with the package, drawn as one's own."""
     run, table = shipped.sweep()
-    st.caption(
-        f":material/inventory_2: **Shipped with the app**, not trained here: the first question above, over "
-        f"{len(shipped.SEEDS)} seeds, by `{shipped.COMMAND}` ({shipped.made(shipped.SWEEP_FILE).partition(', ')[2]})."
-    )
+    say_shipped(f"the first question above, over {len(shipped.SEEDS)} seeds", shipped.SWEEP_FILE)
     _evidence(run, shipped.SWEEP, table)
 
 
@@ -229,7 +229,7 @@ def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: st
         index=None,
         key="sweep_cell",
         placeholder="Click a cell, or choose one here",
-        help="Its evidence is shown below.",
+        help="The cell whose seeds are shown below the map, as a click on it chooses.",
         **BOUND,
     )
     if code is None:

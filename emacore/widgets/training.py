@@ -36,7 +36,7 @@ from emacore.training.history import (
 from emacore.widgets.article import beside_the_article
 from emacore.widgets.jobs import duration, job_choice, job_queue, show_state, shown, stored
 from emacore.widgets.link import from_link, to_link
-from emacore.widgets.page import BOUND, csv_button, put, sentence, show_chart, show_table, told
+from emacore.widgets.page import BOUND, csv_button, escaped, loss_axis, put, sentence, show_chart, show_table, told
 from emacore.widgets.runs import run_state
 
 #: The curves of another run that is laid over this one.
@@ -95,8 +95,6 @@ def _take_settings(config: RunConfig) -> None:
     except ValueError as error:
         st.toast(sentence(error), icon=":material/error:")
         return
-    if config.data.path is not None:
-        state["own_data_path"] = config.data.path
     put(state)
     st.toast("The settings are those of the run now. Press **Start**.", icon=":material/conversion_path:")
 
@@ -125,7 +123,7 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         "max epochs": "all epochs trained",
         "stopped": "you stopped it",
         "diverged": "the loss is no longer finite; a smaller learning rate may help",
-    }[run.stopped or "stopped"]
+    }.get(run.stopped or "stopped", run.stopped)
     show_state(
         run,
         epoch / most,
@@ -135,21 +133,15 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         what="run",
         empty=not epoch,
     )
+    if run.note:
+        st.caption(f"Recorded weights: {escaped(run.note)}.")
 
 
 def _curves(run: StoredRun, history: pd.DataFrame) -> None:
     """The losses, the last further metric of the task, and the rates, over epochs, with those of another run."""
     loss, *others = run.config.metrics
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        scale = st.segmented_control(
-            "Loss axis",
-            ["log", "linear"],
-            default="log",
-            key="loss_axis",
-            required=True,
-            help="log shows what happens at small losses; linear shows how large the differences are.",
-            **BOUND,
-        )
+        scale = loss_axis()
         other = _other_run(run)
     table = losses(history)
     if other is not None:
@@ -279,7 +271,8 @@ def _steadiness(history: pd.DataFrame, article: dict[str, float] | None) -> None
         100_000,
         20,
         key="steady_from",
-        help="Standard deviation of the validation loss from this epoch on; the article does not state its own.",
+        help="The standard deviation of the validation loss from this epoch on: begin where the curves have come "
+        "down. The article does not state its own.",
         **BOUND,
     )
     original, ema = steadiness(history, first)

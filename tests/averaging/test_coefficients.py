@@ -22,7 +22,7 @@ from emacore.averaging.weights import effective_count, weights
 
 SCHEMES = [
     Constant(0.9),
-    PowerFunction(sigma_rel=0.1),
+    PowerFunction(sigma_rel=0.13),
     InversePower(),
     UniformAverage(),
     Window(25),

@@ -99,21 +99,27 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory, chromium):
     server = Server(tmp_path_factory.mktemp("home"))
     yield server
     server.stop()
 
 
-@pytest.fixture
-def page(chromium):
-    """A new visitor with a wide screen."""
+@pytest.fixture(scope="session")
+def context(chromium):
+    """A browser that keeps the app's own files, as people's do: to load them again takes seconds."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    page = context.new_page()
-    page.set_default_timeout(90_000)
-    yield page
-    context.close()
+    context.set_default_timeout(90_000)
+    return context
+
+
+@pytest.fixture
+def page(context):
+    """A new visitor with a wide screen."""
+    yield context.new_page()
+    for page in context.pages:
+        page.close()
 
 
 def settled(page, *, charts=True):
@@ -124,24 +130,28 @@ def settled(page, *, charts=True):
         page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for()
 
 
-def still(locator):
-    """Wait until it looks the same twice in a row, a quarter of a second apart or more, and return its picture."""
+def unchanged(look):
+    """Wait until ``look()`` is the same twice in a row, a quarter of a second apart or more, and return it."""
     seen = []
 
     def twice():
-        now, picture = time.monotonic(), locator.screenshot()
-        if not seen or picture != seen[0][1]:
-            seen[:] = [(now, picture)]
+        now, found = time.monotonic(), look()
+        if not seen or found != seen[0][1]:
+            seen[:] = [(now, found)]
         return now - seen[0][0] > 0.25
 
     wait_for(twice)
     return seen[0][1]
 
 
+def still(locator):
+    """Wait until it looks the same twice in a row, and return its picture."""
+    return unchanged(locator.screenshot)
+
+
 def metric(page, label):
     box = page.locator("[data-testid=stMetric]").filter(has_text=label)
-    # While a page changes, what was there before stands below what replaces it for a moment.
-    return box.locator("[data-testid=stMetricValue]").first
+    return box.locator("[data-testid=stMetricValue]").last  # while a page is drawn anew, its old one may be there too
 
 
 def changes_from(locator, before):

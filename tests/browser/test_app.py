@@ -18,7 +18,7 @@ from emacore.experiments.store import RunStore
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import RunConfig
 from emacore.tasks.regression.data import load
-from tests.browser.conftest import Server, changes_from, click_in, drawn, metric, settled, still
+from tests.browser.conftest import Server, changes_from, click_in, drawn, metric, settled, still, unchanged
 from tests.helpers import wait_for
 
 if sys.platform == "win32":
@@ -101,6 +101,7 @@ def test_settings_outlive_a_page_change(server, page):
     assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
     page.get_by_role("link", name="Low-pass filter").click()
     page.get_by_role("heading", name="Low-pass filter", level=1).wait_for()
+    assert "?" not in page.url
     page.go_back()
     page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
     settled(page)
@@ -168,23 +169,28 @@ def test_the_articles_run_trains_and_goes_home_as_csv(server, page):
     assert page.get_by_role("heading", name="Beside the article's run").is_visible()
 
 
-def test_narrow_screens_need_no_sideways_scrolling(server, chromium):
-    context = chromium.new_context(viewport={"width": 400, "height": 800})
-    page = context.new_page()
+#: The width of what scrolls, and of each chart its left edge and its width; in pixels.
+GEOMETRY = """() => [document.querySelector("[data-testid=stMain]").scrollWidth,
+    [...document.querySelectorAll("[data-testid=stVegaLiteChart]")].map(chart => chart.getBoundingClientRect())
+        .map(box => [box.x, box.width])]"""
+
+
+def test_narrow_screens_need_no_sideways_scrolling(server, page):
+    page.set_viewport_size({"width": 400, "height": 800})
+    background = "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
     for name in PAGES:
         page.emulate_media(color_scheme="light")
         page.goto(f"{server.url}/{name}{'?play=false' if not name else ''}")
         settled(page, charts=name in PAGES[:3])
+        light = page.evaluate(background)
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
-            still(page.locator("[data-testid=stMain]"))
-            width = page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
+            wait_for(lambda dark=scheme == "dark", light=light: (page.evaluate(background) != light) == dark)
+            width, charts = unchanged(lambda: page.evaluate(GEOMETRY))
             assert width <= 400, (name, scheme)
-            for chart in page.locator("[data-testid=stVegaLiteChart]").all():
-                box = chart.bounding_box()
-                assert box["x"] + box["width"] <= 400, (name, scheme)
-                assert box["width"] > 250, (name, scheme)
-    context.close()
+            for left, wide in charts:
+                assert left + wide <= 400, (name, scheme)
+                assert wide > 250, (name, scheme)
 
 
 def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(server, page, tmp_path):
@@ -329,35 +335,26 @@ def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):
 
 
 @pytest.mark.parametrize(
-    ("path", "colours"),
+    ("path", "title", "colours"),
     [
-        ("?play=false", (ORIGINAL, AVERAGED)),
-        ("low_pass_filter?noise=spikes", (ORIGINAL, AVERAGED)),
-        ("decay_schedule?quantity=memory&pins=Constant(beta%3D0.99)", (AVERAGED, OTHERS[0])),
+        ("?play=false", "Overview", (ORIGINAL, AVERAGED)),
+        ("low_pass_filter?noise=spikes", "Low-pass filter", (ORIGINAL, AVERAGED)),
+        ("decay_schedule?quantity=memory&pins=Constant(beta%3D0.99)", "Decay schedule", (AVERAGED, OTHERS[0])),
     ],
 )
-def test_what_is_computed_is_drawn_in_its_colour(server, page, path, colours):
-    page.goto(f"{server.url}/{path}")
-    settled(page)
-    chart = page.locator("[data-testid=stVegaLiteChart]").first
-    for colour in colours:
-        wait_for(lambda colour=colour: drawn(chart, colour) > 150)
-
-
-def test_every_page_has_a_name_and_every_chart_a_text_and_nothing_is_asked_of_other_hosts(server, page):
+def test_a_page_has_a_name_draws_each_curve_in_its_colour_and_in_words_and_asks_no_other_host(
+    server, page, path, title, colours
+):
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    titles = set()
-    for name in PAGES[:3]:
-        page.goto(f"{server.url}/{name}")
-        settled(page)
-        titles.add(page.title())
-        charts = page.locator("[data-testid=stVegaLiteChart]")
-        described = page.locator(
-            "[data-testid=stVegaLiteChart] [aria-label], [data-testid=stVegaLiteChart][aria-label]"
-        )
-        assert described.count() >= charts.count() > 0
-    assert len(titles) == 3
+    page.goto(f"{server.url}/{path}")
+    settled(page)
+    assert page.title() == f"{title} - Weight-averaging explorer"
+    charts = page.locator("[data-testid=stVegaLiteChart]")
+    for colour in colours:
+        wait_for(lambda colour=colour: drawn(charts.first, colour) > 150)
+    described = page.locator("[data-testid=stVegaLiteChart] [aria-label], [data-testid=stVegaLiteChart][aria-label]")
+    assert described.count() >= charts.count() > 0
     assert len(asked) > 10
     assert {url for url in asked if not url.startswith((server.url, "data:", "blob:"))} == set()
 

@@ -23,7 +23,8 @@ def test_an_empty_store_shows_the_articles_run_without_a_click_and_it_can_be_tic
         settled(page)  # a chart is there
         store = RunStore(tmp_path)
         (example,) = store.runs()["id"]
-        wait_for(lambda: store.result(example).state == "done", 300)
+        store.request_stop(example)
+        wait_for(lambda: store.result(example).state == "stopped")
         page.goto(f"{server.url}/runs")
         page.get_by_role("heading", name="Runs", level=1).wait_for()
         settled(page, charts=False)

@@ -64,7 +64,7 @@ def test_paths_reach_the_borders_of_the_picture():
     path = sgd_on_quadratic((1.0, 0.25), 0.3, 1.0, 100, start=(2.0, 1.6)).noisy
     figure = paths(path, path / 2, (1.0, 0.25), reach=np.abs(path).max())
     chart = figure.spec
-    assert ["data" in layer for layer in chart["layer"]] == [True, False, True, False]
+    assert ["data" in layer for layer in chart["layer"]] == [True, False, True, False, False, False]
     assert figure.data.groupby("path", sort=False)["newest"].sum().tolist() == [1, 1]
     assert figure.data[figure.data["newest"]]["step"].tolist() == [99, 99]
     low, high = chart["layer"][1]["encoding"]["x"]["scale"]["domain"]
@@ -163,8 +163,10 @@ def test_bands_and_histograms():
     assert len(bands(table, {"a": ORIGINAL}, y_title="loss").data) == 1  # a log axis has no 0
     assert len(bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").data) == 2
     curves, strip, *counts = bands(table, {"a": ORIGINAL}, y_title="loss").spec["layer"]
-    for part in (*curves["layer"], strip, *counts):
+    *drawn, names = curves["layer"]
+    for part in (*drawn, strip, *counts):
         assert "data" not in part
+    assert names["data"]["values"] == [{"name": "a", "x": 2.0, "y": 2.0}]
     for part in (strip, *counts):
         assert part["transform"][0]["aggregate"] == [{"op": "min", "field": "seeds", "as": "seeds"}]
         assert part["encoding"]["y"]["scale"] is None, "in pixels, beside the scale of the losses"

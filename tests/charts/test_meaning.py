@@ -155,7 +155,7 @@ def test_some_points_of_each_line_answer_the_pointer():
 
 def test_bands_show_the_spread_faintly_and_the_median_clearly():
     table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": [0.5, 1.0], "median": 2.0, "high": 3.0, "seeds": 8})
-    area, line, points = bands(table, {"a": ORIGINAL, "b": AVERAGED}, y_title="loss").spec["layer"][0]["layer"]
+    area, line, points, _ = bands(table, {"a": ORIGINAL, "b": AVERAGED}, y_title="loss").spec["layer"][0]["layer"]
     assert values_of(area["encoding"]["opacity"]) == ([0.22], 0.04)
     assert values_of(line["encoding"]["opacity"]) == ([0.95], 0.12)
     assert values_of(points["encoding"]["opacity"]) == ([0.6], 0)
@@ -196,7 +196,7 @@ def test_a_histogram_counts_seeds():
 def test_around_a_quadratic_lines_of_equal_loss_are_told_their_loss():
     path = sgd_on_quadratic((2.0, 0.5), 0.3, 1.0, 50, start=(2.0, 1.6)).noisy
     figure = paths(path, path / 2, (2.0, 0.5), reach=1.7)
-    contours, drawn, marks, heads = figure.spec["layer"]
+    contours, drawn, marks, heads, halos, names = figure.spec["layer"]
     rows = pd.DataFrame(contours["data"]["values"])
     np.testing.assert_allclose((2.0 * rows["u"] ** 2 + 0.5 * rows["v"] ** 2) / 2, rows["level"])
     border = drawn["encoding"]["x"]["scale"]["domain"][1]
@@ -206,7 +206,9 @@ def test_around_a_quadratic_lines_of_equal_loss_are_told_their_loss():
     assert rows.groupby("piece")["order"].apply(list).map(lambda order: order == list(range(73))).all()
     assert rows.groupby("piece")[["u", "v"]].agg(lambda side: side.iloc[-1] - side.iloc[0]).abs().max(axis=None) < 1e-9
     assert marks["data"]["values"] == [{"u": 0.0, "v": 0.0, "mark": "minimum"}]
-    assert heads["transform"] == [{"filter": "datum.newest"}]
+    assert heads["transform"] == halos["transform"] == names["transform"] == [{"filter": "datum.newest"}]
+    assert names["encoding"]["text"]["field"] == "path"
+    assert drawn["encoding"]["color"]["legend"] is None
     assert values_of(drawn["encoding"]["opacity"]) == ([0.9], 0.1)
     assert values_of(drawn["encoding"]["strokeWidth"]) == ([1], 2.6)
     assert drawn["encoding"]["strokeWidth"]["condition"][0]["test"] == "(datum.path === 'SGD')"
@@ -218,7 +220,7 @@ def test_over_a_landscape_the_axes_are_its_own_and_no_minimum_is_claimed():
     grid = pd.DataFrame({"u": u.ravel(), "v": v.ravel(), "loss": (1 + u**2 + v**2).ravel()})
     path = np.array([[0.0, 0.0], [1.0, 0.5]])
     figure = paths_on_landscape(path, path / 2, np.array([3, 6]), grid, titles=("first", "second"))
-    contours, drawn, marks, _ = figure.spec["layer"]
+    contours, drawn, marks, *_ = figure.spec["layer"]
     assert drawn["encoding"]["x"]["scale"]["domain"] == [-2, 3]
     assert drawn["encoding"]["y"]["scale"]["domain"] == [-1, 4]
     assert (drawn["encoding"]["x"]["title"], drawn["encoding"]["y"]["title"]) == ("first", "second")

@@ -18,6 +18,7 @@ from emacore.experiments.sweep import sweep
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from emacore.training.replicas import replicate
+from emacore.widgets import moving
 from tests.helpers import ME
 
 APP = Path(__file__).parents[2] / "app.py"
@@ -62,6 +63,23 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs.JobQueue, "tend", lambda self, *, warm=False: None)
     yield tmp_path / "home"
     st.cache_resource.clear()
+
+
+MARKS = {name: getattr(moving, name) for name in ("_MOST_MARKS", "_FEWEST_MARKS")}
+
+
+@pytest.fixture(autouse=True)
+def few_marks(monkeypatch):
+    """Handles with few marks: each is a curve, and pages are drawn some hundred times here."""
+    monkeypatch.setattr(moving, "_MOST_MARKS", 12)
+    monkeypatch.setattr(moving, "_FEWEST_MARKS", 3)
+
+
+@pytest.fixture
+def all_marks(few_marks, monkeypatch):
+    """Handles with as many as people have."""
+    for name, marks in MARKS.items():
+        monkeypatch.setattr(moving, name, marks)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import sys
 from streamlit.testing.v1 import AppTest
 from emacore.experiments.jobs import JobQueue
 JobQueue.tend = lambda self, *, warm=False: None
-for page in ("overview", "for_my_run", "decay_schedule", "low_pass_filter", "train"):
+for page in ("overview", "for_my_run", "decay_schedule", "low_pass_filter", "train", "your_checkpoints"):
     app = AppTest.from_file("app.py", default_timeout=60)
     app.switch_page(f"pages/{page}.py").run()
     assert not app.exception, app.exception
@@ -37,6 +37,7 @@ assert "torch" not in sys.modules
         "low_pass_filter",
         "train",
         "what_if",
+        "your_checkpoints",
         "runs",
     ],
 )

@@ -34,7 +34,7 @@ def test_a_slider_changes_the_figures(open_page):
     assert "power=0.9" in app.code[-1].value or any("power=0.9" in code.value for code in app.code)
 
 
-def test_letting_go_of_a_handle_changes_words_figures_and_link(open_page):
+def test_letting_go_of_a_handle_changes_words_figures_and_link(open_page, all_marks):
     app = open_page("decay_schedule", steps="500", pins=["Constant(beta=0.9)"])
     before, age = app.get("vega_lite_chart")[0].proto, app.metric[0].value
     drag(app, power=39)
@@ -57,8 +57,8 @@ def test_letting_go_of_a_handle_changes_words_figures_and_link(open_page):
     assert "The average after step **100**" in texts(app)
 
 
-@pytest.mark.parametrize("steps", ["2", "3", "400000"])
-def test_frames_are_small(open_page, steps):
+@pytest.mark.parametrize("steps", ["2", "3", "50000"])
+def test_frames_are_small(open_page, all_marks, steps):
     app = open_page("decay_schedule", steps=steps, pins=LONG[:2])
     data = [data.data.data for chart in app.get("vega_lite_chart") for data in chart.proto.datasets]
     assert sum(map(len, data)) < 3_000_000
@@ -136,7 +136,7 @@ def test_the_smallest_and_the_longest_run(open_page):
 LONG = ["InversePower(beta=0.999, update_every=1)", "Constant(update_after_step=100)", "BiasCorrected(beta=0.999999)"]
 
 
-@pytest.mark.parametrize("steps", [5_000, 400_000, 1_000_000])
+@pytest.mark.parametrize("steps", [5_000, 1_000_000])
 def test_a_long_run_is_drawn_as_it_is_between_its_points_too(open_page, steps):
     app = open_page("decay_schedule", steps=str(steps), quantity="1 - decay", x="log", pins=LONG)
     table = drawn(app)[0]

@@ -21,7 +21,7 @@ PAGES = {
     ],
     "low_pass_filter": [{"noise": "AR(1)", "signal": "sine", "filters": ["the schedule"]}],
     "train": [{"optimizer": "sgd"}, {"data": "friedman1", "family": "Power function"}],
-    "what_if": [{"view": "Weight space", "begin": "article"}, {"view": "For my run", "begin": "article"}],
+    "what_if": [{"view": "Weight space", "begin": "article"}, {"view": "Best width", "begin": "article"}],
     "evidence": [{}],
     "where_it_helps": [{"optimizer": "sgd"}],
     "runs": [{}],
@@ -154,6 +154,19 @@ def test_words_that_no_control_has_are_told_too(open_page):
     app = open_page("train", run="nowhere")
     assert "There is no run nowhere" in texts(app)
     assert told(app) == ""
+
+
+@pytest.mark.parametrize("page", ["overview", "low_pass_filter", "decay_schedule", "what_if"])
+def test_a_link_holds_settings_of_schedules_only_where_they_are_set(open_page, home, page):
+    if page == "what_if":
+        assert set(open_page(page, tau="77", power="0.5").query_params) == {"tau", "power"}, "nothing is drawn yet"
+        enter_recorded(home)
+    asked = {"tau": "77", "width": "0.2", "power": "0.5", "family": "Power function", "utm_source": "x"}
+    app = open_page(page, **asked)
+    controls = [*app.number_input, *app.select_slider, *app.selectbox]
+    drawn = {control.proto.query_param_key for control in controls} & set(asked)
+    assert drawn == ({"width", "family"} if page in ("decay_schedule", "what_if") else set())
+    assert set(app.query_params) - {"begin"} == drawn | {"utm_source"}
 
 
 def test_free_text_may_say_inf(open_page):

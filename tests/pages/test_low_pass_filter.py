@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ from emacore.averaging import measurements
 from emacore.averaging.filters import window_of_equal_noise
 from emacore.averaging.signals import NOISES, SIGNALS, sequence
 from emacore.charts.style import AVERAGED
+from emacore.widgets import own_curves
 from tests.pages.conftest import drag, drawn, frames, run, texts
 
 
@@ -139,20 +141,97 @@ def test_low_decays_have_no_cutoff(open_page):
     assert open_page("low_pass_filter", f_decay="0.2").get_by_key("f_decay").value == 0.2
 
 
-def own(open_page, content):
-    app = open_page("low_pass_filter", source="Own CSV")
-    assert "Choose a file" in texts(app)
-    app.file_uploader[0].set_value(("mine.csv", content, "text/csv"))
+def own(open_page, content, **query):
+    app = open_page("low_pass_filter", **query)
+    app.get_by_key("own").set_value(("mine.csv", content, "text/csv"))
     return run(app)
+
+
+PANEL = (
+    '"Step","run-1 - loss","run-1 - loss__MIN","run-1 - loss__MAX",'
+    '"run-2 - loss","run-2 - loss__MIN","run-2 - loss__MAX"\n'
+    + "".join(f'"{10 * n}","{v}","{v}","{v}","","",""\n' for n, v in enumerate([4.0, 2.0, 3.0, 1.0]))
+    + "".join(f'"{10 * n + 5}","","","","{v}","{v}","{v}"\n' for n, v in enumerate([8.0, 6.0, 7.0]))
+).encode()
+
+
+def test_a_file_of_a_tracker_is_drawn_and_smoothed_at_once_as_the_tracker_does_it(open_page):
+    app = own(open_page, PANEL, ways=["TensorBoard", "Weights & Biases"])
+    assert not app.error
+    assert app.get_by_key("metrics").value == ["run-1 - loss", "run-2 - loss"]
+    assert app.get_by_key("own_x").value == "Step"
+    assert "delimited text, 7 rows; x is Step; metrics: run-1 - loss, run-2 - loss" in texts(app)
+    assert "(the smallest where W&B has several values at a step)" in texts(app)
+    tables = drawn(app)[:2]
+    for table, steps, values in zip(tables, ([0, 10, 20, 30], [5, 15, 25]), ([4, 2, 3, 1], [8, 6, 7]), strict=True):
+        lines = dict(list(table.groupby("line")))
+        assert lines["value"]["x"].tolist() == steps
+        assert lines["value"]["value"].tolist() == values
+        kept, weight, expected = 0.0, 0.0, []
+        for place, value in enumerate(values):
+            # The x-axis spans both runs, from 0 to 30.
+            fade = math.sqrt(0.6) ** ((steps[place] - steps[max(place - 1, 0)]) / 30 * 1000)
+            kept, weight = kept * fade + value, weight * fade + 1
+            expected.append(kept / weight)
+        np.testing.assert_allclose(lines["Weights & Biases"]["value"], expected, rtol=1e-12)
+        debiased = smoothed(values, 0.6, 0.0) / (1 - 0.6 ** np.arange(1, len(values) + 1))
+        np.testing.assert_allclose(lines["TensorBoard"]["value"], debiased, rtol=1e-12)
+    figures = app.dataframe[0].value
+    assert len(figures) == 4
+    assert figures["lag"][0] == pytest.approx(0.6 / 0.4 * 10)
+    app.get_by_key("viewport_scale").set_value(30.0)
+    faded = drawn(run(app))[0]
+    last = faded[faded["line"] == "Weights & Biases"]["value"].iloc[1]
+    assert last == pytest.approx((4 * 0.6**5 + 2) / (0.6**5 + 1))
+
+
+def test_a_frame_of_a_file_is_its_curve_smoothed_at_that_mark(open_page):
+    values = np.random.default_rng(3).normal(size=40)
+    content = pd.DataFrame({"step": 5 * np.arange(40), "loss": values}).to_csv(index=False).encode()
+    app = own(open_page, content, ways=["EMA from the first value"])
+    (table,) = frames(app).values()
+    drag(app, first_decay=4)
+    beta = app.get_by_key("first_decay").value
+    expected = smoothed(values, beta, values[0])[(table["x"] / 5).astype(int)]
+    np.testing.assert_allclose(table["value_0_4"], expected, rtol=1e-9)
+
+
+def test_x_and_what_stands_twice_are_choices(open_page):
+    app = own(
+        open_page, b"step,when,loss\n0,5,4\n2,6,2\n1,7,8\n2,9,0\n", ways=["EMA from the first value"], first_decay="0.5"
+    )
+    lines = {name: line["value"].tolist() for name, line in drawn(app)[0].groupby("line")}
+    assert lines == {"value": [4, 8, 2, 0], "EMA from the first value": [4, 6, 4, 2]}
+    app.get_by_key("own_repeats").set_value("last")
+    kept = drawn(run(app))[0]
+    assert kept[kept["line"] == "value"]["value"].tolist() == [4, 8, 0]
+    app.get_by_key("own_order").set_value("rows")
+    app.get_by_key("ways").set_value(["pandas ewm, half-life"])
+    assert "loss: steps must not decrease, got 2 before 1" not in run(app).error[0].value.replace("Loss", "x")
+    assert "sort them first" in app.error[0].value
+    app.get_by_key("own_x").set_value("number of the row")
+    assert drawn(run(app))[0]["x"].max() == 3
 
 
 def test_own_column(open_page):
     table = pd.DataFrame({"word": ["x"] * 300, "loss": np.random.default_rng(0).normal(size=300), "other": 1.0})
     app = own(open_page, table.to_csv(index=False).encode())
-    assert app.get_by_key("column").options == ["loss", "other"]
+    assert app.get_by_key("metrics").options == ["loss", "other"]
     assert not app.error
-    app.get_by_key("column").set_value("other")
+    app.get_by_key("metrics").set_value(["other"])
     run(app)
+    app.get_by_key("metrics").set_value([])
+    assert "Choose a metric" in run(app).error[0].value
+
+
+def test_a_file_outlives_a_page_change_and_goes_when_it_is_removed(open_page):
+    app = own(open_page, b"step,loss\n0,1\n1,2\n")
+    app.switch_page("pages/decay_schedule.py")
+    run(app)
+    app.switch_page("pages/low_pass_filter.py")
+    assert "From mine.csv" in texts(run(app))
+    app.get_by_key("own").set_value(None)
+    assert "Drop a file" in texts(run(app)) or app.get_by_key("source").value == "Synthetic"
 
 
 @pytest.mark.parametrize(
@@ -162,15 +241,33 @@ def test_own_column(open_page):
         (b"\x00\x01\x02", "binary"),
         ("loss\n\xe9".encode("latin-1"), "not UTF-8"),
         (b"loss\n", "header but no rows"),
-        (b"word\nx\ny\n", "0 columns of numbers"),
-        (b"loss\n1\n\n3\nnan\n", "missing or infinite"),
-        (b"loss\n1\n", "1 rows; at least 2"),
-        (b"loss\n" + b"1\n" * 100_001, "100,001 rows; this page smooths at most 100,000"),
+        (b"word\nx\ny\n", "no column of numbers"),
+        (b"step,loss\n1,2,3\n", "line 2 has 3 fields"),
     ],
 )
 def test_bad_files_are_told_in_a_sentence(open_page, content, message):
     app = own(open_page, content)
     assert message in app.error[0].value
+
+
+def test_gaps_are_told_and_spoil_nothing(open_page):
+    app = own(open_page, b"loss\n1\n\n3\nnan\n7\n", ways=["EMA from the first value"], first_decay="0.5")
+    assert "loss: 1 of 4 rows are blank or no number, first in line 5" in texts(app)
+    lines = {name: line["value"].tolist() for name, line in drawn(app)[0].groupby("line")}
+    assert lines["EMA from the first value"] == [1, 2, 4.5]
+
+
+def test_a_million_rows_are_read_in_another_process_and_drawn_thinned(open_page, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(own_curves, "call_apart", lambda read, content: sizes.append(len(content)) or read(content))
+    values = np.random.default_rng(0).random(200_000)
+    content = ("loss\n" + "\n".join(f"{value:.4f}" for value in values)).encode()
+    app = own(open_page, content)
+    assert sizes == [len(content)]
+    table = drawn(app)[0]
+    assert table["value"].max() == values.max().round(4)
+    assert len(table) < 20_000
+    assert "200,000 rows" in texts(app)
 
 
 def test_two_rows_are_enough(open_page):
@@ -238,13 +335,3 @@ def test_the_table_is_of_the_sequence_that_is_drawn(open_page):
     expected = pd.DataFrame(measurements.comparison(made, 0.95, autocorrelation=0.0, period=100)).set_index("quantity")
     pd.testing.assert_frame_equal(table, expected)
     assert "lag of the sine (steps)" in table.index
-
-
-def test_an_own_column_is_drawn_and_not_compared(open_page):
-    values = np.random.default_rng(3).normal(size=64)
-    app = own(open_page, pd.DataFrame({"loss": values}).to_csv(index=False).encode())
-    lines = drawn(app)[0]
-    assert set(lines["line"]) == {"sequence", "EMA from the first value"}
-    line = lines[lines["line"] == "EMA from the first value"]
-    np.testing.assert_allclose(line["value"], smoothed(values, 0.98, values[0]))
-    assert len(app.dataframe) == 0

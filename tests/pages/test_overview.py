@@ -90,10 +90,11 @@ def test_the_picture_is_the_path_and_its_average_step_by_step(open_page, rate, n
     # A unit is as long across as it is up.
     ends = table_of(app, "ends0").iloc[0]
     assert [ends["y_0"], ends["y_1"]] == [-border, border]
-    for layer in json.loads(app.get("vega_lite_chart")[0].proto.spec)["vconcat"][0]["layer"][:3]:
+    view = json.loads(app.get("vega_lite_chart")[0].proto.spec)["vconcat"][0]
+    for layer in view["layer"][:3]:
         scale = layer["encoding"]["x"]["scale"]
         for side, end in (("domainMin", 0), ("domainMax", 1)):
-            assert scale[side] == {"expr": f"data('ends0')[0]['y_{end}'] * width / 270"}
+            assert scale[side] == {"expr": f"data('ends0')[0]['y_{end}'] * width / {view['height']}"}
 
 
 def signals(app):

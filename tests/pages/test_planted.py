@@ -75,9 +75,9 @@ def test_values_of_a_map(open_page, planted):
 
 @pytest.mark.parametrize("planted", PLANTED)
 def test_columns_of_a_table(open_page, planted):
-    app = open_page("low_pass_filter", source="Own CSV")
-    app.file_uploader[0].set_value(("mine.csv", TABLE.format("a").replace("b", planted).encode(), "text/csv"))
-    run(app).get_by_key("column").set_value(planted)
+    app = open_page("low_pass_filter")
+    app.get_by_key("own").set_value((planted, TABLE.format("a").replace("b", planted).encode(), "text/csv"))
+    run(app).get_by_key("metrics").set_value([planted])
     assert_told(run(app), planted)
     app = open_page("train", data="csv")
     app.get_by_key("own_data").set_value(("mine.csv", TABLE.format(planted).replace("1,", ",").encode(), "text/csv"))

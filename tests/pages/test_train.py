@@ -176,13 +176,43 @@ def test_a_table_of_ones_own(open_page):
     config = RunStore().result(run(app).session_state["run"]).config
     assert (config.data.kind, config.data.target) == ("csv", "y")
     assert train(RunConfig(data=config.data, optimizer=config.optimizer, max_epochs=1)).stopped == "max epochs"
+    assert config.data.path == "t.csv"
+    assert len(config.data.sha256) == 64
+    assert "/" not in config.to_json()
+
+
+def test_what_columns_are_taken_as_is_told_and_chosen_before_start(open_page):
+    rows = "".join(f"{n},{n * n % 7},{'xy'[n % 2]},{'?' if n == 3 else n % 5},{n % 2 == 0}\n" for n in range(40))
+    app = open_page("train", data="csv", batch_size="8")
+    app.get_by_key("own_data").set_value(("t.csv", f"a,b,word,c,y\n{rows}".encode(), "text/csv"))
+    assert "'?' in line 5" in run(app).error[0].value
+    assert button(app, "Start").disabled
+    app.get_by_key("blanks").set_value("drop")
+    app.get_by_key("words").set_value("one-hot")
+    assert not run(app).error
+    taken = next(frame.value for frame in app.dataframe if "taken as" in frame.value).set_index("column")
+    assert taken["used as"].to_dict() == {
+        "a": "feature",
+        "b": "feature",
+        "word": "feature",
+        "c": "feature",
+        "y": "target",
+    }
+    assert taken.loc["word", "remark"] == "one-hot: text, 2 different: x, y"
+    assert "1 of 40 rows have a blank" in texts(app)
+    assert "y: truth values are taken as 1 and 0" in texts(app)
+    app.get_by_key("features").set_value(["a", "word"])
+    app.get_by_key("scaled_on").set_value("train")
+    button(run(app), "Start").click()
+    data = RunStore().result(run(app).session_state["run"]).config.data
+    assert (data.features, data.blanks, data.text, data.scaled_on) == (("a", "word"), "drop", "one-hot", "train")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "empty"),
-        (b"a,b\nx,y\n", "0 columns of numbers"),
+        (b"a,b\nx,y\n", "no column of numbers; it has a, b"),
         (b"a,b\n1,2\n", "1 rows"),
         (b"a,b\n1,\n2,3\n4,5\n5,6\n", "missing"),
     ],

@@ -29,12 +29,6 @@ from tests.pages.conftest import enter_recorded as enter
 from tests.training.test_second_task import CONFIG as DIGITS
 
 
-@pytest.fixture(autouse=True)
-def few_marks(monkeypatch):
-    """Handles with few marks: each is a replay, and the page is drawn a hundred times here."""
-    monkeypatch.setattr(moving, "_MOST_MARKS", 12)
-
-
 def figures(app):
     return next(d.value for d in app.dataframe if "best_epoch" in d.value).set_index("curve")
 
@@ -243,7 +237,7 @@ def test_a_plane_that_does_not_exist_is_told(open_page, home):
 
 def test_the_best_width_is_carried_to_another_run(open_page, home):
     enter(home)
-    app = open_page("what_if", view="For my run", other_steps="20000")
+    app = open_page("what_if", view="Best width", other_steps="20000")
     width = float(re.search(r"relative width \*\*([\d.]+) %", texts(app))[1])
     answer = next(from_code(code.value) for code in app.code if "import" not in code.value)
     assert 100 * relative_width(answer.decays(20_000)) == pytest.approx(width, abs=0.06)
@@ -406,7 +400,7 @@ def test_the_space_of_the_weights_is_that_of_the_run_from_there_on(open_page, ho
 
 def test_the_widths_that_are_drawn_are_of_power_functions_and_the_original_lies_level(open_page, home):
     run_id = enter(home)
-    app = open_page("what_if", view="For my run")
+    app = open_page("what_if", view="Best width")
     history, opened = RunStore(home).history(run_id), open_run(RunStore(home).recording(run_id))
     table = drawn(app)[-1]
     level = table.loc[table["curve"] == "original", "loss"]
@@ -432,7 +426,7 @@ def test_what_takes_long_stays_as_it_was_while_a_run_grows(open_page, home):
     def grow(row):
         runs.append(run_id, ME, row)
         if row["epoch"] == 3:
-            pages.append(open_page("what_if", replayed=run_id, view="For my run"))
+            pages.append(open_page("what_if", replayed=run_id, view="Best width"))
 
     train(config, grow, record=runs.recording(run_id))
     history = runs.history(run_id)
@@ -462,7 +456,7 @@ def test_a_run_of_another_task_is_replayed_by_its_own_metrics(open_page, home):
     assert "validation loss (cross-entropy)" in app.get("vega_lite_chart")[0].proto.spec
     family = next(d.value for d in app.dataframe if "copies_kept" in d.value).set_index("scheme")
     assert family.loc["EMA", "accuracy"] == found["accuracy"][-1]
-    for view, title in (("Atlas", "loss (cross-entropy)"), ("For my run", "final validation loss (cross-entropy)")):
+    for view, title in (("Atlas", "loss (cross-entropy)"), ("Best width", "final validation loss (cross-entropy)")):
         app.get_by_key("view").set_value(view)
         assert title in run(app).get("vega_lite_chart")[-1].proto.spec
     app.get_by_key("view").set_value("Weight space")
@@ -608,12 +602,12 @@ def test_a_link_with_settings_keeps_them_and_one_of_the_first_settings_says_so(o
     assert "begin" not in run(app).query_params
 
 
-@pytest.mark.parametrize("view", ["Atlas", "Family", "Weight space", "For my run"])
+@pytest.mark.parametrize("view", ["Atlas", "Family", "Weight space", "Best width"])
 def test_a_run_that_diverged_is_told_in_every_view(open_page, home, view):
     enter(home, replace(FREE, optimizer=OptimizerConfig("sgd", 10.0, momentum=0.99, rate_rule="constant")))
     app = open_page("what_if", view=view)
     assert "This run diverged" in texts(app)
-    told = {"Weight space": "its weights are not finite at step", "For my run": "no width is best"}
+    told = {"Weight space": "its weights are not finite at step", "Best width": "no width is best"}
     assert told.get(view, "") in texts(app)
     assert "nan" not in texts(app).split()
 

@@ -6,7 +6,7 @@ import torch
 
 from emacore.averaging.families import Constant, PowerFunction, UniformAverage
 from emacore.replay.measure import Measure, Metric
-from emacore.replay.relatives import family, relatives, with_ema
+from emacore.replay.relatives import costs_in_words, family, relatives, with_ema
 from emacore.replay.rows import Rows
 from emacore.replay.trajectory import Trajectory
 
@@ -99,3 +99,13 @@ def test_the_ema_stands_on_top():
         assert table[column][1:].tolist() == others[column].tolist()
     known = with_ema(others, UniformAverage(), {"loss": 7.0, "sum": 8.0})
     assert (known["loss"][0], known["sum"][0], known["copies_kept"][0]) == (7, 8, 1)
+
+
+def test_what_costs_more_than_one_copy_is_said():
+    said = costs_in_words(family(opened(ends=list(range(3, 40, 4))), Constant(0.5)))
+    assert said == (
+        "SMA (window) keeps 4 copies of the weights; ensemble of predictions keeps 3 copies of the weights and "
+        "predicts 3 times; the others keep one at most."
+    )
+    first = {name: values[:1] for name, values in relatives(opened()).items()}
+    assert costs_in_words(first) == "None keeps more than one copy of the weights."

@@ -10,7 +10,8 @@ from sklearn.datasets import load_diabetes, make_friedman1, make_regression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from emacore.tables import TableError, finite_values, numeric_columns, read_csv
+from emacore.tables import Table, read_file, table_of
+from emacore.tasks.regression.columns import Described, described, matrices, scalable
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import check_rows
 
@@ -18,7 +19,7 @@ Floats = NDArray[np.float32]
 
 
 class Arrays(NamedTuple):
-    """Features of shape (rows, features) and targets of shape (rows, 1), float32, standardised over all rows."""
+    """Features of shape (rows, features) and targets of shape (rows, 1), float32, standardised."""
 
     x_train: Floats
     x_val: Floats
@@ -33,18 +34,48 @@ def load(config: DataConfig) -> Arrays:
         TableError: for a CSV that cannot be used.
         ValueError: if the split leaves fewer than one row to train on or two to validate on.
     """
-    features, target = _rows(config)
-    validation = int(np.ceil(len(features) * config.test_size))
-    check_rows(len(features) - validation, 1)
+    table = read(config) if config.kind == "csv" else None
+    features, target = _rows(config) if table is None else matrices(table, config)[:2]
+    train, validation = _split(len(features), config)
+    fitted = np.arange(len(features)) if config.scaled_on == "all" else train
+    if table is not None and config.scaled_on == "train":
+        features, target, _ = matrices(table, config, fitted)
+    # float32 cannot hold the offsets of some columns, so standardising comes first.
+    x, y = scalable(features), scalable(target.reshape(-1, 1))
+    x = StandardScaler().fit(x[fitted]).transform(x).astype(np.float32)
+    y = StandardScaler().fit(y[fitted]).transform(y).astype(np.float32)
+    return Arrays(x[train], x[validation], y[train], y[validation])
+
+
+def read(config: DataConfig) -> Table:
+    """The table of a CSV.
+
+    Raises:
+        TableError: if it cannot be read, or is another one than ``data.sha256`` says.
+    """
+    return table_of(read_file(config.path or "", config.sha256))
+
+
+def about(config: DataConfig) -> Described:
+    """What becomes of the columns and rows of a CSV.
+
+    Raises:
+        TableError: if it cannot be trained on.
+    """
+    return described(read(config), config)
+
+
+def _split(rows: int, config: DataConfig) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The rows that train and those that validate."""
+    validation = int(np.ceil(rows * config.test_size))
+    check_rows(rows - validation, 1)
     if validation < 2:
         raise ValueError(
-            f"data.test_size = {config.test_size:g} leaves {validation} of {len(features)} rows for validation; "
+            f"data.test_size = {config.test_size:g} leaves {validation} of {rows} rows for validation; "
             "R2 needs at least 2: raise it, or use more rows"
         )
-    # float32 cannot hold the offsets of some columns, so standardising comes first.
-    x = StandardScaler().fit_transform(features.astype(np.float64)).astype(np.float32)
-    y = StandardScaler().fit_transform(target.astype(np.float64).reshape(-1, 1)).astype(np.float32)
-    return Arrays(*train_test_split(x, y, test_size=config.test_size, random_state=config.split_random_state))
+    parts = train_test_split(np.arange(rows), test_size=config.test_size, random_state=config.split_random_state)
+    return parts[0], parts[1]
 
 
 def _rows(config: DataConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -56,20 +87,5 @@ def _rows(config: DataConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     if config.kind == "friedman1":
         x, y = make_friedman1(**size, **noise)
         return x, y
-    if config.kind == "diabetes":
-        x, y = load_diabetes(return_X_y=True)
-        return x, y
-    return _own_table(config.path or "", config.target or "")
-
-
-def _own_table(path: str, target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    table = read_csv(path)
-    table.columns = table.columns.map(str)
-    columns = numeric_columns(table, minimum=2)
-    if target not in columns:
-        raise TableError(f"The table has no column of numbers named {target!r}; it has {', '.join(columns)}.")
-    features = [name for name in columns if name != target]
-    values = finite_values(table, [*features, target], minimum_rows=4)
-    if np.ptp(values[:, -1]) == 0:
-        raise TableError(f"The target column {target!r} has the same value in every row: there is nothing to learn.")
-    return values[:, :-1], values[:, -1]
+    x, y = load_diabetes(return_X_y=True)
+    return x, y

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.datasets import make_regression
 
-from emacore.tables import TableError
+from emacore import tables
+from emacore.tables import TableError, hash_of, kept_name
 from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
 
@@ -37,7 +40,7 @@ def test_a_csv_of_ones_own(tmp_path):
     assert data.x_train.shape == (40, 2)
     np.testing.assert_allclose(data.x_train[:, 0], data.y_train[:, 0], atol=1e-5)
     assert data.x_train[:, 1].std() > 0.5  # the large offset did not eat the column
-    with pytest.raises(TableError, match="no column of numbers named 'word'; it has a, b, y"):
+    with pytest.raises(TableError, match="The target 'word' is of text"):
         load(DataConfig("csv", path=str(tmp_path / "own.csv"), target="word"))
     with pytest.raises(TableError, match="cannot be read"):
         load(DataConfig("csv", path=str(tmp_path / "gone.csv"), target="y"))
@@ -50,3 +53,31 @@ def test_a_csv_of_ones_own(tmp_path):
 def test_a_split_without_validation_rows_is_an_error():
     with pytest.raises(ValueError, match="leaves 1 of 8 rows for validation"):
         load(DataConfig(n_samples=8, test_size=0.1))
+
+
+def test_what_scales_can_be_the_training_rows_alone():
+    config = DataConfig("friedman1", n_samples=300)
+    every, alone = load(config), load(replace(config, scaled_on="train"))
+    np.testing.assert_allclose(alone.x_train.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(alone.y_train.std(), 1, rtol=1e-5)
+    assert np.abs(every.x_train.mean(axis=0)).max() > 1e-3
+    np.testing.assert_allclose(np.corrcoef(every.y_val[:, 0], alone.y_val[:, 0])[0, 1], 1, rtol=1e-6)
+
+
+def test_a_table_is_known_by_its_hash(tmp_path, monkeypatch):
+    content = b"a,y\n" + b"".join(b"%d,%d\n" % (n, n * n) for n in range(20))
+    path = tmp_path / "own.csv"
+    path.write_bytes(content)
+    named = DataConfig("csv", path=str(path), target="y").kept(lambda found: path if found == content else None)
+    assert (named.path, named.sha256) == ("own.csv", hash_of(content))
+    with pytest.raises(TableError, match=r"The file 'own.csv' cannot be read"):
+        load(named)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / kept_name(named.sha256)).write_bytes(content)
+    monkeypatch.setattr(tables, "KEPT", {kept})
+    assert load(named).x_train.shape == (16, 1)
+    path.write_bytes(content + b"1,1\n")
+    monkeypatch.setattr(tables, "KEPT", set())
+    with pytest.raises(TableError, match="'own.csv' is another one than that of the settings"):
+        load(replace(named, path=str(path)))

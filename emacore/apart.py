@@ -1,0 +1,69 @@
+"""Call a function of this package on some bytes in a process of its own, so that what is large holds nobody up.
+
+Reading a million rows takes seconds in which Python serves no one else; and what a damaged file does to memory, it does
+to that process alone.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TypeVar
+
+#: It ends after so many seconds, and gets no more memory than so many bytes.
+MOST_SECONDS = 120
+MOST_MEMORY = 6 * 2**30
+
+T = TypeVar("T")
+
+
+def call_apart(function: Callable[[bytes], T], content: bytes) -> T:
+    """What ``function``, which has a name at the top of its module, returns for ``content``.
+
+    Raises:
+        ValueError: of the function; or if it takes too long, or too much memory.
+    """
+    root = str(Path(__file__).parents[1])
+    paths = filter(None, [root, os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "emacore.apart", function.__module__, function.__name__]
+    try:
+        done = subprocess.run(
+            command, input=content, capture_output=True, env=environment, timeout=MOST_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"The file took more than {MOST_SECONDS} seconds to read. Shorten it.") from error
+    if done.returncode:
+        raise ValueError("The file takes more memory than there is for it. Shorten it.")
+    kind, found = pickle.loads(done.stdout)  # of our own process
+    if kind == "error":
+        raise found
+    result: T = found
+    return result
+
+
+def _answer(module: str, name: str, content: bytes) -> bytes:
+    try:
+        return pickle.dumps(("result", getattr(import_module(module), name)(content)), protocol=5)
+    except ValueError as error:
+        return pickle.dumps(("error", error))
+
+
+def main() -> None:
+    """Read from standard input, call, and write the answer to standard output."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    answer = _answer(sys.argv[1], sys.argv[2], sys.stdin.buffer.read())
+    sys.stdout.buffer.write(answer)
+
+
+if __name__ == "__main__":
+    main()

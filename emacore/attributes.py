@@ -1,0 +1,145 @@
+"""What modules keep beside their tensors: it follows into an average, or is told."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from emacore.tensors import listed, named_parts
+
+#: Attributes that an average takes over: PEFT's factor of an adapter, and which adapters act or are merged.
+FOLLOWED = ("scaling", "merged_adapters", "_active_adapter", "_disable_adapters")
+
+
+class Follower:
+    """Gives the parts of an average what those of its model keep beside their tensors.
+
+    That is what ``get_extra_state()`` returns, and the attributes in :data:`FOLLOWED`.
+    """
+
+    def __init__(self, average: nn.Module, model: nn.Module) -> None:
+        theirs = named_parts(average)
+        pairs = [(part, theirs[start]) for start, part in named_parts(model).items() if start in theirs]
+        self._states = [
+            (part, other)
+            for part, other in pairs
+            if type(part).get_extra_state is not nn.Module.get_extra_state
+            and type(other).set_extra_state is not nn.Module.set_extra_state
+        ]
+        self._attributes = [
+            (vars(part), vars(other), name)
+            for part, other in pairs
+            for name in FOLLOWED
+            if name in vars(part) and _is_plain(vars(part)[name])
+        ]
+        #: Whether there is anything to do.
+        self.needed = bool(self._states or self._attributes)
+
+    def follow(self) -> None:
+        """Take over what the model keeps now."""
+        for part, other in self._states:
+            other.set_extra_state(copy.deepcopy(part.get_extra_state()))
+        for ours, theirs, name in self._attributes:
+            value = ours.get(name)
+            if not _is_same(value, theirs.get(name)):
+                theirs[name] = copy.deepcopy(value)
+
+
+class Attributes:
+    """Tells, once, which plain attributes of a model have changed without its average's following.
+
+    Looked at are public attributes that hold numbers, text, truth values, tensors that are neither parameters nor
+    buffers, and lists and dictionaries of these; but not those of modules whose ``get_extra_state()`` says what counts.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._told = False
+        self._first = {
+            start: {name: _kept(value) for name, value in _plain_ones(part)}
+            for start, part in named_parts(model).items()
+        }
+
+    def tell(self, average: nn.Module, model: nn.Module) -> None:
+        """Warn of attributes that have another value than at first, and another than the average's."""
+        if self._told:
+            return
+        theirs = named_parts(average)
+        changed = [
+            start + name
+            for start, part in named_parts(model).items()
+            if start in theirs and start in self._first
+            for name, value in _plain_ones(part)
+            if name in self._first[start]
+            and not _is_same(value, self._first[start][name])
+            and not _is_same(value, vars(theirs[start]).get(name))
+        ]
+        if changed:
+            self._told = True
+            warnings.warn(
+                f"the model's {listed(changed)} changed, and the average keeps its own: of what is neither parameter "
+                f"nor buffer, only get_extra_state() and {', '.join(FOLLOWED)} follow; set it on the average too "
+                "(ema.ema_model), or make it a buffer (register_buffer)",
+                stacklevel=3,
+            )
+
+
+def _plain_ones(part: nn.Module) -> list[tuple[str, Any]]:
+    if type(part).get_extra_state is not nn.Module.get_extra_state:
+        return []
+    return [
+        (name, value)
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name != "training" and name not in FOLLOWED and _is_plain(value)
+    ]
+
+
+def _is_plain(value: object, depth: int = 3) -> bool:
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return True
+    if isinstance(value, Tensor):
+        return value.grad_fn is None and not value.is_meta
+    if depth and isinstance(value, (list, tuple)):
+        return all(_is_plain(item, depth - 1) for item in value)
+    if depth and isinstance(value, dict):
+        return all(isinstance(key, (str, int)) and _is_plain(item, depth - 1) for key, item in value.items())
+    return False
+
+
+class _Seen(NamedTuple):
+    """A tensor as it was, without a copy of it."""
+
+    tensor: Tensor
+    version: int
+
+
+def _kept(value: Any) -> Any:
+    """As it is now, whatever becomes of it."""
+    if isinstance(value, Tensor):
+        return _Seen(value, _version(value))
+    if isinstance(value, dict):
+        return {key: _kept(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_kept(item) for item in value]
+    return value
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(other, _Seen):
+        return one is other.tensor and _version(one) == other.version
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+            return False
+        return one is other or (one.shape == other.shape and torch.equal(one, other.to(one)))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(item, other[key]) for key, item in one.items())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other or (one != one and other != other))

@@ -1,0 +1,252 @@
+"""Merges of stored weights: any schedule, window or coefficients, many results in one pass over the files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emacore.averaging.coefficients import Fit, Merge
+from emacore.checkpoints.hashing import Hashes
+from emacore.checkpoints.planning import Plan, is_copied, plan_merge, provenance
+from emacore.checkpoints.reading import Checkpoints
+from emacore.checkpoints.stored import CheckpointError, StoredTensor
+from emacore.checkpoints.writing import Writer, targets_of, told_beside
+from emacore.checks import check_choice
+from emacore.formatting import number
+
+Floats = NDArray[np.float64]
+#: Numbers of one tensor that are merged at a time, by one thread; fewer where many files or results would make them
+#: more than so many bytes.
+_BLOCK = 2**19
+_BLOCK_BYTES = 2**26
+#: So many of them are added up at a time: few, so that the sums of all results stay in the processor's cache.
+_STRIP = 2**15
+#: Bytes after which mapped files are let go, so that what was read does not count as memory of the process.
+_RELEASE_BYTES = 2**28
+
+
+def merge(
+    checkpoints: Checkpoints,
+    merges: Mapping[str, Merge],
+    out: str | Path,
+    *,
+    section: str | None = None,
+    last: int | None = None,
+    at: int | None = None,
+    fit: Fit | None = None,
+    sigma_rel: Sequence[float] = (),
+    update_every: int = 1,
+    dtype: torch.dtype | None = None,
+    accumulate: torch.dtype = torch.float32,
+    form: str = "safetensors",
+    tell: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Merge checkpoints by one or more schemes, in one pass over the files.
+
+    Raw weights stand for the steps around them: the weight of a step that is not stored goes to the two files beside
+    it, by their distances.  Means of windows and stored averages are combined by least squares.
+
+    Args:
+        merges: Schedules and windows of steps, :class:`~emacore.averaging.coefficients.RateDecay`,
+            :class:`~emacore.averaging.coefficients.LastFiles` or
+            :class:`~emacore.averaging.coefficients.Coefficients`, by the names of the results.
+        out: A new folder, or one without results of these names: for each a file, or a folder where the input is
+            sharded or has a ``config.json``.  With one result, also a new file.
+        section: What to merge, by name: by default the only one of raw weights, or the snapshots there are.
+        last: Only of the last so many checkpoints; then schedules begin at the first of them.
+        at: The step after which the average is wanted; no later file is used.
+        fit: ``linear`` as told above, or the best coefficients, adding to 1: ``nonnegative`` or ``free``.
+        sigma_rel: Of the averages in ema-pytorch's ``PostHocEMA`` files, which do not tell it, in their order.
+        update_every: With which those moved.
+        dtype: Of the result; by default as stored.
+        accumulate: In which sums are kept: float32 or float64.
+        form: ``safetensors`` or ``pt``.
+        tell: Called with bytes read so far and all.
+
+    Returns:
+        The file or folder of each result.  Besides the weights there is a JSON file that says what it was made of.
+
+    Raises:
+        FileExistsError: if there is a result already.
+        CheckpointError: if the files do not go together, change meanwhile, or hold numbers that are not finite.
+        OSError: if the disk is too full.
+
+    Example:
+        >>> from emacore import open_checkpoints
+        >>> from emacore.averaging.coefficients import LastFiles
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for step in (100, 200, 300):
+        ...     torch.save({"weight": torch.full((2,), float(step))}, folder / f"step_{step}.pt")
+        >>> found = merge(open_checkpoints(folder), {"last two": LastFiles(2)}, folder / "merged", form="pt")
+        >>> torch.load(found[0])["weight"].tolist()
+        [250.0, 250.0]
+    """
+    check_choice("form", form, ("safetensors", "pt"))
+    if accumulate not in (torch.float32, torch.float64):
+        raise ValueError(f"accumulate must be torch.float32 or torch.float64, got {accumulate}")
+    plan = plan_merge(
+        checkpoints,
+        merges,
+        section=section,
+        last=last,
+        at=at,
+        fit=fit,
+        sigma_rel=sigma_rel,
+        update_every=update_every,
+        dtype=dtype,
+    )
+    return carry_out(plan, checkpoints, Path(out), accumulate, form, tell)
+
+
+def carry_out(
+    plan: Plan,
+    checkpoints: Checkpoints,
+    out: Path,
+    accumulate: torch.dtype = torch.float32,
+    form: str = "safetensors",
+    tell: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Read and write what a plan says; raises as :func:`merge`."""
+    targets = targets_of(plan, out, form)
+    for target in targets:
+        for path in (target, told_beside(target)):
+            if path.exists():
+                raise FileExistsError(f"{path} is there already, and nothing is overwritten: choose another place")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(out.parent).free, plan.write_bytes * (2 if form == "pt" else 1)
+    if needed > free:
+        raise OSError(f"the results need {number(needed / 1e9)} GB, and {out.parent} has {number(free / 1e9)} GB left")
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        stages = [partial / str(n) for n in range(len(targets))]
+        hashes = Hashes({file for n in plan.used.tolist() for file in plan.sources[n].checkpoint.files})
+        writers = [Writer(stage, plan, form == "pt") for stage in stages]
+        with hashes.followed() as follow:
+
+            def progress(done: int) -> None:
+                follow(done / max(1, plan.read_bytes))
+                if tell is not None:
+                    tell(done, plan.read_bytes)
+
+            _pass(plan, writers, accumulate, progress)
+        checkpoints.check_unchanged()
+        for writer, result, target in zip(writers, plan.results, targets, strict=True):
+            writer.finish(provenance(plan, result, hashes.digests), target)
+        for stage, target in zip(stages, targets, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not (stage / target.name).exists():  # a folder, as it is
+                stage.replace(target)
+            else:
+                (stage / told_beside(target).name).replace(told_beside(target))
+                (stage / target.name).replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return targets
+
+
+def _pass(plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype, progress: Callable[[int], None]) -> None:
+    """Read every source once, block by block, and write all results."""
+    used = plan.used.tolist()
+    factors = np.array([result.coefficients for result in plan.results])
+    newest = plan.sources[-1].section.tensors
+    names = sorted(newest, key=lambda name: (str(newest[name].file), newest[name].offset))
+    width = max(tensor.dtype.itemsize for tensor in newest.values()) * len(used) + 8 * len(writers)
+    block = max(_STRIP, min(_BLOCK, _BLOCK_BYTES // width // _STRIP * _STRIP))
+    blocks = (
+        (name, start, min(start + block, newest[name].numel))
+        for name in names
+        for start in range(0, max(1, newest[name].numel), block)
+    )
+
+    def work(name: str, start: int, stop: int) -> int:
+        if is_copied(name, newest[name]):
+            values = newest[name].read(start, stop)
+            for writer in writers:
+                writer.write(name, start, values)
+            return values.nbytes * len(used)
+        tensors = [plan.sources[n].section.tensors[name] for n in used]
+        sums = merged_block(tensors, factors[:, used], start, stop, accumulate)
+        for writer, values in zip(writers, sums, strict=True):
+            writer.write(name, start, values)
+        return sum((stop - start) * tensor.dtype.itemsize for tensor in tensors)
+
+    done = since = 0
+    workers = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: set[Future[int]] = set()
+        try:
+            for name, start, stop in blocks:
+                waiting.add(pool.submit(work, name, start, stop))
+                if len(waiting) > workers:
+                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    read = sum(one.result() for one in finished)
+                    done, since = done + read, since + read
+                    if since > _RELEASE_BYTES:
+                        since = 0
+                        for n in used:
+                            plan.sources[n].section.tensors[name].release()
+                    progress(done)
+            for one in waiting:
+                done += one.result()
+            progress(done)
+        finally:
+            for one in waiting:
+                one.cancel()
+
+
+def merged_block(
+    tensors: Sequence[StoredTensor], factors: Floats, start: int, stop: int, accumulate: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Weighted sums of the numbers ``start`` to ``stop - 1`` of tensors of one shape, added one after the other.
+
+    Args:
+        factors: Shape (R, N); where one is 0, its tensor takes no part.
+
+    Returns:
+        R tensors of shape (stop - start,), in ``accumulate``, or the complex dtype of that precision.
+
+    Raises:
+        CheckpointError: if a number that takes part is not finite, unless all tensors have it there (a mask).
+    """
+    size = stop - start
+    kind = accumulate
+    if tensors[0].dtype.is_complex:
+        kind = torch.complex64 if accumulate == torch.float32 else torch.complex128
+    sums = torch.zeros(len(factors), size, dtype=kind)
+    stored, by_result = [tensor.read(start, stop) for tensor in tensors], factors.tolist()
+    for left in range(0, size, _STRIP):
+        strips = [total[left : left + _STRIP] for total in sums]
+        for n, values in enumerate(stored):
+            part = values[left : left + _STRIP].to(kind)
+            for total, row in zip(strips, by_result, strict=True):
+                if row[n]:
+                    total.add_(part, alpha=row[n])
+    if not torch.isfinite(sums.sum()):
+        _keep_masks(tensors, factors, start, stop, sums)
+    return list(sums)
+
+
+def _keep_masks(tensors: Sequence[StoredTensor], factors: Floats, start: int, stop: int, sums: Tensor) -> None:
+    for total, row in zip(sums, factors, strict=True):
+        bad = ~total.isfinite()
+        if not bad.any():
+            continue
+        values = [
+            tensor.read(start, stop).to(sums.dtype)[bad] for tensor, factor in zip(tensors, row, strict=True) if factor
+        ]
+        if any(not torch.equal(one, values[-1]) for one in values) or values[-1].isfinite().any():
+            broken = next(tensor for tensor in tensors if not tensor.read(start, stop).to(sums.dtype).isfinite().all())
+            raise CheckpointError(
+                f"{broken.file.name} holds numbers that are not finite: a run that broke down cannot be averaged; "
+                "leave the file out"
+            )
+        total[bad] = values[-1]

@@ -1,0 +1,310 @@
+"""What a merge of checkpoints is going to be: files, coefficients, certificates, bytes; only headers are read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emacore.averaging.code import merge_to_code
+from emacore.averaging.coefficients import (
+    FITS,
+    Averaged,
+    Certificate,
+    Fit,
+    Merge,
+    Profile,
+    Span,
+    karras_decays,
+)
+from emacore.averaging.families import PowerFunction
+from emacore.averaging.planned import planned
+from emacore.checkpoints.reading import Checkpoint, Checkpoints, check_alike
+from emacore.checkpoints.sections import Section
+from emacore.checkpoints.stored import CheckpointError, StoredTensor
+from emacore.checks import check_choice, check_whole
+from emacore.formatting import number, percent
+from emacore.tensors import listed
+
+Floats = NDArray[np.float64]
+#: Vectors that fit one weight matrix only, as spectral normalisation keeps them; and what BatchNorm measured.
+_OF_ONE_MATRIX = re.compile(r"(^|\.)(weight_[uv]|_[uv])$")
+_STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
+
+UPDATE_BN = "torch.optim.swa_utils.update_bn(loader, model)"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One stored set of weights that takes part in a merge."""
+
+    checkpoint: Checkpoint
+    section: Section
+    profile: Profile
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one merge is going to be.
+
+    Attributes:
+        coefficients: Of each source, shape (N,).
+        told: Its certificate; of explicit coefficients, or a schedule of files, which no average over steps stands for,
+            without what is compared with it.
+        nonnegative, free: The least errors that any coefficients of these files reach, adding to 1: with none below 0,
+            and with any; not known where there is nothing to compare with.
+    """
+
+    name: str
+    merge: Merge
+    coefficients: Floats
+    told: Certificate
+    nonnegative: float
+    free: float
+
+    def in_words(self) -> str:
+        """The certificate as a sentence."""
+        told = self.told
+        weight = "" if abs(told.total - 1) < 1e-9 else f"; the coefficients add to {number(told.total)}, not to 1"
+        if math.isnan(told.error):
+            return (
+                f"averages noise as {number(told.reached)} steps do; rounding is amplified by up to "
+                f"{number(told.amplification)}; there is no average over steps to compare with{weight}"
+            )
+        return (
+            f"the weights of its steps miss the true ones by {percent(told.error)}, and no coefficients of these files "
+            f"by less than {percent(self.free)} ({percent(self.nonnegative)} with none below 0); averages noise as "
+            f"{number(told.reached)} steps do, wanted {number(told.wanted)}; rounding is amplified by up to "
+            f"{number(told.amplification)}{weight}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge reads and writes.
+
+    Attributes:
+        sources: By rising step.
+        remarks: Sentences on what to know of it.
+        read_bytes, write_bytes: Of the tensors, and of all results together.
+    """
+
+    sources: tuple[Source, ...]
+    results: tuple[Result, ...]
+    remarks: tuple[str, ...]
+    read_bytes: int
+    write_bytes: int
+    dtype: torch.dtype | None = None
+
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """The sources that some result needs."""
+        return np.flatnonzero(np.any([result.coefficients != 0 for result in self.results], axis=0))
+
+    @property
+    def needs_update_bn(self) -> list[str]:
+        """The statistics of BatchNorm in it: averages of them are not those of the averaged weights."""
+        return [name for name in self.sources[-1].section.tensors if _STATISTICS.search(name)]
+
+
+def plan_merge(
+    checkpoints: Checkpoints,
+    merges: Mapping[str, Merge],
+    *,
+    section: str | None = None,
+    last: int | None = None,
+    at: int | None = None,
+    fit: Fit | None = None,
+    sigma_rel: Sequence[float] = (),
+    update_every: int = 1,
+    dtype: torch.dtype | None = None,
+) -> Plan:
+    """What :func:`merge` would do; nothing is read but headers.
+
+    Args:
+        section, last, at, fit, sigma_rel, update_every, dtype: As of :func:`merge`.
+
+    Raises:
+        CheckpointError: if the files do not go together.
+        ValueError: for a setting that does not fit them.
+    """
+    if not merges:
+        raise ValueError("name at least one scheme to merge by")
+    if fit is not None:
+        check_choice("fit", fit, FITS)
+    if last is not None:
+        check_whole("last", last, 1)
+    if checkpoints.damaged:
+        raise CheckpointError(
+            f"a file cannot be read, and a merge without it would be another: {checkpoints.damaged[0]}; move it away, "
+            "or name the files one by one"
+        )
+    chosen, names, remarks = _chosen(checkpoints, section, last, at, sigma_rel)
+    sources, begin = _sources(chosen, names, last, sigma_rel, update_every)
+    if len(names) == 1 and (kind := sources[0].section.kind) == "average" and isinstance(sources[0].profile, Span):
+        remarks.append(
+            f"{names[0]!r} holds an {kind} whose memory is not known: each file is taken for the weights of its own "
+            "step, so the result remembers more than the certificate says"
+        )
+    if last is not None and begin:
+        remarks.append(f"schedules begin at step {begin:,}, before which these files hold nothing")
+    calls = (at if at is not None else int(chosen.steps[-1])) - begin + (not chosen.steps[0])
+    results = tuple(_result(name, one, sources, calls, fit) for name, one in merges.items())
+    tensors = sources[-1].section.tensors
+    remarks += _remarks(sources, tensors)
+    used = np.flatnonzero(np.any([result.coefficients != 0 for result in results], axis=0))
+    size = sum(_stored_bytes(tensor, dtype) for tensor in tensors.values())
+    return Plan(
+        tuple(sources),
+        results,
+        tuple(remarks),
+        sum(sources[n].section.nbytes for n in used.tolist()),
+        size * len(results),
+        dtype,
+    )
+
+
+def provenance(plan: Plan, result: Result, digests: Mapping[Path, str]) -> dict[str, Any]:
+    """What a result was made of, as JSON can hold it."""
+    files = [
+        {
+            "step": source.checkpoint.step,
+            "section": source.section.name,
+            "coefficient": float(factor),
+            "files": {file.name: digests.get(file) for file in source.checkpoint.files},
+        }
+        for source, factor in zip(plan.sources, result.coefficients, strict=True)
+        if factor
+    ]
+    return {
+        "made_by": f"emacore {_version()}",
+        "scheme": merge_to_code(result.merge),
+        "step": plan.sources[-1].checkpoint.step,
+        "sources": files,
+        "certificate": {key: one for key, one in result.told._asdict().items() if math.isfinite(one)},
+        "ties": dict(plan.sources[-1].section.ties),
+        "needs_update_bn": plan.needs_update_bn,
+        "remarks": list(plan.remarks),
+    }
+
+
+def _version() -> str:
+    # The package's own module names all of it, so that nothing in it may import it.
+    return str(import_module("emacore").__version__)
+
+
+def _chosen(
+    checkpoints: Checkpoints, section: str | None, last: int | None, at: int | None, sigma_rel: Sequence[float]
+) -> tuple[Checkpoints, list[str], list[str]]:
+    """The checkpoints and sections that take part, and what to say of that."""
+    remarks = []
+    if section is not None or checkpoints.names("raw"):
+        names = [checkpoints.chosen(section)]
+    elif windows := checkpoints.names("window"):
+        names = [checkpoints.chosen(windows[0])]
+    else:
+        averages = checkpoints.names("average")
+        told = [name for name in averages if any(_width(one.section(name)) is not None for one in checkpoints)]
+        names = told or (sorted(averages) if sigma_rel else [checkpoints.chosen(None)])
+    found, _ = checkpoints.series(names[0])
+    if len(found) < len(checkpoints):
+        remarks.append(f"{len(checkpoints) - len(found)} of {len(checkpoints)} checkpoints have no {names[0]!r}")
+    if at is not None:
+        kept = int((found.steps <= at).sum())
+        if not kept:
+            raise ValueError(f"there is no checkpoint up to step {at:,}; the first is of step {found.steps[0]:,}")
+        found = found[:kept]
+    if last is not None:
+        if last > len(found):
+            remarks.append(f"there are only {len(found)} checkpoints")
+        found = found[-last:]
+    return found, names, remarks
+
+
+def _width(section: Section | None) -> float | None:
+    """The relative width of a power function's average, where a file tells it."""
+    value = None if section is None else section.about.get("sigma_rel")
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _sources(
+    chosen: Checkpoints, names: Sequence[str], last: int | None, sigma_rel: Sequence[float], update_every: int
+) -> tuple[list[Source], int]:
+    """What takes part, with its profile, and the step before the first call."""
+    if sigma_rel and len(sigma_rel) != len(names):
+        raise ValueError(
+            f"sigma_rel must be {len(names)} numbers, one for each of {listed(names)}; got {len(sigma_rel)}"
+        )
+    steps = chosen.steps
+    shift = 0 if steps[0] == 0 else 1  # a call follows each step, and one the initial weights
+    calls = int(steps[-1]) + 1 - shift
+    decays: dict[str, Floats] = {}
+    for place, name in enumerate(names):
+        width = _width(chosen[-1].section(name))
+        if sigma_rel:
+            decays[name] = karras_decays(PowerFunction(sigma_rel=sigma_rel[place]).exponent, calls, update_every)
+        elif width is not None:
+            decays[name] = PowerFunction(sigma_rel=width).decays(calls)
+    begin = 0
+    sources: list[Source] = []
+    before = -1
+    for one in chosen:
+        for name in names:
+            section = one.section(name)
+            if section is None:
+                raise CheckpointError(f"the checkpoint of step {one.step} has no {name!r}, which the others have")
+            if sources:
+                check_alike(
+                    sources[0].section, section, f"{names[0]!r} of step {chosen[0].step}", f"that of {one.step}"
+                )
+            call = one.step - shift
+            profile: Profile
+            if name in decays:
+                profile = Averaged(call, decays[name])
+            elif section.kind == "window":
+                first = int(section.about.get("begin", before + 2)) - shift
+                if not sources:
+                    begin = first if last is not None else 0
+                profile = Span(first - begin, call - begin)
+            else:
+                if not sources:
+                    begin = call if last is not None else 0
+                profile = Span(call - begin, call - begin)
+            before = call
+            sources.append(Source(one, section, profile))
+    return sources, begin
+
+
+def _result(name: str, asked: Merge, sources: Sequence[Source], calls: int, fit: Fit | None) -> Result:
+    found = planned(asked, [source.profile for source in sources], calls, fit)
+    return Result(name, asked, found.coefficients, found.certificate, found.nonnegative, found.free)
+
+
+def _remarks(sources: Sequence[Source], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
+    if copied := [name for name, tensor in tensors.items() if is_copied(name, tensor)]:
+        yield f"copied from step {sources[-1].checkpoint.step:,}, not averaged: {listed(copied)}"
+        if sum(tensors[name].nbytes for name in copied) > sum(tensor.nbytes for tensor in tensors.values()) / 2:
+            yield "more than half of the bytes are whole numbers: these are quantised weights, which no merge averages"
+    if statistics := [name for name in tensors if _STATISTICS.search(name)]:
+        yield f"statistics of BatchNorm are not those of merged weights ({listed(statistics, 2)}): call {UPDATE_BN}"
+
+
+def is_copied(name: str, tensor: StoredTensor) -> bool:
+    return not tensor.is_averaged or bool(_OF_ONE_MATRIX.search(name))
+
+
+def _stored_bytes(tensor: StoredTensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel * dtype_of(tensor, dtype).itemsize
+
+
+def dtype_of(tensor: StoredTensor, dtype: torch.dtype | None) -> torch.dtype:
+    """What a tensor has in the result; whole numbers and complex ones stay what they are."""
+    return tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype

@@ -1,0 +1,223 @@
+"""Averages that are kept while a run trains, so that any other average of it can be made afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from emacore.averaging.families import PowerFunction
+from emacore.averaging.schedules import Floats, Schedule
+from emacore.checks import check_choice, check_whole
+from emacore.ema import EMA
+from emacore.sharded import is_sharded
+from emacore.steps import after_each_step
+from emacore.tensors import ties, unwrapped
+
+_WINDOW = "mean"
+
+
+@dataclass(frozen=True)
+class _Windows(Schedule):
+    """The running mean of each ``size`` calls, begun anew after them."""
+
+    size: int = 1
+
+    def decays_of_moves(self, calls: Floats) -> Floats:
+        before = calls % self.size
+        return before / (before + 1)
+
+
+class Snapshots:
+    """Writes averages of a module every so many steps, from which ``merge`` makes others later.
+
+    ``windows`` keeps one running mean and writes it whenever a window of ``every`` steps is full: with them any average
+    that is longer than a window can be made, and rounding is not amplified.  ``power`` keeps EDM2's two power-function
+    averages, from which also shorter ones can be made, by coefficients that amplify rounding.  A raw checkpoint would
+    hold the noise of one step in each file.
+
+    Means are kept and written in float32 where the module has less.  Where the disk is full, the snapshots end and the
+    training goes on.  Of a module that FSDP2 shards, each process writes its own part, by
+    ``torch.distributed.checkpoint``; all of them have to call :meth:`update`.
+
+    Args:
+        module: What trains.
+        folder: A new folder, or one without snapshots.
+        every: Unit: calls of :meth:`update`.
+        kind: ``windows`` or ``power``.
+        sigma_rel: The relative widths of the power-function averages.
+        resume: Whether the folder is that of a run which goes on: then :meth:`load_state_dict` comes next, and files of
+            steps that are taken again are replaced.
+        names, trainable_only, device: As of :class:`emacore.EMA`.
+
+    Attributes:
+        step: How many calls of :meth:`update` there were.
+        error: Why the snapshots ended before the run did; ``None`` while all is well.
+
+    Raises:
+        FileExistsError: if the folder holds snapshots already, unless ``resume``.
+        ValueError: for a setting out of range.
+
+    Example:
+        >>> import tempfile
+        >>> from emacore import Trajectory, UniformAverage, open_checkpoints
+        >>> model, folder = nn.Linear(1, 1, bias=False), tempfile.mkdtemp()
+        >>> snapshots = Snapshots(model, folder, every=2)
+        >>> for value in (1.0, 2.0, 6.0, 7.0):
+        ...     _ = nn.init.constant_(model.weight, value)
+        ...     snapshots.update()
+        >>> Trajectory(open_checkpoints(folder).rows()).state(UniformAverage())["weight"].item()
+        4.0
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        folder: str | Path,
+        every: int,
+        kind: Literal["windows", "power"] = "windows",
+        *,
+        sigma_rel: Sequence[float] = (0.05, 0.10),
+        resume: bool = False,
+        names: Collection[str] | None = None,
+        trainable_only: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        check_whole("every", every, 1)
+        check_choice("kind", kind, ("windows", "power"))
+        self.folder, self.every, self.kind = Path(folder), every, kind
+        if not resume and any(self.folder.glob("step_*")):
+            raise FileExistsError(
+                f"{self.folder} holds snapshots already: choose another folder, or resume=True and load_state_dict()"
+            )
+        schedules: dict[str, Schedule] = {_WINDOW: _Windows(every)}
+        if kind == "power":
+            if len(set(sigma_rel)) < 2:
+                raise ValueError(f"sigma_rel must be at least two different widths, got {sigma_rel!r}")
+            schedules = {f"power-{width:.3f}": PowerFunction(sigma_rel=width) for width in sorted(sigma_rel)}
+        self._module = module
+        self.averages = {
+            name: EMA(
+                module,
+                schedule=schedule,
+                include_online_model=False,
+                names=names,
+                trainable_only=trainable_only,
+                device=device,
+            )
+            for name, schedule in schedules.items()
+        }
+        self.step = 0
+        self.error: str | None = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None:
+            self.close()
+
+    def update(self) -> None:
+        """Take the weights as they are after an optimiser step, and write if it is this step's turn."""
+        for average in self.averages.values():
+            average.update()
+        self.step += 1
+        if self.step % self.every == 0:
+            self._write(self.step - self.every + 1)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
+
+        It goes into any loop that steps this optimiser, those of Lightning, Transformers and accelerate, too.
+        """
+        return after_each_step(optimizer, unwrapped(self._module), self.update)
+
+    def close(self) -> None:
+        """Write what was averaged since the last file: of an unfinished window, its mean so far."""
+        if rest := self.step % self.every:
+            self._write(self.step - rest + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on exactly."""
+        return {
+            "step": self.step,
+            "every": self.every,
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: if it is of other snapshots.
+        """
+        if state["every"] != self.every or state["averages"].keys() != self.averages.keys():
+            raise ValueError(
+                f"the state is of snapshots every {state['every']} steps of {', '.join(state['averages'])}; these are "
+                f"every {self.every} steps of {', '.join(self.averages)}"
+            )
+        for name, average in self.averages.items():
+            average.load_state_dict(dict(state["averages"][name]))
+        self.step = int(state["step"])
+
+    def _write(self, begin: int) -> None:
+        if self.error is not None:
+            return
+        for name, average in self.averages.items():
+            about: dict[str, Any] = {"kind": "window", "begin": begin}
+            if isinstance(average.schedule, PowerFunction):
+                about = {"kind": "average", "sigma_rel": average.schedule.width}
+            path = self.folder / (f"step_{self.step:09d}" + ("" if name == _WINDOW else f".{name}"))
+            try:
+                _written(average, path, {"step": str(self.step), "emacore": json.dumps(about)})
+            except OSError as error:
+                self.error = f"the snapshots end before step {self.step}: {error.strerror or error}"
+                warnings.warn(self.error, stacklevel=3)
+                return
+
+
+def _written(average: EMA, path: Path, about: Mapping[str, str]) -> None:
+    """Write an average beside its place and rename it."""
+    state = average.state_dict()
+    wide = {
+        name.removeprefix("accumulator."): value for name, value in state.items() if name.startswith("accumulator.")
+    }
+    kept = average.weights
+    tensors = {name: wide.get(name, tensor).detach() for name, tensor in kept.items()}
+    first = not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
+    if any(map(is_sharded, tensors.values())):
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        partial = path.with_name(f".{path.name}.partial")
+        save({"model": tensors}, checkpoint_id=partial)
+        if first:
+            (partial / "emacore.json").write_text(json.dumps(dict(about)))
+            shutil.rmtree(path, ignore_errors=True)
+            partial.replace(path)
+        dist.barrier()
+    elif first:
+        aliases = {
+            name: tie.first_name
+            for name, tie in ties(average.ema_model).items()
+            if name not in kept and tie.first_name in kept
+        }
+        partial = path.with_name(f".{path.name}.partial")
+        save_file(
+            {name: _plain(tensor) for name, tensor in tensors.items()}, partial, {**aliases, "format": "pt", **about}
+        )
+        partial.replace(path.with_name(f"{path.name}.safetensors"))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.cpu().contiguous()

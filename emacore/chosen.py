@@ -1,0 +1,109 @@
+"""A part of a module's tensors: which it is, and a shadow that holds only that part itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emacore.tensors import listed, ties
+
+_COMPILED = "_orig_mod."
+
+
+def chosen(module: nn.Module, names: Collection[str] | None, trainable_only: bool) -> frozenset[str]:
+    """The first names of the tensors that are meant; by default all.
+
+    Args:
+        names: Names of parameters and buffers.
+        trainable_only: The parameters that require a gradient now, and the buffers of the modules that have one
+            (BatchNorm's statistics go with its weights).
+
+    Raises:
+        ValueError: for a name that the module does not have, for both arguments at once, or if nothing is left.
+        TypeError: for a string in place of a collection.
+    """
+    known = ties(module)
+    if names is None and not trainable_only:
+        return frozenset(tie.first_name for tie in known.values())
+    if names is not None and trainable_only:
+        raise ValueError("give either names or trainable_only, not both")
+    if isinstance(names, str):
+        raise TypeError(f"names must be a collection of names, got the string {names!r}: write [{names!r}]")
+    for name in sorted(set(names or ()) - set(known)):
+        raise ValueError(f"names: the module has no tensor {name!r}; it has {listed(known)}")
+    found = frozenset(known[name].first_name for name in (trainable(module) if names is None else names))
+    if not found:
+        why = "no parameter of the module requires a gradient" if trainable_only else "names is empty"
+        raise ValueError(f"{why}, so that there is nothing to average")
+    return found
+
+
+def trainable(module: nn.Module) -> set[str]:
+    """Names of the parameters that require a gradient, and of the buffers beside them."""
+    found = set()
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        own = [
+            name for name, parameter in part._parameters.items() if parameter is not None and parameter.requires_grad
+        ]
+        if own:
+            own += [name for name, buffer in part._buffers.items() if buffer is not None]
+        found |= {_plain(prefix, name) for name in own}
+    return found
+
+
+def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.device | str | None = None) -> nn.Module:
+    """A deep copy whose tensors of these names are those of the module itself, so that they cost nothing.
+
+    Args:
+        device: Where the other tensors go, without a copy of them where they are.
+    """
+    memo: dict[int, Any] = {}
+    for name, _, _, tensor in _places(module):
+        if name in left_out:
+            memo[id(tensor)] = _link(tensor)
+        elif device is not None and id(tensor) not in memo:
+            moved = tensor.detach().to(device, copy=True)
+            memo[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
+    return copy.deepcopy(module, memo)
+
+
+def link(shadow: nn.Module, module: nn.Module, left_out: Collection[str]) -> None:
+    """Make the shadow's tensors of these names those that the module has now."""
+    now = {name: tensor for name, _, _, tensor in _places(module) if name in left_out}
+    links: dict[int, Tensor] = {}
+    for name, table, leaf, _ in list(_places(shadow)):
+        if name in now:
+            tensor = now[name]
+            table[leaf] = links.setdefault(id(tensor), _link(tensor))
+
+
+def unlink(shadow: nn.Module, left_out: Collection[str]) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Take the tensors of these names out of the shadow; where they were, for putting them back."""
+    taken = [(table, leaf, tensor) for name, table, leaf, tensor in _places(shadow) if name in left_out]
+    for table, leaf, _ in taken:
+        table[leaf] = None
+    return taken
+
+
+def _link(tensor: Tensor) -> Tensor:
+    """The tensor itself, or, of a trainable parameter, an alias: a shadow's must not require a gradient."""
+    if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+        return nn.Parameter(tensor.detach(), requires_grad=False)
+    return tensor
+
+
+def _places(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
+    """Of every parameter and buffer: name, the table in which it is and its key there, and the tensor."""
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for table in (part._parameters, part._buffers):
+            for leaf, tensor in table.items():
+                if tensor is not None:
+                    yield _plain(prefix, leaf), table, leaf, tensor
+
+
+def _plain(prefix: str, leaf: str) -> str:
+    return f"{prefix}.{leaf}".removeprefix(".").replace(_COMPILED, "")

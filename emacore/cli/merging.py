@@ -1,0 +1,256 @@
+"""The commands on checkpoints: what is in a folder, and merges of it."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from emacore.averaging.code import merge_from_code, merge_to_code
+from emacore.averaging.coefficients import FITS, Merge
+from emacore.cli.terminal import SIGNALS
+from emacore.formatting import counted, duration, number
+
+# Files of weights are opened by torch, which takes seconds to come: --help goes without.
+if TYPE_CHECKING:
+    from emacore.checkpoints.planning import Plan
+    from emacore.checkpoints.reading import Checkpoints
+
+
+class MergeCode(click.ParamType[Merge]):
+    """What to merge by, as code, such as ``Window(size=10000)``, ``Window(files=10)`` or ``RateDecay('1-sqrt')``."""
+
+    name = "scheme"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Merge:
+        try:
+            return merge_from_code(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+paths = click.argument("paths", type=click.Path(exists=True), nargs=-1, required=True)
+
+
+@click.command()
+@paths
+@click.option("--output", "-o", type=click.Path(dir_okay=False, writable=True), help="CSV; else to the screen.")
+def checkpoints(paths: tuple[str, ...], output: str | None) -> None:
+    """Say what is in a folder of checkpoints: steps, sizes, dtypes, and which sections hold an average.
+
+    safetensors, torch.save, Lightning, Transformers, timm, diffusers, ema-pytorch and torch.distributed.checkpoint.
+    Only headers are read, and nothing that a file holds is run.
+
+    \b
+    emacore checkpoints runs/mine
+    emacore checkpoints runs/mine -o checkpoints.csv
+    """
+    from emacore.checkpoints.reading import described, told_of_gaps
+
+    found = _opened(paths)
+    steps = found.steps
+    _tell(
+        f"{counted(len(found), 'checkpoint')}, step {steps[0]:,}"
+        + (f" to {steps[-1]:,}" if len(found) > 1 else "")
+        + f", told by {' and '.join(dict.fromkeys(one.step_from for one in found))}"
+    )
+    if gaps := told_of_gaps(steps):
+        _tell(gaps)
+    for name in found.names():
+        section = next(section for one in found for section in one.sections if section.name == name)
+        count = sum(one.section(name) is not None for one in found)
+        about = ", ".join(f"{key} {value}" for key, value in section.about.items())
+        _tell(
+            f"{name}: {_KINDS[section.kind]}{f' ({about})' if about else ''}, in {counted(count, 'checkpoint')}, "
+            f"{counted(len(section.tensors), 'tensor')}, {_bytes(section.nbytes)} each"
+        )
+    _tell_of(found)
+    _write_csv(list(described(found)), output)
+
+
+_KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the steps since the file before"}
+
+
+@click.command()
+@paths
+@click.option("--scheme", "schemes", type=MergeCode(), multiple=True, required=True, help="May be given many times.")
+@click.option("--out", "-o", type=click.Path(), help="A new folder, or a new file where there is one scheme.")
+@click.option("--dry-run", is_flag=True, help="Print the coefficients and certificates; read headers, write nothing.")
+@click.option("--last", type=click.IntRange(1), help="Only the last so many checkpoints.")
+@click.option("--at", type=click.IntRange(0), help="The step after which the average is wanted; by default the last.")
+@click.option("--section", help="What to merge, where the files hold several sets of weights.")
+@click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    help="How coefficients are found: by default linear for raw weights, else by least squares.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "float64"]), help="By default as stored.")
+@click.option("--float64", is_flag=True, help="Add up in float64, not float32.")
+@click.option("--as", "form", type=click.Choice(["safetensors", "pt"]), default="safetensors", show_default=True)
+@click.option("--sigma-rel", type=float, multiple=True, help="Of ema-pytorch's PostHocEMA files, in their order.")
+@click.option("--update-every", type=click.IntRange(1), default=1, show_default=True, help="Of those, too.")
+def merge(
+    paths: tuple[str, ...],
+    schemes: tuple[Merge, ...],
+    out: str | None,
+    dry_run: bool,
+    last: int | None,
+    at: int | None,
+    section: str | None,
+    fit: Any,
+    dtype: str | None,
+    float64: bool,
+    form: str,
+    sigma_rel: tuple[float, ...],
+    update_every: int,
+) -> None:
+    """Merge checkpoints by one or more schemes in one pass, and say how far each is from the true average.
+
+    Schedules and windows are in steps. Window(files=10) counts files; RateDecay('linear'), 'cosine' or '1-sqrt' stands
+    for a decay of the learning rate (to first order: it takes the gradients to be the same); Coefficients(-0.5, 1.5)
+    are those of the last files.
+
+    \b
+    emacore merge runs/mine --scheme "Window(size=10000)" --scheme "PowerFunction(sigma_rel=0.1)" -o merged
+    emacore merge runs/mine --scheme "RateDecay('1-sqrt')" --last 20 --dry-run
+    """
+    import torch
+
+    from emacore.checkpoints.merging import carry_out
+    from emacore.checkpoints.planning import plan_merge
+
+    if out is None and not dry_run:
+        raise click.UsageError("say where the results go by --out, or look first by --dry-run")
+    named = {_file_name(merge_to_code(scheme)): scheme for scheme in schemes}
+    if len(named) < len(schemes):
+        raise click.UsageError("the same scheme is given twice")
+    found = _opened(paths)
+    _tell_of(found)
+    try:
+        plan = plan_merge(
+            found,
+            named,
+            section=section,
+            last=last,
+            at=at,
+            fit=fit,
+            sigma_rel=sigma_rel,
+            update_every=update_every,
+            dtype=None if dtype is None else getattr(torch, dtype),
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    _tell_plan(plan)
+    if dry_run:
+        _write_csv(_coefficients(plan), None)
+        return
+    with _ending_by_exceptions(), _Progress() as progress:
+        accumulate = torch.float64 if float64 else torch.float32
+        places = carry_out(plan, found, Path(str(out)), accumulate, form, progress.tell)
+    for place in places:
+        click.echo(place)
+
+
+def _opened(paths: Sequence[str]) -> Checkpoints:
+    from emacore.checkpoints.reading import open_checkpoints
+
+    try:
+        return open_checkpoints(paths)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _tell(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _tell_of(found: Checkpoints) -> None:
+    for words in found.told:
+        _tell(words)
+    for words in found.damaged:
+        _tell(f"cannot be read: {words}")
+
+
+def _tell_plan(plan: Plan) -> None:
+    first, last = plan.sources[0].checkpoint.step, plan.sources[-1].checkpoint.step
+    _tell(
+        f"{counted(len(plan.used), 'file')} of {len(plan.sources)}, steps {first:,} to {last:,}: "
+        f"{_bytes(plan.read_bytes)} to read, {_bytes(plan.write_bytes)} to write"
+    )
+    for result in plan.results:
+        _tell(f"{result.name}: {result.in_words()}")
+    for words in plan.remarks:
+        _tell(words)
+
+
+def _coefficients(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {"step": source.checkpoint.step, "section": source.section.name}
+        | {result.name: float(result.coefficients[n]) for result in plan.results}
+        for n, source in enumerate(plan.sources)
+    ]
+
+
+def _write_csv(rows: Sequence[Mapping[str, Any]], output: str | None) -> None:
+    with Path(output).open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _file_name(code: str) -> str:
+    """A scheme's code as the name of a file: without quotes and spaces."""
+    return "".join(letter for letter in code if letter not in "'\" ")
+
+
+def _bytes(count: int) -> str:
+    size, unit = next(
+        (10**power, unit) for power, unit in ((9, "GB"), (6, "MB"), (0, "bytes")) if count >= 10**power or not power
+    )
+    return f"{number(count / size, 3)} {unit}"
+
+
+class _Progress:
+    """A line that says bytes, pace and time left, about twice a second, where standard error is a terminal."""
+
+    def __enter__(self) -> _Progress:
+        self._begin = self._told = time.monotonic()
+        self._shown = sys.stderr.isatty()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._shown:
+            click.echo(err=True)
+
+    def tell(self, done: int, total: int) -> None:
+        """So many bytes have been read."""
+        now = time.monotonic()
+        if not self._shown or (done < total and now < self._told + 0.5):
+            return
+        self._told = now
+        pace = done / max(now - self._begin, 1e-9)
+        left = duration((total - done) / pace) if pace else "an unknown time"
+        click.echo(f"\r{_bytes(done)} of {_bytes(total)}, {_bytes(int(pace))}/s, {left} left    ", nl=False, err=True)
+
+
+@contextmanager
+def _ending_by_exceptions() -> Iterator[None]:
+    """Ctrl-C and a request to end are exceptions, so that what is half written is removed."""
+
+    def end(signum: int, frame: object) -> None:
+        sys.exit(128 + signum)
+
+    signals = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+    before = [signal.signal(one, end) for one in signals]
+    try:
+        yield
+    finally:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)

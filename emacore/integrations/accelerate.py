@@ -1,0 +1,89 @@
+"""Averages in a loop with accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from emacore.averaging.schedules import Schedule
+from emacore.ema import EMA
+from emacore.integrations.several import Several, check_settings, named
+from emacore.sharded import check_not_sharded
+from emacore.steps import after_each_step
+
+
+class Averaging:
+    """Keeps averages of a model that ``accelerator.prepare`` has given, one call of the schedule for each real step.
+
+    Batches whose gradients are only accumulated, and steps that AMP skips, are no calls.  ``accelerator.save_state``
+    and ``load_state`` keep the averages with all the rest.
+
+    Args:
+        accelerator: The ``accelerate.Accelerator``.
+        model, optimizer: As ``prepare`` returns them.
+        schedule: A schedule, or several by the names of their averages; the first is the one that is saved.
+        feed_back: The model becomes its first average after so many steps.
+        options: Of :class:`emacore.EMA`: ``trainable_only=True``, ``names``, ``device``, ...
+
+    Attributes:
+        averages: The averages by name, each an :class:`emacore.EMA`.
+
+    Raises:
+        ValueError: for sharded weights, whose parts ``save_state`` would write over each other.
+
+    Example::
+
+        model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+        averaging = Averaging(accelerator, model, optimizer, PowerFunction(sigma_rel=0.1))
+        ...
+        with averaging.swapped():
+            validate(model)
+        averaging.save_model("averaged")
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        model: Any,
+        optimizer: Any,
+        schedule: Schedule | Mapping[str, Schedule],
+        *,
+        feed_back: int | None = None,
+        **options: Any,
+    ) -> None:
+        check_settings("average", "average", feed_back, options)
+        plain = accelerator.unwrap_model(model)
+        check_not_sharded("model", plain, "keep an emacore.EMA, and save it with torch.distributed.checkpoint")
+        self._accelerator, self._model = accelerator, model
+        self._several = Several(plain, named(schedule), feed_back, options)
+        after_each_step(optimizer, plain, self._several.update)
+        accelerator.register_for_checkpointing(self)
+
+    @property
+    def averages(self) -> Mapping[str, EMA]:
+        return self._several.emas
+
+    @contextmanager
+    def swapped(self, name: str | None = None) -> Iterator[None]:
+        """Put an average, by default the first, into the model for the time of a ``with`` block."""
+        with self._several.swapped(name):
+            yield
+
+    def save_model(self, folder: str | Path, name: str | None = None) -> None:
+        """Write an average as the plain model: by its own ``save_pretrained``, or else ``accelerator.save_model``."""
+        with self.swapped(name):
+            plain = self._accelerator.unwrap_model(self._model)
+            if hasattr(plain, "save_pretrained"):
+                plain.save_pretrained(folder, is_main_process=self._accelerator.is_main_process)
+            else:
+                self._accelerator.save_model(self._model, folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All averages; ``accelerator.save_state`` asks for it."""
+        return self._several.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; ``accelerator.load_state`` calls it."""
+        self._several.load_state_dict(state)

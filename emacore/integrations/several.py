@@ -1,0 +1,115 @@
+"""What the integrations share: several averages of one module, moved, swapped in and saved together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from emacore.averaging.schedules import Schedule
+from emacore.checks import check_choice
+from emacore.ema import EMA
+from emacore.tensors import listed
+
+#: What is validated: the training weights, the first average in their place, or both beside each other.
+Validate = Literal["average", "original", "both"]
+
+
+class Several:
+    """Averages of one module by name, each an :class:`emacore.EMA`; the first is the one that is kept in the end.
+
+    Args:
+        module: What trains.
+        schedules: As :func:`named` gives them.
+        feed_back: ``"epoch"``, or after so many calls: the first average is written into the model.
+        options: Of :class:`emacore.EMA`.
+    """
+
+    def __init__(
+        self, module: nn.Module, schedules: Mapping[str, Schedule], feed_back: int | str | None, options: dict[str, Any]
+    ) -> None:
+        self.main = next(iter(schedules))
+        every = feed_back if isinstance(feed_back, int) else None
+        self.emas = {
+            name: EMA(
+                module,
+                schedule=schedule,
+                include_online_model=False,
+                update_model_with_ema_every=every if name == self.main else None,
+                **options,
+            )
+            for name, schedule in schedules.items()
+        }
+        self.inside: str | None = None
+
+    def update(self) -> None:
+        """Take one call of each schedule; the first average last, because it may change the model."""
+        for name, ema in self.emas.items():
+            if name != self.main:
+                ema.update()
+        self.emas[self.main].update()
+
+    @contextmanager
+    def swapped(self, name: str | None = None) -> Iterator[None]:
+        """Put an average into the model, by default the first; inside another such block, leave what is there."""
+        if self.inside is not None:
+            yield
+            return
+        chosen = self.main if name is None else name
+        if chosen not in self.emas:
+            raise KeyError(f"there is no average {chosen!r}; there are {listed(self.emas)}")
+        # Frameworks validate in inference mode, whose tensors no later step could change.
+        with torch.inference_mode(False), torch.no_grad():
+            block = self.emas[chosen].average_parameters()
+            block.__enter__()
+        self.inside = chosen
+        try:
+            yield
+        finally:
+            self.inside = None
+            with torch.inference_mode(False), torch.no_grad():
+                block.__exit__(None, None, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of each average all that it needs to go on; no weights of the model."""
+        return {name: ema.state_dict() for name, ema in self.emas.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: if it is of averages of other names.
+        """
+        if set(state) != set(self.emas):
+            raise ValueError(f"the state is of the averages {listed(state)}, these are {listed(self.emas)}")
+        for name, ema in self.emas.items():
+            ema.load_state_dict(dict(state[name]))
+
+
+def named(schedule: Schedule | Mapping[str, Schedule]) -> dict[str, Schedule]:
+    """Schedules by the names of their averages; one alone is called "average".
+
+    Raises:
+        ValueError: if there is none.
+        TypeError: for what is no schedule.
+    """
+    found = {"average": schedule} if isinstance(schedule, Schedule) else dict(schedule)
+    if not found:
+        raise ValueError("schedule must name at least one schedule")
+    for name, one in found.items():
+        if not isinstance(one, Schedule):
+            raise TypeError(f"schedule: {name!r} must be a schedule, got {one!r}")
+    return found
+
+
+def check_settings(validate: str, at_end: str, feed_back: int | str | None, options: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a setting that the integrations do not know."""
+    check_choice("validate", validate, ("average", "original", "both"))
+    check_choice("at_end", at_end, ("average", "original"))
+    if isinstance(feed_back, str):
+        check_choice("feed_back", feed_back, ("epoch",))
+    for name in options.keys() & {"schedule", "include_online_model", "ema_model", "update_model_with_ema_every"}:
+        raise ValueError(f"{name} is set by the integration; give a schedule, and feed_back to write averages back")

@@ -1,0 +1,36 @@
+"""What is too much, in one place: it is looked at before anything is made of what somebody typed, linked or sent."""
+
+from __future__ import annotations
+
+#: Seeds of a study or of each cell of a sweep, the cells of a sweep, and the runs that they come to.
+SEEDS = 10_000
+CELLS = 2_500
+#: Of a map on a page, where all sessions wait while its cells are looked at.
+MAP_CELLS = 400
+TRAININGS = 1_000_000
+#: Values typed or linked into one control, and the letters of the text that has them.
+VALUES = 1_000
+LETTERS = 20_000
+#: Jobs of one session, and of all sessions, that wait for a worker.
+QUEUED_OF_SESSION = 20
+QUEUED = 200
+#: Bytes of settings as JSON: a sweep of many values is far below.
+SETTINGS_BYTES = 2**20
+#: Rows of a schedule that are printed whole.
+PRINTED_STEPS = 1_000_000
+#: What the recorded weights of one run, and of all runs together, may take.  The article's run takes 70 MB; with all of
+#: its 500 epochs it would take 330 MB.
+RECORDING_BYTES = 400 * 2**20
+RECORDINGS_BYTES = 4 * 2**30
+#: Bytes of a disk that recordings leave to histories, or half of a disk that is smaller than twice as large.
+DISK_RESERVE = 64 * 2**20
+#: Of a recording that others wrote: steps from one row to the next, steps in all, bytes of its description.
+RECORDED_EVERY = 10**6
+RECORDED_STEPS = 10**8
+DESCRIPTION_BYTES = 64 * 2**20
+
+
+def check_most(what: str, count: int, most: int) -> None:
+    """Raise ``ValueError`` if there is more of something than its limit."""
+    if count > most:
+        raise ValueError(f"at most {most:,} {what} are possible, got {count:,}")

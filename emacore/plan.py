@@ -1,0 +1,208 @@
+"""Which tensors of an average and its model go together, looked up once, and how they move."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from emacore.attributes import Follower
+from emacore.offload import Arrivals, is_offloaded
+from emacore.sharded import copy_each, is_sharded, laid_out, local
+from emacore.tensors import Watch
+
+
+class Wide(NamedTuple):
+    """A tensor that is averaged in another dtype or on another device than the model's."""
+
+    name: str
+    accumulator: Tensor
+    shadow: Tensor
+    source: Tensor
+
+    def move(self, source: Tensor, decay: float) -> None:
+        """Move by the values of the source, which may have come from elsewhere."""
+        if self.accumulator is not self.shadow:
+            follow_writes(self.accumulator, self.shadow)
+        if decay:
+            self.accumulator.lerp_(source.to(self.accumulator.device, self.accumulator.dtype), 1.0 - decay)
+        else:  # a copy also replaces what is not finite
+            self.accumulator.copy_(source)
+        if self.accumulator is not self.shadow:
+            self.shadow.copy_(self.accumulator)
+
+
+class Plan:
+    """What one call does, for an average and a model as they are now.
+
+    It holds the tensors themselves, not aliases: whatever is put into them by ``.data =`` is what moves.
+
+    Args:
+        average: The shadow module.
+        online: The training module.
+        pairs: The shadow's and the model's tensor by name, a shared one once: what a copy takes over.
+        moved: Names of those that move as they are.
+        wide: Those that move in an accumulator.
+        copied: Names of those that every move copies.
+    """
+
+    def __init__(
+        self,
+        average: nn.Module,
+        online: nn.Module,
+        pairs: dict[str, tuple[Tensor, Tensor]],
+        moved: Sequence[str],
+        wide: list[Wide],
+        copied: Sequence[str],
+    ) -> None:
+        self.pairs = pairs
+        self.moved = list(moved)
+        self.moved_shadow = [local(pairs[name][0]) for name in moved]
+        self.moved_model = [local(pairs[name][1]) for name in moved]
+        far = [not any(map(is_sharded, entry[1:])) and is_offloaded(entry.accumulator, entry.source) for entry in wide]
+        self.far = [entry for entry, is_far in zip(wide, far, strict=True) if is_far]
+        self.wide = [entry for entry, is_far in zip(wide, far, strict=True) if not is_far]
+        self.arrivals: Arrivals | None = None  # made for the first move, for which alone there must be room
+        self.on_its_way: float | None = None  # the decay of the move whose weights are sent and not yet counted
+        self._copied = [pairs[name] for name in copied]
+        self._follower = Follower(average, online)
+        self._watch = Watch(online, average, places=False)
+        #: Whether a move is one call for all tensors, and nothing else.
+        self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
+        self.is_stale = self._watch.is_stale
+
+    @torch.no_grad()
+    def copy_all(self) -> None:
+        """Copy the model."""
+        self._follower.follow()
+        _copy_all(list(self.pairs.values()))
+        for _, accumulator, _, source in self.wide + self.far:
+            accumulator.copy_(laid_out(source, accumulator))
+
+    @torch.no_grad()
+    def move(self, decay: float, done: Collection[str] = ()) -> None:
+        """Move the average by one decay; ``done`` names tensors that have moved already."""
+        self._follower.follow()
+        _copy_all(self._copied)
+        if decay == 1.0:  # not even a value that is not finite counts
+            return
+        shadow, model = self.moved_shadow, self.moved_model
+        if done:
+            left = [n for n, name in enumerate(self.moved) if name not in done]
+            shadow, model = [shadow[n] for n in left], [model[n] for n in left]
+        if shadow:
+            if decay:
+                torch._foreach_lerp_(shadow, model, 1.0 - decay)
+            else:  # a copy also replaces what is not finite
+                torch._foreach_copy_(shadow, model)
+        for wide in self.wide:
+            if wide.name not in done:
+                wide.move(laid_out(wide.source, wide.accumulator), decay)
+        if self.far:
+            sources = [wide.source.detach() for wide in self.far]
+            if self.arrivals is None:
+                self.arrivals = Arrivals(sources)
+            self.arrivals.send(sources)
+            self.on_its_way = decay
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Count the weights that have been sent."""
+        decay, self.on_its_way = self.on_its_way, None
+        if decay is None or self.arrivals is None:
+            return
+        for wide, source in zip(self.far, self.arrivals.received(), strict=True):
+            wide.move(source, decay)
+
+    def followed(self) -> list[tuple[Tensor, Tensor]]:
+        """The model's tensors that an average follows, each with its average."""
+        return [
+            *zip(self.moved_model, self.moved_shadow, strict=True),
+            *((wide.source, wide.shadow) for wide in self.wide + self.far),
+            *((source, shadow) for shadow, source in self._copied),
+        ]
+
+    def moved_before_misfit(self) -> list[str] | None:
+        """After a move that failed: which tensors had moved before the first whose dtype or place no longer fits."""
+        for n, (shadow, model) in enumerate(zip(self.moved_shadow, self.moved_model, strict=True)):
+            if (shadow.dtype, shadow.device, shadow.shape) != (model.dtype, model.device, model.shape):
+                return self.moved[:n]
+        return None
+
+    @torch.no_grad()
+    def not_finite(self) -> str | None:
+        """The name of a tensor of the model that is to be averaged and is not finite, if there is one."""
+        averaged = {name: self.pairs[name][1] for name in self.moved} | {
+            wide.name: wide.source for wide in self.wide + self.far
+        }
+        parts = {name: local(tensor) for name, tensor in averaged.items() if local(tensor).numel()}
+        if not parts:
+            return None
+        # The largest magnitude is not finite if any value is not; it takes one pass and no memory.
+        largest = torch.stack([norm.double().cpu() for norm in torch._foreach_norm(list(parts.values()), torch.inf)])
+        bad = ~largest.isfinite()
+        if any(map(is_sharded, averaged.values())):  # all processes have to take the same way
+            reduced = bad.any().to(next(iter(parts.values())).device, torch.int32)
+            torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
+            if reduced.item() and not bad.any():
+                return "a part of a tensor on another process"
+        return next((name for name, is_bad in zip(parts, bad.tolist(), strict=True) if is_bad), None)
+
+
+@torch.no_grad()
+def follow_writes(accumulator: Tensor, shadow: Tensor) -> None:
+    """Take over into an accumulator what has been written into its shadow, which it would undo otherwise."""
+    accumulator, shadow = local(accumulator), local(shadow)
+    rounded = accumulator.to(shadow.device, shadow.dtype)
+    if not torch.equal(rounded, shadow):
+        accumulator.copy_(torch.where(rounded == shadow, accumulator.to(shadow.device), shadow.to(accumulator.dtype)))
+
+
+def _copy_all(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    strided = [pair for pair in pairs if pair[0].layout == torch.strided]
+    copy_each([shadow for shadow, _ in strided], [source for _, source in strided])
+    for shadow, source in pairs:
+        if shadow.layout != torch.strided:
+            shadow.copy_(source)
+
+
+class Loan(NamedTuple):
+    """A parameter of the model and the one of the shadow, which exchange their memory for a while."""
+
+    parameter: nn.Parameter
+    shadow: nn.Parameter
+    own: Tensor
+    average: Tensor
+    version: int
+
+    def lend(self) -> None:
+        self.parameter.data, self.shadow.data = self.average, self.own
+
+    def is_written(self) -> bool:
+        return self.parameter._version != self.version
+
+    def give_back(self) -> bool:
+        """Whether the parameter had the memory still, and not another one that it was given meanwhile."""
+        self.shadow.data = self.average
+        if self.parameter.data_ptr() != self.average.data_ptr():
+            return False
+        self.parameter.data = self.own
+        return True
+
+    def as_it_is(self) -> Loan:
+        return self._replace(version=self.parameter._version)
+
+
+def loans_of(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Loan]:
+    """The parameters that have memory of their own, alike in model and shadow."""
+    return {
+        name: Loan(source, shadow, source.data, shadow.data, source._version)
+        for name, (shadow, source) in pairs.items()
+        if type(source) is type(shadow) is nn.Parameter
+        and source.numel()
+        and (source.dtype, source.device, source.stride()) == (shadow.dtype, shadow.device, shadow.stride())
+        and not (source.is_inference() or shadow.is_inference())
+        and all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in (source, shadow))
+    }

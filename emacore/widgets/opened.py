@@ -1,0 +1,350 @@
+"""What was opened on a page: choose it by its name, what is in it, merges of it, and the diagnosis."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from emacore.averaging.code import merge_from_code
+from emacore.averaging.coefficients import FITS, Merge
+from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
+from emacore.charts.lines import lines
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
+from emacore.experiments.measuring import Question
+from emacore.experiments.opened import (
+    Contents,
+    OpenedError,
+    Series,
+    certificate_table,
+    contents_of,
+    decay_table,
+    growth_table,
+    identity_of,
+    merge_command,
+    opened,
+    weight_table,
+)
+from emacore.formatting import counted
+from emacore.widgets.asking import answer_to, version
+from emacore.widgets.page import BOUND, escaped, show_chart, show_table, stop_with
+
+NOW = "now"
+MOST_MERGES = 6
+#: What is offered beside the schedule of the controls; any other can be typed.
+SUGGESTED = (
+    "UniformAverage()",
+    "PowerFunction(sigma_rel=0.1)",
+    "PowerFunction(sigma_rel=0.25)",
+    "Window(files=5)",
+    "RateDecay(shape='linear')",
+    "RateDecay(shape='cosine')",
+    "RateDecay(shape='1-sqrt')",
+)
+FIRST = ["PowerFunction(sigma_rel=0.1)", "Window(files=5)", "RateDecay(shape='1-sqrt')"]
+
+
+def chosen_opened() -> tuple[str, Contents] | None:
+    """A choice among what was opened, by name, and what is in it; ``None`` if nothing was.
+
+    What cannot be read is told, and the page ends there.
+    """
+    names = opened()
+    if not names:
+        return None
+    name = st.selectbox(
+        "Opened",
+        list(names),
+        key="opened",
+        help="What the app was started with, by `emacore app --open PATH`. Another folder needs another start.",
+        **BOUND,
+    )
+    return name, contents(name)
+
+
+def contents(name: str) -> Contents:
+    """What is in something opened; read again when its files change.  What cannot be read ends the page."""
+    path = opened()[name]
+    try:
+        return _contents(name, str(path), identity_of(path))
+    except OpenedError as error:
+        stop_with(f"{name} cannot be read: {error}.")
+    except OSError as error:
+        stop_with(f"{name} cannot be read: {error.strerror}.")
+
+
+@st.cache_resource(max_entries=16, show_spinner="Reading what is in it, in a process of its own")
+def _contents(name: str, path: str, identity: str) -> Contents:
+    return contents_of(name, Path(path))
+
+
+def chosen_series(found: Contents) -> Series:
+    """A choice among the sets of weights, where there are several."""
+    names = list(found.series)
+    if st.session_state.get("section") not in (None, *names):
+        st.session_state["section"] = found.first
+    name = st.selectbox(
+        "Weights",
+        names,
+        names.index(found.first),
+        key="section",
+        help="Which of the stored sets of weights are merged. Raw weights still have their noise; means of windows "
+        "have averaged it already.",
+        **BOUND,
+    )
+    return found.series[name]
+
+
+def chosen_fit(series: Series) -> Any:
+    """How coefficients are found; ``None`` as ``emacore merge`` does by itself."""
+    raw = all(getattr(one, "begin", -1) == one.end for one in series.profiles)
+    fits = ["default", *(fit for fit in FITS if raw or fit != "linear")]
+    if st.session_state.get("fit") not in (None, *fits):
+        st.session_state["fit"] = "default"
+    fit = st.segmented_control(
+        "Coefficients",
+        fits,
+        default="default",
+        key="fit",
+        required=True,
+        help="By default the weight of a step that is not stored is split between the files beside it (linear), and "
+        "means of windows or averages get the coefficients whose profile comes nearest. nonnegative and free look for "
+        "the nearest in any case; free ones may be below 0, and amplify rounding.",
+        **BOUND,
+    )
+    return None if fit == "default" else fit
+
+
+def chosen_merges(code: str) -> dict[str, Merge]:
+    """The schedule of the controls, and what else is merged, by their code."""
+    texts = st.multiselect(
+        "Beside it",
+        SUGGESTED,
+        FIRST,
+        key="merges",
+        accept_new_options=True,
+        max_selections=MOST_MERGES,
+        placeholder="Window(size=1000), Coefficients(-0.5, 1.5)",
+        help="Schedules and windows count steps, Window(files=5) the last files; RateDecay stands for a decay of the "
+        "learning rate (first order: it takes the gradients to be those of the constant rate). Any other can be typed.",
+        **BOUND,
+    )
+    found: dict[str, Merge] = {NOW: merge_from_code(code)}
+    for text in texts:
+        try:
+            found[text] = merge_from_code(text)
+        except ValueError as error:
+            st.warning(f"Left out: {escaped(error)}", icon=":material/warning:")
+    return found
+
+
+def plans_of(of: str, series: Series, codes: Mapping[str, str], fit: Any) -> dict[str, Planned]:
+    """The merges, planned; those that cannot be made are told."""
+    found = {}
+    for name, code in codes.items():
+        try:
+            found[name] = _planned(of, series.name, code, fit, series)
+        except ValueError as error:
+            st.warning(f"{escaped(name)}: {escaped(error)}.", icon=":material/warning:")
+    return found
+
+
+@st.cache_data(max_entries=200, show_spinner=False)
+def _planned(of: str, name: str, code: str, fit: Any, _series: Series) -> Planned:
+    return planned(merge_from_code(code), _series.profiles, _series.calls, fit)
+
+
+def show_contents(name: str, found: Contents) -> None:
+    """The table of what is stored, and what is to be said of it."""
+    table = pd.DataFrame(found.rows)
+    steps = sorted(set(table["step"]))
+    span = f"of step {steps[0]:,}" if len(steps) == 1 else f"of steps {steps[0]:,} to {steps[-1]:,}"
+    averages = sorted(set(table.loc[table["kind"] != "raw", "section"]))
+    if found.form == "recording":
+        sets = found.series[found.first]
+        words = f"A recording of {counted(len(sets.steps), 'row')}, up to step {sets.steps[-1]:,}."
+    else:
+        words = f"{counted(len(steps), 'checkpoint')} {span}; {megabytes(int(table['bytes'].sum()))}. "
+        words += f"Averages are in {escaped(', '.join(averages))}." if averages else "None of it says it is an average."
+    st.markdown(words)
+    for sentence in found.told:
+        st.caption(f":material/info: {escaped(sentence)}")
+    show_table(
+        table.drop(columns=["files"] if (table["files"] == 1).all() else []),
+        name=f"contents-{name}",
+        column_config={"step_from": "step told by", "bytes": st.column_config.NumberColumn("bytes")},
+        height=min(38 + 35 * len(table), 320),
+    )
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:,.3g} {unit}"
+    return f"{count:,} bytes"
+
+
+def show_merges(name: str, series: Series, plans: Mapping[str, Planned], codes: Mapping[str, str]) -> None:
+    """What each file weighs, how it adds up, and the certificates."""
+    table = pd.DataFrame(weight_table(series, plans))
+    several = len(set(series.sections)) > 1
+    table["line"] = table["merge"] + (", " + table["section"] if several else "")
+    hues = palette(plans, {NOW: AVERAGED})
+    own = dict(zip(table["line"], table["merge"], strict=True))
+    show_chart(
+        lines(
+            table,
+            x="step",
+            y="coefficient",
+            series="line",
+            colours={line: hues[merge] for line, merge in own.items()},
+            x_title="step of the stored file",
+            y_title="coefficient of the file",
+            height=260,
+        ),
+        alt_text=f"What each of {len(set(series.steps))} stored files weighs in {len(plans)} merges",
+        table=lambda: table.drop(columns="line").replace({"merge": _named(codes)}),
+        name=f"coefficients-{name}",
+        look_for="Look which files a merge takes, and whether some are below 0: those amplify rounding.",
+    )
+    if NOW in plans:
+        growth = pd.DataFrame(growth_table(series, plans[NOW]))
+        show_chart(
+            lines(
+                growth,
+                x="step",
+                y="weight",
+                series="curve",
+                colours={"all steps": CLEAN, "these files": AVERAGED},
+                x_title="step of the run",
+                y_title="weight so far",
+                height=190,
+            ),
+            alt_text="How the weights of the merge add up over the steps of the run, beside those of the average over "
+            "all steps",
+            table=growth,
+            name=f"growth-{name}",
+            look_for="Between the two lies what the files cannot give: raw files take steps at a time, means of "
+            "windows follow the grey line.",
+        )
+        st.markdown(planned_in_words(plans[NOW]))
+    show_table(
+        pd.DataFrame(certificate_table({_named(codes).get(key, key): one for key, one in plans.items()})),
+        name=f"certificates-{name}",
+        column_config={
+            "files": st.column_config.NumberColumn(help="That weigh something."),
+            "error": st.column_config.NumberColumn("profile error", help="L2, in sizes of the wanted profile."),
+            "wanted": st.column_config.NumberColumn(
+                "steps wanted", help="As the mean of so many steps the average over all steps lessens noise."
+            ),
+            "reached": st.column_config.NumberColumn("steps reached", help="As the mean of so many the merge does."),
+            "nonnegative": st.column_config.NumberColumn("least error, not below 0"),
+            "free": st.column_config.NumberColumn("least error, any"),
+            "amplification": st.column_config.NumberColumn("sum of sizes", help="Of the coefficients: rounding."),
+            "total": st.column_config.NumberColumn("sum"),
+        },
+    )
+    st.caption(PROMISE)
+
+
+def _named(codes: Mapping[str, str]) -> dict[str, str]:
+    return {NOW: f"{NOW}: {codes[NOW]}"} if NOW in codes else {}
+
+
+def show_command(name: str, found: Contents, series: Series, codes: Sequence[str], fit: Any) -> None:
+    """The command that makes these merges."""
+    if found.form == "recording":
+        st.caption(
+            "A recording is replayed, not merged: `Trajectory.open(folder).load_into(module, scheme)` puts such an "
+            "average into a module."
+        )
+        return
+    section = None if series.name == found.default else series.name
+    st.code(merge_command(name, list(dict.fromkeys(codes)), section, fit), language="bash")
+    st.caption("In the folder that holds it. `--dry-run` shows files, coefficients and bytes, and writes nothing.")
+
+
+def show_diagnosis(name: str, found: Contents, configured: str) -> None:
+    """What the averages in the files really did, in sentences and one chart."""
+    kinds = {one.kind for one in found.series.values()}
+    if found.form == "recording" or not {"raw", "average"} <= kinds:
+        st.caption("A diagnosis needs files that hold raw weights and their average side by side; these do not.")
+        return
+    average = next(one.name for one in found.series.values() if one.kind == "average")
+    compare = st.toggle(
+        "Compare with the schedule of the controls",
+        key="configured",
+        help="Then it is said whether the average did what the schedule says, and what else would look the same.",
+        **BOUND,
+    )
+    settings = {"average": average} | ({"configured": configured} if compare else {})
+    sections = tuple(one.name for one in found.series.values() if one.kind in ("raw", "average"))
+    question = Question(name, found.identity, sections, "diagnosis", settings)
+    answer = answer_to(question, "Diagnose")
+    if answer is None:
+        return
+    for sentence in answer["findings"]:
+        st.warning(escaped(sentence), icon=":material/troubleshoot:")
+    if not answer["findings"]:
+        st.success("Nothing wrong was found, as far as these files tell.", icon=":material/check:")
+    decays = pd.DataFrame(answer["decays"])
+    if len(decays):
+        shown = pd.DataFrame(decay_table(answer["decays"]))
+        show_chart(
+            lines(
+                shown,
+                x="step",
+                y="forgets",
+                series="curve",
+                colours={"found": AVERAGED, "at least": CLEAN, "at most": CLEAN, "configured": ORIGINAL},
+                x_title="step of the run",
+                y_title="1 - decay, a step",
+                y_scale="log",
+                height=220,
+                faint=("at least", "at most"),
+            ),
+            alt_text="How much of itself the average forgot a step between the stored files, with the interval that "
+            "the files allow" + (", beside the configured schedule" if compare else ""),
+            table=decays,
+            name=f"decays-{name}",
+            look_for="Where the interval is wide, these files tell little.",
+        )
+    for sentence in [*answer["stretches"], *answer["notes"]]:
+        st.markdown(f"- {escaped(sentence)}")
+
+
+def show_measurements(name: str, found: Contents, series: Series, plans: Mapping[str, Planned]) -> None:
+    """Merges beside the last file, measured by a worker."""
+    last = [0.0] * len(series.steps)
+    last[-1] = 1.0
+    named = {"the last file": last, **{key: one.coefficients.tolist() for key, one in plans.items()}}
+    sections = tuple(dict.fromkeys(series.sections))
+    order = sorted(range(len(series.steps)), key=lambda n: (sections.index(series.sections[n]), series.steps[n]))
+    settings = {"coefficients": [[one[n] for n in order] for one in named.values()]}
+    question = Question(name, found.identity, sections, "merges", settings, version())
+    answer = answer_to(question, "Measure these merges", measured=can_measure(found))
+    if answer is None:
+        return
+    loss = answer["metrics"][0]
+    table = pd.DataFrame({"merge": list(named), **answer["found"]})
+    show_table(
+        table,
+        name=f"measured-{name}",
+        column_config={one["column"]: st.column_config.NumberColumn(one["name"]) for one in answer["metrics"]},
+    )
+    best = table[loss["column"]].idxmax() if loss["higher_is_better"] else table[loss["column"]].idxmin()
+    st.caption(
+        f"The best of these, {escaped(table['merge'][best])}, was chosen on what evaluates them, so it flatters itself."
+        if len(table) > 1 and table[loss["column"]].notna().any()
+        else ""
+    )
+
+
+def can_measure(found: Contents) -> bool:
+    """Whether something says how its networks are measured."""
+    return bool(os.environ.get("EMACORE_EVALUATE", "").strip()) or found.measured

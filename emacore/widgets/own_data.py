@@ -1,0 +1,129 @@
+"""A table of one's own to train on: upload, what its columns are taken as, and what becomes of blanks and words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from emacore import tables
+from emacore.apart import call_apart
+from emacore.experiments.store import RunStore
+from emacore.tables import MAX_BYTES, Table, TableError, hash_of, read_file
+from emacore.tasks.regression.config import BLANKS, TEXTS, DataConfig
+from emacore.widgets.page import BOUND, escaped
+
+#: A larger file is read in a process of its own.
+_SMALL_FILE = 150_000
+#: Under which the session has the file: its name and its hash.
+OWN_TABLE = "own_table"
+
+
+def own_data_state(data: DataConfig) -> dict[str, Any]:
+    """The controls' values of such settings, by key; the session's table too, where they name one."""
+    state: dict[str, Any] = {
+        "target": data.target,
+        "features": list(data.features or ()),
+        "blanks": data.blanks,
+        "words": data.text,
+    }
+    return state if data.path is None else {**state, OWN_TABLE: (data.path, data.sha256)}
+
+
+def own_data_controls(store: RunStore) -> dict[str, Any]:
+    """The settings of a table that is uploaded, or that the session has.
+
+    Raises:
+        ValueError: as long as there is none, or it cannot be trained on.
+    """
+    from emacore.tasks.regression.columns import described, usable_targets  # takes scikit-learn a second to load
+
+    file = st.file_uploader(
+        "CSV with a header row",
+        key="own_data",
+        help=f"Text in UTF-8, up to {MAX_BYTES // 2**20} MB. It stays on the server, beside the runs; it is not part "
+        "of the link, and settings that are downloaded have its name and hash only.",
+        max_upload_size=MAX_BYTES // 2**20,
+    )
+    if file is not None:
+        content = file.getvalue()
+        store.add_table(content)
+        st.session_state[OWN_TABLE] = (file.name, hash_of(content))
+    path, sha256 = st.session_state.get(OWN_TABLE) or (None, None)
+    table = None if path is None else _table(path, sha256)
+    if table is None:
+        raise ValueError("Choose a CSV file first (under Data), or another data set")
+    if not (targets := usable_targets(table)):
+        raise TableError(f"The table has no column of numbers; it has {', '.join(map(str, table.frame.columns))}.")
+    if st.session_state.get("target") not in targets:
+        st.session_state["target"] = targets[-1]
+    target = st.selectbox("Column to predict", targets, key="target", help="The target, a column of numbers.", **BOUND)
+    others = [str(name) for name in table.frame.columns if name != target]
+    if set(st.session_state.get("features") or ()) - set(others):
+        st.session_state["features"] = []
+    features = st.multiselect(
+        "Features",
+        others,
+        key="features",
+        placeholder="All that can be used",
+        help="The columns that predict it; with none chosen, all others of numbers and truth values.",
+        **BOUND,
+    )
+    blanks = st.segmented_control(
+        "Rows with blanks",
+        BLANKS,
+        default="refuse",
+        key="blanks",
+        required=True,
+        help="What becomes of rows in which the target or a feature is missing or infinite. refuse: nothing is "
+        "trained, and the first is named; drop: they are left out; mean, median: features are filled in from the "
+        "other rows.",
+        **BOUND,
+    )
+    text = st.segmented_control(
+        "Columns of words",
+        TEXTS,
+        default="leave out",
+        key="words",
+        required=True,
+        help="one-hot makes a column of each word, which is 1 where it stands and 0 elsewhere.",
+        **BOUND,
+    )
+    chosen: dict[str, Any] = {
+        "path": path,
+        "sha256": sha256,
+        "target": target,
+        "features": tuple(features) or None,
+        "blanks": blanks,
+        "text": text,
+    }
+    about = described(table, DataConfig("csv", **chosen))
+    rows, used = about.rows
+    st.caption(
+        f"{escaped(path)}: {used:,} of {rows:,} rows, {len(about.named('feature')):,} features. What each "
+        "column is taken as:"
+    )
+    st.dataframe(pd.DataFrame(about.columns, columns=["column", "taken as", "used as", "remark"]), hide_index=True)
+    if about.notes:
+        more = len(about.notes) - 20
+        shown = [f"- {escaped(words)}" for words in about.notes[:20]] + [f"- and {more:,} more"] * (more > 0)
+        st.info("\n".join(shown), icon=":material/info:")
+    return chosen
+
+
+def _table(path: str, sha256: str | None) -> Table | None:
+    """The session's table, read once; ``None`` where its file is gone, with the last run that used it."""
+    if sha256 is not None and not tables.is_kept(sha256):
+        return None
+    known = st.session_state.get("own_table_read")
+    if known is not None and known[0] == (path, sha256):
+        table: Table = known[1]
+        return table
+    try:
+        content = read_file(path, sha256)
+    except TableError:
+        return None
+    table = tables.table_of(content) if len(content) <= _SMALL_FILE else call_apart(tables.table_of, content)
+    st.session_state["own_table_read"] = ((path, sha256), table)
+    return table

@@ -1,0 +1,180 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from emacore import Constant, PowerFunction, Snapshots, Trajectory, UniformAverage, Window, merge, open_checkpoints
+from emacore.averaging.weights import weights
+from emacore.checkpoints.planning import plan_merge
+from tests.helpers import Network, assert_same, change, tensors
+
+
+def trained(folder, steps, kind, every=10, model=None, **options):
+    """Snapshots of a run, and what the network was after each step."""
+    model = Network() if model is None else model
+    states = []
+    with Snapshots(model, folder, every, kind, **options) as snapshots:
+        for step in range(1, steps + 1):
+            change(model, step)
+            snapshots.update()
+            states.append(tensors(model))
+    return states
+
+
+def averaged(states, scheme):
+    shares = weights(scheme.decays(len(states)))
+    return {
+        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True))
+        for name, tensor in states[-1].items()
+        if tensor.is_floating_point()
+    }
+
+
+def distance(one, other):
+    return sum(float((one[name].double() - other[name].double()).square().sum()) for name in other) ** 0.5
+
+
+def test_windows_are_means_of_consecutive_steps(tmp_path):
+    states = trained(tmp_path, 34, "windows")
+    found = open_checkpoints(tmp_path)
+    assert found.steps.tolist() == [10, 20, 30, 34]
+    assert {(section.name, section.kind) for one in found for section in one.sections} == {("model", "window")}
+    for one, part in zip(found, (states[:10], states[10:20], states[20:30], states[30:]), strict=True):
+        stored = {name: tensor.value() for name, tensor in one.sections[0].tensors.items()}
+        assert distance(stored, averaged(part, UniformAverage())) < 1e-5
+        assert torch.equal(stored["norm.num_batches_tracked"], part[-1]["norm.num_batches_tracked"])
+    replayed = Trajectory(found.rows()).state(UniformAverage())
+    assert distance(replayed, averaged(states, UniformAverage())) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["windows", "power"])
+def test_any_average_can_be_made_of_them(tmp_path, kind):
+    """As near to the real one as the certificate says of independent noise, which these weights are."""
+    states = trained(tmp_path / "snapshots", 200, kind)
+    found = open_checkpoints(tmp_path / "snapshots")
+    schemes = {"power": PowerFunction(sigma_rel=0.13), "short": PowerFunction(sigma_rel=0.06), "mean": UniformAverage()}
+    places = merge(found, schemes, tmp_path / "out", form="pt")
+    for place, result in zip(places, plan_merge(found, schemes).results, strict=True):
+        exact = averaged(states, result.merge)
+        noise = sum(float(states[-1][name].double().square().sum()) for name in exact) ** 0.5
+        norm = (weights(result.merge.decays(200)) @ weights(result.merge.decays(200))) ** 0.5
+        missed = distance(torch.load(place), exact) / (noise * norm)
+        assert missed < 2 * result.told.error + 1e-5
+        assert result.told.error < {"windows": 0.25, "power": 0.3}[kind]
+
+
+@pytest.mark.parametrize("kind", ["windows", "power"])
+@pytest.mark.parametrize("cut", [13, 20])
+def test_a_run_that_goes_on_writes_the_same_files(tmp_path, kind, cut):
+    trained(tmp_path / "whole", 40, kind)
+    model = Network()
+    before = Snapshots(model, tmp_path / "cut", 10, kind)
+    for step in range(1, 33):
+        change(model, step)
+        before.update()
+        if step == cut:
+            torch.save(before.state_dict(), tmp_path / "state.pt")
+    with pytest.raises(FileExistsError, match="holds snapshots already"):
+        Snapshots(model, tmp_path / "cut", 10, kind)
+    after = Snapshots(model, tmp_path / "cut", 10, kind, resume=True)
+    after.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for step in range(cut + 1, 41):
+        change(model, step)
+        after.update()
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "cut").iterdir())
+    for name in names:
+        assert_same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
+    with pytest.raises(ValueError, match="the state is of snapshots every 10 steps"):
+        Snapshots(model, tmp_path / "new", 20, kind).load_state_dict(before.state_dict())
+
+
+def test_means_of_coarse_weights_are_kept_finer_and_ties_once(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).bfloat16()
+    model[1].weight = model[0].weight
+    snapshots = Snapshots(model, tmp_path, 300)
+    for step in range(300):
+        nn.init.constant_(model[0].weight, 1.0 if step % 3 else 1.0078125)
+        snapshots.update()
+    state = load_file(next(tmp_path.iterdir()))
+    assert list(state) == ["0.weight"]
+    assert state["0.weight"].flatten().tolist() == pytest.approx([1 + 0.0078125 / 3] * 4, abs=1e-6)
+
+
+def test_they_follow_an_optimizer_and_end_with_the_disk(tmp_path, monkeypatch):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    snapshots = Snapshots(model, tmp_path, 2)
+    snapshots.attach(optimizer)
+    for _ in range(4):
+        model(torch.ones(3, 2)).sum().backward()
+        optimizer.step()
+    assert open_checkpoints(tmp_path).steps.tolist() == [2, 4]
+
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("emacore.checkpoints.snapshots.save_file", full)
+    optimizer.step()
+    with pytest.warns(UserWarning, match="the snapshots end before step 6: No space left on device"):
+        optimizer.step()
+    optimizer.step()
+    optimizer.step()
+    assert (snapshots.step, snapshots.error) == (8, "the snapshots end before step 6: No space left on device")
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"every": 0}, "every must be"), ({"kind": "raw"}, "kind must be"),
+    ({"kind": "power", "sigma_rel": (0.1,)}, "at least two different widths")])  # fmt: skip
+def test_what_cannot_be_kept_is_told(tmp_path, settings, words):
+    with pytest.raises(ValueError, match=words):
+        Snapshots(Network(), tmp_path, **({"every": 5} | settings))
+
+
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from emacore import Snapshots
+from emacore.sharded import laid_out
+
+rank, place, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+model = fully_shard(nn.Linear(3, 5), mesh=init_device_mesh("cpu", (2,)))
+both = [Snapshots(model, f"{folder}/{kind}", 2, kind) for kind in ("windows", "power")]
+for step in range(1, 5):
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(laid_out(torch.full(tensor.shape, float(step**2)), tensor.detach()))
+    for snapshots in both:
+        snapshots.update()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_each_process_of_a_sharded_model_writes_its_part(tmp_path):
+    own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SHARDED]
+    both = [
+        subprocess.Popen([*command, str(rank), tmp_path / "meet", tmp_path], env={**os.environ, **own})
+        for rank in range(2)
+    ]
+    assert [one.wait(100) for one in both] == [0, 0]
+    found = open_checkpoints(tmp_path / "windows")
+    assert (found.steps.tolist(), found.names("window")) == ([2, 4], ["model"])
+    assert {"__0_0.distcp", "__1_0.distcp"} <= {file.name for file in found[0].files}
+    [place] = merge(found, {"mean": Window(4)}, tmp_path / "out", form="pt")
+    assert torch.equal(torch.load(place)["weight"], torch.full((5, 3), (1 + 4 + 9 + 16) / 4))
+    power = open_checkpoints(tmp_path / "power")
+    assert power.names("average") == ["step_*.power-0.050", "step_*.power-0.100"]
+    assert plan_merge(power, {"a": Constant(0.5)}).results[0].coefficients.sum() == pytest.approx(1)

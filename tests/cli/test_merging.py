@@ -1,0 +1,110 @@
+import csv
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from emacore.__main__ import cli
+from tests.helpers import wait_for
+
+
+@pytest.fixture
+def run():
+    def run(*arguments):
+        return CliRunner().invoke(cli, [str(one) for one in arguments])
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for step in (100, 200, 300, 350):
+        state = {"w": torch.full((4,), float(step)), "running_mean": torch.ones(2)}
+        torch.save({"model": state, "model_ema": state, "global_step": step}, tmp_path / f"c{step}.pt")
+    return tmp_path
+
+
+def test_what_is_in_a_folder(run, folder):
+    (folder / "c400.pt").write_bytes(b"PK\x03\x04")
+    found = run("checkpoints", folder)
+    assert found.exit_code == 0, found.output
+    table = list(csv.DictReader(found.stdout.splitlines()))
+    assert [(row["step"], row["section"], row["kind"]) for row in table[:2]] == [
+        ("100", "model", "raw"),
+        ("100", "model_ema", "average"),
+    ]
+    for words in (
+        "4 checkpoints, step 100 to 350, told by global_step",
+        "the steps are uneven: from 50 to 100 apart",
+        "model: raw weights, in 4 checkpoints, 2 tensors, 24 bytes each",
+        "model_ema: an average, in",
+        "cannot be read: c400.pt is truncated",
+    ):
+        assert words in found.stderr
+
+
+def test_a_dry_run_prints_coefficients_and_writes_nothing(run, folder):
+    before = sorted(folder.iterdir())
+    found = run(
+        "merge", folder, "--scheme", "Window(size=100)", "--scheme", "RateDecay('1-sqrt')", "--last", 3, "--dry-run"
+    )
+    assert found.exit_code == 0, found.output
+    table = list(csv.DictReader(found.stdout.splitlines()))
+    assert [row["step"] for row in table] == ["200", "300", "350"]
+    for name in ("Window(size=100)", "RateDecay(shape=1-sqrt)"):
+        assert sum(float(row[name]) for row in table) == pytest.approx(1)
+    assert "3 files of 3, steps 200 to 350: 72 bytes to read, 48 bytes to write" in found.stderr
+    assert "averages noise as" in found.stderr
+    assert "call torch.optim.swa_utils.update_bn" in found.stderr
+    assert sorted(folder.iterdir()) == before
+
+
+def test_two_schemes_are_merged_at_once(run, folder):
+    schemes = ["--scheme", "Window(files=2)", "--scheme", "Coefficients(-1, 2)"]
+    found = run("merge", folder, *schemes, "-o", folder / "out")
+    assert found.exit_code == 0, found.output
+    [window, beyond] = found.stdout.splitlines()
+    assert load_file(window)["w"].tolist() == [325.0] * 4
+    assert load_file(beyond)["w"].tolist() == [400.0] * 4
+    again = run("merge", folder, *schemes, "-o", folder / "out")
+    assert again.exit_code != 0
+    assert run("merge", folder, "--scheme", "Window(files=2)", "--as", "pt", "-o", folder / "a.pt").exit_code == 0
+    assert torch.load(folder / "a.pt")["w"].tolist() == [325.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scheme", "Window(files=2)"], "say where the results go"),
+        (["--scheme", "Widow(3)", "--dry-run"], "not a schedule, window, RateDecay or Coefficients"),
+        (["--scheme", "Window(5)", "--scheme", "Window(size=5)", "--dry-run"], "given twice"),
+        (
+            ["--scheme", "Window(5)", "--section", "ema", "--dry-run"],
+            "no section 'ema'; there are 'model', 'model_ema'",
+        ),
+        (["--scheme", "RateDecay(steps=1000)", "--dry-run"], "would begin before the first file"),
+    ],
+)
+def test_what_cannot_be_merged_is_told(run, folder, arguments, words):
+    found = run("merge", folder, *arguments)
+    assert found.exit_code != 0
+    assert words in found.output
+
+
+@pytest.mark.slow
+def test_an_interrupted_merge_leaves_nothing_behind(folder):
+    big = torch.randn(10_000_000)
+    for step in (1, 2):
+        torch.save({"w": big}, folder / f"step_{step}.pt")
+    (folder / "results").mkdir()
+    command = [sys.executable, "-m", "emacore", "merge", folder / "step_1.pt", folder / "step_2.pt"]
+    schemes = [part for n in range(1, 30) for part in ("--scheme", f"Coefficients({n})")]
+    process = subprocess.Popen([*command, *schemes, "-o", folder / "results" / "out"], stderr=subprocess.PIPE)
+    wait_for(lambda: list((folder / "results").iterdir()) or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert not list((folder / "results").iterdir())

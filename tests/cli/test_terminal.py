@@ -1,0 +1,195 @@
+"""Signals, exit codes and pipes, of real processes: one that has imported torch, and forks."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from emacore.cli import terminal
+from emacore.experiments.store import RunStore
+
+ROOT = Path(__file__).parents[2]
+#: Forks a process for each case, sends it the signals once it has some epochs, and says how it ended.
+CASES = """
+import json, os, signal, sys
+from pathlib import Path
+import emacore.training.loop, emacore.training.replicas, emacore.experiments.jobs, emacore.experiments.evidence
+import emacore.tasks.regression.data, emacore.tasks.regression.task, torch._dynamo
+from emacore import __main__ as command_line
+from emacore.experiments.store import RunStore
+from emacore.training import loop
+from tests.helpers import wait_for
+
+def deaf(train):
+    # training that no request stops
+    return lambda config, on_epoch, should_stop, **more: train(config, on_epoch, None, **more)
+
+def epochs(home):
+    jobs = RunStore(home).jobs()
+    return int(jobs["epochs"].max()) if len(jobs) else 0
+
+def told(case, home):
+    out, err = os.open(f"{home}.out", os.O_CREAT | os.O_WRONLY), os.open(f"{home}.err", os.O_CREAT | os.O_WRONLY)
+    process = os.fork()
+    if process == 0:
+        os.dup2(out, 1), os.dup2(err, 2)
+        os.environ["EMACORE_HOME"] = home
+        for number in case.get("ignored", []):
+            signal.signal(number, signal.SIG_IGN)
+        if case.get("deaf"):
+            loop.train = deaf(loop.train)
+        sys.argv = ["emacore", *case["arguments"]]
+        try:
+            command_line.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            code = 99
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    for number in case["signals"]:
+        before = epochs(home)
+        wait_for(lambda: epochs(home) >= before + 2)
+        os.kill(process, number)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+for name, case in json.loads(sys.stdin.read()).items():
+    home = f"{sys.argv[1]}/{name}"
+    print(json.dumps([name, told(case, home)]), flush=True)
+"""
+ENDLESS = ["train", "--set", "max_epochs=100000", "--set", "stopping.curve=none", "--set", "data.n_samples=200"]
+ROUGH = ["--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=1e30", "--set", "max_epochs=3"]
+ENDINGS = {
+    "done": ({"arguments": ["train", "--set", "max_epochs=2"], "signals": []}, 0, "done"),
+    "diverged": ({"arguments": ["train", *ROUGH], "signals": []}, 3, "done"),
+    "all seeds diverged": ({"arguments": ["replicate", "--seeds", "2", *ROUGH], "signals": []}, 3, "done"),
+    "Ctrl-C": ({"arguments": ENDLESS, "signals": [signal.SIGINT]}, 130, "stopped"),
+    "SIGTERM": ({"arguments": ENDLESS, "signals": [signal.SIGTERM]}, 143, "stopped"),
+    "SIGHUP": ({"arguments": ENDLESS, "signals": [signal.SIGHUP]}, 129, "stopped"),
+    "nohup": (
+        {"arguments": ENDLESS, "signals": [signal.SIGHUP, signal.SIGTERM], "ignored": [signal.SIGHUP]},
+        143,
+        "stopped",
+    ),
+    "twice": ({"arguments": ENDLESS, "signals": [signal.SIGINT, signal.SIGINT], "deaf": True}, 130, "stopped"),
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """How each of the cases ended: the exit code, what it printed and said, and its store."""
+    folder = tmp_path_factory.mktemp("terminal")
+    found = subprocess.run(
+        [sys.executable, "-c", CASES, str(folder)],
+        input=json.dumps({name: case for name, (case, _, _) in ENDINGS.items()}),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    codes = dict(map(json.loads, found.stdout.splitlines()))
+    return {
+        name: (code, Path(f"{folder}/{name}.out").read_text(), Path(f"{folder}/{name}.err").read_text(), folder / name)
+        for name, code in codes.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENDINGS)
+def test_signals_and_exit_codes(ended, name):
+    _, expected, state = ENDINGS[name]
+    code, out, err, home = ended[name]
+    assert code == expected, err
+    store = RunStore(home)
+    (job,) = store.jobs().itertuples()
+    assert job.state == state
+    kept = store.history(job.id)
+    assert len(kept) >= 1
+    assert "Traceback" not in err
+    assert err.startswith(("2 seeds", job.id)), "the id is said at the start"
+    if name != "twice":  # a second Ctrl-C ends at once, but the store has it all
+        written = pd.read_csv(io.StringIO(out))
+        assert len(written) == len(kept)
+    assert kept["epoch"].tolist() == sorted(kept["epoch"])
+    assert not list((home / "workers").glob("*.lock")) or name == "twice"
+
+
+@pytest.mark.slow
+def test_closed_pipes_end_the_printing_and_not_the_run(tmp_path):
+    command = f"{sys.executable} -m emacore train --verbose --set max_epochs=60 --set data.n_samples=200"
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} 2>&1 | head -1"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env=os.environ | {"EMACORE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == 1
+    (run,) = RunStore(tmp_path).runs().itertuples()
+    assert (run.state, run.epochs) == ("done", 60)
+
+
+def test_a_bar_where_there_is_a_terminal_and_nothing_elsewhere(monkeypatch, capsys):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Screen()
+    for stream, expected in ((screen, True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with terminal.Progress("epoch", 3) as progress:
+            for _ in range(3):
+                progress.step("loss 0.5")
+        assert bool(stream.getvalue()) == expected
+    assert "3/3" in screen.getvalue()
+    assert "an epoch; loss 0.5" in screen.getvalue()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with terminal.Progress("cell", 1, each=True) as progress:
+        progress.step("cell 1 of 1")
+    assert sys.stderr.getvalue() == "cell 1 of 1\n"
+
+
+def test_without_a_signal_nothing_stays_changed():
+    before = [signal.getsignal(number) for number in terminal.SIGNALS]
+    with terminal.Interruption() as by_hand:
+        assert not by_hand.stop.is_set()
+    assert [signal.getsignal(number) for number in terminal.SIGNALS] == before
+    assert [by_hand.exit_code(how) for how in ("max epochs", "diverged", "stopped")] == [0, 3, 0]
+
+
+NAMES = "日本語,значение\n1,2\n3,1\n"
+
+
+def test_names_in_any_language_in_any_locale(tmp_path):
+    (tmp_path / "names.csv").write_text(NAMES, encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    environment["PYTHONCOERCECLOCALE"] = "0"
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "emacore",
+            "smooth",
+            tmp_path / "names.csv",
+            "Constant(beta=0.5)",
+            "--column",
+            "значение",
+        ],
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode().splitlines()[0] == "日本語,значение,значение_smoothed"

@@ -1,0 +1,162 @@
+"""What was opened: its names, what is in it, and that no path of the server is told."""
+
+import json
+import os
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from emacore.averaging.code import merge_from_code
+from emacore.averaging.coefficients import Span, merged_profile
+from emacore.averaging.planned import planned
+from emacore.checkpoints import open_checkpoints
+from emacore.checkpoints.planning import plan_merge
+from emacore.experiments import opened as module
+from emacore.experiments.opened import (
+    Contents,
+    OpenedError,
+    certificate_table,
+    checked_evaluator,
+    checked_paths,
+    contents_of,
+    decay_table,
+    example,
+    growth_table,
+    identity_of,
+    merge_command,
+    opened,
+    weight_table,
+    without_paths,
+)
+from tests.experiments.opened_folders import small_run
+
+MERGES = (
+    "InversePower(beta=0.99)",
+    "PowerFunction(sigma_rel=0.1)",
+    "Window(size=25)",
+    "Window(files=3)",
+    "RateDecay(shape='cosine')",
+    "Coefficients(-0.5, 1.5)",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("secret") / "runs" / "tiny"
+    small_run(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def contents(folder):
+    return Contents.from_json(json.dumps({**module._read(folder), "identity": identity_of(folder)}))
+
+
+def test_names_are_the_ends_of_paths_and_as_much_as_tells_two_apart(monkeypatch, tmp_path):
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"]
+    monkeypatch.setenv("EMACORE_OPEN", checked_paths([*paths, paths[0]]))
+    assert opened() == {"a/run": paths[0], "b/run": paths[1], "other": paths[2]}
+    monkeypatch.delenv("EMACORE_OPEN")
+    assert opened() == {}
+
+
+def test_a_path_that_would_be_read_as_two_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="in its name"):
+        checked_paths([tmp_path / f"a{os.pathsep}b"])
+
+
+def test_contents_are_read_in_another_process_and_hold_no_path(folder):
+    found = contents_of("tiny", folder)
+    assert found.first == "model"
+    assert found.series["model"].steps == (10, 20, 30, 40, 50, 60)
+    assert {one.kind for one in found.series.values()} == {"raw", "average"}
+    (folder.parent / "empty").mkdir(exist_ok=True)
+    with pytest.raises(OpenedError) as error:
+        contents_of("empty", folder.parent / "empty")
+    for text in (str(found), str(error.value)):
+        assert str(folder.parent) not in text
+        assert "secret" not in text
+
+
+@pytest.mark.parametrize("text", ["{path} is damaged", "in {path}/step_1.pt and /usr/lib/python3/x.py: no", "{path}"])
+def test_a_message_keeps_its_words_and_loses_its_paths(tmp_path, text):
+    told = without_paths(text.format(path=tmp_path / "x"), tmp_path / "x", "x")
+    assert str(tmp_path) not in told
+    assert "/usr/lib" not in told
+    assert told.startswith(text.partition("{path}")[0] + "x")
+
+
+@pytest.mark.parametrize("code", MERGES)
+@pytest.mark.parametrize("fit", [None, "free"])
+def test_a_page_plans_what_the_command_merges(contents, folder, code, fit):
+    series = contents.series["model"]
+    mine = planned(merge_from_code(code), series.profiles, series.calls, fit)
+    (theirs,) = plan_merge(open_checkpoints(folder), {"x": merge_from_code(code)}, fit=fit).results
+    np.testing.assert_allclose(mine.coefficients, theirs.coefficients)
+    np.testing.assert_allclose(mine.certificate, theirs.told)
+    assert weight_table(series, {"x": mine})["coefficient"].tolist() == mine.coefficients.tolist()
+    assert certificate_table({"x": mine})["files"] == (mine.coefficients != 0).sum()
+
+
+@pytest.mark.parametrize("kind", ["raw", "window"])
+@pytest.mark.parametrize("code", ["Window(size=30)", "Constant(beta=0.9)"])
+def test_weights_add_up_as_the_merge_does_at_every_step(kind, code):
+    series = example(60, 6, kind)
+    found = planned(merge_from_code(code), series.profiles, series.calls)
+    table = growth_table(series, found)
+    wanted = table["curve"] == "all steps"
+    np.testing.assert_allclose(table["weight"][wanted], np.cumsum(found.target)[table["step"][wanted] - 1])
+    sums = np.cumsum(merged_profile(60, series.profiles, found.coefficients))
+    np.testing.assert_allclose(table["weight"][~wanted], sums[table["step"][~wanted] - 1])
+    assert table["weight"][-1] == pytest.approx(1)
+
+
+def test_an_example_of_windows_covers_every_step_once():
+    spans = example(1000, 7, "window").profiles
+    assert spans[0].begin == 0
+    assert spans[-1].end == 999
+    assert all(after.begin == before.end + 1 for before, after in pairwise(spans))
+    assert all(isinstance(one, Span) and one.begin == one.end for one in example(1000, 7, "raw").profiles)
+
+
+def test_a_long_run_is_drawn_by_few_points():
+    series = example(400_000, 40, "raw")
+    found = planned(merge_from_code("Window(size=100000)"), series.profiles, series.calls)
+    assert len(growth_table(series, found)["step"]) < 4000
+
+
+def test_decays_of_a_diagnosis_have_both_ends_of_each_stretch():
+    decays = {
+        "begin": np.array([0, 10]),
+        "end": np.array([10, 20]),
+        "low": np.array([0.8, 0.7]),
+        "best": np.array([0.9, 0.9]),
+        "high": np.array([0.95, 0.99]),
+        "configured": np.array([np.nan, np.nan]),
+    }
+    table = decay_table(decays)
+    assert set(table["curve"]) == {"found", "at least", "at most"}
+    least = table["curve"] == "at least"
+    np.testing.assert_allclose(table["forgets"][least], [0.05, 0.05, 0.01, 0.01])
+    assert table["step"][least].tolist() == [0, 10, 10, 20]
+    assert "configured" in decay_table({**decays, "configured": np.array([0.9, 0.9])})["curve"]
+
+
+def test_the_command_is_read_back_by_a_shell():
+    import shlex
+
+    codes = ["RateDecay(shape='1-sqrt')", "Window(size=10)"]
+    words = shlex.split(merge_command("a/my run", codes, "ema model", "free").replace("\\\n", " "))
+    assert words[:5] == ["python", "-m", "emacore", "merge", "my run"]
+    assert words[5:9] == ["--scheme", codes[0], "--scheme", codes[1]]
+    assert words[9:] == ["--section", "ema model", "--fit", "free", "-o", "my run-merged"]
+
+
+def test_what_evaluates_is_looked_for_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_own_eval.py").write_text("raise SystemExit")
+    assert checked_evaluator("my_own_eval:loss") == "my_own_eval:loss"
+    for wrong in ("my_own_eval", "my_own_eval:", "no_such_module_here:loss", "my_own_eval:1+1"):
+        with pytest.raises(ValueError, match=r"module"):
+            checked_evaluator(wrong)

@@ -1,0 +1,124 @@
+"""Averages in loops with accelerate."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from emacore import Constant, InversePower, PowerFunction
+from emacore.integrations.accelerate import Averaging
+from emacore.snippets import snippets
+
+SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
+DATA = TensorDataset(torch.randn(24, 3, generator=torch.Generator().manual_seed(0)))
+
+
+def made(every=1, schedule=SCHEDULES, **options):
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=every)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    model, optimizer, batches = accelerator.prepare(model, optimizer, DataLoader(DATA, 4))
+    return accelerator, model, optimizer, batches, Averaging(accelerator, model, optimizer, schedule, **options)
+
+
+def train(accelerator, model, optimizer, batches, averaging):
+    """An epoch; the weights after each step of the optimiser."""
+    noted = []
+    for (x,) in batches:
+        with accelerator.accumulate(model):
+            accelerator.backward((model(x) - x.sum(1, keepdim=True)).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            noted.append(weights(model))
+    return noted
+
+
+def weights(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def averaged(noted, schedule):
+    average = None
+    for weights, decay in zip(noted, schedule.decays(len(noted)), strict=True):
+        if average is None or decay == 0:
+            average = {name: tensor.clone() for name, tensor in weights.items()}
+            continue
+        for name, tensor in weights.items():
+            average[name] = average[name].lerp(tensor, 1 - decay) if tensor.is_floating_point() else tensor
+    return average
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_each_step_of_the_optimiser_is_a_call(every, tmp_path):
+    setup = made(every)
+    _, model, *_, averaging = setup
+    noted = train(*setup)
+    assert len(noted) == 6 // every
+    for name, schedule in SCHEDULES.items():
+        assert averaging.averages[name].step.item() == len(noted)
+        expected = averaged(noted, schedule)
+        for key, tensor in weights(averaging.averages[name].ema_model).items():
+            torch.testing.assert_close(tensor, expected[key])
+        with averaging.swapped(name):
+            assert_equal(weights(model), weights(averaging.averages[name].ema_model))
+    assert_equal(weights(model), noted[-1])
+    averaging.save_model(tmp_path)
+    assert_equal(load_file(tmp_path / "model.safetensors"), weights(averaging.averages["fast"].ema_model))
+
+
+@pytest.mark.parametrize("options", [{}, {"names": ["2.weight"], "feed_back": 3}], ids=["all", "a part, fed back"])
+def test_a_run_goes_on_where_its_state_was_saved(options, tmp_path):
+    whole = made(**options)
+    train(*whole)
+    whole[0].save_state(tmp_path)
+    train(*whole)
+    resumed = made(**options)
+    resumed[0].load_state(tmp_path)
+    train(*resumed)
+    assert_equal(weights(resumed[1]), weights(whole[1]))
+    for name in SCHEDULES:
+        assert_equal(resumed[-1].averages[name].state_dict(), whole[-1].averages[name].state_dict())
+
+
+def test_what_cannot_be_is_told():
+    with pytest.raises(TypeError, match="'average' must be a schedule, got 0.9"):
+        made(schedule={"average": 0.9})
+    with pytest.raises(ValueError, match="ema_model is set by the integration"):
+        made(ema_model=nn.Linear(1, 1))
+    averaging = made()[-1]
+    with pytest.raises(KeyError, match="no average 'other'; there are 'fast', 'slow'"), averaging.swapped("other"):
+        pass
+    with pytest.raises(ValueError, match="of the averages 'fast', these are"):
+        averaging.load_state_dict({"fast": averaging.state_dict()["fast"]})
+
+
+def test_the_snippet_averages_as_the_schedule_says(tmp_path, monkeypatch):
+    schedule = PowerFunction(sigma_rel=0.1)
+    (code,) = [snippet.code for snippet in snippets(schedule) if snippet.library == "accelerate"]
+    monkeypatch.chdir(tmp_path)
+    model, noted = nn.Linear(3, 1), []
+    names = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=0.05),
+        "batches": DataLoader(DATA, 2),
+    }
+
+    def train_on(batch):
+        names["accelerator"].backward(names["model"](batch[0]).square().mean())
+        names["optimizer"].step()
+        names["optimizer"].zero_grad()
+        noted.append(weights(model))
+
+    names["train_on"] = train_on
+    exec(code, names)
+    for name, tensor in averaged(noted, schedule).items():
+        torch.testing.assert_close(load_file(tmp_path / "averaged" / "model.safetensors")[name], tensor)

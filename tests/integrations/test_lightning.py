@@ -1,0 +1,261 @@
+"""The callback in Lightning itself, against averages of the weights that a plain callback wrote down."""
+
+import lightning.pytorch as pl
+import pytest
+import schedulefree
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
+
+from emacore import Constant, InversePower, PowerFunction
+from emacore.integrations.lightning import AveragingCallback
+from emacore.snippets import snippets
+
+X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+DATA = TensorDataset(X, X.sum(1, keepdim=True))
+SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
+
+
+class Model(pl.LightningModule):
+    def __init__(self, optimizer=torch.optim.AdamW):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+        self.mean = MeanMetric()
+        self._kind = optimizer
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, index):
+        return (self(batch[0]) - batch[1]).square().mean()
+
+    def validation_step(self, batch, index):
+        loss = (self(batch[0]) - batch[1]).square().mean()
+        self.mean(loss)
+        self.log_dict({"val_loss": loss})
+        self.log("val_mean", self.mean)
+
+    def configure_optimizers(self):
+        return self._kind(self.parameters(), lr=0.05)
+
+
+class Notes(pl.Callback):
+    """The weights after each batch, and the validation losses of the weights that are in the model then."""
+
+    def __init__(self, averages):
+        self.weights, self.losses, self._averages = [], [], averages
+
+    def on_train_batch_end(self, trainer, model, *args):
+        self.weights.append(weights(model))
+
+    def on_validation_end(self, trainer, model):
+        if not trainer.sanity_checking:
+            with torch.no_grad():
+                self.losses.append((loss(model), {name: loss(ema) for name, ema in self._averages.averages.items()}))
+
+
+class Saves(pl.Callback):
+    """One that comes first, and saves while the average may still be in the model."""
+
+    def __init__(self, folder):
+        self._path = folder / "validated.ckpt"
+
+    def on_validation_end(self, trainer, model):
+        trainer.save_checkpoint(self._path)
+
+
+def weights(model):
+    return {name: tensor.detach().clone() for name, tensor in model.net.state_dict().items()}
+
+
+def loss(model):
+    model.eval()
+    return sum((model(x) - y).square().mean() * len(x) for x, y in DataLoader(DATA, 8)).item() / len(DATA)
+
+
+def fit(folder, averaging, model=None, *, epochs=2, steps=-1, path=None, every=1, **options):
+    model = model or Model()
+    notes = Notes(averaging)
+    checkpoints = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1, **options)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        max_steps=steps,
+        accelerator="cpu",
+        callbacks=[Saves(folder), averaging, notes, checkpoints],
+        accumulate_grad_batches=every,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, DataLoader(DATA, 4), DataLoader(DATA, 8), ckpt_path=path)
+    return model, notes, trainer
+
+
+def averaged(noted, schedule):
+    """A plain loop over what was written down."""
+    average = None
+    for weights, decay in zip(noted, schedule.decays(len(noted)), strict=True):
+        if average is None or decay == 0:
+            average = {name: tensor.clone() for name, tensor in weights.items()}
+            continue
+        for name, tensor in weights.items():
+            average[name] = average[name].lerp(tensor, 1 - decay) if tensor.is_floating_point() else tensor
+    return average
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_each_step_of_the_optimiser_is_a_call(every, tmp_path):
+    averaging = AveragingCallback(SCHEDULES)
+    model, notes, trainer = fit(tmp_path, averaging, every=every)
+    stepped = notes.weights[every - 1 :: every]
+    for name, schedule in SCHEDULES.items():
+        assert averaging.averages[name].step.item() == trainer.global_step == len(stepped) == 12 // every
+        assert_close(weights(averaging.averages[name].ema_model), averaged(stepped, schedule))
+    assert_equal(weights(model), weights(averaging.averages["fast"].ema_model))
+
+
+@pytest.mark.parametrize("validate", ["average", "original", "both"])
+def test_what_is_validated(validate, tmp_path):
+    averaging = AveragingCallback(SCHEDULES, validate=validate)
+    _, notes, trainer = fit(tmp_path, averaging)
+    (original, averages), logged = notes.losses[-1], trainer.callback_metrics
+    assert original != pytest.approx(averages["fast"], rel=1e-3)
+    expected = averages["fast"] if validate == "average" else original
+    assert logged["val_loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert logged["val_mean"].item() == pytest.approx(expected, rel=1e-5)
+    assert ("val_loss/fast" in logged) == (validate == "both")
+    if validate == "both":
+        for name, value in averages.items():
+            assert logged[f"val_loss/{name}"].item() == pytest.approx(value, rel=1e-5)
+            assert logged[f"val_mean/{name}"].item() == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"names": ["net.3.weight", "net.3.bias"]}], ids=["all", "a part"])
+@pytest.mark.parametrize("step", [4, 6], ids=["in an epoch", "at its end"])
+def test_a_run_goes_on_where_it_was_saved(options, step, tmp_path):
+    whole = AveragingCallback(SCHEDULES, **options)
+    model, notes, _ = fit(tmp_path / "whole", whole)
+    fit(tmp_path / "first", AveragingCallback(SCHEDULES, **options), steps=step)
+    path = tmp_path / "first" / f"step={step}.ckpt"
+    # The module that the checkpoint gives by itself is the average; the run goes on from the training weights.
+    plain = Model.load_from_checkpoint(path)
+    resumed = AveragingCallback(SCHEDULES, **options)
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, module):
+            self.began = weights(module), weights(resumed.averages["fast"].ema_model)
+
+    look = Look()
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[resumed, look],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    other = Model()
+    trainer.fit(other, DataLoader(DATA, 4), DataLoader(DATA, 8), ckpt_path=path)
+    assert_equal(look.began[0], notes.weights[step - 1])
+    assert_equal(look.began[1], weights(plain))
+    if step == 6:  # Lightning begins an epoch's data anew, where it was saved in the middle of one
+        for name in SCHEDULES:
+            assert_equal(weights(resumed.averages[name].ema_model), weights(whole.averages[name].ema_model))
+        assert_equal(weights(other), weights(model))
+    for name in SCHEDULES:
+        assert resumed.averages[name].step.item() == 12
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["whole", "weights alone"])
+def test_checkpoints_hold_the_average(alone, tmp_path):
+    averaging = AveragingCallback(Constant(0.9), at_end="original")
+    model, notes, trainer = fit(tmp_path, averaging, save_weights_only=alone)
+    assert_equal(weights(model), notes.weights[-1])
+    for step in (3, 12):
+        plain = Model.load_from_checkpoint(tmp_path / f"step={step}.ckpt")
+        assert_close(weights(plain), averaged(notes.weights[:step], Constant(0.9)))
+    validated = torch.load(tmp_path / "validated.ckpt", weights_only=False)
+    assert torch.equal(validated["emacore"]["training"]["net.0.weight"], notes.weights[-1]["0.weight"])
+    assert torch.equal(validated["state_dict"]["net.0.weight"], plain.net[0].weight)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    assert_equal(
+        weights(Model.load_from_checkpoint(tmp_path / "after.ckpt")), weights(averaging.averages["average"].ema_model)
+    )
+
+
+def test_training_goes_on_from_a_checkpoint_of_after_the_end(tmp_path):
+    whole = AveragingCallback(Constant(0.9))
+    fit(tmp_path / "whole", whole, epochs=3)
+    *_, trainer = fit(tmp_path / "first", AveragingCallback(Constant(0.9)), epochs=2)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    resumed = AveragingCallback(Constant(0.9))
+    fit(tmp_path / "second", resumed, epochs=3, path=tmp_path / "after.ckpt")
+    for found, expected in zip(resumed.averages.values(), whole.averages.values(), strict=True):
+        assert_equal(weights(found.ema_model), weights(expected.ema_model))
+
+
+def test_the_average_is_fed_back_after_each_epoch(tmp_path):
+    averaging = AveragingCallback(Constant(0.9), feed_back="epoch", at_end="original", validate="original")
+    model, notes, _ = fit(tmp_path, averaging)
+    assert_equal(weights(model), weights(averaging.averages["average"].ema_model))
+    assert not torch.equal(model.net[0].weight, notes.weights[-1]["0.weight"])
+
+
+def test_what_cannot_be_is_told(tmp_path):
+    with pytest.raises(ValueError, match="validate must be one of"):
+        AveragingCallback(Constant(0.9), validate="ema")
+    with pytest.raises(TypeError, match="'a' must be a schedule, got 0.9"):
+        AveragingCallback({"a": 0.9})
+    with pytest.raises(ValueError, match="at least one schedule"):
+        AveragingCallback({})
+    with pytest.raises(ValueError, match="include_online_model is set by the integration"):
+        AveragingCallback(Constant(0.9), include_online_model=True)
+    with pytest.raises(ValueError, match="is schedule-free"):
+        fit(tmp_path, AveragingCallback(Constant(0.9)), Model(lambda p, lr: schedulefree.AdamWScheduleFree(p, lr=lr)))
+    with pytest.raises(ValueError, match="several AveragingCallbacks"):
+        pl.Trainer(
+            callbacks=[AveragingCallback(Constant(0.9)), AveragingCallback(Constant(0.8))],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(Model(), DataLoader(DATA, 4))
+    fit(tmp_path / "without", AveragingCallback(Constant(0.9)))
+    checkpoint = torch.load(tmp_path / "without" / "step=3.ckpt", weights_only=False)
+    del checkpoint["emacore"]
+    torch.save(checkpoint, tmp_path / "foreign.ckpt")
+    with pytest.warns(UserWarning, match="holds no averages"):
+        fit(tmp_path / "again", AveragingCallback(Constant(0.9)), path=tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize("schedule", [Constant(0.9, update_after_step=5, update_every=3), PowerFunction(sigma_rel=0.1)])
+def test_the_snippet_averages_as_the_schedule_says(schedule, monkeypatch):
+    (code,) = [snippet.code for snippet in snippets(schedule) if snippet.library == "Lightning"]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    model, notes = Model(), Notes(AveragingCallback(schedule))
+    add = {"enable_model_summary": False, **quiet}
+    trainer = pl.Trainer
+    monkeypatch.setattr(
+        pl, "Trainer", lambda callbacks, **given: trainer(callbacks=[*callbacks, notes], **given, **add)
+    )
+    exec(code, {"model": model, "batches": DataLoader(DATA, 2)})
+    assert len(notes.weights) == 12
+    expected = averaged(notes.weights, schedule)
+    for name, tensor in model.net.named_parameters():
+        torch.testing.assert_close(tensor.detach(), expected[name])

@@ -1,0 +1,57 @@
+"""What the integrations share, without any of their libraries."""
+
+import pytest
+import torch
+
+from emacore import Constant
+from emacore.integrations.several import Several, check_settings, named
+from tests.helpers import Network, assert_same, change, tensors
+
+
+def moved(feed_back=None):
+    model = Network()
+    several = Several(model, {"a": Constant(0.5), "b": Constant(0.9)}, feed_back, {})
+    for step in range(3):
+        change(model, step)
+        several.update()
+    return model, several
+
+
+def test_an_average_is_in_the_model_inside_the_block_alone():
+    model, several = moved()
+    online = tensors(model)
+    for name in (None, "b"):
+        with several.swapped(name):
+            expected = tensors(several.emas[name or "a"].ema_model)
+            assert_same(tensors(model), expected)
+            with several.swapped("a"):  # what is there stays
+                assert_same(tensors(model), expected)
+        assert_same(tensors(model), online)
+    with pytest.raises(ZeroDivisionError), several.swapped():
+        raise ZeroDivisionError
+    assert_same(tensors(model), online)
+
+
+def test_training_goes_on_after_a_swap_in_inference_mode():
+    model, several = moved()
+    with torch.inference_mode(), several.swapped():
+        pass
+    model(torch.randn(5, 3)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    several.update()
+
+
+def test_the_first_average_alone_is_fed_back_and_the_others_see_the_weights_before():
+    model, several = moved(feed_back=1)
+    assert_same(tensors(model), tensors(several.emas["a"].ema_model))
+    _, expected = moved()
+    assert expected.emas["b"].step.item() == several.emas["b"].step.item() == 3
+    torch.testing.assert_close(several.emas["b"].weights, expected.emas["b"].weights)
+
+
+def test_settings_are_checked():
+    assert named(Constant(0.9)) == {"average": Constant(0.9)}
+    with pytest.raises(ValueError, match="at_end must be"):
+        check_settings("both", "best", None, {})
+    with pytest.raises(ValueError, match="feed_back must be"):
+        check_settings("both", "average", "step", {})

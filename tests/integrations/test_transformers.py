@@ -1,0 +1,244 @@
+"""Averages in Transformers' Trainer itself, and of PEFT's adapters, against plain loops over what was written down."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.utils.data import Dataset
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+
+from emacore import EMA, Averages, Constant, InversePower, PowerFunction
+from emacore.integrations.transformers import FILE, Averaging
+from emacore.snippets import snippets
+
+SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
+
+
+class Data(Dataset):
+    def __init__(self, count=24, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.tokens = torch.randint(5, 40, (count, 6), generator=generator)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.tokens[index], "labels": int(self.tokens[index].sum()) % 2}
+
+
+def made():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return BertForSequenceClassification(BertConfig(vocab_size=40, max_position_embeddings=8, **sizes))
+
+
+def adapted(model=None):
+    torch.manual_seed(1)
+    return get_peft_model(model or made(), LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS"))
+
+
+class Notes(TrainerCallback):
+    def __init__(self):
+        self.weights = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights.append(weights(model))
+
+
+def weights(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def trained(folder, model=None, schedule=SCHEDULES, *, resume=None, arguments=None, **options):
+    notes = Notes()
+    settings = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.01,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "logging_strategy": "no",
+    }
+    trainer = Trainer(
+        model or made(),
+        TrainingArguments(folder, **settings | (arguments or {})),
+        train_dataset=Data(),
+        eval_dataset=Data(8, seed=1),
+        callbacks=[notes],
+    )
+    averaging = Averaging(trainer, schedule, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, averaging, notes
+
+
+def averaged(noted, schedule):
+    average = None
+    for weights, decay in zip(noted, schedule.decays(len(noted)), strict=True):
+        if average is None or decay == 0:
+            average = {name: tensor.clone() for name, tensor in weights.items()}
+            continue
+        for name, tensor in weights.items():
+            average[name] = average[name].lerp(tensor, 1 - decay) if tensor.is_floating_point() else tensor
+    return average
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_each_step_of_the_optimiser_is_a_call(every, tmp_path):
+    trainer, averaging, notes = trained(tmp_path, arguments={"gradient_accumulation_steps": every})
+    assert trainer.state.global_step == len(notes.weights) == 12 // every
+    for name, schedule in SCHEDULES.items():
+        assert averaging.averages[name].step.item() == 12 // every
+        assert_close(weights(averaging.averages[name].ema_model), averaged(notes.weights, schedule))
+    assert_equal(weights(trainer.model), weights(averaging.averages["fast"].ema_model))
+
+
+def test_checkpoints_hold_the_average_and_runs_go_on_from_both(tmp_path):
+    """Saved in the middle of an epoch of six steps, with data in an order drawn at random."""
+    trainer, averaging, notes = trained(tmp_path / "whole", at_end="original")
+    assert_equal(weights(trainer.model), notes.weights[-1])
+    path = tmp_path / "whole" / "checkpoint-4"
+    plain = BertForSequenceClassification.from_pretrained(path)
+    assert_close(weights(plain), averaged(notes.weights[:4], SCHEDULES["fast"]))
+    kept = torch.load(path / FILE, weights_only=True)
+    assert_equal({name: kept["training"][name] for name in notes.weights[3]}, notes.weights[3])
+    resumed, again, later = trained(tmp_path / "whole", resume=str(path), at_end="original")
+    assert_equal(later.weights[0], notes.weights[4])
+    assert_equal(weights(resumed.model), weights(trainer.model))
+    for name in SCHEDULES:
+        assert_equal(again.averages[name].state_dict(), averaging.averages[name].state_dict())
+
+
+@pytest.mark.parametrize("validate", ["average", "original", "both"])
+def test_what_is_validated(validate, tmp_path):
+    trainer, averaging, _ = trained(tmp_path, validate=validate, at_end="original")
+    logged = [entry for entry in trainer.state.log_history if any(name.endswith("loss") for name in entry)]
+    found = {name: value for entry in logged for name, value in entry.items() if name.endswith("loss")}
+    found.pop("train_loss")
+    original = trainer.evaluate()["eval_loss"]
+    for name in SCHEDULES:
+        with averaging.averages[name].average_parameters():
+            expected = trainer.evaluate()["eval_loss"]
+        assert expected != pytest.approx(original, rel=1e-4)
+        if name == "fast":
+            assert found["eval_loss"] == pytest.approx(original if validate == "original" else expected, rel=1e-5)
+        if validate == "both":
+            assert found["eval_original_loss"] == pytest.approx(original, rel=1e-5)
+        if validate == "both" and name == "slow":
+            assert found["eval_slow_loss"] == pytest.approx(expected, rel=1e-5)
+    assert ("eval_original_loss" in found) == (validate == "both")
+
+
+def test_the_best_checkpoint_is_the_best_average(tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    trainer, _, notes = trained(tmp_path, validate="both", arguments=best)
+    losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
+    step = min(losses, key=losses.get)
+    assert trainer.state.best_global_step == step
+    assert_close(weights(trainer.model), averaged(notes.weights[:step], SCHEDULES["fast"]))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[step], rel=1e-5)
+
+
+def test_adapters_alone_are_averaged_and_saved(tmp_path):
+    trainer, averaging, notes = trained(tmp_path, adapted(), trainable_only=True, arguments={"save_steps": 6})
+    ema = averaging.averages["fast"]
+    trains = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert set(ema.weights) == trains
+    expected = averaged(notes.weights, SCHEDULES["fast"])
+    assert_close(ema.weights, {name: expected[name] for name in trains})
+    path = tmp_path / "checkpoint-12"
+    assert (path / "adapter_model.safetensors").stat().st_size < 20_000
+    plain = PeftModel.from_pretrained(made(), path)
+    assert_close(weights(plain), expected)
+    resumed, again, _ = trained(
+        tmp_path, adapted(), trainable_only=True, resume=str(tmp_path / "checkpoint-6"), arguments={"save_steps": 6}
+    )
+    assert_equal(again.averages["slow"].weights, averaging.averages["slow"].weights)
+    assert_equal(weights(resumed.model), weights(trainer.model))
+
+
+@pytest.mark.parametrize("kind", [EMA, Averages])
+def test_adapters_are_averaged_in_a_loop(kind, tmp_path):
+    model = adapted().eval()
+    base = copy.deepcopy(model.get_base_model().state_dict())
+    average = (
+        EMA(model, schedule=Constant(0.5), trainable_only=True)
+        if kind is EMA
+        else Averages(model, {"a": Constant(0.5)}, trainable_only=True)
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    average.attach(optimizer)
+    batch = {name: torch.stack([torch.as_tensor(row[name]) for row in Data(4)]) for name in ("input_ids", "labels")}
+    noted = []
+    for _ in range(4):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        noted.append(weights(model))
+    expected = averaged(noted, Constant(0.5))
+    with average.average_parameters(*([] if kind is EMA else ["a"])):
+        assert_close(weights(model), expected)
+        model.save_pretrained(tmp_path)
+        swapped = model(**batch).logits
+    assert_equal(weights(model), noted[-1])
+    assert_equal(
+        {
+            n: t
+            for n, t in model.get_base_model().state_dict().items()
+            if "lora" not in n and "modules_to_save" not in n
+        },
+        {n: t for n, t in base.items() if "lora" not in n and "modules_to_save" not in n},
+    )
+    assert {path.name for path in tmp_path.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    plain = PeftModel.from_pretrained(made(), tmp_path).eval()
+    torch.testing.assert_close(plain(**batch).logits, swapped)
+    if kind is EMA:
+        torch.testing.assert_close(average(**batch).logits, swapped)
+
+
+def test_the_average_is_fed_back(tmp_path):
+    trainer, averaging, _ = trained(tmp_path, feed_back="epoch", at_end="original")
+    assert_equal(weights(trainer.model), weights(averaging.averages["fast"].ema_model))
+
+
+def test_a_checkpoint_without_averages_is_told(tmp_path):
+    trained(tmp_path)
+    path = tmp_path / "checkpoint-8"
+    (path / FILE).unlink()
+    with pytest.warns(UserWarning, match="checkpoint-8 holds no averages"):
+        trained(tmp_path, resume=str(path))
+    assert json.loads((path / "trainer_state.json").read_text())["global_step"] == 8
+
+
+def test_schedule_free_training_is_told_apart(tmp_path):
+    with pytest.raises(ValueError, match="AdamWScheduleFree is schedule-free"):
+        trained(tmp_path, arguments={"optim": "schedule_free_adamw"})
+
+
+def test_the_snippet_averages_as_the_schedule_says(tmp_path, monkeypatch):
+    schedule = PowerFunction(sigma_rel=0.1)
+    (code,) = [snippet.code for snippet in snippets(schedule) if snippet.library == "Transformers"]
+    monkeypatch.chdir(tmp_path)
+    model, notes = made(), Notes()
+    code = code.replace("batches)", "batches, callbacks=[notes])")
+    code = code.replace('"none")', '"none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False)')
+    exec(code, {"model": model, "batches": Data(), "notes": notes})
+    assert_close(weights(model), averaged(notes.weights, schedule))

@@ -1,0 +1,220 @@
+"""Your checkpoints, and what was opened on the page What if."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emacore.averaging.code import merge_from_code
+from emacore.averaging.planned import PROMISE, planned, planned_in_words
+from emacore.experiments import opened as module
+from emacore.experiments.jobs import work_off
+from emacore.experiments.opened import contents_of, example, opened
+from emacore.experiments.store import RunStore
+from tests.experiments.opened_folders import MEASURE, small_run, stored_rows
+from tests.helpers import ME
+from tests.pages.conftest import drawn, enter_recorded, run, texts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("hidden") / "tiny"
+    small_run(path)
+    (path.parent / "small_eval.py").write_text(MEASURE)
+    return path
+
+
+@pytest.fixture
+def of_mine(folder, monkeypatch):
+    """The folder is opened; its headers are read here, because another process would have to load torch."""
+
+    def here(name, path):
+        try:
+            answer = {**module._read(Path(path)), "identity": module.identity_of(Path(path))}
+        except ValueError as error:
+            answer = {"error": str(error)}
+        return json.dumps(answer)
+
+    monkeypatch.setattr(module, "asked_elsewhere", here)
+    monkeypatch.setenv("EMACORE_OPEN", str(folder))
+    return contents_of("tiny", folder)
+
+
+@pytest.fixture
+def evaluated(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setenv("EMACORE_EVALUATE", "small_eval:distance")
+    yield
+    sys.modules.pop("small_eval", None)
+
+
+def answered(app, home, label):
+    """Press a button that asks, and let a worker answer."""
+    (button,) = [one for one in app.button if one.label == label]
+    button.click()
+    run(app)
+    return worked(app, home)
+
+
+def worked(app, home):
+    store = RunStore(home)
+    while (claimed := store.claim(ME, 1)) is not None:
+        work_off(store, ME, *claimed)
+        run(app)
+    return app
+
+
+def table_with(app, *columns):
+    return next(one.value for one in app.dataframe if set(columns) <= set(one.value.columns))
+
+
+def test_without_anything_opened_there_is_an_example(open_page):
+    app = open_page("your_checkpoints", stored="means of windows", stored_files="10", stored_steps="2000", beta="0.99")
+    series = example(2000, 10, "window")
+    coefficients, growth = drawn(app)
+    for name in coefficients["merge"].unique() if "merge" in coefficients else coefficients["line"].unique():
+        code = name if name != "now" else "InversePower(beta=0.99, update_every=1)"
+        found = planned(merge_from_code(code), series.profiles, series.calls)
+        shown = coefficients[coefficients["line"] == name]
+        np.testing.assert_allclose(shown.sort_values("step")["coefficient"], found.coefficients)
+        if name == "now":
+            assert planned_in_words(found) in texts(app)
+    assert growth["weight"].max() == pytest.approx(1)
+    assert PROMISE in texts(app)
+    assert any("Snapshots" in block.value for block in app.code)
+
+
+def test_what_was_opened_is_chosen_by_its_name_and_shown_without_its_path(open_page, of_mine, folder):
+    app = open_page("your_checkpoints", opened="/etc")
+    assert "Not taken from the link" in texts(app)
+    assert app.selectbox(key="opened").options == ["tiny"]
+    stored = table_with(app, "step_from", "dtypes")
+    assert sorted(set(stored["step"])) == [10, 20, 30, 40, 50, 60]
+    assert set(stored["section"]) == {"model", "ema"}
+    command = next(block.value for block in app.code if "emacore merge" in block.value)
+    assert "emacore merge tiny" in command
+    shown = "\n".join([texts(app), *(block.value for block in app.code), *(str(one.value) for one in app.dataframe)])
+    assert str(folder.parent) not in shown
+    assert "Nothing says how these networks are measured" in shown
+
+
+def test_several_merges_are_shown_side_by_side_as_they_would_be_made(open_page, of_mine):
+    codes = ["Window(files=2)", "Coefficients(-0.5, 1.5)", "nonsense", "Coefficients(1, 1, 1, 1, 1, 1, 1)"]
+    app = open_page("your_checkpoints", merges=codes, fit="free", beta="0.9")
+    certificates = table_with(app, "reached", "amplification").set_index("merge")
+    series = of_mine.series["model"]
+    for code in codes[:2]:
+        found = planned(merge_from_code(code), series.profiles, series.calls, "free")
+        assert certificates.loc[code, "reached"] == pytest.approx(found.certificate.reached)
+        assert certificates.loc[code, "amplification"] == pytest.approx(found.certificate.amplification)
+    told = texts(app)
+    assert "Left out" in told
+    assert "7 coefficients for 6 files" in told
+    assert "--fit free" in next(block.value for block in app.code if "emacore merge" in block.value)
+
+
+def test_files_that_cannot_be_read_end_the_page_with_a_sentence(open_page, of_mine, tmp_path, monkeypatch):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "step_1.pt").write_bytes(b"PK\x03\x04 not whole")
+    monkeypatch.setenv("EMACORE_OPEN", str(tmp_path / "broken"))
+    app = open_page("your_checkpoints")
+    assert "broken cannot be read" in app.error[0].value
+    assert str(tmp_path) not in texts(app)
+
+
+def test_a_recording_is_looked_at_too(open_page, of_mine, home, monkeypatch):
+    recording = RunStore(home).recording(enter_recorded(home))
+    monkeypatch.setenv("EMACORE_OPEN", str(recording))
+    app = open_page("your_checkpoints")
+    assert "A recording of" in texts(app)
+    assert not any("emacore merge" in block.value for block in app.code)
+    assert [one for one in app.button if one.label == "Measure these merges"]
+
+
+def test_merges_are_measured_by_a_worker_and_kept(open_page, of_mine, evaluated, folder, home):
+    codes = ["Window(files=2)", "Coefficients(-0.5, 1.5)"]
+    app = open_page("your_checkpoints", merges=codes)
+    answered(app, home, "Measure these merges")
+    rows = stored_rows(folder).astype(np.float64)
+    losses = table_with(app, "merge", "loss").set_index("merge")["loss"]
+    expected = {"the last file": rows[-1], codes[0]: rows[-2:].mean(axis=0), codes[1]: 1.5 * rows[-1] - 0.5 * rows[-2]}
+    for name, weights in expected.items():
+        assert losses[name] == pytest.approx((weights**2).sum(), rel=1e-5)
+    assert "flatters itself" in texts(app)
+    again = open_page("your_checkpoints", merges=codes)
+    assert table_with(again, "merge", "loss").equals(table_with(app, "merge", "loss"))
+
+
+def test_a_measurement_shows_how_far_it_is_and_can_be_stopped(open_page, of_mine, evaluated, home):
+    app = open_page("your_checkpoints")
+    next(one for one in app.button if one.label == "Measure these merges").click()
+    run(app)
+    assert [one.label for one in app.button if one.label == "Stop"]
+    next(one for one in app.button if one.label == "Stop").click()
+    run(app)
+    assert "you stopped it" in texts(app)
+    assert RunStore(home).jobs().empty
+
+
+def test_a_function_that_fails_is_told(open_page, of_mine, evaluated, home, monkeypatch):
+    monkeypatch.setenv("EMACORE_EVALUATE", "small_eval:broken")
+    app = answered(open_page("your_checkpoints"), home, "Measure these merges")
+    assert "the data are not there" in texts(app)
+    assert [one for one in app.button if one.label == "Measure these merges"]
+
+
+def test_the_diagnosis_is_told_and_drawn(open_page, of_mine, home):
+    pytest.importorskip("emacore.checkpoints.diagnosis")
+    app = answered(open_page("your_checkpoints"), home, "Diagnose")
+    assert "Nothing wrong was found" in texts(app)
+    decays = drawn(app)[-1]
+    between = decays[decays["curve"].isin(["at least", "at most"])].groupby("step")["forgets"]
+    assert (between.min() <= 0.1).all()
+    assert (between.max() >= 0.1).all()
+
+
+def test_what_was_opened_is_replayed_like_a_run(open_page, of_mine, evaluated, folder, home):
+    app = open_page("what_if", replayed="opened-tiny", family="Constant", beta="0.5")
+    answered(app, home, "Measure what is stored")
+    worked(app, home)
+    curves = drawn(app)[0]
+    rows = stored_rows(folder).astype(np.float64)
+    own = curves[curves["curve"] == "original"]
+    np.testing.assert_allclose(own["loss"], (rows**2).sum(axis=1), rtol=1e-5)
+    assert set(curves["curve"]) == {"original", "the run's own EMA", "now"}
+    averages = stored_rows(folder, "ema").astype(np.float64)
+    np.testing.assert_allclose(
+        curves.loc[curves["curve"] == "the run's own EMA", "loss"], (averages**2).sum(axis=1), rtol=1e-5
+    )
+    assert "In this run the average ends" in texts(app)
+
+
+@pytest.mark.parametrize(
+    ("view", "label"),
+    [
+        ("Atlas", "Measure this atlas"),
+        ("Family", "Measure these averages"),
+        ("Weight space", "Measure the loss on this plane"),
+        ("For my run", "Measure these widths"),
+    ],
+)
+def test_each_view_asks_a_worker_and_shows_its_answer(open_page, of_mine, evaluated, home, view, label):
+    app = open_page("what_if", replayed="opened-tiny", view=view)
+    answered(app, home, "Measure what is stored")
+    worked(app, home)
+    before = len(drawn(app)) + len(app.dataframe)
+    answered(app, home, label)
+    assert len(drawn(app)) + len(app.dataframe) > before
+    assert not [one for one in app.button if one.label == label]
+
+
+def test_names_are_offered_beside_runs(open_page, of_mine, home):
+    enter_recorded(home)
+    app = open_page("what_if")
+    labels = app.selectbox(key="pick-replayed").options
+    assert labels[-1] == "Your checkpoints: tiny"
+    assert list(opened()) == ["tiny"]
+    assert app.selectbox(key="pick-replayed").value is None

@@ -1,0 +1,76 @@
+import copy
+
+import torch
+from torch import nn
+
+from emacore.plan import Plan, Wide, follow_writes, loans_of
+
+
+def build(wide=()):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    shadow = copy.deepcopy(model).requires_grad_(False)
+    pairs = dict(
+        zip(dict(model.named_parameters()), zip(shadow.parameters(), model.parameters(), strict=True), strict=True)
+    )
+    found = [Wide(name, pairs[name][0].double(), *pairs[name]) for name in wide]
+    return model, shadow, Plan(shadow, model, pairs, [name for name in pairs if name not in wide], found, [])
+
+
+def test_a_move_is_one_call_unless_something_else_is_to_be_done():
+    assert build()[2].is_simple
+    assert not build(["0.bias"])[2].is_simple
+
+
+def test_what_has_moved_before_data_of_another_dtype_does_not_move_again():
+    model, shadow, plan = build()
+    nn.init.zeros_(shadow[0].weight)
+    nn.init.ones_(model[0].weight)
+    assert plan.moved_before_misfit() is None
+    model[1].weight.data = model[1].weight.data.double()
+    try:
+        plan.move(0.5)
+    except RuntimeError:
+        done = plan.moved_before_misfit()
+    assert done == ["0.weight", "0.bias"]
+    assert shadow[0].weight.unique().tolist() == [0.5]
+    model[1].weight.data = model[1].weight.data.float()
+    plan.move(0.5, done)
+    assert shadow[0].weight.unique().tolist() == [0.5]
+
+
+def test_the_first_tensor_that_is_not_finite_is_named():
+    model, _, plan = build(["1.bias"])
+    assert plan.not_finite() is None
+    for name in ("1.bias", "0.weight"):
+        parameter = model.get_parameter(name)
+        for value in (torch.nan, torch.inf, -torch.inf):
+            parameter.data.view(-1)[-1] = value
+            assert plan.not_finite() == name
+        nn.init.zeros_(parameter)
+    assert plan.not_finite() is None
+
+
+def test_an_accumulator_takes_over_what_was_written_and_keeps_its_precision_elsewhere():
+    accumulator = torch.tensor([1.001, 2.002, 3.003])
+    shadow = accumulator.bfloat16()
+    follow_writes(accumulator, shadow)
+    assert accumulator.tolist() == torch.tensor([1.001, 2.002, 3.003]).tolist()
+    shadow.data[1] = 100.0
+    follow_writes(accumulator, shadow)
+    assert accumulator.tolist() == torch.tensor([1.001, 100.0, 3.003]).tolist()
+
+
+def test_only_memory_that_is_alike_and_nobody_elses_is_lent():
+    model, shadow, plan = build()
+    assert set(loans_of(plan.pairs)) == set(plan.pairs)
+    model[0].weight.data = model[0].weight.data.t()
+    model[0].bias.data = torch.zeros(4)[:2]
+    shadow[1].weight.data = shadow[1].weight.data.double()
+    loans = loans_of(plan.pairs)
+    assert set(loans) == {"1.bias"}
+    places = model[1].bias.data_ptr(), shadow[1].bias.data_ptr()
+    loans["1.bias"].lend()
+    assert (shadow[1].bias.data_ptr(), model[1].bias.data_ptr()) == places
+    assert not loans["1.bias"].is_written()
+    assert loans["1.bias"].give_back()
+    assert (model[1].bias.data_ptr(), shadow[1].bias.data_ptr()) == places

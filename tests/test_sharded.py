@@ -1,0 +1,349 @@
+"""Averages of sharded models, in four processes on this machine: one launch, whose checks are read by the tests."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_model
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from emacore import EMA, Averages, Constant, InversePower, Recorder
+from emacore.sharded import alike, gathered, is_sharded, laid_out, local
+
+PROCESSES = 4
+SCHEDULE = InversePower(0.9, update_after_step=2, update_every=2)
+
+
+class Tied(nn.Module):
+    """Weights of odd sizes, a tie, statistics, and a buffer that is not averaged."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.middle = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+        self.last = nn.Linear(3, 5, bias=False)
+        self.last.weight = self.first.weight
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+    def forward(self, x):
+        return self.last(self.middle(self.norm(self.first(x))))
+
+
+def made(dtype=torch.float32):
+    torch.manual_seed(0)
+    return Tied().to(dtype)
+
+
+def sharded(model, mesh, **options):
+    fully_shard(model.middle, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def change(model, seed):
+    """A step of training that is the same however the model is sharded."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                values = torch.randn(tensor.shape, generator=generator).abs().to(tensor.dtype)  # variances, too
+                tensor.copy_(laid_out(values, tensor.detach()))
+            else:
+                tensor.fill_(seed)
+
+
+def train(model, ema, steps):
+    for step in steps:
+        change(model, step)
+        ema.update()
+
+
+def whole(module):
+    return {name: gathered(tensor.detach()).clone() for name, tensor in module.state_dict().items()}
+
+
+def check_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def reference(steps, dtype=torch.float32):
+    model = made(dtype)
+    ema = EMA(model, schedule=SCHEDULE)
+    train(model, ema, steps)
+    return model, ema
+
+
+def both_sharded(mesh, order, dtype=torch.float32):
+    model = made(dtype)
+    if order == "sharded by EMA":
+        ema = EMA(sharded(model, mesh), schedule=SCHEDULE)
+    elif order == "built before":
+        ema = EMA(model, schedule=SCHEDULE)
+        sharded(model, mesh)
+        sharded(ema.ema_model, mesh)
+    elif order == "whole shadow":
+        ema = EMA(model, schedule=SCHEDULE)
+        sharded(model, mesh)
+    else:
+        shadow = copy.deepcopy(model)
+        ema = EMA(sharded(model, mesh), ema_model=sharded(shadow, mesh), schedule=SCHEDULE)
+    return model, ema
+
+
+def check_equal_to_the_unsharded_run(mesh, order, dtype=torch.float32):
+    plain, expected = reference(range(8), dtype)
+    model, ema = both_sharded(mesh, order, dtype)
+    train(model, ema, range(8))
+    assert all(is_sharded(p) for p in model.parameters())
+    assert all(is_sharded(p) == (order != "whole shadow") for p in ema.ema_model.parameters())
+    check_same(whole(ema.ema_model), expected.ema_model.state_dict())
+    x = torch.randn(6, 3, dtype=dtype)
+    torch.testing.assert_close(ema(x), expected(x), rtol=1e-5, atol=1e-5)
+    train(model, ema, range(8, 12))  # after a forward pass has gathered the shadow's weights
+    train(plain, expected, range(8, 12))
+    check_same(whole(ema.ema_model), expected.ema_model.state_dict())
+    torch.testing.assert_close(ema(x), expected(x), rtol=1e-5, atol=1e-5)
+
+
+def check_a_swap_is_seen_by_forward_passes(mesh):
+    plain, expected = reference(range(8))
+    model, ema = both_sharded(mesh, "sharded by EMA")
+    train(model, ema, range(8))
+    x = torch.randn(6, 3)
+    for one in (model, plain):
+        one.eval()
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+            with ema.average_parameters():
+                torch.testing.assert_close(model(x), expected(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+    check_same(whole(model), plain.state_dict())
+
+
+def check_copies_into_a_plain_module(mesh):
+    _, expected = reference(range(8))
+    model, ema = both_sharded(mesh, "sharded by EMA")
+    train(model, ema, range(8))
+    other = made()
+    ema.copy_to(other)
+    check_same(other.state_dict(), expected.ema_model.state_dict())
+    assert not any(is_sharded(p) for p in other.parameters())
+
+
+def check_saved_and_fed_back(mesh, folder):
+    _, expected = reference(range(8))
+    model, ema = both_sharded(mesh, "sharded by EMA")
+    train(model, ema, range(8))
+    ema.save(folder / "averages.safetensors")
+    dist.barrier()
+    other = made()
+    load_model(other, folder / "averages.safetensors")
+    check_same(other.state_dict(), expected.ema_model.state_dict())
+    model, ema = both_sharded(mesh, "built before")
+    ema.load(folder / "averages.safetensors")
+    check_same(whole(ema.ema_model), expected.ema_model.state_dict())
+    ema.update_model_with_ema()
+    check_same(whole(model), expected.ema_model.state_dict())
+
+
+def check_training_steps_with_an_optimiser(mesh):
+    """The same batch in all processes, so that the unsharded run takes the same steps."""
+    results = []
+    for parts in (None, mesh):
+        model = made()
+        if parts is not None:
+            sharded(model, parts, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=False)
+        ema = EMA(model, schedule=Constant(0.7))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(4):
+            x = torch.randn(8, 3, generator=generator)
+            model(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update()
+        results.append(whole(ema.ema_model))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def check_resumed_on_another_number(folder, few, dtype):
+    """Two processes save, four go on, and with the shadow built the other way round."""
+    plain, expected = reference(range(12), dtype)
+    if dist.get_rank() < 2:
+        model, ema = both_sharded(few, "sharded by EMA", dtype)
+        train(model, ema, range(6))
+        dcp.save({"ema": ema}, checkpoint_id=folder, process_group=few.get_group())
+    dist.barrier()
+    model, ema = both_sharded(init_device_mesh("cpu", (PROCESSES,)), "built before", dtype)
+    dcp.load({"ema": ema}, checkpoint_id=folder)
+    assert ema.step.item() == 6
+    train(model, ema, range(6, 12))
+    check_same(whole(ema.ema_model), expected.ema_model.state_dict())
+    check_same(whole(model), plain.state_dict())
+    if dtype == torch.bfloat16:
+        found, wanted = ema.state_dict(), expected.state_dict()
+        accumulators = [name for name in wanted if name.startswith("accumulator.")]
+        assert accumulators
+        check_same(
+            {name: gathered(found[name]) for name in accumulators}, {name: wanted[name] for name in accumulators}
+        )
+
+
+def check_ddp(folder):
+    """Each process keeps the same average of the weights, and its own of what differs between them."""
+    plain = nn.Linear(3, 2)
+    nn.init.ones_(plain.weight), nn.init.zeros_(plain.bias)
+    model = DistributedDataParallel(plain)
+    ema = EMA(model, schedule=Constant(0.5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kept = copy.deepcopy(plain)
+    for step in range(4):
+        x = torch.full((2, 3), float(dist.get_rank() + step))
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update()
+        with torch.no_grad():
+            for average, value in zip(kept.parameters(), plain.parameters(), strict=True):
+                average.copy_(value) if step == 0 else average.lerp_(value, 0.5)
+    check_same(ema.ema_model.state_dict(), kept.state_dict())
+    found = [None] * PROCESSES
+    dist.all_gather_object(found, ema.ema_model.state_dict())
+    for other in found:
+        check_same(other, kept.state_dict())
+    if dist.get_rank() == 0:
+        torch.save(ema.state_dict(), folder / "ddp.pt")
+    dist.barrier()
+    fresh = EMA(DistributedDataParallel(nn.Linear(3, 2)), schedule=Constant(0.5))
+    fresh.load_state_dict(torch.load(folder / "ddp.pt"))
+    check_same(fresh.ema_model.state_dict(), kept.state_dict())
+
+
+def check_errors(mesh, folder):
+    model = sharded(made(), mesh)
+    for build in (
+        lambda: Averages(model, {"a": Constant(0.9)}),
+        lambda: Recorder(model, folder / "never"),
+    ):
+        with pytest.raises(ValueError, match="sharded over several processes"):
+            build()
+    flat = FullyShardedDataParallel(made(), device_id=torch.device("cpu"))
+    for build in (
+        lambda: EMA(flat),
+        lambda: EMA(made(), ema_model=flat),
+        lambda: Averages(flat, {"a": Constant(0.9)}),
+        lambda: Recorder(flat, folder / "never"),
+    ):
+        with pytest.raises(TypeError, match="FSDP1.*fully_shard"):
+            build()
+
+
+def check_layouts(mesh):
+    whole_one = torch.arange(15.0).reshape(5, 3)
+    like = sharded(made(), mesh).first.weight.detach()
+    part = laid_out(whole_one, like)
+    assert isinstance(part, DTensor)
+    assert alike(part, like)
+    assert not alike(part, whole_one)
+    assert local(part).numel() < 15
+    assert torch.equal(gathered(part), whole_one)
+    assert torch.equal(laid_out(part, whole_one), whole_one)
+
+
+def checks(folder, few):
+    rank = dist.get_rank()
+    everybody = init_device_mesh("cpu", (PROCESSES,))
+    for mesh, size in ((few, 2), (everybody, 4)):
+        if rank < size:
+            for order in ("sharded by EMA", "built before", *(("given", "whole shadow") if size == 2 else ())):
+                yield f"{size} processes, {order}", lambda m=mesh, o=order: check_equal_to_the_unsharded_run(m, o)
+            yield (
+                f"{size} processes, bfloat16",
+                lambda m=mesh: check_equal_to_the_unsharded_run(m, "sharded by EMA", torch.bfloat16),
+            )
+            yield f"{size} processes, swap", lambda m=mesh: check_a_swap_is_seen_by_forward_passes(m)
+            yield f"{size} processes, copy", lambda m=mesh: check_copies_into_a_plain_module(m)
+    yield "files", lambda: check_saved_and_fed_back(everybody, folder)
+    yield "training", lambda: check_training_steps_with_an_optimiser(everybody)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield f"resumed, {dtype}", lambda d=dtype: check_resumed_on_another_number(folder / str(d), few, d)
+    yield "DDP", lambda: check_ddp(folder)
+    yield "errors", lambda: check_errors(everybody, folder)
+    yield "layouts", lambda: check_layouts(everybody)
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
+    few = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pair", "member"))["member"]
+    told = {}
+    for name, check in checks(folder, few):
+        try:
+            check()
+            told[name] = "right"
+        except Exception:  # whatever it was, the test tells it
+            told[name] = traceback.format_exc()
+    (folder / f"told{rank}.json").write_text(json.dumps(told))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_sharded", folder],
+        env={**os.environ, **own},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"told{rank}.json").read_text()) for rank in range(PROCESSES)]
+
+
+#: What each test looks at: the start of the checks' names, and how many there are.
+PARTS = {
+    "2 processes": 7,
+    "4 processes": 5,
+    "training": 1,
+    "resumed": 2,
+    "DDP": 1,
+    "errors": 1,
+    "layouts": 1,
+    "files": 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_sharded(part, told):
+    for rank, found in enumerate(told):
+        chosen = {name: said for name, said in found.items() if name.startswith(part)}
+        assert len(chosen) == (0 if part == "2 processes" and rank > 1 else PARTS[part])
+        wrong = {name: said for name, said in chosen.items() if said != "right"}
+        assert not wrong, "\n".join(f"process {rank}, {name}:\n{said}" for name, said in wrong.items())
+
+
+if __name__ == "__main__":
+    # Forked, because importing torch four times takes longer than all the rest.
+    torch.multiprocessing.start_processes(work, (Path(sys.argv[1]),), nprocs=PROCESSES, start_method="fork")

@@ -1,0 +1,82 @@
+"""Real steps of optimisers: accumulation, AMP's skipped ones, wrappers, and what cannot be attached to."""
+
+import pytest
+import schedulefree
+import torch
+from torch import nn
+
+from emacore import EMA, Averages, Constant
+from emacore.steps import averages_by_itself, stepping
+
+
+def loss(model, value=1.0):
+    return model(torch.full((2, 3), value)).square().sum()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, lambda p, lr: torch.optim.AdamW(p, lr=lr, fused=True)],
+    ids=["SGD", "AdamW", "RMSprop", "fused AdamW"],
+)
+def test_real_steps_are_counted(kind):
+    """Two batches a step, and a scaler that skips the steps whose gradients overflow."""
+    model = nn.Linear(3, 2)
+    optimizer = kind(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=1000)
+    ema, averages = EMA(model, schedule=Constant(0.5)), Averages(model, {"a": Constant(0.5)})
+    handle = ema.attach(optimizer)
+    averages.attach(optimizer)
+    kept, taken = None, 0
+    for batch in range(12):
+        scaler.scale(loss(model, float("inf") if batch in (4, 9) else 1.0)).backward()
+        if batch % 2:
+            before = model.weight.detach().clone()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            if batch not in (5, 9):  # in which a gradient was infinite
+                assert not torch.equal(model.weight, before)
+                taken += 1
+                kept = model.weight.detach().clone() if kept is None else kept.lerp(model.weight.detach(), 0.5)
+    assert taken == 4
+    assert ema.step.item() == averages.step == taken
+    torch.testing.assert_close(ema.ema_model.weight, kept)
+    handle.remove()
+    optimizer.step()
+    assert ema.step.item() == taken
+    assert averages.step == taken + 1
+
+
+def test_what_cannot_be_attached_to_is_told():
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    ema = EMA(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ema.attach(optimizer)
+    with pytest.raises(ValueError, match="attached to this optimizer already"):
+        ema.attach(optimizer)
+    EMA(model).attach(optimizer)  # another average of the same model
+    with pytest.raises(ValueError, match="trains none of the model's weights"):
+        ema.attach(torch.optim.SGD(other.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, got 3"):
+        ema.attach(3)
+
+
+def schedule_free():
+    def model():
+        return nn.Linear(3, 2).parameters()
+
+    yield schedulefree.AdamWScheduleFree(model())
+    yield schedulefree.SGDScheduleFree(model(), lr=0.1)
+    yield schedulefree.RAdamScheduleFree(model())
+    yield schedulefree.AdamWScheduleFreeClosure(model())
+    yield schedulefree.ScheduleFreeWrapper(torch.optim.SGD(model(), lr=0.1))
+
+
+def test_schedule_free_optimisers_are_told_apart():
+    for optimizer in schedule_free():
+        assert averages_by_itself(optimizer)
+        with pytest.raises(ValueError, match=rf"{type(optimizer).__name__} is schedule-free: .*optimizer\.eval\(\)"):
+            EMA(nn.Linear(3, 2)).attach(optimizer)
+    plain = torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1)
+    assert stepping(plain) is plain
+    assert not averages_by_itself(plain)
