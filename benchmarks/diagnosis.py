@@ -32,10 +32,11 @@ from emacore.averaging.families import (
     UniformAverage,
 )
 from emacore.averaging.schedules import Schedule
+from emacore.avg_fn import averaging_function
 from emacore.checkpoints import open_checkpoints
 from emacore.checkpoints.diagnosis import diagnosed
 from emacore.checkpoints.evidence import evidence_in
-from emacore.ema import EMA, averaging_function
+from emacore.ema import EMA
 
 LIBRARIES = ("emacore", "ema-pytorch", "timm", "diffusers", "torch")
 FAULTS = ("decay", "never reached", "reset", "flipped", "update_every", "buffers", "frozen", "dtype", "equal")

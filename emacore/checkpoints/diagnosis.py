@@ -25,18 +25,6 @@ from emacore.tensors import listed
 Fault = Literal[
     "decay", "never reached", "reset", "flipped", "update_every", "buffers", "copied", "frozen", "dtype", "equal"
 ]
-WORDS: dict[Fault, str] = {
-    "decay": "another decay",
-    "never reached": "a warm-up that had not reached the decay yet",
-    "reset": "a reset, as at a resume",
-    "flipped": "decay and 1 - decay exchanged",
-    "update_every": "another number of steps between updates",
-    "buffers": "buffers that are not averaged",
-    "copied": "tensors that are copied, not averaged",
-    "frozen": "an average that is not updated",
-    "dtype": "a dtype too coarse to move in",
-    "equal": "an average that is the raw weights",
-}
 #: By how much a configured rate may lie outside an interval before it counts as refuted: the intervals hold on average
 #: over unseen paths, and a fault is never so small.
 _SLACK = 1.15
