@@ -466,8 +466,9 @@ def _counted_otherwise(
     times = [
         k for k in range(2, 65) if all(rate.allows(k * one, 1.02) for rate, one in zip(rates, expected, strict=True))
     ]
-    if times and all(rate.has_high for rate in rates):
-        said = f"{times[0]}" if len(times) == 1 else f"about {times[0]} to {times[-1]}"
+    if times:
+        said = f"about {times[0]} to {times[-1]}" if times[-1] < 64 else f"at least {times[0]}"
+        said = f"{times[0]}" if len(times) == 1 else said
         return f"update() were called {said} times a step, once a micro-batch, for instance"
     return None
 
