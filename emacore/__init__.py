@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from emacore.averaging.weights import effective_count, mean_age
     from emacore.averaging.windows import Window
     from emacore.avg_fn import averaging_function
+    from emacore.checkpoints.diagnosis import diagnose
     from emacore.checkpoints.merging import merge
     from emacore.checkpoints.reading import open_checkpoints
     from emacore.checkpoints.snapshots import Snapshots
@@ -55,6 +56,7 @@ _HOMES = {
     "Window": "averaging.windows",
     "answers": "experiments.evidence",
     "averaging_function": "avg_fn",
+    "diagnose": "checkpoints.diagnosis",
     "effective_count": "averaging.weights",
     "mean_age": "averaging.weights",
     "merge": "checkpoints.merging",
@@ -86,6 +88,7 @@ __all__ = [
     "Window",
     "answers",
     "averaging_function",
+    "diagnose",
     "effective_count",
     "mean_age",
     "merge",

@@ -240,6 +240,36 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
 
 
 @cli.command(cls=WithFamilies)
+@click.argument("path", type=click.Path(exists=True))
+@click.option("--configured", type=ScheduleCode(), help="The schedule that the average was to have; a step is a call.")
+@click.option("--average", help="The section that holds the average, where files have several.")
+@click.option("--raw", help="The section that holds the raw weights, where files have several.")
+@output
+def diagnose(path: str, configured: Schedule | None, average: str | None, raw: str | None, output: str | None) -> None:
+    """Say what an average really did, from files (a folder) that hold raw and averaged weights of two steps or more.
+
+    The decays between the files go to the CSV file, if one is named.
+
+    \b
+    emacore diagnose checkpoints --configured "Constant(beta=0.999)"
+    """
+    from emacore.checkpoints import CheckpointError
+    from emacore.checkpoints import diagnose as diagnosed
+
+    try:
+        found = diagnosed(path, configured, average=average, raw=raw)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
+    for sentence in found.sentences:
+        click.echo(sentence)
+    if output is not None:
+        with Path(output).open("w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(found.table)
+            rows.writerows(zip(*(values.tolist() for values in found.table.values()), strict=True))
+
+
+@cli.command(cls=WithFamilies)
 @click.argument("schedule", type=ScheduleCode())
 @click.option("--steps", type=Count(2, MOST_STEPS), default=5000, show_default=True, help="Of the run, such as 1e9.")
 @output
