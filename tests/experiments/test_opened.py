@@ -71,12 +71,20 @@ def test_contents_are_read_in_another_process_and_hold_no_path(folder):
     assert found.first == "model"
     assert found.series["model"].steps == (10, 20, 30, 40, 50, 60)
     assert {one.kind for one in found.series.values()} == {"raw", "average"}
+    assert "secret" not in str(found)
+
+
+def test_what_cannot_be_read_is_told_by_its_name(folder, monkeypatch, capsys):
+    def here(name, path):
+        module._main(path)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(module, "asked_elsewhere", here)
     (folder.parent / "empty").mkdir(exist_ok=True)
-    with pytest.raises(OpenedError) as error:
-        contents_of("empty", folder.parent / "empty")
-    for text in (str(found), str(error.value)):
-        assert str(folder.parent) not in text
-        assert "secret" not in text
+    for name in ("empty", "gone"):
+        with pytest.raises(OpenedError, match=f"{name}") as error:
+            contents_of(name, folder.parent / name)
+        assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{path} is damaged", "in {path}/step_1.pt and /usr/lib/python3/x.py: no", "{path}"])
@@ -128,10 +136,10 @@ def test_a_long_run_is_drawn_by_few_points():
 
 def test_decays_of_a_diagnosis_have_both_ends_of_each_stretch():
     decays = {
-        "begin": np.array([0, 10]),
-        "end": np.array([10, 20]),
+        "from_step": np.array([0, 10]),
+        "to_step": np.array([10, 20]),
         "low": np.array([0.8, 0.7]),
-        "best": np.array([0.9, 0.9]),
+        "decay": np.array([0.9, 0.9]),
         "high": np.array([0.95, 0.99]),
         "configured": np.array([np.nan, np.nan]),
     }
