@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emacore.experiments.opened import EVALUATE, evaluator_file, identity_of, opened, without_paths_in_json
+from emacore.limits import MEASURED_BYTES
 from emacore.replay.measure import Measure, Metric, OneByOne
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def answer(question: Question, store: RunStore, tell: Callable[[int, int], None]
                 found = kept.told(_merged(path, question, _with(trajectory, kept)))
         else:
             trajectory = _trajectory(path, question.sections[0])
+            _check_memory(question, *trajectory.weights.shape)
             measure = _measure(trajectory, path, question.by)
             with _kept(_Kept(measure, store, question.by, tell, question, len(trajectory.epoch_ends))) as kept:
                 found = kept.told(KINDS[question.kind](_with(trajectory, kept), **question.settings))
@@ -278,6 +280,23 @@ def _kept(measure: _Kept) -> Iterator[_Kept]:
         yield measure
     finally:
         measure.write()
+
+
+def _check_memory(question: Question, rows: int, columns: int) -> None:
+    """Raise ``ValueError`` where an answer needs too many networks of so many ``columns`` in memory."""
+    at_once = {
+        "curves": len(question.settings.get("codes", ())),
+        "atlas": 400,
+        "family": 5 + rows // 4,
+        "widths": 40,
+        "space": 4 * min(rows, 400),
+    }
+    needed = 4 * columns * at_once[question.kind]
+    if needed > MEASURED_BYTES:
+        raise ValueError(
+            f"this holds {at_once[question.kind]:,} networks of {columns:,} weights in memory, {needed / 2**30:,.0f} "
+            f"GiB, where {MEASURED_BYTES / 2**30:,.0f} are allowed: measure merges one by one on Your checkpoints"
+        )
 
 
 def count_of(question: Question, ends: int) -> int:

@@ -6,7 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
+from emacore import Snapshots
 from emacore.averaging.code import merge_from_code
 from emacore.averaging.coefficients import Span, merged_profile
 from emacore.averaging.planned import planned
@@ -105,6 +107,23 @@ def test_a_page_plans_what_the_command_merges(contents, folder, code, fit):
     np.testing.assert_allclose(mine.certificate, theirs.told)
     assert weight_table(series, {"x": mine})["coefficient"].tolist() == mine.coefficients.tolist()
     assert certificate_table({"x": mine})["files"] == (mine.coefficients != 0).sum()
+
+
+@pytest.mark.parametrize("kind", ["windows", "power"])
+def test_snapshots_are_planned_as_the_command_merges_them(tmp_path, kind):
+    model = torch.nn.Linear(2, 1)
+    snapshots = Snapshots(model, tmp_path / "snapshots", every=10, kind=kind)
+    for _ in range(60):
+        snapshots.update()
+    answer = {**module._read(tmp_path / "snapshots"), "identity": ""}
+    contents = Contents.from_json(json.dumps(answer))
+    series = contents.series[contents.first]
+    assert len(series.steps) == (6 if kind == "windows" else 12)
+    for code in ("PowerFunction(sigma_rel=0.15)", "Window(size=30)"):
+        mine = planned(merge_from_code(code), series.profiles, series.calls)
+        (theirs,) = plan_merge(open_checkpoints(tmp_path / "snapshots"), {"x": merge_from_code(code)}).results
+        np.testing.assert_allclose(mine.coefficients, theirs.coefficients, atol=1e-9)
+        np.testing.assert_allclose(mine.certificate, theirs.told, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["raw", "window"])
