@@ -362,7 +362,7 @@ def metric_columns(recorded: Recorded | OpenedRun, unit: str = "epoch") -> dict[
     titles: dict[str, Any] = {
         "final": number("final loss"),
         "best": number("best loss"),
-        "best_epoch": "at epoch",
+        "best_epoch": f"at {unit}",
         "steadiness": number("std. dev."),
         "ahead_since": number(f"below the original since {unit}"),
     }
