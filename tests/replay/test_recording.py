@@ -1,7 +1,12 @@
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.func import functional_call
@@ -9,8 +14,11 @@ from torch.func import functional_call
 from emacore import EMA, Recorder
 from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.windows import Window
+from emacore.limits import DISK_RESERVE, RECORDED_STEPS
+from emacore.replay import recording
+from emacore.replay.recording import RecordingError, read_recording
 from emacore.replay.trajectory import Trajectory
-from tests.helpers import Network, change, tensors
+from tests.helpers import FUZZED, Network, change, tensors
 
 SCHEDULES = {
     "article": InversePower(0.98, update_after_step=10, update_every=1),
@@ -325,3 +333,114 @@ def test_what_has_no_place_in_a_row_is_told_with_the_way_out(tmp_path):
         model.positions = torch.zeros(3)
         with pytest.raises(RuntimeError, match="'positions'.* differ in shape.*names= what stays as it is"):
             recorder.record()
+
+
+@pytest.mark.parametrize("most", [0, 127, 128, 1000, 12_345])
+def test_a_budget_is_kept_while_the_run_goes_on(tmp_path, most):
+    model = nn.Linear(9, 1)
+    with Recorder(model, tmp_path / "run", most_bytes=most) as recorder:
+        for step in range(1000):
+            recorder.record()
+            if step % 50 == 49:
+                recorder.end_epoch()
+    size = (tmp_path / "run" / "weights.npy").stat().st_size
+    rows = max(0, (most - 128) // recorder.row_bytes)
+    assert size == 128 + rows * recorder.row_bytes
+    began = f"the recording ends after step {rows - 1}" if rows else "nothing was recorded"
+    assert f"{began}: it may take 0 MB at most" == recorder.error
+    assert len(read_recording(tmp_path / "run").weights) == rows
+
+
+def test_a_disk_is_left_to_histories_before_it_is_full(tmp_path, monkeypatch):
+    disk = SimpleNamespace(total=2**40, free=DISK_RESERVE + 1000)
+    monkeypatch.setattr(recording.shutil, "disk_usage", lambda folder: disk)
+    model = nn.Linear(9, 1)
+    with Recorder(model, tmp_path / "run") as recorder:
+        for _ in range(10):
+            recorder.record()
+        recorder.end_epoch()
+        disk.free = DISK_RESERVE + 399
+        for _ in range(10):
+            recorder.record()
+    assert recorder.error.startswith("the recording ends after step 18: the disk is nearly full")
+    assert len(read_recording(tmp_path / "run").weights) == 19
+
+
+def test_a_recording_gives_way_and_the_training_goes_on(tmp_path):
+    model = nn.Linear(9, 1)
+    with Recorder(model, tmp_path / "run") as recorder:
+        for _ in range(5):
+            recorder.record()
+        recorder.end_epoch()
+        rows = read_recording(tmp_path / "run").weights
+        recorder.give_way("the disk is full")
+        assert not (tmp_path / "run").exists()
+        recorder.record()
+        recorder.end_epoch()
+    assert recorder.error == "nothing is left of the recording: the disk is full"
+    assert np.isfinite(rows).all()  # whoever had it mapped can still read it
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+HOSTILE = {
+    "every": st.one_of(st.sampled_from([0, -1, 2**31, 2**70, 1.5, "2", None, True]), JSON),
+    "tensors": st.one_of(
+        st.sampled_from(
+            [
+                {"w": {"shape": shape, "dtype": "float32"}}
+                for shape in ([-1], [2**62, 2**62], [0], [1e3], ["a"], 5, None, [[1]], [2**31])
+            ]
+            + [{"w": {"shape": [9], "dtype": dtype}} for dtype in ("load", "nope", "int64", "complex64", "__class__")]
+        ),
+        JSON,
+    ),
+    "copied": JSON,
+    "dtype": st.one_of(st.sampled_from(["float64", "int8"]), JSON),
+    "epoch_ends": st.one_of(st.sampled_from([[-5], [3, 1], ["x"], [10**30], [1.5], 7]), JSON),
+    "version": JSON,
+    "config": JSON,
+}
+
+
+@pytest.fixture(scope="module")
+def recorded_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile") / "run"
+    model = nn.Linear(9, 1)
+    with Recorder(model, folder) as recorder:
+        for _ in range(6):
+            recorder.record()
+        recorder.end_epoch()
+    return folder, json.loads((folder / "run.json").read_text())
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_description_is_a_recording_error_or_harmless(recorded_folder, name):
+    folder, about = recorded_folder
+
+    @settings(max_examples=FUZZED, deadline=None, database=None)
+    @given(HOSTILE[name])
+    def read(value):
+        (folder / "run.json").write_text(json.dumps({**about, name: value}))
+        try:
+            rows = read_recording(folder)
+        except RecordingError:
+            return
+        assert len(rows.steps) <= 6
+        assert all(0 <= end < len(rows.steps) for end in rows.epoch_ends)
+        assert rows.steps.max(initial=0) < RECORDED_STEPS
+
+    read()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "[" * 100_000, '{"a":' * 50_000, "\ud800", '{"version": 1e999}', '{"version": []}']
+)
+def test_what_is_no_description_is_a_recording_error(recorded_folder, text):
+    folder, _ = recorded_folder
+    (folder / "run.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(RecordingError):
+        read_recording(folder)
