@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -434,3 +435,14 @@ def final_half_life(schedule: Schedule, num_steps: int) -> float:
     """
     decay = float(schedule.at([last_move(schedule, num_steps)])[0])
     return half_life(decay) * schedule.update_every
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """The families and solvers, which were here before they had modules of their own: code of then still runs."""
+        for home in () if name.startswith("_") else ("families", "solving"):
+            module = import_module(f"emacore.averaging.{home}")
+            if getattr(vars(module).get(name), "__module__", None) == module.__name__:
+                return vars(module)[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
