@@ -539,6 +539,7 @@ def _carried_out(
 
     with store.working("terminal") as worker:
         run_id = store.enter(job, worker)
+        job = store.result(run_id).job  # whose table the store keeps
         _tell(f"{run_id}: {job_in_words(job)}")
         by_hand.at_once = lambda: _end_at_once(store, run_id, worker)
         try:
