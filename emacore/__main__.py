@@ -34,7 +34,7 @@ from emacore.averaging.smoothing import WAYS, Smoothing
 from emacore.averaging.views import sampled_calls
 from emacore.averaging.weights import effective_count, mean_age, relative_width, start_share, weights
 from emacore.averaging.windows import Scheme
-from emacore.cli import merging, stored
+from emacore.cli import diagnosing, merging, stored
 from emacore.cli.options import (
     Count,
     ScheduleCode,
@@ -403,7 +403,7 @@ def smooth(
     _write(table, output)
 
 
-for command in (merging.checkpoints, merging.merge, stored.export, stored.runs, stored.rename):
+for command in (merging.checkpoints, merging.merge, diagnosing.diagnose, stored.export, stored.runs, stored.rename):
     cli.add_command(command)
 
 

@@ -26,6 +26,8 @@ RECORDING_BYTES = 400 * 2**20
 RECORDINGS_BYTES = 4 * 2**30
 #: Bytes of a disk that recordings leave to histories, or half of a disk that is smaller than twice as large.
 DISK_RESERVE = 64 * 2**20
+#: Bytes of weights that a worker holds at a time where it measures what was opened.
+MEASURED_BYTES = 4 * 2**30
 #: Of a recording that others wrote: steps from one row to the next, steps in all, bytes of its description.
 RECORDED_EVERY = 10**6
 RECORDED_STEPS = 10**8

@@ -497,6 +497,13 @@ class RunStore:
         with self._connected() as connection:
             connection.execute("INSERT OR REPLACE INTO cells VALUES (?, ?)", (key, json.dumps(rows)))
 
+    def add_cells(self, cells: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Keep several, by their keys, at once."""
+        if cells:
+            with self._connected() as connection, _transaction(connection):
+                rows = [(key, json.dumps(found)) for key, found in cells.items()]
+                connection.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?)", rows)
+
     def counts(self) -> dict[str, int]:
         """How many runs there are in each state that has any."""
         with self._connected() as connection:

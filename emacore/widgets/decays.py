@@ -54,7 +54,7 @@ def decay_tables(curves: Mapping[str, Scheme], num_steps: int) -> pd.DataFrame:
 
 
 def weight_tables(curves: Mapping[str, Scheme], step: int) -> pd.DataFrame:
-    """The same of what each step weighs in the average after ``step``."""
+    """What each step weighs in the average after ``step``, of all curves, one table below the other."""
     return _joined({name: weights_of(scheme_to_code(curve), step) for name, curve in curves.items()})
 
 

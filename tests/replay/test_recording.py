@@ -258,6 +258,83 @@ def test_wrong_arguments_are_named(tmp_path):
         Recorder(model, tmp_path)
 
 
+class Kept(nn.Module):
+    """A mask in the state and one that is not, a statistic, and a cache that comes into being."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+        self.register_buffer("least", torch.tensor([torch.finfo(torch.float32).min, 0.0]))
+        self.register_buffer("passing", torch.full((4,), torch.nan), persistent=False)
+        self.register_buffer("cache", None, persistent=False)
+
+
+@pytest.mark.parametrize("float16", [False, True])
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_buffers_that_are_no_statistics_are_kept_as_they_are(tmp_path, norm, float16):
+    torch.manual_seed(0)
+
+    def build():
+        return nn.Sequential(norm(nn.Linear(2, 2)), Kept())
+
+    model, schedule = build(), Constant(0.5)
+    ema = EMA(model, schedule=schedule)
+    with Recorder(model, tmp_path / "run", float16=float16) as recorder:
+        for step in range(6):
+            model[1].norm(model[0](torch.randn(4, 2)))
+            model[1].cache = torch.zeros(step)
+            model[1].passing = torch.zeros(step + 5)
+            for parameter in model.parameters():
+                parameter.data.normal_()
+            recorder.record()
+            ema.update()
+    assert recorder.error is None
+    other = build()
+    Trajectory.open(tmp_path / "run").load_into(other, schedule)
+    for name, tensor in ema.ema_model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=2e-3, atol=2e-3)
+        if name.endswith(("_u", "_v", "mask", "least")):
+            assert torch.equal(other.state_dict()[name], model.state_dict()[name])
+
+
+def test_a_policy_says_which_buffers_are_kept_as_they_are_and_which_are_taken_so(tmp_path):
+    model = nn.BatchNorm1d(1)
+    recorders = [
+        Recorder(model, tmp_path / str(n), buffers=policy)
+        for n, policy in enumerate((None, "copy", lambda name, tensor: "copy"))
+    ]
+    for value in (1.0, 2.0, 6.0):
+        model.running_mean.fill_(value)
+        for recorder in recorders:
+            recorder.record()
+    for recorder in recorders:
+        recorder.close()
+    found = []
+    for n in range(3):
+        for policy in (None, "copy"):
+            other = nn.BatchNorm1d(1)
+            Trajectory.open(tmp_path / str(n)).load_into(other, Constant(0.5), buffers=policy)
+            found.append(other.running_mean.item())
+    assert found == [3.75, 6.0, 6.0, 6.0, 6.0, 6.0]
+
+
+def test_what_has_no_place_in_a_row_is_told_with_the_way_out(tmp_path):
+    model = nn.Linear(1, 1)
+    model.register_buffer("edges", torch.eye(2).to_sparse())
+    with pytest.raises(ValueError, match="'edges' is of layout torch.sparse_coo, which has no place in a row"):
+        Recorder(model, tmp_path / "all")
+    with Recorder(model, tmp_path / "some", names=["weight"]) as recorder:
+        model.edges = torch.eye(3).to_sparse()
+        recorder.record()
+    model = nn.Linear(1, 1)
+    model.register_buffer("positions", torch.zeros(2))
+    with Recorder(model, tmp_path / "grows") as recorder:
+        model.positions = torch.zeros(3)
+        with pytest.raises(RuntimeError, match="'positions'.* differ in shape.*names= what stays as it is"):
+            recorder.record()
+
+
 @pytest.mark.parametrize("most", [0, 127, 128, 1000, 12_345])
 def test_a_budget_is_kept_while_the_run_goes_on(tmp_path, most):
     model = nn.Linear(9, 1)
