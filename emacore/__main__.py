@@ -503,17 +503,7 @@ def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfi
             return with_settings(job.config, dict(changes))
         return with_settings(job, dict(changes))
 
-    def found_again(run: TaskConfig) -> TaskConfig:
-        """A table that the app kept is named without its folder."""
-        from emacore.experiments.store import default_folder
-
-        path = getattr(run.data, "path", None)
-        if not path or Path(path).exists():
-            return run
-        kept = default_folder() / "tables" / Path(path).name
-        return with_settings(run, {"data.path": str(kept)}) if kept.exists() else run
-
-    config: TaskConfig = _checked(lambda: found_again(read()))
+    config: TaskConfig = _checked(read)
     return config
 
 
