@@ -1,5 +1,9 @@
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,3 +183,15 @@ def test_progress_ends_at_all_bytes(folder):
     merge(open_checkpoints(path), {"a": Constant(0.5)}, path / "out", tell=lambda *both: told.append(both))
     assert told[-1] == (4 * (42 * 4 + 8), 4 * (42 * 4 + 8))
     assert np.all(np.diff([done for done, _ in told]) >= 0)
+
+
+@pytest.mark.parametrize(
+    "scale", [pytest.param("0.001", marks=pytest.mark.slow), pytest.param("0.1", marks=pytest.mark.long)]
+)
+def test_eight_results_of_a_model_take_little_memory(scale):
+    """The benchmark of a billion weights, a tenth of it, or a thousandth: no more memory for more weights."""
+    command = [sys.executable, "-m", "benchmarks.merge", "--scale", scale, "--ways", "emacore"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    [memory, mapped] = re.findall(r"([\d,]+) MB (?:of memory|with mapped)", done.stdout)
+    assert int(memory.replace(",", "")) < 300
+    assert int(mapped.replace(",", "")) < 1000
