@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emacore.averages import Averages
+    from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay
     from emacore.averaging.families import (
         BiasCorrected,
         Constant,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from emacore.averaging.weights import effective_count, mean_age
     from emacore.averaging.windows import Window
     from emacore.avg_fn import averaging_function
+    from emacore.checkpoints.diagnosis import diagnose
     from emacore.checkpoints.merging import merge
     from emacore.checkpoints.reading import open_checkpoints
     from emacore.checkpoints.snapshots import Snapshots
@@ -40,11 +42,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Averages": "averages",
     "BiasCorrected": "averaging.families",
+    "Coefficients": "averaging.coefficients",
     "Constant": "averaging.families",
     "EMA": "ema",
     "ExponentialRamp": "averaging.families",
     "InversePower": "averaging.families",
+    "LastFiles": "averaging.coefficients",
     "PowerFunction": "averaging.families",
+    "RateDecay": "averaging.coefficients",
     "RationalWarmup": "averaging.families",
     "Recorder": "replay.recording",
     "RunConfig": "tasks.regression.config",
@@ -55,6 +60,7 @@ _HOMES = {
     "Window": "averaging.windows",
     "answers": "experiments.evidence",
     "averaging_function": "avg_fn",
+    "diagnose": "checkpoints.diagnosis",
     "effective_count": "averaging.weights",
     "mean_age": "averaging.weights",
     "merge": "checkpoints.merging",
@@ -72,10 +78,13 @@ __all__ = [
     "EMA",
     "Averages",
     "BiasCorrected",
+    "Coefficients",
     "Constant",
     "ExponentialRamp",
     "InversePower",
+    "LastFiles",
     "PowerFunction",
+    "RateDecay",
     "RationalWarmup",
     "Recorder",
     "RunConfig",
@@ -86,6 +95,7 @@ __all__ = [
     "Window",
     "answers",
     "averaging_function",
+    "diagnose",
     "effective_count",
     "mean_age",
     "merge",

@@ -2,14 +2,22 @@
 
 import os
 import time
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from emacore.checkpoints.sections import Section
+from emacore.checkpoints.stored import StoredTensor
 from emacore.experiments.store import worker_name
 
 #: A worker of the run store whose process lives as long as the test.
 ME = worker_name(os.getpid(), "test")
+
+
+#: Inputs at random that each test of a parser takes; more of them by the command in docs/contributing.md.
+FUZZED = int(os.environ.get("EMACORE_FUZZ", "60"))
 
 
 def wait_for(condition, seconds=60):
@@ -45,6 +53,18 @@ def change(model, seed):
                 tensor.copy_(values.abs() if name.endswith("running_var") else values)
             else:
                 tensor.fill_(seed)
+
+
+def section_of(tensors, kind="raw", ties=None, **about):
+    """Tensors as a section of a file."""
+    stored = {
+        name: StoredTensor(tuple(one.shape), one.dtype, partial(_stretch, one), Path()) for name, one in tensors.items()
+    }
+    return Section(kind, kind, stored, ties or {}, about)
+
+
+def _stretch(tensor, start, stop):
+    return tensor.reshape(-1)[start:stop]
 
 
 def tensors(module):

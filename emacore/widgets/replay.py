@@ -29,7 +29,7 @@ from emacore.training.config import TaskConfig
 from emacore.training.history import training_follows_average
 from emacore.widgets.jobs import chosen_job, nothing_left_in_words, submit
 from emacore.widgets.link import from_link
-from emacore.widgets.page import put, stop_with, told
+from emacore.widgets.page import escaped, put, stop_with, told
 from emacore.widgets.schedules import schedule_defaults, state_of
 
 if TYPE_CHECKING:
@@ -335,7 +335,13 @@ def say_what_is_exact(recorded: Recorded) -> None:
         st.info(curves.thinning_in_words(exact["epoch"], exact[loss], own[loss], every), icon=":material/info:")
     if recorded.epochs < recorded.trained and not recorded.training:
         st.warning(
-            f"The recording ends after epoch {recorded.epochs} of {recorded.trained}: the disk may have been full.",
+            f"The recording ends after epoch {recorded.epochs} of {recorded.trained}: "
+            f"{escaped(recorded.run.note or 'the disk may have been full')}.",
+            icon=":material/warning:",
+        )
+    if recorded.run.stopped == "diverged":
+        st.warning(
+            f"This run diverged in epoch {recorded.trained}: from there on, no average has a finite loss either.",
             icon=":material/warning:",
         )
 
@@ -356,7 +362,7 @@ def metric_columns(recorded: Recorded | OpenedRun, unit: str = "epoch") -> dict[
     titles: dict[str, Any] = {
         "final": number("final loss"),
         "best": number("best loss"),
-        "best_epoch": "at epoch",
+        "best_epoch": f"at {unit}",
         "steadiness": number("std. dev."),
         "ahead_since": number(f"below the original since {unit}"),
     }

@@ -1,0 +1,180 @@
+"""Planted faults and healthy runs on plain tensors; of the libraries themselves in a short form of the benchmark."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.diagnosis import FAULTS, LIBRARIES, faulty_rows, healthy_rows, table
+from emacore import Constant, InversePower, RationalWarmup, Window, diagnose
+from emacore.checkpoints.diagnosis import diagnosed
+from emacore.checkpoints.evidence import gathered
+from emacore.checkpoints.stored import CheckpointError
+from tests.helpers import section_of
+
+STEPS = (300, 340, 380)
+
+
+def walk(decays, files=STEPS, seed=0, keep=lambda average: average):
+    """Evidence of weights that walk at random, and of an average with these decays, shape (steps,)."""
+    generator = torch.Generator().manual_seed(seed)
+    raw = torch.randn(2000, generator=generator, dtype=torch.float64)
+    average, raws, averages = raw, [], []
+    for step, decay in enumerate(decays, 1):
+        raw = raw + 0.02 * torch.randn(2000, generator=generator, dtype=torch.float64)
+        average = keep(decay * average + (1 - decay) * raw)
+        if step in files:
+            raws.append(section_of({"w": raw.float()}))
+            averages.append(section_of({"w": average.float()}, "average"))
+    return gathered(files, raws, averages)
+
+
+def constant(decay, steps=STEPS[-1]):
+    return np.full(steps, decay)
+
+
+def kinds(found):
+    return [(finding.fault, *finding.or_else) for finding in found.findings]
+
+
+def test_a_healthy_average_is_found_healthy_with_its_decay():
+    found = diagnosed(walk(constant(0.99)), Constant(0.99))
+    assert kinds(found) == []
+    assert found.sentences[0] == "Nothing wrong was found."
+    for stretch in found.stretches:
+        low, best, high = stretch.decays
+        assert low < 0.99 < high
+        assert best == pytest.approx(0.99, abs=3e-4)
+        assert re.search(
+            r"^From step 3\d0 to 3\d0 a step had decay 0\.9[89]\d* \(0\.98\d+ to 0\.99\d+\)", stretch.sentence
+        )
+        assert stretch.sentence.endswith("; configured: 0.99.")
+    columns = found.table
+    assert columns["from_step"].tolist() == [300, 340]
+    assert columns["configured"] == pytest.approx(0.99)
+    assert np.all(columns["low"] < columns["decay"])
+    assert np.isnan(diagnosed(walk(constant(0.99))).table["configured"]).all()
+
+
+@pytest.mark.parametrize("files", [STEPS, STEPS[1:]])
+@pytest.mark.parametrize(
+    ("decays", "configured", "expected", "words"),
+    [
+        (constant(0.95), Constant(0.99), "decay", "each step had a decay "),
+        (constant(0.999), Constant(0.99), "decay", "each step had a decay from 0.99"),
+        (constant(0.01), Constant(0.99), "flipped", "decay and 1 - decay were exchanged, which gives 0.01"),
+        (constant(0.99), Constant(0.01), "flipped", "which gives 0.99"),
+        (np.where(np.arange(380) % 8, 1, 0.97), Constant(0.97), "update_every", "update_every were"),
+        (constant(0.97), Constant(0.97, update_every=8), "update_every", "not 8"),
+        (constant(0.98**4), Constant(0.98), "update_every", " times a step, once a micro-batch"),
+        (RationalWarmup(0.9999).decays(380), Constant(0.9999), "never reached", "(1 + n) / (10 + n)"),
+        (
+            InversePower(0.9999, update_after_step=0, update_every=1).decays(380),
+            InversePower(0.9999, update_after_step=0, update_every=1),
+            "never reached",
+            "has not reached beta = 0.9999: at step 380 it is 0.98",
+        ),
+    ],
+)
+def test_what_was_done_instead(decays, configured, expected, words, files):
+    found = diagnosed(walk(decays, files), configured)
+    assert len(found.findings) == 1
+    assert found.names(expected)
+    assert words in found.findings[0].sentence
+
+
+def test_a_reset_needs_no_configuration_where_a_file_before_shows_the_memory():
+    decays = constant(0.99)
+    decays[360] = 0
+    for configured in (None, Constant(0.99)):
+        found = diagnosed(walk(decays), configured)
+        assert found.findings[0].fault == "reset"
+        assert "340" in found.findings[0].sentence
+    assert "reset" in kinds(diagnosed(walk(decays, STEPS[1:]), Constant(0.99)))[0]
+    decays[379] = 0  # just before the last file
+    assert "equals the raw weights, as it did not before" in diagnosed(walk(decays)).findings[0].sentence
+
+
+def test_a_counter_that_fell_is_a_reset_and_one_that_lags_counts_updates():
+    evidence = walk(np.where(np.arange(380) % 8, 1, 0.97))
+    fell = type(evidence)(evidence.steps, evidence.tensors, (), (300, 20, 60), evidence.sums)
+    assert "its counter fell from 300 to 20" in diagnosed(fell).findings[0].sentence
+    lags = type(evidence)(evidence.steps, evidence.tensors, (), (38, 43, 48), evidence.sums)
+    assert "10 times in 80 steps" in diagnosed(lags, Constant(0.97)).findings[0].sentence
+
+
+def test_a_warm_up_that_copies_still_is_no_loss():
+    found = diagnosed(walk(constant(0.0)), Constant(0.99, update_after_step=1000))
+    assert kinds(found) == [("never reached",)]
+    assert "its warm-up lasts until step 1,000" in found.findings[0].sentence
+    assert kinds(diagnosed(walk(constant(0.0)), Constant(0.99))) == [("equal",)]
+
+
+def test_what_cannot_be_told_is_said():
+    short = diagnosed(walk(constant(0.5)), Constant(0.6))
+    assert short.findings == ()
+    assert "set no lower end" in short.stretches[0].sentence
+    assert any("a reset and a short memory look alike" in note for note in short.notes)
+    assert any("Two files are one stretch" in note for note in diagnosed(walk(constant(0.99), STEPS[1:])).notes)
+    alone = diagnosed(walk(constant(0.99), STEPS[:1]), Constant(0.9))
+    assert alone.findings == alone.stretches == ()
+    assert "give two or more of one run" in alone.notes[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files of a list of averages without steps, but for what the average counts, if that."""
+
+    def write(name, **about):
+        model = {"w": torch.zeros(500), "running_mean": torch.zeros(8)}
+        average = {name: one.clone() for name, one in model.items()}
+        generator = torch.Generator().manual_seed(0)
+        for step in range(1, 121):
+            for key, one in model.items():
+                model[key] = one + torch.randn(one.shape, generator=generator)
+                average[key] = torch.lerp(average[key], model[key], 0.02)
+            if step in (60, 90, 120):
+                counter = {"n_averaged": torch.tensor(step)} if about else {}
+                averages = {f"module.{key}": one for key, one in average.items()}
+                torch.save({"model": model, "ema": averages | counter}, tmp_path / name.format(step))
+        return tmp_path
+
+    return write
+
+
+def test_where_files_do_not_tell_steps_the_counter_does(folder):
+    found = diagnose(folder("epoch={}.pt", counted=True), Constant(0.98))
+    assert found.findings == ()
+    assert [(one.begin, one.end) for one in found.stretches] == [(60, 90), (90, 120)]
+    assert "the average's own counter stands for them" in found.notes[0]
+
+
+def test_without_either_nothing_is_compared(folder):
+    found = diagnose(folder("epoch={}.pt"), Constant(0.5))
+    assert found.findings == ()
+    assert "nothing can be compared with what was configured" in found.notes[0]
+    with pytest.raises(TypeError, match="configured must be a schedule"):
+        diagnose(folder("epoch={}.pt"), Window(3))
+    with pytest.raises(CheckpointError, match="no file or folder"):
+        diagnose("nowhere")
+
+
+@pytest.mark.slow
+def test_all_planted_faults_of_five_libraries_are_found_and_healthy_runs_raise_no_alarm():
+    torch.manual_seed(0)
+    sound, faulty = healthy_rows(4, first=2), faulty_rows(1)
+    assert [(row.library, row.alarms, row.sentences) for row in sound if row.alarms] == []
+    given = [row for row in faulty if row.with_configuration]
+    assert Counter((row.library, row.planted) for row in given) == Counter(
+        (library, fault) for library in LIBRARIES for fault in FAULTS
+    )
+    assert [(row.library, row.planted, row.sentences) for row in given if not row.named] == []
+    shown = table(faulty, sound)
+    assert "| reset | 5 | 1 of 1 |" in shown
+
+
+@pytest.mark.long
+def test_no_false_alarm_in_two_hundred_healthy_runs():
+    assert [(row.library, row.about, row.sentences) for row in healthy_rows(200) if row.alarms] == []
