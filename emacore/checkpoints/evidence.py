@@ -189,6 +189,9 @@ def evidence_in(checkpoints: Checkpoints, average: str | None = None, raw: str |
             raise CheckpointError(
                 f"{checkpoints.path} holds no {what}; there are the sections {listed(checkpoints.names())}"
             )
+        if kind == "raw" and name is None and len(there) > 1:  # a wrapper stores the weights beside their average, too
+            beside = [one for one in there if one.rpartition(".")[0] == str(names["average"]).rpartition(".")[0]]
+            there = beside if len(beside) == 1 else there
         if name is None and len(there) > 1:
             raise CheckpointError(f"there are several sections of the kind {kind}, choose one of {listed(there)}")
         names[kind] = name or there[0]

@@ -136,6 +136,17 @@ def test_counters_are_taken_where_all_files_tell_them():
     assert gathered(STEPS, sections, [*counted[:2], section_of(averages[2], "average")]).counters is None
 
 
+def test_of_two_copies_of_the_raw_weights_those_beside_the_average_are_taken(tmp_path):
+    # Those of a Sequential begin with a number.
+    states = {f"{part}.{name}": torch.rand(40) for part in ("online_model", "ema_model") for name in ("0.w", "2.w")}
+    model = {name: states[f"online_model.{name}"] for name in ("0.w", "2.w")}
+    torch.save({"model": model, "ema": states}, tmp_path / "step_10.pt")
+    opened = open_checkpoints(tmp_path)
+    assert opened.names("raw") == ["model", "ema.online_model"]
+    assert [one.name for one in evidence_in(opened).tensors] == ["0.w", "2.w"]
+    assert evidence_in(opened, raw="model").tensors == evidence_in(opened).tensors
+
+
 @pytest.mark.parametrize(
     ("contents", "arguments", "message"),
     [
