@@ -1,16 +1,24 @@
-"""One update of EMA, and of eight averages at once, against ema-pytorch 0.8.3 and the memory limit, on one thread.
+"""One update of EMA, and of eight averages at once, against other libraries and the memory limit, on one thread.
 
 Run: python -m benchmarks.ema_update
 """
 
+from collections.abc import Callable
+from time import process_time
+
 import torch
 from ema_pytorch import EMA as EMAPytorch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch_ema import ExponentialMovingAverage
 
 from benchmarks.interleaved import medians, report
 from emacore import EMA, Averages
 from emacore.averaging.families import Constant
 
+OURS = "emacore.EMA"
+KEPT = "one _foreach_lerp_ of kept lists"
+FLAT = "one lerp_ of as many floats"
 SETTINGS = {"beta": 0.999, "update_after_step": 0, "update_every": 1}
 
 
@@ -39,27 +47,73 @@ class ResNet50Shapes(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in shapes)
 
 
-def compare(title: str, build: type[nn.Module] | object, rounds: int, calls: int) -> None:
-    model = build()  # type: ignore[operator]
-    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+class GPT2Shapes(nn.Module):
+    """148 parameters in the shapes of GPT-2: 124 million floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 768
+        shapes: list[tuple[int, ...]] = [(50257, width), (1024, width)]
+        for _ in range(12):
+            shapes += [(width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)]
+            shapes += [(width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
+        shapes += [(width,), (width,)]
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in shapes)
+
+
+def candidates_for(model: nn.Module) -> dict[str, Callable[[], object]]:
+    """One call of each average of a model, by its name."""
+    # timm brings torchvision, whose operators do not load beside a CPU build of torch; nothing here calls them.
+    if not hasattr(torch.ops.torchvision, "nms"):
+        for operator in ("nms", "qnms"):
+            torch.library.define(
+                f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+    from diffusers.training_utils import EMAModel
+    from timm.utils.model_ema import ModelEmaV3
+
+    parameters = list(model.parameters())
+    kept, values = [p.detach().clone() for p in parameters], [p.detach() for p in parameters]
+    flat = torch.cat([value.flatten() for value in values])
     target = torch.zeros_like(flat)
-    ours = EMA(model, **SETTINGS)
-    theirs = EMAPytorch(model, **SETTINGS)
-    foreach = EMAPytorch(model, use_foreach=True, **SETTINGS)
-    tensors = len(list(model.parameters()))
-    seconds = medians(
-        {
-            "emacore.EMA": ours.update,
-            "ema-pytorch": theirs.update,
-            "ema-pytorch, use_foreach": foreach.update,
-            "one lerp_ over as many floats (memory limit)": lambda: target.lerp_(flat, 0.001),
-        },
-        rounds=rounds,
-        calls=calls,
-    )
-    report(f"{title}: {tensors} tensors, {len(flat):,} floats; x = ema-pytorch / candidate", seconds, "ema-pytorch")
-    limit = seconds["one lerp_ over as many floats (memory limit)"]
-    print(f"  emacore.EMA takes {seconds['emacore.EMA'] / limit:.2f} x the memory limit")
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+    timm = ModelEmaV3(model, decay=0.999)
+    diffusers = EMAModel(parameters, decay=0.999)
+    diffusers_foreach = EMAModel(parameters, decay=0.999, foreach=True)
+    torch_ema = ExponentialMovingAverage(parameters, decay=0.999)
+    return {
+        OURS: EMA(model, **SETTINGS).update,
+        "ema-pytorch": EMAPytorch(model, **SETTINGS).update,
+        "ema-pytorch, use_foreach": EMAPytorch(model, use_foreach=True, **SETTINGS).update,
+        "timm ModelEmaV3": lambda: timm.update(model),
+        "diffusers EMAModel": lambda: diffusers.step(parameters),
+        "diffusers EMAModel, foreach": lambda: diffusers_foreach.step(parameters),
+        "torch-ema": torch_ema.update,
+        "torch AveragedModel, multi_avg_fn": lambda: averaged.update_parameters(model),
+        KEPT: lambda: torch._foreach_lerp_(kept, values, 0.001),
+        FLAT: lambda: target.lerp_(flat, 0.001),
+    }
+
+
+def compare(title: str, build: Callable[[], nn.Module], rounds: int, calls: int) -> None:
+    model = build()
+    # The time of this process alone, because others run on the machine, too.
+    seconds = medians(candidates_for(model), rounds=rounds, calls=calls, clock=process_time)
+    tensors = list(model.parameters())
+    floats = sum(p.numel() for p in tensors)
+    report(f"{title}: {len(tensors)} tensors, {floats:,} floats; x = {KEPT} / candidate", seconds, KEPT)
+    ratios = ", ".join(f"{seconds[OURS] / seconds[name]:.2f} x {name}" for name in (KEPT, FLAT))
+    print(f"  {OURS} takes {ratios}")
+
+
+def compare_memory() -> None:
+    """What averages of a bfloat16 model take, as multiples of the model's size."""
+    model = ResNet50Shapes().bfloat16()
+    size = sum(p.nbytes for p in model.parameters())
+    for words, arguments in (("as it is", {}), ("keep_half=False", {"keep_half": False})):
+        ema = EMA(model, include_online_model=False, **SETTINGS, **arguments)
+        kept = sum(tensor.nbytes for tensor in ema.state_dict().values())
+        print(f"bfloat16, {words}: the average takes {kept / size:.2f} x the model")
 
 
 def compare_many(count: int = 8) -> None:
@@ -96,6 +150,8 @@ def compare_many(count: int = 8) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    compare("The article's network", article_network, rounds=25, calls=400)
-    compare("ResNet-50's shapes", ResNet50Shapes, rounds=25, calls=1)
+    compare("The article's network", article_network, rounds=200, calls=40)
+    compare("ResNet-50's shapes", ResNet50Shapes, rounds=15, calls=1)
+    compare("GPT-2's shapes", GPT2Shapes, rounds=7, calls=1)
+    compare_memory()
     compare_many()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emacore.averages import Averages
+    from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay
     from emacore.averaging.families import (
         BiasCorrected,
         Constant,
@@ -41,11 +42,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Averages": "averages",
     "BiasCorrected": "averaging.families",
+    "Coefficients": "averaging.coefficients",
     "Constant": "averaging.families",
     "EMA": "ema",
     "ExponentialRamp": "averaging.families",
     "InversePower": "averaging.families",
+    "LastFiles": "averaging.coefficients",
     "PowerFunction": "averaging.families",
+    "RateDecay": "averaging.coefficients",
     "RationalWarmup": "averaging.families",
     "Recorder": "replay.recording",
     "RunConfig": "tasks.regression.config",
@@ -74,10 +78,13 @@ __all__ = [
     "EMA",
     "Averages",
     "BiasCorrected",
+    "Coefficients",
     "Constant",
     "ExponentialRamp",
     "InversePower",
+    "LastFiles",
     "PowerFunction",
+    "RateDecay",
     "RationalWarmup",
     "Recorder",
     "RunConfig",

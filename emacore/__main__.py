@@ -433,7 +433,12 @@ def app(paths: tuple[str, ...], evaluate: str | None, arguments: tuple[str, ...]
         os.environ[OPEN] = _checked(lambda: checked_paths(paths))
     if evaluate is not None:
         os.environ[EVALUATE] = _checked(lambda: checked_evaluator(evaluate))
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *arguments])
+    # A file of settings is read where one stands; these are to hold anywhere, and can be said otherwise.
+    safe = [f"--{name}={value}" for name, value in _SAFE.items() if not any(name in given for given in arguments)]
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *safe, *arguments])
+
+
+_SAFE = {"server.address": "localhost", "client.showErrorDetails": "none"}
 
 
 def _app_file(checkout: Path) -> Path | None:
@@ -498,7 +503,17 @@ def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfi
             return with_settings(job.config, dict(changes))
         return with_settings(job, dict(changes))
 
-    config: TaskConfig = _checked(read)
+    def found_again(run: TaskConfig) -> TaskConfig:
+        """A table that the app kept is named without its folder."""
+        from emacore.experiments.store import default_folder
+
+        path = getattr(run.data, "path", None)
+        if not path or Path(path).exists():
+            return run
+        kept = default_folder() / "tables" / Path(path).name
+        return with_settings(run, {"data.path": str(kept)}) if kept.exists() else run
+
+    config: TaskConfig = _checked(lambda: found_again(read()))
     return config
 
 

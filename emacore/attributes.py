@@ -53,7 +53,8 @@ class Attributes:
     """Tells, once, which plain attributes of a model have changed without its average's following.
 
     Looked at are public attributes that hold numbers, text, truth values, tensors that are neither parameters nor
-    buffers, and lists and dictionaries of these; but not those of modules whose ``get_extra_state()`` says what counts.
+    buffers, and lists and dictionaries of these; but not those of modules whose ``get_extra_state()`` says what counts,
+    and not those of torchmetrics' metrics, which measure and are no part of what is measured.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -89,6 +90,9 @@ class Attributes:
 
 def _plain_ones(part: nn.Module) -> list[tuple[str, Any]]:
     if type(part).get_extra_state is not nn.Module.get_extra_state:
+        return []
+    # By name: where nobody has imported them, there are none.
+    if any(base.__module__.startswith("torchmetrics.") for base in type(part).__mro__):
         return []
     return [
         (name, value)

@@ -200,18 +200,25 @@ class Averages:
         return after_each_step(optimizer, unwrapped(self.module), self.update)
 
     @contextmanager
-    def average_parameters(self, name: str) -> Iterator[nn.Module]:
+    def average_parameters(self, name: str, bema: tuple[float, str] | None = None) -> Iterator[nn.Module]:
         """Put one of the averages into the training module for the time of a ``with`` block; then restore it exactly.
 
         The module's mode is left alone: call ``module.eval()`` where that is meant.
+
+        Args:
+            bema: Take out some of the average's lag (Block and Zhang, "EMA Without the Lag", 2025, arXiv 2508.00180):
+                with ``(alpha, first)``, ``alpha`` times the way that the weights have gone since an average called
+                ``first`` is added.  That is one of ``Constant(1.0)``, which stays at the first weights; BEMA's alpha
+                after t calls is ``(lag + t) ** -power``, with a lag of 10 and a power of 0.2, say.
         """
-        values = self._tensors_of(name)
+        values = self._tensors_of(name, bema)
         if self._inside is not None:
             raise RuntimeError(f"average_parameters({self._inside!r}) is already open: leave its with block first")
         online = unwrapped(self.module)
-        free = self._copied_now(online) | self._left_out(online)
+        left_out = self._left_out(online)
+        free = self._copied_now(online) | left_out
         pairs = paired(self._layout, ties(online), "module", free)
-        kept = {name: tensor.clone() for name, tensor in writable(online).items()}
+        kept = {key: tensor.clone() for key, tensor in writable(online).items() if key not in left_out}
         self._inside = name
         try:
             for key, (_, source) in pairs.items():
@@ -222,16 +229,19 @@ class Averages:
             self._inside = None
             restore(online, kept, free | self._copied_now(online))
 
-    def copy_to(self, module: nn.Module, name: str) -> None:
+    def copy_to(self, module: nn.Module, name: str, bema: tuple[float, str] | None = None) -> None:
         """Copy one of the averages into another module that has the same tensors by name.
 
         Tensors of which no average is kept are copied from the module that trains.
+
+        Args:
+            bema: As for :meth:`average_parameters`.
 
         Raises:
             KeyError: if there is no such average.
             RuntimeError: if names or shapes differ.
         """
-        values = self._tensors_of(name)
+        values = self._tensors_of(name, bema)
         target = unwrapped(module)
         online = unwrapped(self.module)
         now = ties(online)
@@ -464,16 +474,23 @@ class Averages:
         for name in copies.keys() - self._others.keys():
             del copies[name]
 
-    def _tensors_of(self, name: str) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _tensors_of(self, name: str, bema: tuple[float, str] | None = None) -> dict[str, Tensor]:
         """An average as tensors by name, a shared one once."""
-        names = list(self.schedules)
-        if name not in self.schedules:
-            raise KeyError(f"there is no average {name!r}; there are {listed(names)}")
+        names, averages = list(self.schedules), self.averages
+        alpha, first = bema or (0.0, name)
+        for one in (name, first):
+            if one not in self.schedules:
+                raise KeyError(f"there is no average {one!r}; there are {listed(names)}")
         row = names.index(name)
+        if bema and self._inside is None:
+            if self._watch is None or self._watch.is_stale():
+                self._look_up()
+            averages[row] += alpha * (self._flat_now() - averages[names.index(first)])
         averaged = {
             key: tie.tensor for key, tie in self._layout.items() if tie.first_name == key and self._is_averaged_one(key)
         }
-        found = from_reals(self.averages[row : row + 1], averaged)
+        found = from_reals(averages[row : row + 1], averaged)
         return {**self._copied[row], **{key: tensor[0] for key, tensor in found.items()}}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -744,8 +744,12 @@ class EMA(nn.Module):
     def _follow_writes(self) -> None:
         """Have the accumulators take over what was written into their shadow."""
         shadows = ties(self.ema_model)
-        for name, accumulator in self._accumulators.items():
-            if (shadow := shadows[name].tensor).dtype != accumulator.dtype and shadow.shape == accumulator.shape:
+        for name, accumulator in list(self._accumulators.items()):
+            shadow = shadows[name].tensor
+            if not alike(accumulator, shadow):  # the shadow has been sharded since
+                accumulator = self._accumulators[name] = laid_out(accumulator, shadow.detach())
+                self._now.forget_plan()
+            if shadow.dtype != accumulator.dtype and shadow.shape == accumulator.shape:
                 follow_writes(accumulator, shadow)
 
     def load_state_dict(

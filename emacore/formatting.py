@@ -85,6 +85,12 @@ def _two_units(count: int, size: int, large: str, small: str) -> str:
     return " ".join(f"{part} {unit}" for part, unit in ((whole, large), (rest, small)) if part)
 
 
+def megabytes(count: float) -> str:
+    """Bytes as "0.3 MB", "12 MB", "3.2 GB"."""
+    size, unit = (count / 2**30, "GB") if count >= 1000 * 2**20 else (count / 2**20, "MB")
+    return f"{number(size, 2 if size < 100 else 3)} {unit}"
+
+
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """As "1 schedule", "2 schedules", "20,000 steps"."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

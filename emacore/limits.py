@@ -16,6 +16,8 @@ QUEUED_OF_SESSION = 20
 QUEUED = 200
 #: Bytes of settings as JSON: a sweep of many values is far below.
 SETTINGS_BYTES = 2**20
+#: Of each cache of what long runs give, over all sessions.
+CACHE_BYTES = 64 * 2**20
 #: Rows of a schedule that are printed whole.
 PRINTED_STEPS = 1_000_000
 #: What the recorded weights of one run, and of all runs together, may take.  The article's run takes 70 MB; with all of
@@ -24,6 +26,8 @@ RECORDING_BYTES = 400 * 2**20
 RECORDINGS_BYTES = 4 * 2**30
 #: Bytes of a disk that recordings leave to histories, or half of a disk that is smaller than twice as large.
 DISK_RESERVE = 64 * 2**20
+#: Bytes of weights that a worker holds at a time where it measures what was opened.
+MEASURED_BYTES = 4 * 2**30
 #: Of a recording that others wrote: steps from one row to the next, steps in all, bytes of its description.
 RECORDED_EVERY = 10**6
 RECORDED_STEPS = 10**8

@@ -68,10 +68,10 @@ class Plan:
         self.on_its_way: float | None = None  # the decay of the move whose weights are sent and not yet counted
         self._copied = [pairs[name] for name in copied]
         self._follower = Follower(average, online)
-        self._watch = Watch(online, average, places=False)
         #: Whether a move is one call for all tensors, and nothing else.
         self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
-        self.is_stale = self._watch.is_stale
+        #: Whether it is of tensors that are no more.
+        self.is_stale = Watch(online, average, places=False).is_stale
 
     @torch.no_grad()
     def copy_all(self) -> None:

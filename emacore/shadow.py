@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from emacore.chosen import linked_copy
-from emacore.sharded import is_sharded, sharded_copy
+from emacore.sharded import is_fully_sharded, is_sharded, sharded_copy
 from emacore.tensors import Tie, named_parts, ties
 
 
@@ -52,7 +52,7 @@ def copy_of(model: nn.Module, left_out: Collection[str] = (), device: torch.devi
     if sharded and device is not None:
         raise ValueError("device is for models that are not sharded; shard an ema_model with offload_policy instead")
     try:
-        shadow = sharded_copy(model) if sharded else linked_copy(model, left_out, device)
+        shadow = sharded_copy(model) if is_fully_sharded(model) else linked_copy(model, left_out, device)
     except Exception as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({error}); build a second one and pass it as ema_model"

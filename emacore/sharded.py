@@ -100,6 +100,12 @@ def check_not_sharded(role: str, module: nn.Module, instead: str) -> None:
             raise ValueError(f"{role}: {name!r} is sharded over several processes; {instead}")
 
 
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` has been applied to a module or a part of it."""
+    kind = _looked_up(_FSDP, "FSDPModule")
+    return any(isinstance(part, kind) for part in module.modules())
+
+
 def sharded_copy(model: nn.Module) -> nn.Module:
     """A copy of a module that ``fully_shard`` has been applied to, sharded alike, with the same values.
 
@@ -135,6 +141,10 @@ def sharded_copy(model: nn.Module) -> nn.Module:
     devices = {name: local(parameter).device for name, parameter in model.named_parameters()}
     device = next(iter(devices.values()))
     shadow._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)  # type: ignore[no-untyped-call]
+    theirs = dict(model.named_parameters())
+    for name, parameter in shadow.named_parameters():
+        if not alike(parameter, theirs[name]):
+            raise TypeError(f"{name!r} is sharded in another way, too (tensor parallelism)")
     with torch.no_grad():
         copy_each([p.detach() for p in shadow.parameters()], [p.detach() for p in model.parameters()])
     return shadow
@@ -163,7 +173,7 @@ def _placement(name: str, parameter: Any) -> Any:
 
     shards = [placement for placement in parameter.placements if isinstance(placement, Shard)]
     if len(shards) != 1:
-        raise TypeError(f"{name!r} is sharded along {len(shards)} dimensions")
+        raise TypeError(f"{name!r} is sharded {len(shards)} times")
     return shards[0]
 
 

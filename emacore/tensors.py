@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain
 from operator import attrgetter, is_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -279,43 +279,71 @@ class Watch:
             the tensors themselves and no aliases.
     """
 
+    #: Whether anything has changed.
+    is_stale: Callable[[], bool]
+
     def __init__(self, *modules: nn.Module, places: bool = True) -> None:
         for module in modules:
             reshard(module)
         parts = [part for module in modules for part in module.modules()]
-        tables = [table for part in parts for table in (part._parameters, part._buffers)]
-        submodules = [part._modules for part in parts]
-        # Identity of parameters, buffers and submodules tells a replaced one; the modules' empty dictionaries tell a
-        # new one.
-        self._empty = [table for table in (*tables, *submodules) if not table]
-        # The None at the end makes one more or less show up as a difference.
-        self._values = [*(table.values() for table in tables if table), (None,)]
-        self._seen = list(chain.from_iterable(self._values))
-        self._submodules = [table.values() for table in submodules if table]
-        self._seen_submodules = list(chain.from_iterable(self._submodules))
-        tensors = [tie.tensor for module in modules for tie in ties(module).values()]
-        self._tensors = [local(tensor) for tensor in tensors]
-        self._shards = [(tensor, local(tensor)) for tensor in tensors if is_sharded(tensor)]
+        tables: list[dict[str, Any]] = [table for part in parts for table in (part._parameters, part._buffers)]
+        found = [tie.tensor for module in modules for tie in ties(module).values()]
+        tensors = [local(tensor) for tensor in found]
+        self._alive = found, tensors
         # What lies in no one place (sparse tensors) is told by identity alone.
-        self._placed = [tensor for tensor in self._tensors if tensor.layout == torch.strided] if places else []
-        self._looks = self._now()
-
-    def is_stale(self) -> bool:
-        """Whether anything has changed."""
-        return (
-            any(self._empty)
-            or not all(map(is_, chain.from_iterable(self._values), self._seen))
-            or list(chain.from_iterable(self._submodules)) != self._seen_submodules
-            or self._now() != self._looks
-            or any(local(tensor) is not part for tensor, part in self._shards)
+        placed = [tensor for tensor in tensors if tensor.layout == torch.strided] if places else []
+        self.is_stale = _looks(
+            tables,
+            [part._modules for part in parts],
+            _places(placed) if placed else _shapes(tensors),
+            [(tensor, local(tensor)) for tensor in found if is_sharded(tensor)],
         )
 
-    def _now(self) -> list[object]:
-        if not self._placed:
-            return list(map(_shape, self._tensors))
-        tensors = self._placed
-        # With the strides, the count tells the shape, and costs less.
-        return [*map(Tensor.data_ptr, tensors), *map(Tensor.stride, tensors), *map(Tensor.numel, tensors)]
+
+def _looks(
+    tables: list[dict[str, Any]],
+    submodules: list[dict[str, Any]],
+    seen: Callable[[], object],
+    shards: list[tuple[Tensor, Tensor]],
+) -> Callable[[], bool]:
+    """A look at what may have changed, as one function of as few steps as there can be: it runs at each call."""
+    # Dictionaries compare values by identity first, which is the fastest look at many.  Where one was replaced, torch
+    # compares numbers, and refuses to say yes or no of many; so those of one number are compared by identity alone.
+    empty = [table for table in (*tables, *submodules) if not table]
+    single = [table for table in tables if any(t is not None and t.numel() == 1 for t in table.values())]
+    large = [table for table in tables if table and not any(table is other for other in single)]
+    copies = [dict(table) for table in large]
+    # The None at the end makes one more or less show up as a difference.
+    values = [*(table.values() for table in single), (None,)]
+    first_values = list(chain.from_iterable(values))
+    parts = [table.values() for table in submodules if table]
+    first_parts = list(chain.from_iterable(parts))
+    first_seen = seen()
+
+    def is_stale() -> bool:
+        try:
+            if (
+                any(empty)
+                or large != copies
+                or list(chain.from_iterable(parts)) != first_parts
+                or seen() != first_seen
+                or not all(map(is_, chain.from_iterable(values), first_values))
+            ):
+                return True
+        except (RuntimeError, TypeError):  # another tensor, of many numbers
+            return True
+        return bool(shards) and any(local(tensor) is not part for tensor, part in shards)
+
+    return is_stale
+
+
+def _shapes(tensors: list[Tensor]) -> Callable[[], object]:
+    return lambda: list(map(_shape, tensors))
+
+
+def _places(tensors: list[Tensor]) -> Callable[[], object]:
+    # With the strides, the count tells the shape, and costs less.
+    return lambda: [*map(Tensor.data_ptr, tensors), *map(Tensor.stride, tensors), *map(Tensor.numel, tensors)]
 
 
 _shape = attrgetter("shape")

@@ -69,13 +69,14 @@ with numbers:
 
 agrees = all(found.agrees(decay) for decay in (0.0, beta))
 st.header("Formula and simulation agree" if agrees else "Formula and simulation do not agree")
-show_table(compared(found, path, beta), name="loss")
+show_table(compared(learning_rate, noise, beta), name="loss")
 st.caption(
     f"Expected: exact for these {DRAWN - 1} steps from this start. Each direction of SGD is AR(1) noise with "
     "coefficient 1 - learning rate x curvature, added to the path that it would take without noise; the average "
     "weighs both. "
     f"Simulated: the mean of {RUNS:,} runs of the same steps from the same start, curvatures {CURVATURES[0]:g} and "
-    f"{CURVATURES[1]:g}. The path drawn is one such run, and can have more loss or less."
+    f"{CURVATURES[1]:g}. The path drawn is one such run, and can have more loss or less. "
+    "After endless steps only noise is left, and the calmest average is best; a run with an end has a best decay."
 )
 st.markdown(
     "**Look for:** a larger decay makes the blue path calmer *and later*: it needs longer to come in from the start. A "

@@ -5,7 +5,7 @@ import streamlit as st
 from emacore.formatting import counted
 from emacore.widgets.jobs import follow_states, listed, show_damaged, show_problem, shown
 from emacore.widgets.page import through_app
-from emacore.widgets.stored_jobs import actions, compare, found_jobs, picked_jobs
+from emacore.widgets.stored_jobs import actions, budgets, compare, found_jobs, picked_jobs
 
 SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -32,4 +32,5 @@ else:
     actions(found, picked)
     if len(picked):
         compare(picked)
+budgets(table)
 follow_states(table, SECONDS_BETWEEN_LOOKS)

@@ -68,9 +68,9 @@ with charts:
             "`emacore app --open FOLDER`: files of safetensors or torch.save, Lightning, Transformers, timm, "
             "diffusers, or a recording."
         )
-    plans = plans_of(f"{name}-{'' if found is None else found[1].identity}-{series.steps}", series, codes, fit)
+    plans, growths = plans_of(f"{name}-{'' if found is None else found[1].identity}-{series.steps}", series, codes, fit)
     if plans:
-        show_merges(name, series, plans, codes)
+        show_merges(name, series, plans, growths, codes)
 if found is None:
     st.header("Leave such files")
     st.code(SNIPPET, language="python")

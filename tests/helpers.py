@@ -16,6 +16,10 @@ from emacore.experiments.store import worker_name
 ME = worker_name(os.getpid(), "test")
 
 
+#: Inputs at random that each test of a parser takes; more of them by the command in docs/contributing.md.
+FUZZED = int(os.environ.get("EMACORE_FUZZ", "60"))
+
+
 def wait_for(condition, seconds=60):
     """Wait until ``condition()`` is true, and return what it gave."""
     end = time.monotonic() + seconds

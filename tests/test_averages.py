@@ -316,3 +316,33 @@ def test_moving_to_a_device_forgets_no_average():
     assert torch.equal(averages.averages, before)
     run(averages, 3, 4)
     assert not torch.equal(averages.averages, before)
+
+
+def test_some_of_an_averages_lag_is_taken_out():
+    """BEMA, from its formula: alpha (theta_t - theta_0) + EMA_t."""
+    model, other = Network(), Network()
+    averages = Averages(model, {"ema": InversePower(0.9, update_every=1, update_after_step=0), "first": Constant(1.0)})
+    ema = EMA(model, schedule=averages.schedules["ema"])
+    change(model, 0)
+    first = tensors(model)
+    for step in range(40):  # more than wait side by side
+        change(model, step)
+        averages.update()
+        ema.update()
+    online, alpha = tensors(model), (10 + 40) ** -0.2
+    expected = {
+        name: average + alpha * (online[name] - first[name]) if average.is_floating_point() else average
+        for name, average in tensors(ema.ema_model).items()
+    }
+    averages.copy_to(other, "ema", bema=(alpha, "first"))
+    with averages.average_parameters("ema", bema=(alpha, "first")):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(tensors(model)[name], tensor, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(tensors(other)[name], tensor, rtol=1e-5, atol=1e-5)
+    assert_same(tensors(model), online)
+    with averages.average_parameters("first"):
+        assert_same(
+            {n: p.detach() for n, p in model.named_parameters()}, {n: first[n] for n, _ in model.named_parameters()}
+        )
+    with pytest.raises(KeyError, match="no average 'start'; there are 'ema', 'first'"):
+        averages.copy_to(other, "ema", bema=(alpha, "start"))

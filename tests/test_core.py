@@ -23,7 +23,7 @@ for absent in ("pandas", "sklearn", "joblib", "streamlit", "altair"):
 
 import emacore
 from emacore import EMA, Averages, Constant, InversePower, PowerFunction, Recorder, Trajectory, UniformAverage, Window
-from emacore import effective_count, mean_age, with_half_life
+from emacore import Snapshots, effective_count, mean_age, merge, open_checkpoints, with_half_life
 from emacore.replay.relatives import relatives
 from emacore.replay.weight_space import space
 from torch import nn
@@ -46,6 +46,15 @@ with Recorder(model, folder) as recorder:
 assert ema.ema_model.weight.tolist() == [[3.0, 3.0]]
 averages.copy_to(other, "mean")
 assert other.weight.tolist() == [[3.0, 3.0]]
+
+snapshots = tempfile.mkdtemp()
+with Snapshots(model, snapshots, every=2) as kept:
+    for value in (1.0, 2.0, 6.0, 3.0):
+        nn.init.constant_(model.weight, value)
+        kept.update()
+[merged] = merge(open_checkpoints(snapshots), {"mean": UniformAverage()}, snapshots + "/merged")
+assert open_checkpoints(merged)[0].sections[0].tensors["weight"].value().tolist() == [[3.0, 3.0]]
+assert Trajectory(open_checkpoints([snapshots + "/step_000000004.safetensors"]).rows()).steps == 4
 
 trajectory = Trajectory.open(folder, measure=lambda tensors: float(tensors["weight"].mean()))
 assert trajectory.replay({"mean": UniformAverage()})["loss"].tolist() == [1.0, 1.5, 3.0, 3.0]

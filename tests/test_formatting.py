@@ -105,3 +105,10 @@ def test_times_have_the_units_that_matter(seconds, text):
 def test_nouns_follow_their_number():
     assert [formatting.counted(n, "schedule") for n in (0, 1, 2)] == ["0 schedules", "1 schedule", "2 schedules"]
     assert formatting.counted(20000, "entry", "entries") == "20,000 entries"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 MB"), (300_000, "0.29 MB"), (400 * 2**20, "400 MB"), (4 * 2**30, "4 GB")]
+)
+def test_bytes_in_words(count, words):
+    assert formatting.megabytes(count) == words

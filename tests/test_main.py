@@ -293,6 +293,26 @@ def test_the_app_is_found_in_a_checkout_or_where_it_was_installed(tmp_path, monk
     assert command_line._app_file(packages) is None
 
 
+def test_the_app_opens_what_its_command_names(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(command_line.os, "execv", lambda program, words: started.append((words, dict(os.environ))))
+    monkeypatch.setenv("EMACORE_OPEN", "")
+    monkeypatch.setenv("EMACORE_EVALUATE", "")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "eval_of_mine.py").write_text("raise SystemExit")
+    words = ["app", "--open", "run", "--open", str(tmp_path), "--evaluate", "eval_of_mine:loss", "--server.port", "1"]
+    assert CliRunner().invoke(command_line.cli, words).exit_code == 0
+    ((words, environment),) = started
+    assert words[1:4] == ["-m", "streamlit", "run"]
+    assert words[-2:] == ["--server.port", "1"]
+    assert environment["EMACORE_OPEN"] == os.pathsep.join([str(tmp_path / "run"), str(tmp_path)])
+    assert environment["EMACORE_EVALUATE"] == "eval_of_mine:loss"
+    for wrong in (["--open", "gone"], ["--evaluate", "eval_of_mine"], ["--evaluate", "no_such_module_here:loss"]):
+        assert CliRunner().invoke(command_line.cli, ["app", *wrong]).exit_code == 2
+    assert len(started) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -1,15 +1,18 @@
 """What the README promises runs."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import emacore
 from benchmarks import pictures
+from emacore.__main__ import cli
 from emacore.averaging.advice import Run, advise, half_life_in, steps_of_samples
 from emacore.averaging.code import to_code
 from emacore.averaging.families import Constant, InversePower, PowerFunction
@@ -41,6 +44,17 @@ def test_its_code_runs_as_it_stands(tmp_path, monkeypatch):
         exec(block, names)
     assert names["result"].stopped == "early stop"
     assert names["prediction"].shape == (1, 1)
+
+
+def test_the_code_on_checkpoints_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "checkpoints.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, {})
+    assert sorted(path.name for path in (tmp_path / "merged").glob("*.pt")) == ["decay.pt", "power.pt", "window.pt"]
+    for arguments in re.findall(r"^    python -m emacore (.*)$", text, re.MULTILINE)[:3]:
+        done = CliRunner().invoke(cli, shlex.split(arguments))
+        assert done.exit_code == 0, done.output
 
 
 def test_all_that_it_imports_is_on_the_public_face():

@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from emacore import EMA, Averages, Constant, InversePower, Recorder
@@ -162,6 +163,25 @@ def check_saved_and_fed_back(mesh, folder):
     check_same(whole(model), expected.ema_model.state_dict())
 
 
+def check_tensor_parallel(mesh, grid):
+    """Weights that lie in parts without fully_shard."""
+    results = []
+    for parts in (None, mesh):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+        if parts is not None:
+            parallelize_module(model, parts, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        ema = EMA(model, schedule=SCHEDULE)
+        train(model, ema, range(8))
+        results.append((whole(ema.ema_model), ema(torch.ones(2, 4))))
+        assert all(is_sharded(p) == (parts is not None) for p in ema.ema_model.parameters())
+    check_same(results[1][0], results[0][0])
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-5)
+    both = fully_shard(parallelize_module(nn.Linear(4, 8), grid["parts"], ColwiseParallel()), mesh=grid["copies"])
+    with pytest.raises(TypeError, match="build a second one and pass it as ema_model"):
+        EMA(both)
+
+
 def check_training_steps_with_an_optimiser(mesh):
     """The same batch in all processes, so that the unsharded run takes the same steps."""
     results = []
@@ -281,6 +301,9 @@ def checks(folder, few):
             yield f"{size} processes, swap", lambda m=mesh: check_a_swap_is_seen_by_forward_passes(m)
             yield f"{size} processes, copy", lambda m=mesh: check_copies_into_a_plain_module(m)
     yield "files", lambda: check_saved_and_fed_back(everybody, folder)
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "parts"))
+    yield "kinds, copies of shards", lambda: check_equal_to_the_unsharded_run(grid, "sharded by EMA")
+    yield "kinds, tensor parallel", lambda: check_tensor_parallel(everybody, grid)
     yield "training", lambda: check_training_steps_with_an_optimiser(everybody)
     for dtype in (torch.float32, torch.bfloat16):
         yield f"resumed, {dtype}", lambda d=dtype: check_resumed_on_another_number(folder / str(d), few, d)

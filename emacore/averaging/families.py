@@ -500,23 +500,9 @@ def power_reaching(decay: float, step: float, *, inv_gamma: float = 1.0, update_
     _check_target(decay, step, update_after_step)
     check_positive("inv_gamma", inv_gamma)
     power = -math.log1p(-decay) / math.log1p((step - update_after_step) / inv_gamma)
-    return _reached("power", power, decay, step)
-
-
-def inv_gamma_reaching(decay: float, step: float, *, power: float = 2 / 3, update_after_step: int = 0) -> float:
-    """The ``inv_gamma`` with which :class:`InversePower` has grown to ``decay`` at call ``step``.
-
-    ``e / ((1 - decay) ** (-1 / power) - 1)`` with ``e = step - update_after_step``.
-    """
-    _check_target(decay, step, update_after_step)
-    check_positive("power", power)
-    try:
-        inv_gamma = (step - update_after_step) / math.expm1(-math.log1p(-decay) / power)
-    except OverflowError:
-        inv_gamma = 0.0
-    except ZeroDivisionError:
-        inv_gamma = math.inf
-    return _reached("inv_gamma", inv_gamma, decay, step)
+    if not SMALLEST <= power <= LARGEST:
+        raise ValueError(f"no power from {SMALLEST:g} to {LARGEST:g} reaches a decay of {decay!r} at step {step:g}")
+    return power
 
 
 def _check_gamma(gamma: float) -> None:
@@ -540,12 +526,6 @@ def _check_target(decay: float, step: float, update_after_step: int) -> None:
         raise ValueError(
             f"step must be above update_after_step = {update_after_step} and at most {MOST_CALLS:,}, got {shown(step)}"
         )
-
-
-def _reached(name: str, value: float, decay: float, step: float) -> float:
-    if not SMALLEST <= value <= LARGEST:
-        raise ValueError(f"no {name} from {SMALLEST:g} to {LARGEST:g} reaches a decay of {decay!r} at step {step:g}")
-    return value
 
 
 def _move(schedule: Schedule, call: int) -> float:

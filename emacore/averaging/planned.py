@@ -108,7 +108,7 @@ def planned_in_words(found: Planned) -> str:
         f"{files}. Where the noise of single steps is independent, the merge keeps as much of it as the mean of "
         f"{number(one.reached, 3)} steps does"
     )
-    if found.target is None:
+    if np.isnan(one.error):
         told += "; it stands for no average over all steps, so nothing is compared with it."
     else:
         best = min(found.nonnegative, found.free)

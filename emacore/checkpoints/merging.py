@@ -114,8 +114,14 @@ def carry_out(
     accumulate: torch.dtype = torch.float32,
     form: str = "safetensors",
     tell: Callable[[int, int], None] | None = None,
+    *,
+    hashed: bool = True,
 ) -> list[Path]:
-    """Read and write what a plan says; raises as :func:`merge`."""
+    """Read and write what a plan says; raises as :func:`merge`.
+
+    Args:
+        hashed: Whether what the results were made of is told with the files' hashes.
+    """
     targets = targets_of(plan, out, form)
     for target in targets:
         for path in (target, told_beside(target)):
@@ -128,7 +134,9 @@ def carry_out(
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         stages = [partial / str(n) for n in range(len(targets))]
-        hashes = Hashes({file for n in plan.used.tolist() for file in plan.sources[n].checkpoint.files})
+        hashes = Hashes(
+            set() if not hashed else {file for n in plan.used.tolist() for file in plan.sources[n].checkpoint.files}
+        )
         writers = [Writer(stage, plan, form == "pt") for stage in stages]
         with hashes.followed() as follow:
 

@@ -206,14 +206,18 @@ def _chosen(
 ) -> tuple[Checkpoints, list[str], list[str]]:
     """The checkpoints and sections that take part, and what to say of that."""
     remarks = []
-    if section is not None or checkpoints.names("raw"):
+    averages = checkpoints.names("average")
+    powers = [name for name in averages if any(_width(one.section(name)) is not None for one in checkpoints)]
+    if section is None and len(powers) > 1:
+        names = powers
+        if checkpoints.names("raw"):
+            remarks.append(f"made of the averages {listed(powers)}, which hold more steps than raw weights do")
+    elif section is not None or checkpoints.names("raw"):
         names = [checkpoints.chosen(section)]
     elif windows := checkpoints.names("window"):
         names = [checkpoints.chosen(windows[0])]
     else:
-        averages = checkpoints.names("average")
-        told = [name for name in averages if any(_width(one.section(name)) is not None for one in checkpoints)]
-        names = told or (sorted(averages) if sigma_rel else [checkpoints.chosen(None)])
+        names = sorted(averages) if sigma_rel else [checkpoints.chosen(None)]
     found, _ = checkpoints.series(names[0])
     if len(found) < len(checkpoints):
         remarks.append(f"{len(checkpoints) - len(found)} of {len(checkpoints)} checkpoints have no {names[0]!r}")

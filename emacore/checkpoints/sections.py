@@ -120,13 +120,19 @@ def _sections(unit: Unit) -> Iterator[Section]:
         yield from _flat("", content, kind, unit, beside)
         return
     of_lightning = "current_model_state" in content
+    # EDM2's power-function averages: a list of them, and one of their widths.
+    power = content.get("ema")
+    of_edm2 = isinstance(power, Mapping) and isinstance(power.get("emas"), Mapping) and "stds" in power
+    if isinstance(power, Mapping) and of_edm2:
+        for width, state in zip(_numbers(power["stds"]), power["emas"].values(), strict=True):
+            yield from _flat(f"ema-{width:.3f}", state, "average", unit, {"sigma_rel": width})
     for name, part in content.items():
         if name == "callbacks" and isinstance(part, Mapping):
             for callback, state in part.items():
                 inner = state.get("average_model_state") if isinstance(state, Mapping) else None
                 if _is_weights(inner):
                     yield from _flat(f"callbacks.{callback}", inner, "average", unit)
-        if _STATE.match(name) or not isinstance(part, Mapping):
+        if _STATE.match(name) or not isinstance(part, Mapping) or (of_edm2 and part is power):
             continue
         if _is_weights(part):
             averaged = (name == "state_dict") if of_lightning else (by_name or bool(_AVERAGE.search(name)))
@@ -202,6 +208,10 @@ def _with_names(sections: list[Section]) -> list[Section]:
                 section = Section(section.name, section.kind, tensors, {}, section.about)
         named.append(section)
     return named
+
+
+def _numbers(values: Any) -> list[float]:
+    return [float(value) for value in (values.values() if isinstance(values, Mapping) else values)]
 
 
 def _is_weights(value: Any) -> TypeGuard[Mapping[str, Any]]:

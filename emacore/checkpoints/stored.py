@@ -172,8 +172,11 @@ def stem_of(path: Path) -> str:
     return found["stem"] if (found := _SHARD.match(stem)) else stem
 
 
-def find_units(path: Path) -> tuple[list[Callable[[], Unit]], list[str]]:
+def find_units(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[Callable[[], Unit]], list[str]]:
     """How to open what lies at ``path``, each file or group of files that belong together, and what was passed over.
+
+    Args:
+        above: The folders that led here, into which no link is followed back.
 
     Raises:
         CheckpointError: if there is nothing.
@@ -203,7 +206,10 @@ def find_units(path: Path) -> tuple[list[Callable[[], Unit]], list[str]]:
         if entry.name.startswith(".") or entry in taken:
             continue
         if entry.is_dir():
-            inner, more = find_units(entry)
+            if entry.resolve() in (real := path.resolve(), *above):
+                passed.append(f"{entry.name}: a link to a folder that it is in")
+                continue
+            inner, more = find_units(entry, (*above, real))
             found += inner
             passed += more
         elif suffix and (part := _SHARD.match(entry.name.removesuffix(suffix))):
@@ -229,7 +235,10 @@ def open_file(path: Path) -> Unit:
     stamp = Stamp.of(path)
     if not stamp.size:
         raise CheckpointError(f"{path.name} is empty")
-    content, metadata, form = _safetensors(path) if suffix == ".safetensors" else _torch_saved(path)
+    try:
+        content, metadata, form = _safetensors(path) if suffix == ".safetensors" else _torch_saved(path)
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error}") from error
     if Stamp.of(path) != stamp:
         raise CheckpointError(f"{path.name} is being written: it changed while it was read")
     return Unit(path, (path,), form, content, metadata)
@@ -333,7 +342,8 @@ def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
     try:
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
-            names = list(file.offset_keys())
+            # In the order of the file, as far as this version of the library tells it: it is the quickest to read in.
+            names = list(getattr(file, "offset_keys", file.keys)())
             slices = {name: file.get_slice(name) for name in names}
             about = {name: (tuple(one.get_shape()), _dtype(path, one.get_dtype())) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
@@ -399,6 +409,7 @@ def _torch_saved(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
     mapped = zipfile.is_zipfile(path)
     if not mapped and _looks_cut(path):
         raise CheckpointError(f"{path.name} is truncated, or still being written: its end is missing")
+    unknown: list[str] = []
     try:
         if mapped:
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
@@ -409,6 +420,10 @@ def _torch_saved(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
     except (*_OF_A_BAD_FILE, pickle.UnpicklingError) as error:
         raise CheckpointError(_refusal(path, error)) from error
     form = "torch.save" if mapped else "torch.save of before 1.6, read into memory whole"
+    if isinstance(saved, Foreign):
+        raise CheckpointError(
+            f"{path.name} holds a whole object ({', '.join(sorted(unknown)[:3])}), not its tensors: save its state_dict"
+        )
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"{path.name} holds a {type(saved).__name__}, no dictionary of tensors")
     content = _stored(saved, path)

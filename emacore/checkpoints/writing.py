@@ -119,7 +119,7 @@ def _as_torch_file(source: Path, ties: Mapping[str, str], target: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(source, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.offset_keys()}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         torch.save(state | {name: state[first] for name, first in ties.items()}, target)
     source.unlink()
 

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from emacore.averaging.code import merge_from_code, merge_to_code
-from emacore.averaging.coefficients import FITS, Merge
+from emacore.averaging.coefficients import FITS, LastFiles, Merge
 from emacore.cli.terminal import SIGNALS
 from emacore.formatting import counted, duration, number
 
@@ -22,6 +23,7 @@ from emacore.formatting import counted, duration, number
 if TYPE_CHECKING:
     from emacore.checkpoints.planning import Plan
     from emacore.checkpoints.reading import Checkpoints
+    from emacore.checkpoints.soups import Tried
 
 
 class MergeCode(click.ParamType[Merge]):
@@ -80,7 +82,7 @@ _KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the
 
 @click.command()
 @paths
-@click.option("--scheme", "schemes", type=MergeCode(), multiple=True, required=True, help="May be given many times.")
+@click.option("--scheme", "schemes", type=MergeCode(), multiple=True, help="May be given many times.")
 @click.option("--out", "-o", type=click.Path(), help="A new folder, or a new file where there is one scheme.")
 @click.option("--dry-run", is_flag=True, help="Print the coefficients and certificates; read headers, write nothing.")
 @click.option("--last", type=click.IntRange(1), help="Only the last so many checkpoints.")
@@ -95,6 +97,15 @@ _KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the
 @click.option("--float64", is_flag=True, help="Add up in float64, not float32.")
 @click.option("--as", "form", type=click.Choice(["safetensors", "pt"]), default="safetensors", show_default=True)
 @click.option("--sigma-rel", type=float, multiple=True, help="Of ema-pytorch's PostHocEMA files, in their order.")
+@click.option("--evaluate", help="module:function, from tensors by name to a number; of each result, and for --soup.")
+@click.option("--lower-is-better", is_flag=True, help="Of what --evaluate gives.")
+@click.option(
+    "--soup",
+    "soups",
+    type=click.Choice(["greedy", "uniform"]),
+    multiple=True,
+    help="The plain mean of all files, or of those that do not harm it, from the best one on (with --evaluate).",
+)
 @click.option("--update-every", type=click.IntRange(1), default=1, show_default=True, help="Of those, too.")
 def merge(
     paths: tuple[str, ...],
@@ -109,6 +120,9 @@ def merge(
     float64: bool,
     form: str,
     sigma_rel: tuple[float, ...],
+    evaluate: str | None,
+    lower_is_better: bool,
+    soups: tuple[str, ...],
     update_every: int,
 ) -> None:
     """Merge checkpoints by one or more schemes in one pass, and say how far each is from the true average.
@@ -120,42 +134,67 @@ def merge(
     \b
     emacore merge runs/mine --scheme "Window(size=10000)" --scheme "PowerFunction(sigma_rel=0.1)" -o merged
     emacore merge runs/mine --scheme "RateDecay('1-sqrt')" --last 20 --dry-run
+    emacore merge runs/mine --soup greedy --soup uniform --evaluate my_eval:accuracy -o soups
     """
     import torch
 
     from emacore.checkpoints.merging import carry_out
     from emacore.checkpoints.planning import plan_merge
+    from emacore.checkpoints.soups import evaluation, greedy_soup
 
     if out is None and not dry_run:
         raise click.UsageError("say where the results go by --out, or look first by --dry-run")
+    if not schemes and not soups:
+        raise click.UsageError("say what to merge by: --scheme, or --soup")
+    if "greedy" in soups and evaluate is None:
+        raise click.UsageError("a greedy soup needs --evaluate module:function")
     named = {_file_name(merge_to_code(scheme)): scheme for scheme in schemes}
     if len(named) < len(schemes):
         raise click.UsageError("the same scheme is given twice")
     found = _opened(paths)
     _tell_of(found)
-    try:
-        plan = plan_merge(
-            found,
-            named,
-            section=section,
-            last=last,
-            at=at,
-            fit=fit,
-            sigma_rel=sigma_rel,
-            update_every=update_every,
-            dtype=None if dtype is None else getattr(torch, dtype),
-        )
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    _tell_plan(plan)
-    if dry_run:
-        _write_csv(_coefficients(plan), None)
-        return
-    with _ending_by_exceptions(), _Progress() as progress:
-        accumulate = torch.float64 if float64 else torch.float32
-        places = carry_out(plan, found, Path(str(out)), accumulate, form, progress.tell)
-    for place in places:
-        click.echo(place)
+    measuring = nullcontext() if evaluate is None else evaluation(evaluate)
+    with _ending_by_exceptions(), measuring as measured:
+        try:
+            if "uniform" in soups:
+                named["uniform-soup"] = LastFiles(last or len(found))
+            if "greedy" in soups and measured is not None:
+                named["greedy-soup"], _ = greedy_soup(
+                    found, measured, higher_is_better=not lower_is_better, section=section, last=last, tell=_tell_tried
+                )
+            plan = plan_merge(
+                found,
+                named,
+                section=section,
+                last=last,
+                at=at,
+                fit=fit,
+                sigma_rel=sigma_rel,
+                update_every=update_every,
+                dtype=None if dtype is None else getattr(torch, dtype),
+            )
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+        if "greedy" in soups:
+            words = f"the greedy soup was chosen on {evaluate}, whose number flatters it: judge it on other data"
+            plan = replace(plan, remarks=(*plan.remarks, words))
+        _tell_plan(plan)
+        if dry_run:
+            _write_csv(_coefficients(plan), None)
+            return
+        with _Progress() as progress:
+            accumulate = torch.float64 if float64 else torch.float32
+            places = carry_out(plan, found, Path(str(out)), accumulate, form, progress.tell)
+        for place, result in zip(places, plan.results, strict=True):
+            if measured is not None:
+                _tell(f"{result.name}: {evaluate} is {number(measured(place))}")
+            click.echo(place)
+
+
+def _tell_tried(tried: Tried) -> None:
+    steps = ", ".join(f"{step:,}" for step in tried.steps)
+    kept = "" if len(tried.steps) == 1 else ", kept" if tried.kept else ", not kept"
+    _tell(f"{'step' if len(tried.steps) == 1 else 'steps'} {steps}: {number(tried.value)}{kept}")
 
 
 def _opened(paths: Sequence[str]) -> Checkpoints:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from emacore.cli.options import JobId, output
 from emacore.cli.terminal import print_out, tell, write_table, write_text
+from emacore.formatting import counted, megabytes
+from emacore.limits import RECORDINGS_BYTES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +37,14 @@ def export(run_id: str, form: str, output: str | None) -> None:
         write_text(store.result(run_id).job.to_json() + ("" if output else "\n"), output)
 
 
-@click.group(invoke_without_command=True)
+class _Runs(click.Group):
+    """Takes ``--prune`` for the command of that name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["prune" if arg == "--prune" else arg for arg in args])
+
+
+@click.group(cls=_Runs, invoke_without_command=True)
 @output
 @click.pass_context
 def runs(ctx: click.Context, output: str | None) -> None:
@@ -111,6 +120,50 @@ def delete(run_ids: tuple[str, ...], yes: bool) -> None:
         click.confirm("Delete for good?", abort=True, err=True)
     for run_id in run_ids:
         store.delete(run_id)
+
+
+@runs.command()
+@click.option("--older-than", type=click.FloatRange(0), default=0, help="Days since the job was made.")
+@click.option("--larger-than", type=click.FloatRange(0), default=0, help="MB of its recorded weights.")
+@click.option("--state", "states", multiple=True, help="done, stopped, failed, interrupted; may be given many times.")
+@click.option("--whole", is_flag=True, help="Forget the jobs as well: settings, histories, tables and cells.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole: bool, yes: bool) -> None:
+    """Free the recorded weights of jobs that have ended; their histories stay.  Also: emacore runs --prune.
+
+    \b
+    emacore runs prune --older-than 30 --state failed --yes
+    """
+    from emacore.experiments.store import FINAL_STATES, RunStore
+
+    if wrong := sorted(set(states) - set(FINAL_STATES)):
+        raise click.BadParameter(f"a state that has ended is one of {', '.join(FINAL_STATES)}; got {wrong[0]!r}")
+    store = RunStore()
+    taken = store.taken()
+    tell(
+        f"the store takes {megabytes(sum(taken.values()))}: recorded weights {megabytes(taken['recordings'])} of at "
+        f"most {megabytes(RECORDINGS_BYTES)}, histories and cells {megabytes(taken['histories'])}, tables "
+        f"{megabytes(taken['tables'])}"
+    )
+    sizes, table = store.recorded_bytes(), store.jobs().set_index("id")
+    made = datetime.now(UTC) - timedelta(days=older_than)
+    chosen = table[table["state"].isin(states or FINAL_STATES) & (table["created"] <= made)]
+    gone = [] if states else [job_id for job_id in sizes if not store.has(job_id)]
+    ids = [job_id for job_id in chosen.index if whole or job_id in sizes]
+    ids = [job_id for job_id in [*ids, *gone] if sizes.get(job_id, 0) >= larger_than * 2**20]
+    for job_id in ids:
+        state = table["state"].get(job_id, "its job is gone")
+        tell(f"{job_id}: {megabytes(sizes.get(job_id, 0))}, {state}")
+    tell(f"{counted(len(ids), 'job')}, {megabytes(sum(sizes.get(job_id, 0) for job_id in ids))} to free")
+    if not ids:
+        return
+    if not yes:
+        click.confirm("Delete whole jobs for good?" if whole else "Free their recorded weights?", abort=True, err=True)
+    for job_id in ids:
+        if whole and job_id in table.index:
+            store.delete(job_id)
+        else:
+            store.drop_recording(job_id)
 
 
 @click.command()

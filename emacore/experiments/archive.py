@@ -11,7 +11,7 @@ import pandas as pd
 
 from emacore.experiments.evidence import per_seed
 from emacore.experiments.store import RunStore, StoredRun, StoreError
-from emacore.experiments.studies import Study, Sweep
+from emacore.experiments.studies import Study, Sweep, shared_json
 from emacore.experiments.sweep import summary
 
 #: A folder's name in the zip has at most so many letters before the job's id.
@@ -39,7 +39,7 @@ def write_archive(file: BinaryIO, store: RunStore, listed: pd.DataFrame) -> None
                 continue
             folder = f"{slug(name)}-{job_id}"
             kept[job_id] = folder
-            archive.writestr(f"{folder}/settings.json", run.job.to_json())
+            archive.writestr(f"{folder}/settings.json", shared_json(run.job))
             for title, table in _tables(run, history):
                 _write_csv(archive, f"{folder}/{title}.csv", table)
         for path in store.tables_of(kept):

@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emacore.experiments.opened import EVALUATE, evaluator_file, identity_of, opened, without_paths_in_json
+from emacore.limits import MEASURED_BYTES
 from emacore.replay.measure import Measure, Metric, OneByOne
 
 if TYPE_CHECKING:
@@ -106,13 +108,12 @@ def named_measure(text: str) -> Measure:
         found = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         raise ValueError(f"the module {module} cannot be imported: {error}") from error
-    if isinstance(found, type) and issubclass(found, Measure):
-        found = found()
-    if isinstance(found, Measure):
-        return found
-    if not callable(found):
+    measure: Any = found() if isinstance(found, type) and issubclass(found, Measure) else found
+    if isinstance(measure, Measure):
+        return measure
+    if not callable(measure):
         raise ValueError(f"{module} has no function {name!r}")  # noqa: TRY004  not of this function's argument
-    return OneByOne(found, getattr(found, "metrics", (Metric("loss", "loss"),)))
+    return OneByOne(measure, getattr(measure, "metrics", (Metric("loss", "loss"),)))
 
 
 class Progress(NamedTuple):
@@ -163,12 +164,16 @@ def answer(question: Question, store: RunStore, tell: Callable[[int, int], None]
         if question.kind == "diagnosis":
             found = _diagnosed(path, question.settings)
         elif question.kind == "merges":
-            found = _merged(path, question, lambda measure: _Kept(measure, store, question.by, tell, question))
-        else:
             trajectory = _trajectory(path, question.sections[0])
             measure = _measure(trajectory, path, question.by)
-            kept = _Kept(measure, store, question.by, tell, question, len(trajectory.epoch_ends))
-            found = kept.told(KINDS[question.kind](_with(trajectory, kept), **question.settings))
+            with _kept(_Kept(measure, store, question.by, tell, question)) as kept:
+                found = kept.told(_merged(path, question, _with(trajectory, kept)))
+        else:
+            trajectory = _trajectory(path, question.sections[0])
+            _check_memory(question, *trajectory.weights.shape)
+            measure = _measure(trajectory, path, question.by)
+            with _kept(_Kept(measure, store, question.by, tell, question, len(trajectory.epoch_ends))) as kept:
+                found = kept.told(KINDS[question.kind](_with(trajectory, kept), **question.settings))
     except (ValueError, RuntimeError, OSError) as error:
         raise ValueError(json.loads(without_paths_in_json(str(error), path, question.of))) from error
     return without_paths_in_json(_plain(found), path, question.of)
@@ -220,13 +225,15 @@ class _Kept(Measure):
         self._measure, self._store, self._by, self._tell = measure, store, by, tell
         self._done, self._of = 0, count_of(question, ends)
         self._seconds: list[float] = []
+        self._pending: dict[str, list[dict[str, Any]]] = {}
+        self._written = time.monotonic()
         self.metrics, self.at_once = tuple(measure.metrics), measure.at_once
 
     def __call__(self, networks: dict[str, Tensor]) -> Mapping[str, Any]:
         self._tell(self._done, self._of)
         count = len(next(iter(networks.values())))
         keys = [self._key(networks, number) for number in range(count)]
-        rows = [self._store.cell(key) for key in keys]
+        rows = [self._pending.get(key) or self._store.cell(key) for key in keys]
         if missing := [number for number, row in enumerate(rows) if row is None]:
             asked = {name: tensor[missing] for name, tensor in networks.items()}
             begun = time.monotonic()
@@ -234,9 +241,16 @@ class _Kept(Measure):
             self._seconds.append((time.monotonic() - begun) / len(missing))
             for place, number in enumerate(missing):
                 rows[number] = [{m.column: float(found[m.column][place]) for m in self.metrics}]
-                self._store.add_cell(keys[number], rows[number] or [])
+                self._pending[keys[number]] = rows[number] or []
+            if time.monotonic() - self._written > _BETWEEN:
+                self.write()
         self._done += count
         return {m.column: np.array([row[0][m.column] for row in rows if row]) for m in self.metrics}
+
+    def write(self) -> None:
+        """Keep what was measured; some at a time, because each time waits for the disk."""
+        self._store.add_cells(self._pending)
+        self._pending, self._written = {}, time.monotonic()
 
     def told(self, found: Any) -> dict[str, Any]:
         """An answer: what was found, what was measured, and how many seconds a network took."""
@@ -256,6 +270,32 @@ class _Kept(Measure):
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return f"measured-{found.hexdigest()}"
+
+
+@contextmanager
+def _kept(measure: _Kept) -> Iterator[_Kept]:
+    """What was measured is kept however the block ends."""
+    try:
+        yield measure
+    finally:
+        measure.write()
+
+
+def _check_memory(question: Question, rows: int, columns: int) -> None:
+    """Raise ``ValueError`` where an answer needs too many networks of so many ``columns`` in memory."""
+    at_once = {
+        "curves": len(question.settings.get("codes", ())),
+        "atlas": 400,
+        "family": 5 + rows // 4,
+        "widths": 40,
+        "space": 4 * min(rows, 400),
+    }
+    needed = 4 * columns * at_once[question.kind]
+    if needed > MEASURED_BYTES:
+        raise ValueError(
+            f"this holds {at_once[question.kind]:,} networks of {columns:,} weights in memory, {needed / 2**30:,.0f} "
+            f"GiB, where {MEASURED_BYTES / 2**30:,.0f} are allowed: measure merges one by one on Your checkpoints"
+        )
 
 
 def count_of(question: Question, ends: int) -> int:
@@ -312,13 +352,10 @@ def _measure(trajectory: Trajectory, path: Path, by: str) -> Measure:
     return measure
 
 
-def _merged(path: Path, question: Question, kept: Callable[[Measure], _Kept]) -> dict[str, Any]:
+def _merged(path: Path, question: Question, measured: Trajectory) -> Table:
     """The metrics of sums of what is stored, each file's set times its coefficient."""
-    trajectory = _trajectory(path, question.sections[0])
-    measure = kept(_measure(trajectory, path, question.by))
-    measured = _with(trajectory, measure)
-    weights = list(_sets(path, trajectory, question.sections))
-    columns = trajectory.weights.shape[1]
+    weights = list(_sets(path, measured, question.sections))
+    columns = measured.weights.shape[1]
     found: list[Table] = []
     for coefficients in question.settings["coefficients"]:
         if len(coefficients) != sum(len(one) for one in weights):
@@ -333,9 +370,8 @@ def _merged(path: Path, question: Question, kept: Callable[[Measure], _Kept]) ->
                         network[block] += np.float32(factor) * np.asarray(rows[row, block], dtype=np.float32)
                     place += 1
         found.append(measured.measure(network[np.newaxis]))
-    names = [metric.column for metric in measure.metrics]
-    table = {name: np.concatenate([one[name] for one in found]) if found else np.zeros(0) for name in names}
-    return measure.told(table)
+    names = [metric.column for metric in measured.measured]
+    return {name: np.concatenate([one[name] for one in found]) if found else np.zeros(0) for name in names}
 
 
 def _sets(path: Path, trajectory: Trajectory, sections: Sequence[str]) -> Iterator[NDArray[Any]]:
@@ -391,27 +427,15 @@ KINDS: dict[str, Callable[..., Any]] = {
 
 
 def _diagnosed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Findings, notes, and a row a stretch: begin and end (steps), the lowest, best and highest decay of a step that
-    the files allow, and the configured one, NaN where there is none."""
+    """Findings, stretches and notes in sentences, and the table of the diagnosis."""
     from emacore.averaging.code import from_code
     from emacore.checkpoints.diagnosis import diagnose
 
     configured = settings.get("configured")
     found = diagnose(path, from_code(configured) if configured else None, average=settings.get("average"))
-    rows = [(one.begin, one.end, *one.decays, _configured(one)) for one in found.stretches]
     return {
         "findings": [one.sentence for one in found.findings],
         "stretches": [one.sentence for one in found.stretches],
         "notes": list(found.notes),
-        "decays": {
-            name: np.array([row[place] for row in rows], dtype=np.int64 if place < 2 else np.float64)
-            for place, name in enumerate(("begin", "end", "low", "best", "high", "configured"))
-        },
+        "decays": found.table,
     }
-
-
-def _configured(stretch: Any) -> float:
-    """The decay of a step that does what the configured ones do over the stretch."""
-    if stretch.configured is None:
-        return float("nan")
-    return float(np.exp(-stretch.configured / (stretch.end - stretch.begin)))

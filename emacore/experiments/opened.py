@@ -299,10 +299,10 @@ def decay_table(decays: Table) -> Table:
     stretch between two files has its begin and its end.
 
     Args:
-        decays: begin, end, low, best, high, configured.
+        decays: from_step, to_step, decay, low, high, configured.
     """
-    names = {"found": "best", "at least": "high", "at most": "low", "configured": "configured"}
-    steps = np.stack([decays["begin"], decays["end"]], axis=1).reshape(-1)
+    names = {"found": "decay", "at least": "high", "at most": "low", "configured": "configured"}
+    steps = np.stack([decays["from_step"], decays["to_step"]], axis=1).reshape(-1)
     parts = {name: np.repeat(1 - decays[column], 2) for name, column in names.items()}
     if np.isnan(parts["configured"]).all():
         del parts["configured"]

@@ -434,6 +434,11 @@ class RunStore:
         """Bytes of each recording, by the id of its run; also of runs that are not there any more."""
         return {folder.name: _bytes_in(folder) for folder in (self.folder / "recordings").glob("*")}
 
+    def has(self, job_id: str) -> bool:
+        """Whether there is such a job, damaged or not."""
+        with self._connected() as connection:
+            return connection.execute("SELECT 1 FROM runs WHERE id = ?", (job_id,)).fetchone() is not None
+
     def drop_recording(self, run_id: str) -> None:
         """Forget the recorded weights of a run, and keep the rest.
 
@@ -491,6 +496,13 @@ class RunStore:
         """Keep what a sweep found for a cell; it is on disk when this returns."""
         with self._connected() as connection:
             connection.execute("INSERT OR REPLACE INTO cells VALUES (?, ?)", (key, json.dumps(rows)))
+
+    def add_cells(self, cells: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Keep several, by their keys, at once."""
+        if cells:
+            with self._connected() as connection, _transaction(connection):
+                rows = [(key, json.dumps(found)) for key, found in cells.items()]
+                connection.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?)", rows)
 
     def counts(self) -> dict[str, int]:
         """How many runs there are in each state that has any."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from itertools import product
+from pathlib import PurePath
 from typing import Any
 
 import emacore.tasks  # settings are read back by the task that they name
@@ -140,6 +141,18 @@ class Sweep:
 
 
 Job = TaskConfig | Study | Sweep
+
+
+def shared_json(job: Job) -> str:
+    """A job's settings as JSON for others: of a table of one's own the file's name, without the folder it lies in.
+
+    The store names a table by the hash of what is in it, so the name says which one it is.
+    """
+    settings = json.loads(job.to_json())
+    data = settings.get("config", settings).get("data", {})
+    if isinstance(data.get("path"), str):
+        data["path"] = PurePath(data["path"].replace("\\", "/")).name
+    return json.dumps(settings, indent=2)
 
 
 def job_in_words(job: Job) -> str:

@@ -246,18 +246,17 @@ class Recorder:
             self._end("a weight is above 65504 or not finite, which float16 cannot hold")
             return
         own = self._most_bytes - len(self._files) * _HEADER_BYTES - self._written * self.row_bytes
-        whole = rows if math.isinf(own) else min(rows, int(own // self.row_bytes))
         try:
-            too_much = whole * self.row_bytes > _room(self.folder)
+            left = _room(self.folder)
         except OSError as error:
             self._end(str(error.strerror))
             return
-        if too_much:
-            self._end("the disk is nearly full, and what is left of it is kept for histories")
-            return
+        whole = max(0, min(rows, int(min(own, left) // self.row_bytes)))
         self._append(whole)
         if whole < rows and self.error is None:
-            self._end(f"it may take {self._most_bytes / 2**20:,.0f} MB at most")
+            budget = f"it may take {self._most_bytes / 2**20:,.0f} MB at most"
+            disk = "the disk is nearly full, and what is left of it is kept for histories"
+            self._end(budget if own < left else disk)
 
     def _append(self, rows: int) -> None:
         try:
@@ -269,7 +268,8 @@ class Recorder:
             self._written += rows
 
     def _end(self, why: str) -> None:
-        self.error = f"the recording ends after step {self._written * self._every - 1}: {why}"
+        upto = f"the recording ends after step {self._written * self._every - 1}"
+        self.error = f"{upto if self._written else 'nothing was recorded'}: {why}"
 
     def _write_about(self) -> None:
         partial = self.folder / "run.json.partial"

@@ -40,7 +40,7 @@ class Task(ABC):
 
     @abstractmethod
     def network(self, config: Any, data: Dataset) -> Perceptron:
-        """What is trained on them."""
+        """The network that is trained on such data."""
 
     @abstractmethod
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, Line, View, line_frames
 from emacore.charts.thin import Scale, axis_ends
 from emacore.formatting import number
+from emacore.limits import CACHE_BYTES
 from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
 from emacore.widgets.page import BOUND
 
@@ -35,12 +36,13 @@ QUANTITIES: dict[str, tuple[str, str, Scale]] = {
 _FILLED = 0.85
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+# Each of a million steps takes 30 MB: bounds in bytes, which hold for all sessions together.
+@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
 def decays_of(code: str, num_steps: int) -> pd.DataFrame:
     return pd.DataFrame(views.decay_table(from_code(code), num_steps))
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
 def weights_of(code: str, step: int) -> pd.DataFrame:
     return pd.DataFrame(views.weight_table(scheme_from_code(code), step))
 
@@ -52,7 +54,7 @@ def decay_tables(curves: Mapping[str, Scheme], num_steps: int) -> pd.DataFrame:
 
 
 def weight_tables(curves: Mapping[str, Scheme], step: int) -> pd.DataFrame:
-    """The same of what each step weighs in the average after ``step``."""
+    """What each step weighs in the average after ``step``, of all curves, one table below the other."""
     return _joined({name: weights_of(scheme_to_code(curve), step) for name, curve in curves.items()})
 
 
@@ -239,7 +241,7 @@ def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:
     return 0.0, float(weights.max()) / _FILLED
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
 def decay_frames(code: str, num_steps: int, quantity: str, x_scale: Scale, marks: Marks, ends: Ends) -> Frames:
     """The current decays at the marks of each setting."""
     schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
@@ -250,7 +252,7 @@ def decay_frames(code: str, num_steps: int, quantity: str, x_scale: Scale, marks
     return line_frames("step", column, "curve", NOW, across, moving, x_scale=x_scale, y_scale=scale, y_ends=ends)
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
 def weight_frames(
     code: str,
     num_steps: int,

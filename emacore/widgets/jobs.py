@@ -19,7 +19,7 @@ from emacore.experiments.jobs import JobQueue
 from emacore.experiments.listing import Numbers, final_numbers, listing
 from emacore.experiments.names import SERVER
 from emacore.experiments.store import FINAL_STATES, Damaged, RunStore, StoredRun, StoreError, default_folder
-from emacore.experiments.studies import Job
+from emacore.experiments.studies import Job, shared_json
 from emacore.formatting import counted
 from emacore.limits import QUEUED_OF_SESSION
 from emacore.widgets.link import from_link, to_link
@@ -58,8 +58,10 @@ def listed(kind: str) -> pd.DataFrame:
         queue = job_queue()
         queue.tend(warm=True)
         store = queue.store
+        lists = {"jobs": store.jobs, "runs": store.runs, "studies": store.studies, "sweeps": store.sweeps}
+        found = lists[kind]()
         _tell_if_replaced(store)
-        return {"jobs": store.jobs, "runs": store.runs, "studies": store.studies, "sweeps": store.sweeps}[kind]()
+        return found
 
 
 def _tell_if_replaced(store: RunStore) -> None:
@@ -152,7 +154,7 @@ def json_button(job: Job, name: str) -> None:
     """A download of a job's settings as ``name``.json, which the package and the command line take."""
     st.download_button(
         f"{name}.json",
-        job.to_json(),
+        shared_json(job),
         f"{name}.json",
         "application/json",
         icon=":material/download:",

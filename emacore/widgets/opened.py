@@ -142,20 +142,25 @@ def chosen_merges(code: str) -> dict[str, Merge]:
     return found
 
 
-def plans_of(of: str, series: Series, codes: Mapping[str, str], fit: Any) -> dict[str, Planned]:
-    """The merges, planned; those that cannot be made are told."""
-    found = {}
+def plans_of(
+    of: str, series: Series, codes: Mapping[str, str], fit: Any
+) -> tuple[dict[str, Planned], dict[str, pd.DataFrame]]:
+    """The merges, planned, and how the weights of each add up; those that cannot be made are told."""
+    plans, growths = {}, {}
     for name, code in codes.items():
         try:
-            found[name] = _planned(of, series.name, code, fit, series)
+            plans[name], growths[name] = _planned(of, series.name, code, fit, series)
         except ValueError as error:
             st.warning(f"{escaped(name)}: {escaped(error)}.", icon=":material/warning:")
-    return found
+    return plans, growths
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
-def _planned(of: str, name: str, code: str, fit: Any, _series: Series) -> Planned:
-    return planned(merge_from_code(code), _series.profiles, _series.calls, fit)
+def _planned(of: str, name: str, code: str, fit: Any, _series: Series) -> tuple[Planned, pd.DataFrame]:
+    found = planned(merge_from_code(code), _series.profiles, _series.calls, fit)
+    return found._replace(target=None), pd.DataFrame(
+        growth_table(_series, found)
+    )  # a number a step is too much to keep
 
 
 def show_contents(name: str, found: Contents) -> None:
@@ -189,7 +194,13 @@ def megabytes(count: int) -> str:
     return f"{count:,} bytes"
 
 
-def show_merges(name: str, series: Series, plans: Mapping[str, Planned], codes: Mapping[str, str]) -> None:
+def show_merges(
+    name: str,
+    series: Series,
+    plans: Mapping[str, Planned],
+    growths: Mapping[str, pd.DataFrame],
+    codes: Mapping[str, str],
+) -> None:
     """What each file weighs, how it adds up, and the certificates."""
     table = pd.DataFrame(weight_table(series, plans))
     several = len(set(series.sections)) > 1
@@ -213,7 +224,7 @@ def show_merges(name: str, series: Series, plans: Mapping[str, Planned], codes: 
         look_for="Look which files a merge takes, and whether some are below 0: those amplify rounding.",
     )
     if NOW in plans:
-        growth = pd.DataFrame(growth_table(series, plans[NOW]))
+        growth = growths[NOW]
         show_chart(
             lines(
                 growth,
@@ -314,8 +325,11 @@ def show_diagnosis(name: str, found: Contents, configured: str) -> None:
             name=f"decays-{name}",
             look_for="Where the interval is wide, these files tell little.",
         )
-    for sentence in [*answer["stretches"], *answer["notes"]]:
+    for sentence in answer["notes"]:
         st.markdown(f"- {escaped(sentence)}")
+    if answer["stretches"]:
+        with st.expander(f"All {counted(len(answer['stretches']), 'stretch', 'stretches')} between files in words"):
+            st.markdown("\n".join(f"- {escaped(sentence)}" for sentence in answer["stretches"]))
 
 
 def show_measurements(name: str, found: Contents, series: Series, plans: Mapping[str, Planned]) -> None:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import BETA
-from emacore.averaging.signals import sgd_on_quadratic
+from emacore.averaging.signals import sgd_on_quadratic, stationary_loss
 from emacore.averaging.views import LossByDecay, Path, averaged_path, loss_by_decay
 from emacore.charts.moving import Frames, View
 from emacore.charts.plane import border_of, path_frames, paths, playing
@@ -83,8 +83,10 @@ def losses_of(rate: float, noise: float, beta: float, runs: int = RUNS) -> LossB
     return loss_by_decay(CURVATURES, rate, noise, DRAWN, START, beta, runs=runs)
 
 
-def compared(found: LossByDecay, path: Path, beta: float) -> pd.DataFrame:
-    """The losses of the last iterate and of its average: by formula, simulated, and of the path that is drawn."""
+def compared(rate: float, noise: float, beta: float) -> pd.DataFrame:
+    """The losses of the last iterate and of its average: by formula, simulated, of the path that is drawn, and of a run
+    without an end."""
+    path, found = path_of(rate, noise, beta), losses_of(rate, noise, beta)
     places = [found.at(0.0), found.at(beta)]
     return pd.DataFrame(
         {
@@ -95,6 +97,7 @@ def compared(found: LossByDecay, path: Path, beta: float) -> pd.DataFrame:
             "simulated": found.simulated[places],
             "standard error": found.error[places],
             "the path drawn": path.final_losses(CURVATURES),
+            "after endless steps": [stationary_loss(CURVATURES, rate, noise, decay) for decay in (None, beta)],
         }
     )
 

@@ -137,7 +137,7 @@ def number_text(value: float) -> str:
 
 
 def query_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as query parameters, for a link to another page."""
+    """The values of controls, by their keys, as the parameters of a link to another page."""
 
     def text(value: Any) -> Any:
         if isinstance(value, bool):

@@ -29,7 +29,7 @@ from emacore.training.config import TaskConfig
 from emacore.training.history import training_follows_average
 from emacore.widgets.jobs import chosen_job, nothing_left_in_words, submit
 from emacore.widgets.link import from_link
-from emacore.widgets.page import put, stop_with, told
+from emacore.widgets.page import escaped, put, stop_with, told
 from emacore.widgets.schedules import schedule_defaults, state_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 ORIGINAL_NAME, OWN, NOW, CELL_NAME = "original", "the run's own EMA", "now", "the cell"
 #: With which the link's names of what was opened begin, where runs have their ids.
 OPENED = "opened-"
+#: Streamlit 1.67 folds a timer's request into one that waits, and keeps the page of the timer's: where a page computes
+#: for longer than this between two calls of Streamlit, a click on another page can be lost.  Long work comes in parts.
 SECONDS_BETWEEN_LOOKS = 2.0
 #: So few that a page waits for a part of its frames no tenth of a second.
 _SCHEMES_AT_ONCE = 10
@@ -77,17 +79,17 @@ class Recorded:
 
     @property
     def loss(self) -> Metric:
-        """By which the best is chosen."""
+        """The metric by which the best is chosen."""
         return self.metrics[0]
 
     @property
     def loss_title(self) -> str:
-        """The title of its axes."""
+        """The title of an axis of validation losses."""
         return f"validation loss ({self.loss.name})"
 
     @property
     def training(self) -> bool:
-        """Whether it goes on."""
+        """Whether the run goes on."""
         return self.run.state not in FINAL_STATES
 
     def curve(self, code: str) -> Table:
@@ -144,7 +146,7 @@ def _weights(folder: str, epochs: int, code: str) -> Table:
 
 @st.cache_data(max_entries=20, show_spinner="Replaying the run once for each cell")
 def atlas_of(folder: str, epochs: int, code: str, x: str, y: str, metric: str) -> Table:
-    """The atlas of a schedule."""
+    """The table of :func:`emacore.replay.atlas.atlas`, of which a page asks once."""
     return atlas(opened(folder, epochs), from_code(code), x, y, metric)
 
 
@@ -177,7 +179,7 @@ def original_of(folder: str, epochs: int, metric: str) -> float:
 
 @st.cache_data(max_entries=50, show_spinner=False)
 def relatives_of(folder: str, epochs: int) -> Table:
-    """What the EMA is set beside."""
+    """The table of :func:`emacore.replay.relatives.relatives`."""
     return relatives(opened(folder, epochs))
 
 
@@ -333,7 +335,13 @@ def say_what_is_exact(recorded: Recorded) -> None:
         st.info(curves.thinning_in_words(exact["epoch"], exact[loss], own[loss], every), icon=":material/info:")
     if recorded.epochs < recorded.trained and not recorded.training:
         st.warning(
-            f"The recording ends after epoch {recorded.epochs} of {recorded.trained}: the disk may have been full.",
+            f"The recording ends after epoch {recorded.epochs} of {recorded.trained}: "
+            f"{escaped(recorded.run.note or 'the disk may have been full')}.",
+            icon=":material/warning:",
+        )
+    if recorded.run.stopped == "diverged":
+        st.warning(
+            f"This run diverged in epoch {recorded.trained}: from there on, no average has a finite loss either.",
             icon=":material/warning:",
         )
 
@@ -354,7 +362,7 @@ def metric_columns(recorded: Recorded | OpenedRun, unit: str = "epoch") -> dict[
     titles: dict[str, Any] = {
         "final": number("final loss"),
         "best": number("best loss"),
-        "best_epoch": "at epoch",
+        "best_epoch": f"at {unit}",
         "steadiness": number("std. dev."),
         "ahead_since": number(f"below the original since {unit}"),
     }

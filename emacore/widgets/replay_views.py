@@ -55,7 +55,7 @@ class View:
 
     @property
     def code(self) -> str:
-        """Of the schedule."""
+        """The code of the schedule."""
         return to_code(self.schedule)
 
 

@@ -34,7 +34,7 @@ class Chosen(NamedTuple):
     made: Mapping[str, Any] | None = None
 
     def moved(self, key: str, value: float) -> Chosen:
-        """The same with another value of the control with this key."""
+        """The sequence with another value of the control with this key."""
         arguments = {**(self.made or {}), _ARGUMENTS[key]: value}
         rho = value if key == "rho" else self.autocorrelation
         return self._replace(sequence=sequence(**arguments), autocorrelation=rho, made=arguments)

@@ -26,7 +26,8 @@ from emacore.experiments.listing import (
 from emacore.experiments.names import MOST_LETTERS, words_of
 from emacore.experiments.store import STATES, RunStore, StoredRun, StoreError
 from emacore.experiments.studies import Sweep
-from emacore.formatting import counted
+from emacore.formatting import counted, megabytes
+from emacore.limits import RECORDING_BYTES, RECORDINGS_BYTES
 from emacore.widgets.again import PAGES, again_button, is_recorded, replay_button
 from emacore.widgets.jobs import attempt, job_queue
 from emacore.widgets.link import from_link, to_link
@@ -217,12 +218,48 @@ def _delete(picked: pd.DataFrame) -> None:
         )
 
 
+def budgets(listed: pd.DataFrame) -> None:
+    """What the store takes, of what it may, and a way to free recorded weights, also those of no job any more."""
+    store = job_queue().store
+    with told():
+        taken, recorded = store.taken(), store.recorded_bytes()
+    with st.expander(f"Disk: {megabytes(sum(taken.values()))}", icon=":material/hard_drive:"):
+        st.markdown(
+            f"Recorded weights {megabytes(taken['recordings'])} of at most {megabytes(RECORDINGS_BYTES)}, of which one "
+            f"run takes {megabytes(RECORDING_BYTES)} at most; histories and cells {megabytes(taken['histories'])}; "
+            f"tables {megabytes(taken['tables'])}. Beyond that the oldest recordings go, never their histories."
+        )
+        states = dict(zip(listed["id"], listed["state"], strict=True))
+        created = dict(zip(listed["id"], listed["created"], strict=True))
+        over = {job_id: size for job_id, size in recorded.items() if states.get(job_id) not in ("queued", "running")}
+        days = st.number_input(
+            "Recorded weights of jobs older than (days)",
+            0,
+            10_000,
+            30,
+            key="free_days",
+            help="Fewer days free more. Settings, curves and figures stay; only What if needs the weights.",
+            **BOUND,
+        )
+        limit = pd.Timestamp.now(tz="UTC") - pd.Timedelta(days=days)
+        old = [job_id for job_id in over if job_id not in created or created[job_id] <= limit]
+        freed = sum(over[job_id] for job_id in old)
+        st.button(
+            f"Free {megabytes(freed)} of {counted(len(old), 'recording')}",
+            on_click=_each,
+            args=(old, "free"),
+            disabled=not old,
+            key="free",
+            help="At once and for good; on the command line: emacore runs --prune.",
+        )
+
+
 def _each(ids: Sequence[str], what: str) -> None:
-    """Stop or delete these: a callback.  One that cannot be does not keep the others."""
+    """Stop, delete or free these: a callback.  One that cannot be does not keep the others."""
     queue, problems = job_queue(), []
     for job_id in ids:
         try:
-            queue.stop(job_id) if what == "stop" else queue.store.delete(job_id)
+            {"stop": queue.stop, "delete": queue.store.delete, "free": queue.store.drop_recording}[what](job_id)
         except StoreError as error:
             problems.append(str(error))
     if problems:

@@ -28,7 +28,7 @@ KINDS = {
     "back": MAIN,
 }
 #: Milliseconds in which what is there can be acted on; what lies under something else takes them all.
-SOON = 400
+SOON = 700
 #: How often each kind is tried.
 WEIGHTS = (2, 2, 2, 3, 3, 2, 2, 1, 1)
 TYPED = ("0", "1", "-1", "0.5", "7", "123456", "1e9", "0.999999")
@@ -43,8 +43,7 @@ def act(page, kind, chance):
     one = there.nth(chance.randrange(count))
     name = (one.get_attribute("aria-label") or one.inner_text() or "")[:40].replace("\n", " ")
     if kind == "back":
-        # Not to the blank page before the first one.
-        if page.evaluate("history.length") < 4:
+        if not page.evaluate("navigation.canGoBack"):  # only the blank page is before the first one
             return None
         page.go_back()
         return "back", page.url
@@ -72,7 +71,7 @@ def act(page, kind, chance):
 
 def walk(server, page, seed, actions):
     """Act at random; after each action the page is drawn, without an exception, and its script has an end."""
-    chance, done, broken = random.Random(seed), [], []
+    chance, done, broken, failed = random.Random(seed), [], [], 0
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto(server.url)
     settled(page)
@@ -84,11 +83,14 @@ def walk(server, page, seed, actions):
             acted = None
         if acted is None:
             page.keyboard.press("Escape")
-            kind = "page"
-            page.locator(KINDS[kind]).nth(chance.randrange(page.locator(KINDS[kind]).count())).click()
-            acted = kind, page.url
+            failed += 1
+            assert failed < 5 * actions, f"nothing can be acted on after {done[-6:]} at {page.url}"
+            continue
         done.append(acted)
-        settled(page, charts=False)
+        try:
+            settled(page, charts=False)
+        except Error as error:
+            raise AssertionError(f"never drawn after {done[-6:]} at {page.url}") from error
         shown = page.locator("[data-testid=stException]").all_inner_texts()
         assert not shown + broken, f"after {done[-6:]} at {page.url}"
     pages = {re.sub(r"\?.*", "", str(name)) for kind, name in done if kind == "page"}

@@ -1,5 +1,6 @@
 """Files that libraries wrote themselves: which section is what, after which step, and that its numbers are theirs."""
 
+import shutil
 import warnings
 
 import ema_pytorch
@@ -11,9 +12,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments
+from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 
-from emacore import EMA, Constant, open_checkpoints
+from emacore import EMA, Constant, LastFiles, Snapshots, merge, open_checkpoints
 from tests.helpers import Network, change, tensors
 
 
@@ -48,10 +49,19 @@ def test_lightnings_state_dict_is_the_average_where_it_averages(tmp_path):
         def on_train_batch_end(self, trainer, *rest):
             raw[trainer.global_step] = tensors(trainer.lightning_module)
 
+    class Keeping(lightning.Callback):
+        def on_train_start(self, trainer, pl_module):
+            Snapshots(pl_module, tmp_path / "snapshots", every=3).attach(trainer.optimizers[0])
+
     averaging = EMAWeightAveraging(decay=0.5, update_starting_at_step=0)
     trainer = lightning.Trainer(
         max_epochs=1,
-        callbacks=[averaging, Keep(), ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, save_last=True)],
+        callbacks=[
+            averaging,
+            Keep(),
+            Keeping(),
+            ModelCheckpoint(tmp_path / "own", every_n_train_steps=2, save_top_k=-1, save_last=True),
+        ],
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -60,7 +70,11 @@ def test_lightnings_state_dict_is_the_average_where_it_averages(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(module, DataLoader(TensorDataset(torch.randn(18, 3)), batch_size=3))
-    found = open_checkpoints(tmp_path)
+    snapshots = open_checkpoints(tmp_path / "snapshots")
+    assert snapshots.steps.tolist() == [3, 6]
+    mean = sum(raw[step]["net.weight"] for step in (4, 5, 6)) / 3
+    torch.testing.assert_close(snapshots[1].sections[0].tensors["net.weight"].value(), mean)
+    found = open_checkpoints(tmp_path / "own")
     assert found.steps.tolist() == [2, 4, 6]
     assert not found.damaged
     assert [words for words in found.told if "left out" in words] == [
@@ -94,7 +108,12 @@ def trainer_folder(tmp_path_factory):
         output_dir=folder, max_steps=6, save_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True,
         disable_tqdm=True, logging_steps=100,
     )  # fmt: skip
-    trainer = Trainer(model=model, args=settings, train_dataset=data)
+
+    class Keeping(TrainerCallback):
+        def on_train_begin(self, args, state, control, model, optimizer, **kwargs):
+            Snapshots(model, folder / "snapshots", every=3).attach(optimizer)
+
+    trainer = Trainer(model=model, args=settings, train_dataset=data, callbacks=[Keeping()])
     trainer.train()
     trainer.save_model(folder)
     model.save_pretrained(folder / "sharded" / "checkpoint-8", max_shard_size="2KB")
@@ -103,6 +122,8 @@ def trainer_folder(tmp_path_factory):
 
 def test_trainers_checkpoints_have_the_step_of_their_state(trainer_folder):
     folder, model = trainer_folder
+    assert open_checkpoints(folder / "snapshots").steps.tolist() == [3, 6]
+    shutil.rmtree(folder / "snapshots")
     found = open_checkpoints(folder)
     assert found.steps.tolist() == [2, 4, 6, 8]
     assert {one.step_from for one in found[:3]} == {"global_step in trainer_state.json"}
@@ -113,6 +134,17 @@ def test_trainers_checkpoints_have_the_step_of_their_state(trainer_folder):
     expected = {name: tensor.detach() for name, tensor in model.named_parameters()}  # ties once
     for one in (found[2], sharded):
         assert_holds(one.sections[0], expected)
+
+
+def test_a_merge_of_trainers_checkpoints_loads_as_a_model(trainer_folder, tmp_path):
+    folder, _ = trainer_folder
+    found = open_checkpoints([folder / f"checkpoint-{step}" for step in (2, 4, 6)])
+    [place] = merge(found, {"mean": LastFiles(3)}, tmp_path / "out")
+    loaded = BertForMaskedLM.from_pretrained(place)
+    name = "bert.embeddings.word_embeddings.weight"
+    mean = sum(one.sections[0].tensors[name].value() for one in found) / 3
+    torch.testing.assert_close(loaded.state_dict()[name], mean)
+    assert loaded.cls.predictions.decoder.weight is loaded.bert.embeddings.word_embeddings.weight
 
 
 def test_timms_savers_files(tmp_path):

@@ -51,6 +51,16 @@ def test_which_part_is_what(tmp_path, content, expected):
         assert torch.equal(section.tensors["a.weight"].value(), WEIGHTS["a.weight"])
 
 
+def test_edm2s_averages_tell_their_widths(tmp_path):
+    content = {"net": WEIGHTS, "ema": {"stds": [0.05, 0.1], "emas": [WEIGHTS, WEIGHTS]}}
+    found = sections_of(saved(tmp_path, content, "training-state-0000512.pt"))
+    assert [(section.name, section.about) for section in found if section.kind == "average"] == [
+        ("ema-0.050", {"sigma_rel": 0.05}),
+        ("ema-0.100", {"sigma_rel": 0.1}),
+    ]
+    assert [section.name for section in found if section.kind == "raw"] == ["net"]
+
+
 def test_prefixes_of_wrappers_are_no_part_of_names(tmp_path):
     model = nn.Linear(2, 2)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))

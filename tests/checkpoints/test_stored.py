@@ -123,6 +123,31 @@ def test_a_damaged_file_is_a_sentence(tmp_path, suffix, damage):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_whole_module_is_not_unpickled(tmp_path):
+    torch.save(torch.nn.Linear(2, 1), tmp_path / "a.pt")
+    with pytest.raises(
+        CheckpointError, match=r"holds a whole object \(torch.nn.modules.linear.Linear\), not its tensors"
+    ):
+        open_file(tmp_path / "a.pt")
+
+
+def test_links_in_circles_are_followed_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    written(tmp_path / "in", "zip")
+    (tmp_path / "in" / "back").symlink_to(tmp_path, target_is_directory=True)
+    openers, passed = find_units(tmp_path)
+    assert (len(openers), passed) == (1, ["back: a link to a folder that it is in"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_file_that_may_not_be_read_is_a_sentence(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x" * 100)
+    (tmp_path / name).chmod(0)
+    with pytest.raises(CheckpointError, match=f"{name} .*[Pp]ermission denied"):
+        open_file(tmp_path / name)
+
+
 def test_a_missing_part_of_a_set_is_told(tmp_path):
     written(tmp_path, "sharded")
     (tmp_path / "model-00002-of-00002.safetensors").unlink()

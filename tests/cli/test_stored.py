@@ -44,3 +44,31 @@ def test_deleting_asks(store):
     assert store.runs()["id"].tolist() == [third]
     store.claim(ME, 1)
     assert "still training" in str(emacore("runs", "delete", third, "--yes", code=1).exception)
+
+
+def test_recordings_are_freed_by_age_size_and_state(store):
+    ids = [store.create(RunConfig(seed=n)) for n in range(4)]
+    for _ in ids:
+        store.claim(ME, 9)
+    for job_id, state in zip(ids, ("done", "failed", "stopped"), strict=False):
+        store.finish(job_id, ME, state)
+    for job_id, size in zip([*ids, "gone"], (3, 1, 2, 5, 1), strict=True):
+        store.recording(job_id).mkdir(parents=True)
+        (store.recording(job_id) / "weights.npy").write_bytes(bytes(size * 2**20))
+
+    def left():
+        return [job_id for job_id in [*ids, "gone"] if store.recording(job_id).exists()]
+
+    asked = emacore("runs", "--prune", "--larger-than", "1.5", input="n\n", code=1).output
+    assert "recorded weights 12 MB of at most 4 GB" in asked
+    assert "2 jobs, 5 MB to free" in asked
+    assert len(left()) == 5
+    emacore("runs", "prune", "--state", "failed", "--yes")
+    assert left() == [ids[0], ids[2], ids[3], "gone"]
+    assert "0 jobs" in emacore("runs", "prune", "--older-than", "1", "--state", "done").output
+    emacore("runs", "prune", "--yes")
+    assert left() == [ids[3]], "one that trains keeps its own"
+    assert len(store.jobs()) == 4
+    emacore("runs", "prune", "--whole", "--state", "failed", "--yes")
+    assert len(store.jobs()) == 3
+    assert "one of done, stopped" in emacore("runs", "prune", "--state", "running", code=2).output

@@ -11,13 +11,13 @@ def small_run(folder, steps=60, every=10, decay=0.9, seed=0):
     """Files of raw and averaged weights of a linear regression; returns its last model."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(64, 3, generator=generator)
-    y = x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.3 * torch.randn(64, 1, generator=generator)
-    model = nn.Linear(3, 1)
+    x = torch.randn(64, 400, generator=generator) / 20
+    y = x @ torch.randn(400, 1, generator=generator) + 0.3 * torch.randn(64, 1, generator=generator)
+    model = nn.Linear(400, 1)
     with torch.no_grad():
         model.weight.fill_(0.1)
         model.bias.zero_()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     ema = EMA(model, schedule=Constant(decay))
     for step in range(1, steps + 1):
         rows = torch.randint(0, 64, (4,), generator=generator)
@@ -26,7 +26,7 @@ def small_run(folder, steps=60, every=10, decay=0.9, seed=0):
         optimizer.step()
         ema.update()
         if step % every == 0:
-            state = {"model": model.state_dict(), "ema": ema.model.state_dict()}
+            state = {"model": model.state_dict(), "ema": ema.ema_model.state_dict()}
             torch.save(state, folder / f"step_{step}.pt")
     return model
 

@@ -13,13 +13,13 @@ from emacore.averaging.code import to_code
 from emacore.averaging.families import PowerFunction
 from emacore.checkpoints import open_checkpoints
 from emacore.experiments import measuring
-from emacore.experiments.jobs import work_off
+from emacore.experiments.jobs import JobQueue, work_off
 from emacore.experiments.measuring import Question, answer, evaluator, named_measure, question_from_json, read
 from emacore.experiments.opened import identity_of
 from emacore.experiments.store import RunStore
 from emacore.replay.measure import Metric
 from tests.experiments.opened_folders import MEASURE, small_run, stored_rows
-from tests.helpers import ME
+from tests.helpers import ME, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,10 @@ def asking(place, kind, settings, by=None, sections=("model",)):
 
 def calls():
     return len(sys.modules["small_eval"].calls)
+
+
+def over(asked):
+    return asked if asked.state not in ("queued", "running") else None
 
 
 def carried_out(store, question):
@@ -180,6 +184,32 @@ def test_the_files_and_the_function_decide_which_answer_is_kept(place, store, mo
     assert evaluator() == ""
 
 
+def test_what_would_not_fit_into_memory_is_refused(place, store, monkeypatch):
+    monkeypatch.setattr(measuring, "MEASURED_BYTES", 1000)
+    for kind, settings in (
+        ("widths", {}),
+        ("atlas", {"code": "Constant(beta=0.9)", "x": "beta", "y": "update_after_step", "metric": "final"}),
+    ):
+        with pytest.raises(ValueError, match="in memory"):
+            answer(asking(place, kind, settings), store)
+
+
+@pytest.mark.slow
+def test_a_worker_of_the_server_answers(place, store):
+    question = asking(place, "widths", {})
+    queue = JobQueue(store)
+    try:
+        store.ask(question.to_json())
+        queue.tend()
+        ended = wait_for(
+            lambda: (asked := store.asked(question.to_json())).state not in ("queued", "running") and asked
+        )
+        assert (ended.state, ended.error) == ("done", None)
+        assert len(read(store.cell(question.key)[0]["answer"])["found"]["loss"]) == 40
+    finally:
+        queue.close()
+
+
 def test_what_measures_is_a_function_or_a_measure(place, store):
     module = __import__("small_eval")
     assert named_measure("small_eval:distance").metrics == (Metric("loss", "loss"),)
@@ -197,4 +227,5 @@ def test_an_average_is_diagnosed(place, store):
     decays = read(json.dumps(found["decays"]))
     assert (decays["low"] <= 0.9).all()
     assert (decays["high"] >= 0.9).all()
+    assert (decays["high"] - decays["low"]).min() < 0.1
     np.testing.assert_allclose(decays["configured"], 0.9)

@@ -6,7 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
+from emacore import Snapshots
 from emacore.averaging.code import merge_from_code
 from emacore.averaging.coefficients import Span, merged_profile
 from emacore.averaging.planned import planned
@@ -71,12 +73,20 @@ def test_contents_are_read_in_another_process_and_hold_no_path(folder):
     assert found.first == "model"
     assert found.series["model"].steps == (10, 20, 30, 40, 50, 60)
     assert {one.kind for one in found.series.values()} == {"raw", "average"}
+    assert "secret" not in str(found)
+
+
+def test_what_cannot_be_read_is_told_by_its_name(folder, monkeypatch, capsys):
+    def here(name, path):
+        module._main(path)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(module, "asked_elsewhere", here)
     (folder.parent / "empty").mkdir(exist_ok=True)
-    with pytest.raises(OpenedError) as error:
-        contents_of("empty", folder.parent / "empty")
-    for text in (str(found), str(error.value)):
-        assert str(folder.parent) not in text
-        assert "secret" not in text
+    for name in ("empty", "gone"):
+        with pytest.raises(OpenedError, match=f"{name}") as error:
+            contents_of(name, folder.parent / name)
+        assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{path} is damaged", "in {path}/step_1.pt and /usr/lib/python3/x.py: no", "{path}"])
@@ -97,6 +107,23 @@ def test_a_page_plans_what_the_command_merges(contents, folder, code, fit):
     np.testing.assert_allclose(mine.certificate, theirs.told)
     assert weight_table(series, {"x": mine})["coefficient"].tolist() == mine.coefficients.tolist()
     assert certificate_table({"x": mine})["files"] == (mine.coefficients != 0).sum()
+
+
+@pytest.mark.parametrize("kind", ["windows", "power"])
+def test_snapshots_are_planned_as_the_command_merges_them(tmp_path, kind):
+    model = torch.nn.Linear(2, 1)
+    snapshots = Snapshots(model, tmp_path / "snapshots", every=10, kind=kind)
+    for _ in range(60):
+        snapshots.update()
+    answer = {**module._read(tmp_path / "snapshots"), "identity": ""}
+    contents = Contents.from_json(json.dumps(answer))
+    series = contents.series[contents.first]
+    assert len(series.steps) == (6 if kind == "windows" else 12)
+    for code in ("PowerFunction(sigma_rel=0.15)", "Window(size=30)"):
+        mine = planned(merge_from_code(code), series.profiles, series.calls)
+        (theirs,) = plan_merge(open_checkpoints(tmp_path / "snapshots"), {"x": merge_from_code(code)}).results
+        np.testing.assert_allclose(mine.coefficients, theirs.coefficients, atol=1e-9)
+        np.testing.assert_allclose(mine.certificate, theirs.told, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["raw", "window"])
@@ -128,10 +155,10 @@ def test_a_long_run_is_drawn_by_few_points():
 
 def test_decays_of_a_diagnosis_have_both_ends_of_each_stretch():
     decays = {
-        "begin": np.array([0, 10]),
-        "end": np.array([10, 20]),
+        "from_step": np.array([0, 10]),
+        "to_step": np.array([10, 20]),
         "low": np.array([0.8, 0.7]),
-        "best": np.array([0.9, 0.9]),
+        "decay": np.array([0.9, 0.9]),
         "high": np.array([0.95, 0.99]),
         "configured": np.array([np.nan, np.nan]),
     }

@@ -4,9 +4,18 @@ from dataclasses import replace
 import pytest
 
 from emacore.averaging.families import Constant, UniformAverage
-from emacore.experiments.studies import Study, Sweep, job_from_json, json_value, json_values, with_settings
+from emacore.experiments.studies import (
+    Study,
+    Sweep,
+    job_from_json,
+    json_value,
+    json_values,
+    shared_json,
+    with_settings,
+)
 from emacore.experiments.sweep import columns_of
-from emacore.tasks.regression.config import RunConfig
+from emacore.limits import LETTERS, VALUES
+from emacore.tasks.regression.config import DataConfig, RunConfig
 from emacore.training.config import dotted
 
 
@@ -127,3 +136,43 @@ def test_a_bare_decay_is_a_constant_one():
         Sweep(RunConfig(), {"schedule": [0.9, "Constant(beta=0.9)"]}, (0,))
     with pytest.raises(ValueError, match="must be numbers, texts"):
         Sweep(RunConfig(), {"optimizer.learning_rate": [Constant()]}, (0,))
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1, 2;3", [1, 2, 3]),
+        ("Constant(beta=0.9, update_after_step=5), 0.5", ["Constant(beta=0.9, update_after_step=5)", 0.5]),
+        ("[1, 2], [3]", [[1, 2], [3]]),
+        ("a), b(, c", ["a)", "b(, c"]),
+        (" , ;", []),
+        ("," * LETTERS, []),
+    ],
+)
+def test_values_in_one_text(text, values):
+    assert json_values(text) == values
+
+
+def test_too_many_values_or_letters_are_told():
+    for text, words in (("," * (LETTERS + 1), "letters of values"), ("1," * (VALUES + 1), "at most 1,000 values")):
+        with pytest.raises(ValueError, match=words):
+            json_values(text)
+
+
+def test_too_many_seeds_and_cells_are_told_before_any_is_made():
+    with pytest.raises(ValueError, match="at most 10,000 seeds"):
+        Study(RunConfig(), range(10**8))
+    many = list(range(1, 10**4))
+    with pytest.raises(ValueError, match="at most 2,500 cells"):
+        Sweep(RunConfig(), {"max_epochs": many, "stopping.patience": many}, (0,))
+    with pytest.raises(ValueError, match="at most 1,000,000 trainings"):
+        Sweep(RunConfig(), {"max_epochs": list(range(1, 1001))}, range(2000))
+
+
+def test_settings_for_others_name_no_folder():
+    data = DataConfig("csv", path="/home/somebody/tables/0123.csv", target="y")
+    for job in (RunConfig(data=data), Study(RunConfig(data=data), (1,)), RunConfig()):
+        shared = shared_json(job)
+        assert "somebody" not in shared
+        assert ("0123.csv" in shared) == (getattr(job, "config", job).data.path is not None)
+        job_from_json(shared)

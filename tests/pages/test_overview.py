@@ -37,6 +37,10 @@ def test_the_page_says_what_holds_for_the_run_it_draws(open_page, rate, decay):
     np.testing.assert_allclose(table["left of the start"], bias)
     np.testing.assert_allclose(table["from the noise"], variance)
     np.testing.assert_allclose(table["expected: both"], bias + variance)
+    for row, kept in zip(table["after endless steps"], (0.0, beta), strict=True):
+        keep = 1 - rate * np.array(CURVATURES)  # AR(1), seen through (1 - kept) / (1 - kept z^-1)
+        gain = (1 - kept) / (1 + kept) * (1 + kept * keep) / (1 - kept * keep)
+        assert row == pytest.approx(gain * rate**2 / (1 - keep**2) @ CURVATURES / 2)
     np.testing.assert_allclose(table["simulated"], bias + variance, rtol=0.2)
     assert [float(metric.value) for metric in app.metric] == pytest.approx(bias + variance, rel=0.005)
     before, after = bias + variance

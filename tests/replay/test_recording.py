@@ -1,7 +1,12 @@
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.func import functional_call
@@ -9,8 +14,11 @@ from torch.func import functional_call
 from emacore import EMA, Recorder
 from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.windows import Window
+from emacore.limits import DISK_RESERVE, RECORDED_STEPS
+from emacore.replay import recording
+from emacore.replay.recording import RecordingError, read_recording
 from emacore.replay.trajectory import Trajectory
-from tests.helpers import Network, change, tensors
+from tests.helpers import FUZZED, Network, change, tensors
 
 SCHEDULES = {
     "article": InversePower(0.98, update_after_step=10, update_every=1),
@@ -248,3 +256,191 @@ def test_wrong_arguments_are_named(tmp_path):
     Recorder(model, tmp_path).close()
     with pytest.raises(FileExistsError):
         Recorder(model, tmp_path)
+
+
+class Kept(nn.Module):
+    """A mask in the state and one that is not, a statistic, and a cache that comes into being."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+        self.register_buffer("least", torch.tensor([torch.finfo(torch.float32).min, 0.0]))
+        self.register_buffer("passing", torch.full((4,), torch.nan), persistent=False)
+        self.register_buffer("cache", None, persistent=False)
+
+
+@pytest.mark.parametrize("float16", [False, True])
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_buffers_that_are_no_statistics_are_kept_as_they_are(tmp_path, norm, float16):
+    torch.manual_seed(0)
+
+    def build():
+        return nn.Sequential(norm(nn.Linear(2, 2)), Kept())
+
+    model, schedule = build(), Constant(0.5)
+    ema = EMA(model, schedule=schedule)
+    with Recorder(model, tmp_path / "run", float16=float16) as recorder:
+        for step in range(6):
+            model[1].norm(model[0](torch.randn(4, 2)))
+            model[1].cache = torch.zeros(step)
+            model[1].passing = torch.zeros(step + 5)
+            for parameter in model.parameters():
+                parameter.data.normal_()
+            recorder.record()
+            ema.update()
+    assert recorder.error is None
+    other = build()
+    Trajectory.open(tmp_path / "run").load_into(other, schedule)
+    for name, tensor in ema.ema_model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=2e-3, atol=2e-3)
+        if name.endswith(("_u", "_v", "mask", "least")):
+            assert torch.equal(other.state_dict()[name], model.state_dict()[name])
+
+
+def test_a_policy_says_which_buffers_are_kept_as_they_are_and_which_are_taken_so(tmp_path):
+    model = nn.BatchNorm1d(1)
+    recorders = [
+        Recorder(model, tmp_path / str(n), buffers=policy)
+        for n, policy in enumerate((None, "copy", lambda name, tensor: "copy"))
+    ]
+    for value in (1.0, 2.0, 6.0):
+        model.running_mean.fill_(value)
+        for recorder in recorders:
+            recorder.record()
+    for recorder in recorders:
+        recorder.close()
+    found = []
+    for n in range(3):
+        for policy in (None, "copy"):
+            other = nn.BatchNorm1d(1)
+            Trajectory.open(tmp_path / str(n)).load_into(other, Constant(0.5), buffers=policy)
+            found.append(other.running_mean.item())
+    assert found == [3.75, 6.0, 6.0, 6.0, 6.0, 6.0]
+
+
+def test_what_has_no_place_in_a_row_is_told_with_the_way_out(tmp_path):
+    model = nn.Linear(1, 1)
+    model.register_buffer("edges", torch.eye(2).to_sparse())
+    with pytest.raises(ValueError, match="'edges' is of layout torch.sparse_coo, which has no place in a row"):
+        Recorder(model, tmp_path / "all")
+    with Recorder(model, tmp_path / "some", names=["weight"]) as recorder:
+        model.edges = torch.eye(3).to_sparse()
+        recorder.record()
+    model = nn.Linear(1, 1)
+    model.register_buffer("positions", torch.zeros(2))
+    with Recorder(model, tmp_path / "grows") as recorder:
+        model.positions = torch.zeros(3)
+        with pytest.raises(RuntimeError, match="'positions'.* differ in shape.*names= what stays as it is"):
+            recorder.record()
+
+
+@pytest.mark.parametrize("most", [0, 127, 128, 1000, 12_345])
+def test_a_budget_is_kept_while_the_run_goes_on(tmp_path, most):
+    model = nn.Linear(9, 1)
+    with Recorder(model, tmp_path / "run", most_bytes=most) as recorder:
+        for step in range(1000):
+            recorder.record()
+            if step % 50 == 49:
+                recorder.end_epoch()
+    size = (tmp_path / "run" / "weights.npy").stat().st_size
+    rows = max(0, (most - 128) // recorder.row_bytes)
+    assert size == 128 + rows * recorder.row_bytes
+    began = f"the recording ends after step {rows - 1}" if rows else "nothing was recorded"
+    assert f"{began}: it may take 0 MB at most" == recorder.error
+    assert len(read_recording(tmp_path / "run").weights) == rows
+
+
+def test_a_disk_is_left_to_histories_before_it_is_full(tmp_path, monkeypatch):
+    disk = SimpleNamespace(total=2**40, free=DISK_RESERVE + 1000)
+    monkeypatch.setattr(recording.shutil, "disk_usage", lambda folder: disk)
+    model = nn.Linear(9, 1)
+    with Recorder(model, tmp_path / "run") as recorder:
+        for _ in range(10):
+            recorder.record()
+        recorder.end_epoch()
+        disk.free = DISK_RESERVE + 399
+        for _ in range(10):
+            recorder.record()
+    assert recorder.error.startswith("the recording ends after step 18: the disk is nearly full")
+    assert len(read_recording(tmp_path / "run").weights) == 19
+
+
+def test_a_recording_gives_way_and_the_training_goes_on(tmp_path):
+    model = nn.Linear(9, 1)
+    with Recorder(model, tmp_path / "run") as recorder:
+        for _ in range(5):
+            recorder.record()
+        recorder.end_epoch()
+        rows = read_recording(tmp_path / "run").weights
+        recorder.give_way("the disk is full")
+        assert not (tmp_path / "run").exists()
+        recorder.record()
+        recorder.end_epoch()
+    assert recorder.error == "nothing is left of the recording: the disk is full"
+    assert np.isfinite(rows).all()  # whoever had it mapped can still read it
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+HOSTILE = {
+    "every": st.one_of(st.sampled_from([0, -1, 2**31, 2**70, 1.5, "2", None, True]), JSON),
+    "tensors": st.one_of(
+        st.sampled_from(
+            [
+                {"w": {"shape": shape, "dtype": "float32"}}
+                for shape in ([-1], [2**62, 2**62], [0], [1e3], ["a"], 5, None, [[1]], [2**31])
+            ]
+            + [{"w": {"shape": [9], "dtype": dtype}} for dtype in ("load", "nope", "int64", "complex64", "__class__")]
+        ),
+        JSON,
+    ),
+    "copied": JSON,
+    "dtype": st.one_of(st.sampled_from(["float64", "int8"]), JSON),
+    "epoch_ends": st.one_of(st.sampled_from([[-5], [3, 1], ["x"], [10**30], [1.5], 7]), JSON),
+    "version": JSON,
+    "config": JSON,
+}
+
+
+@pytest.fixture(scope="module")
+def recorded_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile") / "run"
+    model = nn.Linear(9, 1)
+    with Recorder(model, folder) as recorder:
+        for _ in range(6):
+            recorder.record()
+        recorder.end_epoch()
+    return folder, json.loads((folder / "run.json").read_text())
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_description_is_a_recording_error_or_harmless(recorded_folder, name):
+    folder, about = recorded_folder
+
+    @settings(max_examples=FUZZED, deadline=None, database=None)
+    @given(HOSTILE[name])
+    def read(value):
+        (folder / "run.json").write_text(json.dumps({**about, name: value}))
+        try:
+            rows = read_recording(folder)
+        except RecordingError:
+            return
+        assert len(rows.steps) <= 6
+        assert all(0 <= end < len(rows.steps) for end in rows.epoch_ends)
+        assert rows.steps.max(initial=0) < RECORDED_STEPS
+
+    read()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "[" * 100_000, '{"a":' * 50_000, "\ud800", '{"version": 1e999}', '{"version": []}']
+)
+def test_what_is_no_description_is_a_recording_error(recorded_folder, text):
+    folder, _ = recorded_folder
+    (folder / "run.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(RecordingError):
+        read_recording(folder)

@@ -35,7 +35,13 @@ BASES = {
     "no decay of weights": replace(BASE, optimizer=replace(BASE.optimizer, weight_decay=0.0)),
     "linear": replace(BASE, network=NetworkConfig(())),
     "friedman1": replace(BASE, data=replace(BASE.data, kind="friedman1")),
-    "diabetes": replace(BASE, data=replace(BASE.data, kind="diabetes"), max_epochs=3),
+    # It has more rows, and so larger batches.
+    "diabetes": replace(
+        BASE,
+        data=replace(BASE.data, kind="diabetes"),
+        optimizer=replace(BASE.optimizer, batch_size=128),
+        max_epochs=3,
+    ),
 }
 #: Two other values of each setting.
 OTHERS = {

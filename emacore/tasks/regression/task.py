@@ -20,7 +20,7 @@ class Regression(Task):
         return Dataset(*(torch.from_numpy(part) for part in load(config.data)))
 
     def network(self, config: RunConfig, data: Dataset) -> Perceptron:
-        """One output."""
+        """The perceptron of the settings, with one output."""
         return Perceptron(data.x_train.shape[1], 1, config.network)
 
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,300 @@
+"""What the store keeps when things go wrong: a table of faults, and what was lost, damaged or left behind in each.
+
+    python -m benchmarks.faults                 # all, with 50 kills: some minutes
+    python -m benchmarks.faults --kills 3       # the short form
+
+Nothing that was told as kept may be lost (the last epoch that the store had said it has), the database must be whole,
+no process may be left, and the queue must go on.  A full disk is a small tmpfs in a user namespace; where such are not
+allowed that row says so.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parents[1]
+#: A server without pages: it holds the queue, as the app does.
+SERVER = """
+import sys
+from emacore import RunConfig
+from emacore.experiments.jobs import JobQueue
+from emacore.experiments.store import RunStore
+from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import StoppingConfig
+queue = JobQueue(RunStore(sys.argv[1]), limit=1)
+if sys.argv[2:] == ["endless"]:
+    queue.submit(RunConfig(data=DataConfig(n_samples=400), max_epochs=100_000, stopping=StoppingConfig("none")))
+while True:
+    queue.tend()
+    print(*(process.pid for process in queue._workers.values()), flush=True)
+    sys.stdin.readline()
+"""
+#: Fills a small disk with one recorded run, in a namespace of its own, and says what is left of it.
+SMALL_DISK = """
+mkdir -p "$1" && mount -t tmpfs -o size=$2 small "$1" || exit 77
+cd "$3"
+EMACORE_HOME="$1/store" "$4" -m emacore train --set max_epochs=12 --set stopping.curve=none \
+    --set network.widths='[256, 64]' -o "$5/history.csv" 2>"$5/err"
+echo "exit $?" >"$5/code"
+EMACORE_HOME="$1/store" "$4" -m emacore runs -o "$5/runs.csv" 2>>"$5/err"
+EMACORE_HOME="$1/store" "$4" -m emacore export "$(cut -d: -f1 "$5/err" | head -1)" -o "$5/kept.csv" 2>>"$5/err"
+du -sk "$1/store/recordings" | cut -f1 >"$5/recorded"
+"""
+
+Row = dict[str, object]
+
+
+class Served:
+    """A server in a process of its own, and its workers."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(folder), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        self.workers: list[int] = []
+        self.tend()
+
+    def tend(self) -> None:
+        """Have it look after its workers once."""
+        assert self.process.stdout is not None
+        self.workers = [int(number) for number in self.process.stdout.readline().split()]
+
+    def again(self) -> None:
+        """Once more."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.tend()
+
+    def end(self) -> None:
+        """End it, in whatever state it is."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@contextmanager
+def served(folder: Path, *arguments: str) -> Iterator[Served]:
+    """A server for the block, and its workers gone after it."""
+    server = Served(folder, *arguments)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> bool:
+    """Whether a condition came true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def lives(number: int) -> bool:
+    """Whether there is such a process, which is no zombie."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the database is."""
+    with sqlite3.connect(folder / "runs.sqlite") as connection:
+        return connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
+def kills(folder: Path, count: int, draws: random.Random) -> Iterator[Row]:
+    """SIGKILL of worker, server or both, at random moments of an endless run, again and again on one store."""
+    from emacore.experiments.store import RunStore
+
+    store = RunStore(folder)
+    found = {
+        who: {"times": 0, "epochs lost": 0, "left behind": 0, "not whole": 0} for who in ("worker", "server", "both")
+    }
+    for kill in range(count):
+        who = list(found)[kill % 3]
+        with served(folder, "endless") as server:
+            newest = store.runs()["id"][0]
+            wait_for(lambda run=newest: len(store.history(run)) >= 1)
+            time.sleep(draws.random())
+            told = len(store.history(newest))
+            for number in {"worker": server.workers, "server": [], "both": server.workers}[who]:
+                os.kill(number, signal.SIGKILL)
+            if who != "worker":
+                server.process.kill()
+                server.process.wait()
+            else:
+                wait_for(lambda process=server: not any(map(lives, process.workers)), 5)
+            workers = list(server.workers)
+        left = not wait_for(lambda numbers=workers: not any(map(lives, numbers)), 15)
+        store.interrupt_abandoned()
+        row = found[who]
+        row["times"] += 1
+        row["epochs lost"] += max(0, told - len(store.history(newest)))
+        row["left behind"] += left
+        row["not whole"] += not is_whole(folder)
+        store.fail_next("the next fault")
+        if store.result(newest).state == "running":
+            row["left behind"] += 1
+    for who, row in found.items():
+        yield {"fault": f"SIGKILL of {who}", **row}
+
+
+def two_servers(folder: Path) -> Row:
+    """Two servers on one store: one run trains once, and the limit holds."""
+    from emacore.experiments.store import RunStore
+
+    store = RunStore(folder)
+    with served(folder, "endless") as one, served(folder) as two:
+        newest = store.runs()["id"][0]
+        wait_for(lambda: len(store.history(newest)) >= 3)
+        for _ in range(3):
+            one.again()
+            two.again()
+        epochs = store.history(newest)["epoch"].tolist()
+        running = store.counts().get("running", 0)
+    lost = epochs != list(range(1, len(epochs) + 1)) or running != 1
+    return {"fault": "two servers", "times": 1, "epochs lost": int(lost), "not whole": int(not is_whole(folder))}
+
+
+def stopped_for_long(folder: Path) -> Row:
+    """A laptop that sleeps: worker stopped while a clock jumps an hour; the run goes on with all that it had."""
+    from emacore.experiments import store as module
+    from emacore.experiments.store import RunStore
+
+    store, lost, real = RunStore(folder), 0, time.time
+    with served(folder, "endless") as server:
+        newest = store.runs()["id"][0]
+        wait_for(lambda: len(store.history(newest)) >= 1)
+        for number in server.workers:
+            os.kill(number, signal.SIGSTOP)
+        try:
+            for jump in (3600, -3600):
+                module.time.time = lambda jump=jump: real() + jump
+                store.interrupt_abandoned()
+                lost += store.result(newest).state != "running"
+        finally:
+            module.time.time = real
+            for number in server.workers:
+                os.kill(number, signal.SIGCONT)
+        told = len(store.history(newest))
+        lost += not wait_for(lambda: len(store.history(newest)) > told)
+    return {
+        "fault": "sleep, clock +1 h and -1 h",
+        "times": 2,
+        "epochs lost": lost,
+        "not whole": int(not is_whole(folder)),
+    }
+
+
+def deleted(folder: Path) -> Row:
+    """The store is deleted under a server: its worker gives up, and a fresh store works without a restart."""
+    from emacore import RunConfig
+    from emacore.experiments.store import RunStore
+
+    store = RunStore(folder)
+    with served(folder, "endless") as server:
+        newest = store.runs()["id"][0]
+        wait_for(lambda: len(store.history(newest)) >= 1)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh = store.create(RunConfig(max_epochs=1))
+        server.again()
+        went_on = wait_for(lambda: store.result(fresh).state == "done")
+    return {
+        "fault": "store deleted",
+        "times": 1,
+        "epochs lost": int(not went_on),
+        "not whole": int(not is_whole(folder)),
+    }
+
+
+def read_only(folder: Path) -> Row:
+    """A store that cannot be written is told as that, and can be read."""
+    from emacore.experiments.store import RunStore
+
+    kept = len(RunStore(folder).runs())
+    command = [sys.executable, "-m", "emacore", "runs", "rename", RunStore(folder).runs()["id"][0], "x"]
+    (folder / "runs.sqlite").chmod(0o444)
+    if os.access(folder / "runs.sqlite", os.W_OK):  # as root is allowed to
+        return {"fault": "store read-only", "times": 0, "note": "skipped: this user may write everything"}
+    told = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"EMACORE_HOME": str(folder)}, check=False
+    )
+    lost = "cannot be written" not in told.stderr or len(RunStore(folder).runs()) != kept
+    return {"fault": "store read-only", "times": 1, "epochs lost": int(lost)}
+
+
+def full_disk(folder: Path, size: str) -> Row:
+    """A run whose recording does not fit: it ends well, with its whole history, in the store and in the file."""
+    out = folder / f"small-{size}"
+    out.mkdir(parents=True)
+    arguments = [out / "mount", size, ROOT, sys.executable, out]
+    command = ["unshare", "-Urm", "bash", "-c", SMALL_DISK, "small-disk", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    fault = f"disk of {size}"
+    if not (out / "code").exists():
+        return {"fault": fault, "times": 0, "note": f"skipped: no user namespace here ({result.stderr.strip()[-80:]})"}
+    rows = {
+        name: len((out / name).read_text().splitlines()) - 1 if (out / name).exists() else 0
+        for name in ("history.csv", "kept.csv")
+    }
+    said = (out / "err").read_text()
+    return {
+        "fault": fault,
+        "times": 1,
+        "epochs lost": 12 - min(rows.values()),
+        "not whole": int((out / "code").read_text() != "exit 0\n"),
+        "note": next((line for line in said.splitlines() if line.startswith("weights:")), "no word of the recording")
+        + f" ({int((out / 'recorded').read_text() or 0):,} kB)",
+    }
+
+
+def table(count: int, seed: int = 0) -> list[Row]:
+    """All faults, each as a row: how often, epochs lost, processes or runs left behind, databases not whole."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = list(kills(folder / "kills", count, random.Random(seed)))
+        rows += [two_servers(folder / "two"), stopped_for_long(folder / "sleep"), deleted(folder / "deleted")]
+        rows += [read_only(folder / "two"), *(full_disk(folder, size) for size in ("3m", "8m"))]
+    return rows
+
+
+@click.command()
+@click.option("--kills", "count", default=50, show_default=True, help="How many times a process is killed.")
+@click.option("--seed", default=0, show_default=True)
+def main(count: int, seed: int) -> None:
+    """Print the table; the exit code says whether anything was lost."""
+    import pandas as pd
+
+    found = pd.DataFrame(table(count, seed)).fillna("")
+    click.echo(found.to_string(index=False))
+    numbers = found[["epochs lost", "left behind", "not whole"]].replace("", 0)
+    sys.exit(int(numbers.to_numpy().sum() > 0))
+
+
+if __name__ == "__main__":
+    main()

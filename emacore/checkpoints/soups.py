@@ -1,0 +1,150 @@
+"""Merges that are chosen by an evaluation: greedy soups."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emacore.averaging.coefficients import Coefficients
+from emacore.checkpoints.merging import carry_out
+from emacore.checkpoints.planning import plan_merge
+from emacore.checkpoints.reading import Checkpoints, open_checkpoints
+
+
+class EvaluationError(RuntimeError):
+    """A function that could not evaluate; the message says why."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate of a greedy soup.
+
+    Attributes:
+        steps: Of the files in it, each with the same weight.
+        value: What the evaluation gave.
+        kept: Whether the soup went on from it.
+    """
+
+    steps: tuple[int, ...]
+    value: float
+    kept: bool
+
+
+@contextmanager
+def evaluation(function: str) -> Iterator[Callable[[Path], float]]:
+    """A function from a merged file or folder to a number, in a process of its own.
+
+    Args:
+        function: ``module:function``, looked up from the current folder, too.  It gets the tensors by name, as
+            ``load_state_dict`` takes them, and returns a number.
+
+    Raises:
+        EvaluationError: if it cannot be found, raises, or returns no number.
+    """
+    # A new process, not a copy of this one: what the function does to torch, to a GPU or to memory stays its own.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def evaluate(path: Path) -> float:
+            try:
+                return pool.submit(evaluated, function, path, str(Path.cwd())).result()
+            except BrokenProcessPool as error:
+                raise EvaluationError(f"the process that evaluates {function} died") from error
+
+        yield evaluate
+
+
+def greedy_soup(
+    checkpoints: Checkpoints,
+    evaluate: Callable[[Path], float],
+    *,
+    higher_is_better: bool = True,
+    section: str | None = None,
+    last: int | None = None,
+    tell: Callable[[Tried], None] | None = None,
+) -> tuple[Coefficients, list[Tried]]:
+    """The greedy soup: from the best file on, each further one is kept if with it the plain mean is no worse.
+
+    The number of the result was chosen on what ``evaluate`` looks at, and flatters it there: judge it on other data.
+
+    Source: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy without
+    increasing inference time", 2022, recipe 1.
+
+    Args:
+        evaluate: From a file or folder of weights to a number, as of :func:`evaluation`.
+        section, last: As of :func:`~emacore.checkpoints.merging.merge`.
+        tell: Called with each candidate.
+
+    Returns:
+        The coefficients of the files, and all candidates in their order: each file alone first.
+
+    Raises:
+        EvaluationError: if no file has a number.
+    """
+    plain = plan_merge(checkpoints, {"all": Coefficients((1.0,))}, section=section, last=last)
+    steps, count = [source.checkpoint.step for source in plain.sources], len(plain.sources)
+    tried: list[Tried] = []
+
+    def value_of(members: list[int]) -> float:
+        factors = np.zeros(count)
+        factors[members] = 1 / len(members)
+        candidate = {"candidate": Coefficients(tuple(factors.tolist()))}
+        plan = plan_merge(checkpoints, candidate, section=section, last=last)
+        with tempfile.TemporaryDirectory() as folder:
+            [path] = carry_out(plan, checkpoints, Path(folder) / "soup", hashed=False)
+            return evaluate(path)
+
+    def note(members: list[int], value: float, kept: bool) -> None:
+        tried.append(Tried(tuple(steps[n] for n in sorted(members)), value, kept))
+        if tell is not None:
+            tell(tried[-1])
+
+    sign = 1.0 if higher_is_better else -1.0
+    alone = []
+    for n in range(count):
+        alone.append(value_of([n]))
+        note([n], alone[n], kept=False)
+    order = sorted((n for n in range(count) if not math.isnan(alone[n])), key=lambda n: -sign * alone[n])
+    if not order:
+        raise EvaluationError("the evaluation gives no number for any of the files")
+    members, best = order[:1], alone[order[0]]
+    for n in order[1:]:
+        value = value_of([*members, n])
+        kept = sign * value >= sign * best
+        note([*members, n], value, kept)
+        if kept:
+            members, best = [*members, n], value
+    factors = np.zeros(count)
+    factors[members] = 1 / len(members)
+    return Coefficients(tuple(factors.tolist())), tried
+
+
+def evaluated(function: str, path: Path, folder: str) -> float:
+    """What ``module:function``, makes of the weights at ``path``; ``folder`` is looked into, too."""
+    module, _, name = function.partition(":")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise EvaluationError(f"there is no function {function!r}, as module:function: {error}") from None
+    section = open_checkpoints(path)[0].sections[0]
+    tensors = {key: tensor.value() for key, tensor in section.tensors.items()}
+    try:
+        value: Any = found(tensors)
+        if isinstance(value, Mapping):
+            value = next(iter(value.values()))
+        return float(value)
+    except Exception as error:
+        raise EvaluationError(f"{function} failed: {type(error).__name__}: {error}") from None

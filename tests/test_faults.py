@@ -1,0 +1,30 @@
+"""The short form of benchmarks/faults.py."""
+
+import random
+
+import pytest
+
+from benchmarks.faults import full_disk, kills, table
+
+
+@pytest.mark.slow
+def test_nothing_that_was_kept_is_lost_where_server_and_worker_are_killed(tmp_path):
+    for row in kills(tmp_path, 3, random.Random(1)):
+        assert row["times"] == 1
+        assert (row["epochs lost"], row["left behind"], row["not whole"]) == (0, 0, 0), row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["3m"])
+def test_a_run_on_a_full_disk_ends_well(tmp_path, size):
+    row = full_disk(tmp_path, size)
+    if not row["times"]:
+        pytest.skip(row["note"])
+    assert (row["epochs lost"], row["not whole"]) == (0, 0), row
+    assert "the disk is nearly full" in row["note"]
+
+
+@pytest.mark.long
+def test_the_whole_table():
+    for row in table(12):
+        assert not any(row.get(name) for name in ("epochs lost", "left behind", "not whole")), row
