@@ -108,13 +108,12 @@ def named_measure(text: str) -> Measure:
         found: Any = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         raise ValueError(f"the module {module} cannot be imported: {error}") from error
-    if isinstance(found, type) and issubclass(found, Measure):
-        found = found()
-    if isinstance(found, Measure):
-        return found
-    if not callable(found):
+    measure: Any = found() if isinstance(found, type) and issubclass(found, Measure) else found
+    if isinstance(measure, Measure):
+        return measure
+    if not callable(measure):
         raise ValueError(f"{module} has no function {name!r}")  # noqa: TRY004  not of this function's argument
-    return OneByOne(found, getattr(found, "metrics", (Metric("loss", "loss"),)))
+    return OneByOne(measure, getattr(measure, "metrics", (Metric("loss", "loss"),)))
 
 
 class Progress(NamedTuple):
