@@ -192,6 +192,7 @@ def test_what_was_opened_is_replayed_like_a_run(open_page, of_mine, evaluated, f
     assert "In this run the average ends" in texts(app)
 
 
+@pytest.mark.slow
 def test_each_view_asks_a_worker_and_shows_its_answer(open_page, of_mine, evaluated, home):
     app = open_page("what_if", replayed="opened-tiny", view="Atlas")
     answered(app, home, "Measure what is stored")
