@@ -10,7 +10,6 @@ import torch
 from ema_pytorch import EMA as EMAPytorch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch_ema import ExponentialMovingAverage
 
 from benchmarks.interleaved import medians, report
 from emacore import EMA, Averages
@@ -71,6 +70,7 @@ def candidates_for(model: nn.Module) -> dict[str, Callable[[], object]]:
             )
     from diffusers.training_utils import EMAModel
     from timm.utils.model_ema import ModelEmaV3
+    from torch_ema import ExponentialMovingAverage
 
     parameters = list(model.parameters())
     kept, values = [p.detach().clone() for p in parameters], [p.detach() for p in parameters]
