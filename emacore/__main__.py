@@ -503,17 +503,7 @@ def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfi
             return with_settings(job.config, dict(changes))
         return with_settings(job, dict(changes))
 
-    def found_again(run: TaskConfig) -> TaskConfig:
-        """A table that the app kept is named without its folder."""
-        from emacore.experiments.store import default_folder
-
-        path = getattr(run.data, "path", None)
-        if not path or Path(path).exists():
-            return run
-        kept = default_folder() / "tables" / Path(path).name
-        return with_settings(run, {"data.path": str(kept)}) if kept.exists() else run
-
-    config: TaskConfig = _checked(lambda: found_again(read()))
+    config: TaskConfig = _checked(read)
     return config
 
 
@@ -539,6 +529,7 @@ def _carried_out(
 
     with store.working("terminal") as worker:
         run_id = store.enter(job, worker)
+        job = store.result(run_id).job  # whose table the store keeps
         _tell(f"{run_id}: {job_in_words(job)}")
         by_hand.at_once = lambda: _end_at_once(store, run_id, worker)
         try:

@@ -348,7 +348,7 @@ class Averages:
     def _is_not_finite(self, offset: int) -> bool:
         if self._watch is None or self._watch.is_stale():
             self._look_up()
-        if bool(self._flat_now().isfinite().all()):
+        if bool(torch.stack(torch.aminmax(self._flat_now())).isfinite().all()):
             return False
         what = f"call {self.step}: the module has weights that are not finite"
         if self.on_nonfinite == "raise":

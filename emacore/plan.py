@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from emacore.attributes import Follower
 from emacore.offload import Arrivals, is_offloaded
 from emacore.sharded import copy_each, is_sharded, laid_out, local
-from emacore.tensors import Watch
+from emacore.tensors import Watch, view_of_reals
 
 
 class Wide(NamedTuple):
@@ -140,9 +140,9 @@ class Plan:
         parts = {name: local(tensor) for name, tensor in averaged.items() if local(tensor).numel()}
         if not parts:
             return None
-        # The largest magnitude is not finite if any value is not; it takes one pass and no memory.
-        largest = torch.stack([norm.double().cpu() for norm in torch._foreach_norm(list(parts.values()), torch.inf)])
-        bad = ~largest.isfinite()
+        # The least and the largest value are not finite if any is not; they take one pass and no memory.
+        ends = [torch.stack(torch.aminmax(view_of_reals(part))).double().cpu() for part in parts.values()]
+        bad = ~torch.stack(ends).isfinite().all(dim=1)
         if any(map(is_sharded, averaged.values())):  # all processes have to take the same way
             reduced = bad.any().to(next(iter(parts.values())).device, torch.int32)
             torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 MAX_BYTES = 50 * 2**20
 MAX_CELLS = 20_000_000
 MAX_COLUMNS = 2_000
+LIGHT_BYTES = 150_000
 
 #: What the sniff looks at: so many characters and lines of a file's start.
 SAMPLE_CHARACTERS = 2**16
@@ -44,6 +45,16 @@ THOUSANDS_POINT = re.compile(r"(?<=\d)\.(?=\d{3}(?:\D|$))")
 
 class TableError(ValueError):
     """A table that cannot be used; the message is meant for the person who brought it."""
+
+
+def is_light(content: bytes) -> bool:
+    """Whether a file is read in a moment: it is small, not packed, and has few columns.
+
+    For whoever serves others meanwhile; what is not light is read in a process of its own.
+    """
+    first = content[:LIGHT_BYTES].split(b"\n", 1)[0]
+    widest = max(first.count(delimiter.encode()) for delimiter in DELIMITERS)
+    return len(content) <= LIGHT_BYTES and widest <= 100 and not content.startswith((b"\x1f\x8b", b"PAR1"))
 
 
 class Table(NamedTuple):
@@ -272,7 +283,8 @@ def _as_float(value: int) -> float:
         return np.inf if value > 0 else -np.inf
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
+    """Whether a value is none: blank, or not a number."""
     return value is None or value is pd.NA or value != value  # the last is NaN
 
 
@@ -480,6 +492,8 @@ def _headers_again(frame: pd.DataFrame) -> NDArray[np.bool_]:
         if pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_bool_dtype(frame[name]):
             return np.zeros(len(frame), dtype=np.bool_)
         found &= (frame[name] == name).to_numpy(dtype=np.bool_, na_value=False)
+        if not found.any():
+            break
     return found
 
 
@@ -519,13 +533,13 @@ def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") 
     Percent signs are taken off.  A comma is the sign of ``decimal``, or else one of thousands.
     """
     if pd.api.types.infer_dtype(column, skipna=True) == "integer" and not pd.api.types.is_numeric_dtype(column):
-        numbers = np.array([np.nan if _is_missing(value) else _as_float(value) for value in column.tolist()])
+        numbers = np.array([np.nan if is_missing(value) else _as_float(value) for value in column.tolist()])
         told = [f"{column.name}: whole numbers above 64 bit are rounded to 16 digits"]
         return pd.Series(numbers, column.index, name=column.name), told
     if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) or column.isna().all():
         return column, []
     # Plain Python: pandas' string methods take a millisecond a column, however short it is.
-    full = {row: str(value).strip() for row, value in enumerate(column.tolist()) if not _is_missing(value)}
+    full = {row: str(value).strip() for row, value in enumerate(column.tolist()) if not is_missing(value)}
     full = {row: text for row, text in full.items() if text}
     bare, told = full, []
     if any(text.endswith("%") for text in full.values()):

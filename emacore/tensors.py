@@ -177,9 +177,14 @@ def in_plain_memory(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.device.type == "cpu" and not tensor.is_neg()
 
 
+def view_of_reals(tensor: Tensor) -> Tensor:
+    """A tensor's real numbers where they lie: of complex ones real and imaginary parts in turns."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def reals(tensor: Tensor) -> Tensor:
-    """A tensor's real numbers, flat: of complex ones real and imaginary parts in turns."""
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+    """A tensor's real numbers, flat."""
+    return view_of_reals(tensor).reshape(-1)
 
 
 def real_count(tensor: Tensor) -> int:

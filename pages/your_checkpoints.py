@@ -7,6 +7,7 @@ from emacore.experiments.opened import example, merge_command
 from emacore.widgets.opened import (
     FIRST,
     NOW,
+    OPENED,
     chosen_fit,
     chosen_merges,
     chosen_opened,
@@ -83,5 +84,17 @@ st.header("What is in it")
 show_contents(*found)
 st.header("Measured")
 show_measurements(name, found[1], series, plans)
+st.page_link(
+    "pages/what_if.py",
+    label="Replay it under any schedule: What if",
+    icon=":material/arrow_forward:",
+    query_params={"replayed": f"{OPENED}{name}"},
+)
+st.page_link(
+    "pages/for_my_run.py",
+    label=f"Settings for a run of its {series.calls:,} steps: For my run",
+    icon=":material/directions_run:",
+    query_params={"run_length": "Steps", "run_steps": str(series.calls)},
+)
 st.header("What did its average really do?")
 show_diagnosis(name, found[1], codes[NOW])

@@ -260,6 +260,44 @@ def test_a_trackers_smoothing_has_its_name():
         assert "uneven, from 1 to 25" in result.stderr
 
 
+def test_plain_averages_and_a_time_as_x_have_names_too():
+    Path("data.csv").write_text("time,step,loss\n2026-01-01 00:00:00,0,4\n2026-01-01 00:00:10,1,2\n")
+    zero = emacore("smooth", "data.csv", "--like", "zero", "--decay", "0.5")
+    assert table(zero)["loss_smoothed"].tolist() == [2, 2]
+    assert "half-life 1" in zero.stderr
+    assert table(emacore("smooth", "data.csv", "--like", "first", "--decay", "0.5"))["loss_smoothed"].tolist() == [4, 3]
+    moving = table(emacore("smooth", "data.csv", "--like", "moving-average", "--window", "2"))
+    assert moving["loss_smoothed"].tolist() == [4, 3]
+    timed = emacore("smooth", "data.csv", "--like", "pandas", "--half-life", "10", "--x", "time")
+    assert table(timed)["loss_smoothed"].tolist() == [4, pytest.approx((0.5 * 4 + 2) / 1.5)]
+    assert "time is counted in seconds since 2026-01-01 00:00:00" in timed.stderr
+    assert "'loss' cannot be x" in emacore("smooth", "data.csv", "Constant()", "--x", "loss", code=2).stderr
+    idle = emacore("smooth", "data.csv", "--like", "zero", "--decay", "0.5", "--window", "2", code=2).stderr
+    assert "--window does nothing with --like zero" in idle
+
+
+def test_an_own_table_is_told_and_found_again_from_any_folder(home, tmp_path, monkeypatch):
+    rows = "".join(f"{n},{n * n % 7},{n % 5},w{n % 3}\n" for n in range(40))
+    Path("mine.csv").write_text(f"a,3,y,word\n{rows}")
+    chosen = ["--set", "data.kind=csv", "--set", "data.path=mine.csv", "--set", "data.target=3"]
+    chosen += ["--set", "data.features=a,y", "--set", "optimizer.batch_size=8"]
+    result = emacore("train", *chosen, "--set", "max_epochs=2")
+    assert "left out: word (text, 3 different: w0, w1, w2" in result.stderr
+    assert "a counts the rows" in result.stderr
+    store = RunStore(home)
+    (run_id,) = store.runs()["id"]
+    config = store.result(run_id).config
+    assert (config.data.path, config.data.target, config.data.features) == ("mine.csv", "3", ("a", "y"))
+    assert str(tmp_path) not in emacore("export", run_id, "--as", "json").stdout
+    Path("mine.csv").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = table(emacore("replay", str(store.recording(run_id)), "Constant(beta=0.5)", "--final"))
+    assert len(again) == 1
+    assert "cannot be read" in emacore("train", *chosen, code=1).stderr
+    assert "'123' cannot be read" in emacore("train", *chosen, "--set", "data.path=123", code=1).stderr
+
+
 def test_the_order_of_steps_and_a_restart_are_choices():
     Path("restart.csv").write_text("step,loss\n0,4\n2,2\n1,8\n2,0\n")
     smoothing = ["smooth", "restart.csv", "Constant(beta=0.5)"]

@@ -170,3 +170,56 @@ def test_a_first_name_in_brackets_is_no_json():
     for text in ('{"a": 1}\n{"a": 2}\n', "[[1, 2], [3, 4]]", '[{"a": 1},', "[\n1,\n2]", '{\n  "a": [1]}', "[1, 2]"):
         with pytest.raises(TableError, match="is JSON"):
             read_csv(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("sep=;\na;b\n1;2\n3;4\n", {"a": [1, 3], "b": [2, 4]}),
+        ('"sep=,"\na,b\n1,2\n3,4\n', {"a": [1, 3], "b": [2, 4]}),
+        ("a,b\n1,2\na,b\n3,4\n", {"a": [1, 3], "b": [2, 4]}),
+        ("a;b\n1 234,5;1\n12 345 678,25;2\n", {"a": [1234.5, 12345678.25], "b": [1, 2]}),
+        ("a,b\n1'234.5,1\n12'345'678.25,2\n", {"a": [1234.5, 12345678.25], "b": [1, 2]}),
+        ("a;b\n1\u202f234;1\n7;2\n", {"a": [1234, 7], "b": [1, 2]}),
+        ("5.1,3.5,setosa\n4.9,3.0,setosa\n", {"column 1": [5.1, 4.9], "column 2": [3.5, 3.0]}),
+        ("2026-01-01,0.5\n2026-01-02,1.5\n", {"column 2": [0.5, 1.5]}),
+        ('"1,234",2\n"5,678",3\n', {"column 1": [1234, 5678], "column 2": [2, 3]}),
+        ("step,0.1,0.01\n0,2.5,3.5\n1,1.5,2.5\n", {"step": [0, 1], "0.1": [2.5, 1.5], "0.01": [3.5, 2.5]}),
+        ("a,b\n" + "9" * 400 + ",1\n1,2\n", {"a": [np.inf, 1], "b": [1, 2]}),
+    ],
+)
+def test_headers_and_numbers_that_others_write(text, columns):
+    table = read_table(text)
+    assert {name: table.frame[name].tolist() for name in columns} == columns
+
+
+def test_what_was_guessed_about_a_header_is_told():
+    assert (
+        "the header stands in line 3 again, 1 times in all: left out there" in read_table("a,b\n1,2\na,b\n3,4\n").notes
+    )
+    assert any("0.1 in it could be numbers" in note for note in read_table("step,0.1\n0,2.5\n1,1.5\n").notes)
+    with pytest.raises(TableError, match="header but no rows"):
+        read_table("a,b\na,b\na,b\n")
+    with pytest.raises(TableError, match="a zip archive or a workbook"):
+        text_of(b"PK\x03\x04 and so on")
+
+
+def test_what_is_light_is_told_by_size_packing_and_columns():
+    assert tables.is_light(b"a,b\n1,2\n")
+    assert not tables.is_light(b"a\n" * tables.LIGHT_BYTES)
+    assert not tables.is_light(b"a;" * 101 + b"\n1")
+    assert not tables.is_light(gzip.compress(b"a\n1\n", mtime=0))
+
+
+def test_a_file_of_a_hash_is_that_file(tmp_path, monkeypatch):
+    content, other = b"a\n1\n", b"a\n2\n"
+    sha256 = tables.hash_of(content)
+    monkeypatch.setattr(tables, "KEPT", {tmp_path})
+    assert not tables.is_kept(sha256)
+    (tmp_path / "mine.csv").write_bytes(other)
+    assert tables.read_file(str(tmp_path / "mine.csv")) == other
+    with pytest.raises(TableError, match=r"'mine.csv' is another one than that of the settings"):
+        tables.read_file(str(tmp_path / "mine.csv"), sha256)
+    (tmp_path / tables.kept_name(sha256)).write_bytes(content)
+    assert tables.read_file("anywhere/mine.csv", sha256) == content
+    assert tables.is_kept(sha256)

@@ -189,6 +189,9 @@ def evidence_in(checkpoints: Checkpoints, average: str | None = None, raw: str |
             raise CheckpointError(
                 f"{checkpoints.path} holds no {what}; there are the sections {listed(checkpoints.names())}"
             )
+        if kind == "raw" and name is None and len(there) > 1:  # a wrapper stores the weights beside their average, too
+            beside = [one for one in there if one.rpartition(".")[0] == str(names["average"]).rpartition(".")[0]]
+            there = beside if len(beside) == 1 else there
         if name is None and len(there) > 1:
             raise CheckpointError(f"there are several sections of the kind {kind}, choose one of {listed(there)}")
         names[kind] = name or there[0]
@@ -340,14 +343,15 @@ def _sums(raw: Floats, average: Floats, spacing: Floats) -> _Sums:
 
 
 def _joined(parts: Sequence[_Sums], stretches: int) -> _Sums:
+    """The parts of a tensor as its groups: neighbours are added up where there are more than that."""
     empty = _Sums(np.zeros((0, stretches, 4, 4)), np.zeros(0), np.zeros((0, stretches)), np.zeros((0, stretches, 6)))
-    every = [empty, *parts]
-    return _Sums(
-        np.concatenate([one.products for one in every]),
-        np.concatenate([one.counts for one in every]),
-        np.concatenate([one.rounding for one in every]),
-        np.concatenate([one.classes for one in every]),
-    )
+    firsts = np.unique(np.linspace(0, len(parts), _GROUPS, endpoint=False).astype(int))
+
+    def added(name: str) -> Floats:
+        every = np.concatenate([getattr(one, name) for one in (empty, *parts)])
+        return np.asarray(np.add.reduceat(every, firsts)) if len(parts) > _GROUPS else every
+
+    return _Sums(added("products"), added("counts"), added("rounding"), added("classes"))
 
 
 def _read(tensor: StoredTensor, start: int, stop: int) -> Tensor:

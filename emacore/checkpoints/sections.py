@@ -167,10 +167,10 @@ def _flat(
         averages |= _below(tensors, "accumulator.")
         counters = {key: int(tensors[key].value()) for key in ("step", "initted") if _is_counter(tensors.get(key))}
         yield _section(_joined(name, "ema_model"), "average", averages, {**told, **counters})
-        for prefix in ("online_model.0.", "online_model."):
-            if online := _below(tensors, prefix):
-                yield _section(_joined(name, "online_model"), "raw", online, {})
-                break
+        # In a list of one, or not; a Sequential has names that begin so, too, and so has its average.
+        found = [_below(tensors, prefix) for prefix in ("online_model.", "online_model.0.")]
+        if online := next((one for one in found if one.keys() & averages.keys()), found[0]):
+            yield _section(_joined(name, "online_model"), "raw", online, {})
         return
     if _is_counter(tensors.get("n_averaged")):  # torch's AveragedModel
         updates = int(tensors["n_averaged"].value())

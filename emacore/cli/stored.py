@@ -189,7 +189,10 @@ def _rename(run_id: str, name: str) -> None:
 def _list(output: str | None) -> None:
     from emacore.experiments.store import RunStore
 
-    write_table(_listed(RunStore()).drop(columns=["label", "config"]), output)
+    store = RunStore()
+    for job_id, problem in store.damaged().items():
+        tell(f"{job_id} is damaged and left out: {problem}")
+    write_table(_listed(store).drop(columns=["label", "config"]), output)
 
 
 def _listed(store: Any, only: str | None = None) -> pd.DataFrame:

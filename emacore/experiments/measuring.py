@@ -105,7 +105,7 @@ def named_measure(text: str) -> Measure:
     if not (module and colon and name):
         raise ValueError(f"what evaluates must be given as module:function, such as my_eval:loss; got {text!r}")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        found: Any = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         raise ValueError(f"the module {module} cannot be imported: {error}") from error
     measure: Any = found() if isinstance(found, type) and issubclass(found, Measure) else found

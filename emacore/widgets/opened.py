@@ -34,6 +34,8 @@ from emacore.widgets.asking import answer_to, version
 from emacore.widgets.page import BOUND, escaped, show_chart, show_table, stop_with
 
 NOW = "now"
+#: With which the link's names of what was opened begin, where runs have their ids.
+OPENED = "opened-"
 MOST_MERGES = 6
 #: What is offered beside the schedule of the controls; any other can be typed.
 SUGGESTED = (

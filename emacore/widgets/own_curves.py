@@ -22,7 +22,7 @@ from emacore.charts.thin import axis_ends, kept_rows
 from emacore.formatting import decay as decay_text
 from emacore.formatting import number
 from emacore.metric_files import Curve, MetricFile, curves, figures_table, read_metrics, with_smoothed
-from emacore.tables import MAX_BYTES, numeric_columns
+from emacore.tables import MAX_BYTES, is_light, numeric_columns
 from emacore.widgets.moving import Setting, show_moving
 from emacore.widgets.page import BOUND, csv_button, escaped, sentence, show_table, stop_with
 from emacore.widgets.schedules import schedule_controls
@@ -51,8 +51,6 @@ OWN_DEFAULTS: dict[str, Any] = {
         for name, key in AMOUNTS.items()
     },
 }
-#: A larger file, or one that is packed, is read in a process of its own.
-_SMALL_FILE = 150_000
 _FIRST_METRICS, _MOST_METRICS = 3, 8
 #: A longer line is thinned before it becomes a table.
 _LONG = 20_000
@@ -126,8 +124,7 @@ def _dropped() -> None:
 
 def read(content: bytes) -> MetricFile:
     """A metric file, read here if that takes a moment only, and else in a process of its own."""
-    small = len(content) <= _SMALL_FILE and not content.startswith((b"\x1f\x8b", b"PAR1"))
-    return read_metrics(content) if small else call_apart(read_metrics, content)
+    return read_metrics(content) if is_light(content) else call_apart(read_metrics, content)
 
 
 def show_own(file: MetricFile, controls: Any, charts: Any) -> Callable[[], None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import streamlit as st
@@ -14,8 +15,11 @@ from emacore.tables import MAX_BYTES, Table, TableError, hash_of, read_file
 from emacore.tasks.regression.config import BLANKS, TEXTS, DataConfig
 from emacore.widgets.page import BOUND, escaped
 
-#: A larger file is read in a process of its own.
-_SMALL_FILE = 150_000
+if TYPE_CHECKING:
+    from emacore.tasks.regression.columns import Described
+
+T = TypeVar("T")
+
 #: Under which the session has the file: its name and its hash.
 OWN_TABLE = "own_table"
 
@@ -37,7 +41,7 @@ def own_data_controls(store: RunStore) -> dict[str, Any]:
     Raises:
         ValueError: as long as there is none, or it cannot be trained on.
     """
-    from emacore.tasks.regression.columns import described, usable_targets  # takes scikit-learn a second to load
+    from emacore.tasks.regression.columns import usable_targets  # takes scikit-learn a second to load
 
     file = st.file_uploader(
         "CSV with a header row",
@@ -54,7 +58,7 @@ def own_data_controls(store: RunStore) -> dict[str, Any]:
     table = None if path is None else _table(path, sha256)
     if table is None:
         raise ValueError("Choose a CSV file first (under Data), or another data set")
-    if not (targets := usable_targets(table)):
+    if not (targets := _once("targets", (path, sha256), lambda: usable_targets(table))):
         raise TableError(f"The table has no column of numbers; it has {', '.join(map(str, table.frame.columns))}.")
     if st.session_state.get("target") not in targets:
         st.session_state["target"] = targets[-1]
@@ -98,7 +102,7 @@ def own_data_controls(store: RunStore) -> dict[str, Any]:
         "blanks": blanks,
         "text": text,
     }
-    about = described(table, DataConfig("csv", **chosen))
+    about = _described(table, DataConfig("csv", **chosen))
     rows, used = about.rows
     st.caption(
         f"{escaped(path)}: {used:,} of {rows:,} rows, {len(about.named('feature')):,} features. What each "
@@ -112,18 +116,29 @@ def own_data_controls(store: RunStore) -> dict[str, Any]:
     return chosen
 
 
+def _described(table: Table, config: DataConfig) -> Described:
+    """What becomes of the table's columns; computed once for the settings that are shown."""
+    from emacore.tasks.regression.columns import described
+
+    return _once("described", config, lambda: described(table, config))
+
+
+def _once(what: str, key: Any, make: Callable[[], T]) -> T:
+    """What ``make`` returns, which the session keeps until ``key`` is another one."""
+    known = st.session_state.get(f"own_table_{what}")
+    if known is None or known[0] != key:
+        known = st.session_state[f"own_table_{what}"] = (key, make())
+    found: T = known[1]
+    return found
+
+
 def _table(path: str, sha256: str | None) -> Table | None:
     """The session's table, read once; ``None`` where its file is gone, with the last run that used it."""
     if sha256 is not None and not tables.is_kept(sha256):
         return None
-    known = st.session_state.get("own_table_read")
-    if known is not None and known[0] == (path, sha256):
-        table: Table = known[1]
-        return table
-    try:
+
+    def read() -> Table:
         content = read_file(path, sha256)
-    except TableError:
-        return None
-    table = tables.table_of(content) if len(content) <= _SMALL_FILE else call_apart(tables.table_of, content)
-    st.session_state["own_table_read"] = ((path, sha256), table)
-    return table
+        return tables.table_of(content) if tables.is_light(content) else call_apart(tables.table_of, content)
+
+    return _once("read", (path, sha256), read)

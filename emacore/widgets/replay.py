@@ -29,6 +29,7 @@ from emacore.training.config import TaskConfig
 from emacore.training.history import training_follows_average
 from emacore.widgets.jobs import chosen_job, nothing_left_in_words, submit
 from emacore.widgets.link import from_link
+from emacore.widgets.opened import OPENED
 from emacore.widgets.page import escaped, put, stop_with, told
 from emacore.widgets.schedules import schedule_defaults, state_of
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from emacore.widgets.opened_run import OpenedRun
 
 ORIGINAL_NAME, OWN, NOW, CELL_NAME = "original", "the run's own EMA", "now", "the cell"
-#: With which the link's names of what was opened begin, where runs have their ids.
-OPENED = "opened-"
 #: Streamlit 1.67 folds a timer's request into one that waits, and keeps the page of the timer's: where a page computes
 #: for longer than this between two calls of Streamlit, a click on another page can be lost.  Long work comes in parts.
 SECONDS_BETWEEN_LOOKS = 2.0

@@ -94,7 +94,7 @@ def run_controls(store: RunStore) -> RunConfig:
         ValueError: for settings that mean nothing together; the message says which.
     """
     default = RUN_DEFAULTS
-    with st.expander("Data", icon=":material/dataset:"):
+    with st.expander("Data", icon=":material/dataset:", expanded=st.session_state.get("data") == "csv"):
         data = _data_controls(store)
     with st.expander("Network", icon=":material/hub:"):
         widths = st.text_input(

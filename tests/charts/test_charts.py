@@ -234,6 +234,8 @@ def test_a_tradeoff_leaves_the_picture_far_below_its_lowest_average():
         "start left in it": 3,
         "noise left in it": 2,  # a log axis has no 0
     }
+    ends = {row["name"]: row["x"] for row in figure.spec["layer"][4]["data"]["values"]}
+    assert ends == {"average": 69.0, "SGD's last step": 69.0, "start left in it": 69.0, "noise left in it": 6.6}
     deep = tradeoff(table.assign(expected=[1e-40, 1e-9, 1.0]), chosen=69.0, label="").spec["layer"]
     assert deep[0]["encoding"]["y"]["scale"]["domain"] == [1e-6, 1.5]
     assert [layers[3]["data"]["values"][0]["early"] for layers in (figure.spec["layer"], deep)] == [True, False]

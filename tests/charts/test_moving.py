@@ -56,6 +56,19 @@ def test_handles_start_at_their_marks_and_say_their_values():
     said = shown.spec["title"]["text"]["expr"]
     assert '["0.5", "0.75", "1"][drag_power_mark]' in said
     assert "it\\'s size" in said
+    assert said.startswith("width < "), "on a short line they stand below each other"
+    assert not picture([POWER])[0].spec["title"]["text"]["expr"].startswith("width")
+
+
+def test_a_name_stands_at_the_last_point_that_the_axis_can_show():
+    free, _ = picture([POWER])
+    held, _ = picture([POWER], y=(0.0, 2.0))
+    inside = "data('ends0')[0]['y_0'] && datum['y'] <= data('ends0')[0]['y_1']"
+    for shown, expected in ((free, False), (held, True)):
+        (transforms,) = [
+            told for layer in shown.spec["layer"] if "joinaggregate" in str(told := layer.get("transform"))
+        ]
+        assert any(inside in step.get("filter", "") for step in transforms) == expected, transforms
 
 
 def test_the_current_curve_is_hidden_only_while_its_handle_is_away_and_pins_stay():

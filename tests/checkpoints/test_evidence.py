@@ -78,9 +78,11 @@ def test_an_average_that_is_the_raw_weights_but_for_rounding_is_equal():
 def test_parts_of_tensors_say_what_whole_ones_say(monkeypatch):
     raws, averages = run()
     whole = read(raws, averages)
-    monkeypatch.setattr(evidence, "_BLOCK", 6 * 200)
+    monkeypatch.setattr(evidence, "_BLOCK", 6 * 20)
     parts = read(raws, averages)
     for name, sums in whole.sums.items():
+        assert len(parts.sums[name].counts) <= 16
+        assert parts.sums[name].counts.sum() == sums.counts.sum()
         torch.testing.assert_close(
             torch.tensor(sums.products.sum(axis=0)), torch.tensor(parts.sums[name].products.sum(axis=0))
         )
@@ -134,6 +136,17 @@ def test_counters_are_taken_where_all_files_tell_them():
     counted = [section_of(one, "average", updates=10 * n) for n, one in enumerate(averages)]
     assert gathered(STEPS, sections, counted).counters == (0, 10, 20)
     assert gathered(STEPS, sections, [*counted[:2], section_of(averages[2], "average")]).counters is None
+
+
+def test_of_two_copies_of_the_raw_weights_those_beside_the_average_are_taken(tmp_path):
+    # Those of a Sequential begin with a number.
+    states = {f"{part}.{name}": torch.rand(40) for part in ("online_model", "ema_model") for name in ("0.w", "2.w")}
+    model = {name: states[f"online_model.{name}"] for name in ("0.w", "2.w")}
+    torch.save({"model": model, "ema": states}, tmp_path / "step_10.pt")
+    opened = open_checkpoints(tmp_path)
+    assert opened.names("raw") == ["model", "ema.online_model"]
+    assert [one.name for one in evidence_in(opened).tensors] == ["0.w", "2.w"]
+    assert evidence_in(opened, raw="model").tensors == evidence_in(opened).tensors
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import io
+import sqlite3
 
 import pandas as pd
 import pytest
@@ -72,3 +73,15 @@ def test_recordings_are_freed_by_age_size_and_state(store):
     emacore("runs", "prune", "--whole", "--state", "failed", "--yes")
     assert len(store.jobs()) == 3
     assert "one of done, stopped" in emacore("runs", "prune", "--state", "running", code=2).output
+
+
+def test_a_damaged_job_is_told_and_the_others_are_listed(store):
+    whole, damaged = store.create(RunConfig()), store.create(RunConfig(seed=1))
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE runs SET config = '{' WHERE id = ?", (damaged,))
+    listed = emacore("runs")
+    assert pd.read_csv(io.StringIO(listed.stdout))["id"].tolist() == [whole]
+    assert f"{damaged} is damaged and left out: its settings cannot be read" in listed.stderr
+    for command in (("export", damaged), ("runs", "show", damaged)):
+        assert "is damaged" in str(emacore(*command, code=1).exception)
+    emacore("runs", "prune", "--yes")

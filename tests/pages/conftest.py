@@ -1,6 +1,7 @@
 """Pages without a browser, a store of their own for them, and what workers leave in it."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -141,21 +142,34 @@ def texts(app):
     return "\n".join(element.value for elements in kinds for element in elements)
 
 
+#: What was trained, by its settings: many tests begin with the same.
+_TRAINED = {}
+
+
+def once(job, make, *how):
+    """What ``make()`` gave for these settings, trained once for all tests."""
+    key = (job.to_json(), *how)
+    if key not in _TRAINED:
+        _TRAINED[key] = make()
+    return _TRAINED[key]
+
+
 def enter_run(home, config=None, epochs=30, state="done", stop_after=None, **ending):
     """A run in the store, as a worker leaves it, or has it after so many epochs."""
     config = config or RunConfig(max_epochs=epochs, stopping=StoppingConfig("none"))
     runs = RunStore(home)
     run_id = runs.create(config)
     runs.claim(ME, 99)
-    rows = []
 
-    def on_epoch(row):
-        rows.append(row)
+    def trained():
+        rows = []
+        return rows, train(config, rows.append, lambda: len(rows) == stop_after).stopped
+
+    rows, stopped = once(config, trained, "run", stop_after)
+    for row in rows:
         runs.append(run_id, ME, row)
-
-    result = train(config, on_epoch, lambda: len(rows) == stop_after)
     if state != "running":
-        runs.finish(run_id, ME, state, **({"stopped": result.stopped} | ending))
+        runs.finish(run_id, ME, state, **({"stopped": stopped} | ending))
     return run_id
 
 
@@ -164,9 +178,23 @@ def enter_recorded(home, config=FREE, state="done", **options):
     runs = RunStore(home)
     run_id = runs.create(config)
     runs.claim(ME, 99)
-    result = train(config, lambda row: runs.append(run_id, ME, row), record=runs.recording(run_id), **options)
+
+    def trained():
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            stopped = train(config, rows.append, record=Path(folder) / "run", **options).stopped
+            files = {path.name: path.read_bytes() for path in (Path(folder) / "run").iterdir()}
+        return rows, stopped, files
+
+    rows, stopped, files = once(config, trained, "recorded", *options.items())
+    folder = runs.recording(run_id)
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    for row in rows:
+        runs.append(run_id, ME, row)
     if state != "running":
-        runs.finish(run_id, ME, state, stopped=result.stopped)
+        runs.finish(run_id, ME, state, stopped=stopped)
     return run_id
 
 
@@ -175,12 +203,15 @@ def enter_study(home, study=STUDY, state="done"):
     store = RunStore(home)
     study_id = store.create(study)
     store.claim(ME, 99)
-    result = replicate(
-        study.config,
-        study.seeds,
-        lambda rows: store.append(study_id, ME, {"epoch": rows[0]["epoch"], "rows": rows}),
-        schedules={to_code(schedule): schedule for schedule in study.schedules},
-    )
+
+    def trained():
+        looks = []
+        schedules = {to_code(schedule): schedule for schedule in study.schedules}
+        return looks, replicate(study.config, study.seeds, looks.append, schedules=schedules)
+
+    looks, result = once(study, trained)
+    for rows in looks:
+        store.append(study_id, ME, {"epoch": rows[0]["epoch"], "rows": rows})
     if state != "running":
         store.finish(study_id, ME, state, stopped="all seeds ended")
     return study_id, result
@@ -188,14 +219,16 @@ def enter_study(home, study=STUDY, state="done"):
 
 def enter_sweep(home, job=SWEEP, state="done"):
     """A sweep in the store, and its table."""
-    store, done = RunStore(home), []
+    store = RunStore(home)
     sweep_id = store.enter(job, ME)
 
-    def on_result(rows):
-        done.append(rows)
-        store.append(sweep_id, ME, {"epoch": len(done), "rows": rows})
+    def trained():
+        done = []
+        return done, sweep(job.config, job.grid, job.seeds, on_result=done.append, workers=1)
 
-    table = sweep(job.config, job.grid, job.seeds, on_result=on_result, workers=1)
+    done, table = once(job, trained)
+    for number, rows in enumerate(done, 1):
+        store.append(sweep_id, ME, {"epoch": number, "rows": rows})
     if state != "running":
         store.finish(sweep_id, ME, state, stopped="all cells trained")
     return sweep_id, table
