@@ -164,7 +164,7 @@ def test_without_either_nothing_is_compared(folder):
 @pytest.mark.slow
 def test_all_planted_faults_of_five_libraries_are_found_and_healthy_runs_raise_no_alarm():
     torch.manual_seed(0)
-    sound, faulty = healthy_rows(4, first=2), faulty_rows(1)
+    sound, faulty = healthy_rows(4, first=3), faulty_rows(1, steps=200)
     assert [(row.library, row.alarms, row.sentences) for row in sound if row.alarms] == []
     given = [row for row in faulty if row.with_configuration]
     assert Counter((row.library, row.planted) for row in given) == Counter(
