@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,3 +189,19 @@ def test_what_evaluates_is_looked_for_and_not_run(tmp_path, monkeypatch):
     for wrong in ("my_own_eval", "my_own_eval:", "no_such_module_here:loss", "my_own_eval:1+1"):
         with pytest.raises(ValueError, match=r"module"):
             checked_evaluator(wrong)
+
+
+def test_the_small_model_of_the_docs_measures_and_leaves_what_the_page_reads(tmp_path, monkeypatch):
+    text = (Path(module.__file__).parents[2] / "docs" / "your_checkpoints.md").read_text()
+    script = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("range(1, 2001)", "range(1, 201)")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    exec(compile(script, "small.py", "exec"), names)
+    stored, windows = (
+        Contents.from_json(json.dumps({**module._read(tmp_path / name), "identity": ""}))
+        for name in ("stored", "snapshots")
+    )
+    assert {one.kind for one in stored.series.values()} == {"raw", "average"}
+    assert windows.series[windows.first].kind == "window"
+    assert windows.series[windows.first].steps == (100, 200)
+    assert names["loss"](torch.load("stored/step_200.pt")["ema"]) > 0
