@@ -384,7 +384,7 @@ def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
     steps = np.arange(1, whole + 1) * every - 1
     try:
         return Rows(weights[:whole], steps, tensors, ends, copied[:whole], copied_tensors, settings)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _foreign(folder, error) from error
 
 

@@ -400,7 +400,7 @@ HOSTILE = {
     ),
     "copied": JSON,
     "dtype": st.one_of(st.sampled_from(["float64", "int8"]), JSON),
-    "epoch_ends": st.one_of(st.sampled_from([[-5], [3, 1], ["x"], [10**30], [1.5], 7]), JSON),
+    "epoch_ends": st.one_of(st.sampled_from([[-5], [-(2**63) - 1], [3, 1], ["x"], [10**30], [1.5], 7]), JSON),
     "version": JSON,
     "config": JSON,
 }
