@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from emacore.checkpoints.sections import Section
@@ -75,3 +77,14 @@ def assert_same(one, other):
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
+
+
+def assert_same_files(one, other):
+    """The same safetensors files in two folders: what lies in them, and what they say of it."""
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    assert names
+    for name in names:
+        assert_same(load_file(one / name), load_file(other / name))
+        with safe_open(one / name, "pt") as mine, safe_open(other / name, "pt") as theirs:
+            assert mine.metadata() == theirs.metadata()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +26,7 @@ from emacore.steps import after_each_step
 from emacore.tensors import ties, unwrapped
 
 _WINDOW = "mean"
+_OF_STEP = re.compile(r"step_(\d+)(?:\.power-[\d.]+)?(?:\.safetensors)?$")
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Snapshots:
         every: Unit: calls of :meth:`update`.
         kind: ``windows`` or ``power``.
         sigma_rel: The relative widths of the power-function averages.
-        resume: Whether the folder is that of a run which goes on: then :meth:`load_state_dict` comes next, and files of
-            steps that are taken again are replaced.
+        resume: Whether the folder is that of a run which goes on: then :meth:`load_state_dict` comes next, and what was
+            written after that state gives way to the first file that is written now.
         names, trainable_only, device: As of :class:`emacore.EMA`.
 
     Attributes:
@@ -119,6 +121,7 @@ class Snapshots:
         }
         self.step = 0
         self.error: str | None = None
+        self._stale_after: int | None = None  # the step of the last file to keep, until the next one is written
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
@@ -139,7 +142,8 @@ class Snapshots:
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
 
-        It goes into any loop that steps this optimiser, those of Lightning, Transformers and accelerate, too.
+        It goes into any loop that steps this optimiser.  The callbacks of :mod:`emacore.integrations` take snapshots by
+        themselves, and keep their state in the checkpoints.
         """
         return after_each_step(optimizer, unwrapped(self._module), self.update)
 
@@ -159,6 +163,9 @@ class Snapshots:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken.
 
+        Files that were written later, that of an unfinished window included, stay until the next one is written, so
+        that all files of the folder are of one course of the run at any time.
+
         Raises:
             ValueError: if it is of other snapshots.
         """
@@ -170,10 +177,15 @@ class Snapshots:
         for name, average in self.averages.items():
             average.load_state_dict(dict(state["averages"][name]))
         self.step = int(state["step"])
+        self._stale_after = self.step - self.step % self.every
 
     def _write(self, begin: int) -> None:
         if self.error is not None:
             return
+        if self._stale_after is not None:
+            if _is_first():
+                _remove_after(self._stale_after, self.folder)
+            self._stale_after = None
         for name, average in self.averages.items():
             about: dict[str, Any] = {"kind": "window", "begin": begin}
             if isinstance(average.schedule, PowerFunction):
@@ -195,7 +207,7 @@ def _written(average: EMA, path: Path, about: Mapping[str, str]) -> None:
     }
     kept = average.weights
     tensors = {name: wide.get(name, tensor).detach() for name, tensor in kept.items()}
-    first = not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
+    first = _is_first()
     if any(map(is_sharded, tensors.values())):
         from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -217,6 +229,23 @@ def _written(average: EMA, path: Path, about: Mapping[str, str]) -> None:
             {name: _plain(tensor) for name, tensor in tensors.items()}, partial, {**aliases, "format": "pt", **about}
         )
         partial.replace(path.with_name(f"{path.name}.safetensors"))
+
+
+def _is_first() -> bool:
+    """Whether this is the only process, or the first of several."""
+    return not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _remove_after(step: int, folder: Path) -> None:
+    """Remove the snapshots of later steps."""
+    for path in folder.glob("step_*"):
+        found = _OF_STEP.match(path.name)
+        if found is None or int(found[1]) <= step:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _plain(tensor: Tensor) -> Tensor:

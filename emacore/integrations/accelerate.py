@@ -9,7 +9,7 @@ from typing import Any
 
 from emacore.averaging.schedules import Schedule
 from emacore.ema import EMA
-from emacore.integrations.several import Several, check_settings, named
+from emacore.integrations.several import MakeTracker, Several, check_settings, named
 from emacore.sharded import check_not_sharded
 from emacore.steps import after_each_step
 
@@ -25,6 +25,8 @@ class Averaging:
         model, optimizer: As ``prepare`` returns them.
         schedule: A schedule, or several by the names of their averages; the first is the one that is saved.
         feed_back: The model becomes its first average after so many steps.
+        snapshots: Makes :class:`emacore.Snapshots` of the model, ``functools.partial(Snapshots, folder="snapshots",
+            every=1000)`` for instance; they take the same steps, and are saved and go on with the averages.
         options: Of :class:`emacore.EMA`: ``trainable_only=True``, ``names``, ``device``, ...
 
     Attributes:
@@ -51,13 +53,14 @@ class Averaging:
         schedule: Schedule | Mapping[str, Schedule],
         *,
         feed_back: int | None = None,
+        snapshots: MakeTracker | None = None,
         **options: Any,
     ) -> None:
         check_settings("average", "average", feed_back, options)
         plain = accelerator.unwrap_model(model)
         check_not_sharded("model", plain, "keep an emacore.EMA, and save it with torch.distributed.checkpoint")
         self._accelerator, self._model = accelerator, model
-        self._several = Several(plain, named(schedule), feed_back, options)
+        self._several = Several(plain, named(schedule), feed_back, options, snapshots)
         after_each_step(optimizer, plain, self._several.update)
         accelerator.register_for_checkpointing(self)
 
@@ -80,8 +83,12 @@ class Averaging:
             else:
                 self._accelerator.save_model(self._model, folder)
 
+    def close(self) -> None:
+        """After the training: have the snapshots write what they have averaged since their last file."""
+        self._several.close()
+
     def state_dict(self) -> dict[str, Any]:
-        """All averages; ``accelerator.save_state`` asks for it."""
+        """All averages, and the snapshots; ``accelerator.save_state`` asks for it."""
         return self._several.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

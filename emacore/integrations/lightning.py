@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from emacore.averaging.schedules import Schedule
-from emacore.integrations.several import Several, Validate, check_settings, named
+from emacore.integrations.several import MakeTracker, Several, Validate, check_settings, named
 from emacore.steps import after_each_step
 
 _KEY = "emacore"
@@ -36,6 +36,8 @@ class AveragingCallback(pl.Callback):  # type: ignore[misc]
             of the averaged copy, which has metrics of its own.
         at_end: What the model holds after ``fit``.
         feed_back: ``"epoch"`` makes the model its first average after each epoch, a number after so many calls.
+        snapshots: Makes :class:`emacore.Snapshots` of the model, ``functools.partial(Snapshots, folder="snapshots",
+            every=1000)`` for instance; they take the same steps, and are saved and go on with the averages.
         options: Of :class:`emacore.EMA`: ``trainable_only=True``, ``names``, ``device``, ...
 
     Attributes:
@@ -53,11 +55,13 @@ class AveragingCallback(pl.Callback):  # type: ignore[misc]
         validate: Validate = "average",
         at_end: Literal["average", "original"] = "average",
         feed_back: int | Literal["epoch"] | None = None,
+        snapshots: MakeTracker | None = None,
         **options: Any,
     ) -> None:
         check_settings(validate, at_end, feed_back, options)
         self._schedules = named(schedule)
         self._validate, self._at_end, self._feed_back, self._options = validate, at_end, feed_back, options
+        self._snapshots = snapshots
         self._several: Several | None = None
         self._found: Mapping[str, Any] | None = None  # the state of a checkpoint, until the averages are made
         self._training: dict[str, Any] | None = None  # the training weights, where the model holds the average
@@ -94,6 +98,8 @@ class AveragingCallback(pl.Callback):  # type: ignore[misc]
             self._several.emas[self._several.main].update_model_with_ema()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._several is not None:
+            self._several.close()
         if self._at_end == "average" and self._several is not None:
             self._training = _copied(trainer.strategy.lightning_module_state_dict())
             self._several.emas[self._several.main].update_model_with_ema(decay=0.0)
@@ -110,10 +116,11 @@ class AveragingCallback(pl.Callback):  # type: ignore[misc]
         """Make the averages once the model is where it trains, and has the weights of the checkpoint."""
         if self._several is not None:
             return
-        self._several = Several(pl_module, self._schedules, self._feed_back, self._options)
+        self._several = Several(pl_module, self._schedules, self._feed_back, self._options, self._snapshots)
         if self._found is not None:
             self._several.load_state_dict(self._found)
             self._found = None
+        self._several.begin()
         if self._validate == "both":
             for name, ema in self._several.emas.items():
                 self._prepare(ema.ema_model, pl_module, name)

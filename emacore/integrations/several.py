@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -17,6 +18,22 @@ from emacore.tensors import listed
 #: What is validated: the training weights, the first average in their place, or both beside each other.
 Validate = Literal["average", "original", "both"]
 
+_SNAPSHOTS = "snapshots"
+
+
+class Tracker(Protocol):
+    """What follows a run beside its averages and can go on with it: :class:`emacore.Snapshots`, or another."""
+
+    def update(self) -> None: ...
+    def close(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+
+
+#: Called with the module that trains and ``resume=``, which is true where :meth:`Tracker.load_state_dict` comes next:
+#: ``functools.partial(Snapshots, folder="snapshots", every=1000)``.
+MakeTracker = Callable[..., Tracker]
+
 
 class Several:
     """Averages of one module by name, each an :class:`emacore.EMA`; the first is the one that is kept in the end.
@@ -26,11 +43,25 @@ class Several:
         schedules: As :func:`named` gives them.
         feed_back: ``"epoch"``, or after so many calls: the first average is written into the model.
         options: Of :class:`emacore.EMA`.
+        snapshots: What makes a tracker: see :data:`MakeTracker`.  It is made by :meth:`load_state_dict`, or else by
+            :meth:`begin` or the first call of :meth:`update`.
+
+    Raises:
+        ValueError: if an average has the name under which the state of the snapshots is kept.
     """
 
     def __init__(
-        self, module: nn.Module, schedules: Mapping[str, Schedule], feed_back: int | str | None, options: dict[str, Any]
+        self,
+        module: nn.Module,
+        schedules: Mapping[str, Schedule],
+        feed_back: int | str | None,
+        options: dict[str, Any],
+        snapshots: MakeTracker | None = None,
     ) -> None:
+        if snapshots is not None and _SNAPSHOTS in schedules:
+            raise ValueError(f"an average beside snapshots cannot be called {_SNAPSHOTS!r}: choose another name")
+        self._module, self._make = module, snapshots
+        self.snapshots: Tracker | None = None
         self.main = next(iter(schedules))
         every = feed_back if isinstance(feed_back, int) else None
         self.emas = {
@@ -45,8 +76,16 @@ class Several:
         }
         self.inside: str | None = None
 
+    def begin(self) -> None:
+        """Have the snapshots of a run that begins, unless they are there."""
+        if self._make is not None and self.snapshots is None:
+            self.snapshots = self._make(self._module, resume=False)
+
     def update(self) -> None:
         """Take one call of each schedule; the first average last, because it may change the model."""
+        self.begin()
+        if self.snapshots is not None:
+            self.snapshots.update()
         for name, ema in self.emas.items():
             if name != self.main:
                 ema.update()
@@ -73,9 +112,18 @@ class Several:
             with torch.inference_mode(False), torch.no_grad():
                 block.__exit__(None, None, None)
 
+    def close(self) -> None:
+        """Write what the snapshots have not written yet."""
+        if self.snapshots is not None:
+            self.snapshots.close()
+
     def state_dict(self) -> dict[str, Any]:
-        """Of each average all that it needs to go on; no weights of the model."""
-        return {name: ema.state_dict() for name, ema in self.emas.items()}
+        """Of each average, and of the snapshots, all that they need to go on; no weights of the model."""
+        self.begin()
+        state: dict[str, Any] = {name: ema.state_dict() for name, ema in self.emas.items()}
+        if self.snapshots is not None:
+            state[_SNAPSHOTS] = self.snapshots.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken.
@@ -83,10 +131,26 @@ class Several:
         Raises:
             ValueError: if it is of averages of other names.
         """
-        if set(state) != set(self.emas):
-            raise ValueError(f"the state is of the averages {listed(state)}, these are {listed(self.emas)}")
+        averages = {name: one for name, one in state.items() if name != _SNAPSHOTS or name in self.emas}
+        if set(averages) != set(self.emas):
+            raise ValueError(f"the state is of the averages {listed(averages)}, these are {listed(self.emas)}")
         for name, ema in self.emas.items():
-            ema.load_state_dict(dict(state[name]))
+            ema.load_state_dict(dict(averages[name]))
+        kept = None if _SNAPSHOTS in averages else state.get(_SNAPSHOTS)
+        if self._make is None:
+            if kept is not None:
+                warnings.warn(
+                    "the run was saved with snapshots, and goes on without: give them to keep on", stacklevel=2
+                )
+        elif kept is None:
+            warnings.warn(
+                "the run was saved without snapshots: they begin now, and count their steps from here", stacklevel=2
+            )
+            self.begin()
+        else:
+            if self.snapshots is None:
+                self.snapshots = self._make(self._module, resume=True)
+            self.snapshots.load_state_dict(kept)
 
 
 def named(schedule: Schedule | Mapping[str, Schedule]) -> dict[str, Schedule]:

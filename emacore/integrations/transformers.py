@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from emacore.averaging.schedules import Schedule
 from emacore.ema import EMA
-from emacore.integrations.several import Several, Validate, check_settings, named
+from emacore.integrations.several import MakeTracker, Several, Validate, check_settings, named
 from emacore.steps import after_each_step
 from emacore.tensors import unwrapped
 
@@ -35,6 +35,8 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
             ``eval_original_loss``, and further averages, as ``eval_NAME_loss``.
         at_end: What the model holds after ``train()``, if it does not load the best checkpoint then.
         feed_back: ``"epoch"`` makes the model its first average after each epoch, a number after so many steps.
+        snapshots: Makes :class:`emacore.Snapshots` of the model, ``functools.partial(Snapshots, folder="snapshots",
+            every=1000)`` for instance; they take the same steps, and are saved and go on with the averages.
         options: Of :class:`emacore.EMA`: ``trainable_only=True`` for adapters, ``names``, ``device``, ...
 
     Attributes:
@@ -58,6 +60,7 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
         validate: Validate = "average",
         at_end: Literal["average", "original"] = "average",
         feed_back: int | Literal["epoch"] | None = None,
+        snapshots: MakeTracker | None = None,
         **options: Any,
     ) -> None:
         check_settings(validate, at_end, feed_back, options)
@@ -67,6 +70,7 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
             )
         self._trainer, self._schedules = trainer, named(schedule)
         self._validate, self._at_end, self._feed_back, self._options = validate, at_end, feed_back, options
+        self._snapshots = snapshots
         self._several: Several | None = None
         self._trains = False
         self._handle: Any = None
@@ -83,9 +87,10 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model = unwrapped(self._trainer.model)
-        self._several = Several(model, self._schedules, self._feed_back, self._options)
+        self._several = Several(model, self._schedules, self._feed_back, self._options, self._snapshots)
         if self._resumed is not None:
             self._resume(self._several, self._resumed)
+        self._several.begin()
         self._handle = after_each_step(self._trainer.optimizer, model, self._several.update)
         self._trains = True
 
@@ -95,6 +100,8 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stop()
+        if self._several is not None:
+            self._several.close()
         if self._several is None or (args.load_best_model_at_end and state.best_model_checkpoint is not None):
             return  # the best checkpoint has been loaded, which holds an average
         if self._at_end == "average":

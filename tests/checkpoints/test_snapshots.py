@@ -94,6 +94,32 @@ def test_a_run_that_goes_on_writes_the_same_files(tmp_path, kind, cut):
         Snapshots(model, tmp_path / "new", 20, kind).load_state_dict(before.state_dict())
 
 
+@pytest.mark.parametrize("kind", ["windows", "power"])
+@pytest.mark.parametrize("cut", [12, 20])
+def test_what_was_written_after_the_state_gives_way_to_the_next_file(tmp_path, kind, cut):
+    """Also the unfinished window of that very step; until then all files are those of the run before."""
+    model = Network()
+    with Snapshots(model, tmp_path, 10, kind) as before:
+        for step in range(1, 47):
+            change(model, step)
+            before.update()
+            if step == cut:
+                state = before.state_dict()
+                before.close()
+    (tmp_path / "step_by_step.txt").write_text("notes of somebody")
+    there = sorted(tmp_path.iterdir())
+    after = Snapshots(model, tmp_path, 10, kind, resume=True)
+    after.load_state_dict(state)
+    steps = list(range(cut + 1, cut // 10 * 10 + 11))
+    for step in steps[:-1]:
+        change(model, step)
+        after.update()
+    assert sorted(tmp_path.iterdir()) == there
+    after.update()
+    assert open_checkpoints(tmp_path).steps.tolist() == list(range(10, steps[-1] + 1, 10))
+    assert (tmp_path / "step_by_step.txt").exists()
+
+
 def test_means_of_coarse_weights_are_kept_finer_and_ties_once(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).bfloat16()
     model[1].weight = model[0].weight

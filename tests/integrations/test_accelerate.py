@@ -1,5 +1,8 @@
 """Averages in loops with accelerate."""
 
+from functools import partial
+from itertools import islice
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -7,9 +10,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from emacore import Constant, InversePower, PowerFunction
+from emacore import Constant, InversePower, PowerFunction, Snapshots, open_checkpoints
 from emacore.integrations.accelerate import Averaging
 from emacore.snippets import snippets
+from tests.helpers import assert_same_files
 
 SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
 DATA = TensorDataset(torch.randn(24, 3, generator=torch.Generator().manual_seed(0)))
@@ -87,6 +91,34 @@ def test_a_run_goes_on_where_its_state_was_saved(options, tmp_path):
     assert_equal(weights(resumed[1]), weights(whole[1]))
     for name in SCHEDULES:
         assert_equal(resumed[-1].averages[name].state_dict(), whole[-1].averages[name].state_dict())
+
+
+def test_snapshots_go_on_with_the_averages(tmp_path):
+    """Saved in the middle of an epoch of six steps."""
+
+    def run(name, resume=False):
+        setup = made(snapshots=partial(Snapshots, folder=tmp_path / name, every=4))
+        accelerator, *parts, batches, averaging = setup
+        if resume:
+            accelerator.load_state(tmp_path / f"{name}-state")
+            batches = accelerator.skip_first_batches(batches, 3)
+        else:
+            train(accelerator, *parts, islice(batches, 3), averaging)
+            accelerator.save_state(tmp_path / f"{name}-state")
+            batches = accelerator.skip_first_batches(batches, 3)
+        noted = train(accelerator, *parts, batches, averaging)
+        averaging.close()
+        return noted
+
+    run("whole")
+    run("cut")
+    for later in (tmp_path / "cut").iterdir():
+        later.write_bytes(b"what a run wrote that did not go on")
+    run("cut", resume=True)
+    assert_same_files(tmp_path / "cut", tmp_path / "whole")
+    assert open_checkpoints(tmp_path / "cut").steps.tolist() == [4, 6]
+    with pytest.raises(FileExistsError, match="holds snapshots already"):
+        run("cut")
 
 
 def test_what_cannot_be_is_told():

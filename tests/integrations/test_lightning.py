@@ -1,5 +1,7 @@
 """The callback in Lightning itself, against averages of the weights that a plain callback wrote down."""
 
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import schedulefree
@@ -9,9 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
-from emacore import Constant, InversePower, PowerFunction
+from emacore import Constant, InversePower, PowerFunction, Snapshots, open_checkpoints
 from emacore.integrations.lightning import AveragingCallback
 from emacore.snippets import snippets
+from tests.helpers import assert_same_files
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, X.sum(1, keepdim=True))
@@ -208,6 +211,32 @@ def test_training_goes_on_from_a_checkpoint_of_after_the_end(tmp_path):
     fit(tmp_path / "second", resumed, epochs=3, path=tmp_path / "after.ckpt")
     for found, expected in zip(resumed.averages.values(), whole.averages.values(), strict=True):
         assert_equal(weights(found.ema_model), weights(expected.ema_model))
+
+
+@pytest.mark.parametrize("kind", ["windows", "power"])
+def test_snapshots_go_on_with_the_averages(kind, tmp_path, monkeypatch):
+    """Saved in the middle of an epoch, whose batches are all alike: Lightning begins its data anew."""
+    monkeypatch.setattr(DATA, "tensors", tuple(tensor[:4].repeat(6, 1) for tensor in DATA.tensors))
+
+    def run(name, **options):
+        snapshots = partial(Snapshots, folder=tmp_path / name, every=2, kind=kind)
+        averaging = AveragingCallback(Constant(0.9), snapshots=snapshots)
+        return fit(tmp_path / "checkpoints" / name, averaging, every=1, **options)
+
+    run("whole", steps=11)
+    _, notes, _ = run("cut", steps=9)
+    path = tmp_path / "checkpoints" / "cut" / "step=3.ckpt"
+    for later in sorted((tmp_path / "cut").iterdir())[1 if kind == "windows" else 2 :]:
+        later.write_bytes(b"what a run wrote that did not go on")
+    run("cut", steps=11, path=path)
+    assert_same_files(tmp_path / "cut", tmp_path / "whole")
+    found = open_checkpoints(tmp_path / "cut")
+    assert found.steps.tolist() == [2, 4, 6, 8, 10, 11]
+    if kind == "windows":
+        mean = found[1].sections[0].tensors["net.0.weight"].value()
+        torch.testing.assert_close(mean, (notes.weights[2]["0.weight"] + notes.weights[3]["0.weight"]) / 2)
+    with pytest.raises(FileExistsError, match="holds snapshots already"):
+        run("cut")
 
 
 def test_the_average_is_fed_back_after_each_epoch(tmp_path):

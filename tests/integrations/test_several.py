@@ -49,6 +49,46 @@ def test_the_first_average_alone_is_fed_back_and_the_others_see_the_weights_befo
     torch.testing.assert_close(several.emas["b"].weights, expected.emas["b"].weights)
 
 
+class Counts:
+    """A tracker of somebody else."""
+
+    def __init__(self, module, resume):
+        self.began, self.count, self.closed = resume, 0, False
+
+    def update(self):
+        self.count += 1
+
+    def close(self):
+        self.closed = True
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_a_tracker_is_moved_saved_and_goes_on():
+    _, plain = moved()
+    model, averages = Network(), {"a": Constant(0.5), "b": Constant(0.9)}
+    several = Several(model, averages, None, {}, Counts)
+    several.update()
+    assert (several.snapshots.began, several.snapshots.count) == (False, 1)
+    again = Several(model, averages, None, {}, Counts)
+    again.load_state_dict(several.state_dict())
+    again.update()
+    again.close()
+    assert vars(again.snapshots) == {"began": True, "count": 2, "closed": True}
+    with pytest.warns(UserWarning, match="saved with snapshots, and goes on without"):
+        plain.load_state_dict(several.state_dict())
+    new = Several(model, averages, None, {}, Counts)
+    with pytest.warns(UserWarning, match="saved without snapshots: they begin now"):
+        new.load_state_dict(plain.state_dict())
+    assert vars(new.snapshots) == {"began": False, "count": 0, "closed": False}
+    with pytest.raises(ValueError, match="cannot be called 'snapshots'"):
+        Several(model, {"snapshots": Constant(0.5)}, None, {}, Counts)
+
+
 def test_settings_are_checked():
     assert named(Constant(0.9)) == {"average": Constant(0.9)}
     with pytest.raises(ValueError, match="at_end must be"):

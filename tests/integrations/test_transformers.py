@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from emacore import EMA, Averages, Constant, InversePower, PowerFunction
+from emacore import EMA, Averages, Constant, InversePower, PowerFunction, Snapshots, open_checkpoints
 from emacore.integrations.transformers import FILE, Averaging
 from emacore.snippets import snippets
+from tests.helpers import assert_same_files
 
 SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
 
@@ -125,6 +127,29 @@ def test_checkpoints_hold_the_average_and_runs_go_on_from_both(tmp_path):
     assert_equal(weights(resumed.model), weights(trainer.model))
     for name in SCHEDULES:
         assert_equal(again.averages[name].state_dict(), averaging.averages[name].state_dict())
+
+
+def test_snapshots_go_on_with_the_averages(tmp_path):
+    """Saved in the middle of an epoch of six steps, of two batches each, with data in an order drawn at random."""
+
+    def run(name, resume=None, steps=-1):
+        snapshots = partial(Snapshots, folder=tmp_path / name, every=3)
+        arguments = {"eval_strategy": "no", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        arguments |= {"max_steps": steps, "lr_scheduler_type": "constant"}
+        folder = tmp_path / f"{name}-run"
+        return trained(folder, schedule=Constant(0.9), resume=resume, snapshots=snapshots, arguments=arguments)
+
+    *_, notes = run("whole", steps=11)
+    run("cut", steps=8)
+    for later in sorted((tmp_path / "cut").iterdir())[1:]:
+        later.write_bytes(b"what a run wrote that did not go on")
+    run("cut", resume=str(tmp_path / "cut-run" / "checkpoint-4"), steps=11)
+    assert_same_files(tmp_path / "cut", tmp_path / "whole")
+    found = open_checkpoints(tmp_path / "cut")
+    assert found.steps.tolist() == [3, 6, 9, 11]
+    name = "classifier.weight"
+    expected = sum(weights[name] for weights in notes.weights[3:6]) / 3
+    torch.testing.assert_close(found[1].sections[0].tensors[name].value(), expected)
 
 
 @pytest.mark.parametrize("validate", ["average", "original", "both"])
