@@ -103,7 +103,7 @@ def served(folder: Path, *arguments: str) -> Iterator[Served]:
         server.end()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> bool:
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> bool:
     """Whether a condition came true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -148,9 +148,9 @@ def kills(folder: Path, count: int, draws: random.Random) -> Iterator[Row]:
                 server.process.kill()
                 server.process.wait()
             else:
-                wait_for(lambda process=server: not any(map(lives, process.workers)), 5)
+                wait_for(lambda process=server: not any(map(lives, process.workers)), 30)
             workers = list(server.workers)
-        left = not wait_for(lambda numbers=workers: not any(map(lives, numbers)), 15)
+        left = not wait_for(lambda numbers=workers: not any(map(lives, numbers)), 60)
         store.interrupt_abandoned()
         row = found[who]
         row["times"] += 1
