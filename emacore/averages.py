@@ -19,6 +19,7 @@ from emacore.averaging.weights import Floats, stretch_weights
 from emacore.buffers import Policy, copied_buffers, holds, put_buffers
 from emacore.checks import check_choice
 from emacore.chosen import chosen
+from emacore.processes import Writes
 from emacore.sharded import check_not_sharded
 from emacore.steps import after_each_step
 from emacore.tensors import (
@@ -131,6 +132,7 @@ class Averages:
         self.on_nonfinite = on_nonfinite
         self.nonfinite_calls = self.step = 0
         self._inside = None
+        self._writes = Writes()
         online = unwrapped(module)
         self._policy = buffers
         self._is_partial = names is not None or trainable_only
@@ -191,6 +193,8 @@ class Averages:
         self.step += 1
         if self._waiting and not self.step % _STRETCH:
             self._catch_up()
+        if self._writes.waiting:
+            self._writes.after_update(self._sources[0])
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
@@ -252,6 +256,8 @@ class Averages:
             if key not in copied:
                 tensor.copy_(values.get(key, source))
         Follower(target, online).follow()
+        if target is online:
+            self._writes.note(self.module, "copy_to()")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors, numbers and text: ``torch.load(..., weights_only=True)`` reads it.
@@ -501,6 +507,7 @@ class Averages:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._inside = None
+        self._writes = Writes()
         self._reset()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from emacore.attributes import Attributes, Follower
@@ -23,8 +24,9 @@ from emacore.checks import check_choice, check_unit, check_whole
 from emacore.chosen import chosen, link, trainable, unlink
 from emacore.exports import load_tensors, save_tensors
 from emacore.plan import Loan, Plan, Wide, follow_writes, loans_of
+from emacore.processes import Writes
 from emacore.shadow import built, copy_of, set_dtype
-from emacore.sharded import alike, check_not_sharded, copy_each, laid_out
+from emacore.sharded import alike, check_not_sharded, copy_each, laid_out, local
 from emacore.steps import after_each_step
 from emacore.tensors import (
     accumulator_dtype,
@@ -374,9 +376,11 @@ class EMA(nn.Module):
                 plan.copy_all()
                 now.initted = call >= self._schedule.start
             simple = plan.is_simple and now.initted and self._on_nonfinite == "take"
-            simple = simple and self.update_model_with_ema_every is None
+            simple = simple and self.update_model_with_ema_every is None and not now.writes.waiting
             now.shares = now.shares_of_block if simple and now.moves_from <= offset + 1 else []
         now.step = call + 1
+        if now.writes.waiting:
+            now.writes.after_update(local(next(iter(self._weights_now().values()))))
         if not offset:
             self._tell_attributes()
         every = self.update_model_with_ema_every
@@ -408,7 +412,8 @@ class EMA(nn.Module):
     def update_model_with_ema(self, decay: float | None = None) -> None:
         """Feed the averages back: the model becomes ``decay`` of itself and ``1 - decay`` of its average.
 
-        Every process of a distributed run has to call it.  Names that the average ignores stay as the model has them.
+        Every process of a distributed run has to call it: where some do not, those that do warn some calls later.
+        Names that the average ignores stay as the model has them.
 
         Args:
             decay: By default ``update_model_with_ema_beta``.  0 makes the model its average, as the switch of Li et
@@ -428,6 +433,7 @@ class EMA(nn.Module):
                 source.lerp_(value.to(source.device, source.dtype), 1.0 - share)
             else:
                 source.copy_(value)
+        self._note_write("update_model_with_ema()")
 
     def save(self, path: str | Path) -> None:
         """Write the averages alone as a safetensors file that the plain model loads; a shared tensor once.
@@ -553,6 +559,8 @@ class EMA(nn.Module):
         pairs = paired(ties(self.ema_model), ties(target), "module", self._free_names() & slots(target))
         copy_each([to for _, to in pairs.values()], [source for source, _ in pairs.values()])
         Follower(target, self.ema_model).follow()
+        if target is unwrapped(self.model):
+            self._note_write("copy_to()")
 
     def copy_params_from_model_to_ema(self) -> None:
         """Copy the model, as the calls of the warm-up do; :attr:`step` and :attr:`initted` stay."""
@@ -700,6 +708,15 @@ class EMA(nn.Module):
     def _is_ignored(self, name: str) -> bool:
         return name in self.ignore_names or name.startswith(tuple(self.ignore_startswith_names))
 
+    def _note_write(self, call: str) -> None:
+        """Have the next calls of :meth:`update` look whether all processes have written into the model."""
+        self._now.writes.note(self.model, call)
+        if self._now.writes.waiting:
+            self._now.shares = []  # or else they look at nothing
+
+    def _weights_now(self) -> dict[str, Tensor]:
+        return distinct(unwrapped(self.model))
+
     def _free_names(self) -> set[str]:
         """What may differ in model and shadow: copied buffers, and what is ignored."""
         names = {*ties(self.ema_model), *ties(unwrapped(self.model)), *self._copied_buffers}
@@ -766,10 +783,15 @@ class EMA(nn.Module):
                 dictionary of them on their way.
         """
         asked, self.strict_schedule = self.strict_schedule, self.strict_schedule and strict_schedule
+        spread = self.include_online_model and isinstance(self.model, DistributedDataParallel)
+        before = {name: t.to("cpu", copy=True) for name, t in self._weights_now().items()} if spread else {}
         try:
-            return super().load_state_dict(state_dict, strict, assign)
+            found = super().load_state_dict(state_dict, strict, assign)
         finally:
             self.strict_schedule = asked
+        if spread and any(not torch.equal(t.cpu(), before[name]) for name, t in self._weights_now().items()):
+            self._note_write("load_state_dict()")
+        return found
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As any module's; inside :meth:`average_parameters` with the training weights of the model, as copies."""
@@ -878,6 +900,7 @@ class _Now:
         self.plan: Plan | None = None
         self.attributes: Attributes | None = None
         self.norms: list[tuple[Any, Any]] | None = None
+        self.writes = Writes()
         self.forget_decays()
 
     def forget_decays(self) -> None:

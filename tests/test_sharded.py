@@ -7,6 +7,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from emacore import EMA, Averages, Constant, InversePower, Recorder
+from emacore.processes import LATER
 from emacore.sharded import alike, gathered, is_sharded, laid_out, local
 
 PROCESSES = 4
@@ -256,6 +258,42 @@ def check_ddp(folder):
     check_same(fresh.ema_model.state_dict(), kept.state_dict())
 
 
+def check_a_write_in_one_process_is_told():
+    """And those that all make are not, though they are not at the same time."""
+    model = DistributedDataParallel(nn.Linear(3, 2))
+    ema = EMA(model, schedule=Constant(0.5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ema.attach(optimizer)
+
+    def told(steps):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for step in range(steps):
+                model(torch.full((2, 3), float(dist.get_rank() + step))).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return [str(one.message) for one in found]
+
+    ema.update_model_with_ema_every = 3
+    assert told(12) == []
+    ema.update_model_with_ema_every = None
+    for _ in range(4):
+        ema.update_model_with_ema()
+        assert told(2) == []
+    assert told(LATER) == []
+    with ema.average_parameters() if dist.get_rank() == 1 else nullcontext():
+        pass  # what one of them looks at is put back
+    if dist.get_rank() == 2:
+        for _ in range(8):
+            ema.copy_params_from_ema_to_model()
+    assert told(LATER - 1) == []
+    said = [one.partition(" of the run")[0] for one in told(1)]
+    expected = (
+        "update_model_with_ema() has written an average into the model in process 2, but not in processes 0, 1, 3"
+    )
+    assert said == ([expected] if dist.get_rank() == 2 else [])
+
+
 def check_errors(mesh, folder):
     model = sharded(made(), mesh)
     for build in (
@@ -308,6 +346,7 @@ def checks(folder, few):
     for dtype in (torch.float32, torch.bfloat16):
         yield f"resumed, {dtype}", lambda d=dtype: check_resumed_on_another_number(folder / str(d), few, d)
     yield "DDP", lambda: check_ddp(folder)
+    yield "DDP, a write in one process", lambda: check_a_write_in_one_process_is_told()
     yield "errors", lambda: check_errors(everybody, folder)
     yield "layouts", lambda: check_layouts(everybody)
 
@@ -350,7 +389,7 @@ PARTS = {
     "4 processes": 5,
     "training": 1,
     "resumed": 2,
-    "DDP": 1,
+    "DDP": 2,
     "errors": 1,
     "layouts": 1,
     "files": 1,
