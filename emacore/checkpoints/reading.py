@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emacore.checkpoints.sections import Section, sections_of, step_beside, step_of
+from emacore.checkpoints.sections import Section, counter_of, sections_of, step_beside, step_of
 from emacore.checkpoints.stored import CheckpointError, Stamp, StoredTensor, Unit, find_units, natural, stem_of
+from emacore.formatting import counted
 from emacore.replay.rows import Rows
 from emacore.tensors import listed, real_count, reals
 
@@ -22,6 +23,7 @@ _WORDS = re.compile(
     r"(?:global_?steps?|steps?|iter(?:ation)?s?|checkpoint|ckpt|updates?|batch(?:es)?|itr)[-_=. ]?(\d+)(?!\.?\d)",
     re.IGNORECASE,
 )
+_STEP_WORDS = re.compile(r"(?:steps?|iter(?:ation)?s?|updates?|itr)[-_=. ]?\d+$", re.IGNORECASE)
 _EPOCH = re.compile(r"epochs?[-_=. ]?(\d+)(?!\.?\d)", re.IGNORECASE)
 _AT_END = re.compile(r"(?:^|[-_.= a-zA-Z])(\d+)$")
 
@@ -274,7 +276,9 @@ def _reals_of(tensor: StoredTensor, start: int, stop: int) -> NDArray[np.float32
 def _by_step(found: list[tuple[Unit, Path, list[Section]]]) -> tuple[list[Checkpoint], list[str]]:
     """Sections of files, gathered by steps; and sentences on what was left out."""
     told: list[str] = []
-    steps = [_step(unit, root, len(found) == 1) for unit, root, _ in found]
+    steps, disagreement = _with_counters([(unit, root) for unit, root, _ in found])
+    if disagreement:
+        told.append(disagreement)
     if all(step is None for step in steps):
         if len(found) > 1:
             told.append(
@@ -341,8 +345,55 @@ def _alike(some: Sequence[Section], others: Sequence[Section]) -> bool:
     return described(some) == described(others)
 
 
-def _step(unit: Unit, root: Path, alone: bool) -> tuple[int, str, re.Match[str] | None] | None:
-    """The step of a file, what told it, and where in its name, if it was that."""
+#: A step, what told it, and where in a name, if it was that.
+_Told = tuple[int, str, re.Match[str] | None]
+
+
+def _with_counters(found: Sequence[tuple[Unit, Path]]) -> tuple[list[_Told | None], str | None]:
+    """The steps of files; and a sentence where an average's own count of its calls and the names disagree.
+
+    After an average was begun anew, or where it does not move at each step, its counter is no step.  Names that rise
+    from file to file are believed then: those that say "step", and others if they can be steps, which are never fewer
+    than the calls, or if the counters do not rise along them.
+    """
+    steps = [_step(unit, root, len(found) == 1) for unit, root in found]
+    counters: list[_Told | None] = [
+        None if count is None or (step is not None and step[2] is None and "epoch" not in step[1]) else (*count, None)
+        for step, count in zip(steps, (counter_of(unit) for unit, _ in found), strict=True)
+    ]
+    both = [
+        (unit.path.name, _label(unit.path, root, step)[0], step, count)
+        for (unit, root), step, count in zip(found, steps, counters, strict=True)
+        if step is not None and count is not None
+    ]
+    by_name = sorted(both, key=lambda one: (one[1], one[2][0]))
+    of_one = [(before, after) for before, after in pairwise(by_name) if before[1] == after[1]]
+    names_rise = all(before[2][0] < after[2][0] for before, after in of_one)
+    counters_rise = all(before[3][0] < after[3][0] for before, after in of_one)
+    apart = [one for one in by_name if one[2][0] != one[3][0]]
+    of_epochs = any("epoch" in one[2][1] for one in both)
+    if not apart or (of_epochs and counters_rise):
+        return [step if count is None else count for step, count in zip(steps, counters, strict=True)], None
+    say_step = all(step[2] is not None and _STEP_WORDS.search(step[2][0]) for _, _, step, _ in both)
+    fit = not counters_rise or (not of_epochs and all(step[0] >= count[0] for _, _, step, count in both))
+    believed = names_rise and (say_step or (bool(of_one) and fit))
+    name, _, step, count = apart[0]
+    why = (
+        "the names are believed, because an average that was begun anew, or moves less often, counts other steps"
+        if believed
+        else "the counters are believed, because the names do not look like steps"
+    )
+    sentence = (
+        f"{name}: {step[1]} tells {step[0]:,}, but the average's own counter ({count[1]}) {count[0]:,}, and so it is "
+        f"in {len(apart)} of {counted(len(both), 'file')}: {why}"
+    )
+    if believed:
+        return steps, sentence
+    return [step if count is None else count for step, count in zip(steps, counters, strict=True)], sentence
+
+
+def _step(unit: Unit, root: Path, alone: bool) -> _Told | None:
+    """The step of a file, but for what an average counts."""
     if (inside := step_of(unit)) is not None and "epoch" not in inside[1]:
         return *inside, None
     if (beside := step_beside(unit.path, root)) is not None:
@@ -371,7 +422,7 @@ def _names(path: Path, root: Path) -> list[str]:
     return [stem, *reversed(inner)]
 
 
-def _label(path: Path, root: Path, step: tuple[int, str, re.Match[str] | None]) -> tuple[str, bool]:
+def _label(path: Path, root: Path, step: _Told) -> tuple[str, bool]:
     """A file's name without what tells its step and its metrics, and whether it told a step."""
     base = root if root.is_dir() and path != root else path.parent
     parts = list(path.relative_to(base).parts)

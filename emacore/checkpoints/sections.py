@@ -66,34 +66,58 @@ def sections_of(unit: Unit) -> list[Section]:
 def step_of(unit: Unit) -> tuple[int, str] | None:
     """After which step a file was written by what it says itself, and what said so; an epoch only if there is no step.
 
-    An epoch is told as the number of whole epochs: those that count them from 0 write 0 after the first.
+    An epoch is told as the number of whole epochs: those that count them from 0 write 0 after the first.  What counts
+    the calls of an average is no step: see :func:`counter_of`.
     """
+    for count, source, is_of_calls in _counts_in(unit):
+        if not is_of_calls:
+            return count, source
+    for name in _EPOCHS:
+        if (value := _whole(unit.content.get(name))) is not None:
+            return value + 1, f"{name}, counted from 0"
+    return None
+
+
+def counter_of(unit: Unit) -> tuple[int, str] | None:
+    """How many calls an average in a file, or beside it, had taken by its own counter, and which that is.
+
+    These are steps where the average has moved after each step since the first, and was never begun anew.
+    """
+    for count, source, is_of_calls in _counts_in(unit):
+        if is_of_calls:
+            return count, source
+    name = "optimization_step"
+    if (value := _whole(_json(unit.path.parent / "config.json").get(name))) is not None:
+        return value, f"{name} in config.json"
+    return None
+
+
+def _counts_in(unit: Unit) -> Iterator[tuple[int, str, bool]]:
+    """What a file holds under the names of steps, where it stands, and whether it counts the calls of an average."""
     content = unit.content
     for name in _STEPS:
         if (value := _whole(unit.metadata.get(name))) is not None:
-            return value, f"{name} in its metadata"
+            yield value, f"{name} in its metadata", "initted" in unit.metadata
     nodes = [("", content), *((f"{key}.", one) for key, one in content.items() if _is_plain(one))]
-    for prefix, node in nodes:
+    # Averages of diffusers hold their weights in a list, and so are not plain.
+    lists = [(f"{key}.", one) for key, one in content.items() if isinstance(one, Mapping) and "shadow_params" in one]
+    for prefix, node in [*nodes, *lists]:
+        of_average = "shadow_params" in node or (
+            "initted" in node and any(key.startswith("ema_model.") for key in node)
+        )
         for name in _STEPS:
             # Half precision, in which ema-pytorch stores its counter, ends at 65,504, and skips numbers from 2,049 on.
             stored = node.get(name)
             exact = not isinstance(stored, StoredTensor) or not stored.dtype.is_floating_point
             if exact and (value := _whole(stored)) is not None:
-                return value, f"{prefix}{name}"
-    for name in _EPOCHS:
-        if (value := _whole(content.get(name))) is not None:
-            return value + 1, f"{name}, counted from 0"
-    return None
+                yield value, f"{prefix}{name}", of_average
 
 
 def step_beside(path: Path, root: Path) -> tuple[int, str] | None:
-    """The step that lies beside a file: Transformers' ``trainer_state.json``, or diffusers' ``config.json``."""
+    """The step that lies beside a file: in Transformers' ``trainer_state.json``."""
     for folder in (path.parent, *path.parent.parents):
-        for name, key in (("trainer_state.json", "global_step"), ("config.json", "optimization_step")):
-            if (name == "trainer_state.json" or folder == path.parent) and (
-                (value := _whole(_json(folder / name).get(key))) is not None
-            ):
-                return value, f"{key} in {name}"
+        if (value := _whole(_json(folder / "trainer_state.json").get("global_step"))) is not None:
+            return value, "global_step in trainer_state.json"
         if folder in (root, root.parent):
             return None
     return None

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
+from torch import nn
 
-from emacore import Constant, PowerFunction, Trajectory, UniformAverage, Window, open_checkpoints
+from emacore import EMA, Constant, PowerFunction, Trajectory, UniformAverage, Window, open_checkpoints
+from emacore.__main__ import cli
 from emacore.checkpoints.reading import LazyRows, described
 from emacore.checkpoints.stored import CheckpointError
 from tests.helpers import Network, change, tensors
@@ -93,6 +96,56 @@ def test_steps_in_names(tmp_path, names, steps, source):
     found = open_checkpoints(tmp_path)
     assert (found.steps.tolist(), found[0].step_from) == (steps, source)
     assert found.names() == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("files", "steps", "believed"),
+    [
+        ({"ema_100.pt": 100, "ema_200.pt": 200}, [100, 200], None),
+        ({"ema.pt": 70}, [70], None),
+        ({"ema_1.pt": 1000, "ema_2.pt": 2000}, [1000, 2000], "counters"),
+        ({"seed_12345.pt": 50}, [50], "counters"),
+        ({"a/seed_7.pt": 50, "b/seed_7.pt": 60}, [50, 60], "counters"),
+        # Begun anew after the second file, or at the first step but one, or moved at every tenth step.
+        ({"ema_100.pt": 100, "ema_200.pt": 200, "ema_300.pt": 50, "ema_400.pt": 150}, [100, 200, 300, 400], "names"),
+        ({"ema_100.pt": 99, "ema_200.pt": 199}, [100, 200], "names"),
+        ({"step_100.pt": 10, "step_200.pt": 20}, [100, 200], "names"),
+        ({"step_100.pt": 200, "step_200.pt": 400}, [100, 200], "names"),
+        ({"step_100.pt": 10}, [100], "names"),
+        ({"checkpoint-5/a.pt": 5, "checkpoint-6/a.pt": 1}, [5, 6], "names"),
+        ({"epoch_1.pt": 40, "epoch_2.pt": 80}, [40, 80], None),
+        ({"epoch_1.pt": 40, "epoch_2.pt": 80, "epoch_3.pt": 40}, [1, 2, 3], "names"),
+    ],
+)
+@pytest.mark.parametrize("form", ["state", "beside the weights", "safetensors"])
+def test_the_counter_of_an_average_is_a_step_only_where_it_goes_with_the_names(tmp_path, files, steps, believed, form):
+    model = nn.Linear(2, 1)
+    ema = EMA(model, include_online_model=False)
+    for name, count in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        ema.step = count
+        if form == "safetensors":
+            ema.save(path.with_suffix(".safetensors"))
+        else:
+            state = ema.state_dict()
+            torch.save(state if form == "state" else {"model": model.state_dict(), "ema": state}, path)
+    found = open_checkpoints(tmp_path)
+    assert found.steps.tolist() == steps
+    remarks = [one for one in found.told if "the average's own counter" in one]
+    assert [f"the {believed} are believed" in one for one in remarks] == [True] * (believed is not None)
+    said = CliRunner().invoke(cli, ["checkpoints", str(tmp_path)]).stderr
+    assert all(one in said for one in remarks)
+
+
+def test_a_step_of_the_run_goes_before_the_counter_of_its_average(tmp_path):
+    model = nn.Linear(2, 1)
+    for count, step in ((7, 20), (3, 30)):
+        ema = EMA(model, include_online_model=False)
+        ema.step = count
+        torch.save({"ema": ema.state_dict(), "train_state": {"step": step}}, tmp_path / f"ckpt_{step // 10}.pt")
+    found = open_checkpoints(tmp_path)
+    assert (found.steps.tolist(), found[0].step_from, found.told) == ([20, 30], "train_state.step", [])
 
 
 def test_two_averages_of_one_step_have_names_of_their_own(tmp_path):
