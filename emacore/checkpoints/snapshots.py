@@ -182,21 +182,19 @@ class Snapshots:
     def _write(self, begin: int) -> None:
         if self.error is not None:
             return
-        if self._stale_after is not None:
-            if _is_first():
-                _remove_after(self._stale_after, self.folder)
-            self._stale_after = None
-        for name, average in self.averages.items():
-            about: dict[str, Any] = {"kind": "window", "begin": begin}
-            if isinstance(average.schedule, PowerFunction):
-                about = {"kind": "average", "sigma_rel": average.schedule.width}
-            path = self.folder / (f"step_{self.step:09d}" + ("" if name == _WINDOW else f".{name}"))
-            try:
+        if self._stale_after is not None and _is_first():
+            _remove_after(self._stale_after, self.folder)
+        self._stale_after = None
+        try:
+            for name, average in self.averages.items():
+                about: dict[str, Any] = {"kind": "window", "begin": begin}
+                if isinstance(average.schedule, PowerFunction):
+                    about = {"kind": "average", "sigma_rel": average.schedule.width}
+                path = self.folder / (f"step_{self.step:09d}" + ("" if name == _WINDOW else f".{name}"))
                 _written(average, path, {"step": str(self.step), "emacore": json.dumps(about)})
-            except OSError as error:
-                self.error = f"the snapshots end before step {self.step}: {error.strerror or error}"
-                warnings.warn(self.error, stacklevel=3)
-                return
+        except OSError as error:
+            self.error = f"the snapshots end before step {self.step}: {error.strerror or error}"
+            warnings.warn(self.error, stacklevel=3)
 
 
 def _written(average: EMA, path: Path, about: Mapping[str, str]) -> None:
@@ -237,15 +235,23 @@ def _is_first() -> bool:
 
 
 def _remove_after(step: int, folder: Path) -> None:
-    """Remove the snapshots of later steps."""
+    """Remove the snapshots of later steps; of one that stays, warn, because the other processes wait for this one."""
     for path in folder.glob("step_*"):
         found = _OF_STEP.match(path.name)
         if found is None or int(found[1]) <= step:
             continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            why = error.strerror or error
+            warnings.warn(
+                f"{path} cannot be removed ({why}), and was written by the run before, after the step from which this "
+                "one goes on: remove it yourself",
+                stacklevel=4,
+            )
 
 
 def _plain(tensor: Tensor) -> Tensor:

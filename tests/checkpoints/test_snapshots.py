@@ -120,6 +120,25 @@ def test_what_was_written_after_the_state_gives_way_to_the_next_file(tmp_path, k
     assert (tmp_path / "step_by_step.txt").exists()
 
 
+def test_a_file_that_cannot_be_removed_is_told(tmp_path, monkeypatch):
+    model = Network()
+    first = Snapshots(model, tmp_path, 2)
+    state = first.state_dict()
+    for _ in range(4):
+        first.update()
+
+    def locked(path, *arguments):
+        raise OSError(1, "Operation not permitted")
+
+    after = Snapshots(model, tmp_path, 2, resume=True)
+    after.load_state_dict(state)
+    monkeypatch.setattr(Path, "unlink", locked)
+    after.update()
+    with pytest.warns(UserWarning, match=r"step_000000004\.safetensors cannot be removed \(Operation not permitted"):
+        after.update()
+    assert (after.step, after.error) == (2, None)
+
+
 def test_means_of_coarse_weights_are_kept_finer_and_ties_once(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).bfloat16()
     model[1].weight = model[0].weight
