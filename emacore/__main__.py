@@ -491,6 +491,7 @@ def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfi
     from emacore.experiments.studies import Study, Sweep, job_from_json, with_settings
     from emacore.limits import SETTINGS_BYTES, check_most
     from emacore.tasks.regression.config import RunConfig
+    from emacore.training.acting import idle_settings
 
     def read() -> TaskConfig:
         if file is None:
@@ -504,6 +505,12 @@ def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfi
         return with_settings(job, dict(changes))
 
     config: TaskConfig = _checked(read)
+    idle = idle_settings(config)
+    if "data.path" in idle and any(name == "data.path" for name, _ in changes):
+        raise click.UsageError(f"data.path needs data.kind=csv and data.target=COLUMN beside it: {idle['data.path']}")
+    for name, _ in changes:
+        if name in idle:
+            _tell(f"{name} changes nothing here: {idle[name]}")
     return config
 
 

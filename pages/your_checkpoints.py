@@ -77,24 +77,24 @@ if found is None:
     st.code(SNIPPET, language="python")
     st.caption("Then `emacore checkpoints snapshots` lists them, and the command below merges them, all at once.")
     st.code(merge_command("snapshots", [codes[key] for key in plans], None, fit), language="bash")
-    st.stop()
-st.header("The same as a command")
-show_command(name, found[1], series, [codes[key] for key in plans], fit)
-st.header("What is in it")
-show_contents(*found)
-st.header("Measured")
-show_measurements(name, found[1], series, plans)
-st.page_link(
-    "pages/what_if.py",
-    label="Replay it under any schedule: What if",
-    icon=":material/arrow_forward:",
-    query_params={"replayed": f"{OPENED}{name}"},
-)
-st.page_link(
-    "pages/for_my_run.py",
-    label=f"Settings for a run of its {series.calls:,} steps: For my run",
-    icon=":material/directions_run:",
-    query_params={"run_length": "Steps", "run_steps": str(series.calls)},
-)
-st.header("What did its average really do?")
-show_diagnosis(name, found[1], codes[NOW])
+else:
+    st.header("The same as a command")
+    show_command(name, found[1], series, [codes[key] for key in plans], fit)
+    st.header("What is in it")
+    show_contents(*found)
+    st.header("Measured")
+    show_measurements(name, found[1], series, plans)
+    st.page_link(
+        "pages/what_if.py",
+        label="Replay it under any schedule: What if",
+        icon=":material/arrow_forward:",
+        query_params={"replayed": f"{OPENED}{name}"},
+    )
+    st.page_link(
+        "pages/for_my_run.py",
+        label=f"Settings for a run of its {series.calls:,} steps: For my run",
+        icon=":material/directions_run:",
+        query_params={"run_length": "Steps", "run_steps": str(series.calls)},
+    )
+    st.header("What did its average really do?")
+    show_diagnosis(name, found[1], codes[NOW])

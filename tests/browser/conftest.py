@@ -39,6 +39,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self.log = Path(home).with_name(f"{Path(home).name}-{self.port}.log")
         self.process = None
         self.start()
 
@@ -52,14 +53,19 @@ class Server:
             "--server.fileWatcherType",
             "none",
         ]
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"EMACORE_HOME": str(self.home)} | self.variables,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"EMACORE_HOME": str(self.home)} | self.variables,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
         wait_for(self.answers)
+
+    def said(self):
+        """The end of what the server wrote: a browser is not told what failed."""
+        return self.log.read_text()[-3000:]
 
     def answers(self):
         try:

@@ -241,7 +241,7 @@ def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(serve
     moved = from_code(keep.inner_text().partition("Pin ")[2])
     assert (moved.power, moved.beta) == (pytest.approx(clicked.power + 0.1), clicked.beta)
     # Another map, and another view, have no kept cell; back in the first one a click is a curve again.
-    page.get_by_role("radio", name="best").click()
+    page.get_by_role("radio", name="best", exact=True).click()
     keep.wait_for(state="detached")
     settled(page)  # a run that is cut short forgets no click
     page.get_by_role("radio", name="final").click()

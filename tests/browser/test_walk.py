@@ -92,7 +92,7 @@ def walk(server, page, seed, actions):
         except Error as error:
             raise AssertionError(f"never drawn after {done[-6:]} at {page.url}") from error
         shown = page.locator("[data-testid=stException]").all_inner_texts()
-        assert not shown + broken, f"after {done[-6:]} at {page.url}"
+        assert not shown + broken, f"after {done[-6:]} at {page.url}: {server.said()}"
     pages = {re.sub(r"\?.*", "", str(name)) for kind, name in done if kind == "page"}
     return done, pages
 
@@ -105,6 +105,7 @@ def served(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_walk_ends_without_an_exception(server, page):
     done, pages = walk(server, page, seed=5, actions=60)
     assert len({kind for kind, _ in done}) >= 6

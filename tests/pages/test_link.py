@@ -25,6 +25,7 @@ PAGES = {
     "evidence": [{}],
     "where_it_helps": [{"optimizer": "sgd"}],
     "runs": [{}],
+    "your_checkpoints": [{}],
 }
 NEVER = ["inf", "-inf", "nan", "1e400", "-1e30", "9" * 400, "", "many", "2020-01-01"]
 ENTER = {
