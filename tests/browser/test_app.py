@@ -261,6 +261,7 @@ def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(serve
     for colour in (ORIGINAL, AVERAGED):
         wait_for(lambda colour=colour: drawn(plane, colour) > 100)
     page.get_by_role("radio", name="Family").click()
+    page.get_by_text("All figures, and what each costs, as a table").click()
     for scheme in ("SWA", "ensemble of predictions"):
         page.locator("[data-testid=stDataFrame] td").get_by_text(scheme, exact=True).wait_for(state="attached")
     page.get_by_role("radio", name="Atlas").click()
