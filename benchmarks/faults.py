@@ -22,8 +22,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from emacore.experiments.store import RunStore
 
 ROOT = Path(__file__).parents[1]
 #: A server without pages: it holds the queue, as the app does.
@@ -151,17 +155,23 @@ def kills(folder: Path, count: int, draws: random.Random) -> Iterator[Row]:
                 wait_for(lambda process=server: not any(map(lives, process.workers)), 30)
             workers = list(server.workers)
         left = not wait_for(lambda numbers=workers: not any(map(lives, numbers)), 60)
-        store.interrupt_abandoned()
+        # The lock goes with the last thread of a killed process, which may outlive what is seen of it for a moment.
+        given_up = wait_for(lambda run=newest: _is_given_up(store, run), 60)
         row = found[who]
         row["times"] += 1
         row["epochs lost"] += max(0, told - len(store.history(newest)))
         row["left behind"] += left
         row["not whole"] += not is_whole(folder)
+        row["left behind"] += not given_up
         store.fail_next("the next fault")
-        if store.result(newest).state == "running":
-            row["left behind"] += 1
     for who, row in found.items():
         yield {"fault": f"SIGKILL of {who}", **row}
+
+
+def _is_given_up(store: RunStore, run_id: str) -> bool:
+    """Whether the run of a worker that is gone no longer counts as running."""
+    store.interrupt_abandoned()
+    return store.result(run_id).state != "running"
 
 
 def two_servers(folder: Path) -> Row:
