@@ -58,8 +58,8 @@ class Server:
                 command,
                 cwd=ROOT,
                 env=os.environ | {"EMACORE_HOME": str(self.home)} | self.variables,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         wait_for(self.answers)
 
