@@ -509,7 +509,7 @@ def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfi
     if "data.path" in idle and any(name == "data.path" for name, _ in changes):
         raise click.UsageError(f"data.path needs data.kind=csv and data.target=COLUMN beside it: {idle['data.path']}")
     for name, _ in changes:
-        if name in idle:
+        if name in idle and name != "seed":  # which one run has, and a study has not
             _tell(f"{name} changes nothing here: {idle[name]}")
     return config
 

@@ -91,6 +91,12 @@ def test_the_examples_of_the_help_run(example, tmp_path, monkeypatch):
         assert Path(written[1]).exists() if written else result.stdout
 
 
+def test_settings_that_change_nothing_are_told():
+    told = emacore("train", *SMALL, "--set", "data.kind=diabetes", "--set", "seed=1").stderr.splitlines()
+    assert "data.n_samples changes nothing here: the rows of diabetes are given" in told
+    assert not any(line.startswith(("max_epochs ", "data.kind ", "seed ")) for line in told)
+
+
 def test_there_are_examples_of_every_command():
     named = {example.split()[1] for example in examples()}
     assert named == set(command_line.cli.commands)
