@@ -79,6 +79,24 @@ def assert_same(one, other):
         assert torch.equal(tensor, other[name]), name
 
 
+def averaged(noted, schedule):
+    """A plain loop over weights that were written down after each step: the average, by name."""
+    average = None
+    for weights, decay in zip(noted, schedule.decays(len(noted)), strict=True):
+        if average is None or decay == 0:
+            average = {name: tensor.clone() for name, tensor in weights.items()}
+            continue
+        for name, tensor in weights.items():
+            average[name] = average[name].lerp(tensor, 1 - decay) if tensor.is_floating_point() else tensor
+    return average
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def assert_same_files(one, other):
     """The same safetensors files in two folders: what lies in them, and what they say of it."""
     names = sorted(path.name for path in one.iterdir())

@@ -6,13 +6,17 @@ from tests.helpers import Network, change, tensors
 STEPS = (3, 5, 10, 12)
 
 
-@pytest.fixture
-def folder(tmp_path):
+def stored(path, steps):
     """A network after some of its steps, as files, and what it was."""
     model = Network()
     states = {}
-    for step in STEPS:
+    for step in steps:
         change(model, step)
         states[step] = tensors(model)
-        torch.save({"model": states[step], "optimizer": {}}, tmp_path / f"step_{step:04d}.pt")
-    return tmp_path, states
+        torch.save({"model": states[step], "optimizer": {}}, path / f"step_{step:04d}.pt")
+    return path, states
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return stored(tmp_path, STEPS)

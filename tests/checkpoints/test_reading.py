@@ -9,21 +9,14 @@ from emacore import EMA, Constant, PowerFunction, Trajectory, UniformAverage, Wi
 from emacore.__main__ import cli
 from emacore.checkpoints.reading import LazyRows, described
 from emacore.checkpoints.stored import CheckpointError
-from tests.helpers import Network, change, tensors
+from tests.checkpoints.conftest import stored
 
 STEPS = (3, 5, 10)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A network after some of its steps, and what it was."""
-    model = Network()
-    states = {}
-    for step in STEPS:
-        change(model, step)
-        states[step] = tensors(model)
-        torch.save({"model": states[step], "optimizer": {}}, tmp_path / f"step_{step:04d}.pt")
-    return tmp_path, states
+    return stored(tmp_path, STEPS)
 
 
 def test_a_folder_is_the_rows_of_a_run(folder):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from emacore import Constant, InversePower, PowerFunction, Snapshots, open_checkpoints
 from emacore.integrations.accelerate import Averaging
 from emacore.snippets import snippets
-from tests.helpers import assert_same_files
+from tests.helpers import assert_same, assert_same_files, averaged, tensors
 
 SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
 DATA = TensorDataset(torch.randn(24, 3, generator=torch.Generator().manual_seed(0)))
@@ -37,28 +37,8 @@ def train(accelerator, model, optimizer, batches, averaging):
             optimizer.step()
             optimizer.zero_grad()
         if accelerator.sync_gradients:
-            noted.append(weights(model))
+            noted.append(tensors(model))
     return noted
-
-
-def weights(model):
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def averaged(noted, schedule):
-    average = None
-    for weights, decay in zip(noted, schedule.decays(len(noted)), strict=True):
-        if average is None or decay == 0:
-            average = {name: tensor.clone() for name, tensor in weights.items()}
-            continue
-        for name, tensor in weights.items():
-            average[name] = average[name].lerp(tensor, 1 - decay) if tensor.is_floating_point() else tensor
-    return average
-
-
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -70,13 +50,13 @@ def test_each_step_of_the_optimiser_is_a_call(every, tmp_path):
     for name, schedule in SCHEDULES.items():
         assert averaging.averages[name].step.item() == len(noted)
         expected = averaged(noted, schedule)
-        for key, tensor in weights(averaging.averages[name].ema_model).items():
+        for key, tensor in tensors(averaging.averages[name].ema_model).items():
             torch.testing.assert_close(tensor, expected[key])
         with averaging.swapped(name):
-            assert_equal(weights(model), weights(averaging.averages[name].ema_model))
-    assert_equal(weights(model), noted[-1])
+            assert_same(tensors(model), tensors(averaging.averages[name].ema_model))
+    assert_same(tensors(model), noted[-1])
     averaging.save_model(tmp_path)
-    assert_equal(load_file(tmp_path / "model.safetensors"), weights(averaging.averages["fast"].ema_model))
+    assert_same(load_file(tmp_path / "model.safetensors"), tensors(averaging.averages["fast"].ema_model))
 
 
 @pytest.mark.parametrize("options", [{}, {"names": ["2.weight"], "feed_back": 3}], ids=["all", "a part, fed back"])
@@ -88,9 +68,9 @@ def test_a_run_goes_on_where_its_state_was_saved(options, tmp_path):
     resumed = made(**options)
     resumed[0].load_state(tmp_path)
     train(*resumed)
-    assert_equal(weights(resumed[1]), weights(whole[1]))
+    assert_same(tensors(resumed[1]), tensors(whole[1]))
     for name in SCHEDULES:
-        assert_equal(resumed[-1].averages[name].state_dict(), whole[-1].averages[name].state_dict())
+        assert_same(resumed[-1].averages[name].state_dict(), whole[-1].averages[name].state_dict())
 
 
 def test_snapshots_go_on_with_the_averages(tmp_path):
@@ -148,7 +128,7 @@ def test_the_snippet_averages_as_the_schedule_says(tmp_path, monkeypatch):
         names["accelerator"].backward(names["model"](batch[0]).square().mean())
         names["optimizer"].step()
         names["optimizer"].zero_grad()
-        noted.append(weights(model))
+        noted.append(tensors(model))
 
     names["train_on"] = train_on
     exec(code, names)

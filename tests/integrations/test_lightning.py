@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from emacore import Constant, InversePower, PowerFunction, Snapshots, open_checkpoints
 from emacore.integrations.lightning import AveragingCallback
 from emacore.snippets import snippets
-from tests.helpers import assert_same_files
+from tests.helpers import assert_close, assert_same, assert_same_files, averaged, tensors
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, X.sum(1, keepdim=True))
@@ -71,7 +71,7 @@ class Saves(pl.Callback):
 
 
 def weights(model):
-    return {name: tensor.detach().clone() for name, tensor in model.net.state_dict().items()}
+    return tensors(model.net)
 
 
 def loss(model):
@@ -97,29 +97,6 @@ def fit(folder, averaging, model=None, *, epochs=2, steps=-1, path=None, every=1
     return model, notes, trainer
 
 
-def averaged(noted, schedule):
-    """A plain loop over what was written down."""
-    average = None
-    for weights, decay in zip(noted, schedule.decays(len(noted)), strict=True):
-        if average is None or decay == 0:
-            average = {name: tensor.clone() for name, tensor in weights.items()}
-            continue
-        for name, tensor in weights.items():
-            average[name] = average[name].lerp(tensor, 1 - decay) if tensor.is_floating_point() else tensor
-    return average
-
-
-def assert_close(found, expected):
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
-
-
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
 @pytest.mark.parametrize("every", [1, 2])
 def test_each_step_of_the_optimiser_is_a_call(every, tmp_path, recwarn):
     averaging = AveragingCallback(SCHEDULES)
@@ -128,7 +105,7 @@ def test_each_step_of_the_optimiser_is_a_call(every, tmp_path, recwarn):
     for name, schedule in SCHEDULES.items():
         assert averaging.averages[name].step.item() == trainer.global_step == len(stepped) == 12 // every
         assert_close(weights(averaging.averages[name].ema_model), averaged(stepped, schedule))
-    assert_equal(weights(model), weights(averaging.averages["fast"].ema_model))
+    assert_same(weights(model), weights(averaging.averages["fast"].ema_model))
     assert not any("average keeps its own" in str(warning.message) for warning in recwarn)  # of what metrics count
 
 
@@ -175,12 +152,12 @@ def test_a_run_goes_on_where_it_was_saved(options, step, tmp_path):
     )
     other = Model()
     trainer.fit(other, DataLoader(DATA, 4), DataLoader(DATA, 8), ckpt_path=path)
-    assert_equal(look.began[0], notes.weights[step - 1])
-    assert_equal(look.began[1], weights(plain))
+    assert_same(look.began[0], notes.weights[step - 1])
+    assert_same(look.began[1], weights(plain))
     if step == 6:  # Lightning begins an epoch's data anew, where it was saved in the middle of one
         for name in SCHEDULES:
-            assert_equal(weights(resumed.averages[name].ema_model), weights(whole.averages[name].ema_model))
-        assert_equal(weights(other), weights(model))
+            assert_same(weights(resumed.averages[name].ema_model), weights(whole.averages[name].ema_model))
+        assert_same(weights(other), weights(model))
     for name in SCHEDULES:
         assert resumed.averages[name].step.item() == 12
 
@@ -189,7 +166,7 @@ def test_a_run_goes_on_where_it_was_saved(options, step, tmp_path):
 def test_checkpoints_hold_the_average(alone, tmp_path):
     averaging = AveragingCallback(Constant(0.9), at_end="original")
     model, notes, trainer = fit(tmp_path, averaging, save_weights_only=alone)
-    assert_equal(weights(model), notes.weights[-1])
+    assert_same(weights(model), notes.weights[-1])
     for step in (3, 12):
         plain = Model.load_from_checkpoint(tmp_path / f"step={step}.ckpt")
         assert_close(weights(plain), averaged(notes.weights[:step], Constant(0.9)))
@@ -197,7 +174,7 @@ def test_checkpoints_hold_the_average(alone, tmp_path):
     assert torch.equal(validated["emacore"]["training"]["net.0.weight"], notes.weights[-1]["0.weight"])
     assert torch.equal(validated["state_dict"]["net.0.weight"], plain.net[0].weight)
     trainer.save_checkpoint(tmp_path / "after.ckpt")
-    assert_equal(
+    assert_same(
         weights(Model.load_from_checkpoint(tmp_path / "after.ckpt")), weights(averaging.averages["average"].ema_model)
     )
 
@@ -210,7 +187,7 @@ def test_training_goes_on_from_a_checkpoint_of_after_the_end(tmp_path):
     resumed = AveragingCallback(Constant(0.9))
     fit(tmp_path / "second", resumed, epochs=3, path=tmp_path / "after.ckpt")
     for found, expected in zip(resumed.averages.values(), whole.averages.values(), strict=True):
-        assert_equal(weights(found.ema_model), weights(expected.ema_model))
+        assert_same(weights(found.ema_model), weights(expected.ema_model))
 
 
 @pytest.mark.parametrize("kind", ["windows", "power"])
@@ -242,7 +219,7 @@ def test_snapshots_go_on_with_the_averages(kind, tmp_path, monkeypatch):
 def test_the_average_is_fed_back_after_each_epoch(tmp_path):
     averaging = AveragingCallback(Constant(0.9), feed_back="epoch", at_end="original", validate="original")
     model, notes, _ = fit(tmp_path, averaging)
-    assert_equal(weights(model), weights(averaging.averages["average"].ema_model))
+    assert_same(weights(model), weights(averaging.averages["average"].ema_model))
     assert not torch.equal(model.net[0].weight, notes.weights[-1]["0.weight"])
 
 

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from emacore import EMA, Averages, Constant, InversePower, PowerFunction, Snapshots, open_checkpoints
 from emacore.integrations.transformers import FILE, Averaging
 from emacore.snippets import snippets
-from tests.helpers import assert_same_files
+from tests.helpers import assert_close, assert_same, assert_same_files, averaged, tensors
 
 SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
 
@@ -46,11 +46,7 @@ class Notes(TrainerCallback):
         self.weights = []
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.weights.append(weights(model))
-
-
-def weights(model):
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.weights.append(tensors(model))
 
 
 def trained(folder, model=None, schedule=SCHEDULES, *, resume=None, arguments=None, **options):
@@ -81,52 +77,30 @@ def trained(folder, model=None, schedule=SCHEDULES, *, resume=None, arguments=No
     return trainer, averaging, notes
 
 
-def averaged(noted, schedule):
-    average = None
-    for weights, decay in zip(noted, schedule.decays(len(noted)), strict=True):
-        if average is None or decay == 0:
-            average = {name: tensor.clone() for name, tensor in weights.items()}
-            continue
-        for name, tensor in weights.items():
-            average[name] = average[name].lerp(tensor, 1 - decay) if tensor.is_floating_point() else tensor
-    return average
-
-
-def assert_close(found, expected):
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
-
-
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
 @pytest.mark.parametrize("every", [1, 3])
 def test_each_step_of_the_optimiser_is_a_call(every, tmp_path):
     trainer, averaging, notes = trained(tmp_path, arguments={"gradient_accumulation_steps": every})
     assert trainer.state.global_step == len(notes.weights) == 12 // every
     for name, schedule in SCHEDULES.items():
         assert averaging.averages[name].step.item() == 12 // every
-        assert_close(weights(averaging.averages[name].ema_model), averaged(notes.weights, schedule))
-    assert_equal(weights(trainer.model), weights(averaging.averages["fast"].ema_model))
+        assert_close(tensors(averaging.averages[name].ema_model), averaged(notes.weights, schedule))
+    assert_same(tensors(trainer.model), tensors(averaging.averages["fast"].ema_model))
 
 
 def test_checkpoints_hold_the_average_and_runs_go_on_from_both(tmp_path):
     """Saved in the middle of an epoch of six steps, with data in an order drawn at random."""
     trainer, averaging, notes = trained(tmp_path / "whole", at_end="original")
-    assert_equal(weights(trainer.model), notes.weights[-1])
+    assert_same(tensors(trainer.model), notes.weights[-1])
     path = tmp_path / "whole" / "checkpoint-4"
     plain = BertForSequenceClassification.from_pretrained(path)
-    assert_close(weights(plain), averaged(notes.weights[:4], SCHEDULES["fast"]))
+    assert_close(tensors(plain), averaged(notes.weights[:4], SCHEDULES["fast"]))
     kept = torch.load(path / FILE, weights_only=True)
-    assert_equal({name: kept["training"][name] for name in notes.weights[3]}, notes.weights[3])
+    assert_same({name: kept["training"][name] for name in notes.weights[3]}, notes.weights[3])
     resumed, again, later = trained(tmp_path / "whole", resume=str(path), at_end="original")
-    assert_equal(later.weights[0], notes.weights[4])
-    assert_equal(weights(resumed.model), weights(trainer.model))
+    assert_same(later.weights[0], notes.weights[4])
+    assert_same(tensors(resumed.model), tensors(trainer.model))
     for name in SCHEDULES:
-        assert_equal(again.averages[name].state_dict(), averaging.averages[name].state_dict())
+        assert_same(again.averages[name].state_dict(), averaging.averages[name].state_dict())
 
 
 def test_snapshots_go_on_with_the_averages(tmp_path):
@@ -178,7 +152,7 @@ def test_the_best_checkpoint_is_the_best_average(tmp_path):
     losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
     step = min(losses, key=losses.get)
     assert trainer.state.best_global_step == step
-    assert_close(weights(trainer.model), averaged(notes.weights[:step], SCHEDULES["fast"]))
+    assert_close(tensors(trainer.model), averaged(notes.weights[:step], SCHEDULES["fast"]))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[step], rel=1e-5)
 
 
@@ -192,12 +166,12 @@ def test_adapters_alone_are_averaged_and_saved(tmp_path):
     path = tmp_path / "checkpoint-12"
     assert (path / "adapter_model.safetensors").stat().st_size < 20_000
     plain = PeftModel.from_pretrained(made(), path)
-    assert_close(weights(plain), expected)
+    assert_close(tensors(plain), expected)
     resumed, again, _ = trained(
         tmp_path, adapted(), trainable_only=True, resume=str(tmp_path / "checkpoint-6"), arguments={"save_steps": 6}
     )
-    assert_equal(again.averages["slow"].weights, averaging.averages["slow"].weights)
-    assert_equal(weights(resumed.model), weights(trainer.model))
+    assert_same(again.averages["slow"].weights, averaging.averages["slow"].weights)
+    assert_same(tensors(resumed.model), tensors(trainer.model))
 
 
 @pytest.mark.parametrize("kind", [EMA, Averages])
@@ -217,14 +191,14 @@ def test_adapters_are_averaged_in_a_loop(kind, tmp_path):
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        noted.append(weights(model))
+        noted.append(tensors(model))
     expected = averaged(noted, Constant(0.5))
     with average.average_parameters(*([] if kind is EMA else ["a"])):
-        assert_close(weights(model), expected)
+        assert_close(tensors(model), expected)
         model.save_pretrained(tmp_path)
         swapped = model(**batch).logits
-    assert_equal(weights(model), noted[-1])
-    assert_equal(
+    assert_same(tensors(model), noted[-1])
+    assert_same(
         {
             n: t
             for n, t in model.get_base_model().state_dict().items()
@@ -241,7 +215,7 @@ def test_adapters_are_averaged_in_a_loop(kind, tmp_path):
 
 def test_the_average_is_fed_back(tmp_path):
     trainer, averaging, _ = trained(tmp_path, feed_back="epoch", at_end="original")
-    assert_equal(weights(trainer.model), weights(averaging.averages["fast"].ema_model))
+    assert_same(tensors(trainer.model), tensors(averaging.averages["fast"].ema_model))
 
 
 def test_a_checkpoint_without_averages_is_told(tmp_path):
@@ -266,4 +240,4 @@ def test_the_snippet_averages_as_the_schedule_says(tmp_path, monkeypatch):
     code = code.replace("batches)", "batches, callbacks=[notes])")
     code = code.replace('"none")', '"none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False)')
     exec(code, {"model": model, "batches": Data(), "notes": notes})
-    assert_close(weights(model), averaged(notes.weights, schedule))
+    assert_close(tensors(model), averaged(notes.weights, schedule))
