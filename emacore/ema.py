@@ -427,6 +427,7 @@ class EMA(nn.Module):
         share = self.update_model_with_ema_beta if decay is None else decay
         check_unit("decay", share)
         plan = self._current_plan()
+        self._finish()
         for source, shadow in plan.followed():
             value = laid_out(shadow, source)
             if share and is_averaged(source):

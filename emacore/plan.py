@@ -101,7 +101,7 @@ class Plan:
             if wide.name not in done:
                 wide.move(laid_out(wide.source, wide.accumulator), decay)
         if self.far:
-            sources = [wide.source.detach() for wide in self.far]
+            sources = [wide.source for wide in self.far]
             if self.arrivals is None:
                 self.arrivals = Arrivals(sources)
             self.arrivals.send(sources)

@@ -1,10 +1,11 @@
-"""Averages away from the model: where they lie, and moves that are on their way.  No machine of ours has a GPU."""
+"""Averages away from the model: where they lie, and moves that are on their way.  On a GPU: tests/test_gpu.py."""
 
 import copy
 import pickle
 
 import pytest
 import torch
+import torch.optim.optimizer as optimizers
 from torch import nn
 
 import emacore.plan
@@ -94,18 +95,71 @@ def test_averages_are_kept_where_they_are_asked_for(names):
     assert next(given.ema_model.parameters()).is_meta
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_an_average_in_the_hosts_memory_equals_that_on_the_gpu():
-    model = nn.Sequential(nn.Linear(300, 300), nn.BatchNorm1d(300)).cuda()
-    near, away = EMA(model, schedule=Constant(0.9)), EMA(model, device="cpu", schedule=Constant(0.9))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for _ in range(20):
-        model(torch.randn(64, 300, device="cuda")).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        near.update()
-        away.update()
-    for name, tensor in near.ema_model.state_dict().items():
-        found = away.ema_model.state_dict()[name]
-        assert found.device.type == "cpu"
-        torch.testing.assert_close(found, tensor.cpu(), rtol=1e-5, atol=1e-6)
+def arrivals_after_a_step():
+    weight, buffer = nn.Parameter(torch.ones(3)), torch.ones(2)
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    arrivals = Arrivals([weight, buffer])
+    weight.grad = torch.full((3,), 0.25)
+    optimizer.step()
+    with torch.no_grad():
+        arrivals.send([weight, buffer])
+    return weight, buffer, optimizer, arrivals
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_step_and_a_forward_leave_alone_what_is_on_its_way():
+    weight, buffer, optimizer, arrivals = arrivals_after_a_step()
+    buffer.add_(1)  # as BatchNorm's statistics in the next forward
+    optimizer.step()
+    assert weight.tolist() == [0.5] * 3
+    assert [room.tolist() for room in arrivals.received()] == [[0.75] * 3, [1.0] * 2]
+
+
+@pytest.mark.parametrize("seen_by", ["step", "reading"])
+def test_what_else_is_written_meanwhile_is_taken_anew_and_told_once(seen_by, recwarn):
+    weight, buffer, optimizer, arrivals = arrivals_after_a_step()
+    found = []
+    for value in (8.0, 4.0):
+        with torch.no_grad():
+            weight.fill_(value)
+        if seen_by == "step":
+            optimizer.step()
+        found.append(arrivals.received()[0][0].item())
+        with torch.no_grad():
+            weight.fill_(2.0)
+            arrivals.send([weight, buffer])
+    assert found == [8.0, 2.0]  # the second stood in line before what was written
+    assert ["written by something other than an optimiser" in str(w.message) for w in recwarn] == [True]
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_an_optimiser_nothing_is_said_of_writes():
+    weight = nn.Parameter(torch.ones(3))
+    arrivals = Arrivals([weight])
+    for value in (2.0, 3.0):
+        with torch.no_grad():
+            arrivals.send([weight])
+            weight.fill_(value)
+        arrivals.received()
+
+
+def test_no_hook_outlives_what_it_serves():
+    hooks = optimizers._global_optimizer_pre_hooks
+    before = len(hooks)
+    arrivals = Arrivals([torch.ones(1)])
+    assert len(hooks) == before + 1
+    del arrivals
+    assert len(hooks) == before
+
+
+def test_what_is_fed_back_holds_the_move_on_its_way(monkeypatch):
+    monkeypatch.setattr(emacore.plan, "Arrivals", Sent)
+    monkeypatch.setattr(emacore.plan, "is_offloaded", lambda average, source: True)
+    model = nn.Linear(1, 1, bias=False)
+    ema = EMA(
+        model, schedule=Constant(0.5), accumulator_dtype=torch.float64, update_model_with_ema_every=2, keep_half=True
+    )
+    for value in (1.0, 3.0, 3.0):  # copied, moved to 2, moved to 2.5 and fed back
+        nn.init.constant_(model.weight, value)
+        ema.update()
+    assert model.weight.item() == 2.5
