@@ -16,23 +16,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from emacore import limits
 from emacore.tables import (
     COMMA_NUMBER,
-    MAX_CELLS,
-    MAX_COLUMNS,
     POINT_NUMBER,
     THOUSANDS,
     Table,
     TableError,
     as_numbers,
     begins_as_json,
+    check_cells,
+    check_columns,
     read_table,
     text_of,
     unpacked,
 )
 
-#: A table of more cells than this needs values in one of fifty.
-MOST_SPARSE_CELLS = 500_000
 #: Columns that say which metric a row is of, where each row has one value.
 METRIC_NAMES = ("metric", "key", "tag", "metricname", "metric_name", "name", "metric_key")
 VALUE_NAMES = ("value", "metricvalue", "metric_value", "scalar")
@@ -124,13 +123,9 @@ def widened(table: Table, steps: tuple[str, ...], times: tuple[str, ...]) -> Tab
 
 def _check_shape(rows: int, names: int, values: int) -> None:
     """Refuse what would be far larger as a table than it is as a list of names and values."""
-    cells = rows * names
-    if names > MAX_COLUMNS or cells > MAX_CELLS:
-        raise TableError(
-            f"The file has {rows:,} rows of {names:,} names; at most {MAX_COLUMNS:,} names and "
-            f"{MAX_CELLS:,} cells are read."
-        )
-    if cells > MOST_SPARSE_CELLS and cells > 50 * values:
+    check_columns(names)
+    check_cells(rows, names)
+    if (cells := rows * names) > limits.SPARSE_CELLS and cells > 50 * values:
         raise TableError(
             f"The file has {values:,} values for {rows:,} rows of {names:,} names: a table of them would be all but "
             "blank. Split it by metric."
@@ -145,11 +140,8 @@ def _parquet(content: bytes) -> Table:
         raise TableError("Parquet files need pyarrow: pip install pyarrow, or save the table as CSV.") from error
     try:
         about = ParquetFile(io.BytesIO(content)).metadata
-        if about.num_columns > MAX_COLUMNS or about.num_rows * about.num_columns > MAX_CELLS:
-            raise TableError(
-                f"The table has {about.num_rows:,} rows of {about.num_columns:,} columns; at most {MAX_COLUMNS:,} "
-                f"columns and {MAX_CELLS:,} cells are read."
-            )
+        check_columns(about.num_columns)
+        check_cells(about.num_rows, about.num_columns)
         frame = pd.read_parquet(io.BytesIO(content))
     except (ArrowException, OSError, ValueError) as error:
         if isinstance(error, TableError):
@@ -330,8 +322,7 @@ def _of_object(found: dict[str, Any], notes: list[str]) -> list[Any]:
     if len({len(values) for values in lists.values()}) > 1:
         sizes = ", ".join(f"{name} {len(values)}" for name, values in list(lists.items())[:8])
         raise TableError(f"The JSON has lists of several lengths ({sizes}): a table needs one length.")
-    if len(lists) > MAX_COLUMNS:
-        raise TableError(f"The JSON has {len(lists):,} columns; at most {MAX_COLUMNS:,} are read.")
+    check_columns(len(lists))
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 

@@ -19,10 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-MAX_BYTES = 50 * 2**20
-MAX_CELLS = 20_000_000
-MAX_COLUMNS = 2_000
-LIGHT_BYTES = 150_000
+from emacore import limits
+from emacore.limits import check_bytes, check_most
 
 #: What the sniff looks at: so many characters and lines of a file's start.
 SAMPLE_CHARACTERS = 2**16
@@ -52,9 +50,9 @@ def is_light(content: bytes) -> bool:
 
     For whoever serves others meanwhile; what is not light is read in a process of its own.
     """
-    first = content[:LIGHT_BYTES].split(b"\n", 1)[0]
+    first = content[: limits.LIGHT_BYTES].split(b"\n", 1)[0]
     widest = max(first.count(delimiter.encode()) for delimiter in DELIMITERS)
-    return len(content) <= LIGHT_BYTES and widest <= 100 and not content.startswith((b"\x1f\x8b", b"PAR1"))
+    return len(content) <= limits.LIGHT_BYTES and widest <= 100 and not content.startswith((b"\x1f\x8b", b"PAR1"))
 
 
 class Table(NamedTuple):
@@ -94,7 +92,7 @@ def content_of(source: bytes | str | Path) -> bytes:
     try:
         _check_size(path.stat().st_size)
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)  # a pipe has no size
+            content = file.read(limits.TABLE_BYTES + 1)  # a pipe has no size
     except OSError as error:
         raise TableError(f"The file {path.name!r} cannot be read: {error.strerror}.") from error
     _check_size(len(content))
@@ -202,16 +200,14 @@ def read_table(text: str) -> Table:
     used = np.flatnonzero(~blank)
     if not len(used):
         raise TableError("The file has comments only. A header row and rows of numbers are needed.")
-    if lengths.max() > MAX_COLUMNS:
-        raise TableError(f"The table has {lengths.max():,} columns; at most {MAX_COLUMNS:,} are read.")
+    check_columns(int(lengths.max()))
     notes = [f"{len(comments)} comment lines"] if comments else []
     names, top, told = _header(text, delimiter, comments, int(used[0]), int(ends[used[0]]), lengths[used])
     notes += told
     rows = used[used >= top]
     if not len(rows):
         raise TableError("The file has a header but no rows. Rows of numbers are needed below it.")
-    if (cells := len(rows) * int(lengths[rows].max())) > MAX_CELLS:
-        raise TableError(f"The table has {cells:,} cells; at most {MAX_CELLS:,} are read.")
+    check_cells(len(rows), int(lengths[rows].max()))
     notes += _checked_lengths(text, delimiter, lengths, rows, len(names))
     skipped = int(blank[rows[0] : rows[-1]].sum()) - sum(rows[0] < place < rows[-1] for place in comments)
     if skipped:
@@ -289,8 +285,17 @@ def is_missing(value: object) -> bool:
 
 
 def _check_size(count: int) -> None:
-    if count > MAX_BYTES:
-        raise TableError(f"The file has {count / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read.")
+    check_bytes("of a file", count, limits.TABLE_BYTES, TableError)
+
+
+def check_columns(count: int) -> None:
+    """Refuse a table that is too wide."""
+    check_most("columns of a table", count, limits.TABLE_COLUMNS, TableError)
+
+
+def check_cells(rows: int, columns: int) -> None:
+    """Refuse a table that is too large."""
+    check_most("cells of a table", rows * columns, limits.TABLE_CELLS, TableError)
 
 
 def unpacked(content: bytes) -> bytes:
@@ -303,11 +308,10 @@ def unpacked(content: bytes) -> bytes:
         return content
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            unpacked = file.read(MAX_BYTES + 1)
+            unpacked = file.read(limits.TABLE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise TableError(f"The gzip file is damaged: {str(error).rstrip('.')}.") from error
-    if len(unpacked) > MAX_BYTES:
-        raise TableError(f"The file has more than {MAX_BYTES // 2**20} MB once unpacked; no more are read.")
+    check_bytes("of a file once unpacked", len(unpacked), limits.TABLE_BYTES, TableError)
     return unpacked
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emacore import readers
+from emacore import limits, readers
 from emacore.metric_files import read_metrics
 from emacore.readers import PAIR, READERS, plain
 from emacore.tables import TableError
@@ -211,11 +211,11 @@ def test_what_cannot_be_read_is_named(content, message):
 
 
 def test_a_file_of_too_many_cells_is_refused_by_its_shape(monkeypatch):
-    monkeypatch.setattr(readers, "MAX_CELLS", 10)
+    monkeypatch.setattr(limits, "TABLE_CELLS", 10)
     monkeypatch.setattr(readers.pd, "read_parquet", None)
-    with pytest.raises(TableError, match="at most 2,000 columns and 10 cells"):
+    with pytest.raises(TableError, match="at most 10 cells of a table are possible, got 12"):
         read_metrics(parquet(pd.DataFrame({"a": range(6), "b": range(6)})))
-    with pytest.raises(TableError, match="12 rows of 12 names"):
+    with pytest.raises(TableError, match="at most 10 cells of a table are possible, got 144"):
         read_metrics("".join(json.dumps({f"n{n}": n}) + "\n" for n in range(12)).encode())
 
 

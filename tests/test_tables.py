@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emacore import tables
+from emacore import limits, tables
 from emacore.tables import TableError, finite_values, numeric_columns, read_csv, read_table, text_of
 
 
@@ -46,11 +46,11 @@ def test_what_is_not_a_table_is_told_in_a_sentence(content, message):
 
 
 def test_limits_are_stated(monkeypatch):
-    monkeypatch.setattr(tables, "MAX_BYTES", 2**20)
-    with pytest.raises(TableError, match="2 MB; at most 1 MB"):
+    monkeypatch.setattr(limits, "TABLE_BYTES", 2**20)
+    with pytest.raises(TableError, match="at most 1 MB of a file are possible, got 2 MB"):
         read_csv(b"a\n" + b"1\n" * 2**20)
-    monkeypatch.setattr(tables, "MAX_CELLS", 3)
-    with pytest.raises(TableError, match="4 cells; at most 3"):
+    monkeypatch.setattr(limits, "TABLE_CELLS", 3)
+    with pytest.raises(TableError, match="at most 3 cells of a table are possible, got 4"):
         read_csv(b"a,b\n1,2\n3,4\n")
 
 
@@ -153,14 +153,14 @@ def test_a_small_file_costs_little(content, monkeypatch):
 def test_sizes_are_looked_at_before_anything_is_read(tmp_path, monkeypatch):
     path = tmp_path / "large.csv"
     with path.open("wb") as file:
-        file.truncate(tables.MAX_BYTES + 1)
+        file.truncate(limits.TABLE_BYTES + 1)
     monkeypatch.setattr(tables.Path, "open", None)
     with pytest.raises(TableError, match="at most 50 MB"):
         read_csv(path)
-    with pytest.raises(TableError, match="more than 50 MB once unpacked"):
-        text_of(gzip.compress(bytes(tables.MAX_BYTES + 1), mtime=0))
+    with pytest.raises(TableError, match="at most 50 MB of a file once unpacked are possible, got more"):
+        text_of(gzip.compress(bytes(limits.TABLE_BYTES + 1), mtime=0))
     monkeypatch.setattr(tables.pd, "read_csv", None)
-    with pytest.raises(TableError, match="200,000 columns; at most 2,000"):
+    with pytest.raises(TableError, match="at most 2,000 columns of a table are possible, got 200,000"):
         read_csv(",".join(["1"] * 200_000).encode())
 
 
@@ -206,7 +206,7 @@ def test_what_was_guessed_about_a_header_is_told():
 
 def test_what_is_light_is_told_by_size_packing_and_columns():
     assert tables.is_light(b"a,b\n1,2\n")
-    assert not tables.is_light(b"a\n" * tables.LIGHT_BYTES)
+    assert not tables.is_light(b"a\n" * limits.LIGHT_BYTES)
     assert not tables.is_light(b"a;" * 101 + b"\n1")
     assert not tables.is_light(gzip.compress(b"a\n1\n", mtime=0))
 

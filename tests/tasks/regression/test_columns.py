@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emacore import limits
 from emacore.tables import TableError, read_table
 from emacore.tasks.regression.columns import described, matrices, scalable, usable_targets
 from emacore.tasks.regression.config import DataConfig
@@ -119,13 +120,17 @@ def test_what_fills_and_what_words_there_are_is_of_the_rows_it_is_fitted_on():
         (BASE, {"features": ("a", "d")}, "no column 'd'"),
         (BASE, {"features": ("a", "y")}, "'y' is the target, so it cannot be a feature too"),
         (BASE.assign(w=["x", "y"] * 20), {"features": ("w",)}, "'w' is of text, which no network takes: data.text=one"),
-        (BASE.assign(w=[f"w{n}" for n in range(40)]), {"text": "one-hot"}, "40 different texts; at most 20"),
+        (
+            BASE.assign(w=[f"w{n}" for n in range(40)]),
+            {"text": "one-hot"},
+            "at most 20 words of the feature 'w' as columns are possible, got 40",
+        ),
         (BASE[["y"]], {}, "no feature beside the target 'y'"),
         (BASE[:3], {}, "3 rows, of which 3 can be used; at least 4"),
     ],
 )
 def test_what_cannot_be_trained_on_is_named(frame, changes, message, monkeypatch):
-    monkeypatch.setattr("emacore.tasks.regression.columns.MOST_WORDS", 20)
+    monkeypatch.setattr(limits, "WORDS", 20)
     with pytest.raises(TableError, match=message):
         described(read(frame), settings(**changes))
 
