@@ -15,6 +15,7 @@ from emacore import limits, readers
 from emacore.metric_files import read_metrics
 from emacore.readers import PAIR, READERS, plain
 from emacore.tables import TableError
+from tests.helpers import FUZZED
 
 STEPS, LOSSES = [0, 10, 20], [2.25, 2.5, 1.125]
 RECORDS = [{"step": s, "loss": v} for s, v in zip(STEPS, LOSSES, strict=True)]
@@ -305,14 +306,7 @@ def check_reading(content):
         assert np.all(np.diff(where.steps) > 0)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(150, FUZZED), deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(CONTENT)
-def test_any_bytes_are_numbers_or_a_sentence(content):
-    check_reading(content)
-
-
-@pytest.mark.long
-@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(CONTENT)
-def test_many_bytes_are_numbers_or_a_sentence(content):
+def test_bytes_at_random_are_numbers_or_a_sentence(content):
     check_reading(content)
