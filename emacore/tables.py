@@ -29,7 +29,7 @@ DELIMITERS = (";", "\t", "|", ",", " ")
 #: Stands for "no delimiter": the unit separator of ASCII, which no text has.
 NO_DELIMITER = "\x1f"
 
-COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+COMMA_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][+-]?\d+)?")
 POINT_NUMBER = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 #: Groups of three digits with blanks (of any width) or apostrophes between them, as much of the world writes them.
@@ -39,6 +39,13 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 #: A date in the order of ISO 8601, with or without a time of day.
 DATE = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}(?:[T ][\d:.,]+(?: ?(?:Z|[+-]\d\d:?\d\d))?)?")
 THOUSANDS_POINT = re.compile(r"(?<=\d)\.(?=\d{3}(?:\D|$))")
+_POINT_GROUPS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+")
+#: A number as Python prints it within a tensor, an array or a list of one.
+_WITHIN = re.compile(
+    r"^(?:[a-z]+\.)?(?:tensor|[Aa]rray|float\d*|u?int\d*)\(\[?([^\s,()\[\]]{1,40})\]?(?:,[^()]{0,80})?\)$"
+    r"|^\[([^\s,()\[\]]{1,40})\]$"
+)
+_COMMENTS = ("#", "%", "//")
 
 
 class TableError(ValueError):
@@ -202,6 +209,10 @@ def read_table(text: str) -> Table:
         raise TableError("The file has comments only. A header row and rows of numbers are needed.")
     check_columns(int(lengths.max()))
     notes = [f"{len(comments)} comment lines"] if comments else []
+    titles, used = _titles(text, delimiter, lengths, used)
+    if titles:
+        first = text.split("\n", int(ends[used[0]]))[int(ends[titles[0]]) - 1].strip()
+        notes.append(f"above the header {len(titles)} lines were left out, the first is {first[:60]!r}")
     names, top, told = _header(text, delimiter, comments, int(used[0]), int(ends[used[0]]), lengths[used])
     notes += told
     rows = used[used >= top]
@@ -317,11 +328,11 @@ def unpacked(content: bytes) -> bytes:
 
 def _without_comments(text: str) -> tuple[str, dict[int, str]]:
     """The text with its comment lines blank, so that lines keep their numbers, and those by place from 0."""
-    if not text.startswith("#") and "\n#" not in text:
+    if not text.startswith(_COMMENTS) and not any(f"\n{sign}" in text for sign in _COMMENTS):
         return text, {}
     lines = text.split("\n")
-    comments = {place: line for place, line in enumerate(lines) if line.startswith("#")}
-    return "\n".join("" if line.startswith("#") else line for line in lines), comments
+    comments = {place: line for place, line in enumerate(lines) if line.startswith(_COMMENTS)}
+    return "\n".join("" if line.startswith(_COMMENTS) else line for line in lines), comments
 
 
 def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
@@ -353,7 +364,9 @@ def _delimiter(text: str, said: str | None = None) -> tuple[str, str]:
         except csv.Error:
             continue
         first, below = counts[0], counts[1:] or counts
-        agreed = sum(count == first for count in below) / len(below)
+        # Above the header there may be a title.
+        usual = first if first > 1 else Counter(below).most_common(1)[0][0]
+        agreed = sum(count == usual for count in below) / len(below)
         if max(below) < 2 or (delimiter == " " and (agreed < 1 or not _of_numbers(lines[1:]))):
             continue
         # A delimiter that the header has, too, is better than one that only the rows have.
@@ -367,7 +380,8 @@ def _delimiter(text: str, said: str | None = None) -> tuple[str, str]:
         return found, "."
     fields = [field.strip() for row in _reader(sample, found) for field in row]
     commas = any(COMMA_NUMBER.fullmatch(field) for field in fields)
-    return found, "," if commas and not any(POINT_NUMBER.fullmatch(field) for field in fields) else "."
+    points = any(POINT_NUMBER.fullmatch(field) and not _POINT_GROUPS.fullmatch(field) for field in fields)
+    return found, "," if commas and not points else "."
 
 
 def _full(row: list[str]) -> list[str]:
@@ -409,6 +423,20 @@ def _shape(text: str, delimiter: str) -> tuple[NDArray[np.int64], NDArray[np.boo
     return found[:, 0], found[:, 1].astype(bool), found[:, 2]
 
 
+def _titles(
+    text: str, delimiter: str, lengths: NDArray[np.int64], used: NDArray[np.intp]
+) -> tuple[list[int], NDArray[np.intp]]:
+    """The rows of one field above a first one of several, all of words, where most have as many; and the rows below."""
+    several = lengths[used] > 1
+    if several[0] or not several.any():
+        return [], used
+    begin = int(np.argmax(several))
+    if np.count_nonzero(lengths[used[begin:]] == lengths[used[begin]]) < max(2, 0.9 * len(used[begin:])):
+        return [], used
+    header = next(itertools.islice(_reader(text, delimiter), int(used[begin]), None))
+    return ([], used) if any(map(_is_number, header)) else (used[:begin].tolist(), used[begin:])
+
+
 def _header(
     text: str, delimiter: str, comments: dict[int, str], first: int, end: int, lengths: NDArray[np.int64]
 ) -> tuple[list[str], int, list[str]]:
@@ -421,7 +449,7 @@ def _header(
     top = first + 1
     if _is_data(fields) or _is_like(fields, next(rows, [])):
         top = first
-        above = [line.lstrip("# ") for place, line in comments.items() if place < end]
+        above = [line.lstrip("#%/ ") for place, line in comments.items() if place < end]
         named = [field.strip() for field in next(_reader(above[-1], delimiter), [])] if above else []
         if len(named) == len(fields) and not _is_data(named):
             fields = named
@@ -545,9 +573,12 @@ def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") 
     # Plain Python: pandas' string methods take a millisecond a column, however short it is.
     full = {row: str(value).strip() for row, value in enumerate(column.tolist()) if not is_missing(value)}
     full = {row: text for row, text in full.items() if text}
-    bare, told = full, []
-    if any(text.endswith("%") for text in full.values()):
-        bare = {row: text.removesuffix("%").strip() for row, text in full.items()}
+    bare, told = {row: text.replace("\N{MINUS SIGN}", "-") for row, text in full.items()}, []
+    if any(_WITHIN.fullmatch(text) for text in bare.values()):
+        bare = {row: _WITHIN.sub(r"\1\2", text) for row, text in bare.items()}
+        told.append(f"{column.name}: numbers were taken out of what Python prints around them")
+    if any(text.endswith("%") for text in bare.values()):
+        bare = {row: text.removesuffix("%").strip() for row, text in bare.items()}
         told.append(f"{column.name}: percent signs were taken off")
     if any(GROUPS.fullmatch(text) for text in bare.values()):
         bare = {row: text.translate(_BETWEEN_GROUPS) if GROUPS.fullmatch(text) else text for row, text in bare.items()}
