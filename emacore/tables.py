@@ -159,6 +159,8 @@ def text_of(content: bytes) -> str:
         raise TableError("The file is empty. A header row and rows of numbers are needed.")
     if content.startswith(b"PK\x03\x04"):
         raise TableError("The file is binary: a zip archive or a workbook. Save the table in it as CSV text first.")
+    if content.startswith(b"PAR1"):
+        raise TableError("The file is binary: Parquet. Save the table in it as CSV text first.")
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     if encoding != "utf-16" and b"\0" in content:
         raise TableError("The file is binary. Save the table as CSV text first.")
@@ -226,8 +228,8 @@ def read_table(text: str) -> Table:
     if decimal == ",":
         notes.append("commas are decimal signs")
     starts = np.concatenate([[1], ends[:-1] + 1])[rows]
-    begin = int(starts[0]) - 1
-    empty = ends[blank] - 1
+    # pandas counts rows, too, where quotes hold lines together.
+    begin, empty = int(rows[0]), np.flatnonzero(blank)
     skip = [*range(begin), *empty[empty >= begin].tolist()] if (empty >= begin).any() else begin
     frame = _parsed(text, delimiter, decimal, names, int(lengths.max()), skip, len(rows))
     again = _headers_again(frame)
