@@ -167,7 +167,9 @@ class RunStore:
         self._beaten: dict[str, float] = {}
         self._silent: dict[str, tuple[Any, float]] = {}
         self._file: tuple[int, int] | None = None
-        self._replaced = False
+        self._mark = (0, 0)
+        #: How often it was deleted, or another one put in its place: it begins anew then, or goes on with that one.
+        self.replacements = 0
         self._open()
 
     def _open(self) -> None:
@@ -185,13 +187,9 @@ class RunStore:
             if version < VERSION:
                 with _transaction(connection):  # several programs may open it at once
                     _bring_up_to_date(connection)
+            self._mark = _mark(connection)
         self._file = _identity(self.path)
         self._keep_reserve()
-
-    def replaced(self) -> bool:
-        """Whether the store was deleted, or another put in its place, since this was last asked: it began anew then."""
-        replaced, self._replaced = self._replaced, False
-        return replaced
 
     def jobs(self) -> pd.DataFrame:
         """All runs, studies and sweeps, newest first.
@@ -818,9 +816,16 @@ class RunStore:
     def _connected(self) -> Iterator[sqlite3.Connection]:
         if self._file != _identity(self.path):  # deleted, or another one in its place
             self._open()
-            self._replaced = True
+            self.replacements += 1
         with _connection(self.path, self.folder) as connection:
-            yield connection
+            overwritten = _mark(connection) != self._mark
+            if not overwritten:
+                yield connection
+        if overwritten:
+            self._open()
+            self.replacements += 1
+            with _connection(self.path, self.folder) as connection:
+                yield connection
 
 
 @contextmanager
@@ -845,6 +850,12 @@ def _connection(path: Path, folder: Path) -> Iterator[sqlite3.Connection]:
 
 def _text(stored: bytes) -> str:
     return stored.decode("utf-8", "replace")
+
+
+def _mark(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Which store it is, whatever file holds it: a number drawn at its beginning, and its format."""
+    application: int = connection.execute("PRAGMA application_id").fetchone()[0]
+    return application, connection.execute("PRAGMA user_version").fetchone()[0]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -971,6 +982,8 @@ def _bring_up_to_date(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE cells SET added = 0, size = LENGTH(rows) WHERE size IS NULL")
     # From this alone it is known what they take, and which are the oldest.
     connection.execute("CREATE INDEX IF NOT EXISTS cells_by_age ON cells (added, size)")
+    if not _mark(connection)[0]:
+        connection.execute(f"PRAGMA application_id = {uuid.uuid4().int % 2**31 or 1}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -389,6 +390,45 @@ def test_cells_have_a_budget_and_the_oldest_go_first(store, monkeypatch):
     assert store.cell("key4") is None
     store.drop_cells()
     assert (store.taken()["cells"], store.cell("large")) == (0, None)
+
+
+def moved(store, other):
+    store.path.unlink()
+    other.path.rename(store.path)
+
+
+def copied(store, other):
+    store.path.write_bytes(other.path.read_bytes())
+
+
+@pytest.mark.parametrize("put", [moved, copied])
+def test_another_store_in_its_place_is_used_without_a_restart(store, tmp_path, put):
+    mine = claimed(store)
+    other = RunStore(tmp_path / "other")
+    theirs = other.create(replace(CONFIG, seed=7))
+    put(store, other)
+    with pytest.raises(RunLost):
+        store.append(mine, ME, row(1))
+    assert store.replacements == 1
+    assert store.jobs()["id"].tolist() == [theirs]
+    assert store.claim(ME, 9)[0] == theirs
+    store.append(theirs, ME, row(1))
+    store.finish(theirs, ME, "done")
+    assert (store.result(theirs).state, store.replacements) == ("done", 1)
+
+
+def test_an_older_store_or_an_emptied_file_in_its_place_is_brought_up_to_date(store, tmp_path):
+    store.create(CONFIG)
+    old = Path(__file__).parents[1] / "data" / "store_of_0_1" / "runs.sqlite"
+    store.path.write_bytes(old.read_bytes())
+    assert len(store.runs()) == 1
+    os.truncate(store.path, 0)
+    assert store.jobs().empty
+    store.create(CONFIG)
+    assert (len(store.jobs()), store.replacements) == (1, 2)
+    store.path.write_bytes(b"something else" * 1000)
+    with pytest.raises(StoreError, match="damaged or not a run store"):
+        store.jobs()
 
 
 STUDY = Study(CONFIG, (4, 1), (Constant(0.5),))
