@@ -341,7 +341,7 @@ def _of_pandas(found: Mapping[str, Any]) -> list[Any] | None:
             rows = [dict(zip(map(str, names), row, strict=True)) for row in data]
             index = found.get("index")
             named = isinstance(index, list) and len(index) == len(rows) and index != list(range(len(rows)))
-            return [{"index": number, **row} for number, row in zip(index, rows, strict=True)] if named else rows
+            return [{"index": number, **row} for number, row in zip(index or [], rows, strict=True)] if named else rows
         return None
     inner = list(found.values())
     if not inner or not all(isinstance(value, dict) and value for value in inner):
