@@ -141,10 +141,11 @@ class Plan:
         if not parts:
             return None
         # The least and the largest value are not finite if any is not; they take one pass and no memory.
-        ends = [torch.stack(torch.aminmax(view_of_reals(part))).double().cpu() for part in parts.values()]
-        bad = ~torch.stack(ends).isfinite().all(dim=1)
+        ends = [torch.stack(torch.aminmax(view_of_reals(part))).isfinite().all() for part in parts.values()]
+        # Looked at together, because each look waits for an accelerator.
+        bad = ~torch.stack([end.to(ends[0].device) for end in ends])
         if any(map(is_sharded, averaged.values())):  # all processes have to take the same way
-            reduced = bad.any().to(next(iter(parts.values())).device, torch.int32)
+            reduced = bad.any().to(torch.int32)
             torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
             if reduced.item() and not bad.any():
                 return "a part of a tensor on another process"
