@@ -79,7 +79,6 @@ def test_an_ordinary_call_does_not_wait_for_the_gpu():
     for _ in range(8):  # looked up and copied
         for average in made:
             average.update()
-    torch.cuda.synchronize()
     try:
         torch.cuda.set_sync_debug_mode("error")
         for average in made:
@@ -167,6 +166,16 @@ def test_steps_that_a_scaler_skips_are_not_counted(fused):
         scaler.update()
         optimizer.zero_grad()
     assert ema.step.item() == 3
+
+
+def test_what_is_written_into_a_half_precision_shadow_stays():
+    model = Network().bfloat16().cuda()
+    ema = EMA(model, schedule=Constant(0.9))
+    ema.update()
+    written = ema.ema_model.first.weight
+    written.data.fill_(2.0)
+    ema.update()
+    torch.testing.assert_close(written, (1.8 + 0.1 * model.first.weight.float()).bfloat16())
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -274,8 +283,9 @@ def test_a_sharded_model_is_averaged_over_nccl():
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     try:
         plain = Network().cuda()
-        sharded = fully_shard(copy.deepcopy(plain), mesh=init_device_mesh("cuda", (1,)))
-        wanted, found = EMA(plain, schedule=Constant(0.9)), EMA(sharded, schedule=Constant(0.9))
+        mesh = init_device_mesh("cuda", (1,))
+        sharded, shadow = (fully_shard(copy.deepcopy(plain), mesh=mesh) for _ in range(2))
+        wanted, found = EMA(plain, schedule=Constant(0.9)), EMA(sharded, shadow, schedule=Constant(0.9))
         for step in range(10):
             for parameter, other in zip(plain.parameters(), sharded.parameters(), strict=True):
                 with torch.no_grad():

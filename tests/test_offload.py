@@ -20,7 +20,7 @@ class Sent(Arrivals):
     def send(self, sources):
         self.late = [source.clone() for source in sources]
         for room in self._room:
-            room.fill_(float("nan"))
+            room.fill_(float("nan") if room.is_floating_point() else -1)
 
     def received(self):
         super().send(self.late)
