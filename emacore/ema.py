@@ -426,9 +426,7 @@ class EMA(nn.Module):
             raise RuntimeError("update_model_with_ema() inside average_parameters() would be undone; call it outside")
         share = self.update_model_with_ema_beta if decay is None else decay
         check_unit("decay", share)
-        plan = self._current_plan()
-        self._finish()
-        for source, shadow in plan.followed():
+        for source, shadow in self._current_plan().followed():
             value = laid_out(shadow, source)
             if share and is_averaged(source):
                 source.lerp_(value.to(source.device, source.dtype), 1.0 - share)
@@ -643,6 +641,7 @@ class EMA(nn.Module):
         return self
 
     def _current_plan(self) -> Plan:
+        self._finish()
         now = self._now
         if now.plan is None or now.plan.is_stale():
             now.plan, now.norms = self._make_plan(), None
