@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule
-from emacore.buffers import Policy, copied_buffers
-from emacore.tensors import accumulator_dtype, is_averaged, unwrapped
+from emacore.tensors.buffers import Policy, copied_buffers
+from emacore.tensors.pairing import accumulator_dtype, is_averaged, unwrapped
 
 
 def averaging_function(

@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.buffers import Policy, copied_buffers
 from emacore.checks import check_whole
-from emacore.chosen import chosen
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
-from emacore.sharded import check_not_sharded
-from emacore.tensors import (
+from emacore.tensors.buffers import Policy, copied_buffers
+from emacore.tensors.chosen import chosen
+from emacore.tensors.pairing import (
     Watch,
     check_has_values,
     distinct,
@@ -39,6 +38,7 @@ from emacore.tensors import (
     ties,
     unwrapped,
 )
+from emacore.tensors.sharded import check_not_sharded
 
 VERSION = 2
 _HEADER_BYTES = 128

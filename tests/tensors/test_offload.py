@@ -8,9 +8,9 @@ import torch
 import torch.optim.optimizer as optimizers
 from torch import nn
 
-import emacore.plan
+import emacore.tensors.plan
 from emacore import EMA, Constant, InversePower
-from emacore.offload import Arrivals, is_offloaded
+from emacore.tensors.offload import Arrivals, is_offloaded
 from tests.helpers import Network, assert_same, change, tensors
 
 
@@ -73,8 +73,8 @@ def averages(read):
 @pytest.mark.parametrize("read", ["at the end", "each call", "state", "pickle", "copy"])
 def test_moves_on_their_way_are_counted_before_anybody_looks(read, monkeypatch):
     expected = averages(read)
-    monkeypatch.setattr(emacore.plan, "Arrivals", Sent)
-    monkeypatch.setattr(emacore.plan, "is_offloaded", lambda average, source: True)  # all averages are far away
+    monkeypatch.setattr(emacore.tensors.plan, "Arrivals", Sent)
+    monkeypatch.setattr(emacore.tensors.plan, "is_offloaded", lambda average, source: True)  # all averages are far away
     for found, wanted in zip(averages(read), expected, strict=True):
         assert_same(found, wanted)
 
@@ -189,8 +189,8 @@ def test_whatever_comes_next_finds_the_move_counted(way, monkeypatch):
         return seen, tensors(ema.ema_model), tensors(model)
 
     wanted = run()
-    monkeypatch.setattr(emacore.plan, "Arrivals", Sent)
-    monkeypatch.setattr(emacore.plan, "is_offloaded", lambda average, source: True)
+    monkeypatch.setattr(emacore.tensors.plan, "Arrivals", Sent)
+    monkeypatch.setattr(emacore.tensors.plan, "is_offloaded", lambda average, source: True)
     found = run()
     for mine, theirs in zip(found[1:], wanted[1:], strict=True):
         for name, tensor in theirs.items():

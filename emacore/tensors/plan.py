@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from emacore.attributes import Follower
-from emacore.offload import Arrivals, is_offloaded
-from emacore.sharded import copy_each, is_sharded, laid_out, local
-from emacore.tensors import Watch, view_of_reals
+from emacore.tensors.attributes import Follower
+from emacore.tensors.offload import Arrivals, is_offloaded
+from emacore.tensors.pairing import Watch, view_of_reals
+from emacore.tensors.sharded import copy_each, is_sharded, laid_out, local
 
 
 class Wide(NamedTuple):
