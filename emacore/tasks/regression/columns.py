@@ -67,7 +67,9 @@ def described(table: Table, config: DataConfig) -> Described:
     """
     frame = table.frame.rename(columns=str)
     names, target = list(frame.columns), str(config.target)
-    series = dict(frame.items())  # taken out of the table once: there may be thousands
+    series = {
+        str(name): values for name, values in frame.items()
+    }  # taken out of the table once: there may be thousands
     kinds = {name: kind_of(values) for name, values in series.items()}
     if target not in kinds:
         raise TableError(f"The table has no column {target!r}; it has {_some(names)}.")
