@@ -36,26 +36,35 @@ QUANTITIES: dict[str, tuple[str, str, Scale]] = {
 _FILLED = 0.85
 
 
-# Each of a million steps takes 30 MB: bounds in bytes, which hold for all sessions together.
-@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
-def decays_of(code: str, num_steps: int) -> pd.DataFrame:
-    return pd.DataFrame(views.decay_table(from_code(code), num_steps))
+#: So many calls of a run are drawn, and kept: more of them, with an axis of a thousand pixels, look the same.  All of a
+#: million steps would take 30 MB a curve, and many times that while they are put together.
+DRAWN_CALLS = 20_000
 
 
 @st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
-def weights_of(code: str, step: int) -> pd.DataFrame:
-    return pd.DataFrame(views.weight_table(scheme_from_code(code), step))
+def _drawn_decays(code: str, num_steps: int) -> pd.DataFrame:
+    schedule = from_code(code)
+    calls = views.sampled_calls(num_steps, schedule, DRAWN_CALLS)
+    columns = {column: views.decays_at(schedule, calls, column) for column, _, _ in QUANTITIES.values()}
+    return pd.DataFrame({"step": calls, **columns})
+
+
+@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
+def _drawn_weights(code: str, step: int) -> pd.DataFrame:
+    scheme = scheme_from_code(code)
+    table, calls = views.weight_table(scheme, step), views.sampled_calls(step + 1, scheme, DRAWN_CALLS)
+    return pd.DataFrame({"step": calls, "weight": table["weight"][np.searchsorted(table["step"], calls)]})
 
 
 def decay_tables(curves: Mapping[str, Scheme], num_steps: int) -> pd.DataFrame:
     """The decays of those curves that have any, one table below the other, with the name in its first column."""
     schedules = {name: curve for name, curve in curves.items() if isinstance(curve, Schedule)}
-    return _joined({name: decays_of(to_code(curve), num_steps) for name, curve in schedules.items()})
+    return _joined({name: pd.DataFrame(views.decay_table(curve, num_steps)) for name, curve in schedules.items()})
 
 
 def weight_tables(curves: Mapping[str, Scheme], step: int) -> pd.DataFrame:
     """What each step weighs in the average after ``step``, of all curves, one table below the other."""
-    return _joined({name: weights_of(scheme_to_code(curve), step) for name, curve in curves.items()})
+    return _joined({name: pd.DataFrame(views.weight_table(curve, step)) for name, curve in curves.items()})
 
 
 def _joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -161,7 +170,9 @@ def show_decays(
     settings = schedule_settings(schedule, num_steps)
     marks = tuple((setting.key, setting.marks) for setting in settings)
     ends = decay_ends(code, num_steps, quantity, marks)
-    decays, weighed = decay_tables(curves, num_steps), weight_tables(curves, step)
+    schedules = {name: curve for name, curve in curves.items() if isinstance(curve, Schedule)}
+    decays = _joined({name: _drawn_decays(to_code(curve), num_steps) for name, curve in schedules.items()})
+    weighed = _joined({name: _drawn_weights(scheme_to_code(curve), step) for name, curve in curves.items()})
     column, title, scale = QUANTITIES[quantity]
     one = 1 if x_scale == "log" else 0
     decay_view = View(
