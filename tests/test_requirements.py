@@ -1,6 +1,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@cache
+def homes():
+    """The distributions of each module that is installed; looking through them takes seconds."""
+    return packages_distributions()
+
+
 def needed(folder):
     """What the sources in a folder import, or read the files of, by its distribution."""
     modules, names = set(), set()
@@ -36,8 +43,7 @@ def needed(folder):
                 modules.add(str(node.module).partition(".")[0])
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "distribution":
                 names.add(ast.literal_eval(node.args[0]))
-    homes = packages_distributions()
-    names |= {homes.get(module, [module])[0] for module in modules - set(sys.stdlib_module_names) - OWN}
+    names |= {homes().get(module, [module])[0] for module in modules - set(sys.stdlib_module_names) - OWN}
     return {normal(name) for name in names}
 
 
