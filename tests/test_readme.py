@@ -1,9 +1,8 @@
 """What the README promises runs."""
 
+import importlib
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,8 +96,8 @@ def test_what_it_names_exists():
 def test_its_benchmarks_start_as_it_says():
     names = set(re.findall(r"python -m (benchmarks\.\w+)", README))
     assert len(names) >= 8
-    code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
-    subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, check=True)
+    for name in sorted(names):
+        importlib.import_module(name)
 
 
 RUNS = {
