@@ -207,7 +207,7 @@ def _chosen(
     """The checkpoints and sections that take part, and what to say of that."""
     remarks = []
     averages = checkpoints.names("average")
-    powers = [name for name in averages if any(_width(one.section(name)) is not None for one in checkpoints)]
+    powers = _powers(checkpoints, averages)
     if section is None and len(powers) > 1:
         names = powers
         if checkpoints.names("raw"):
@@ -231,6 +231,20 @@ def _chosen(
             remarks.append(f"there are only {len(found)} checkpoints")
         found = found[-last:]
     return found, names, remarks
+
+
+def _powers(checkpoints: Checkpoints, averages: Sequence[str]) -> list[str]:
+    """The power functions' averages: of each width the section that most checkpoints have."""
+    found: dict[float, list[str]] = {}
+    for name in averages:
+        widths = {width for one in checkpoints if (width := _width(one.section(name))) is not None}
+        for width in widths:
+            found.setdefault(width, []).append(name)
+    most = [
+        max(names, key=lambda name: sum(one.section(name) is not None for one in checkpoints))
+        for names in found.values()
+    ]
+    return [name for name in averages if name in most]
 
 
 def _width(section: Section | None) -> float | None:

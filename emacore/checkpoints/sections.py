@@ -72,6 +72,8 @@ def step_of(unit: Unit) -> tuple[int, str] | None:
     for count, source, is_of_calls in _counts_in(unit):
         if not is_of_calls:
             return count, source
+    if (value := _whole(unit.metadata.get("kimg"))) is not None:
+        return value, "thousands of images in the name"
     for name in _EPOCHS:
         if (value := _whole(unit.content.get(name))) is not None:
             return value + 1, f"{name}, counted from 0"
@@ -161,6 +163,8 @@ def _sections(unit: Unit) -> Iterator[Section]:
         if _is_weights(part):
             averaged = (name == "state_dict") if of_lightning else (by_name or bool(_AVERAGE.search(name)))
             about = _plain_values(content.get("averaging_state")) if of_lightning and averaged else {}
+            if averaged and "sigma_rel" in unit.metadata:
+                about["sigma_rel"] = float(unit.metadata["sigma_rel"])
             yield from _flat(name, part, "average" if averaged else "raw", unit, about)
         elif isinstance(part.get("shadow_params"), Mapping):  # of diffusers, inside another file
             about = {key: one for key, one in part.items() if key in _OF_DIFFUSERS}
