@@ -439,7 +439,7 @@ def thinning(steps_per_epoch: int, row_bytes: int, max_epochs: int, most_bytes: 
     The least divisor of the steps of an epoch that does it, so that epochs still end on a row; all of them where even
     that is too few.
     """
-    excess = row_bytes * steps_per_epoch * max_epochs / most_bytes
+    excess = row_bytes * steps_per_epoch * max_epochs / max(most_bytes, 1)
     divisors = (k for k in range(1, steps_per_epoch + 1) if steps_per_epoch % k == 0 and k >= excess)
     return next(divisors, steps_per_epoch)
 
