@@ -13,16 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from emacore.attributes import Follower
 from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.averaging.weights import Floats, stretch_weights
-from emacore.buffers import Policy, copied_buffers, holds, put_buffers
 from emacore.checks import check_choice
-from emacore.chosen import chosen
-from emacore.processes import Writes
-from emacore.sharded import check_not_sharded
-from emacore.steps import after_each_step
-from emacore.tensors import (
+from emacore.tensors.attributes import Follower
+from emacore.tensors.buffers import Policy, copied_buffers, holds, put_buffers
+from emacore.tensors.chosen import chosen
+from emacore.tensors.pairing import (
     Watch,
     check_has_values,
     distinct,
@@ -39,6 +36,9 @@ from emacore.tensors import (
     unwrapped,
     writable,
 )
+from emacore.tensors.processes import Writes
+from emacore.tensors.sharded import check_not_sharded
+from emacore.tensors.steps import after_each_step
 
 _BLOCK = 1024
 _STRETCH = 32  # divides a block
@@ -199,7 +199,7 @@ class Averages:
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
 
-        See :func:`emacore.steps.after_each_step`.
+        See :func:`emacore.tensors.steps.after_each_step`.
         """
         return after_each_step(optimizer, unwrapped(self.module), self.update)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule
-from emacore.buffers import Policy, copied_buffers
-from emacore.tensors import accumulator_dtype, is_averaged, unwrapped
+from emacore.tensors.buffers import Policy, copied_buffers
+from emacore.tensors.pairing import accumulator_dtype, is_averaged, unwrapped
 
 
 def averaging_function(
@@ -44,7 +44,9 @@ def averaging_function(
                 "which keeps a float32 one beside it, or give AveragedModel a float32 copy of the model"
             )
         moved = torch.lerp(average, value.to(average.dtype), 1 - decay)
-        return moved if moved.isfinite().all() else torch.where(average.isinf(), value.to(average.dtype), moved)
+        if moved.is_cpu and moved.isfinite().all():  # elsewhere the look would wait for the accelerator
+            return moved
+        return torch.where(average.isinf(), value.to(average.dtype), moved)
 
     return averaged
 

@@ -16,19 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from emacore.attributes import Attributes, Follower
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
-from emacore.buffers import Policy, copied_buffers, follow_buffers
 from emacore.checks import check_choice, check_unit, check_whole
-from emacore.chosen import chosen, link, trainable, unlink
-from emacore.exports import load_tensors, save_tensors
-from emacore.plan import Loan, Plan, Wide, follow_writes, loans_of
-from emacore.processes import Writes
-from emacore.shadow import built, copy_of, set_dtype
-from emacore.sharded import alike, check_not_sharded, copy_each, laid_out, local
-from emacore.steps import after_each_step
-from emacore.tensors import (
+from emacore.tensors.attributes import Attributes, Follower
+from emacore.tensors.buffers import Policy, copied_buffers, follow_buffers
+from emacore.tensors.chosen import chosen, link, trainable, unlink
+from emacore.tensors.exports import load_tensors, save_tensors
+from emacore.tensors.pairing import (
     accumulator_dtype,
     check_apart,
     check_has_values,
@@ -44,6 +39,11 @@ from emacore.tensors import (
     unwrapped,
     writable,
 )
+from emacore.tensors.plan import Loan, Plan, Wide, follow_writes, loans_of
+from emacore.tensors.processes import Writes
+from emacore.tensors.shadow import built, copy_of, set_dtype
+from emacore.tensors.sharded import alike, check_not_sharded, copy_each, laid_out, local
+from emacore.tensors.steps import after_each_step
 
 _ACCUMULATOR = "accumulator."
 _BLOCK = 1024
@@ -103,8 +103,9 @@ class EMA(nn.Module):
 
     Tensors are paired by name.  Floating-point and complex parameters are averaged, those of other kinds copied at
     every move.  Of the buffers, ``buffers`` says which are averaged.  What a module keeps beside its tensors follows
-    where ``get_extra_state()`` returns it, and so do the attributes in :data:`emacore.attributes.FOLLOWED`; of others
-    that change a warning tells once.  Each :meth:`update` is one call of the schedule.
+    where ``get_extra_state()`` returns it, and so do the attributes in
+    :data:`emacore.tensors.attributes.FOLLOWED`; of others that change a warning tells once.  Each :meth:`update` is one
+    call of the schedule.
 
     ``beta``, ``update_after_step``, ``update_every``, ``inv_gamma``, ``power`` and ``min_value`` are attributes, too,
     as far as the schedule has them; they and the three of names may be set in the middle of a run.  An average that has
@@ -139,8 +140,8 @@ class EMA(nn.Module):
             take over.
         buffers: ``"average"`` or ``"copy"`` for all floating-point buffers, or a function of a buffer's name and the
             buffer that returns one of the two, or ``None`` for the default of
-            :func:`emacore.buffers.copied_buffers`: masks, caches, counters, observers' ranges and vectors of a power
-            iteration are copied, statistics averaged.  Copied buffers may come, go and grow.
+            :func:`emacore.tensors.buffers.copied_buffers`: masks, caches, counters, observers' ranges and vectors of a
+            power iteration are copied, statistics averaged.  Copied buffers may come, go and grow.
         on_nonfinite: What becomes of a call where a weight is not finite: ``"take"`` it into the average, where it
             stays, which costs nothing; ``"skip"`` the call, count it in ``nonfinite_calls`` and warn of the first; or
             ``"raise"``.  The last two read all weights once more.
@@ -391,7 +392,7 @@ class EMA(nn.Module):
         """Call :meth:`update` after each step that the optimiser really takes; call it no more yourself.
 
         Batches whose gradients are only accumulated are no steps, and those that AMP's ``GradScaler`` skips are none.
-        With several optimisers, attach to the one that steps last.  See :func:`emacore.steps.after_each_step`.
+        With several optimisers, attach to the one that steps last.  See :func:`emacore.tensors.steps.after_each_step`.
         """
         return after_each_step(optimizer, unwrapped(self.model), self.update)
 
@@ -426,9 +427,7 @@ class EMA(nn.Module):
             raise RuntimeError("update_model_with_ema() inside average_parameters() would be undone; call it outside")
         share = self.update_model_with_ema_beta if decay is None else decay
         check_unit("decay", share)
-        plan = self._current_plan()
-        self._finish()
-        for source, shadow in plan.followed():
+        for source, shadow in self._current_plan().followed():
             value = laid_out(shadow, source)
             if share and is_averaged(source):
                 source.lerp_(value.to(source.device, source.dtype), 1.0 - share)
@@ -643,6 +642,7 @@ class EMA(nn.Module):
         return self
 
     def _current_plan(self) -> Plan:
+        self._finish()
         now = self._now
         if now.plan is None or now.plan.is_stale():
             now.plan, now.norms = self._make_plan(), None

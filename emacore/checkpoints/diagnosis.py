@@ -19,7 +19,7 @@ from emacore.checkpoints.evidence import Evidence, TensorFacts, evidence_in
 from emacore.checkpoints.reading import Checkpoints, open_checkpoints
 from emacore.formatting import counted, number, percent
 from emacore.formatting import decay as decay_text
-from emacore.tensors import listed
+from emacore.tensors.pairing import listed
 
 #: What can be wrong with an average.
 Fault = Literal[

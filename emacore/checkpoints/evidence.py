@@ -17,7 +17,7 @@ from emacore.averaging.recovery import Rate, inner_products, recovered_rate
 from emacore.checkpoints.reading import Checkpoints
 from emacore.checkpoints.sections import Section
 from emacore.checkpoints.stored import CheckpointError, StoredTensor
-from emacore.tensors import listed, reals
+from emacore.tensors.pairing import listed, reals
 
 Floats = NDArray[np.float64]
 

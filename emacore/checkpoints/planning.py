@@ -32,7 +32,7 @@ from emacore.checkpoints.sections import Section
 from emacore.checkpoints.stored import CheckpointError, StoredTensor
 from emacore.checks import check_choice, check_whole
 from emacore.formatting import number, percent
-from emacore.tensors import listed
+from emacore.tensors.pairing import listed
 
 Floats = NDArray[np.float64]
 #: Vectors that fit one weight matrix only, as spectral normalisation keeps them; and what BatchNorm measured.

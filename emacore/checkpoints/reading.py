@@ -17,7 +17,7 @@ from emacore.checkpoints.sections import Section, counter_of, sections_of, step_
 from emacore.checkpoints.stored import CheckpointError, Stamp, StoredTensor, Unit, find_units, natural, stem_of
 from emacore.formatting import counted
 from emacore.replay.rows import Rows
-from emacore.tensors import listed, real_count, reals
+from emacore.tensors.pairing import listed, real_count, reals
 
 _WORDS = re.compile(
     r"(?:global_?steps?|steps?|iter(?:ation)?s?|checkpoint|ckpt|updates?|batch(?:es)?|itr)[-_=. ]?(\d+)(?!\.?\d)",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from emacore.checkpoints.stored import CheckpointError, Foreign, StoredTensor, Unit
-from emacore.tensors import listed, plain_name
+from emacore.tensors.pairing import listed, plain_name
 
 Kind = Literal["raw", "average", "window"]
 

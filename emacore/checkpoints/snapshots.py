@@ -21,9 +21,9 @@ from emacore.averaging.families import PowerFunction
 from emacore.averaging.schedules import Floats, Schedule
 from emacore.checks import check_choice, check_whole
 from emacore.ema import EMA
-from emacore.sharded import is_sharded
-from emacore.steps import after_each_step
-from emacore.tensors import ties, unwrapped
+from emacore.tensors.pairing import ties, unwrapped
+from emacore.tensors.sharded import is_sharded
+from emacore.tensors.steps import after_each_step
 
 _WINDOW = "mean"
 _OF_STEP = re.compile(r"step_(\d+)(?:\.power-[\d.]+)?(?:\.safetensors)?$")

@@ -10,8 +10,8 @@ from typing import Any
 from emacore.averaging.schedules import Schedule
 from emacore.ema import EMA
 from emacore.integrations.several import MakeTracker, Several, check_settings, named
-from emacore.sharded import check_not_sharded
-from emacore.steps import after_each_step
+from emacore.tensors.sharded import check_not_sharded
+from emacore.tensors.steps import after_each_step
 
 
 class Averaging:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emacore.averaging.schedules import Schedule
 from emacore.integrations.several import MakeTracker, Several, Validate, check_settings, named
-from emacore.steps import after_each_step
+from emacore.tensors.steps import after_each_step
 
 _KEY = "emacore"
 

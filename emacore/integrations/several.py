@@ -13,7 +13,7 @@ from torch import nn
 from emacore.averaging.schedules import Schedule
 from emacore.checks import check_choice
 from emacore.ema import EMA
-from emacore.tensors import listed
+from emacore.tensors.pairing import listed
 
 #: What is validated: the training weights, the first average in their place, or both beside each other.
 Validate = Literal["average", "original", "both"]

@@ -14,8 +14,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from emacore.averaging.schedules import Schedule
 from emacore.ema import EMA
 from emacore.integrations.several import MakeTracker, Several, Validate, check_settings, named
-from emacore.steps import after_each_step
-from emacore.tensors import unwrapped
+from emacore.tensors.pairing import unwrapped
+from emacore.tensors.steps import after_each_step
 
 #: Of a checkpoint: the training weights in whose place the first average is saved, and all averages.
 FILE = "averages.pt"

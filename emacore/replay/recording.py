@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.buffers import Policy, copied_buffers
 from emacore.checks import check_whole
-from emacore.chosen import chosen
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
-from emacore.sharded import check_not_sharded
-from emacore.tensors import (
+from emacore.tensors.buffers import Policy, copied_buffers
+from emacore.tensors.chosen import chosen
+from emacore.tensors.pairing import (
     Watch,
     check_has_values,
     distinct,
@@ -39,6 +38,7 @@ from emacore.tensors import (
     ties,
     unwrapped,
 )
+from emacore.tensors.sharded import check_not_sharded
 
 VERSION = 2
 _HEADER_BYTES = 128
@@ -185,10 +185,10 @@ class Recorder:
         if self._direct:
             torch.cat(self._averaged, out=row)
         elif self._averaged:
-            row.copy_(torch.cat([reals(tensor).to("cpu", self._dtype) for tensor in self._averaged]))
+            row.copy_(_in_one([reals(tensor).to(self._dtype) for tensor in self._averaged]))
         if self._copied:
-            parts = [tensor.reshape(-1).view(torch.uint8).cpu() for tensor in self._copied]
-            torch.cat(parts, out=self._extra[self._filled])
+            parts = [tensor.reshape(-1).view(torch.uint8) for tensor in self._copied]
+            self._extra[self._filled].copy_(_in_one(parts))
         self._filled += 1
 
     def end_epoch(self) -> None:
@@ -289,6 +289,13 @@ def _room(folder: Path) -> int:
     """Bytes that a recording may still take of a disk."""
     disk = shutil.disk_usage(folder)
     return disk.free - min(DISK_RESERVE, disk.total // 2)
+
+
+def _in_one(parts: list[Tensor]) -> Tensor:
+    """They lie on the device of all of them, from which one copy is quicker than many; or else on the CPU."""
+    if len({part.device for part in parts}) > 1:
+        parts = [part.cpu() for part in parts]
+    return torch.cat(parts)
 
 
 class RowFile:

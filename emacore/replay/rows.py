@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emacore.tensors import real_count
+from emacore.tensors.pairing import real_count
 
 
 @dataclass(frozen=True)

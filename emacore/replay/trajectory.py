@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from emacore.averaging.schedules import Schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
 from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
-from emacore.buffers import Policy, copied_buffers
 from emacore.replay.measure import Measure, Metric, OneByOne
 from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows
-from emacore.tensors import from_reals, ties, unwrapped
+from emacore.tensors.buffers import Policy, copied_buffers
+from emacore.tensors.pairing import from_reals, ties, unwrapped
 
 Floats = NDArray[np.float64]
 #: A table: columns of equal length by name, as ``pandas.DataFrame`` takes them.
@@ -197,8 +197,8 @@ class Trajectory:
 
         Args:
             buffers: Which of the buffers that were recorded as numbers to average are taken as they were at the last
-                move instead: what :func:`emacore.buffers.copied_buffers` says of the module.  Those recorded as they
-                are stay so.
+                move instead: what :func:`emacore.tensors.buffers.copied_buffers` says of the module.  Those recorded as
+                they are stay so.
 
         Raises:
             RuntimeError: if the module lacks one of the tensors, or has it in another shape.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule
-from emacore.tensors import distinct, from_reals, reals
+from emacore.tensors.pairing import distinct, from_reals, reals
 from emacore.training.config import OptimizerConfig, TaskConfig, check_rows
 from emacore.training.history import columns, further_columns
 from emacore.training.loop import SECONDS_BETWEEN_STOP_CHECKS, EarlyStop, RateRule, make_optimizer

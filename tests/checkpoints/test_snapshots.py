@@ -190,7 +190,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from emacore import Snapshots
-from emacore.sharded import laid_out
+from emacore.tensors.sharded import laid_out
 
 rank, place, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)

@@ -27,7 +27,7 @@ from emacore.replay.trajectory import Trajectory
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
-from emacore.tensors import from_reals
+from emacore.tensors.pairing import from_reals
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.task import ValidationMeasure
 from tests.helpers import wait_for

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emacore.tensors import listed, ties
+from emacore.tensors.pairing import listed, ties
 
 _COMPILED = "_orig_mod."
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from emacore.attributes import FOLLOWED, Attributes, Follower
+from emacore.tensors.attributes import FOLLOWED, Attributes, Follower
 
 
 class Keeper(nn.Module):

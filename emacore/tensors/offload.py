@@ -68,7 +68,7 @@ class Arrivals:
             return
         queue = now = torch.cuda.current_stream(device)
         if beside:
-            queue = self._queues.setdefault(device, torch.cuda.Stream(device))
+            queue = self._queues.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
             queue.wait_stream(now)
         with torch.cuda.stream(queue):
             for room, source in pairs:

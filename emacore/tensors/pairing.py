@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from emacore.sharded import check_not_flat, is_sharded, local, reshard
+from emacore.tensors.sharded import check_not_flat, is_sharded, local, reshard
 
 _COMPILED = "_orig_mod"
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from emacore.tensors import (
+from emacore.tensors.pairing import (
     Watch,
     check_has_values,
     distinct,

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from emacore.shadow import built, copy_of, set_dtype
-from emacore.tensors import ties
+from emacore.tensors.pairing import ties
+from emacore.tensors.shadow import built, copy_of, set_dtype
 
 
 def test_a_copy_has_no_gradients_and_lives_outside_inference_mode():

@@ -8,9 +8,9 @@ import torch
 import torch.optim.optimizer as optimizers
 from torch import nn
 
-import emacore.plan
+import emacore.tensors.plan
 from emacore import EMA, Constant, InversePower
-from emacore.offload import Arrivals, is_offloaded
+from emacore.tensors.offload import Arrivals, is_offloaded
 from tests.helpers import Network, assert_same, change, tensors
 
 
@@ -20,7 +20,7 @@ class Sent(Arrivals):
     def send(self, sources):
         self.late = [source.clone() for source in sources]
         for room in self._room:
-            room.fill_(float("nan"))
+            room.fill_(float("nan") if room.is_floating_point() else -1)
 
     def received(self):
         super().send(self.late)
@@ -73,8 +73,8 @@ def averages(read):
 @pytest.mark.parametrize("read", ["at the end", "each call", "state", "pickle", "copy"])
 def test_moves_on_their_way_are_counted_before_anybody_looks(read, monkeypatch):
     expected = averages(read)
-    monkeypatch.setattr(emacore.plan, "Arrivals", Sent)
-    monkeypatch.setattr(emacore.plan, "is_offloaded", lambda average, source: True)  # all averages are far away
+    monkeypatch.setattr(emacore.tensors.plan, "Arrivals", Sent)
+    monkeypatch.setattr(emacore.tensors.plan, "is_offloaded", lambda average, source: True)  # all averages are far away
     for found, wanted in zip(averages(read), expected, strict=True):
         assert_same(found, wanted)
 
@@ -152,14 +152,46 @@ def test_no_hook_outlives_what_it_serves():
     assert len(hooks) == before
 
 
-def test_what_is_fed_back_holds_the_move_on_its_way(monkeypatch):
-    monkeypatch.setattr(emacore.plan, "Arrivals", Sent)
-    monkeypatch.setattr(emacore.plan, "is_offloaded", lambda average, source: True)
-    model = nn.Linear(1, 1, bias=False)
-    ema = EMA(
-        model, schedule=Constant(0.5), accumulator_dtype=torch.float64, update_model_with_ema_every=2, keep_half=True
-    )
-    for value in (1.0, 3.0, 3.0):  # copied, moved to 2, moved to 2.5 and fed back
-        nn.init.constant_(model.weight, value)
-        ema.update()
-    assert model.weight.item() == 2.5
+WAYS = {
+    "feeding back": lambda ema: ema.update_model_with_ema(0.25),
+    "copying the model": lambda ema: ema.copy_params_from_model_to_ema(),
+    "copying back": lambda ema: ema.copy_params_from_ema_to_model(),
+    "moving by hand": lambda ema: ema.update_moving_average(ema.ema_model, ema.model, 0.75),
+    "moving by hand before a look": lambda ema: ema.update_moving_average(ema._modules["ema_model"], ema.model, 0.75),
+    "another schedule": lambda ema: setattr(ema, "schedule", Constant(0.5)),
+    "beginning anew": lambda ema: setattr(ema, "initted", False),
+    "leaving a name out": lambda ema: setattr(ema, "ignore_names", ["last.weight"]),
+    "another tensor": lambda ema: setattr(ema.model.last, "bias", nn.Parameter(torch.ones(2))),
+    "another dtype": lambda ema: ema.double(),
+    "lending": lambda ema: lent(ema),
+    "lending memory": lambda ema: lent(ema, swap=True),
+    "calling": lambda ema: ema(torch.ones(4, 3)),
+    "infinity": lambda ema: ema.model.last.bias.data.fill_(float("inf")),
+}
+
+
+def lent(ema, **options):
+    with ema.average_parameters(**options) as model:
+        return tensors(model)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_comes_next_finds_the_move_counted(way, monkeypatch):
+    def run():
+        torch.manual_seed(0)
+        model, seen = Network(), []
+        ema = EMA(model, schedule=Constant(0.9), accumulator_dtype=torch.float64, update_model_with_ema_every=4)
+        for step in range(7):
+            change(model, step)
+            ema.update()
+            if step == 5:
+                seen.append(WAYS[way](ema))
+        return seen, tensors(ema.ema_model), tensors(model)
+
+    wanted = run()
+    monkeypatch.setattr(emacore.tensors.plan, "Arrivals", Sent)
+    monkeypatch.setattr(emacore.tensors.plan, "is_offloaded", lambda average, source: True)
+    found = run()
+    for mine, theirs in zip(found[1:], wanted[1:], strict=True):
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(mine[name], tensor, rtol=0, atol=0, equal_nan=True)

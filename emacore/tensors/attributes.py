@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from emacore.tensors import listed, named_parts
+from emacore.tensors.pairing import listed, named_parts
 
 #: Attributes that an average takes over: PEFT's factor of an adapter, and which adapters act or are merged.
 FOLLOWED = ("scaling", "merged_adapters", "_active_adapter", "_disable_adapters")

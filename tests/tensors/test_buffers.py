@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from emacore.buffers import copied_buffers, follow_buffers, holds, put_buffers
+from emacore.tensors.buffers import copied_buffers, follow_buffers, holds, put_buffers
 
 
 class Buffers(nn.Module):

@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from emacore.plan import Plan, Wide, follow_writes, loans_of
+from emacore.tensors.plan import Plan, Wide, follow_writes, loans_of
 
 
 def build(wide=()):

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from emacore.attributes import Follower
-from emacore.offload import Arrivals, is_offloaded
-from emacore.sharded import copy_each, is_sharded, laid_out, local
-from emacore.tensors import Watch, view_of_reals
+from emacore.tensors.attributes import Follower
+from emacore.tensors.offload import Arrivals, is_offloaded
+from emacore.tensors.pairing import Watch, view_of_reals
+from emacore.tensors.sharded import copy_each, is_sharded, laid_out, local
 
 
 class Wide(NamedTuple):
@@ -66,7 +66,11 @@ class Plan:
         self.wide = [entry for entry, is_far in zip(wide, far, strict=True) if not is_far]
         self.arrivals: Arrivals | None = None  # made for the first move, for which alone there must be room
         self.on_its_way: float | None = None  # the decay of the move whose weights are sent and not yet counted
-        self._copied = [pairs[name] for name in copied]
+        self._copied: list[tuple[Tensor, Tensor]] = []
+        self._far_copied: list[tuple[Tensor, Tensor]] = []
+        for shadow, source in (pairs[name] for name in copied):
+            is_far = not is_sharded(source) and source.layout == torch.strided and is_offloaded(shadow, source)
+            (self._far_copied if is_far else self._copied).append((shadow, source))
         self._follower = Follower(average, online)
         #: Whether a move is one call for all tensors, and nothing else.
         self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
@@ -86,8 +90,15 @@ class Plan:
         """Move the average by one decay; ``done`` names tensors that have moved already."""
         self._follower.follow()
         _copy_all(self._copied)
-        if decay == 1.0:  # not even a value that is not finite counts
-            return
+        if decay != 1.0:  # or else not even a value that is not finite counts
+            self._move_near(decay, done)
+        if sources := [*(wide.source for wide in self.far), *(source for _, source in self._far_copied)]:
+            if self.arrivals is None:
+                self.arrivals = Arrivals(sources)
+            self.arrivals.send(sources)
+            self.on_its_way = decay
+
+    def _move_near(self, decay: float, done: Collection[str]) -> None:
         shadow, model = self.moved_shadow, self.moved_model
         if done:
             left = [n for n, name in enumerate(self.moved) if name not in done]
@@ -100,12 +111,6 @@ class Plan:
         for wide in self.wide:
             if wide.name not in done:
                 wide.move(laid_out(wide.source, wide.accumulator), decay)
-        if self.far:
-            sources = [wide.source for wide in self.far]
-            if self.arrivals is None:
-                self.arrivals = Arrivals(sources)
-            self.arrivals.send(sources)
-            self.on_its_way = decay
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -113,15 +118,19 @@ class Plan:
         decay, self.on_its_way = self.on_its_way, None
         if decay is None or self.arrivals is None:
             return
-        for wide, source in zip(self.far, self.arrivals.received(), strict=True):
-            wide.move(source, decay)
+        arrived = self.arrivals.received()
+        for wide, source in zip(self.far, arrived, strict=False):
+            if decay != 1.0:
+                wide.move(source, decay)
+        for (shadow, _), source in zip(self._far_copied, arrived[len(self.far) :], strict=True):
+            shadow.copy_(source)
 
     def followed(self) -> list[tuple[Tensor, Tensor]]:
         """The model's tensors that an average follows, each with its average."""
         return [
             *zip(self.moved_model, self.moved_shadow, strict=True),
             *((wide.source, wide.shadow) for wide in self.wide + self.far),
-            *((source, shadow) for shadow, source in self._copied),
+            *((source, shadow) for shadow, source in self._copied + self._far_copied),
         ]
 
     def moved_before_misfit(self) -> list[str] | None:
@@ -141,10 +150,11 @@ class Plan:
         if not parts:
             return None
         # The least and the largest value are not finite if any is not; they take one pass and no memory.
-        ends = [torch.stack(torch.aminmax(view_of_reals(part))).double().cpu() for part in parts.values()]
-        bad = ~torch.stack(ends).isfinite().all(dim=1)
+        ends = [torch.stack(torch.aminmax(view_of_reals(part))).isfinite().all() for part in parts.values()]
+        # Looked at together, because each look waits for an accelerator.
+        bad = ~torch.stack([end.to(ends[0].device) for end in ends])
         if any(map(is_sharded, averaged.values())):  # all processes have to take the same way
-            reduced = bad.any().to(next(iter(parts.values())).device, torch.int32)
+            reduced = bad.any().to(torch.int32)
             torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
             if reduced.item() and not bad.any():
                 return "a part of a tensor on another process"
@@ -156,7 +166,8 @@ def follow_writes(accumulator: Tensor, shadow: Tensor) -> None:
     """Take over into an accumulator what has been written into its shadow, which it would undo otherwise."""
     accumulator, shadow = local(accumulator), local(shadow)
     rounded = accumulator.to(shadow.device, shadow.dtype)
-    if not torch.equal(rounded, shadow):
+    # To look first spares a pass on the CPU, and would wait for an accelerator.
+    if not shadow.is_cpu or not torch.equal(rounded, shadow):
         accumulator.copy_(torch.where(rounded == shadow, accumulator.to(shadow.device), shadow.to(accumulator.dtype)))
 
 

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emacore.sharded import copy_each, gathered, local
-from emacore.tensors import Tie, listed, plain_name, ties, unwrapped
+from emacore.tensors.pairing import Tie, listed, plain_name, ties, unwrapped
+from emacore.tensors.sharded import copy_each, gathered, local
 
 
 def save_tensors(module: nn.Module, path: str | Path, left_out: Collection[str], about: Mapping[str, str]) -> None:

@@ -10,18 +10,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed import fake_pg  # noqa: F401  (registers the backend "fake")
 
 from emacore import EMA, Averages, Constant
-from emacore.processes import LATER
+from emacore.tensors.processes import LATER
 
 
 @pytest.fixture
 def as_process(monkeypatch):
     """Makes this process another one of three."""
     dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=3)
-    monkeypatch.setattr("emacore.processes._told", set())
+    monkeypatch.setattr("emacore.tensors.processes._told", set())
 
     def become(rank):
         monkeypatch.setattr(dist, "get_rank", lambda group=None: rank)
-        monkeypatch.setattr("emacore.processes._counts", {})
+        monkeypatch.setattr("emacore.tensors.processes._counts", {})
 
     become(0)
     yield become

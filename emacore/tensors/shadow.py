@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from emacore.chosen import linked_copy
-from emacore.sharded import is_fully_sharded, is_sharded, sharded_copy
-from emacore.tensors import Tie, named_parts, ties
+from emacore.tensors.chosen import linked_copy
+from emacore.tensors.pairing import Tie, named_parts, ties
+from emacore.tensors.sharded import is_fully_sharded, is_sharded, sharded_copy
 
 
 def set_dtype(module: nn.Module, tied: Mapping[str, Tie], name: str, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from emacore.tensors import is_averaged, is_expanded, named_parts
+from emacore.tensors.pairing import is_averaged, is_expanded, named_parts
 
 #: ``"average"``, ``"copy"``, or a function of a buffer's name and the buffer that returns one of them, or ``None`` for
 #: what the rules below say.

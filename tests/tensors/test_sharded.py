@@ -23,8 +23,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from emacore import EMA, Averages, Constant, InversePower, Recorder
-from emacore.processes import LATER
-from emacore.sharded import alike, gathered, is_sharded, laid_out, local
+from emacore.tensors.processes import LATER
+from emacore.tensors.sharded import alike, gathered, is_sharded, laid_out, local
 
 PROCESSES = 4
 SCHEDULE = InversePower(0.9, update_after_step=2, update_every=2)

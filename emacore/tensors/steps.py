@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from emacore.tensors import ties
+from emacore.tensors.pairing import ties
 
 
 def after_each_step(optimizer: torch.optim.Optimizer, module: nn.Module, update: Callable[[], None]) -> RemovableHandle:

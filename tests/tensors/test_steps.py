@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from emacore import EMA, Averages, Constant
-from emacore.steps import averages_by_itself, stepping
+from emacore.tensors.steps import averages_by_itself, stepping
 
 
 def loss(model, value=1.0):

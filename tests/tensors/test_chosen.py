@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from emacore import EMA, Averages, Constant, Recorder, Trajectory, UniformAverage
-from emacore.chosen import chosen, trainable
+from emacore.tensors.chosen import chosen, trainable
 from tests.helpers import Network, assert_same, change, tensors
 
 HEAD = ["last.weight", "last.bias"]
