@@ -302,6 +302,8 @@ class EMA(nn.Module):
 
     @schedule.setter
     def schedule(self, schedule: Schedule) -> None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a schedule, such as Constant(0.999), got {schedule!r}")
         self._schedule = schedule
         self._now.forget_decays()
 
@@ -477,6 +479,7 @@ class EMA(nn.Module):
         so that the schedule's warm-up, if there is one to come, copies over what was loaded.
 
         Raises:
+            OSError, ValueError: if there is no such file, or it is damaged or of another kind.
             RuntimeError: if names or shapes differ, or inside :meth:`average_parameters`.
         """
         if self._now.kept is not None:
@@ -684,6 +687,7 @@ class EMA(nn.Module):
     def _make_plan(self) -> Plan:
         self._finish()
         online = unwrapped(self.model)
+        check_has_values("model", online)
         if self._left_out:
             self._link(online)
         new = copied_buffers(online, self._policy) - self._copied_buffers

@@ -1342,3 +1342,19 @@ def test_another_shadow_or_model_takes_the_place_of_the_first(include):
         ema.ema_model = other
     with pytest.raises(TypeError, match="must be a module"):
         ema.model = None
+
+
+def test_a_schedule_is_a_schedule_when_it_is_given_and_when_it_is_assigned():
+    with pytest.raises(TypeError, match=r"must be a schedule, such as Constant\(0\.999\), got 0\.99"):
+        EMA(nn.Linear(1, 1), schedule=0.99)
+    ema = EMA(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="must be a schedule"):
+        ema.schedule = "Constant(0.9)"
+
+
+def test_weights_that_are_gone_meanwhile_are_named():
+    model = nn.Linear(1, 1)
+    ema = EMA(model)
+    model.to("meta")
+    with pytest.raises(ValueError, match="'weight' is on the meta device"):
+        ema.update()
