@@ -57,6 +57,8 @@ MEASURED_BYTES = 4 * 2**30
 RECORDED_EVERY = 10**6
 RECORDED_STEPS = 10**8
 DESCRIPTION_BYTES = 64 * 2**20
+#: Steps whose weights a merge looks at one by one: each takes some tens of bytes.
+MERGED_STEPS = 10**8
 
 
 def check_most(what: str, count: int, most: int, error: type[ValueError] = ValueError) -> None:

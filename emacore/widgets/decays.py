@@ -16,6 +16,7 @@ from emacore.averaging import views
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.windows import Scheme
+from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, Line, View, line_frames
 from emacore.charts.thin import Scale, axis_ends
@@ -220,7 +221,15 @@ def show_decays(
             weight_frames(code, num_steps, step, weight_scale, own, at, pins, weight_ends),
         ]
 
-    return show_moving("decays", settings, [decay_view, weight_view], frames_of, alt_text=alt_text)
+    shown = [decay_view, weight_view]
+    if num_steps > DRAWN_CALLS:
+        shown = [view._replace(figure=_of_drawn(view.figure)) for view in shown]
+    return show_moving("decays", settings, shown, frames_of, alt_text=alt_text)
+
+
+def _of_drawn(figure: Figure) -> Figure:
+    """What is counted of a long run are the values that are drawn."""
+    return figure._replace(left_out=figure.left_out.replace(" values of ", " drawn values of "))
 
 
 Marks = tuple[tuple[str, tuple[float, ...]], ...]

@@ -40,6 +40,8 @@ MOST_CURVES = len(COLOURS)
 MODELS = {"EMA": ("ema",), "original": ("original",), "both": ("original", "ema")}
 #: The key of the ids, with commas between them, of the rows that are chosen.
 _PICKED = "picked"
+#: The ids that are chosen in the table, and how many tables there were.
+_IN_TABLE = "picked_in_table"
 _LISTED_MOST = 10
 
 
@@ -88,9 +90,12 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
     ids = found["id"].tolist()
     wanted = [job_id for job_id in (from_link(_PICKED) or "").split(",") if job_id in ids]
     # Rows are chosen by their number, so another list is another table; so it is where a link chose, not the table.
-    if st.session_state.get("picked_in_table") != wanted:
-        put({"picked_in_table": wanted, "picked_tables": st.session_state.get("picked_tables", 0) + 1})
-    key = f"jobs-{zlib.crc32(','.join(ids).encode()):x}-{st.session_state['picked_tables']}"
+    # One entry of the session, since a run of the page can be cut short between two.
+    chosen, tables = st.session_state.get(_IN_TABLE, (None, 0))
+    if chosen != wanted:
+        tables += 1
+        st.session_state[_IN_TABLE] = (wanted, tables)
+    key = f"jobs-{zlib.crc32(','.join(ids).encode()):x}-{tables}"
     event = st.dataframe(
         readable(_columns(found)),
         hide_index=True,
@@ -111,7 +116,7 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
     )
     rows = [row for row in event["selection"]["rows"] if row < len(ids)]
     picked = [ids[row] for row in rows]
-    put({_PICKED: ",".join(picked), "picked_in_table": picked})
+    put({_PICKED: ",".join(picked), _IN_TABLE: (picked, tables)})
     to_link(_PICKED)
     return found.iloc[rows]
 
