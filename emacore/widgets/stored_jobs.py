@@ -252,31 +252,31 @@ def budgets(listed: pd.DataFrame) -> None:
         limit = pd.Timestamp.now(tz="UTC") - pd.Timedelta(days=days)
         old = [job_id for job_id in over if job_id not in created or created[job_id] <= limit]
         freed = sum(over[job_id] for job_id in old)
-        st.button(
-            f"Free {megabytes(freed)} of {counted(len(old), 'recording')}",
-            on_click=_each,
-            args=(old, "free"),
-            disabled=not old,
-            key="free",
-            help="At once and for good; on the command line: emacore runs --prune.",
-        )
-        left, right = st.columns(2)
-        left.button(
-            f"Free {megabytes(sum(unused.values()))} of {counted(len(unused), 'table')}",
-            on_click=attempt,
-            args=(store.drop_tables,),
-            disabled=not unused,
-            key="free_tables",
-            help="Uploaded files that no job trains on. Whoever has one open has to upload it again.",
-        )
-        right.button(
-            f"Free {megabytes(taken['cells'])} of cells",
-            on_click=attempt,
-            args=(store.drop_cells,),
-            disabled=not taken["cells"],
-            key="free_cells",
-            help="They spare sweeps, and questions about checkpoints, to be worked out twice. Tables of sweeps stay.",
-        )
+        with st.container(horizontal=True):
+            st.button(
+                f"Free {megabytes(freed)} of {counted(len(old), 'recording')}",
+                on_click=_each,
+                args=(old, "free"),
+                disabled=not old,
+                key="free",
+                help="At once and for good; on the command line: emacore runs --prune.",
+            )
+            st.button(
+                f"Free {megabytes(sum(unused.values()))} of {counted(len(unused), 'table')}",
+                on_click=attempt,
+                args=(store.drop_tables,),
+                disabled=not unused,
+                key="free_tables",
+                help="Uploaded files that no job trains on. Whoever has one open has to upload it again.",
+            )
+            st.button(
+                f"Free {megabytes(taken['cells'])} of cells",
+                on_click=attempt,
+                args=(store.drop_cells,),
+                disabled=not taken["cells"],
+                key="free_cells",
+                help="They spare sweeps, and questions about checkpoints, the same work again. Tables of sweeps stay.",
+            )
 
 
 def _each(ids: Sequence[str], what: str) -> None:

@@ -370,3 +370,18 @@ def test_the_list_goes_home_as_csv_with_all_digits(open_page, home, jobs):
     last = json.loads(RunStore(home).runs().set_index("id").loc[jobs["one"], "last"])
     assert table.loc[jobs["one"], "ema"] == last["val_loss_ema"]
     assert "jobs.csv" in [b.proto.label for b in open_page("runs").get("download_button")]
+
+
+def test_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
+    store = RunStore(home)
+    store.create(FREE)
+    table = store.add_table(b"a,b\n1,2\n")
+    store.add_cell("key", [{"seed": 0}])
+    app = open_page("runs")
+    run(app.button(key="free_tables").click())
+    assert (table.exists(), store.cell("key")) == (False, [{"seed": 0}])
+    run(app.button(key="free_cells").click())
+    assert store.cell("key") is None
+    assert app.button(key="free_tables").disabled
+    assert app.button(key="free_cells").disabled
+    assert len(store.jobs()) == 1
