@@ -67,6 +67,14 @@ def told(*, but: type[StoreError] | tuple[()] = ()) -> Iterator[None]:
         stop_with(str(error))
 
 
+def leave_if_run_anew() -> None:
+    """Where long work can be left: a page ends here if somebody has moved on meanwhile, and it is to be run anew.
+
+    Streamlit ends a run only where the page calls it, or asks the session.
+    """
+    st.session_state.get("view")
+
+
 #: On a narrow screen, where columns stand below each other, the picture comes before the controls.
 _NARROW = """<style>@media (max-width: 640px) {
 .st-key-beside > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:first-child,
