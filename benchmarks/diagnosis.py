@@ -34,8 +34,7 @@ from emacore.averaging.families import (
 from emacore.averaging.schedules import Schedule
 from emacore.avg_fn import averaging_function
 from emacore.checkpoints import open_checkpoints
-from emacore.checkpoints.diagnosis import diagnosed
-from emacore.checkpoints.evidence import evidence_in
+from emacore.checkpoints.diagnosis import diagnose
 from emacore.ema import EMA
 
 LIBRARIES = ("emacore", "ema-pytorch", "timm", "diffusers", "torch")
@@ -318,9 +317,9 @@ class Row:
 
 def looked_at(one: Kept, path: Path, run: Run) -> Iterator[Row]:
     """The diagnosis with what was configured, and without."""
-    evidence = evidence_in(open_checkpoints(path))
+    opened = open_checkpoints(path)
     for configured in (one.configured, None):
-        found = diagnosed(evidence, configured)
+        found = diagnose(opened, configured)
         alarms = tuple(finding.fault for finding in found.findings)
         named = one.fault is not None and found.names(one.fault)
         alone = named and any(f.fault == one.fault and not f.or_else for f in found.findings)

@@ -54,7 +54,7 @@ from emacore.cli.terminal import tell as _tell
 from emacore.cli.terminal import write_table as _write
 from emacore.cli.terminal import write_text as _write_text
 from emacore.formatting import counted, number, percent
-from emacore.limits import PRINTED_STEPS
+from emacore.limits import PRINTED_STEPS, TABLE_BYTES
 
 # What the core does not need is imported where it is used: some commands run without pandas.
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ def smooth(
     emacore smooth losses.csv --like moving-average --window 10 -o smoothed.csv
     """
     from emacore.metric_files import read_metrics, with_smoothed
-    from emacore.tables import MAX_BYTES, numeric_columns
+    from emacore.tables import numeric_columns
 
     if (schedule is None) == (like is None):
         raise click.UsageError("give either a schedule, such as Constant(beta=0.9), or --like")
@@ -364,7 +364,7 @@ def smooth(
         if like is None
         else Smoothing(like, given[needed] or 0.0, viewport_scale=viewport_scale)
     )
-    source: str | bytes = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else file
+    source: str | bytes = sys.stdin.buffer.read(TABLE_BYTES + 1) if file == "-" else file
     found = _checked(lambda: read_metrics(source), failed=True)
     if x is not None:
         found = _checked(lambda: found.with_x(None if x == "row" and x not in found.xs else x))

@@ -83,7 +83,10 @@ def test_the_examples_of_the_help_run(example, tmp_path, monkeypatch):
         train(RunConfig(max_epochs=2), record="recording")
     run_id = RunStore().create(RunConfig())
     monkeypatch.setattr(os, "execv", lambda path, arguments: print(arguments))
-    result = emacore(*shlex.split(example.replace("0123456789ab", run_id))[1:])
+    words = shlex.split(example.replace("0123456789ab", run_id))[1:]
+    if words[0] in ("train", "replicate", "sweep"):
+        words += ["--set", "max_epochs=2", "--set", "data.n_samples=100"]  # the last of two is taken
+    result = emacore(*words)
     written = re.search(r"(?:-o|--output) (\S+)", example)
     if written and written[1].endswith(".csv"):
         assert pd.read_csv(written[1]).shape[0] > 0

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from emacore.averaging.code import to_code
 from emacore.averaging.families import Constant, InversePower, PowerFunction
 from emacore.experiments.article_study import in_words, shipped
 from emacore.snippets import snippets
+from emacore.tasks.regression.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -40,9 +42,16 @@ def test_its_code_runs_as_it_stands(tmp_path, monkeypatch):
         "validate": print,
         "my_accuracy": lambda tensors: float(tensors["weight"].mean()),
     }
+    whole, asked = emacore.train, []
+    monkeypatch.setattr(
+        emacore,
+        "train",
+        lambda config, **kept: asked.append(config) or whole(replace(config, max_epochs=3), **kept),
+    )
     for block in BLOCKS:
         exec(block, names)
-    assert names["result"].stopped == "early stop"
+    assert asked == [RunConfig(seed=1)]
+    assert names["result"].history["epoch"].tolist() == [1, 2, 3]
     assert names["prediction"].shape == (1, 1)
 
 

@@ -25,6 +25,8 @@ from emacore.checks import check_choice, check_whole
 Floats = NDArray[np.float64]
 Fit = Literal["linear", "nonnegative", "free"]
 FITS = ("linear", "nonnegative", "free")
+#: An error of so little is rounding.
+_EXACT = 1e-12
 #: Calls whose weights are looked at together.
 _STRETCH = 4096
 
@@ -160,8 +162,8 @@ class Coefficients:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.values or not np.isfinite(self.values).all():
-            raise ValueError(f"coefficients must be finite numbers, at least one, got {self.values!r}")
+        if not np.any(self.values) or not np.isfinite(self.values).all():
+            raise ValueError(f"coefficients must be finite numbers, at least one of them not 0, got {self.values!r}")
 
     def coefficients(self, count: int) -> Floats:
         """Of each of ``count`` files.
@@ -263,8 +265,9 @@ def certificate(target: ArrayLike, profiles: Sequence[Profile], coefficients: Ar
         missed += float(np.sum((merged - wanted[start:stop]) ** 2))
         kept += float(merged @ merged)
     norm = float(wanted @ wanted)
+    error = float(np.sqrt(missed / norm))
     return Certificate(
-        error=float(np.sqrt(missed / norm)),
+        error=error if error > _EXACT else 0.0,
         wanted=float(wanted.sum() ** 2 / norm),
         reached=float(factors.sum() ** 2 / kept) if kept else 0.0,
         amplification=float(np.abs(factors).sum()),

@@ -24,6 +24,7 @@ from emacore.averaging.coefficients import (
 )
 from emacore.checks import check_choice
 from emacore.formatting import counted, number
+from emacore.limits import MERGED_STEPS, check_most
 
 Floats = NDArray[np.float64]
 
@@ -59,6 +60,7 @@ def planned(asked: Merge, profiles: Sequence[Profile], calls: int, fit: Fit | No
     Raises:
         ValueError: for a merge, or a fit, that these files cannot give.
     """
+    check_most("steps of a merge", calls, MERGED_STEPS)
     raw = all(isinstance(one, Span) and one.begin == one.end for one in profiles)
     target = None
     if isinstance(asked, (LastFiles, Coefficients)):

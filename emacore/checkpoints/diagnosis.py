@@ -23,7 +23,18 @@ from emacore.tensors.pairing import listed
 
 #: What can be wrong with an average.
 Fault = Literal[
-    "decay", "never reached", "reset", "flipped", "update_every", "buffers", "copied", "frozen", "dtype", "equal"
+    "decay",
+    "never reached",
+    "reset",
+    "flipped",
+    "update_every",
+    "buffers",
+    "copied",
+    "frozen",
+    "dtype",
+    "equal",
+    "exchanged",
+    "broken",
 ]
 #: By how much a configured rate may lie outside an interval before it counts as refuted: the intervals hold on average
 #: over unseen paths, and a fault is never so small.
@@ -127,9 +138,19 @@ class Diagnosis:
         }
 
     @property
+    def tells(self) -> bool:
+        """Whether the files tell anything of the decay, so that no finding means that all is well."""
+        return any(one.rate.has_low or one.rate.has_high for one in self.stretches)
+
+    @property
+    def verdict(self) -> str:
+        """What it means that nothing was found."""
+        return "Nothing wrong was found." if self.tells else "These files do not tell whether something is wrong."
+
+    @property
     def sentences(self) -> list[str]:
         """All of it in words."""
-        found = [finding.sentence for finding in self.findings] or ["Nothing wrong was found."]
+        found = [finding.sentence for finding in self.findings] or [self.verdict]
         return [*found, *(stretch.sentence for stretch in self.stretches), *self.notes]
 
 
@@ -167,6 +188,14 @@ def diagnose(
             configured = None
             notes.append("The files do not tell steps, so nothing can be compared with what was configured.")
     found = diagnosed(evidence, configured)
+    if not found.findings and found.stretches and not any(one.rate.has_high for one in found.stretches):
+        turned = diagnosed(evidence_in(opened, evidence.raw, evidence.average))
+        if all(one.rate.has_low and one.rate.has_high for one in turned.stretches):
+            sentence = (
+                f"The two seem to be exchanged: {evidence.raw} moves as an average of {evidence.average} would, and "
+                "not the other way round. Name them by --average and --raw."
+            )
+            found = replace(found, findings=(Finding("exchanged", sentence),))
     return replace(found, notes=(*notes, *found.notes))
 
 
@@ -191,8 +220,10 @@ def diagnosed(evidence: Evidence, configured: Schedule | None = None) -> Diagnos
         notes = list(_notes(case, stretches, of_decay))
     elif "dtype" in faults:
         notes = ["What the decay was cannot be told from weights that rounding held back."]
-    if not_finite := [one.name for one in evidence.tensors if not one.finite]:
-        notes.append(f"Left out, because they are not finite: {listed(not_finite)}.")
+    if masks := [one.name for one in evidence.tensors if not one.finite and one not in _broken(case)]:
+        notes.append(f"Left out, because they are not finite: {listed(masks)}.")
+    if lacking := [name for name in evidence.missing if not TensorFacts.named_as_statistic(name)]:
+        notes.append(f"Not in the average, and so not looked at: {listed(lacking)}.")
     return Diagnosis(stretches, (*of_tensors, *of_decay), tuple(notes))
 
 
@@ -238,6 +269,13 @@ class _Case:
 def _of_tensors(case: _Case) -> Iterator[Finding]:
     """What single tensors tell."""
     steps = case.evidence.steps
+    if broken := _broken(case):
+        first = min(one.broken_at for one in broken if one.broken_at is not None)
+        yield Finding(
+            "broken",
+            f"At step {steps[first]:,} there are numbers that are not finite, in "
+            f"{listed([one.name for one in broken])}: the run broke down, or its average did; they are left out.",
+        )
     if case.at_copies:
         yield _equal(case)
     elif later := [file for file in range(1, len(steps)) if case.equal[file] and not all(case.equal[:file])]:
@@ -250,6 +288,11 @@ def _of_tensors(case: _Case) -> Iterator[Finding]:
         if copied := [one.name for one in case.weights if one.is_copied]:
             yield Finding("copied", f"Not averaged, but copied from the raw weights: {listed(copied)}.")
         yield from _of_frozen(case)
+
+
+def _broken(case: _Case) -> list[TensorFacts]:
+    """The tensors with numbers that are not finite, but for those that never change: masks."""
+    return [one for one in case.evidence.tensors if not one.finite and (any(one.raw_moved) or any(one.moved))]
 
 
 def _equal(case: _Case) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -44,7 +44,7 @@ class TensorFacts:
         far: Whether the raw tensor moved so far between two files that an average of it must show.
         gaps: Of each stretch how far, in units of the averaged dtype's spacing, nine in ten averaged numbers were at
             most from the middle of the raw ones.
-        finite: Whether all numbers are.
+        broken_at: The first file with numbers that are not finite, if there is one.
     """
 
     name: str
@@ -56,7 +56,12 @@ class TensorFacts:
     moved: tuple[bool, ...]
     far: bool
     gaps: tuple[float, ...]
-    finite: bool
+    broken_at: int | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers of all files are."""
+        return self.broken_at is None
 
     @property
     def is_statistic(self) -> bool:
@@ -104,6 +109,7 @@ class Evidence:
         tensors: The facts of each tensor that both hold.
         missing: Raw floating-point tensors that the average has not.
         counters: How many updates the average counted at each file, where all tell.
+        average, raw: The names of the two sections.
     """
 
     steps: tuple[int, ...]
@@ -111,6 +117,8 @@ class Evidence:
     missing: tuple[str, ...]
     counters: tuple[int, ...] | None
     sums: Mapping[str, _Sums]
+    average: str = "the average"
+    raw: str = "the raw weights"
 
     @property
     def stretches(self) -> list[tuple[int, int]]:
@@ -205,7 +213,7 @@ def evidence_in(checkpoints: Checkpoints, average: str | None = None, raw: str |
     if not steps:
         raise CheckpointError(f"no checkpoint of {checkpoints.path} holds both {names['raw']} and {names['average']}")
     checkpoints.check_unchanged()
-    return gathered(steps, raws, averages)
+    return replace(gathered(steps, raws, averages), average=str(names["average"]), raw=str(names["raw"]))
 
 
 def gathered(steps: Sequence[int], raws: Sequence[Section], averages: Sequence[Section]) -> Evidence:
@@ -278,7 +286,7 @@ def _counters(averages: Sequence[Section]) -> tuple[int, ...] | None:
 def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[StoredTensor]) -> tuple[TensorFacts, _Sums]:
     files = len(raws)
     equal, coarse = [True] * files, dict.fromkeys(_COARSE, True)
-    raw_moved, moved, finite = [False] * (files - 1), [False] * (files - 1), True
+    raw_moved, moved, broken = [False] * (files - 1), [False] * (files - 1), files
     gaps, far = np.zeros(files - 1), False
     parts: list[_Sums] = []
     for start, stop in _parts(raws[0].numel, files):
@@ -289,9 +297,10 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
             raw_moved[stretch] |= not torch.equal(w[stretch], w[stretch + 1])
             moved[stretch] |= not torch.equal(e[stretch], e[stretch + 1])
         raw, average = (np.stack([_numbers(one) for one in tensors]) for tensors in (w, e))
-        whole = bool(np.isfinite(raw).all() and np.isfinite(average).all())
-        finite = finite and whole
-        if whole and files > 1:
+        whole = np.isfinite(raw).all(axis=1) & np.isfinite(average).all(axis=1)
+        if not whole.all():
+            broken = min(broken, int(np.argmin(whole)))
+        elif files > 1:
             spacing = _spacing(average, e[0].dtype)
             size = np.maximum(np.abs(raw[1:]), np.sqrt((raw**2).mean()))
             far = far or bool((np.abs(np.diff(raw, axis=0)) > _FAR[w[0].dtype in _COARSE] * size).any())
@@ -308,7 +317,7 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
         tuple(moved),
         far,
         tuple(gaps.tolist()),
-        finite,
+        broken if broken < files else None,
     )
     return facts, _joined(parts, files - 1)
 

@@ -68,7 +68,7 @@ def merge(
         sigma_rel: Of the averages in ema-pytorch's ``PostHocEMA`` files, which do not tell it, in their order.
         update_every: With which those moved.
         dtype: Of the result; by default as stored.
-        accumulate: In which sums are kept: float32 or float64.
+        accumulate: In which sums are kept: float32 or float64; those of float64 tensors in float64 in any case.
         form: ``safetensors`` or ``pt``.
         tell: Called with bytes read so far and all.
 
@@ -127,6 +127,8 @@ def carry_out(
         for path in (target, told_beside(target)):
             if path.exists():
                 raise FileExistsError(f"{path} is there already, and nothing is overwritten: choose another place")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file, and the results need a folder: choose another place")
     out.parent.mkdir(parents=True, exist_ok=True)
     free, needed = shutil.disk_usage(out.parent).free, plan.write_bytes * (2 if form == "pt" else 1)
     if needed > free:
@@ -220,15 +222,17 @@ def merged_block(
         factors: Shape (R, N); where one is 0, its tensor takes no part.
 
     Returns:
-        R tensors of shape (stop - start,), in ``accumulate``, or the complex dtype of that precision.
+        R tensors of shape (stop - start,), in ``accumulate``, or what is stored where that is more precise; or the
+        complex dtype of that precision.
 
     Raises:
         CheckpointError: if a number that takes part is not finite, unless all tensors have it there (a mask).
     """
     size = stop - start
-    kind = accumulate
-    if tensors[0].dtype.is_complex:
-        kind = torch.complex64 if accumulate == torch.float32 else torch.complex128
+    stored_as = {tensor.dtype for tensor in tensors}
+    kind = torch.float64 if stored_as & {torch.float64, torch.complex128} else accumulate
+    if any(dtype.is_complex for dtype in stored_as):
+        kind = torch.complex64 if kind == torch.float32 else torch.complex128
     sums = torch.zeros(len(factors), size, dtype=kind)
     stored, by_result = [tensor.read(start, stop) for tensor in tensors], factors.tolist()
     for left in range(0, size, _STRIP):

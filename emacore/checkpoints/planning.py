@@ -32,6 +32,7 @@ from emacore.checkpoints.sections import Section
 from emacore.checkpoints.stored import CheckpointError, StoredTensor
 from emacore.checks import check_choice, check_whole
 from emacore.formatting import number, percent
+from emacore.limits import MERGED_STEPS, check_most
 from emacore.tensors.pairing import listed
 
 Floats = NDArray[np.float64]
@@ -76,15 +77,19 @@ class Result:
         weight = "" if abs(told.total - 1) < 1e-9 else f"; the coefficients add to {number(told.total)}, not to 1"
         if math.isnan(told.error):
             return (
-                f"averages noise as {number(told.reached)} steps do; rounding is amplified by up to "
+                f"averages noise as {_mean_of(told.reached)} does; rounding is amplified by up to "
                 f"{number(told.amplification)}; there is no average over steps to compare with{weight}"
             )
         return (
             f"the weights of its steps miss the true ones by {percent(told.error)}, and no coefficients of these files "
             f"by less than {percent(self.free)} ({percent(self.nonnegative)} with none below 0); averages noise as "
-            f"{number(told.reached)} steps do, wanted {number(told.wanted)}; rounding is amplified by up to "
+            f"{_mean_of(told.reached)} does, wanted {number(told.wanted)}; rounding is amplified by up to "
             f"{number(told.amplification)}{weight}"
         )
+
+
+def _mean_of(steps: float) -> str:
+    return f"the mean of {number(steps)} {'step' if steps == 1 else 'steps'}"
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,8 @@ def plan_merge(
         )
     if last is not None and begin:
         remarks.append(f"schedules begin at step {begin:,}, before which these files hold nothing")
+    if at is not None and at > (newest := int(chosen.steps[-1])):
+        remarks.append(f"no file is later than step {newest:,}: it gets the weight of all steps up to {at:,}")
     calls = (at if at is not None else int(chosen.steps[-1])) - begin + (not chosen.steps[0])
     results = tuple(_result(name, one, sources, calls, fit) for name, one in merges.items())
     tensors = sources[-1].section.tensors
@@ -207,8 +214,10 @@ def _chosen(
     """The checkpoints and sections that take part, and what to say of that."""
     remarks = []
     averages = checkpoints.names("average")
-    powers = [name for name in averages if any(_width(one.section(name)) is not None for one in checkpoints)]
-    if section is None and len(powers) > 1:
+    powers = _powers(checkpoints, averages)
+    if sigma_rel and section is None and averages:
+        names = sorted(averages)
+    elif section is None and len(powers) > 1:
         names = powers
         if checkpoints.names("raw"):
             remarks.append(f"made of the averages {listed(powers)}, which hold more steps than raw weights do")
@@ -217,7 +226,9 @@ def _chosen(
     elif windows := checkpoints.names("window"):
         names = [checkpoints.chosen(windows[0])]
     else:
-        names = sorted(averages) if sigma_rel else [checkpoints.chosen(None)]
+        names = [checkpoints.chosen(None)]
+    if section is None and (others := [one for one in checkpoints.names("raw") if one not in names]):
+        remarks.append(f"made of {listed(names)}; there are {listed(others)}, too")
     found, _ = checkpoints.series(names[0])
     if len(found) < len(checkpoints):
         remarks.append(f"{len(checkpoints) - len(found)} of {len(checkpoints)} checkpoints have no {names[0]!r}")
@@ -231,6 +242,20 @@ def _chosen(
             remarks.append(f"there are only {len(found)} checkpoints")
         found = found[-last:]
     return found, names, remarks
+
+
+def _powers(checkpoints: Checkpoints, averages: Sequence[str]) -> list[str]:
+    """The power functions' averages: of each width the section that most checkpoints have."""
+    found: dict[float, list[str]] = {}
+    for name in averages:
+        widths = {width for one in checkpoints if (width := _width(one.section(name))) is not None}
+        for width in widths:
+            found.setdefault(width, []).append(name)
+    most = [
+        max(names, key=lambda name: sum(one.section(name) is not None for one in checkpoints))
+        for names in found.values()
+    ]
+    return [name for name in averages if name in most]
 
 
 def _width(section: Section | None) -> float | None:
@@ -247,9 +272,13 @@ def _sources(
         raise ValueError(
             f"sigma_rel must be {len(names)} numbers, one for each of {listed(names)}; got {len(sigma_rel)}"
         )
+    for name in names if sigma_rel else ():
+        if any(part is not None and part.kind != "average" for part in (one.section(name) for one in chosen)):
+            raise ValueError(f"sigma_rel is told of stored averages, and {name!r} holds none")
     steps = chosen.steps
     shift = 0 if steps[0] == 0 else 1  # a call follows each step, and one the initial weights
     calls = int(steps[-1]) + 1 - shift
+    check_most("steps of a merge", calls, MERGED_STEPS)
     decays: dict[str, Floats] = {}
     for place, name in enumerate(names):
         width = _width(chosen[-1].section(name))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emacore.checkpoints.sections import Section, counter_of, sections_of, step_beside, step_of
+from emacore.checkpoints.sections import NoWeightsError, Section, counter_of, sections_of, step_beside, step_of
 from emacore.checkpoints.stored import CheckpointError, Stamp, StoredTensor, Unit, find_units, natural, stem_of
 from emacore.formatting import counted
 from emacore.replay.rows import Rows
@@ -25,7 +25,8 @@ _WORDS = re.compile(
 )
 _STEP_WORDS = re.compile(r"(?:steps?|iter(?:ation)?s?|updates?|itr)[-_=. ]?\d+$", re.IGNORECASE)
 _EPOCH = re.compile(r"epochs?[-_=. ]?(\d+)(?!\.?\d)", re.IGNORECASE)
-_AT_END = re.compile(r"(?:^|[-_.= a-zA-Z])(\d+)$")
+#: Not the digits of a fraction, such as a loss; ema-pytorch's files are called by two numbers and nothing else.
+_AT_END = re.compile(r"(?:^(?:\d+\.)?|[-= ]|[^\W\d]|(?<!\d)\.)(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Checkpoints(Sequence[Checkpoint]):
     def chosen(self, name: str | None = None) -> str:
         """The section of this name; by default the only one of raw weights, else of means of windows, else of averages.
 
+        The weights that a wrapper of an average holds beside it do not count where there are others.
+
         Raises:
             CheckpointError: if there is none, or there are several to choose from.
         """
@@ -120,8 +123,10 @@ class Checkpoints(Sequence[Checkpoint]):
             return name
         for kind in ("raw", "window", "average"):
             if found := self.names(kind):
+                # A wrapper of an average stores the weights that it follows once more.
+                found = [one for one in found if one.rpartition(".")[2] != "online_model"] or found
                 if len(found) > 1:
-                    raise CheckpointError(f"choose one of the sections {listed(found)}")
+                    raise CheckpointError(f"there are several sections, choose one by its name: {listed(found)}")
                 return found[0]
         raise CheckpointError(f"{self.path} holds no weights")
 
@@ -157,7 +162,8 @@ def open_checkpoints(path: str | Path | Sequence[str | Path]) -> Checkpoints:
     """What is in a file, a folder with all folders in it, or several of these.
 
     Only headers are read.  Files of one step make one checkpoint.  A file without a step, where others have one, is
-    passed over and told; where none has, the order of the names stands for it.
+    passed over and told; where none has, the order of the names stands for it.  So are results of merges that lie among
+    what they were made of, and files without weights.
 
     Raises:
         CheckpointError: if there is nothing that can be read.
@@ -182,22 +188,36 @@ def open_checkpoints(path: str | Path | Sequence[str | Path]) -> Checkpoints:
     for root in roots:
         openers, passed = find_units(root)
         told += passed
+        of_root: list[tuple[Unit, Path, list[Section]]] = []
         for opener in openers:
             try:
                 unit = opener()
-                found.append((unit, root, sections_of(unit)))
+                of_root.append((unit, root, sections_of(unit)))
+            except NoWeightsError as error:
+                told.append(str(error))
             except CheckpointError as error:
                 damaged.append(str(error))
+        stored = [one for one in of_root if not _is_merged(one[0])]
+        if stored and len(stored) < len(of_root):
+            names = listed([one[0].path.name for one in of_root if _is_merged(one[0])])
+            told.append(f"left out, because merges of such files made them: {names}")
+        found += stored or of_root
     place = roots[0] if len(roots) == 1 else Path(roots[0]).parent
     if not found:
-        why = "; ".join(damaged) or "there is no file of weights in it"
+        why = "; ".join([*damaged, *told]) or "there is no file of weights in it"
         raise CheckpointError(f"{place} has no checkpoint that can be read: {why}")
     checkpoints, more = _by_step(found)
     return Checkpoints(place, checkpoints, told + more, damaged)
 
 
+def _is_merged(unit: Unit) -> bool:
+    """Whether a merge wrote it."""
+    return "emacore_merge" in unit.metadata or unit.path.with_name(f"{unit.path.name}.merge.json").is_file()
+
+
 def check_alike(one: Section, other: Section, first: str, second: str) -> None:
-    """Raise :class:`CheckpointError` unless two sections have tensors of the same names and shapes."""
+    """Raise :class:`CheckpointError` unless two sections have tensors of the same names and shapes, and of the same
+    kind: whole, real or complex numbers."""
     if one.tensors.keys() != other.tensors.keys():
         gained = sorted(other.tensors.keys() - one.tensors.keys())
         lost = sorted(one.tensors.keys() - other.tensors.keys())
@@ -208,6 +228,10 @@ def check_alike(one: Section, other: Section, first: str, second: str) -> None:
             raise CheckpointError(
                 f"{name!r} has shape {tensor.shape} in {first} and {other.tensors[name].shape} in {second}"
             )
+        kinds = [(part.is_averaged, part.dtype.is_complex) for part in (tensor, other.tensors[name])]
+        if kinds[0] != kinds[1]:
+            dtypes = [str(part.dtype).removeprefix("torch.") for part in (tensor, other.tensors[name])]
+            raise CheckpointError(f"{name!r} is {dtypes[0]} in {first} and {dtypes[1]} in {second}")
 
 
 def rows_of(checkpoints: Checkpoints, sections: Sequence[Section]) -> Rows:

@@ -26,6 +26,10 @@ _STEPS = ("global_step", "step", "optimization_step", "iteration", "iter", "num_
 _EPOCHS = ("epoch", "epochs")
 
 
+class NoWeightsError(CheckpointError):
+    """A file of something else: the state of an optimiser, or nothing that could be averaged."""
+
+
 @dataclass(frozen=True)
 class Section:
     """One set of weights in a file.
@@ -54,11 +58,14 @@ def sections_of(unit: Unit) -> list[Section]:
     """The sets of weights in a file.
 
     Raises:
+        NoWeightsError: if it is a file of something else.
         CheckpointError: if there is none, or one of its tensors is of a kind that cannot be averaged.
     """
+    names = ", ".join(map(repr, list(unit.content)[:6])) or "nothing"
+    if _is_optimizer(unit.content) or not _holds_floats(unit.content):
+        raise NoWeightsError(f"{unit.path.name}: left out, because it holds no weights of a model; it has {names}")
     found = list(_sections(unit))
     if not found:
-        names = ", ".join(map(repr, list(unit.content)[:6])) or "nothing"
         raise CheckpointError(f"{unit.path.name} holds no tensors of a model; it has {names}")
     return _with_names(found)
 
@@ -72,6 +79,8 @@ def step_of(unit: Unit) -> tuple[int, str] | None:
     for count, source, is_of_calls in _counts_in(unit):
         if not is_of_calls:
             return count, source
+    if (value := _whole(unit.metadata.get("kimg"))) is not None:
+        return value, "thousands of images in the name"
     for name in _EPOCHS:
         if (value := _whole(unit.content.get(name))) is not None:
             return value + 1, f"{name}, counted from 0"
@@ -156,20 +165,20 @@ def _sections(unit: Unit) -> Iterator[Section]:
                 inner = state.get("average_model_state") if isinstance(state, Mapping) else None
                 if _is_weights(inner):
                     yield from _flat(f"callbacks.{callback}", inner, "average", unit)
-        if _STATE.match(name) or not isinstance(part, Mapping) or (of_edm2 and part is power):
+        if _STATE.match(name) or not isinstance(part, Mapping) or (of_edm2 and part is power) or _is_optimizer(part):
             continue
         if _is_weights(part):
             averaged = (name == "state_dict") if of_lightning else (by_name or bool(_AVERAGE.search(name)))
             about = _plain_values(content.get("averaging_state")) if of_lightning and averaged else {}
+            if averaged and "sigma_rel" in unit.metadata:
+                about["sigma_rel"] = float(unit.metadata["sigma_rel"])
             yield from _flat(name, part, "average" if averaged else "raw", unit, about)
         elif isinstance(part.get("shadow_params"), Mapping):  # of diffusers, inside another file
             about = {key: one for key, one in part.items() if key in _OF_DIFFUSERS}
             yield from _flat(name, part["shadow_params"], "average", unit, about)
         else:
-            for inner, state in part.items():
-                if _is_weights(state) and not _STATE.match(inner):
-                    averaged = bool(_AVERAGE.search(f"{name}.{inner}"))
-                    yield from _flat(f"{name}.{inner}", state, "average" if averaged else "raw", unit)
+            for inner, state in _weights_below(name, part):
+                yield from _flat(inner, state, "average" if _AVERAGE.search(inner) else "raw", unit)
 
 
 _OF_DIFFUSERS = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
@@ -232,6 +241,30 @@ def _with_names(sections: list[Section]) -> list[Section]:
                 section = Section(section.name, section.kind, tensors, {}, section.about)
         named.append(section)
     return named
+
+
+def _weights_below(name: str, part: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The sets of weights in nested dictionaries, however deep, and where each stands."""
+    for inner, state in part.items():
+        if _STATE.match(inner) or not isinstance(state, Mapping) or _is_optimizer(state):
+            continue
+        if not _is_weights(state):
+            yield from _weights_below(f"{name}.{inner}", state)
+        elif any(isinstance(one, StoredTensor) and one.shape for one in state.values()):  # not a few losses
+            yield f"{name}.{inner}", state
+
+
+def _is_optimizer(value: Mapping[str, Any]) -> bool:
+    return "param_groups" in value and "state" in value
+
+
+def _holds_floats(node: Mapping[str, Any]) -> bool:
+    return any(
+        one.is_averaged
+        if isinstance(one, StoredTensor)
+        else isinstance(one, Foreign) or (isinstance(one, Mapping) and _holds_floats(one))
+        for one in node.values()
+    )
 
 
 def _numbers(values: Any) -> list[float]:

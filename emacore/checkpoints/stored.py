@@ -1,4 +1,4 @@
-"""Tensors in files, read in parts: safetensors, torch.save, torch.distributed.checkpoint.
+"""Tensors in files, read in parts: safetensors, torch.save, torch.distributed.checkpoint, pickled networks.
 
 Nothing that a file names is imported or run: files of ``torch.save`` are opened by ``weights_only=True``, and what is
 no tensor, number or text in them becomes a :class:`Foreign`.
@@ -12,7 +12,7 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,10 +22,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from emacore.checkpoints.pickled import PickledTensor, modules_in, read_pickle
+
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
 #: What torch.save names its own files, the longest first.
 _TORCH = (".pth.tar", ".ckpt", ".pth", ".bin", ".pt")
-SUFFIXES = (".safetensors", *_TORCH)
+#: Of pickled networks, as EDM2 and its relatives write them: a name with the number of images in thousands, and with
+#: the width of the average.
+_PICKLE = ".pkl"
+_SNAPSHOT = re.compile(r".+-(?P<kimg>\d+)-(?P<width>0\.\d+)|.*snapshot-(?P<plain>\d+)")
+SUFFIXES = (".safetensors", *_TORCH, _PICKLE)
 
 
 class CheckpointError(ValueError):
@@ -214,6 +220,8 @@ def find_units(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[Callable[
             passed += more
         elif suffix and (part := _SHARD.match(entry.name.removesuffix(suffix))):
             sets.setdefault(f"{part['stem']}-*-of-{part['count']}{suffix}", []).append(entry)
+        elif suffix == _PICKLE and not _SNAPSHOT.fullmatch(stem_of(entry)):
+            passed.append(f"{entry.name}: by its name no snapshot of a network; name it itself to have it read")
         elif suffix and _is_state(stem_of(entry)):
             passed.append(f"{entry.name}: the state of an optimiser or of a program, by its name")
         elif suffix:
@@ -236,7 +244,13 @@ def open_file(path: Path) -> Unit:
     if not stamp.size:
         raise CheckpointError(f"{path.name} is empty")
     try:
-        content, metadata, form = _safetensors(path) if suffix == ".safetensors" else _torch_saved(path)
+        content, metadata, form = (
+            _safetensors(path)
+            if suffix == ".safetensors"
+            else _torch_saved(path)
+            if suffix != _PICKLE or _is_of_torch(path)
+            else _pickled(path)
+        )
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error}") from error
     if Stamp.of(path) != stamp:
@@ -413,8 +427,7 @@ def _torch_saved(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
     try:
         if mapped:
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-            with torch.serialization.safe_globals([(Foreign, name) for name in unknown]):
-                saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            saved = _without_classes(path, unknown)
         else:
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except (*_OF_A_BAD_FILE, pickle.UnpicklingError) as error:
@@ -430,6 +443,65 @@ def _torch_saved(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
     return content, {}, form
 
 
+class _Dict:
+    """Stands for a class that is filled like a dictionary: makes plain ones, which alone may be filled."""
+
+    def __new__(cls, *arguments: Any) -> dict[Any, Any]:  # type: ignore[misc]
+        return {}
+
+
+class _List:
+    """Stands for a class that is filled like a list."""
+
+    def __new__(cls, *arguments: Any) -> list[Any]:  # type: ignore[misc]
+        return []
+
+
+def _without_classes(path: Path, unknown: Sequence[str]) -> Any:
+    """What a file holds, where stand-ins take the place of classes that are not looked up."""
+    stand_ins: dict[str, type] = {name: type(f"Foreign{n}", (Foreign,), {}) for n, name in enumerate(unknown)}
+    while True:
+        try:
+            with torch.serialization.safe_globals([(one, name) for name, one in stand_ins.items()]):
+                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"Can only (SETITEM|append|extend).* but got <class '[\w.]*\bForeign(\d+)'>", str(error))
+            if found is None:
+                raise
+            stand_ins[unknown[int(found[2])]] = _Dict if found[1] == "SETITEM" else _List
+
+
+def _is_of_torch(path: Path) -> bool:
+    """Whether torch.save wrote it: as a zip archive, or with the number that it began its files with before."""
+    with path.open("rb") as file:
+        begin = file.read(16)
+    return begin.startswith(b"PK\x03\x04") or b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in begin
+
+
+def _pickled(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
+    try:
+        saved = read_pickle(path)
+        if not isinstance(saved, Mapping):
+            saved = {"model": saved}
+        modules = modules_in(saved)
+    except (*_OF_A_BAD_FILE, pickle.UnpicklingError, MemoryError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is no whole pickle of a network: {_first_line(error)}") from error
+    content: dict[str, Any] = {
+        name: {key: _in_pickle(tensor, path) for key, tensor in tensors.items()}
+        for name, tensors in modules.items()
+        if not re.search("encoder|loss|augment", name)
+    }
+    told = _SNAPSHOT.fullmatch(stem_of(path))
+    kimg, width = (None, None) if told is None else (told["kimg"] or told["plain"], told["width"])
+    metadata = {name: value for name, value in {"kimg": kimg, "sigma_rel": width}.items() if value is not None}
+    return content, metadata, "pickled network"
+
+
+def _in_pickle(tensor: PickledTensor, path: Path) -> StoredTensor:
+    identity = (str(path), tensor.identity) if 0 not in tensor.shape else None
+    return StoredTensor(tensor.shape, tensor.dtype, tensor.read, path, max(tensor.piece.at, 0), identity)
+
+
 def _looks_cut(path: Path) -> bool:
     """Whether a file begins as a zip archive, the end of which lists what is in it."""
     with path.open("rb") as file:
@@ -443,6 +515,9 @@ def _refusal(path: Path, error: Exception) -> str:
             f"{path.name} holds more than tensors, numbers and text, and reading that could run what it holds "
             f"({why.partition(' was not')[0]}): save its state_dict again by itself"
         )
+    if (at := str(error).find("WeightsUnpickler error:")) >= 0:
+        why = _first_line(str(error)[at:].partition(":")[2])
+        return f"{path.name} holds more than tensors, numbers and text, which is not read ({why}): save its state_dict"
     return f"{path.name} is no whole file of torch.save: {_first_line(error).partition(' In PyTorch')[0]}"
 
 
@@ -556,6 +631,6 @@ def _distributed_tensor(path: Path, reader: Any, name: str, stored: Any) -> Stor
     return StoredTensor(shape, dtype, read, path)
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | str) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from emacore.checkpoints.planning import Plan, Source, dtype_of
-from emacore.checkpoints.stored import DTYPE_NAMES, stem_of
+from emacore.checkpoints.stored import DTYPE_NAMES, CheckpointError, stem_of
+from emacore.formatting import number
 
 
 class Writer:
@@ -74,6 +75,13 @@ class SafetensorsFile:
 
     def __init__(self, path: Path, layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]], room: int) -> None:
         self.path = path
+        if "__metadata__" in layout:
+            raise CheckpointError(
+                "no tensor of a safetensors file can have the name '__metadata__': write .pt (--as pt)"
+            )
+        if strange := [name for name, (_, dtype) in layout.items() if dtype not in DTYPE_NAMES]:
+            kind = str(layout[strange[0]][1]).removeprefix("torch.")
+            raise CheckpointError(f"{strange[0]!r} is {kind}, which cannot be written: cast it in the files first")
         # Wide dtypes first, as the library does, so that all lie aligned.
         order = sorted(layout, key=lambda name: -layout[name][1].itemsize)
         self._entries: dict[str, dict[str, Any]] = {}
@@ -97,6 +105,11 @@ class SafetensorsFile:
         flat = values.to(dtype).contiguous()
         if not flat.numel():
             return
+        if dtype != values.dtype and dtype.is_floating_point and (largest := _beyond(values, dtype)):
+            raise CheckpointError(
+                f"{name!r} does not fit into {str(dtype).removeprefix('torch.')}: the result has a number of size "
+                f"{number(largest)}; write another dtype"
+            )
         place = 8 + self._room + self._entries[name]["data_offsets"][0] + start * dtype.itemsize
         left = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
         while left:
@@ -112,6 +125,18 @@ class SafetensorsFile:
         os.pwrite(self._file.fileno(), self._room.to_bytes(8, "little") + header.ljust(self._room), 0)
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def _beyond(values: Tensor, dtype: torch.dtype) -> float | None:
+    """The largest finite number, where that is more than a dtype of another range can hold."""
+    most = torch.finfo(dtype).max
+    if most * 1.01 > torch.finfo(values.dtype).max:
+        return None
+    low, high = torch.aminmax(values)
+    if max(-low.item(), high.item()) <= most:
+        return None
+    largest = float(values[values.isfinite()].abs().max()) if values.isfinite().any() else 0.0
+    return largest if largest > most else None
 
 
 def _as_torch_file(source: Path, ties: Mapping[str, str], target: Path) -> None:

@@ -435,6 +435,8 @@ def _diagnosed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     found = diagnose(path, from_code(configured) if configured else None, average=settings.get("average"))
     return {
         "findings": [one.sentence for one in found.findings],
+        "verdict": found.verdict,
+        "well": found.tells,
         "stretches": [one.sentence for one in found.stretches],
         "notes": list(found.notes),
         "decays": found.table,

@@ -304,7 +304,8 @@ def show_diagnosis(name: str, found: Contents, configured: str) -> None:
     for sentence in answer["findings"]:
         st.warning(escaped(sentence), icon=":material/troubleshoot:")
     if not answer["findings"]:
-        st.success("Nothing wrong was found, as far as these files tell.", icon=":material/check:")
+        told = st.success if answer["well"] else st.info
+        told(escaped(answer["verdict"]), icon=":material/check:" if answer["well"] else ":material/help:")
     decays = pd.DataFrame(answer["decays"])
     if len(decays):
         shown = pd.DataFrame(decay_table(answer["decays"]))

@@ -178,3 +178,38 @@ def test_all_planted_faults_of_five_libraries_are_found_and_healthy_runs_raise_n
 @pytest.mark.long
 def test_no_false_alarm_in_two_hundred_healthy_runs():
     assert [(row.library, row.about, row.sentences) for row in healthy_rows(200) if row.alarms] == []
+
+
+@pytest.mark.parametrize("files", [STEPS, STEPS[1:]])
+def test_exchanged_sections_are_found_and_little_evidence_is_no_all_clear(tmp_path, files):
+    generator = torch.Generator().manual_seed(0)
+    raw = average = torch.randn(2000, generator=generator)
+    for step in range(1, STEPS[-1] + 1):
+        raw = raw + 0.02 * torch.randn(2000, generator=generator)
+        average = torch.lerp(average, raw, 0.01)
+        if step in files:
+            torch.save({"model": {"w": average}, "ema": {"w": raw}}, tmp_path / f"step_{step}.pt")
+    for configured in (None, Constant(0.99)):
+        found = diagnose(tmp_path, configured)
+        assert kinds(found) == [("exchanged",)]
+        assert "model moves as an average of ema would" in found.findings[0].sentence
+        assert diagnose(tmp_path, configured, average="model", raw="ema").sentences[0] == "Nothing wrong was found."
+    one = diagnose(tmp_path / f"step_{STEPS[-1]}.pt")
+    assert one.sentences[0] == "These files do not tell whether something is wrong."
+
+
+def test_numbers_that_are_not_finite_are_found_but_masks_are_not():
+    whole = {"w": torch.arange(100.0), "mask": torch.tensor([0.0, -torch.inf])}
+    raws = [section_of({"w": whole["w"] + step, "mask": whole["mask"]}) for step in (1, 2, 3)]
+    averages = [section_of({**whole, "w": whole["w"] + step / 2}, "average") for step in (1, 2, 3)]
+    assert "broken" not in {finding.fault for finding in diagnosed(gathered(STEPS, raws, averages)).findings}
+    averages[1] = section_of({**whole, "w": torch.full((100,), torch.nan)}, "average")
+    found = diagnosed(gathered(STEPS, raws, averages))
+    assert found.findings[0].fault == "broken"
+    assert "At step 340 there are numbers that are not finite, in 'w'" in found.sentences[0]
+
+
+def test_weights_that_the_average_has_not_are_told():
+    raws = [section_of({"a": torch.arange(64.0) + step, "b": torch.arange(9.0)}) for step in (1, 2)]
+    averages = [section_of({"a": torch.arange(64.0) + step / 2}, "average") for step in (1, 2)]
+    assert "Not in the average, and so not looked at: 'b'." in diagnosed(gathered(STEPS[:2], raws, averages)).notes

@@ -195,3 +195,43 @@ def test_eight_results_of_a_model_take_little_memory(scale):
     [memory, mapped] = re.findall(r"([\d,]+) MB (?:of memory|with mapped)", done.stdout)
     assert int(memory.replace(",", "")) < 300
     assert int(mapped.replace(",", "")) < 1000
+
+
+def test_double_precision_is_not_added_up_in_less(tmp_path):
+    for step in (1, 2, 3):
+        wide = torch.tensor([1 + step * 1e-12], dtype=torch.float64)
+        torch.save({"w": wide, "single": torch.ones(2)}, tmp_path / f"{step}.pt")
+    [place] = merge(open_checkpoints(tmp_path), {"mean": LastFiles(3)}, tmp_path / "out", form="pt")
+    assert abs(torch.load(place)["w"] - 1).item() == pytest.approx(2e-12, rel=1e-3)
+
+
+def test_a_dtype_that_cannot_be_written_is_a_sentence(tmp_path):
+    torch.save({"w": torch.ones(2, dtype=torch.complex128)}, tmp_path / "1.pt")
+    with pytest.raises(CheckpointError, match="'w' is complex128, which cannot be written"):
+        merge(open_checkpoints(tmp_path), {"a": LastFiles(1)}, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("stored", "values", "dtype"),
+    [
+        (torch.float16, 6e4, None),
+        (torch.float32, 1e6, torch.float16),
+        (torch.float8_e4m3fn, 400.0, None),
+        (torch.float64, 1e39, torch.float32),
+    ],
+)
+def test_a_result_that_does_not_fit_into_its_dtype_is_refused(tmp_path, stored, values, dtype):
+    for step in (1, 2):
+        save_file({"w": torch.full((9,), values, dtype=torch.float64).to(stored)}, tmp_path / f"{step}.safetensors")
+    found = open_checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match="'w' does not fit into .*; write another dtype"):
+        merge(found, {"a": Coefficients((-1.0, 2.5))}, tmp_path / "out", dtype=dtype)
+    assert not (tmp_path / "out").exists()
+    merge(found, {"a": Coefficients((-1.0, 2.5))}, tmp_path / "out", dtype=torch.float64)
+
+
+def test_a_place_that_is_a_file_is_a_sentence(folder):
+    path, _ = folder
+    for out in (path / "step_0003.pt", path / "step_0003.pt" / "x"):
+        with pytest.raises(OSError, match=r"step_0003\.pt"):
+            merge(open_checkpoints(path), {"a": LastFiles(2)}, out)

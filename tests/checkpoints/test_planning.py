@@ -43,6 +43,9 @@ def test_schedules_begin_at_the_first_of_the_last_files(folder):
 
 def test_no_file_later_than_the_wanted_step_is_used(folder):
     path, _ = folder
+    later = plan_merge(open_checkpoints(path), {"a": Constant(0.5)}, at=20)
+    assert later.results[0].coefficients[-1] > 0.99
+    assert "no file is later than step 12: it gets the weight of all steps up to 20" in later.remarks
     plan = plan_merge(open_checkpoints(path), {"a": Constant(0.5)}, at=11)
     assert [source.checkpoint.step for source in plan.sources] == [3, 5, 10]
     decays = weights(Constant(0.5).decays(11))
@@ -58,7 +61,8 @@ def test_what_does_not_fit_is_told(folder):
         ({"fit": "best"}, "fit must be one of linear, nonnegative, free"),
         ({"last": 0}, "last must be a whole number of at least 1"),
         ({"section": "ema"}, "no section 'ema'; there are 'model'"),
-        ({"sigma_rel": (0.1, 0.2)}, "sigma_rel must be 1 numbers"),
+        ({"sigma_rel": (0.1,)}, "sigma_rel is told of stored averages, and 'model' holds none"),
+        ({"at": 10**9}, "at most 100,000,000 steps of a merge are possible"),
     ]:
         with pytest.raises(ValueError, match=words):
             plan_merge(found, {"a": Constant(0.5)}, **arguments)

@@ -7,6 +7,8 @@ from torch import nn
 
 from emacore import EMA, Constant, PowerFunction, Trajectory, UniformAverage, Window, open_checkpoints
 from emacore.__main__ import cli
+from emacore.averaging.coefficients import LastFiles
+from emacore.checkpoints.merging import merge
 from emacore.checkpoints.reading import LazyRows, described
 from emacore.checkpoints.stored import CheckpointError
 from tests.checkpoints.conftest import stored
@@ -209,3 +211,52 @@ def test_a_place_without_checkpoints_is_told(tmp_path, path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="there is no file"):
         open_checkpoints(tmp_path / path)
+
+
+def test_what_a_merge_wrote_is_not_taken_for_a_checkpoint_of_the_run(tmp_path):
+    for step in (10, 20):
+        torch.save({"w": torch.full((2,), float(step))}, tmp_path / f"step_{step}.pt")
+    merges = {"a": LastFiles(2), "b": LastFiles(1)}
+    merge(open_checkpoints(tmp_path), merges, tmp_path / "out")
+    merge(open_checkpoints(tmp_path), merges, tmp_path, form="pt")
+    found = open_checkpoints(tmp_path)
+    assert found.names() == ["model"]
+    assert any("merges of such files made them: 'a.pt', 'a.safetensors', 'b.pt'" in words for words in found.told)
+    assert {section.kind for section in open_checkpoints(tmp_path / "out")[0].sections} == {"average"}
+
+
+def test_files_of_something_else_are_told_and_do_not_hinder_a_merge(tmp_path):
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+    optimizer.step()
+    for step in (1, 2):
+        torch.save({"w": torch.full((2,), float(step))}, tmp_path / f"step_{step}.pt")
+        torch.save(optimizer.state_dict(), tmp_path / f"step_{step}_opt.pt")
+        torch.save({"rng": torch.get_rng_state(), "name": "x"}, tmp_path / f"step_{step}_random.pt")
+    found = open_checkpoints(tmp_path)
+    assert found.names() == ["model"]
+    assert found.damaged == []
+    assert sum("holds no weights of a model" in words for words in found.told) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (["best_0.87", "best_0.91"], [1, 2]),
+        (["model_1.5", "model_2.5", "model_3"], [3]),
+        (["0.100", "0.200"], [100, 200]),
+        (["gewicht\u00fc7", "gewicht\u00fc8"], [7, 8]),
+    ],
+)
+def test_the_digits_of_a_fraction_are_no_step(tmp_path, names, steps):
+    for name in names:
+        torch.save({"w": torch.ones(2)}, tmp_path / f"{name}.pt")
+    assert open_checkpoints(tmp_path).steps.tolist() == steps
+
+
+@pytest.mark.parametrize("others", [torch.tensor([1, 2]), torch.tensor([1j, 2j])])
+def test_numbers_of_different_kinds_are_not_one_tensor(tmp_path, others):
+    torch.save({"w": torch.ones(2), "b": torch.ones(1)}, tmp_path / "step_1.pt")
+    torch.save({"w": others, "b": torch.ones(1)}, tmp_path / "step_2.pt")
+    with pytest.raises(CheckpointError, match="'w' is float32 in .* of step 1 and (int64|complex64) in that of step 2"):
+        open_checkpoints(tmp_path).rows()

@@ -6,6 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from emacore import EMA, Constant, open_checkpoints
+from emacore.averaging.coefficients import LastFiles
+from emacore.checkpoints.planning import plan_merge
 from emacore.checkpoints.sections import sections_of, step_beside, step_of
 from emacore.checkpoints.stored import CheckpointError, open_file
 
@@ -91,7 +94,7 @@ def test_an_average_without_names_keeps_numbers_where_none_fit(tmp_path):
 
 
 def test_what_is_no_model_is_a_sentence(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no tensors of a model; it has 'lr', 'order'"):
+    with pytest.raises(CheckpointError, match="holds no weights of a model; it has 'lr', 'order'"):
         sections_of(saved(tmp_path, {"lr": 0.1, "order": torch.arange(3)}))
     sparse = torch.eye(3).to_sparse()
     with pytest.raises(CheckpointError, match="'b' of a class that is no plain tensor"):
@@ -122,3 +125,21 @@ def test_the_step_in_a_header_or_beside(tmp_path):
     assert step_beside(folder / "model.safetensors", tmp_path / "run") is None
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 30}))
     assert step_beside(folder / "model.safetensors", tmp_path / "run") == (30, "global_step in trainer_state.json")
+
+
+def test_weights_are_found_however_deep_and_losses_beside_them_are_none(tmp_path):
+    state, optimizer = {"w": torch.ones(2)}, {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}
+    content = {"a": {"b": {"c": {"model": state, "ema": state, "opt": optimizer}, "losses": {"x": torch.tensor(1.0)}}}}
+    torch.save(content, tmp_path / "a.pt")
+    found = sections_of(open_file(tmp_path / "a.pt"))
+    assert [(one.name, one.kind) for one in found] == [("a.b.c.model", "raw"), ("a.b.c.ema", "average")]
+
+
+def test_the_weights_beside_our_average_do_not_ask_for_a_choice(tmp_path):
+    model = nn.Linear(2, 1)
+    ema = EMA(model, schedule=Constant(0.9))
+    ema.update()
+    torch.save({"model": model.state_dict(), "ema": ema.state_dict(), "step": 1}, tmp_path / "a.pt")
+    plan = plan_merge(open_checkpoints(tmp_path), {"a": LastFiles(1)})
+    assert {source.section.name for source in plan.sources} == {"model"}
+    assert "made of 'model'; there are 'ema.online_model', too" in plan.remarks

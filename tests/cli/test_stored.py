@@ -75,6 +75,18 @@ def test_recordings_are_freed_by_age_size_and_state(store):
     assert "one of done, stopped" in emacore("runs", "prune", "--state", "running", code=2).output
 
 
+def test_tables_of_no_job_and_cells_are_freed_too(store):
+    store.add_table(b"a,b\n1,2\n")
+    store.add_cell("key", [{"seed": 0}])
+    asked = emacore("runs", "prune", "--cells", input="n\n", code=1).output
+    assert "1 table that no job trains on" in asked
+    assert "cells of sweeps" in asked
+    emacore("runs", "prune", "--yes")
+    assert (store.taken()["tables"], store.cell("key")) == (0, [{"seed": 0}])
+    emacore("runs", "--prune", "--cells", "--yes")
+    assert store.cell("key") is None
+
+
 def test_a_damaged_job_is_told_and_the_others_are_listed(store):
     whole, damaged = store.create(RunConfig()), store.create(RunConfig(seed=1))
     with sqlite3.connect(store.path) as connection:

@@ -7,6 +7,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from emacore.experiments.statistics import (
@@ -114,6 +116,13 @@ def test_pairs_that_are_not_finite_decide_alone_too():
     lost = paired_comparison([1.0] * 8, [INF] * 8)
     assert (lost.losses, lost.wilcoxon_p) == (8, 2 / 2**8)
     assert math.isnan(paired_comparison([NAN] * 8, [INF] * 8).wilcoxon_p)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=6).filter(any))
+def test_wilcoxons_p_of_tied_and_equal_pairs_is_scipys(gains):
+    found = paired_comparison([4.0] * len(gains), [4.0 - gain for gain in gains]).wilcoxon_p
+    assert found == pytest.approx(stats.wilcoxon(np.array(gains, float), zero_method="pratt").pvalue)
 
 
 def test_the_means_interval_is_students():

@@ -16,11 +16,11 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
-from emacore.tables import DATE, MAX_CELLS, Table, TableError, is_missing
+from emacore import limits
+from emacore.limits import check_most
+from emacore.tables import DATE, Table, TableError, check_cells, is_missing
 from emacore.tasks.regression.config import DataConfig
 
-#: A column of more different words than this becomes no columns of its own.
-MOST_WORDS = 200
 #: From this size on squares overflow; and a column is centred first where it lies so many spreads from 0.
 _LARGEST, _FAR = 1e100, 1e6
 
@@ -121,10 +121,7 @@ def matrices(
     transformer = ColumnTransformer([("numbers", filling, numbers), ("words", encoding, words)])
     transformer.fit(values if fitted is None else values.iloc[fitted])
     x = np.asarray(transformer.transform(values), dtype=np.float64)
-    if x.size > MAX_CELLS:
-        raise TableError(
-            f"The words make {x.shape[1]:,} columns, {x.size:,} numbers; at most {MAX_CELLS:,} are allowed."
-        )
+    check_cells(*x.shape)
     found = [*numbers]
     if words:
         encoder = transformer.named_transformers_["words"].named_steps["onehotencoder"]
@@ -272,11 +269,7 @@ def _remark(values: pd.Series, kind: str, use: str, config: DataConfig) -> str:
             words = f"text, {count:,} different: {shown}{', ...' if count > 3 else ''}"
             if use == "left out":
                 return f"{words}; one-hot would make columns of it" if config.text != "one-hot" else words
-            if count > MOST_WORDS:
-                raise TableError(
-                    f"The feature {values.name!r} has {count:,} different texts; at most {MOST_WORDS} become columns. "
-                    "Choose other features (data.features)."
-                )
+            check_most(f"words of the feature {values.name!r} as columns", count, limits.WORDS, TableError)
             return f"one-hot: {words}"
         case "date":
             first = values.dropna().iloc[0]

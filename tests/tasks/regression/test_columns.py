@@ -3,11 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import settings as bounds
+from hypothesis import strategies as st
 
-from emacore.tables import TableError, read_table
+from emacore import limits
+from emacore.tables import TableError, read_table, table_of
 from emacore.tasks.regression.columns import described, matrices, scalable, usable_targets
-from emacore.tasks.regression.config import DataConfig
+from emacore.tasks.regression.config import BLANKS, TEXTS, DataConfig
 from emacore.tasks.regression.data import load
+from tests.helpers import FUZZED
 
 RNG = np.random.default_rng(0)
 BASE = pd.DataFrame(RNG.normal(size=(40, 3)), columns=["a", "b", "c"]).assign(
@@ -119,13 +124,17 @@ def test_what_fills_and_what_words_there_are_is_of_the_rows_it_is_fitted_on():
         (BASE, {"features": ("a", "d")}, "no column 'd'"),
         (BASE, {"features": ("a", "y")}, "'y' is the target, so it cannot be a feature too"),
         (BASE.assign(w=["x", "y"] * 20), {"features": ("w",)}, "'w' is of text, which no network takes: data.text=one"),
-        (BASE.assign(w=[f"w{n}" for n in range(40)]), {"text": "one-hot"}, "40 different texts; at most 20"),
+        (
+            BASE.assign(w=[f"w{n}" for n in range(40)]),
+            {"text": "one-hot"},
+            "at most 20 words of the feature 'w' as columns are possible, got 40",
+        ),
         (BASE[["y"]], {}, "no feature beside the target 'y'"),
         (BASE[:3], {}, "3 rows, of which 3 can be used; at least 4"),
     ],
 )
 def test_what_cannot_be_trained_on_is_named(frame, changes, message, monkeypatch):
-    monkeypatch.setattr("emacore.tasks.regression.columns.MOST_WORDS", 20)
+    monkeypatch.setattr(limits, "WORDS", 20)
     with pytest.raises(TableError, match=message):
         described(read(frame), settings(**changes))
 
@@ -154,3 +163,26 @@ def test_any_target_is_scaled(tmp_path, target):
 def test_columns_that_need_no_help_are_left_bit_for_bit():
     values = RNG.normal(size=(50, 4)) * [1, 1e5, 1e-5, 1] + [0, 1e5, 0, 100]
     np.testing.assert_array_equal(scalable(values), values)
+
+
+CELLS = '1 2.5 -3e300 1e12 inf nan ? x y True 0 1,234 "1,234" 7% 2026-01-31'
+ROWS = st.lists(
+    st.lists(st.sampled_from([*CELLS.split(), "", "9" * 30, '"', " ", "\u00e9"]), min_size=3, max_size=4), max_size=9
+)
+
+
+@bounds(max_examples=FUZZED, deadline=None, database=None)
+@given(ROWS, st.sampled_from(",;\t"), st.sampled_from(BLANKS), st.sampled_from(TEXTS), st.sampled_from(["a", "b", "3"]))
+def test_tables_at_random_are_numbers_or_a_sentence(rows, between, blanks, text, target):
+    content = "\n".join(between.join(row) for row in [["a", "b", "3"], *rows, *rows]).encode()
+    try:
+        table = table_of(content)
+        config = settings(target=target, blanks=blanks, text=text)
+        about = described(table, config)
+        x, y, names = matrices(table, config)
+    except TableError:
+        return
+    assert [column.name for column in about.columns] == list(table.frame.columns)
+    assert x.shape == (len(y), len(names)) == (about.rows[1], len(names))
+    assert np.isfinite(x).all()
+    assert np.isfinite(y).all()
