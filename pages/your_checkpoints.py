@@ -13,6 +13,7 @@ from emacore.widgets.opened import (
     chosen_opened,
     chosen_series,
     plans_of,
+    show_certificates,
     show_command,
     show_contents,
     show_diagnosis,
@@ -72,6 +73,8 @@ with charts:
     plans, growths = plans_of(f"{name}-{'' if found is None else found[1].identity}-{series.steps}", series, codes, fit)
     if plans:
         show_merges(name, series, plans, growths, codes)
+if plans:
+    show_certificates(name, plans, codes)
 if found is None:
     st.header("Leave such files")
     st.code(SNIPPET, language="python")

@@ -20,7 +20,7 @@ from emacore.averaging.windows import Scheme
 from emacore.charts.lines import lines
 from emacore.charts.moving import MOST_HELD, Frames, Handle, Line, View, line_frames
 from emacore.charts.thin import Floats, Scale, axis_ends
-from emacore.formatting import number
+from emacore.formatting import number, plain
 from emacore.limits import CACHE_BYTES
 from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
 from emacore.widgets.page import BOUND, leave_if_run_anew
@@ -145,7 +145,7 @@ def show_figures(own: views.Figures, *, at_end: bool) -> None:
     )
     fourth.metric(
         "Start still in it (%)",
-        number(100 * own.start_share, 2),
+        plain(100 * own.start_share, 2),
         help="The weight of the copy that it began with. Much of it means a memory too long for the run.",
     )
 
