@@ -12,10 +12,10 @@ from torch import nn
 
 import emacore
 from benchmarks import pictures
-from emacore.__main__ import cli
 from emacore.averaging.advice import Run, advise, half_life_in, steps_of_samples
 from emacore.averaging.code import to_code
 from emacore.averaging.families import Constant, InversePower, PowerFunction
+from emacore.cli.commands import cli
 from emacore.experiments.article_study import in_words, shipped
 from emacore.snippets import snippets
 from emacore.tasks.regression.config import RunConfig

@@ -11,7 +11,9 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch.distributed.checkpoint import FileSystemReader
 
+from emacore.checkpoints import stored
 from emacore.checkpoints.stored import CheckpointError, find_units, open_distributed, open_file, open_index, parts_of
 
 STATE = {
@@ -160,6 +162,26 @@ def test_a_missing_part_of_a_set_is_told(tmp_path):
     (tmp_path / "out.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))
     with pytest.raises(CheckpointError, match="not beside it"):
         open_index(tmp_path / "out.safetensors.index.json")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.complex64])
+def test_a_distributed_chunk_is_looked_up_once_however_small_the_parts(tmp_path, monkeypatch, dtype):
+    weight = torch.arange(600.0).reshape(20, 5, 6).to(dtype)
+    dcp.save({"model": {"w": weight, "turned": weight.permute(2, 0, 1)}}, checkpoint_id=tmp_path)
+    looked_up, whole = [], []
+    lookup, read = stored.tensor_in_archive, FileSystemReader.read_data
+    monkeypatch.setattr(stored, "tensor_in_archive", lambda *place: looked_up.append(place) or lookup(*place))
+    monkeypatch.setattr(FileSystemReader, "read_data", lambda *plan: whole.append(plan) or read(*plan))
+    content = open_distributed(tmp_path).content["model"]
+    for name, expected in {"w": weight, "turned": weight.permute(2, 0, 1).contiguous()}.items():
+        parts = [content[name].read(start, min(start + 7, 600)) for start in range(0, 600, 7)]
+        assert torch.equal(torch.cat(parts).view(torch.uint8), expected.reshape(-1).view(torch.uint8))
+    assert len(looked_up) == 2
+    assert whole == []
+    monkeypatch.setattr(stored, "tensor_in_archive", lambda *place: lookup("nowhere"))  # torch's own reader, then
+    again = open_distributed(tmp_path).content["model"]["w"]
+    assert torch.equal(again.read(8, 99).view(torch.uint8), weight.reshape(-1)[8:99].view(torch.uint8))
+    assert whole
 
 
 SHARDED = """

@@ -13,6 +13,7 @@ from emacore.experiments.article_study import (
     comparisons,
     in_words,
     shipped,
+    shipped_words,
 )
 from emacore.experiments.evidence import looking_at
 from emacore.experiments.statistics import kind_of
@@ -85,3 +86,8 @@ def test_the_words_name_the_stop_beside_the_articles_number_and_follow_the_file(
     assert "early stop and learning rate look at the average there" in said[0]
     table["final_ema"] = table["final_original"] / 2
     assert "lower in 32 of 32 seeds (median gain +50 %" in in_words(table)[0], "the words follow the file"
+
+
+def test_the_words_that_ship_are_those_of_the_study_that_ships():
+    table, made = shipped()
+    assert shipped_words() == (in_words(table), made)
