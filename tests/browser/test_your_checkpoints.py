@@ -21,7 +21,7 @@ def test_the_certificate_of_opened_files_follows_the_pointer_and_the_command_fol
     try:
         page.goto(f"{server.url}/your_checkpoints?family=Constant&beta=0.9&update_after_step=0&update_every=1")
         handle = page.get_by_role("slider", name="beta")
-        handle.wait_for()
+        handle.wait_for(timeout=240_000)  # a process of its own loads torch first
         settled(page)
         page.get_by_text("6 checkpoints of steps 10 to 60").wait_for()
         certificate = page.locator("[class*=st-key-moving-] svg").get_by_text(re.compile("averages noise as"))
