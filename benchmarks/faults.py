@@ -242,6 +242,29 @@ def deleted(folder: Path) -> Row:
     }
 
 
+def replaced(folder: Path) -> Row:
+    """Another store is put in its place under a server: its worker gives up, and takes what waits in that one."""
+    from emacore import RunConfig
+    from emacore.experiments.store import RunStore
+
+    other = RunStore(folder.with_name("other"))
+    waits = other.create(RunConfig(max_epochs=1))
+    store = RunStore(folder)
+    with served(folder, "endless") as server:
+        newest = store.runs()["id"][0]
+        wait_for(lambda: len(store.history(newest)) >= 1)
+        folder.rename(folder.with_name("away"))
+        other.folder.rename(folder)
+        server.again()
+        went_on = wait_for(lambda: store.result(waits).state == "done")
+    return {
+        "fault": "store replaced",
+        "times": 1,
+        "epochs lost": int(not went_on),
+        "not whole": int(not is_whole(folder)),
+    }
+
+
 def read_only(folder: Path) -> Row:
     """A store that cannot be written is told as that, and can be read."""
     from emacore.experiments.store import RunStore
@@ -289,6 +312,7 @@ def table(count: int, seed: int = 0) -> list[Row]:
         folder = Path(name)
         rows = list(kills(folder / "kills", count, random.Random(seed)))
         rows += [two_servers(folder / "two"), stopped_for_long(folder / "sleep"), deleted(folder / "deleted")]
+        rows.append(replaced(folder / "replaced"))
         rows += [read_only(folder / "two"), *(full_disk(folder, size) for size in ("3m", "8m"))]
     return rows
 
@@ -300,7 +324,7 @@ def main(count: int, seed: int) -> None:
     """Print the table; the exit code says whether anything was lost."""
     import pandas as pd
 
-    found = pd.DataFrame(table(count, seed)).fillna("")
+    found = pd.DataFrame(table(count, seed)).astype(object).fillna("")
     click.echo(found.to_string(index=False))
     numbers = found[["epochs lost", "left behind", "not whole"]].replace("", 0)
     sys.exit(int(numbers.to_numpy().sum() > 0))

@@ -16,9 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
-#: It ends after so many seconds, and gets no more memory than so many bytes.
-MOST_SECONDS = 120
-MOST_MEMORY = 6 * 2**30
+from emacore import limits
+from emacore.formatting import megabytes
 
 T = TypeVar("T")
 
@@ -35,12 +34,12 @@ def call_apart(function: Callable[[bytes], T], content: bytes) -> T:
     command = [sys.executable, "-m", "emacore.apart", function.__module__, function.__name__]
     try:
         done = subprocess.run(
-            command, input=content, capture_output=True, env=environment, timeout=MOST_SECONDS, check=False
+            command, input=content, capture_output=True, env=environment, timeout=limits.APART_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"The file took more than {MOST_SECONDS} seconds to read. Shorten it.") from error
+        raise ValueError(f"at most {limits.APART_SECONDS} seconds to read a file are possible, it took more") from error
     if done.returncode:
-        raise ValueError("The file takes more memory than there is for it. Shorten it.")
+        raise ValueError(f"at most {megabytes(limits.APART_BYTES)} of memory to read a file are possible, it took more")
     kind, found = pickle.loads(done.stdout)  # of our own process
     if kind == "error":
         raise found
@@ -60,7 +59,7 @@ def main() -> None:
     with suppress(ImportError, ValueError, OSError):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (limits.APART_BYTES, limits.APART_BYTES))
     answer = _answer(sys.argv[1], sys.argv[2], sys.stdin.buffer.read())
     sys.stdout.buffer.write(answer)
 

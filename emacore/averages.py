@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.averaging.weights import Floats, stretch_weights
-from emacore.checks import check_choice
+from emacore.checks import check_choice, check_whole
 from emacore.tensors.attributes import Follower
-from emacore.tensors.buffers import Policy, copied_buffers, holds, put_buffers
+from emacore.tensors.buffers import Policy, copied_buffers, holds, marks, put_buffers
 from emacore.tensors.chosen import chosen
+from emacore.tensors.lending import OPEN, Lending, check_not_lent
 from emacore.tensors.pairing import (
     Watch,
     check_has_values,
@@ -44,10 +46,10 @@ _BLOCK = 1024
 _STRETCH = 32  # divides a block
 # What is not derived.
 _KEPT = (
-    "module",
-    "schedules",
-    "step",
-    "on_nonfinite",
+    "_module",
+    "_schedules",
+    "_step",
+    "_on_nonfinite",
     "nonfinite_calls",
     "_averages",
     "_waiting",
@@ -121,16 +123,14 @@ class Averages:
     ) -> None:
         if not schedules:
             raise ValueError("schedules must name at least one schedule")
-        for name, schedule in schedules.items():
-            if not isinstance(schedule, Schedule):
-                raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")
+        _check_schedules(schedules)
         check_has_values("module", module)
         check_not_sharded("module", module, "use an EMA for each schedule")
-        self.module = module
-        check_choice("on_nonfinite", on_nonfinite, ("take", "skip", "raise"))
-        self.schedules = dict(schedules)
+        self._module = module
+        self._schedules = dict(schedules)
         self.on_nonfinite = on_nonfinite
-        self.nonfinite_calls = self.step = 0
+        self._step = 0
+        self.nonfinite_calls = 0
         self._inside = None
         self._writes = Writes()
         online = unwrapped(module)
@@ -139,7 +139,7 @@ class Averages:
         wanted = chosen(online, names, trainable_only)
         self._layout = {name: tie for name, tie in layout(online).items() if tie.first_name in wanted}
         tensors = {name: tensor for name, tensor in distinct(online).items() if name in wanted}
-        self._copied_buffers = copied_buffers(online, buffers) & self._layout.keys()
+        self._copied_buffers = (copied_buffers(online, buffers) | marks(online)) & self._layout.keys()
         averaged = [tensor for name, tensor in tensors.items() if self._is_averaged(name, tensor)]
         if not averaged:
             raise ValueError("the module has no floating-point tensor to average")
@@ -156,6 +156,51 @@ class Averages:
         self._reset()
 
     @property
+    def module(self) -> nn.Module:
+        """The module being trained."""
+        return self._module
+
+    @property
+    def schedules(self) -> Mapping[str, Schedule]:
+        """A schedule by the name of its average; others may be assigned to it, and are asked from the next call on."""
+        return MappingProxyType(self._schedules)
+
+    @schedules.setter
+    def schedules(self, schedules: Mapping[str, Schedule]) -> None:
+        _check_schedules(schedules)
+        if list(schedules) != list(self._schedules):
+            raise ValueError(
+                f"schedules must keep their names and order, {listed(self._schedules)}: got {list(schedules)}"
+            )
+        self._catch_up()
+        self._owe_beginnings(self._schedules)
+        self._schedules = dict(schedules)
+        self._reset()
+
+    @property
+    def step(self) -> int:
+        """How many calls of :meth:`update` there have been.  Assign to it to change it."""
+        return self._step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        check_whole("step", value, 0)
+        self._catch_up()
+        self._owe_beginnings(self._schedules)
+        self._step = int(value)
+        self._reset()
+
+    @property
+    def on_nonfinite(self) -> str:
+        """What becomes of a call where a weight is not finite."""
+        return self._on_nonfinite
+
+    @on_nonfinite.setter
+    def on_nonfinite(self, choice: str) -> None:
+        check_choice("on_nonfinite", choice, ("take", "skip", "raise"))
+        self._on_nonfinite = choice
+
+    @property
     def averages(self) -> Tensor:
         """Shape (K, P): an average a row, in the order of ``schedules``; the tensors lie one after the other.
 
@@ -169,15 +214,16 @@ class Averages:
         Raises:
             RuntimeError: if the module gained, lost or reshaped a tensor, or inside :meth:`average_parameters`.
         """
-        if self._inside is not None:
-            raise RuntimeError("update() inside average_parameters() would average the average; call it outside")
+        if OPEN:
+            why = "update() inside average_parameters() would average the average; call it outside"
+            check_not_lent(unwrapped(self.module), why)
         offset = self.step % _BLOCK
         if not (offset and self._plain):
             self._look_ahead()
         if self._watch is None or self._watch.is_stale():
             self._look_up()
         if self.on_nonfinite != "take" and self._is_not_finite(offset):
-            self.step += 1
+            self._step += 1
             return
         if self._plain[offset] and not any(self._owed):
             if self._inputs:
@@ -190,7 +236,7 @@ class Averages:
                     self._copy_into(copies)
         elif self._moves[:, offset].any():  # not plain, or a copy is owed
             self._move_one_by_one(offset)
-        self.step += 1
+        self._step += 1
         if self._waiting and not self.step % _STRETCH:
             self._catch_up()
         if self._writes.waiting:
@@ -224,14 +270,17 @@ class Averages:
         pairs = paired(self._layout, ties(online), "module", free)
         kept = {key: tensor.clone() for key, tensor in writable(online).items() if key not in left_out}
         self._inside = name
-        try:
-            for key, (_, source) in pairs.items():
-                if key in kept and key in values and values[key].shape == source.shape:
-                    source.copy_(values[key])
-            yield self.module
-        finally:
-            self._inside = None
-            restore(online, kept, free | self._copied_now(online))
+        with Lending(online, left_out) as lending:
+            try:
+                for key, (_, source) in pairs.items():
+                    if key in kept and key in values and values[key].shape == source.shape:
+                        source.copy_(values[key])
+                lending.begin()
+                yield self.module
+            finally:
+                lending.look()
+                self._inside = None
+                restore(online, kept, free | self._copied_now(online))
 
     def copy_to(self, module: nn.Module, name: str, bema: tuple[float, str] | None = None) -> None:
         """Copy one of the averages into another module that has the same tensors by name.
@@ -253,7 +302,7 @@ class Averages:
         buffers = {key: tie.tensor for key, tie in now.items() if key in copied} | values
         put_buffers(target, {key: value for key, value in buffers.items() if key in copied})
         for key, (source, tensor) in paired(now, ties(target), "module", copied & slots(target)).items():
-            if key not in copied:
+            if key not in copied or isinstance(now[key].tensor, nn.Parameter):  # a mark, which is no buffer
                 tensor.copy_(values.get(key, source))
         Follower(target, online).follow()
         if target is online:
@@ -307,7 +356,7 @@ class Averages:
                 f"this module has {self._averages.shape[-1]}, or other buffers"
             )
         self._reset()
-        self.step = int(state["step"])
+        self._step = int(state["step"])
         self.nonfinite_calls = state.get("nonfinite_calls", 0)
         self._owed = list(state.get("owed", self._owed))
         self._averages.copy_(state["averages"])
@@ -318,6 +367,8 @@ class Averages:
             self._rows[: len(self._waiting)] = waiting["weights"].numpy(force=True)
             if not strict_schedule:
                 self._catch_up_under(state["schedules"])
+        if not strict_schedule and state["schedules"] != told:
+            self._owe_beginnings({name: schedule_from_dict(one) for name, one in state["schedules"].items()})
         device = self._averages.device
         self._copied = [{name: tensor.to(device) for name, tensor in copies.items()} for copies in copied]
 
@@ -443,6 +494,11 @@ class Averages:
             self._averages.lerp_(self._as_tensor(means), self._as_tensor(rest))
             self._waiting.clear()
 
+    def _owe_beginnings(self, schedules: Mapping[str, Schedule]) -> None:
+        """Have averages that have not begun under these schedules begin with a copy under others."""
+        waits = [self._step <= schedule.start for schedule in schedules.values()]
+        self._owed = [owed or wait for owed, wait in zip(self._owed, waits, strict=True)]
+
     def _new_rows(self, count: int) -> NDArray[Any]:
         return self._averages.new_zeros(count, self._averages.shape[1], device="cpu").numpy()
 
@@ -509,6 +565,12 @@ class Averages:
         self._inside = None
         self._writes = Writes()
         self._reset()
+
+
+def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
+    for name, schedule in schedules.items():
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")
 
 
 def _shares_and_rest(decays: Floats) -> tuple[Floats, Floats]:

@@ -20,9 +20,10 @@ from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
 from emacore.checks import check_choice, check_unit, check_whole
 from emacore.tensors.attributes import Attributes, Follower
-from emacore.tensors.buffers import Policy, copied_buffers, follow_buffers
+from emacore.tensors.buffers import Policy, copied_buffers, follow_buffers, marks
 from emacore.tensors.chosen import chosen, link, trainable, unlink
 from emacore.tensors.exports import load_tensors, save_tensors
+from emacore.tensors.lending import OPEN, Lending, by_ourselves, check_not_lent
 from emacore.tensors.pairing import (
     accumulator_dtype,
     check_apart,
@@ -258,7 +259,7 @@ class EMA(nn.Module):
         self.ignore_names = ignore_names
         self.ignore_startswith_names = ignore_startswith_names
         self._policy = buffers
-        self._copied_buffers: frozenset[str] = frozenset()
+        self._copied_buffers: frozenset[str] = marks(online) - self._left_out
         self._told: frozenset[str] = frozenset()
         self._accumulators: dict[str, Tensor] = {}
         self._now.plan = self._make_plan()
@@ -266,8 +267,33 @@ class EMA(nn.Module):
 
     @property
     def model(self) -> nn.Module:
-        """The training model."""
+        """The training model; another one with the same tensors may take its place."""
         return self.online_model if self.include_online_model else self._hidden_model[0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module keeps modules before any property is asked.
+        if name not in ("model", "online_model", "ema_model") or not hasattr(self, "_told"):
+            super().__setattr__(name, value)
+            return
+        if not isinstance(value, nn.Module):
+            raise TypeError(f"{name} must be a module, got {value!r}")
+        check_has_values(name, value)
+        self._finish()
+        if OPEN:
+            why = f"{name} inside average_parameters() would leave the average in the weights; assign it outside"
+            check_not_lent(unwrapped(self.model), why)
+        if name == "ema_model":
+            check_apart(name, value, unwrapped(self.model))
+            super().__setattr__(name, value.requires_grad_(False).eval())
+            self._accumulators = {}
+        else:
+            check_apart("ema_model", self.ema_model, unwrapped(value))
+            if self.include_online_model:
+                super().__setattr__("online_model", value)
+            else:
+                self._hidden_model = [value]
+        self._now.forget_plan()
+        self._now.attributes = None
 
     @property
     def schedule(self) -> Schedule:
@@ -276,6 +302,8 @@ class EMA(nn.Module):
 
     @schedule.setter
     def schedule(self, schedule: Schedule) -> None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a schedule, such as Constant(0.999), got {schedule!r}")
         self._schedule = schedule
         self._now.forget_decays()
 
@@ -341,7 +369,7 @@ class EMA(nn.Module):
         # Most calls are moves and nothing else: then this is all there is.
         now = self._now
         offset = now.step - now.block_start
-        if offset >= len(now.shares) or (plan := now.plan) is None or plan.is_stale():
+        if offset >= len(now.shares) or OPEN or (plan := now.plan) is None or plan.is_stale():
             self._update()
             return
         enabled = torch.is_grad_enabled()
@@ -356,8 +384,9 @@ class EMA(nn.Module):
 
     def _update(self) -> None:
         now, call = self._now, self._now.step
-        if now.kept is not None:
-            raise RuntimeError("update() inside average_parameters() would average the average; call it outside")
+        if OPEN:
+            why = "update() inside average_parameters() would average the average; call it outside"
+            check_not_lent(unwrapped(self.model), why)
         self._finish()
         offset = call - now.block_start
         if not 0 <= offset < len(now.block):
@@ -423,8 +452,6 @@ class EMA(nn.Module):
         Raises:
             RuntimeError: inside :meth:`average_parameters`.
         """
-        if self._now.kept is not None:
-            raise RuntimeError("update_model_with_ema() inside average_parameters() would be undone; call it outside")
         share = self.update_model_with_ema_beta if decay is None else decay
         check_unit("decay", share)
         for source, shadow in self._current_plan().followed():
@@ -452,6 +479,7 @@ class EMA(nn.Module):
         so that the schedule's warm-up, if there is one to come, copies over what was loaded.
 
         Raises:
+            OSError, ValueError: if there is no such file, or it is damaged or of another kind.
             RuntimeError: if names or shapes differ, or inside :meth:`average_parameters`.
         """
         if self._now.kept is not None:
@@ -528,19 +556,22 @@ class EMA(nn.Module):
         now.loans, now.shares = loans, []
         free = self._free_names() | loans.keys()
         changed: list[str] = []
-        try:
-            with torch.no_grad():
-                copy_each([source for _, source in written], [shadow for shadow, _ in written])
-            for loan in loans.values():
-                loan.lend()
-            yield self.model
-        finally:
-            loans = now.loans
-            changed = [name for name, loan in loans.items() if loan.is_written()]
-            back = {name for name, loan in loans.items() if loan.give_back()}
-            kept, now.kept, now.loans = now.kept, None, {}
-            free |= copied_buffers(online, self._policy)  # which may have come inside
-            restore(online, {name: tensor for name, tensor in kept.items() if name not in back}, free)
+        with Lending(online, self._left_out, unwatched=loans) as lending:
+            try:
+                with torch.no_grad():
+                    copy_each([source for _, source in written], [shadow for shadow, _ in written])
+                for loan in loans.values():
+                    loan.lend()
+                lending.begin()
+                yield self.model
+            finally:
+                lending.look()
+                loans = now.loans
+                changed = [name for name, loan in loans.items() if loan.is_written()]
+                back = {name for name, loan in loans.items() if loan.give_back()}
+                kept, now.kept, now.loans = now.kept, None, {}
+                free |= copied_buffers(online, self._policy)  # which may have come inside
+                restore(online, {name: tensor for name, tensor in kept.items() if name not in back}, free)
         if changed:
             raise RuntimeError(
                 f"{listed(changed)} were written inside average_parameters(swap=True), and so the averages of them: "
@@ -642,6 +673,9 @@ class EMA(nn.Module):
         return self
 
     def _current_plan(self) -> Plan:
+        if OPEN:
+            why = "a move inside average_parameters() would average the average, or be undone; make it outside"
+            check_not_lent(unwrapped(self.model), why)
         self._finish()
         now = self._now
         if now.plan is None or now.plan.is_stale():
@@ -653,9 +687,11 @@ class EMA(nn.Module):
     def _make_plan(self) -> Plan:
         self._finish()
         online = unwrapped(self.model)
+        check_has_values("model", online)
         if self._left_out:
             self._link(online)
-        self._copied_buffers |= copied_buffers(online, self._policy)
+        new = copied_buffers(online, self._policy) - self._copied_buffers
+        self._copied_buffers |= new
         kept_apart = {name for name in self._copied_buffers if self._is_ignored(name)} | self._left_out
         follow_buffers(self.ema_model, online, self._copied_buffers - kept_apart)
         kept, found = ties(self.ema_model), ties(online)
@@ -677,6 +713,8 @@ class EMA(nn.Module):
             if self._is_ignored(name):
                 continue
             if self._is_copied(name, shadow):
+                if name in new:  # a mark of what is not finite may have come into it since it was averaged
+                    shadow.copy_(laid_out(source, shadow))
                 copied.append(name)
                 continue
             dtype = self._accumulator_dtype(shadow)
@@ -799,19 +837,23 @@ class EMA(nn.Module):
         self._finish()
         kept, start = self._now.kept, kwargs.get("prefix", args[1] if len(args) > 1 else "") + "online_model."
         if kept is None or not self.include_online_model:
+            if OPEN and self.include_online_model:
+                why = "state_dict() inside another's average_parameters() would store that average as the weights"
+                check_not_lent(unwrapped(self.model), f"{why}; call it outside")
             return self._without_left_out(super().state_dict(*args, **kwargs), start)
         online = unwrapped(self.model)
         averages = {name: tensor.clone() for name, tensor in writable(online).items()}
         free = self._free_names()
-        restore(online, kept, free)
-        try:
-            state = self._without_left_out(super().state_dict(*args, **kwargs), start)
-            for name, value in state.items():
-                if name.startswith(start) and isinstance(value, Tensor):
-                    state[name] = value.clone()
-        finally:
-            restore(online, averages, free)
-            self._now.loans = {name: loan.as_it_is() for name, loan in self._now.loans.items()}
+        with by_ourselves():
+            restore(online, kept, free)
+            try:
+                state = self._without_left_out(super().state_dict(*args, **kwargs), start)
+                for name, value in state.items():
+                    if name.startswith(start) and isinstance(value, Tensor):
+                        state[name] = value.clone()
+            finally:
+                restore(online, averages, free)
+                self._now.loans = {name: loan.as_it_is() for name, loan in self._now.loans.items()}
         return state
 
     def _without_left_out(self, state: Any, start: str) -> Any:
@@ -843,8 +885,9 @@ class EMA(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        if self._now.kept is not None:
-            raise RuntimeError("what is loaded inside average_parameters() would be undone at its end; load it outside")
+        if self._now.kept is not None or (OPEN and self.include_online_model):
+            why = "what is loaded inside average_parameters() would be undone at its end; load it outside"
+            check_not_lent(unwrapped(self.model), why)
         ours = self.schedule.to_dict()
         theirs = local_metadata.get("schedule", ours)
         if self.strict_schedule and theirs != ours:

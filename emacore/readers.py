@@ -6,7 +6,9 @@ are in ``READERS``; the first that knows a file reads it.
 
 from __future__ import annotations
 
+import csv
 import io
+import itertools
 import json
 import re
 import struct
@@ -16,23 +18,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from emacore import limits
 from emacore.tables import (
     COMMA_NUMBER,
-    MAX_CELLS,
-    MAX_COLUMNS,
     POINT_NUMBER,
     THOUSANDS,
     Table,
     TableError,
     as_numbers,
     begins_as_json,
+    check_cells,
+    check_columns,
     read_table,
     text_of,
     unpacked,
 )
 
-#: A table of more cells than this needs values in one of fifty.
-MOST_SPARSE_CELLS = 500_000
 #: Columns that say which metric a row is of, where each row has one value.
 METRIC_NAMES = ("metric", "key", "tag", "metricname", "metric_name", "name", "metric_key")
 VALUE_NAMES = ("value", "metricvalue", "metric_value", "scalar")
@@ -124,13 +125,9 @@ def widened(table: Table, steps: tuple[str, ...], times: tuple[str, ...]) -> Tab
 
 def _check_shape(rows: int, names: int, values: int) -> None:
     """Refuse what would be far larger as a table than it is as a list of names and values."""
-    cells = rows * names
-    if names > MAX_COLUMNS or cells > MAX_CELLS:
-        raise TableError(
-            f"The file has {rows:,} rows of {names:,} names; at most {MAX_COLUMNS:,} names and "
-            f"{MAX_CELLS:,} cells are read."
-        )
-    if cells > MOST_SPARSE_CELLS and cells > 50 * values:
+    check_columns(names)
+    check_cells(rows, names)
+    if (cells := rows * names) > limits.SPARSE_CELLS and cells > 50 * values:
         raise TableError(
             f"The file has {values:,} values for {rows:,} rows of {names:,} names: a table of them would be all but "
             "blank. Split it by metric."
@@ -145,11 +142,8 @@ def _parquet(content: bytes) -> Table:
         raise TableError("Parquet files need pyarrow: pip install pyarrow, or save the table as CSV.") from error
     try:
         about = ParquetFile(io.BytesIO(content)).metadata
-        if about.num_columns > MAX_COLUMNS or about.num_rows * about.num_columns > MAX_CELLS:
-            raise TableError(
-                f"The table has {about.num_rows:,} rows of {about.num_columns:,} columns; at most {MAX_COLUMNS:,} "
-                f"columns and {MAX_CELLS:,} cells are read."
-            )
+        check_columns(about.num_columns)
+        check_cells(about.num_rows, about.num_columns)
         frame = pd.read_parquet(io.BytesIO(content))
     except (ArrowException, OSError, ValueError) as error:
         if isinstance(error, TableError):
@@ -300,8 +294,8 @@ def _json_table(text: str) -> Table:
         three = len(found[0]) == 3 and _is_time(found[0][0])
         names = ("wall_time", "step", "value") if three else [f"column {n + 1}" for n in range(len(found[0]))]
         found = [dict(zip(names, one, strict=True)) for one in found]
-    elif all(isinstance(one, dict) and isinstance(one.get("y"), list) for one in found):
-        found = _of_curves([(str(one.get("name", place)), one) for place, one in enumerate(found, start=1)])
+    elif all(_curve(one) is not None for one in found):
+        found = _of_curves(list(_curves({"": found})))
     for place, one in enumerate(found, start=1):
         if not isinstance(one, dict):
             raise TableError(f"Entry {place} of the JSON list is no object: {_text(one)!r}. Each needs names.")
@@ -312,6 +306,8 @@ def _of_object(found: dict[str, Any], notes: list[str]) -> list[Any]:
     """The rows in a JSON object, however it holds them."""
     if isinstance(found.get("log_history"), list):
         return list(found["log_history"])
+    if (rows := _of_pandas(found)) is not None:
+        return rows
     lists = {name: values for name, values in found.items() if isinstance(values, list)}
     curves = list(_curves(found))
     if curves:
@@ -324,31 +320,76 @@ def _of_object(found: dict[str, Any], notes: list[str]) -> list[Any]:
             return next(iter(tables.values()))
         return [{f"{name}/{key}": value for key, value in row.items()} for name, rows in tables.items() for row in rows]
     if not lists:
+        lists = dict(_lists_within(found))
+    if not lists:
         return [found] if any(isinstance(value, (int, float, dict)) for value in found.values()) else []
-    if left := [name for name in found if name not in lists]:
+    if left := [name for name in found if not any(f"{one}/".startswith(f"{name}/") for one in lists)]:
         notes.append(f"left out, as no lists: {', '.join(left[:8])}")
     if len({len(values) for values in lists.values()}) > 1:
         sizes = ", ".join(f"{name} {len(values)}" for name, values in list(lists.items())[:8])
         raise TableError(f"The JSON has lists of several lengths ({sizes}): a table needs one length.")
-    if len(lists) > MAX_COLUMNS:
-        raise TableError(f"The JSON has {len(lists):,} columns; at most {MAX_COLUMNS:,} are read.")
+    check_columns(len(lists))
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
-def _curves(found: Mapping[str, Any], above: str = "", depth: int = 3) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The objects with a list x and a list y, by their names, up to three levels down."""
+def _of_pandas(found: Mapping[str, Any]) -> list[Any] | None:
+    """The rows of what pandas writes: lists of rows under "data" and names under "columns", rows by their numbers, or
+    columns of values by these."""
+    names, data = found.get("columns"), found.get("data")
+    if isinstance(names, list) and isinstance(data, list) and data:
+        if all(isinstance(row, list) and len(row) == len(names) for row in data):
+            rows = [dict(zip(map(str, names), row, strict=True)) for row in data]
+            index = found.get("index")
+            named = isinstance(index, list) and len(index) == len(rows) and index != list(range(len(rows)))
+            return [{"index": number, **row} for number, row in zip(index or [], rows, strict=True)] if named else rows
+        return None
+    inner = list(found.values())
+    if not inner or not all(isinstance(value, dict) and value for value in inner):
+        return None
+    if all(name.isdecimal() for name in found):
+        return inner
+    if all(number.isdecimal() for value in inner for number in value):
+        numbers = dict.fromkeys(number for value in inner for number in value)
+        _check_shape(len(numbers), len(found), sum(map(len, inner)))
+        return [{name: value.get(number) for name, value in found.items()} for number in numbers]
+    return None
+
+
+def _lists_within(found: Mapping[str, Any], above: str = "", depth: int = 3) -> Iterator[tuple[str, list[Any]]]:
+    """The lists of plain values in objects within an object, by their path, as what evaluates sets by metrics has."""
     for name, value in found.items():
-        if isinstance(value, dict) and isinstance(value.get("y"), list):
+        if isinstance(value, dict) and depth:
+            yield from _lists_within(value, f"{above}{name}/", depth - 1)
+        elif above and isinstance(value, list) and not any(isinstance(one, (list, dict)) for one in value):
+            yield f"{above}{name}", value
+
+
+def _curve(value: Any) -> tuple[list[Any], list[Any]] | None:
+    """x and y of an object that is a curve: x and y (Plotly, ClearML) or steps and values (Comet, Sacred)."""
+    if not isinstance(value, dict):
+        return None
+    for x, y in (("x", "y"), ("steps", "values"), ("iterations", "values")):
+        if isinstance(value.get(y), list) and (isinstance(value.get(x), list) or y == "y"):
+            return value.get(x) or list(range(len(value[y]))), value[y]
+    return None
+
+
+def _curves(found: Mapping[str, Any], above: str = "", depth: int = 4) -> Iterator[tuple[str, Any]]:
+    """The objects that are curves, by their names or paths, up to four levels down."""
+    for name, value in found.items():
+        if _curve(value) is not None:
             yield above + name, value
         elif isinstance(value, dict) and depth:
             yield from _curves(value, f"{above}{name}/", depth - 1)
+        elif isinstance(value, list) and depth and value and all(_curve(one) is not None for one in value):
+            for place, one in enumerate(value, start=1):
+                yield above + str(one.get("metricName") or one.get("name") or place), one
 
 
-def _of_curves(curves: list[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _of_curves(curves: list[tuple[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name, curve in curves:
-        y = curve["y"]
-        x = curve["x"] if isinstance(curve.get("x"), list) else list(range(len(y)))
+        x, y = _curve(curve) or ([], [])
         if len(x) != len(y):
             raise TableError(f"{name} has {len(x):,} numbers x and {len(y):,} numbers y: as many are needed.")
         rows += [{"metric": name, "step": a, "value": b} for a, b in zip(x, y, strict=True)]
@@ -441,12 +482,28 @@ def _markdown(text: str) -> Table:
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev"}
 # The bounds keep a search linear, whatever the text.
 PAIR = re.compile(
-    r"(?<![\w/.()@-])([A-Za-z_][\w/.()@-]{0,200}?)[\"']?[ \t]{0,3}(?:[:=][ \t]{0,20}|[ \t]{1,20})[\"'\[]?[ \t]{0,5}"
+    r"(?<![\w/.)@-])([A-Za-z_][\w/.()@-]{0,200}?)[\"']?[ \t]{0,3}(?:[:=][ \t]{0,20}|[ \t]{1,20})[\"'\[]?[ \t]{0,5}"
     r"([+-]?(?:\d{1,3}(?:,\d{3}){1,5}(?:\.\d+)?|\d+,\d+|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
-    r"|nan|inf(?:inity)?))(?![\w.])",
+    # No date, and no time of day.
+    r"|nan|inf(?:inity)?))(?![\w.]|[:-]\d)",
     re.IGNORECASE,
 )
-_WORD_BEFORE = re.compile(r"(?<!\w)([A-Za-z_]\w{0,40})[ \t]{1,3}$")
+_WORD_BEFORE = re.compile(r"(?<!\w)([A-Za-z_]\w{0,40})('s)?[ \t]{1,3}$")
+#: The words of a name of several, since the bar before it; the word before a bracket in which a name ends.
+_WORDS_OF_CELL = re.compile(r"\|[ \t]{0,9}((?:[A-Za-z_][\w()/-]{0,40}[ \t]{1,3}){1,5}\(?)$")
+_WORD_OF_BRACKET = re.compile(r"(?<!\w)([A-Za-z_][\w/.-]{0,40} ?\()$")
+#: A line of a printed table of names and values; the number of a line's iteration before its pairs; a list.
+_IN_BARS = re.compile(r"[ \t]*\|[ \t]*([^|\n]{1,60}?)[ \t]*\|[ \t]*([^|\s]{1,30})[ \t]*\|[ \t]*")
+_NUMBERED = re.compile(r"[ \t]{0,9}(?:\[(\d{1,15})\]|(\d{1,15}):)[ \t]")
+_LIST_GOES_ON = re.compile(r"[\"']?[ \t]{0,5},")
+ITERATION = "iteration"
+#: Counters that may stand alone above what they count.
+_HEADINGS = ("epoch", "step", "global_step", "iter", "iteration", "round")
+
+
+def _out_of_bars(line: str) -> str:
+    found = _IN_BARS.fullmatch(line) if line.lstrip()[:1] == "|" else None
+    return line if found is None else f"{found[1]}: {found[2]}"
 
 
 def _lines_with_pairs(text: str) -> int:
@@ -455,51 +512,89 @@ def _lines_with_pairs(text: str) -> int:
 
 def _is_log(text: str) -> bool:
     lines = [line[:2000] for line in text[: 2**16].split("\n") if line.strip() and not line.startswith("#")][:100]
-    pairs = [len(PAIR.findall(line)) > 0 for line in lines]
+    pairs = [PAIR.search(_out_of_bars(line)) is not None for line in lines]
     if not lines or 2 * sum(pairs) < len(pairs):
         return False
-    # A header without a number over rows with as many delimiters is a table, whose words happen to end in numbers.
-    return pairs[0] or not any(
-        {line.count(delimiter) for line in lines} == {lines[0].count(delimiter)} != {0} for delimiter in ",;|\t"
-    )
+    # A header without a number over rows with as many fields is a table, whose words happen to end in numbers.
+    return pairs[0] or not any(_are_fields(lines, delimiter) for delimiter in ",;|\t")
+
+
+def _are_fields(lines: list[str], delimiter: str) -> bool:
+    """Whether lines have as many fields each, and more than one."""
+    try:
+        counts = {len(row) for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)}
+    except csv.Error:
+        return False
+    return len(counts) == 1 and counts != {1}
 
 
 def _log(text: str) -> Table:
     """Names and numbers of a log: a row for each line of several, or for each time that a name comes again."""
     records: list[dict[str, str]] = []
     lines: list[int] = []
+    # A line "Epoch 3" alone counts for the lines below it that have several.
+    above: dict[str, str] = {}
+    lists: dict[str, None] = {}
     whole, without, again = True, 0, 0
     for place, line in enumerate(text.split("\n"), start=1):
-        found, twice = _pairs(line)
+        found, twice = _pairs(_out_of_bars(line), lists)
         again += twice
         without += not found and bool(line.strip())
         if not found:
             continue
-        if whole or len(found) > 1 or any(name in records[-1] for name in found):
+        several = len(found) > 1
+        if several and above and not whole and records[-1] == above and not found.keys() & above.keys():
+            pass
+        elif whole or several or any(name in records[-1] for name in found):
             records.append({})
             lines.append(place)
-        records[-1].update(found)
-        whole = len(found) > 1
+            if not several:
+                above = found if plain(next(iter(found))) in _HEADINGS else {}
+        records[-1] = {**(above if several else records[-1]), **found}
+        whole = several
     if not records:
         raise TableError("The log has no line with a name and a number.")
     notes = [f"{without:,} lines without a name and a number were skipped"] if without else []
     if again:
         notes.append(f"{again:,} numbers were left out, because their line has their name already")
+    if lists:
+        notes.append(f"lists of numbers were left out: {', '.join(list(lists)[:8])}")
+    numbered = [int(record[ITERATION]) for record in records if ITERATION in record]
+    if numbered and not all(a < b for a, b in itertools.pairwise(numbered)):
+        records = [{name: text for name, text in record.items() if name != ITERATION} for record in records]
+        notes.append("numbers before the lines, which do not rise, were left out")
     return _of_records(_as_floats(records, notes), lines, notes)
 
 
-def _pairs(line: str) -> tuple[dict[str, str], int]:
-    """The numbers of a line by their names, and how many have a name that is there already."""
+def _pairs(line: str, lists: dict[str, None]) -> tuple[dict[str, str], int]:
+    """The numbers of a line by their names, and how many have a name that is there already; ``lists`` takes the names
+    of those that a list begins with."""
     found: dict[str, str] = {}
     end = twice = 0
     for match in PAIR.finditer(line):
-        name, before = match[1], _WORD_BEFORE.search(line[max(end, match.start() - 50) : match.start()])
-        if before and (before[1].lower() in _PARTS or name in found):
-            name = f"{before[1]} {name}"
+        before = line[max(end, match.start() - 100) : match.start()]
+        name, end = _whole_name(match[1], before, found), match.end()
+        if "[" in line[match.end(1) : match.start(2)] and _LIST_GOES_ON.match(line, end):
+            lists[name] = None
+            continue
         twice += name in found
         found.setdefault(name, match[2])
-        end = match.end()
+    if found and ITERATION not in found and (number := _NUMBERED.match(line)):
+        found = {ITERATION: number[1] or number[2], **found}
     return found, twice
+
+
+def _whole_name(name: str, before: str, found: Mapping[str, str]) -> str:
+    """A name with the words before it that belong to it."""
+    if cell := _WORDS_OF_CELL.search(before):
+        return f"{cell[1]}{name}"
+    if name.endswith(")") and "(" not in name:
+        bracket = _WORD_OF_BRACKET.search(before)
+        return f"{bracket[1]}{name}" if bracket else name[:-1]
+    word = _WORD_BEFORE.search(before)
+    if word and (word[2] or word[1].lower() in _PARTS or name in found):
+        return f"{word[1]} {name}"
+    return name
 
 
 def _as_floats(records: list[dict[str, str]], notes: list[str]) -> list[dict[str, Any]]:

@@ -19,10 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-MAX_BYTES = 50 * 2**20
-MAX_CELLS = 20_000_000
-MAX_COLUMNS = 2_000
-LIGHT_BYTES = 150_000
+from emacore import limits
+from emacore.limits import check_bytes, check_most
 
 #: What the sniff looks at: so many characters and lines of a file's start.
 SAMPLE_CHARACTERS = 2**16
@@ -31,7 +29,7 @@ DELIMITERS = (";", "\t", "|", ",", " ")
 #: Stands for "no delimiter": the unit separator of ASCII, which no text has.
 NO_DELIMITER = "\x1f"
 
-COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+COMMA_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][+-]?\d+)?")
 POINT_NUMBER = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 #: Groups of three digits with blanks (of any width) or apostrophes between them, as much of the world writes them.
@@ -41,6 +39,13 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 #: A date in the order of ISO 8601, with or without a time of day.
 DATE = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}(?:[T ][\d:.,]+(?: ?(?:Z|[+-]\d\d:?\d\d))?)?")
 THOUSANDS_POINT = re.compile(r"(?<=\d)\.(?=\d{3}(?:\D|$))")
+_POINT_GROUPS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+")
+#: A number as Python prints it within a tensor, an array or a list of one.
+_WITHIN = re.compile(
+    r"^(?:[a-z]+\.)?(?:tensor|[Aa]rray|float\d*|u?int\d*)\(\[?([^\s,()\[\]]{1,40})\]?(?:,[^()]{0,80})?\)$"
+    r"|^\[([^\s,()\[\]]{1,40})\]$"
+)
+_COMMENTS = ("#", "%", "//")
 
 
 class TableError(ValueError):
@@ -52,9 +57,9 @@ def is_light(content: bytes) -> bool:
 
     For whoever serves others meanwhile; what is not light is read in a process of its own.
     """
-    first = content[:LIGHT_BYTES].split(b"\n", 1)[0]
+    first = content[: limits.LIGHT_BYTES].split(b"\n", 1)[0]
     widest = max(first.count(delimiter.encode()) for delimiter in DELIMITERS)
-    return len(content) <= LIGHT_BYTES and widest <= 100 and not content.startswith((b"\x1f\x8b", b"PAR1"))
+    return len(content) <= limits.LIGHT_BYTES and widest <= 100 and not content.startswith((b"\x1f\x8b", b"PAR1"))
 
 
 class Table(NamedTuple):
@@ -94,7 +99,7 @@ def content_of(source: bytes | str | Path) -> bytes:
     try:
         _check_size(path.stat().st_size)
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)  # a pipe has no size
+            content = file.read(limits.TABLE_BYTES + 1)  # a pipe has no size
     except OSError as error:
         raise TableError(f"The file {path.name!r} cannot be read: {error.strerror}.") from error
     _check_size(len(content))
@@ -154,6 +159,8 @@ def text_of(content: bytes) -> str:
         raise TableError("The file is empty. A header row and rows of numbers are needed.")
     if content.startswith(b"PK\x03\x04"):
         raise TableError("The file is binary: a zip archive or a workbook. Save the table in it as CSV text first.")
+    if content.startswith(b"PAR1"):
+        raise TableError("The file is binary: Parquet. Save the table in it as CSV text first.")
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     if encoding != "utf-16" and b"\0" in content:
         raise TableError("The file is binary. Save the table as CSV text first.")
@@ -202,16 +209,18 @@ def read_table(text: str) -> Table:
     used = np.flatnonzero(~blank)
     if not len(used):
         raise TableError("The file has comments only. A header row and rows of numbers are needed.")
-    if lengths.max() > MAX_COLUMNS:
-        raise TableError(f"The table has {lengths.max():,} columns; at most {MAX_COLUMNS:,} are read.")
+    check_columns(int(lengths.max()))
     notes = [f"{len(comments)} comment lines"] if comments else []
+    titles, used = _titles(text, delimiter, lengths, used)
+    if titles:
+        first = text.split("\n", int(ends[used[0]]))[int(ends[titles[0]]) - 1].strip()
+        notes.append(f"above the header {len(titles)} lines were left out, the first is {first[:60]!r}")
     names, top, told = _header(text, delimiter, comments, int(used[0]), int(ends[used[0]]), lengths[used])
     notes += told
     rows = used[used >= top]
     if not len(rows):
         raise TableError("The file has a header but no rows. Rows of numbers are needed below it.")
-    if (cells := len(rows) * int(lengths[rows].max())) > MAX_CELLS:
-        raise TableError(f"The table has {cells:,} cells; at most {MAX_CELLS:,} are read.")
+    check_cells(len(rows), int(lengths[rows].max()))
     notes += _checked_lengths(text, delimiter, lengths, rows, len(names))
     skipped = int(blank[rows[0] : rows[-1]].sum()) - sum(rows[0] < place < rows[-1] for place in comments)
     if skipped:
@@ -219,8 +228,8 @@ def read_table(text: str) -> Table:
     if decimal == ",":
         notes.append("commas are decimal signs")
     starts = np.concatenate([[1], ends[:-1] + 1])[rows]
-    begin = int(starts[0]) - 1
-    empty = ends[blank] - 1
+    # pandas counts rows, too, where quotes hold lines together.
+    begin, empty = int(rows[0]), np.flatnonzero(blank)
     skip = [*range(begin), *empty[empty >= begin].tolist()] if (empty >= begin).any() else begin
     frame = _parsed(text, delimiter, decimal, names, int(lengths.max()), skip, len(rows))
     again = _headers_again(frame)
@@ -289,8 +298,17 @@ def is_missing(value: object) -> bool:
 
 
 def _check_size(count: int) -> None:
-    if count > MAX_BYTES:
-        raise TableError(f"The file has {count / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read.")
+    check_bytes("of a file", count, limits.TABLE_BYTES, TableError)
+
+
+def check_columns(count: int) -> None:
+    """Refuse a table that is too wide."""
+    check_most("columns of a table", count, limits.TABLE_COLUMNS, TableError)
+
+
+def check_cells(rows: int, columns: int) -> None:
+    """Refuse a table that is too large."""
+    check_most("cells of a table", rows * columns, limits.TABLE_CELLS, TableError)
 
 
 def unpacked(content: bytes) -> bytes:
@@ -303,21 +321,20 @@ def unpacked(content: bytes) -> bytes:
         return content
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            unpacked = file.read(MAX_BYTES + 1)
+            unpacked = file.read(limits.TABLE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise TableError(f"The gzip file is damaged: {str(error).rstrip('.')}.") from error
-    if len(unpacked) > MAX_BYTES:
-        raise TableError(f"The file has more than {MAX_BYTES // 2**20} MB once unpacked; no more are read.")
+    check_bytes("of a file once unpacked", len(unpacked), limits.TABLE_BYTES, TableError)
     return unpacked
 
 
 def _without_comments(text: str) -> tuple[str, dict[int, str]]:
     """The text with its comment lines blank, so that lines keep their numbers, and those by place from 0."""
-    if not text.startswith("#") and "\n#" not in text:
+    if not text.startswith(_COMMENTS) and not any(f"\n{sign}" in text for sign in _COMMENTS):
         return text, {}
     lines = text.split("\n")
-    comments = {place: line for place, line in enumerate(lines) if line.startswith("#")}
-    return "\n".join("" if line.startswith("#") else line for line in lines), comments
+    comments = {place: line for place, line in enumerate(lines) if line.startswith(_COMMENTS)}
+    return "\n".join("" if line.startswith(_COMMENTS) else line for line in lines), comments
 
 
 def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
@@ -349,7 +366,9 @@ def _delimiter(text: str, said: str | None = None) -> tuple[str, str]:
         except csv.Error:
             continue
         first, below = counts[0], counts[1:] or counts
-        agreed = sum(count == first for count in below) / len(below)
+        # Above the header there may be a title.
+        usual = first if first > 1 else Counter(below).most_common(1)[0][0]
+        agreed = sum(count == usual for count in below) / len(below)
         if max(below) < 2 or (delimiter == " " and (agreed < 1 or not _of_numbers(lines[1:]))):
             continue
         # A delimiter that the header has, too, is better than one that only the rows have.
@@ -363,7 +382,8 @@ def _delimiter(text: str, said: str | None = None) -> tuple[str, str]:
         return found, "."
     fields = [field.strip() for row in _reader(sample, found) for field in row]
     commas = any(COMMA_NUMBER.fullmatch(field) for field in fields)
-    return found, "," if commas and not any(POINT_NUMBER.fullmatch(field) for field in fields) else "."
+    points = any(POINT_NUMBER.fullmatch(field) and not _POINT_GROUPS.fullmatch(field) for field in fields)
+    return found, "," if commas and not points else "."
 
 
 def _full(row: list[str]) -> list[str]:
@@ -405,6 +425,20 @@ def _shape(text: str, delimiter: str) -> tuple[NDArray[np.int64], NDArray[np.boo
     return found[:, 0], found[:, 1].astype(bool), found[:, 2]
 
 
+def _titles(
+    text: str, delimiter: str, lengths: NDArray[np.int64], used: NDArray[np.intp]
+) -> tuple[list[int], NDArray[np.intp]]:
+    """The rows of one field above a first one of several, all of words, where most have as many; and the rows below."""
+    several = lengths[used] > 1
+    if several[0] or not several.any():
+        return [], used
+    begin = int(np.argmax(several))
+    if np.count_nonzero(lengths[used[begin:]] == lengths[used[begin]]) < max(2, 0.9 * len(used[begin:])):
+        return [], used
+    header = next(itertools.islice(_reader(text, delimiter), int(used[begin]), None))
+    return ([], used) if any(map(_is_number, header)) else (used[:begin].tolist(), used[begin:])
+
+
 def _header(
     text: str, delimiter: str, comments: dict[int, str], first: int, end: int, lengths: NDArray[np.int64]
 ) -> tuple[list[str], int, list[str]]:
@@ -417,7 +451,7 @@ def _header(
     top = first + 1
     if _is_data(fields) or _is_like(fields, next(rows, [])):
         top = first
-        above = [line.lstrip("# ") for place, line in comments.items() if place < end]
+        above = [line.lstrip("#%/ ") for place, line in comments.items() if place < end]
         named = [field.strip() for field in next(_reader(above[-1], delimiter), [])] if above else []
         if len(named) == len(fields) and not _is_data(named):
             fields = named
@@ -541,9 +575,12 @@ def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") 
     # Plain Python: pandas' string methods take a millisecond a column, however short it is.
     full = {row: str(value).strip() for row, value in enumerate(column.tolist()) if not is_missing(value)}
     full = {row: text for row, text in full.items() if text}
-    bare, told = full, []
-    if any(text.endswith("%") for text in full.values()):
-        bare = {row: text.removesuffix("%").strip() for row, text in full.items()}
+    bare, told = {row: text.replace("\N{MINUS SIGN}", "-") for row, text in full.items()}, []
+    if any(_WITHIN.fullmatch(text) for text in bare.values()):
+        bare = {row: _WITHIN.sub(r"\1\2", text) for row, text in bare.items()}
+        told.append(f"{column.name}: numbers were taken out of what Python prints around them")
+    if any(text.endswith("%") for text in bare.values()):
+        bare = {row: text.removesuffix("%").strip() for row, text in bare.items()}
         told.append(f"{column.name}: percent signs were taken off")
     if any(GROUPS.fullmatch(text) for text in bare.values()):
         bare = {row: text.translate(_BETWEEN_GROUPS) if GROUPS.fullmatch(text) else text for row, text in bare.items()}

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emacore import apart
+from emacore import limits
 from emacore.apart import call_apart
 from emacore.metric_files import read_metrics
 from emacore.tables import TableError
@@ -32,8 +32,8 @@ def test_what_goes_wrong_there_is_told_here(monkeypatch):
     root = str(Path(__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", root)
     assert call_apart(own_process, b"") != os.getpid()
-    with pytest.raises(ValueError, match="more memory"):
+    with pytest.raises(ValueError, match="at most 6 GB of memory"):
         call_apart(fails, b"")
-    monkeypatch.setattr(apart, "MOST_SECONDS", 0.01)
-    with pytest.raises(ValueError, match="0.01 seconds"):
+    monkeypatch.setattr(limits, "APART_SECONDS", 0.01)
+    with pytest.raises(ValueError, match="at most 0.01 seconds to read a file"):
         call_apart(own_process, b"")

@@ -346,3 +346,35 @@ def test_some_of_an_averages_lag_is_taken_out():
         )
     with pytest.raises(KeyError, match="no average 'start'; there are 'ema', 'first'"):
         averages.copy_to(other, "ema", bema=(alpha, "start"))
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_what_is_assigned_in_the_middle_acts_from_the_next_call_on(waiting, monkeypatch):
+    if not waiting:
+        monkeypatch.setattr("emacore.averages._WAITING_BYTES", 0)
+    averages, emas, call = beside_the_class(Network(), {"a": Constant(0.9), "b": InversePower(0.99, update_every=2)})
+    for step in range(60):
+        if step == 21:
+            averages.schedules = {"a": Constant(0.5), "b": UniformAverage()}
+            emas["a"].schedule, emas["b"].schedule = Constant(0.5), UniformAverage()
+        if step == 45:
+            averages.step = 3000
+            for ema in emas.values():
+                ema.step = 3000
+        call(step)
+    assert averages.step == 3015
+    assert_of_the_class(averages, emas)
+
+
+def test_what_would_have_no_effect_cannot_be_assigned():
+    averages = Averages(Network(), {"a": Constant(0.9)})
+    with pytest.raises(TypeError):
+        averages.schedules["a"] = Constant(0.5)
+    with pytest.raises(ValueError, match="keep their names"):
+        averages.schedules = {"b": Constant(0.5)}
+    with pytest.raises(ValueError, match="on_nonfinite must be one of"):
+        averages.on_nonfinite = "ignore"
+    with pytest.raises(AttributeError):
+        averages.module = Network()
+    with pytest.raises(ValueError, match="step"):
+        averages.step = -1

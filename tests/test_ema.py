@@ -1291,7 +1291,7 @@ def test_the_average_is_fed_back_into_the_model(every, share):
         torch.testing.assert_close(ema.ema_model.weight, average)
     ema.update_model_with_ema(decay=0)
     torch.testing.assert_close(model.weight.detach(), average)
-    with ema.average_parameters(), pytest.raises(RuntimeError, match="would be undone"):
+    with ema.average_parameters(), pytest.raises(RuntimeError, match="would average the average, or be undone"):
         ema.update_model_with_ema()
 
 
@@ -1321,3 +1321,40 @@ def test_a_teacher_takes_the_averages_in_the_models_own_mode():
     assert not torch.equal(taught, ema(x))
     assert not any(tensor.requires_grad for tensor in ema.weights.values())
     assert set(EMA(model, names=["last.weight"]).weights) == {"last.weight"}
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_another_shadow_or_model_takes_the_place_of_the_first(include):
+    model, other, shadow = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    for module, value in ((model, 1.0), (other, 3.0), (shadow, 7.0)):
+        nn.init.constant_(module.weight, value)
+    ema = EMA(model, schedule=Constant(0.5), include_online_model=include)
+    for _ in range(3):
+        ema.update()
+    ema.model = other
+    ema.update()
+    assert ema.model is other
+    assert ema.ema_model.weight.item() == 2.0
+    ema.ema_model = shadow
+    ema.update()
+    assert (shadow.weight.item(), shadow.weight.requires_grad, shadow.training) == (5.0, False, False)
+    with pytest.raises(ValueError, match="ema_model"):
+        ema.ema_model = other
+    with pytest.raises(TypeError, match="must be a module"):
+        ema.model = None
+
+
+def test_a_schedule_is_a_schedule_when_it_is_given_and_when_it_is_assigned():
+    with pytest.raises(TypeError, match=r"must be a schedule, such as Constant\(0\.999\), got 0\.99"):
+        EMA(nn.Linear(1, 1), schedule=0.99)
+    ema = EMA(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="must be a schedule"):
+        ema.schedule = "Constant(0.9)"
+
+
+def test_weights_that_are_gone_meanwhile_are_named():
+    model = nn.Linear(1, 1)
+    ema = EMA(model)
+    model.to("meta")
+    with pytest.raises(ValueError, match="'weight' is on the meta device"):
+        ema.update()

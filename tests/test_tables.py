@@ -1,10 +1,11 @@
 import gzip
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from emacore import tables
+from emacore import limits, tables
 from emacore.tables import TableError, finite_values, numeric_columns, read_csv, read_table, text_of
 
 
@@ -46,11 +47,11 @@ def test_what_is_not_a_table_is_told_in_a_sentence(content, message):
 
 
 def test_limits_are_stated(monkeypatch):
-    monkeypatch.setattr(tables, "MAX_BYTES", 2**20)
-    with pytest.raises(TableError, match="2 MB; at most 1 MB"):
+    monkeypatch.setattr(limits, "TABLE_BYTES", 2**20)
+    with pytest.raises(TableError, match="at most 1 MB of a file are possible, got 2 MB"):
         read_csv(b"a\n" + b"1\n" * 2**20)
-    monkeypatch.setattr(tables, "MAX_CELLS", 3)
-    with pytest.raises(TableError, match="4 cells; at most 3"):
+    monkeypatch.setattr(limits, "TABLE_CELLS", 3)
+    with pytest.raises(TableError, match="at most 3 cells of a table are possible, got 4"):
         read_csv(b"a,b\n1,2\n3,4\n")
 
 
@@ -141,11 +142,11 @@ def test_columns_of_one_name_are_told_apart():
     "content", ['","' * 15_000, '\n"' * 32_000, "a," * 200_000 + "\n1", "x" * 200_000, "a b " * 40_000]
 )
 def test_a_small_file_costs_little(content, monkeypatch):
-    """What cannot be read is refused by its shape; the slow parsers never see it, nor more than a sample the sniff."""
+    """It is refused by its shape, or read once: the sniff sees no more than a sample."""
     seen = []
     count = tables._reader
     monkeypatch.setattr(tables, "_reader", lambda text, delimiter: seen.append(len(text)) or count(text, delimiter))
-    with pytest.raises(TableError):
+    with suppress(TableError):
         read_csv(content.encode())
     assert sum(seen) <= (len(tables.DELIMITERS) + 1) * tables.SAMPLE_CHARACTERS + 2 * len(content)
 
@@ -153,14 +154,14 @@ def test_a_small_file_costs_little(content, monkeypatch):
 def test_sizes_are_looked_at_before_anything_is_read(tmp_path, monkeypatch):
     path = tmp_path / "large.csv"
     with path.open("wb") as file:
-        file.truncate(tables.MAX_BYTES + 1)
+        file.truncate(limits.TABLE_BYTES + 1)
     monkeypatch.setattr(tables.Path, "open", None)
     with pytest.raises(TableError, match="at most 50 MB"):
         read_csv(path)
-    with pytest.raises(TableError, match="more than 50 MB once unpacked"):
-        text_of(gzip.compress(bytes(tables.MAX_BYTES + 1), mtime=0))
+    with pytest.raises(TableError, match="at most 50 MB of a file once unpacked are possible, got more"):
+        text_of(gzip.compress(bytes(limits.TABLE_BYTES + 1), mtime=0))
     monkeypatch.setattr(tables.pd, "read_csv", None)
-    with pytest.raises(TableError, match="200,000 columns; at most 2,000"):
+    with pytest.raises(TableError, match="at most 2,000 columns of a table are possible, got 200,000"):
         read_csv(",".join(["1"] * 200_000).encode())
 
 
@@ -206,7 +207,7 @@ def test_what_was_guessed_about_a_header_is_told():
 
 def test_what_is_light_is_told_by_size_packing_and_columns():
     assert tables.is_light(b"a,b\n1,2\n")
-    assert not tables.is_light(b"a\n" * tables.LIGHT_BYTES)
+    assert not tables.is_light(b"a\n" * limits.LIGHT_BYTES)
     assert not tables.is_light(b"a;" * 101 + b"\n1")
     assert not tables.is_light(gzip.compress(b"a\n1\n", mtime=0))
 
@@ -223,3 +224,29 @@ def test_a_file_of_a_hash_is_that_file(tmp_path, monkeypatch):
     (tmp_path / tables.kept_name(sha256)).write_bytes(content)
     assert tables.read_file("anywhere/mine.csv", sha256) == content
     assert tables.is_kept(sha256)
+
+
+@pytest.mark.parametrize("above", ["", "a title\n\n", "# a comment\n", '\n\n"a longer\ntitle"\n'])
+@pytest.mark.parametrize("name", ["a", '"a\nlong\nname"'])
+@pytest.mark.parametrize("cell", ["x", '"x\n\ny"'])
+@pytest.mark.parametrize("between", ["", "\n", "# here\n", "\n\n"])
+def test_lines_within_quotes_are_one_row(above, name, cell, between):
+    table = read_table(f"{above}{name},b,note\n1,2,{cell}\n{between}3,4,{cell}\n\n5,6,z\n")
+    assert table.frame["b"].tolist() == [2, 4, 6]
+    assert table.frame.iloc[:, 0].tolist() == [1, 3, 5]
+    before = above.count("\n") + name.count("\n") + 2
+    assert table.lines.tolist()[:2] == [before, before + cell.count("\n") + 1 + between.count("\n")]
+
+
+def test_numbers_as_other_countries_and_python_print_them():
+    table = read_table(
+        "n;x;y;z\n1.000;1.234,5;−2,5;tensor(0.5)\n2.000;2.234,5;1,5;[1.5]\n12.000;0,5;−1;np.float64(2)\n"
+    )
+    assert table.frame["n"].tolist() == [1000, 2000, 12000]
+    assert table.frame["x"].tolist() == [1234.5, 2234.5, 0.5]
+    assert table.frame["y"].tolist() == [-2.5, 1.5, -1]
+    # Python prints points, which are groups of three digits at most here.
+    points = read_table("z\ntensor(0.5)\n[1.5]\nnp.float64(2)\n")
+    assert points.frame["z"].tolist() == [0.5, 1.5, 2]
+    with pytest.raises(TableError, match="binary: Parquet"):
+        text_of(b"PAR1abc")

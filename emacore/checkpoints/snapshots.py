@@ -97,7 +97,7 @@ class Snapshots:
     ) -> None:
         check_whole("every", every, 1)
         check_choice("kind", kind, ("windows", "power"))
-        self.folder, self.every, self.kind = Path(folder), every, kind
+        self.folder, self._every, self._kind = Path(folder), every, kind
         if not resume and any(self.folder.glob("step_*")):
             raise FileExistsError(
                 f"{self.folder} holds snapshots already: choose another folder, or resume=True and load_state_dict()"
@@ -123,6 +123,16 @@ class Snapshots:
         self.error: str | None = None
         self._stale_after: int | None = None  # the step of the last file to keep, until the next one is written
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def every(self) -> int:
+        """After so many calls of :meth:`update` a file is written."""
+        return self._every
+
+    @property
+    def kind(self) -> str:
+        """``windows`` or ``power``."""
+        return self._kind
 
     def __enter__(self) -> Self:
         return self

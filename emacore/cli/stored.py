@@ -10,7 +10,7 @@ import click
 from emacore.cli.options import JobId, output
 from emacore.cli.terminal import print_out, tell, write_table, write_text
 from emacore.formatting import counted, megabytes
-from emacore.limits import RECORDINGS_BYTES
+from emacore.limits import CELLS_BYTES, RECORDINGS_BYTES, TABLES_BYTES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,9 +127,11 @@ def delete(run_ids: tuple[str, ...], yes: bool) -> None:
 @click.option("--larger-than", type=click.FloatRange(0), default=0, help="MB of its recorded weights.")
 @click.option("--state", "states", multiple=True, help="done, stopped, failed, interrupted; may be given many times.")
 @click.option("--whole", is_flag=True, help="Forget the jobs as well: settings, histories, tables and cells.")
+@click.option("--cells", is_flag=True, help="Forget the cells of all sweeps, too, so that they are trained anew.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole: bool, yes: bool) -> None:
-    """Free the recorded weights of jobs that have ended; their histories stay.  Also: emacore runs --prune.
+def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole: bool, cells: bool, yes: bool) -> None:
+    """Free the recorded weights of jobs that have ended, and tables that no job trains on; histories stay.
+    Also: emacore runs --prune.
 
     \b
     emacore runs prune --older-than 30 --state failed --yes
@@ -142,8 +144,8 @@ def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole:
     taken = store.taken()
     tell(
         f"the store takes {megabytes(sum(taken.values()))}: recorded weights {megabytes(taken['recordings'])} of at "
-        f"most {megabytes(RECORDINGS_BYTES)}, histories and cells {megabytes(taken['histories'])}, tables "
-        f"{megabytes(taken['tables'])}"
+        f"most {megabytes(RECORDINGS_BYTES)}, tables {megabytes(taken['tables'])} of {megabytes(TABLES_BYTES)}, cells "
+        f"of sweeps {megabytes(taken['cells'])} of {megabytes(CELLS_BYTES)}, histories {megabytes(taken['histories'])}"
     )
     sizes, table = store.recorded_bytes(), store.jobs().set_index("id")
     made = datetime.now(UTC) - timedelta(days=older_than)
@@ -154,11 +156,20 @@ def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole:
     for job_id in ids:
         state = table["state"].get(job_id, "its job is gone")
         tell(f"{job_id}: {megabytes(sizes.get(job_id, 0))}, {state}")
-    tell(f"{counted(len(ids), 'job')}, {megabytes(sum(sizes.get(job_id, 0) for job_id in ids))} to free")
-    if not ids:
+    unused = store.unused_tables()
+    if unused:
+        tell(f"{counted(len(unused), 'table')} that no job trains on: {megabytes(sum(unused.values()))}")
+    if cells:
+        tell(f"cells of sweeps: {megabytes(taken['cells'])}")
+    freed = sum(sizes.get(job_id, 0) for job_id in ids) + sum(unused.values()) + cells * taken["cells"]
+    tell(f"{counted(len(ids), 'job')}, {megabytes(freed)} to free")
+    if not ids and not unused and not cells:
         return
     if not yes:
-        click.confirm("Delete whole jobs for good?" if whole else "Free their recorded weights?", abort=True, err=True)
+        click.confirm("Delete whole jobs for good?" if whole and ids else "Free these?", abort=True, err=True)
+    store.drop_tables()
+    if cells:
+        store.drop_cells()
     for job_id in ids:
         if whole and job_id in table.index:
             store.delete(job_id)

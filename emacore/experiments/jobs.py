@@ -27,7 +27,6 @@ from emacore.experiments.measuring import question_from_json, work_on
 from emacore.experiments.store import RunLost, RunStore, StoreError, StoreFull, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
-from emacore.limits import RECORDING_BYTES
 from emacore.tasks.regression.config import RunConfig
 
 if TYPE_CHECKING:
@@ -376,13 +375,13 @@ def carry_out(
     else:
         from emacore.training.loop import train
 
-        store.make_room()
+        most = store.make_room(run_id)
         result = train(
             job,
             lambda row: keep(row, [row]),
             stop.is_set,
             record=store.recording(run_id),
-            record_bytes=RECORDING_BYTES,
+            record_bytes=most,
             on_recorder=recorders.append,
         )
         history, stopped, error = result.history, result.stopped, result.recording_error

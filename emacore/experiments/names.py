@@ -9,11 +9,10 @@ from functools import lru_cache
 import pandas as pd
 
 from emacore.experiments.studies import job_from_json, job_in_words
+from emacore.limits import NAME_LETTERS, check_most
 
 #: Who asked for a job.  What the server trains by itself makes way for what people ask for.
 PERSON, SERVER = "person", "server"
-#: A name of a person's own has at most so many letters.
-MOST_LETTERS = 80
 #: What the run is called that the server trains by itself.
 EXAMPLE = "the article's run, trained for you"
 
@@ -25,8 +24,7 @@ def checked_name(text: str) -> str:
         ValueError: for one that is too long.
     """
     name = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    if len(name) > MOST_LETTERS:
-        raise ValueError(f"A name has at most {MOST_LETTERS} letters; this one has {len(name)}")
+    check_most("letters of a name", len(name), NAME_LETTERS)
     return name
 
 

@@ -27,10 +27,12 @@ import filelock
 import pandas as pd
 import platformdirs
 
+from emacore import limits
 from emacore.checks import is_real
 from emacore.experiments.names import PERSON, SERVER, checked_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
-from emacore.limits import QUEUED, RECORDING_BYTES, RECORDINGS_BYTES
+from emacore.formatting import megabytes
+from emacore.limits import QUEUED
 from emacore.tables import KEPT, hash_of, kept_name
 from emacore.training.config import TaskConfig
 from emacore.training.history import columns, summarise
@@ -47,7 +49,7 @@ STALE_AFTER = 15.0
 BEAT = 2.0
 #: Bytes that the store keeps for the histories of a full disk.
 RESERVE_BYTES = 2**20
-VERSION = 5
+VERSION = 6
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS runs (
@@ -60,13 +62,16 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, rows TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS once (what TEXT PRIMARY KEY) WITHOUT ROWID",
 )
-#: Columns of runs that came with later formats, in their order.
+#: Columns that came with later formats, by their tables, in their order.
 _LATER = {
-    "kind": "TEXT NOT NULL DEFAULT 'run'",
-    "name": "TEXT",
-    "asked": f"TEXT NOT NULL DEFAULT '{PERSON}'",
-    "took": "REAL",
-    "note": "TEXT",
+    "runs": {
+        "kind": "TEXT NOT NULL DEFAULT 'run'",
+        "name": "TEXT",
+        "asked": f"TEXT NOT NULL DEFAULT '{PERSON}'",
+        "took": "REAL",
+        "note": "TEXT",
+    },
+    "cells": {"added": "REAL", "size": "INTEGER"},
 }
 #: Whose turn it is: the oldest of those that people asked for, and what the server asked for when there is none.
 _NEXT = f"WHERE state = 'queued' ORDER BY asked = '{SERVER}', created, rowid LIMIT 1"
@@ -162,7 +167,9 @@ class RunStore:
         self._beaten: dict[str, float] = {}
         self._silent: dict[str, tuple[Any, float]] = {}
         self._file: tuple[int, int] | None = None
-        self._replaced = False
+        self._mark = (0, 0)
+        #: How often it was deleted, or another one put in its place: it begins anew then, or goes on with that one.
+        self.replacements = 0
         self._open()
 
     def _open(self) -> None:
@@ -180,13 +187,9 @@ class RunStore:
             if version < VERSION:
                 with _transaction(connection):  # several programs may open it at once
                     _bring_up_to_date(connection)
+            self._mark = _mark(connection)
         self._file = _identity(self.path)
         self._keep_reserve()
-
-    def replaced(self) -> bool:
-        """Whether the store was deleted, or another put in its place, since this was last asked: it began anew then."""
-        replaced, self._replaced = self._replaced, False
-        return replaced
 
     def jobs(self) -> pd.DataFrame:
         """All runs, studies and sweeps, newest first.
@@ -403,32 +406,41 @@ class RunStore:
         """The folder of a run's recorded weights; there may be none."""
         return self.folder / "recordings" / run_id
 
-    def make_room(self) -> None:
-        """Drop the oldest recordings, never their histories, until one more fits into the budget of all.
+    def make_room(self, run_id: str) -> int:
+        """Drop the oldest recordings, never their histories, until that of a run fits into the budget of all.
 
-        One that still grows counts as what it may come to, and is left alone.
+        Those of other runs that train count as what they may come to, begun or not, and are left alone.
+
+        Returns:
+            The bytes that this one may take, fewer than usual where too many train at a time.
         """
         with self._connected() as connection:
-            growing = {row["id"] for row in connection.execute("SELECT id FROM runs WHERE state = 'running'")}
-        found, left = [], RECORDING_BYTES - RECORDINGS_BYTES
+            running = "SELECT id FROM runs WHERE state = 'running' AND kind = 'run' AND id != ?"
+            growing = {row["id"] for row in connection.execute(running, (run_id,))}
+        room = limits.RECORDINGS_BYTES - len(growing) * limits.RECORDING_BYTES
+        mine = max(0, min(room, limits.RECORDING_BYTES))
+        found, excess = [], mine - room
         for folder in (self.folder / "recordings").glob("*"):
             with suppress(OSError):  # another worker may be dropping it too
-                size, changed = _bytes_in(folder), folder.stat().st_mtime
-                if folder.name in growing:
-                    left += max(size, RECORDING_BYTES)
-                else:
-                    left += size
-                    found.append((changed, folder, size))
+                if folder.name not in growing:
+                    size = _bytes_in(folder)
+                    excess += size
+                    found.append((folder.stat().st_mtime, folder, size))
         for _, folder, size in sorted(found):
-            if left <= 0:
-                return
+            if excess <= 0:
+                break
             shutil.rmtree(folder, ignore_errors=True)
-            left -= size
+            excess -= size
+        return mine
 
     def taken(self) -> dict[str, int]:
-        """Bytes that the store takes: "recordings", "tables", and "histories" with the cells of sweeps."""
+        """Bytes that the store takes: "recordings", "tables", "cells" of sweeps, and "histories", the rest of its
+        database."""
+        with self._connected() as connection:
+            cells = _bytes_of_cells(connection)
         folders = {name: _bytes_in(self.folder / name) for name in ("recordings", "tables")}
-        return folders | {"histories": sum(file.stat().st_size for file in self.folder.glob("runs.sqlite*"))}
+        database = sum(file.stat().st_size for file in self.folder.glob("runs.sqlite*"))
+        return folders | {"cells": cells, "histories": max(0, database - cells)}
 
     def recorded_bytes(self) -> dict[str, int]:
         """Bytes of each recording, by the id of its run; also of runs that are not there any more."""
@@ -468,12 +480,63 @@ class RunStore:
             rows = (connection.execute("SELECT config FROM runs WHERE id = ?", (one,)).fetchone() for one in job_ids)
             return sorted({table for row in rows if row is not None for table in self._tables_of(row["config"])})
 
+    def unused_tables(self) -> dict[Path, int]:
+        """The kept tables that no job trains on, the oldest first, with their bytes."""
+        found = []
+        with self._connected() as connection:
+            for table in (self.folder / "tables").glob("*.csv"):
+                used = connection.execute("SELECT 1 FROM runs WHERE instr(config, ?) LIMIT 1", (table.stem,))
+                with suppress(OSError):  # another program may be dropping it too
+                    if used.fetchone() is None:
+                        about = table.stat()
+                        found.append((about.st_mtime, table, about.st_size))
+        return {table: size for _, table, size in sorted(found)}
+
+    def drop_tables(self) -> None:
+        """Forget the kept tables that no job trains on."""
+        for table in self.unused_tables():
+            table.unlink(missing_ok=True)
+
+    def drop_cells(self) -> None:
+        """Forget what is kept of sweeps' cells: their tables stay, but who asks for a cell again has it trained again.
+
+        The file shrinks where nothing trains meanwhile; else there is room in it.
+        """
+        with self._connected() as connection:
+            connection.execute("DELETE FROM cells")
+            if connection.execute("SELECT 1 FROM runs WHERE state = 'running' LIMIT 1").fetchone() is None:
+                with suppress(sqlite3.OperationalError):  # it needs as much room again, or is in use
+                    connection.execute("VACUUM")
+
+    def _make_room_for_table(self, size: int) -> None:
+        """Drop the oldest tables that no job trains on until one more fits into the budget.
+
+        Raises:
+            StoreError: if those of jobs leave no room.
+        """
+        excess = _bytes_in(self.folder / "tables") + size - limits.TABLES_BYTES
+        for table, bytes_of_it in self.unused_tables().items() if excess > 0 else ():
+            if excess <= 0:
+                break
+            table.unlink(missing_ok=True)
+            excess -= bytes_of_it
+        if excess > 0:
+            raise StoreError(
+                f"at most {megabytes(limits.TABLES_BYTES)} of tables that jobs train on are possible, and this one has "
+                f"{megabytes(size)}: delete jobs that train on others first."
+            )
+
     def add_table(self, content: bytes) -> Path:
-        """Keep the bytes of a CSV beside the runs that train on it; the same bytes are kept once."""
+        """Keep the bytes of a CSV beside the runs that train on it; the same bytes are kept once.
+
+        Raises:
+            StoreError: if it cannot be kept.
+        """
         path = self.folder / "tables" / kept_name(hash_of(content))
         try:
             path.parent.mkdir(exist_ok=True)
             if not path.exists():
+                self._make_room_for_table(len(content))
                 partial = path.with_suffix(f".{uuid.uuid4().hex}")
                 try:
                     partial.write_bytes(content)
@@ -494,15 +557,23 @@ class RunStore:
 
     def add_cell(self, key: str, rows: list[dict[str, Any]]) -> None:
         """Keep what a sweep found for a cell; it is on disk when this returns."""
-        with self._connected() as connection:
-            connection.execute("INSERT OR REPLACE INTO cells VALUES (?, ?)", (key, json.dumps(rows)))
+        self.add_cells({key: rows})
 
     def add_cells(self, cells: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Keep several, by their keys, at once."""
+        """Keep several, by their keys, at once; the oldest ones beyond the budget are forgotten."""
         if cells:
+            now, texts = time.time(), {key: json.dumps(found) for key, found in cells.items()}
             with self._connected() as connection, _transaction(connection):
-                rows = [(key, json.dumps(found)) for key, found in cells.items()]
-                connection.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?)", rows)
+                connection.executemany(
+                    "INSERT OR REPLACE INTO cells (key, rows, added, size) VALUES (?, ?, ?, ?)",
+                    [(key, text, now, len(text)) for key, text in texts.items()],
+                )
+                excess = _bytes_of_cells(connection) - limits.CELLS_BYTES
+                oldest = connection.execute("SELECT key, size FROM cells ORDER BY added") if excess > 0 else ()
+                for key, size in list(oldest):
+                    if excess > 0 and key not in texts:
+                        connection.execute("DELETE FROM cells WHERE key = ?", (key,))
+                        excess -= size
 
     def counts(self) -> dict[str, int]:
         """How many runs there are in each state that has any."""
@@ -745,9 +816,16 @@ class RunStore:
     def _connected(self) -> Iterator[sqlite3.Connection]:
         if self._file != _identity(self.path):  # deleted, or another one in its place
             self._open()
-            self._replaced = True
+            self.replacements += 1
         with _connection(self.path, self.folder) as connection:
-            yield connection
+            overwritten = _mark(connection) != self._mark
+            if not overwritten:
+                yield connection
+        if overwritten:
+            self._open()
+            self.replacements += 1
+            with _connection(self.path, self.folder) as connection:
+                yield connection
 
 
 @contextmanager
@@ -772,6 +850,12 @@ def _connection(path: Path, folder: Path) -> Iterator[sqlite3.Connection]:
 
 def _text(stored: bytes) -> str:
     return stored.decode("utf-8", "replace")
+
+
+def _mark(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Which store it is, whatever file holds it: a number drawn at its beginning, and its format."""
+    application: int = connection.execute("PRAGMA application_id").fetchone()[0]
+    return application, connection.execute("PRAGMA user_version").fetchone()[0]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -865,6 +949,10 @@ def worker_name(pid: int, token: str) -> str:
     return f"{pid}:{token}@{platform.node()}"
 
 
+def _bytes_of_cells(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT COALESCE(SUM(size), 0) FROM cells").fetchone()[0])
+
+
 def _check_queue(connection: sqlite3.Connection) -> None:
     waiting = connection.execute("SELECT COUNT(*) FROM runs WHERE state = 'queued'").fetchone()[0]
     if waiting >= QUEUED:
@@ -886,10 +974,16 @@ def _enter(connection: sqlite3.Connection, job: Job, *, worker: str | None = Non
 def _bring_up_to_date(connection: sqlite3.Connection) -> None:
     for table in _TABLES:
         connection.execute(table)
-    names = {row["name"] for row in connection.execute("PRAGMA table_info(runs)")}
-    for column, kind in _LATER.items():
-        if column not in names:
-            connection.execute(f"ALTER TABLE runs ADD COLUMN {column} {kind}")
+    for table, later in _LATER.items():
+        names = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+        for column, kind in later.items():
+            if column not in names:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+    connection.execute("UPDATE cells SET added = 0, size = LENGTH(rows) WHERE size IS NULL")
+    # From this alone it is known what they take, and which are the oldest.
+    connection.execute("CREATE INDEX IF NOT EXISTS cells_by_age ON cells (added, size)")
+    if not _mark(connection)[0]:
+        connection.execute(f"PRAGMA application_id = {uuid.uuid4().int % 2**31 or 1}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 

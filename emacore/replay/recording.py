@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from emacore.checks import check_whole
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
-from emacore.tensors.buffers import Policy, copied_buffers
+from emacore.tensors.buffers import Policy, copied_buffers, marks
 from emacore.tensors.chosen import chosen
+from emacore.tensors.lending import OPEN, check_not_lent
 from emacore.tensors.pairing import (
     Watch,
     check_has_values,
@@ -123,7 +124,7 @@ class Recorder:
             self._names -= _passing(self._module)
         self._dtype = torch.float16 if float16 else torch.float32
         largest = {"largest": torch.finfo(self._dtype).max} if float16 else {}
-        self._as_they_are = copied_buffers(self._module, buffers, **largest)
+        self._as_they_are = copied_buffers(self._module, buffers, **largest) | marks(self._module)
         wanted = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
         for name, tensor in wanted.items():
             if tensor.layout != torch.strided:
@@ -172,8 +173,11 @@ class Recorder:
         """Keep the weights as they are now, if it is this call's turn.  Call it after each optimiser step.
 
         Raises:
-            RuntimeError: if the module gained, lost or reshaped a tensor.
+            RuntimeError: if the module gained, lost or reshaped a tensor, or inside ``average_parameters()``.
         """
+        if OPEN:
+            why = "record() inside average_parameters() would record the average; call it outside"
+            check_not_lent(self._module, why)
         self._calls += 1
         if self._calls % self._every or self.error is not None:
             return
@@ -435,7 +439,7 @@ def thinning(steps_per_epoch: int, row_bytes: int, max_epochs: int, most_bytes: 
     The least divisor of the steps of an epoch that does it, so that epochs still end on a row; all of them where even
     that is too few.
     """
-    excess = row_bytes * steps_per_epoch * max_epochs / most_bytes
+    excess = row_bytes * steps_per_epoch * max_epochs / max(most_bytes, 1)
     divisors = (k for k in range(1, steps_per_epoch + 1) if steps_per_epoch % k == 0 and k >= excess)
     return next(divisors, steps_per_epoch)
 

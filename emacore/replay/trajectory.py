@@ -390,6 +390,8 @@ class Trajectory:
         return [int(row) for row in rows]
 
     def _row(self, at: int) -> int:
+        if not len(self.weights):
+            raise ValueError("the recording holds no row: record() or close() came before the first")
         if not isinstance(at, (int, np.integer)) or not -len(self.weights) <= at < len(self.weights):
             raise ValueError(f"at must be one of the {len(self.weights)} recorded rows, got {at!r}")
         return int(at) % len(self.weights)

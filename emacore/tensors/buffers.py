@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from emacore.tensors.pairing import is_averaged, is_expanded, named_parts
+from emacore.tensors.pairing import is_averaged, is_expanded, named_parts, view_of_reals
+from emacore.tensors.sharded import is_sharded
 
 #: ``"average"``, ``"copy"``, or a function of a buffer's name and the buffer that returns one of them, or ``None`` for
 #: what the rules below say.
@@ -46,6 +47,8 @@ def copied_buffers(module: nn.Module, policy: Policy = None, largest: float = _L
 
     and averaged are the rest, such as BatchNorm's means and variances and the codebooks of vector quantisers.
 
+    See :func:`marks` for parameters that are such.
+
     Raises:
         ValueError: if the policy, or what it returns, is something else.
     """
@@ -60,6 +63,25 @@ def copied_buffers(module: nn.Module, policy: Policy = None, largest: float = _L
         or buffer.layout != torch.strided
         or is_expanded(buffer)
         or _choice(policy, full, part, name, buffer, largest) == "copy"
+    )
+
+
+def marks(module: nn.Module) -> frozenset[str]:
+    """Names of the parameters that are copied like buffers: masks of -inf which somebody has made parameters.
+
+    They require no gradient and hold values that are not finite.  Each frozen parameter is read once; parts of sharded
+    ones are not.
+    """
+    return frozenset(
+        start + name
+        for start, part in named_parts(module).items()
+        for name, parameter in part._parameters.items()
+        if parameter is not None
+        and not (parameter.requires_grad or is_sharded(parameter))
+        and is_averaged(parameter)
+        and parameter.numel()
+        and parameter.dtype.itemsize > 1  # float8 has nothing to look with
+        and not bool(torch.stack(torch.aminmax(view_of_reals(parameter.detach()))).isfinite().all())
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,6 +21,9 @@ def save_tensors(module: nn.Module, path: str | Path, left_out: Collection[str],
     Args:
         left_out: Names that are not written.
         about: What the file is to say of itself.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     export = _exported(module, left_out)
     tensors = {
@@ -28,19 +31,28 @@ def save_tensors(module: nn.Module, path: str | Path, left_out: Collection[str],
     }
     # What safetensors' own save_model says of ties, and what transformers asks for.
     aliases = {name: tie.first_name for name, tie in export.items() if tie.first_name != name}
-    if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+    if dist.is_available() and dist.is_initialized() and dist.get_rank():
+        return
+    try:
         save_file(tensors, path, {**aliases, "format": "pt", **about})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def load_tensors(module: nn.Module, path: str | Path, left_out: Collection[str]) -> dict[str, str]:
     """Copy such a file, or that of a plain model, into a module; return what it says of itself.
 
     Raises:
+        OSError: if there is no such file.
+        ValueError: if it is no safetensors file, or a damaged one.
         RuntimeError: if names or shapes differ; then nothing has been copied.
     """
-    with safe_open(path, "pt") as file:
-        names, about = list(file.keys()), file.metadata() or {}
-        found = {name: file.get_tensor(name) for name in names}
+    try:
+        with safe_open(path, "pt") as file:
+            names, about = list(file.keys()), file.metadata() or {}
+            found = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     export = _exported(module, left_out)
     values: dict[str, Tensor] = {}
     for name, tie in export.items():  # a shared tensor may be there under any of its names

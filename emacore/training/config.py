@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.checks import check_at_least_zero, check_choice, check_positive, check_whole, is_real
+from emacore.limits import LAYERS, WIDTH, check_most
 from emacore.replay.measure import Metric
 
 if TYPE_CHECKING:
@@ -69,13 +70,13 @@ class NetworkConfig:
     activation: str = "relu"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.widths, (list, tuple)) or len(self.widths) > 16:
-            raise ValueError(f"network.widths must be a list of at most 16 layer widths, got {self.widths!r}")
+        if not isinstance(self.widths, (list, tuple)):
+            raise ValueError(f"network.widths must be a list of layer widths, got {self.widths!r}")  # noqa: TRY004
+        check_most("layer widths (network.widths)", len(self.widths), LAYERS)
         object.__setattr__(self, "widths", tuple(self.widths))
         for width in self.widths:
             check_whole("network.widths", width, 1)
-            if width > 4096:
-                raise ValueError(f"network.widths must be at most 4096, got {width!r}")
+            check_most("units of a layer (network.widths)", width, WIDTH)
         if not (is_real(self.dropout) and 0 <= self.dropout < 1):
             raise ValueError(f"network.dropout must be in [0, 1), got {self.dropout!r}")
         check_choice("network.activation", self.activation, ACTIVATIONS)

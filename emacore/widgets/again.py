@@ -12,12 +12,13 @@ import streamlit as st
 from emacore.averaging.code import to_code
 from emacore.experiments.store import RunStore, StoredRun
 from emacore.experiments.studies import Job, Study, Sweep
+from emacore.limits import PINS
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import TaskConfig
 from emacore.widgets.jobs import job_queue, submit
 from emacore.widgets.page import put, sentence, told
 from emacore.widgets.runs import run_state
-from emacore.widgets.schedules import MOST_PINS, state_of
+from emacore.widgets.schedules import state_of
 from emacore.widgets.sweeps import SUGGESTED, sweep_state
 
 #: The page of each kind of job, and the control there that chooses one.
@@ -41,8 +42,8 @@ def job_state(job: Job) -> dict[str, Any]:
         raise ValueError(f"the pages have no controls for {config.task_name}")  # noqa: TRY004  not a wrong argument
     if isinstance(job, Study):
         _check_seeds(job.seeds, STUDY_SEEDS)
-        if len(job.schedules) > MOST_PINS:
-            raise ValueError(f"the page keeps {MOST_PINS} further schedules, this study has {len(job.schedules)}")
+        if len(job.schedules) > PINS:
+            raise ValueError(f"the page keeps {PINS} further schedules, this study has {len(job.schedules)}")
         further = [to_code(schedule) for schedule in job.schedules]
         state = {**run_state(config), "seeds": len(job.seeds), "first_seed": job.seeds[0], "pins": further}
     elif isinstance(job, Sweep):

@@ -65,9 +65,13 @@ def listed(kind: str) -> pd.DataFrame:
 
 
 def _tell_if_replaced(store: RunStore) -> None:
-    if store.replaced():
+    """Each session, once, that was there when it happened."""
+    seen = st.session_state.setdefault("replacements", store.replacements)
+    if store.replacements > seen:
+        put({"replacements": store.replacements})
         st.warning(
-            "The run store was deleted or replaced while this server ran: what was in it is gone, and it begins anew.",
+            "The run store was deleted or replaced while this server ran: what was in it is gone from here, and all "
+            "goes on with what is there now.",
             icon=":material/warning:",
         )
 

@@ -22,8 +22,10 @@ FREE_TEXT = ("metrics", "own_x", "pins", "target", "features", "widths", "values
 #: Parameters of controls of which nothing may be chosen.
 MAY_BE_EMPTY = ("filters", "kinds", "states", "ways")
 
-_REFUSED, _PAGE = "link_refused", "link_page"
-_VISIT = "link_visit"
+#: The page, the number of its visit, and what was refused of its link: one entry, since a run can be cut short between
+#: two.
+_VISITED = "link_visited"
+_NONE_YET: tuple[str | None, int, dict[str, tuple[str, Any]]] = (None, 0, {})
 
 
 @contextmanager
@@ -37,13 +39,15 @@ def link_told(page: str) -> Iterator[None]:
         page: The page's name; another one forgets what was told of the last.
     """
     state = st.session_state
-    if state.get(_PAGE) != page:
+    last, visit, refused = state.get(_VISITED, _NONE_YET)
+    if last != page:
         _keep_what_was_there()
-        state[_PAGE], state[_REFUSED], state[_VISIT] = page, {}, state.get(_VISIT, 0) + 1
+        visit, refused = visit + 1, {}
+        state[_VISITED] = page, visit, refused
         known: set[str] = set()
     else:
         known = {str(key) for key in state}
-    refused = state[_REFUSED] | _cleaned()
+    refused = refused | _cleaned()
     asked = {key: st.query_params.get_all(key) for key in st.query_params}
     place = st.container()
     try:
@@ -57,7 +61,7 @@ def link_told(page: str) -> Iterator[None]:
         # A value is told for as long as the one that is shown instead is there.
         refused = {key: (text, state.get(key) if shown is None else shown) for key, (text, shown) in refused.items()}
         refused = {key: (text, shown) for key, (text, shown) in refused.items() if state.get(key) == shown}
-        state[_REFUSED] = refused
+        state[_VISITED] = page, visit, refused
         if refused:
             place.warning(f"Not taken from the link: {'; '.join(_told(refused))}.", icon=":material/link_off:")
 
@@ -71,7 +75,7 @@ def from_link(key: str) -> str | None:
     """
     state, asked = st.session_state, st.query_params.get(key) or None
     visit, written = state.get(f"linked-{key}", (None, None))
-    if visit != state.get(_VISIT, 0):  # another page was here meanwhile, and its link says nothing of this
+    if visit != _visit():  # another page was here meanwhile, and its link says nothing of this
         state[key] = asked or state.get(key)
     elif asked != written:
         state[key] = asked
@@ -87,7 +91,12 @@ def to_link(key: str) -> None:
             st.query_params[key] = state[key]
     elif key in st.query_params:
         del st.query_params[key]
-    state[f"linked-{key}"] = state.get(_VISIT, 0), state.get(key) or None
+    state[f"linked-{key}"] = _visit(), state.get(key) or None
+
+
+def _visit() -> int:
+    visit: int = st.session_state.get(_VISITED, _NONE_YET)[1]
+    return visit
 
 
 def _keep_what_was_there() -> None:

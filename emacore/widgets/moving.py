@@ -173,7 +173,7 @@ def show_moving(
             picture,
             alt_text,
             key=_key(name, state),
-            on_select=partial(_taken, name, handles),
+            on_select=partial(_taken, name, _key(name, state), handles),
             selection_mode=[handle.selection for handle in handles],
         )
         if picture.left_out:
@@ -197,10 +197,16 @@ def _draw(place: Any, picture: Moving, alt_text: str, **arguments: Any) -> Any:
     return place.vega_lite_chart(None, spec, alt=alt_text, width="stretch", **arguments)
 
 
-def _taken(name: str, handles: Sequence[Handle]) -> None:
-    """Write the settings whose handles were moved, so that all that shows them follows."""
+def _taken(name: str, key: str, handles: Sequence[Handle]) -> None:
+    """Write the settings whose handles were moved, so that all that shows them follows.
+
+    A browser waits a moment before it tells of a move.  If Reset, Back or a typed value have had another chart put in
+    the place of the one with this ``key`` meanwhile, they were later, and have their say.
+    """
     state = st.session_state[f"moving-{name}"]
-    selected = st.session_state[_key(name, state)]["selection"]
+    if key != _key(name, state):
+        return
+    selected = st.session_state[key]["selection"]
     for handle in handles:
         chosen = selected.get(handle.selection)
         # A browser may answer with a mark of the picture that was there before.

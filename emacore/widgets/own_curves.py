@@ -20,9 +20,10 @@ from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
 from emacore.charts.thin import axis_ends, kept_rows
 from emacore.formatting import decay as decay_text
-from emacore.formatting import number
+from emacore.formatting import megabytes, number
+from emacore.limits import TABLE_BYTES
 from emacore.metric_files import Curve, MetricFile, curves, figures_table, read_metrics, with_smoothed
-from emacore.tables import MAX_BYTES, is_light, numeric_columns
+from emacore.tables import is_light, numeric_columns
 from emacore.widgets.moving import Setting, show_moving
 from emacore.widgets.page import BOUND, csv_button, escaped, sentence, show_table, stop_with
 from emacore.widgets.schedules import schedule_controls
@@ -82,9 +83,9 @@ def source_controls() -> MetricFile | None:
         key="own",
         on_change=_dropped,
         help="What TensorBoard (CSV or event files), W&B, MLflow, Lightning, Keras, Hugging Face, DVC and others "
-        f"write: CSV, JSON, logs, Parquet, also packed with gzip; up to {MAX_BYTES // 2**20} MB. It stays in this "
+        f"write: CSV, JSON, logs, Parquet, also packed with gzip; up to {megabytes(TABLE_BYTES)}. It stays in this "
         "session, and is not part of the link.",
-        max_upload_size=MAX_BYTES // 2**20,
+        max_upload_size=TABLE_BYTES // 2**20,
     )
     if source == SYNTHETIC:
         return None

@@ -118,9 +118,10 @@ def clicks(run: Named) -> int:
     return int(state["moves"])
 
 
-def keep_clicked(run: Named) -> None:
-    """Keep the cell that was clicked: for the chart's callback."""
-    key = atlas_key(run)
+def keep_clicked(run: Named, key: str) -> None:
+    """Keep the cell that was clicked in the chart with this key, unless another map is shown by now: a callback."""
+    if key != atlas_key(run):
+        return
     cells: list[dict[str, Any]] = st.session_state[key]["selection"].get(CELL, [])
     code = next((cell["code"] for cell in cells if cell.get("code")), None)
     st.session_state[_STATE] = {"of": key, "code": code, "moves": clicks(run)}
@@ -144,14 +145,15 @@ def cell_keys(run: Named, codes: Sequence[str | None], columns: int, best: int) 
             "kept": kept in codes,
             "says": "or the arrow keys move the cell",
         },
-        on_kept_change=partial(_keep_moved, run, tuple(codes)),
+        on_kept_change=partial(_keep_moved, run, atlas_key(run), tuple(codes)),
     )
 
 
-def _keep_moved(run: Named, codes: Sequence[str | None]) -> None:
+def _keep_moved(run: Named, key: str, codes: Sequence[str | None]) -> None:
     at = st.session_state["cell-keys"]["kept"]
-    if at is not None and codes[int(at)] is not None:
-        st.session_state[_STATE] = {"of": atlas_key(run), "code": codes[int(at)], "moves": clicks(run) + 1}
+    # Keys may have been pressed on a map of more cells, which the browser had until now.
+    if key == atlas_key(run) and at is not None and int(at) < len(codes) and codes[int(at)] is not None:
+        st.session_state[_STATE] = {"of": key, "code": codes[int(at)], "moves": clicks(run) + 1}
 
 
 def cell_curves(recorded: Recorded, codes: Sequence[str | None]) -> pd.DataFrame:

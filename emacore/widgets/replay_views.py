@@ -164,7 +164,7 @@ def _show_atlas(view: View) -> Codes:
             alt=f"The {metric} loss under {len(table)} schedules over {x} and {y}, blue where it is below the "
             "original's",
             width="stretch",
-            on_select=partial(keep_clicked, run),
+            on_select=partial(keep_clicked, run, atlas_key(run)),
             selection_mode=CELL,
             key=atlas_key(run),
         )

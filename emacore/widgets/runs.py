@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from emacore.experiments.store import RunStore
+from emacore.limits import EPOCHS, ROWS
 from emacore.tasks.regression.config import DATA_KINDS, SCALED_ON, DataConfig, RunConfig
 from emacore.training.config import (
     ACTIVATIONS,
@@ -23,7 +24,7 @@ from emacore.widgets.schedules import log_slider, schedule_controls, state_of
 
 #: The ends of the controls of numbers, by key.
 ENDS: dict[str, tuple[float, float]] = {
-    "n_samples": (20, 200_000),
+    "n_samples": (20, ROWS),
     "n_features": (1, 1000),
     "n_informative": (1, 1000),
     "noise_sd": (0.0, 1000.0),
@@ -39,7 +40,7 @@ ENDS: dict[str, tuple[float, float]] = {
     "plateau_patience": (0, 10_000),
     "patience": (1, 100_000),
     "run_seed": (0, 10**9),
-    "max_epochs": (1, 100_000),
+    "max_epochs": (1, EPOCHS),
 }
 
 

@@ -13,6 +13,7 @@ import streamlit as st
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import BETA, FAMILIES, TIMING, Control, Schedule, schedule_from_dict
 from emacore.formatting import number
+from emacore.limits import PINS
 from emacore.widgets.page import BOUND, escaped, number_text, reset_button, stop_with
 
 T = TypeVar("T")
@@ -22,7 +23,6 @@ T = TypeVar("T")
 MORE = "more_settings"
 #: The label of the family that is shown first.
 FIRST = FAMILIES["InversePower"].label
-MOST_PINS = 5
 MOST_STEPS = 1_000_000
 RUN_LENGTH_DEFAULTS: dict[str, Any] = {"length": "Steps", "steps": 5000, "rows": 1600, "batch": 32, "epochs": 100}
 
@@ -175,7 +175,7 @@ def _slider(control: Control) -> float:
 def pin(code: str) -> None:
     """Keep a curve beside the current one: for callbacks."""
     pins = st.session_state.get("pins", [])
-    if code not in pins and len(pins) < MOST_PINS:
+    if code not in pins and len(pins) < PINS:
         st.session_state["pins"] = [*pins, code]
 
 
@@ -187,7 +187,7 @@ def pin_controls(code: str, defaults: Mapping[str, Any], parse: Callable[[str], 
             on_click=pin,
             args=(code,),
             icon=":material/keep:",
-            disabled=len(st.session_state.get("pins", [])) >= MOST_PINS,
+            disabled=len(st.session_state.get("pins", [])) >= PINS,
             help="Keep it in the charts while you change the settings.",
         )
         reset_button(defaults)
@@ -196,7 +196,7 @@ def pin_controls(code: str, defaults: Mapping[str, Any], parse: Callable[[str], 
         [],
         key="pins",
         accept_new_options=True,
-        max_selections=MOST_PINS,
+        max_selections=PINS,
         placeholder="Pin the curve, or type one: Constant(beta=0.99)",
         help="Up to five, kept in the link. Any schedule can be typed as code, with the names the sliders have; a "
         "window, as Window(size=100), where no training is needed.",

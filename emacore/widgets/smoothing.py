@@ -17,7 +17,7 @@ from emacore.charts.thin import Scale, axis_ends
 from emacore.formatting import decay as decay_text
 from emacore.formatting import number
 from emacore.widgets.moving import Setting, show_moving
-from emacore.widgets.page import show_chart
+from emacore.widgets.page import leave_if_run_anew, show_chart
 from emacore.widgets.signals import MOVED, Chosen
 
 #: The key of the decay's control.
@@ -114,6 +114,7 @@ def smoothing_frames(
     """Each line at the marks of the handles that move it."""
     drawn: dict[str, dict[str, list[Floats]]] = {}
     for key, values in marks:
+        leave_if_run_anew()
         at = [
             answers_of(chosen, names, value, schedule)
             if key == DECAY

@@ -23,11 +23,11 @@ from emacore.experiments.listing import (
     overlay,
     short_names,
 )
-from emacore.experiments.names import MOST_LETTERS, words_of
+from emacore.experiments.names import words_of
 from emacore.experiments.store import STATES, RunStore, StoredRun, StoreError
 from emacore.experiments.studies import Sweep
 from emacore.formatting import counted, megabytes
-from emacore.limits import RECORDING_BYTES, RECORDINGS_BYTES
+from emacore.limits import CELLS_BYTES, NAME_LETTERS, RECORDING_BYTES, RECORDINGS_BYTES, TABLES_BYTES
 from emacore.widgets.again import PAGES, again_button, is_recorded, replay_button
 from emacore.widgets.jobs import attempt, job_queue
 from emacore.widgets.link import from_link, to_link
@@ -40,6 +40,8 @@ MOST_CURVES = len(COLOURS)
 MODELS = {"EMA": ("ema",), "original": ("original",), "both": ("original", "ema")}
 #: The key of the ids, with commas between them, of the rows that are chosen.
 _PICKED = "picked"
+#: The ids that are chosen in the table, and how many tables there were.
+_IN_TABLE = "picked_in_table"
 _LISTED_MOST = 10
 
 
@@ -88,9 +90,12 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
     ids = found["id"].tolist()
     wanted = [job_id for job_id in (from_link(_PICKED) or "").split(",") if job_id in ids]
     # Rows are chosen by their number, so another list is another table; so it is where a link chose, not the table.
-    if st.session_state.get("picked_in_table") != wanted:
-        put({"picked_in_table": wanted, "picked_tables": st.session_state.get("picked_tables", 0) + 1})
-    key = f"jobs-{zlib.crc32(','.join(ids).encode()):x}-{st.session_state['picked_tables']}"
+    # One entry of the session, since a run of the page can be cut short between two.
+    chosen, tables = st.session_state.get(_IN_TABLE, (None, 0))
+    if chosen != wanted:
+        tables += 1
+        st.session_state[_IN_TABLE] = (wanted, tables)
+    key = f"jobs-{zlib.crc32(','.join(ids).encode()):x}-{tables}"
     event = st.dataframe(
         readable(_columns(found)),
         hide_index=True,
@@ -111,7 +116,7 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
     )
     rows = [row for row in event["selection"]["rows"] if row < len(ids)]
     picked = [ids[row] for row in rows]
-    put({_PICKED: ",".join(picked), "picked_in_table": picked})
+    put({_PICKED: ",".join(picked), _IN_TABLE: (picked, tables)})
     to_link(_PICKED)
     return found.iloc[rows]
 
@@ -169,10 +174,10 @@ def _rename(run: StoredRun, config: str) -> None:
         st.text_input(
             "Name",
             run.name or "",
-            MOST_LETTERS,
+            NAME_LETTERS,
             key=key,
             placeholder=words_of(config),
-            help=f"Up to {MOST_LETTERS} letters; pickers on all pages show it. Empty brings the settings' own back.",
+            help=f"Up to {NAME_LETTERS} letters; pickers on all pages show it. Empty brings the settings' own back.",
         )
         st.form_submit_button(
             "Rename",
@@ -219,15 +224,18 @@ def _delete(picked: pd.DataFrame) -> None:
 
 
 def budgets(listed: pd.DataFrame) -> None:
-    """What the store takes, of what it may, and a way to free recorded weights, also those of no job any more."""
+    """What the store takes, of what it may, and ways to free recorded weights, also those of no job any more, tables of
+    no job, and cells."""
     store = job_queue().store
     with told():
-        taken, recorded = store.taken(), store.recorded_bytes()
+        taken, recorded, unused = store.taken(), store.recorded_bytes(), store.unused_tables()
     with st.expander(f"Disk: {megabytes(sum(taken.values()))}", icon=":material/hard_drive:"):
         st.markdown(
             f"Recorded weights {megabytes(taken['recordings'])} of at most {megabytes(RECORDINGS_BYTES)}, of which one "
-            f"run takes {megabytes(RECORDING_BYTES)} at most; histories and cells {megabytes(taken['histories'])}; "
-            f"tables {megabytes(taken['tables'])}. Beyond that the oldest recordings go, never their histories."
+            f"run takes {megabytes(RECORDING_BYTES)} at most; tables {megabytes(taken['tables'])} of "
+            f"{megabytes(TABLES_BYTES)}; cells of sweeps {megabytes(taken['cells'])} of {megabytes(CELLS_BYTES)}; "
+            f"histories {megabytes(taken['histories'])}. Beyond that the oldest recordings, cells and tables that no "
+            "job trains on go, never a history."
         )
         states = dict(zip(listed["id"], listed["state"], strict=True))
         created = dict(zip(listed["id"], listed["created"], strict=True))
@@ -251,6 +259,23 @@ def budgets(listed: pd.DataFrame) -> None:
             disabled=not old,
             key="free",
             help="At once and for good; on the command line: emacore runs --prune.",
+        )
+        left, right = st.columns(2)
+        left.button(
+            f"Free {megabytes(sum(unused.values()))} of {counted(len(unused), 'table')}",
+            on_click=attempt,
+            args=(store.drop_tables,),
+            disabled=not unused,
+            key="free_tables",
+            help="Uploaded files that no job trains on. Whoever has one open has to upload it again.",
+        )
+        right.button(
+            f"Free {megabytes(taken['cells'])} of cells",
+            on_click=attempt,
+            args=(store.drop_cells,),
+            disabled=not taken["cells"],
+            key="free_cells",
+            help="They spare sweeps, and questions about checkpoints, to be worked out twice. Tables of sweeps stay.",
         )
 
 

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from emacore import RunConfig
-from emacore import __main__ as command_line
+from emacore.cli import commands as command_line
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
 from tests.helpers import ME
@@ -73,6 +73,18 @@ def test_recordings_are_freed_by_age_size_and_state(store):
     emacore("runs", "prune", "--whole", "--state", "failed", "--yes")
     assert len(store.jobs()) == 3
     assert "one of done, stopped" in emacore("runs", "prune", "--state", "running", code=2).output
+
+
+def test_tables_of_no_job_and_cells_are_freed_too(store):
+    store.add_table(b"a,b\n1,2\n")
+    store.add_cell("key", [{"seed": 0}])
+    asked = emacore("runs", "prune", "--cells", input="n\n", code=1).output
+    assert "1 table that no job trains on" in asked
+    assert "cells of sweeps" in asked
+    emacore("runs", "prune", "--yes")
+    assert (store.taken()["tables"], store.cell("key")) == (0, [{"seed": 0}])
+    emacore("runs", "--prune", "--cells", "--yes")
+    assert store.cell("key") is None
 
 
 def test_a_damaged_job_is_told_and_the_others_are_listed(store):

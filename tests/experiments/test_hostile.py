@@ -108,7 +108,7 @@ def test_rows_of_a_store_at_random(damaged_store, column, value, epoch):
             return
         store.interrupt_abandoned()
         assert whole in set(store.jobs()["id"])
-        store.counts(), store.make_room(), store.tables_of([hostile])
+        store.counts(), store.make_room(hostile), store.tables_of([hostile])
         for read in (store.result, store.history):
             with suppress(Damaged):
                 read(hostile)

@@ -1,12 +1,12 @@
 import math
 import re
-import subprocess
-import sys
 from collections import Counter
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from emacore.experiments.statistics import (
@@ -114,6 +114,13 @@ def test_pairs_that_are_not_finite_decide_alone_too():
     lost = paired_comparison([1.0] * 8, [INF] * 8)
     assert (lost.losses, lost.wilcoxon_p) == (8, 2 / 2**8)
     assert math.isnan(paired_comparison([NAN] * 8, [INF] * 8).wilcoxon_p)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=6).filter(any))
+def test_wilcoxons_p_of_tied_and_equal_pairs_is_scipys(gains):
+    found = paired_comparison([4.0] * len(gains), [4.0 - gain for gain in gains]).wilcoxon_p
+    assert found == pytest.approx(stats.wilcoxon(np.array(gains, float), zero_method="pratt").pvalue)
 
 
 def test_the_means_interval_is_students():
@@ -230,7 +237,7 @@ def read(words, pattern):
 def test_words_never_contradict_the_numbers(intervals):
     rng = np.random.default_rng(0)
     kinds = Counter()
-    for _ in range(500 if intervals == CLASSICAL else 40):
+    for _ in range(300 if intervals == CLASSICAL else 30):
         found = paired_comparison(*drawn_pairs(rng), intervals=intervals)
         kind, words = kind_of(found), verdict(found)
         kinds[kind] += 1
@@ -270,7 +277,7 @@ def test_words_never_contradict_the_numbers(intervals):
 def test_words_never_contradict_the_numbers_of_many_tests():
     rng = np.random.default_rng(5)
     kinds = Counter()
-    for _ in range(25):
+    for _ in range(16):
         comparisons = [paired_comparison(*drawn_pairs(rng)) for _ in range(rng.integers(1, 30))]
         p_values = np.array([one.wilcoxon_p for one in comparisons])
         for one, among, adjusted in zip(comparisons, corrected(comparisons), holm(p_values), strict=True):
@@ -337,8 +344,3 @@ def test_ties_and_diverged_seeds_are_told_and_never_dropped():
     assert "over 8 of 12 seeds" in verdict(zero)
     with pytest.raises(ValueError, match="no seeds"):
         paired_comparison([], [])
-
-
-def test_it_needs_no_torch():
-    code = "import sys, emacore.experiments.statistics; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

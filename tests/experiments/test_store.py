@@ -4,20 +4,24 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from emacore import RunConfig
+from emacore import RunConfig, limits
 from emacore.averaging.families import Constant
 from emacore.experiments import store as store_module
+from emacore.experiments.jobs import carry_out
 from emacore.experiments.names import PERSON, SERVER
 from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder, worker_name
 from emacore.experiments.studies import Study, Sweep
 from emacore.tasks.regression.config import DataConfig
+from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.history import columns
 
 CONFIG = RunConfig()
@@ -33,9 +37,9 @@ def row(epoch, **changes):
     return dict.fromkeys(columns(RunConfig.metrics), 0.1 * epoch) | {"epoch": epoch, "steps": 50 * epoch} | changes
 
 
-def claimed(store):
-    run_id = store.create(CONFIG)
-    assert store.claim(ME, 99) == (run_id, CONFIG.to_json(indent=None))
+def claimed(store, config=CONFIG):
+    run_id = store.create(config)
+    assert store.claim(ME, 99) == (run_id, config.to_json(indent=None))
     return run_id
 
 
@@ -293,8 +297,8 @@ def test_frames_read_back_from_csv_unchanged(store, tmp_path):
 
 
 def test_the_oldest_recordings_go_first_and_their_histories_never(store, monkeypatch):
-    monkeypatch.setattr(store_module, "RECORDING_BYTES", 100)
-    monkeypatch.setattr(store_module, "RECORDINGS_BYTES", 350)
+    monkeypatch.setattr(limits, "RECORDING_BYTES", 100)
+    monkeypatch.setattr(limits, "RECORDINGS_BYTES", 350)
     runs = []
     for age in range(4):
         run_id = claimed(store)
@@ -304,11 +308,127 @@ def test_the_oldest_recordings_go_first_and_their_histories_never(store, monkeyp
         (store.recording(run_id) / "weights.npy").write_bytes(b"x" * 100)
         os.utime(store.recording(run_id), (1e9 + age, 1e9 + age))
         runs.append(run_id)
-    store.make_room()
+    assert store.make_room("new") == 100
     assert [store.recording(run_id).exists() for run_id in runs] == [False, False, True, True]
+    for _ in range(3):  # which train, and may take all but 50
+        claimed(store)
+    assert store.make_room(runs[0]) == 50
+    assert not any(store.recording(run_id).exists() for run_id in runs)
+    claimed(store)
+    assert store.make_room(runs[0]) == 0
     assert all(len(store.history(run_id)) == 1 for run_id in runs)
+    store.recording(runs[3]).mkdir()
     store.delete(runs[3])
     assert not store.recording(runs[3]).exists()
+
+
+def test_the_budget_of_all_recordings_holds_while_runs_go_on(store, monkeypatch):
+    monkeypatch.setattr(limits, "RECORDING_BYTES", 60_000)
+    monkeypatch.setattr(limits, "RECORDINGS_BYTES", 120_000)
+    config = RunConfig(
+        data=DataConfig(n_samples=40),
+        network=NetworkConfig((4,)),
+        max_epochs=60,
+        optimizer=OptimizerConfig(batch_size=2),
+    )
+    config = replace(config, stopping=StoppingConfig("none"))
+    most, runs = [], []
+
+    def look(rows):
+        most.append(store.taken()["recordings"])
+
+    def train(further):
+        """A run; in its first epoch another one begins, and trains to its end, and so on."""
+        run_id = claimed(store, config)
+        runs.append(run_id)
+
+        def tell(rows):
+            look(rows)
+            if rows[0]["epoch"] == 1 and further:
+                train(further - 1)
+
+        ended = carry_out(store, run_id, ME, config, threading.Event(), tell)
+        assert len(ended.history) == 60
+
+    train(2)  # three train at a time: two may take all, so the third records nothing
+    train(0)
+    descriptions = 4 * 2_000
+    assert 80_000 < max(most) <= 120_000 + descriptions
+    assert [len(store.history(run_id)) for run_id in runs] == [60] * 4
+    assert "may take 0 MB at most" in store.result(runs[2]).note
+
+
+def test_tables_have_a_budget_in_which_those_of_jobs_are_safe(store, monkeypatch):
+    monkeypatch.setattr(limits, "TABLES_BYTES", 30)
+    used, old, new = (store.add_table(content) for content in (b"a,b\n1,2\n", b"a,b\n1,3\n", b"a,b\n1,4\n"))
+    for age, table in enumerate((used, old, new)):
+        os.utime(table, (1e9 + age, 1e9 + age))
+    run_id = store.create(replace(CONFIG, data=DataConfig("csv", path=str(used), target="b")))
+    store.add_table(b"a,b\n1,5\n")
+    assert (used.exists(), old.exists(), new.exists()) == (True, False, True)
+    with pytest.raises(StoreError, match="of tables that jobs train on are possible.*delete jobs that train on others"):
+        store.add_table(b"a,b\n1,6\n" * 3)
+    assert list(store.unused_tables()) == []
+    assert used.exists()
+    store.add_table(b"a,b\n1,7\n")
+    store.drop_tables()
+    assert [path.name for path in used.parent.iterdir()] == [used.name]
+    store.delete(run_id)
+    assert not used.exists()
+
+
+def test_cells_have_a_budget_and_the_oldest_go_first(store, monkeypatch):
+    rows = [{"seed": 0, "loss": "x" * 100}]
+    size = len(json.dumps(rows))
+    monkeypatch.setattr(limits, "CELLS_BYTES", 3 * size)
+    for place in range(5):
+        store.add_cell(f"key{place}", rows)
+    assert [store.cell(f"key{place}") is None for place in range(5)] == [True, True, False, False, False]
+    assert store.taken()["cells"] == 3 * size
+    store.add_cell("large", rows * 9)  # whoever asked for it gets it
+    assert store.cell("large") == rows * 9
+    assert store.cell("key4") is None
+    store.drop_cells()
+    assert (store.taken()["cells"], store.cell("large")) == (0, None)
+
+
+def moved(store, other):
+    store.path.unlink()
+    other.path.rename(store.path)
+
+
+def copied(store, other):
+    store.path.write_bytes(other.path.read_bytes())
+
+
+@pytest.mark.parametrize("put", [moved, copied])
+def test_another_store_in_its_place_is_used_without_a_restart(store, tmp_path, put):
+    mine = claimed(store)
+    other = RunStore(tmp_path / "other")
+    theirs = other.create(replace(CONFIG, seed=7))
+    put(store, other)
+    with pytest.raises(RunLost):
+        store.append(mine, ME, row(1))
+    assert store.replacements == 1
+    assert store.jobs()["id"].tolist() == [theirs]
+    assert store.claim(ME, 9)[0] == theirs
+    store.append(theirs, ME, row(1))
+    store.finish(theirs, ME, "done")
+    assert (store.result(theirs).state, store.replacements) == ("done", 1)
+
+
+def test_an_older_store_or_an_emptied_file_in_its_place_is_brought_up_to_date(store, tmp_path):
+    store.create(CONFIG)
+    old = Path(__file__).parents[1] / "data" / "store_of_0_1" / "runs.sqlite"
+    store.path.write_bytes(old.read_bytes())
+    assert len(store.runs()) == 1
+    os.truncate(store.path, 0)
+    assert store.jobs().empty
+    store.create(CONFIG)
+    assert (len(store.jobs()), store.replacements) == (1, 2)
+    store.path.write_bytes(b"something else" * 1000)
+    with pytest.raises(StoreError, match="damaged or not a run store"):
+        store.jobs()
 
 
 STUDY = Study(CONFIG, (4, 1), (Constant(0.5),))
@@ -380,7 +500,7 @@ def test_renaming(store):
     assert store.runs()["name"].isna().all()
     store.rename(run_id, "  the\n good\tone ")
     assert store.runs()["name"].tolist() == [store.result(run_id).name] == ["the good one"]
-    with pytest.raises(StoreError, match="at most 80 letters; this one has 81"):
+    with pytest.raises(StoreError, match="at most 80 letters of a name are possible, got 81"):
         store.rename(run_id, "x" * 81)
     with pytest.raises(StoreError, match="no run 'nothing'"):
         store.rename("nothing", "x")

@@ -128,12 +128,17 @@ def drag(app, **marks):
     for chart in app.get("vega_lite_chart"):
         chosen = {f"drag_{key}": [{"mark": mark}] for key, mark in marks.items()}
         if set(chosen) <= set(chart.proto.selection_mode):
-            states = app._tree.get_widget_states()
-            states.widgets.add(id=chart.proto.id, string_value=json.dumps({"selection": chosen}))
-            app._run(states)
-            assert not app.exception, app.exception
-            return app
+            return select(app, chart.proto.id, **chosen)
     raise AssertionError(f"no chart has handles for {', '.join(marks)}")
+
+
+def select(app, chart_id, **chosen):
+    """Select in a chart, as the browser does; and what was set before, but not run yet, with it."""
+    states = app._tree.get_widget_states()
+    states.widgets.add(id=chart_id, string_value=json.dumps({"selection": chosen}))
+    app._run(states)
+    assert not app.exception, app.exception
+    return app
 
 
 def texts(app):

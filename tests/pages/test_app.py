@@ -4,6 +4,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from streamlit.runtime.scriptrunner import RerunException, get_script_run_ctx
+from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
+from streamlit.runtime.state import SCRIPT_RUN_WITHOUT_ERRORS_KEY
+from streamlit.runtime.state.safe_session_state import SafeSessionState
 
 from emacore.charts import style
 from tests.pages.conftest import enter_recorded, enter_run
@@ -17,6 +21,8 @@ def test_pages_import_no_torch():
 import sys
 from streamlit.testing.v1 import AppTest
 from emacore.experiments.jobs import JobQueue
+from emacore.widgets import moving
+moving._MOST_MARKS, moving._FEWEST_MARKS = 12, 3  # many curves of the same kind take as many seconds
 JobQueue.tend = lambda self, *, warm=False: None
 for page in ("overview", "for_my_run", "decay_schedule", "low_pass_filter", "train", "your_checkpoints"):
     app = AppTest.from_file("app.py", default_timeout=60)
@@ -65,3 +71,29 @@ def test_colours_are_the_same_in_streamlit_and_in_the_charts():
     expected = [style.ORIGINAL, style.AVERAGED, *style.OTHERS, style.CLEAN]
     assert theme["chartCategoricalColors"] == expected
     assert theme["primaryColor"] == style.AVERAGED
+
+
+QUICK = ("for_my_run", "runs", "your_checkpoints")
+OTHERS = sorted({path.stem for path in ROOT.glob("pages/*.py")} - set(QUICK))
+
+
+@pytest.mark.parametrize("page", [*QUICK, *(pytest.param(page, marks=[pytest.mark.long]) for page in OTHERS)])
+def test_a_run_of_a_page_that_is_cut_short_between_two_writes_breaks_no_later_one(open_page, home, page, monkeypatch):
+    """A click ends the run under way wherever that asks the session: here before its first write, then its second..."""
+    enter_recorded(home)
+    cuts = written = 0
+
+    def write(self, key, value, really=SafeSessionState.__setitem__):
+        nonlocal cuts, written
+        if key != SCRIPT_RUN_WITHOUT_ERRORS_KEY and (context := get_script_run_ctx()):
+            written += 1
+            if written > cuts:
+                cuts, written = written, 0
+                raise RerunException(RerunData(context.query_string, page_script_hash=context.page_script_hash))
+        really(self, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SafeSessionState, "__setitem__", write)
+        app = open_page(page)
+    assert cuts > 1
+    assert app.title[0].value == open_page(page).title[0].value

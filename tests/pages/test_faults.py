@@ -11,7 +11,7 @@ from emacore.experiments.store import RunStore
 from emacore.limits import QUEUED_OF_SESSION
 from emacore.training.config import OptimizerConfig
 from tests.helpers import ME
-from tests.pages.conftest import FREE, run
+from tests.pages.conftest import FREE, STUDY, SWEEP, run
 
 PAGES = ("train", "what_if", "evidence", "where_it_helps", "runs")
 DAMAGES = {
@@ -96,6 +96,25 @@ def test_a_store_that_is_deleted_under_the_server_begins_anew(open_page, home):
     assert RunStore(home).jobs().empty
     run(app)
     assert not any("deleted or replaced" in warning.value for warning in app.warning)
+
+
+@pytest.mark.parametrize("page", ["runs", "train", "evidence", "where_it_helps"])
+def test_another_store_in_its_place_is_told_to_each_session_and_used(open_page, home, tmp_path, page):
+    job = {"evidence": STUDY, "where_it_helps": SWEEP}.get(page, RunConfig())
+    RunStore(home).create(RunConfig(seed=7))
+    app, other_session = open_page(page), open_page(page)
+    other = RunStore(tmp_path / "other")
+    other.rename(other.create(job), "of the other one")
+    home.rename(tmp_path / "away")
+    other.folder.rename(home)
+    for session in (app, other_session):
+        run(session)
+        assert any("deleted or replaced" in warning.value for warning in session.warning)
+        run(session)
+        assert not any("deleted or replaced" in warning.value for warning in session.warning)
+    assert RunStore(home).jobs()["name"].tolist() == ["of the other one"]
+    if page != "runs":
+        assert any("of the other one" in option for box in app.selectbox for option in box.options)
 
 
 EMPTY = {

@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from emacore.tensors.buffers import copied_buffers, follow_buffers, holds, put_buffers
+from emacore import EMA, Averages, Constant
+from emacore.tensors.buffers import copied_buffers, follow_buffers, holds, marks, put_buffers
 
 
 class Buffers(nn.Module):
@@ -139,3 +142,31 @@ def test_what_holds_what_and_what_is_put_where_there_is_a_place():
     assert module.table is kept
     assert module.table.tolist() == [1.0] * 2
     assert not hasattr(module, "stranger")
+
+
+def test_a_frozen_parameter_that_is_not_finite_is_a_mark():
+    model = nn.Linear(2, 2)
+    model.mask = nn.Parameter(torch.tensor([0.0, -float("inf")]), requires_grad=False)
+    model.scale = nn.Parameter(torch.ones(2), requires_grad=False)
+    assert marks(model) == {"mask"}
+    ema, averages = EMA(model, schedule=Constant(0.5)), Averages(model, {"a": Constant(0.5)})
+    for _ in range(3):
+        ema.update()
+        averages.update()
+    other = copy.deepcopy(model)
+    nn.init.zeros_(other.mask)
+    averages.copy_to(other, "a")
+    for found in (ema.ema_model, other):
+        assert torch.equal(found.mask, model.mask)
+
+
+def test_a_buffer_that_became_a_mask_meanwhile_is_one_at_the_next_evaluation():
+    model = nn.Linear(2, 2)
+    model.register_buffer("bias_of_places", torch.zeros(2))
+    ema = EMA(model, schedule=Constant(0.5))
+    for _ in range(3):
+        ema.update()
+    model.bias_of_places[1] = -float("inf")
+    ema.update()
+    with ema.average_parameters():
+        assert torch.equal(model.bias_of_places, torch.tensor([0.0, -float("inf")]))

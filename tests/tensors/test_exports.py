@@ -119,3 +119,15 @@ def test_another_models_file_is_told_and_changes_nothing(tmp_path):
 def test_a_state_that_is_no_tensor_is_told(tmp_path):
     with pytest.warns(UserWarning, match="'_extra_state' are no tensors"):
         EMA(Told()).save(tmp_path / "model.safetensors")
+
+
+def test_files_that_cannot_be_read_or_written_are_named(tmp_path):
+    ema = EMA(nn.Linear(2, 2))
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"no header" * 9)
+    with pytest.raises(ValueError, match=r"damaged\.safetensors is no whole safetensors file"):
+        ema.load(damaged)
+    with pytest.raises(FileNotFoundError, match=r"missing\.safetensors"):
+        ema.load(tmp_path / "missing.safetensors")
+    with pytest.raises(OSError, match=r"averages\.safetensors cannot be written"):
+        ema.save(tmp_path / "no folder" / "averages.safetensors")

@@ -1,19 +1,22 @@
 """The frames of the Decay schedule page: a curve for each mark of each handle, equal to that of its value."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
 from emacore.averaging import views
-from emacore.averaging.code import scheme_from_code, to_code
+from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.families import Constant
 from emacore.averaging.schedules import FAMILIES
 from emacore.averaging.weights import weights
-from emacore.averaging.windows import decays_at_end
+from emacore.averaging.windows import Window, decays_at_end
 from emacore.widgets import decays
-from emacore.widgets.decays import NOW, QUANTITIES, at_step
+from emacore.widgets.decays import NOW, QUANTITIES, at_step, decay_tables, weight_tables
 from emacore.widgets.moving import MOST_BYTES, schedule_settings
+from tests.helpers import FUZZED
 
 PINS = (
     "Constant(beta=0.99)",
@@ -22,6 +25,47 @@ PINS = (
     "PowerFunction(sigma_rel=0.1)",
     "BiasCorrected(beta=0.9999)",
 )
+
+
+#: What a pin may be typed or linked as: a call of any name with any values, one in another, or mere letters.
+ODD = "0 1 -1 2 200 0.5 .999 1e-300 1e308 1e999 -1e999 nan None True 1j '' 'x' [] {} (1,) 1_0"
+VALUES = some.one_of(
+    some.sampled_from(ODD.split()),
+    some.sampled_from(["9" * 400, f"1{'0' * 5000}", "1 if 1 else 2", "x", "--1", "1+1", "*a", "'\\ud800'"]),
+    some.integers().map(str),
+    some.floats().map(str),
+)
+NAMES = some.sampled_from([*FAMILIES, "Window", "Coefficients", "print", "__import__"])
+SETTINGS = [setting.name for family in FAMILIES.values() for setting in fields(family)]
+KEYS = some.sampled_from([*SETTINGS, "size", "schedule", "files", "self"])
+CALLS = some.recursive(
+    VALUES,
+    lambda inner: some.builds(
+        lambda name, values, keys: f"{name}({', '.join([*values, *(f'{key}={one}' for key, one in keys.items())])})",
+        NAMES,
+        some.lists(inner, max_size=1),
+        some.dictionaries(KEYS, inner, max_size=3),
+    ),
+    max_leaves=4,
+)
+TYPED = some.one_of(CALLS, CALLS, some.text(max_size=30), some.text("()[]=,.1eConstant", max_size=40))
+
+
+@settings(max_examples=2 * FUZZED, deadline=None, database=None)
+@given(TYPED)
+@example("(" * 5000)
+@example("Window(size=" * 300 + "1" + ")" * 300)
+def test_pins_at_random_are_drawn_or_refused_in_a_sentence(text):
+    for parse in (scheme_from_code, from_code):
+        try:
+            scheme = parse(text)
+        except ValueError:
+            continue
+        assert scheme_from_code(scheme_to_code(scheme)) == scheme
+        assert (weight_tables({text: scheme}, 50)["weight"] >= 0).all()
+        if not isinstance(scheme, Window):
+            assert decay_tables({text: scheme}, 50)["decay"].between(0, 1).all()
+        assert views.figures(scheme, 50)
 
 
 @some.composite

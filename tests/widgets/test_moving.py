@@ -6,7 +6,7 @@ import numpy as np
 from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
-from tests.pages.conftest import drag
+from tests.pages.conftest import drag, select
 
 
 def app_of(*, stop=False):
@@ -84,6 +84,19 @@ def test_another_value_that_no_handle_has_set_moves_the_handle():
     assert start(app) == 0.5
     assert chart(app).id != before.id  # or the browser would bring back where the handle was
     drag(app, power=2)  # the same mark as before, and yet another value than now
+    assert app.number_input[0].value == 1.5
+
+
+def test_what_was_typed_since_has_its_say_against_a_move_of_the_chart_before():
+    app = app_of()
+    before = chart(app)
+    # The browser waits a moment with a move: meanwhile a value was typed, and its run of the page is cut short.
+    app.session_state["stop"] = True
+    app.number_input[0].set_value(0.5).run()
+    app.session_state["stop"] = False
+    select(app, before.id, drag_power=[{"mark": 2}])
+    assert app.number_input[0].value == start(app) == 0.5
+    drag(app, power=2)
     assert app.number_input[0].value == 1.5
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emacore.checks import check_at_least_zero, check_choice, check_whole, is_real
+from emacore.limits import TABLE_CELLS, check_most
 from emacore.replay.measure import Metric
-from emacore.tables import MAX_CELLS, hash_of, read_file
+from emacore.tables import hash_of, read_file
 from emacore.training.config import NetworkConfig, TaskConfig, TaskData
 from emacore.training.names import cut
 
@@ -72,11 +73,8 @@ class DataConfig(TaskData):
         check_at_least_zero("data.noise", self.noise)
         if not (is_real(self.test_size) and 0 < self.test_size < 1):
             raise ValueError(f"data.test_size must be in (0, 1), got {self.test_size!r}")
-        if self.n_samples * self.n_features > MAX_CELLS:
-            raise ValueError(
-                f"data: {self.n_samples:,} samples of {self.n_features:,} features are "
-                f"{self.n_samples * self.n_features:,} numbers; at most {MAX_CELLS:,} are allowed"
-            )
+        what = f"numbers of data ({self.n_samples:,} samples of {self.n_features:,} features)"
+        check_most(what, self.n_samples * self.n_features, TABLE_CELLS)
         for name in ("path", "target", "sha256"):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"data.{name} must be text, got {getattr(self, name)!r}")  # noqa: TRY004

@@ -1,13 +1,20 @@
 """Nothing of a table vanishes without a word, and what is odd is told before a training."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import settings as bounds
+from hypothesis import strategies as st
 
-from emacore.tables import TableError, read_table
+from emacore import limits
+from emacore.tables import TableError, read_table, table_of
 from emacore.tasks.regression.columns import described, matrices, scalable, usable_targets
-from emacore.tasks.regression.config import DataConfig
+from emacore.tasks.regression.config import BLANKS, TEXTS, DataConfig
 from emacore.tasks.regression.data import load
+from tests.helpers import FUZZED
 
 RNG = np.random.default_rng(0)
 BASE = pd.DataFrame(RNG.normal(size=(40, 3)), columns=["a", "b", "c"]).assign(
@@ -119,13 +126,17 @@ def test_what_fills_and_what_words_there_are_is_of_the_rows_it_is_fitted_on():
         (BASE, {"features": ("a", "d")}, "no column 'd'"),
         (BASE, {"features": ("a", "y")}, "'y' is the target, so it cannot be a feature too"),
         (BASE.assign(w=["x", "y"] * 20), {"features": ("w",)}, "'w' is of text, which no network takes: data.text=one"),
-        (BASE.assign(w=[f"w{n}" for n in range(40)]), {"text": "one-hot"}, "40 different texts; at most 20"),
+        (
+            BASE.assign(w=[f"w{n}" for n in range(40)]),
+            {"text": "one-hot"},
+            "at most 20 words of the feature 'w' as columns are possible, got 40",
+        ),
         (BASE[["y"]], {}, "no feature beside the target 'y'"),
         (BASE[:3], {}, "3 rows, of which 3 can be used; at least 4"),
     ],
 )
 def test_what_cannot_be_trained_on_is_named(frame, changes, message, monkeypatch):
-    monkeypatch.setattr("emacore.tasks.regression.columns.MOST_WORDS", 20)
+    monkeypatch.setattr(limits, "WORDS", 20)
     with pytest.raises(TableError, match=message):
         described(read(frame), settings(**changes))
 
@@ -135,6 +146,23 @@ def test_targets_of_truth_values_and_columns_called_3():
     assert usable_targets(read(frame)) == ["a", "b", "3", "y"]
     assert matrices(read(frame), settings())[1].tolist() == frame["y"].astype(float).tolist()
     assert matrices(read(frame), settings(target="3"))[2] == ["a", "b", "y"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_table_of_very_many_columns_costs_little_for_each(text):
+    """While it is described, nobody else is served."""
+    names = [f"w{place}" for place in range(400)]
+    frame = pd.DataFrame({name: ["x", "y", "z", "x", ""] for name in names}).assign(a=range(5), y=[2, 1, 5, 4, 3])
+    table, calls = read(frame), []
+    sys.setprofile(lambda frame, event, arg: calls.append(event) if "call" in event else None)
+    try:
+        about = described(table, settings(text=text, blanks="mean"))
+    finally:
+        sys.setprofile(None)
+    assert len(about.columns) == 402
+    assert len(calls) < 550 * 400
+    told = [note for note in about.notes if note.startswith("left out")]
+    assert [("and 360 more" in note, len(note) < 6000) for note in told] == [(True, True)] * (text != "one-hot")
 
 
 @pytest.mark.parametrize(
@@ -154,3 +182,26 @@ def test_any_target_is_scaled(tmp_path, target):
 def test_columns_that_need_no_help_are_left_bit_for_bit():
     values = RNG.normal(size=(50, 4)) * [1, 1e5, 1e-5, 1] + [0, 1e5, 0, 100]
     np.testing.assert_array_equal(scalable(values), values)
+
+
+CELLS = '1 2.5 -3e300 1e12 inf nan ? x y True 0 1,234 "1,234" 7% 2026-01-31'
+ROWS = st.lists(
+    st.lists(st.sampled_from([*CELLS.split(), "", "9" * 30, '"', " ", "\u00e9"]), min_size=3, max_size=4), max_size=9
+)
+
+
+@bounds(max_examples=FUZZED, deadline=None, database=None)
+@given(ROWS, st.sampled_from(",;\t"), st.sampled_from(BLANKS), st.sampled_from(TEXTS), st.sampled_from(["a", "b", "3"]))
+def test_tables_at_random_are_numbers_or_a_sentence(rows, between, blanks, text, target):
+    content = "\n".join(between.join(row) for row in [["a", "b", "3"], *rows, *rows]).encode()
+    try:
+        table = table_of(content)
+        config = settings(target=target, blanks=blanks, text=text)
+        about = described(table, config)
+        x, y, names = matrices(table, config)
+    except TableError:
+        return
+    assert [column.name for column in about.columns] == list(table.frame.columns)
+    assert x.shape == (len(y), len(names)) == (about.rows[1], len(names))
+    assert np.isfinite(x).all()
+    assert np.isfinite(y).all()

@@ -5,7 +5,8 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from emacore import RunConfig
-from emacore.tasks.regression.config import MAX_CELLS, DataConfig
+from emacore.limits import TABLE_CELLS
+from emacore.tasks.regression.config import DataConfig
 
 LEAST = {"n_samples": 4, "n_features": 1, "n_informative": 1, "random_state": 0, "split_random_state": 0}
 
@@ -39,9 +40,12 @@ def test_the_share_that_validates_lies_between_nothing_and_all(size):
 
 
 def test_so_many_numbers_are_allowed_and_no_more():
-    assert DataConfig(n_samples=MAX_CELLS // 10, n_features=10).rows == MAX_CELLS // 10
-    with pytest.raises(ValueError, match="2,000,001 samples of 10 features are 20,000,010 numbers; at most 20"):
-        DataConfig(n_samples=MAX_CELLS // 10 + 1, n_features=10)
+    assert DataConfig(n_samples=TABLE_CELLS // 10, n_features=10).rows == TABLE_CELLS // 10
+    with pytest.raises(
+        ValueError,
+        match=r"at most 20,000,000 numbers of data \(2,000,001 samples of 10 features\) are possible, got 20,000,010",
+    ):
+        DataConfig(n_samples=TABLE_CELLS // 10 + 1, n_features=10)
 
 
 @pytest.mark.parametrize("missing", [{"path": "a.csv"}, {"target": "y"}, {}, {"path": "", "target": "y"}])
