@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -20,6 +21,7 @@ from emacore.experiments.opened import (
     Contents,
     OpenedError,
     Series,
+    by_sections,
     certificate_table,
     contents_of,
     decay_table,
@@ -322,10 +324,8 @@ def show_measurements(name: str, found: Contents, series: Series, plans: Mapping
     last = [0.0] * len(series.steps)
     last[-1] = 1.0
     named = {"the last file": last, **{key: one.coefficients.tolist() for key, one in plans.items()}}
-    sections = tuple(dict.fromkeys(series.sections))
-    order = sorted(range(len(series.steps)), key=lambda n: (sections.index(series.sections[n]), series.steps[n]))
-    settings = {"coefficients": [[one[n] for n in order] for one in named.values()]}
-    question = Question(name, found.identity, sections, "merges", settings, version())
+    settings = {"coefficients": [by_sections(series, np.array(one)) for one in named.values()]}
+    question = Question(name, found.identity, tuple(dict.fromkeys(series.sections)), "merges", settings, version())
     answer = answer_to(question, "Measure these merges", measured=can_measure(found))
     if answer is None:
         return
