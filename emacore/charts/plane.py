@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 import altair as alt
-import contourpy
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -196,6 +195,8 @@ def _contours(grid: pd.DataFrame, levels: int = 10) -> Rows:
     finite = loss[np.isfinite(loss) & (loss > 0)]
     if not finite.size or finite.min() == finite.max():
         return []
+    import contourpy  # which the first page does without
+
     found = contourpy.contour_generator(grid.columns.to_numpy(), grid.index.to_numpy(), np.ma.masked_invalid(loss))
     rows: Rows = []
     piece = 0

@@ -17,6 +17,7 @@ from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import weights
 from emacore.averaging.windows import Scheme
+from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
 from emacore.charts.moving import MOST_HELD, Frames, Handle, Line, View, line_frames
 from emacore.charts.thin import Floats, Scale, axis_ends
@@ -37,26 +38,35 @@ QUANTITIES: dict[str, tuple[str, str, Scale]] = {
 _FILLED = 0.85
 
 
-# Each of a million steps takes 30 MB: bounds in bytes, which hold for all sessions together.
-@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
-def decays_of(code: str, num_steps: int) -> pd.DataFrame:
-    return pd.DataFrame(views.decay_table(from_code(code), num_steps))
+#: So many calls of a run are drawn, and kept: more of them, with an axis of a thousand pixels, look the same.  All of a
+#: million steps would take 30 MB a curve, and many times that while they are put together.
+DRAWN_CALLS = 20_000
 
 
 @st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
-def weights_of(code: str, step: int) -> pd.DataFrame:
-    return pd.DataFrame(views.weight_table(scheme_from_code(code), step))
+def _drawn_decays(code: str, num_steps: int) -> pd.DataFrame:
+    schedule = from_code(code)
+    calls = views.sampled_calls(num_steps, schedule, DRAWN_CALLS)
+    columns = {column: views.decays_at(schedule, calls, column) for column, _, _ in QUANTITIES.values()}
+    return pd.DataFrame({"step": calls, **columns})
+
+
+@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
+def _drawn_weights(code: str, step: int) -> pd.DataFrame:
+    scheme = scheme_from_code(code)
+    table, calls = views.weight_table(scheme, step), views.sampled_calls(step + 1, scheme, DRAWN_CALLS)
+    return pd.DataFrame({"step": calls, "weight": table["weight"][np.searchsorted(table["step"], calls)]})
 
 
 def decay_tables(curves: Mapping[str, Scheme], num_steps: int) -> pd.DataFrame:
     """The decays of those curves that have any, one table below the other, with the name in its first column."""
     schedules = {name: curve for name, curve in curves.items() if isinstance(curve, Schedule)}
-    return _joined({name: decays_of(to_code(curve), num_steps) for name, curve in schedules.items()})
+    return _joined({name: pd.DataFrame(views.decay_table(curve, num_steps)) for name, curve in schedules.items()})
 
 
 def weight_tables(curves: Mapping[str, Scheme], step: int) -> pd.DataFrame:
     """What each step weighs in the average after ``step``, of all curves, one table below the other."""
-    return _joined({name: weights_of(scheme_to_code(curve), step) for name, curve in curves.items()})
+    return _joined({name: pd.DataFrame(views.weight_table(curve, step)) for name, curve in curves.items()})
 
 
 def _joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -162,7 +172,9 @@ def show_decays(
     settings = schedule_settings(schedule, len(views.acting_calls(num_steps, schedule)))
     marks = tuple((setting.key, setting.marks) for setting in settings)
     ends = decay_ends(code, num_steps, quantity, marks)
-    decays, weighed = decay_tables(curves, num_steps), weight_tables(curves, step)
+    schedules = {name: curve for name, curve in curves.items() if isinstance(curve, Schedule)}
+    decays = _joined({name: _drawn_decays(to_code(curve), num_steps) for name, curve in schedules.items()})
+    weighed = _joined({name: _drawn_weights(scheme_to_code(curve), step) for name, curve in curves.items()})
     column, title, scale = QUANTITIES[quantity]
     one = 1 if x_scale == "log" else 0
     decay_view = View(
@@ -211,7 +223,15 @@ def show_decays(
             weight_frames(code, num_steps, step, weight_scale, own, at, pins, weight_ends, moved),
         ]
 
-    return show_moving("decays", settings, [decay_view, weight_view], frames_of, alt_text=alt_text)
+    shown = [decay_view, weight_view]
+    if num_steps > DRAWN_CALLS:
+        shown = [view._replace(figure=_of_drawn(view.figure)) for view in shown]
+    return show_moving("decays", settings, shown, frames_of, alt_text=alt_text)
+
+
+def _of_drawn(figure: Figure) -> Figure:
+    """What is counted of a long run are the values that are drawn."""
+    return figure._replace(left_out=figure.left_out.replace(" values of ", " drawn values of "))
 
 
 Marks = tuple[tuple[str, tuple[float, ...]], ...]

@@ -163,3 +163,21 @@ def test_all_frames_of_a_page_are_small(name, num_steps):
     if marks:
         size += decays.decay_frames(code, num_steps, "memory", "log", marks, (0.1, 1e6)).size
     assert 0 < size < 0.9 * MOST_BYTES  # the tables that stand still are on top
+
+
+@pytest.mark.parametrize("code", [*PINS, "InversePower(beta=0.999, update_every=7)", "UniformAverage()"])
+def test_of_a_long_run_few_calls_are_kept_and_they_are_the_runs_own(code):
+    steps, scheme = 1_000_000, scheme_from_code(code)
+    kept = decays._drawn_weights(code, steps - 1)
+    whole = weight_tables({"one": scheme}, steps - 1).set_index("step")["weight"]
+    assert len(kept) <= decays.DRAWN_CALLS
+    assert kept["weight"].tolist() == whole[kept["step"]].tolist()
+    assert kept["weight"].max() == whole.max()
+    assert kept.memory_usage().sum() < 2**20
+    if not isinstance(scheme, Window):
+        kept = decays._drawn_decays(code, steps)
+        truth = decay_tables({"one": scheme}, steps).set_index("step")
+        assert len(kept) <= decays.DRAWN_CALLS
+        for column in truth.columns.drop("curve"):
+            np.testing.assert_array_equal(kept[column], truth[column][kept["step"]])
+        assert {kept["step"].iloc[0], kept["step"].iloc[-1]} == {truth.index[0], truth.index[-1]}
