@@ -13,7 +13,7 @@ from time import perf_counter
 import pandas as pd
 import torch
 
-from emacore.experiments.article_study import EXPERIMENTS, SHIPPED, in_words, shipped
+from emacore.experiments.article_study import EXPERIMENTS, SHIPPED, WORDS, in_words, shipped
 from emacore.experiments.evidence import patience_of, per_seed
 from emacore.training.replicas import replicate
 
@@ -33,7 +33,8 @@ def main() -> None:
         f"# python -m benchmarks.article_study, {datetime.date.today()}, Python {platform.python_version()}, {versions}"
     )
     SHIPPED.write_text(made + "\n" + pd.concat(parts).to_csv(index=False))
-    print("\n".join(in_words(shipped()[0])))
+    WORDS.write_text("".join(f"{sentence}\n" for sentence in in_words(shipped()[0])))
+    print(WORDS.read_text())
 
 
 if __name__ == "__main__":

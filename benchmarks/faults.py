@@ -324,7 +324,7 @@ def main(count: int, seed: int) -> None:
     """Print the table; the exit code says whether anything was lost."""
     import pandas as pd
 
-    found = pd.DataFrame(table(count, seed)).fillna("")
+    found = pd.DataFrame(table(count, seed)).astype(object).fillna("")
     click.echo(found.to_string(index=False))
     numbers = found[["epochs lost", "left behind", "not whole"]].replace("", 0)
     sys.exit(int(numbers.to_numpy().sum() > 0))

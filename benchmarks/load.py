@@ -2,9 +2,12 @@
 
     python -m benchmarks.load                  # 1, 4 and 16 sessions, each moving a slider every 10 s
     python -m benchmarks.load --sessions 1,2 --moves 2
+    python -m benchmarks.load --sessions "" --costly    # what could hold everybody up, alone
 
 A session is a browser's page over Streamlit's own websocket, without the browser: what is measured is the server.  Each
-moves the decay's handle page by its link and waits until the run of the page has ended.
+moves the decay's handle page by its link and waits until the run of the page has ended.  While somebody gives what is
+costly to read (a link, an upload), the server is asked for its health again and again: the longest answer says for how
+long it held all others up.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -27,6 +31,10 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 EMPTY = "import streamlit as st\nst.title('Nothing')\n"
 SECONDS_BETWEEN_MOVES = 10.0
+#: Streamlit keeps a session for so long after its page was closed, in case it comes back.
+SECONDS_OF_SESSIONS = 125.0
+#: A run so long that its decays alone take 8 MB, and how many look at such ones.
+LONG, SESSIONS_OF_LONG = 1_000_000, 10
 
 
 def free_port() -> int:
@@ -41,7 +49,10 @@ def served(script: Path, home: str) -> Iterator[tuple[str, int, float]]:
     """A server of a script: its address, its process, and the seconds until it answered."""
     port, begin = free_port(), time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", str(script), f"--server.port={port}", "--server.headless=true"],
+        [
+            *(sys.executable, "-m", "streamlit", "run", str(script), f"--server.port={port}"),
+            *("--server.headless=true", "--server.enableXsrfProtection=false"),  # else an upload needs a cookie
+        ],
         cwd=ROOT,
         env=os.environ | {"EMACORE_HOME": home, "EMACORE_EXAMPLE": "0", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -71,49 +82,152 @@ def cpu_seconds(pid: int) -> float:
     return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def run_of_page(connection: object, query: str, page: str) -> float:
-    """Ask for a run of the page, and return the seconds until it has ended."""
-    from streamlit.proto.BackMsg_pb2 import BackMsg
+async def answers(connection: object, message: object, last: str) -> list[object]:
+    """Send a message, and return what comes until one of this type does."""
     from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-    message = BackMsg()
-    message.rerun_script.query_string = query
-    message.rerun_script.page_name = page
-    begin = time.monotonic()
     await connection.write_message(message.SerializeToString(), binary=True)
+    found = []
     while True:
         received = await connection.read_message()
         if received is None:
             raise ConnectionError("the server closed the session")
         if isinstance(received, bytes):
-            answer = ForwardMsg.FromString(received)
-            if answer.WhichOneof("type") == "script_finished":
-                return time.monotonic() - begin
+            found.append(ForwardMsg.FromString(received))
+            if found[-1].WhichOneof("type") == last:
+                return found
 
 
-async def session(address: str, number: int, moves: int, pause: float) -> list[float]:
+async def run_of_page(connection: object, query: str, page: str) -> float:
+    """Ask for a run of the page, and return the seconds until it has ended."""
+    from streamlit.proto.BackMsg_pb2 import BackMsg
+
+    message = BackMsg()
+    message.rerun_script.query_string = query
+    message.rerun_script.page_name = page
+    begin = time.monotonic()
+    await answers(connection, message, "script_finished")
+    return time.monotonic() - begin
+
+
+async def upload(connection: object, address: str, query: str, page: str, content: bytes) -> float:
+    """Drop a file on the uploader of a page, and return the seconds until the page has run with it."""
+    from streamlit.proto.BackMsg_pb2 import BackMsg
+    from tornado.httpclient import AsyncHTTPClient
+
+    opening, asking, running = BackMsg(), BackMsg(), BackMsg()
+    for message in (opening, running):
+        message.rerun_script.query_string = query
+        message.rerun_script.page_name = page
+    drawn = await answers(connection, opening, "script_finished")
+    elements = [one.delta.new_element for one in drawn if one.WhichOneof("type") == "delta"]
+    (uploader,) = [one.file_uploader.id for one in elements if one.WhichOneof("type") == "file_uploader"]
+    asking.file_urls_request.request_id = "1"
+    asking.file_urls_request.file_names.append("costly.csv")
+    (place,) = (await answers(connection, asking, "file_urls_response"))[-1].file_urls_response.file_urls
+    head = '--x\r\nContent-Disposition: form-data; name="file"; filename="costly.csv"\r\n\r\n'
+    begin = time.monotonic()
+    await AsyncHTTPClient(max_body_size=2**30).fetch(
+        address.replace("ws://", "http://").removesuffix("/_stcore/stream") + place.upload_url,
+        method="PUT",
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+        body=head.encode() + content + b"\r\n--x--\r\n",
+        request_timeout=300,
+    )
+    state = running.rerun_script.widget_states.widgets.add()
+    state.id = uploader
+    one = state.file_uploader_state_value.uploaded_file_info.add()
+    one.file_id, one.name, one.size = place.file_id, "costly.csv", len(content)
+    one.file_urls.CopyFrom(place)
+    await answers(connection, running, "script_finished")
+    return time.monotonic() - begin
+
+
+def _costly() -> dict[str, tuple[str, str, bytes | None]]:
+    """What is costly to read: the page, its link, and a file that is dropped there."""
+    grid = "&".join(
+        f"values_{name}={','.join(str(value) for value in range(1, 401))}"
+        for name in ("optimizer_learning_rate", "optimizer_batch_size")
+    )
+    axes = "sweep_x=optimizer.learning_rate&sweep_y=optimizer.batch_size"
+    files = {
+        "45 kB of quotes": b'","' * 15_000,
+        "32,000 lines of a quote": b'\n"' * 32_000,
+        "200,000 columns": b",".join([b"1"] * 200_000) + b"\n1",
+        "2,000 columns of words": b"\n".join(b",".join(b"w%d" % (c % 7 + r) for c in range(2000)) for r in range(20)),
+        "1,000,000 rows": b"step,loss\n" + b"".join(b"%d,0.%d\n" % (row, row) for row in range(1_000_000)),
+    }
+    links = {
+        "15,000 commas in a link": ("where_it_helps", f"{axes}&values_optimizer_learning_rate={',' * 15_000}", None),
+        "400 x 400 cells": ("where_it_helps", f"{axes}&{grid}", None),
+        "1,000,000 steps": ("decay_schedule", f"steps={LONG}", None),
+    }
+    return {
+        **links,
+        **{f"smooth {what}": ("low_pass_filter", "source=Own+file", content) for what, content in files.items()},
+        **{f"train on {what}": ("train", "data=csv", content) for what, content in files.items()},
+    }
+
+
+def held_up(address: str, pid: int, what: tuple[str, str, bytes | None]) -> dict[str, float]:
+    """The longest that a health request waits while a session gives something costly, what the server computed in the
+    one in which it computed most (which other work on the machine does not change), and how long the input takes."""
+    from tornado.websocket import websocket_connect
+
+    page, query, content = what
+    health, waits, over = address.replace("ws://", "http://").replace("stream", "health"), [], threading.Event()
+    computed: list[float] = []
+
+    def ask() -> None:
+        while not over.is_set():
+            begin, before = time.monotonic(), cpu_seconds(pid)
+            urllib.request.urlopen(health, timeout=300).close()
+            waits.append(time.monotonic() - begin)
+            computed.append(cpu_seconds(pid) - before)
+            over.wait(0.02)
+
+    async def give() -> float:
+        connection = await websocket_connect(address, subprotocols=["streamlit"], max_message_size=2**28)
+        try:
+            if content is None:
+                return await run_of_page(connection, query, page)
+            return await upload(connection, address, query, page, content)
+        finally:
+            connection.close()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        seconds = asyncio.run(give())
+    finally:
+        over.set()
+        asking.join()
+    return {"median (s)": seconds, "others waited (s)": max(waits), "of this CPU (s)": max(computed)}
+
+
+async def session(address: str, number: int, moves: int, pause: float, further: str = "") -> list[float]:
     """A visitor: opens the page, then moves every so often; the seconds that each move took."""
     from tornado.websocket import websocket_connect
 
     connection = await websocket_connect(address, subprotocols=["streamlit"], max_message_size=2**28)
     try:
-        await run_of_page(connection, "", "decay_schedule")
+        await run_of_page(connection, further, "decay_schedule")
         await asyncio.sleep(pause * number / 16)
         found = []
         for move in range(moves):
             beta = 0.9 + 0.0999 * ((number * moves + move + 1) / (17.0 * moves))
-            found.append(await run_of_page(connection, f"beta={beta:.6f}", "decay_schedule"))
+            found.append(await run_of_page(connection, f"beta={beta:.6f}{further}", "decay_schedule"))
             await asyncio.sleep(max(0.0, pause - found[-1]))
         return found
     finally:
         connection.close()
 
 
-def measured(address: str, pid: int, count: int, moves: int, pause: float) -> dict[str, float]:
+def measured(address: str, pid: int, count: int, moves: int, pause: float, further: str = "") -> dict[str, float]:
     """So many sessions at once: seconds of their moves, and what each takes of the server's memory."""
 
     async def all_sessions() -> list[list[float]]:
-        return await asyncio.gather(*(session(address, number, moves, pause) for number in range(count)))
+        return await asyncio.gather(*(session(address, number, moves, pause, further) for number in range(count)))
 
     before, computed = megabytes(pid), cpu_seconds(pid)
     seconds = np.concatenate(asyncio.run(all_sessions()))
@@ -134,6 +248,29 @@ def begin_run(home: str) -> str:
     from emacore.training.config import StoppingConfig
 
     return RunStore(home).create(RunConfig(max_epochs=100_000, stopping=StoppingConfig("none")))
+
+
+def costly() -> list[dict[str, object]]:
+    """How long each costly input holds the others up."""
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as home, served(ROOT / "app.py", home) as (address, pid, _):
+        for page in ("where_it_helps", "low_pass_filter", "train"):  # what is imported once
+            asyncio.run(first_page(address, page))
+        for name, what in _costly().items():
+            rows.append({"what": name, **held_up(address, pid, what)})
+    return rows
+
+
+def long_runs(moves: int, pause: float, wait: float) -> list[dict[str, object]]:
+    """What the server holds while many look at long runs, and once their sessions have ended and were collected."""
+    with tempfile.TemporaryDirectory() as home, served(ROOT / "app.py", home) as (address, pid, _):
+        found = measured(address, pid, SESSIONS_OF_LONG, moves, pause, f"&steps={LONG}")
+        time.sleep(wait)
+        asyncio.run(first_page(address))
+        return [
+            {"what": f"{LONG:,} steps", **found},
+            {"what": "once these sessions have ended", "server (MB)": megabytes(pid)},
+        ]
 
 
 def table(sessions: list[int], moves: int, pause: float) -> list[dict[str, object]]:
@@ -174,11 +311,15 @@ async def first_page(address: str, page: str = "") -> float:
 @click.option("--sessions", default="1,4,16", show_default=True, help="How many at once, with commas.")
 @click.option("--moves", default=6, show_default=True, help="Of each session.")
 @click.option("--pause", default=SECONDS_BETWEEN_MOVES, show_default=True, help="Seconds from one move to the next.")
-def main(sessions: str, moves: int, pause: float) -> None:
+@click.option("--costly", "alone", is_flag=True, help="What could hold everybody up.")
+@click.option("--long", "of_long", is_flag=True, help="Ten sessions that look at runs of a million steps.")
+def main(sessions: str, moves: int, pause: float, alone: bool, of_long: bool) -> None:
     """Print the table."""
     import pandas as pd
 
-    found = pd.DataFrame(table([int(count) for count in sessions.split(",")], moves, pause))
+    rows = table([int(count) for count in sessions.split(",")], moves, pause) if sessions else []
+    rows += long_runs(moves, pause, SECONDS_OF_SESSIONS) if of_long else []
+    found = pd.DataFrame(rows + (costly() if alone else []))
     click.echo(found.to_string(index=False, na_rep="", float_format=lambda number: f"{number:.3g}"))
 
 

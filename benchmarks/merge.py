@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -65,10 +66,11 @@ def shapes(scale: float) -> dict[str, tuple[int, ...]]:
 def make(folder: Path, scale: float, *, as_torch: bool) -> None:
     for number in range(1, FILES + 1):
         generator = torch.Generator().manual_seed(number)
-        state = {
-            name: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-            for name, shape in shapes(scale).items()
-        }
+        some = torch.empty(2**24, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+        state = {}
+        for name, shape in shapes(scale).items():
+            size = math.prod(shape)
+            state[name] = some.repeat(-(-size // len(some)))[:size].reshape(shape)
         path = folder / f"step_{number * 1000}"
         torch.save(state, f"{path}.pt") if as_torch else save_file(state, f"{path}.safetensors")
 

@@ -5,6 +5,13 @@ The public names are loaded when first used, so that importing the package does 
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and "emacore" in sys.orig_argv:  # it is about to be run: then Ctrl-C just ends it
+    from _signal import SIG_DFL, SIGINT, signal  # type: ignore[import-not-found]
+
+    signal(SIGINT, SIG_DFL)
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

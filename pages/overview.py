@@ -5,8 +5,7 @@ import streamlit as st
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.views import change_in_words
-from emacore.experiments.article_study import in_words as article_in_words
-from emacore.experiments.article_study import shipped
+from emacore.experiments.article_study import shipped_words
 from emacore.formatting import number
 from emacore.widgets.overview import (
     CURVATURES,
@@ -87,8 +86,8 @@ st.markdown(
 @st.cache_data(max_entries=1)
 def evidence() -> str:
     """What the shipped study says."""
-    table, made = shipped()
-    told = "\n".join(f"- {sentence}" for sentence in article_in_words(table))
+    sentences, made = shipped_words()
+    told = "\n".join(f"- {sentence}" for sentence in sentences)
     return f"{told}\n\nMade by `{made.partition(',')[0]}`,{made.partition(',')[2]}."
 
 

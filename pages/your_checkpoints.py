@@ -18,8 +18,8 @@ from emacore.widgets.opened import (
     show_contents,
     show_diagnosis,
     show_measurements,
-    show_merges,
 )
+from emacore.widgets.opened_merges import show_merges_moving
 from emacore.widgets.page import BOUND, beside_controls, reset_button, through_app
 from emacore.widgets.schedules import schedule_controls, schedule_defaults
 
@@ -70,9 +70,10 @@ with charts:
             "`emacore app --open FOLDER`: files of safetensors or torch.save, Lightning, Transformers, timm, "
             "diffusers, or a recording."
         )
-    plans, growths = plans_of(f"{name}-{'' if found is None else found[1].identity}-{series.steps}", series, codes, fit)
-    if plans:
-        show_merges(name, series, plans, growths, codes)
+    of = f"{name}-{'' if found is None else found[1].identity}-{series.steps}"
+    plans, growths = plans_of(of, series, codes, fit)
+    if NOW in plans:
+        finish = show_merges_moving(of, name, series, schedule, plans, growths, fit)
 if plans:
     show_certificates(name, plans, codes)
 if found is None:
@@ -101,3 +102,5 @@ else:
     )
     st.header("What did its average really do?")
     show_diagnosis(name, found[1], codes[NOW])
+if NOW in plans:
+    finish()

@@ -5,7 +5,7 @@ from hypothesis import settings
 
 # A busy machine is no failure; and the gate should judge a change, not the luck of its draw.  It has twenty minutes.
 IN_GATE = bool(os.environ.get("CI"))
-settings.register_profile("house", deadline=None, derandomize=IN_GATE, max_examples=50 if IN_GATE else 100)
+settings.register_profile("house", deadline=None, derandomize=IN_GATE, max_examples=30 if IN_GATE else 100)
 settings.load_profile("house")
 
 # No test trains what it did not ask for, nor do the servers that tests start; those of the example say otherwise.

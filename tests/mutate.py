@@ -163,7 +163,7 @@ def run(files: list[str], root: Path) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
-    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not browser", *files]))
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not browser and not long", *files]))
 
 
 def copied(root: Path) -> None:

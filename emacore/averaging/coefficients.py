@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import nnls
 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import weights
@@ -239,7 +239,9 @@ def best_coefficients(target: ArrayLike, profiles: Sequence[Profile], *, nonnega
         # Stretched, the best coefficients of any sum are those of sum 1, so that the sum may be a row of its own.
         values, vectors = np.linalg.eigh(shifted)
         roots = np.sqrt(np.maximum(values, 0))[:, np.newaxis] * vectors.T
-        found, _ = nnls(np.vstack([roots, np.ones(count)]), np.append(np.zeros(count), 1.0), maxiter=100 * count + 100)
+        found, _ = scipy.optimize.nnls(
+            np.vstack([roots, np.ones(count)]), np.append(np.zeros(count), 1.0), maxiter=100 * count + 100
+        )
         return np.asarray(found / found.sum() * total)
     system = np.block([[shifted, np.ones((count, 1))], [np.ones((1, count)), np.zeros((1, 1))]])
     solved = np.linalg.lstsq(system, np.append(np.zeros(count), 1.0), rcond=1e-14)[0][:count]

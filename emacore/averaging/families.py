@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy  # whose parts are loaded where they are used
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import (
@@ -543,4 +543,4 @@ def _bias_corrected_beta(decay: float, move: float) -> float:
         return 1.0
     if error(high) >= 0:  # the correction is over
         return math.nextafter(decay, 1)
-    return -math.expm1(float(brentq(error, low, high, xtol=1e-14)))
+    return -math.expm1(float(scipy.optimize.brentq(error, low, high, xtol=1e-14)))

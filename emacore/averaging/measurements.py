@@ -6,8 +6,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.signal import welch
 
 from emacore.averaging import filters
 from emacore.averaging.signals import Sequence
@@ -63,8 +63,8 @@ def rise_time(filtered_step: ArrayLike, level: float = 0.5) -> float:
 def spectra(before: ArrayLike, after: ArrayLike, segment: int = 512) -> tuple[Floats, Floats, Floats]:
     """Power spectral densities by Welch's method: frequency (cycles per step), before, after; frequency 0 left out."""
     length = min(segment, len(np.asarray(before)))
-    frequency, one = welch(before, nperseg=length, detrend="constant")
-    _, other = welch(after, nperseg=length, detrend="constant")
+    frequency, one = scipy.signal.welch(before, nperseg=length, detrend="constant")
+    _, other = scipy.signal.welch(after, nperseg=length, detrend="constant")
     return frequency[1:], one[1:], other[1:]
 
 

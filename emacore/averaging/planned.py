@@ -38,7 +38,7 @@ class Planned(NamedTuple):
             as explicit coefficients, or a schedule of files.
         certificate: Beside the target; without one, ``error`` and ``wanted`` are NaN.
         nonnegative, free: The least errors that any coefficients of these files reach: with none below 0, and with any;
-            NaN without a target.
+            NaN without a target, and where they were not looked for.
     """
 
     coefficients: Floats
@@ -48,7 +48,9 @@ class Planned(NamedTuple):
     free: float
 
 
-def planned(asked: Merge, profiles: Sequence[Profile], calls: int, fit: Fit | None = None) -> Planned:
+def planned(
+    asked: Merge, profiles: Sequence[Profile], calls: int, fit: Fit | None = None, *, bests: bool = True
+) -> Planned:
     """The coefficients of a merge of files with ``profiles``, and its certificate.
 
     Args:
@@ -56,6 +58,7 @@ def planned(asked: Merge, profiles: Sequence[Profile], calls: int, fit: Fit | No
         calls: So many are averaged; no file is of a later one.
         fit: By default the weight of a step that is not stored is split between its neighbours ("linear"), where all
             files are raw; means of windows get the best coefficients not below 0, other averages the best ones.
+        bests: Whether the least errors of any coefficients are looked for, which takes most of the time.
 
     Raises:
         ValueError: for a merge, or a fit, that these files cannot give.
@@ -65,9 +68,10 @@ def planned(asked: Merge, profiles: Sequence[Profile], calls: int, fit: Fit | No
     target = None
     if isinstance(asked, (LastFiles, Coefficients)):
         coefficients = asked.coefficients(len(profiles))
-        if isinstance(asked, LastFiles) and asked.schedule is None and raw:
+        first = profiles[int(np.flatnonzero(coefficients)[0])]
+        if isinstance(asked, LastFiles) and asked.schedule is None and isinstance(first, Span):
             target = np.zeros(calls)
-            target[profiles[int(np.flatnonzero(coefficients)[0])].end :] = 1
+            target[first.begin :] = 1
             target /= target.sum()
     else:
         first = profiles[0]
@@ -86,6 +90,8 @@ def planned(asked: Merge, profiles: Sequence[Profile], calls: int, fit: Fit | No
     if target is None:
         found = certificate(np.full(calls, 1 / calls), profiles, coefficients)
         return Planned(coefficients, None, found._replace(error=np.nan, wanted=np.nan), np.nan, np.nan)
+    if not bests:
+        return Planned(coefficients, target, certificate(target, profiles, coefficients), np.nan, np.nan)
     best = (
         certificate(target, profiles, best_coefficients(target, profiles, nonnegative=nonnegative)).error
         for nonnegative in (True, False)

@@ -28,8 +28,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student
 
 from emacore.checks import check_whole
 
@@ -152,7 +152,7 @@ def _of_models(moments: Floats, calls: int) -> Rate:
     equations = list(_equations(total, calls))
     centred = (moments - total / len(moments)).reshape(len(moments), 16)
     scatter = centred.T @ centred * len(moments) / (len(moments) - 1)
-    limit = float(student.isf(_CHANCE / 2, len(moments) - 1))
+    limit = float(scipy.stats.t.isf(_CHANCE / 2, len(moments) - 1))
 
     def sides(equation: Floats) -> tuple[Floats, Floats]:
         """Their difference at each rate, and how far it may be from 0 by chance."""

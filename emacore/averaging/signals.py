@@ -6,13 +6,13 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.signal import chirp, lfilter
 
 from emacore.averaging.families import Constant
 from emacore.averaging.filters import variance_gain
 from emacore.averaging.schedules import LARGEST_DECAY
-from emacore.averaging.weights import weights
+from emacore.averaging.weights import recursion, weights
 from emacore.checks import check_whole
 
 Floats = NDArray[np.float64]
@@ -76,7 +76,7 @@ def _clean(signal: str, length: int, period: float, rng: np.random.Generator) ->
         case "sine":
             return np.sin(2 * np.pi * t / period)
         case "chirp":
-            return np.asarray(chirp(t, 1 / period, max(length - 1, 1), min(10 / period, 0.5), phi=-90))
+            return np.asarray(scipy.signal.chirp(t, 1 / period, max(length - 1, 1), min(10 / period, 0.5), phi=-90))
         case "random walk":
             return np.cumsum(rng.standard_normal(length)) / math.sqrt(length)
         case "converging":
@@ -112,7 +112,7 @@ def _autoregressive(white: Floats, coefficient: float) -> Floats:
         raise ValueError(f"autocorrelation must be in (-1, 1), got {coefficient!r}")
     driven = math.sqrt(1 - coefficient**2) * white
     driven[0] = white[0]
-    return np.asarray(lfilter([1.0], [1.0, -coefficient], driven))
+    return recursion(coefficient, driven)
 
 
 def sgd_on_quadratic(
@@ -140,14 +140,12 @@ def sgd_on_quadratic(
     """
     check_whole("num_steps", num_steps, 1)
     curves = _checked_curvatures(curvatures, learning_rate)
-    driven = np.zeros((2, num_steps, len(curves)))
-    driven[:, 0] = start
+    driven = np.zeros((num_steps, 2, len(curves)))
+    driven[0] = start
     noise = np.random.default_rng(seed).standard_normal((num_steps - 1, len(curves)))
-    driven[1, 1:] = -learning_rate * gradient_noise * noise
-    paths = np.stack(
-        [lfilter([1.0], [1.0, learning_rate * c - 1], driven[..., i], axis=1) for i, c in enumerate(curves)], axis=-1
-    )
-    return Sequence(clean=paths[0], noisy=paths[1])
+    driven[1:, 1] = -learning_rate * gradient_noise * noise
+    paths = np.stack([recursion(1 - learning_rate * c, driven[..., i]) for i, c in enumerate(curves)], axis=-1)
+    return Sequence(clean=paths[:, 0], noisy=paths[:, 1])
 
 
 def quadratic_loss(curvatures: ArrayLike, places: ArrayLike) -> float:
@@ -288,7 +286,7 @@ def simulated_final_losses(
         for curve, begin in zip(curves, first, strict=True):
             driven = np.full((num_steps, runs), begin)
             driven[1:] = -learning_rate * gradient_noise * rng.standard_normal((num_steps - 1, runs))
-            path = lfilter([1.0], [1.0, learning_rate * curve - 1], driven, axis=0)
+            path = recursion(1 - learning_rate * curve, driven)
             losses += curve * (shares @ path) ** 2 / 2
     return np.where(np.isnan(losses), np.inf, losses).T.reshape(runs, *wanted.shape)
 

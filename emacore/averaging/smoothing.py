@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 
 from emacore.averaging import filters
 from emacore.averaging.families import Constant
@@ -292,7 +292,7 @@ def moving_average_cutoff(window: int) -> float | None:
     def above(frequency: float) -> float:
         return float(np.abs(filters.moving_average_response(window, frequency))) - math.sqrt(0.5)
 
-    return float(brentq(above, 1e-12 / window, 1 / window, xtol=1e-16, rtol=1e-12))
+    return float(scipy.optimize.brentq(above, 1e-12 / window, 1 / window, xtol=1e-16, rtol=1e-12))
 
 
 def _per(frequency: float | None, distance: float) -> float | None:

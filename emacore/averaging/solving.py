@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
+import scipy  # whose parts are loaded where they are used
 
 from emacore.averaging.filters import decay_from_half_life, half_life
 from emacore.averaging.parts import memory
@@ -161,7 +161,7 @@ def _first_with(
     bracket, low, high = _first_crossing(error, positions.tolist())
     if bracket is None:
         return None, low + wanted, high + wanted
-    found = candidate(float(brentq(error, *bracket, xtol=1e-12)))
+    found = candidate(float(scipy.optimize.brentq(error, *bracket, xtol=1e-12)))
     if _tunes_the_start(schedule):  # of whole numbers none may be exact
         near = (found.start + k * found.update_every for k in (-1, 0, 1))
         near_ones = [found.varied(update_after_step=start) for start in near if 0 <= start < num_steps]
@@ -181,7 +181,7 @@ def _first_crossing(
     top = int(np.argmax(errors))
     bounds = positions[max(top - 1, 0)], positions[min(top + 1, len(positions) - 1)]
     # The greatest may lie between two of the positions.
-    peak = minimize_scalar(lambda position: -error(position), bounds=bounds, options={"xatol": 1e-9})
+    peak = scipy.optimize.minimize_scalar(lambda position: -error(position), bounds=bounds, options={"xatol": 1e-9})
     greatest = max(errors[top], -float(peak.fun))
     return (bounds[0], float(peak.x)) if errors[top] < 0 <= greatest else None, min(errors), greatest
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import lapack
 
 from emacore.averaging.families import BiasCorrected
-from emacore.averaging.weights import average
+from emacore.averaging.weights import average, recursion
 
 Floats = NDArray[np.float64]
 
@@ -88,13 +87,7 @@ def smoothed(values: ArrayLike, decays: ArrayLike) -> Floats:
 def _faded(kept: Floats) -> Floats:
     if not len(kept):
         return kept
-    # D_t - a_t D_{t-1} = 1: a lower bidiagonal system, which LAPACK's forward substitution solves term by term.
-    bands = np.ones((2, len(kept)), order="F")
-    bands[1, :-1] = -kept[1:]
-    sums, info = lapack.dtbtrs(bands, np.ones((len(kept), 1), order="F"), uplo="L", diag="U", overwrite_b=1)
-    if info:
-        raise RuntimeError(f"LAPACK dtbtrs failed with info = {info}")
-    return np.asarray(1 - 1 / sums[:, 0])
+    return np.asarray(1 - 1 / recursion(kept, np.ones(len(kept))))
 
 
 def _distances(steps: ArrayLike) -> Floats:

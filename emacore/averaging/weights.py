@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import lapack
 
 Floats = NDArray[np.float64]
+
+#: So many steps, and columns, are few.
+_SHORT, _NARROW = 400, 8
 
 
 def average(values: ArrayLike, decays: ArrayLike, initial: ArrayLike = 0.0) -> Floats:
     """Run ``average_t = decays[t] * average_{t-1} + (1 - decays[t]) * values[t]`` over the whole sequence.
 
-    The recursion is a lower bidiagonal linear system with ones on its diagonal; LAPACK's forward substitution
-    (``dtbtrs``) performs the very same operations in the same order, so nothing can overflow and a product of a
-    million decays may vanish without harm.
+    See :func:`recursion`.
 
     Args:
         values: Shape (T,) or (T, k).  A value that is not finite spreads to every later average, except where its
@@ -41,21 +42,58 @@ def average(values: ArrayLike, decays: ArrayLike, initial: ArrayLike = 0.0) -> F
         )
     if not len(rates):
         return numbers.copy()
-    columns = numbers.reshape(len(rates), -1)
-    right = np.empty(columns.shape, order="F")
+    right = np.empty((len(rates), numbers[0].size), order="F")
     with np.errstate(invalid="ignore"):
-        np.multiply((1 - rates)[:, np.newaxis], columns, out=right)
+        np.multiply((1 - rates)[:, np.newaxis], numbers.reshape(right.shape), out=right)
     right[rates == 1] = 0.0  # a skipped value counts for nothing, even if it is not finite
     if rates[0]:
         right[0] += rates[0] * np.asarray(initial, dtype=np.float64)
-    bands = np.empty((2, len(rates)), order="F")
+    return recursion(rates, right).reshape(numbers.shape)
+
+
+def recursion(factors: ArrayLike, driven: ArrayLike) -> Floats:
+    """Run ``x_t = factors[t] * x_{t-1} + driven[t]`` from ``x_{-1} = 0``.
+
+    It is a lower bidiagonal linear system with ones on its diagonal; LAPACK's forward substitution (``dtbtrs``)
+    performs the very same operations in the same order, so nothing can overflow and a product of a million factors may
+    vanish without harm.  What is short is computed as it stands here, since loading LAPACK takes longer than a page.
+
+    Args:
+        factors: Shape (T,), or one for all; the first is not used.
+        driven: Shape (T,) or (T, k); one of float64 in Fortran's order is overwritten.
+    """
+    right = np.asarray(driven, dtype=np.float64)
+    count = len(right)
+    if not right.size:
+        return right.copy()
+    if count <= _SHORT:
+        return _short_recursion(np.broadcast_to(factors, count), right)
+    bands = np.empty((2, count), order="F")
     bands[0] = 1.0
-    bands[1, :-1] = -rates[1:]
+    bands[1, :-1] = -np.broadcast_to(np.asarray(factors, dtype=np.float64), count)[1:]
     bands[1, -1] = 0.0
-    solution, info = lapack.dtbtrs(bands, right, uplo="L", diag="U", overwrite_b=1)
+    solution, info = scipy.linalg.lapack.dtbtrs(bands, right.reshape(count, -1), uplo="L", diag="U", overwrite_b=1)
     if info:
         raise RuntimeError(f"LAPACK dtbtrs failed with info = {info}")
-    return np.ascontiguousarray(solution).reshape(numbers.shape)
+    return np.ascontiguousarray(solution).reshape(right.shape)
+
+
+def _short_recursion(factors: Floats, driven: Floats) -> Floats:
+    if driven.size <= _NARROW * len(driven):  # numbers of Python's own are faster than arrays of few
+        columns = np.empty_like(driven.reshape(len(driven), -1))
+        shared = factors.tolist()
+        for place, column in enumerate(driven.reshape(columns.shape).T.tolist()):
+            value, found = 0.0, []
+            for factor, one in zip(shared, column, strict=True):
+                value = factor * value + one
+                found.append(value)
+            columns[:, place] = found
+        return columns.reshape(driven.shape)
+    rows, row = np.empty_like(driven, order="C"), np.zeros(driven.shape[1:])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step, factor in enumerate(factors):
+            rows[step] = row = factor * row + driven[step]
+    return rows
 
 
 def weights(decays: ArrayLike, step: int = -1) -> Floats:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
 from torch import Tensor
 
 from emacore.averaging.recovery import Rate, inner_products, recovered_rate
@@ -170,7 +170,7 @@ class Evidence:
         behind = closed / 2 * sides[:, 3] - sides[:, 2]
         spread = np.sqrt(len(sides) / (len(sides) - 1) * ((behind - behind.mean()) ** 2).sum())
         share = float(sums[:, 4].sum() / sums[:, 5].sum())
-        held = behind.sum() > float(student.isf(1e-4, len(sides) - 1)) * spread
+        held = behind.sum() > float(scipy.stats.t.isf(1e-4, len(sides) - 1)) * spread
         return share if held and share > 0.4 else None
 
     def _of_weights(self) -> list[_Sums]:

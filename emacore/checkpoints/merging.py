@@ -8,15 +8,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emacore.averaging.coefficients import Fit, Merge
+from emacore.averaging.coefficients import Merge
 from emacore.checkpoints.hashing import Hashes
-from emacore.checkpoints.planning import Plan, is_copied, plan_merge, provenance
+from emacore.checkpoints.planning import Options, Plan, is_copied, plan_merge, provenance
 from emacore.checkpoints.reading import Checkpoints
 from emacore.checkpoints.stored import CheckpointError, StoredTensor
 from emacore.checkpoints.writing import Writer, targets_of, told_beside
@@ -39,16 +40,10 @@ def merge(
     merges: Mapping[str, Merge],
     out: str | Path,
     *,
-    section: str | None = None,
-    last: int | None = None,
-    at: int | None = None,
-    fit: Fit | None = None,
-    sigma_rel: Sequence[float] = (),
-    update_every: int = 1,
-    dtype: torch.dtype | None = None,
     accumulate: torch.dtype = torch.float32,
     form: str = "safetensors",
     tell: Callable[[int, int], None] | None = None,
+    **options: Unpack[Options],
 ) -> list[Path]:
     """Merge checkpoints by one or more schemes, in one pass over the files.
 
@@ -61,16 +56,11 @@ def merge(
             :class:`~emacore.averaging.coefficients.Coefficients`, by the names of the results.
         out: A new folder, or one without results of these names: for each a file, or a folder where the input is
             sharded or has a ``config.json``.  With one result, also a new file.
-        section: What to merge, by name: by default the only one of raw weights, or the snapshots there are.
-        last: Only of the last so many checkpoints; then schedules begin at the first of them.
-        at: The step after which the average is wanted; no later file is used.
-        fit: ``linear`` as told above, or the best coefficients, adding to 1: ``nonnegative`` or ``free``.
-        sigma_rel: Of the averages in ema-pytorch's ``PostHocEMA`` files, which do not tell it, in their order.
-        update_every: With which those moved.
-        dtype: Of the result; by default as stored.
         accumulate: In which sums are kept: float32 or float64; those of float64 tensors in float64 in any case.
         form: ``safetensors`` or ``pt``.
         tell: Called with bytes read so far and all.
+        options: ``section``, ``last``, ``at``, ``fit``, ``sigma_rel``, ``update_every`` and ``dtype``, as of
+            :func:`~emacore.checkpoints.planning.plan_merge`.
 
     Returns:
         The file or folder of each result.  Besides the weights there is a JSON file that says what it was made of.
@@ -93,17 +83,7 @@ def merge(
     check_choice("form", form, ("safetensors", "pt"))
     if accumulate not in (torch.float32, torch.float64):
         raise ValueError(f"accumulate must be torch.float32 or torch.float64, got {accumulate}")
-    plan = plan_merge(
-        checkpoints,
-        merges,
-        section=section,
-        last=last,
-        at=at,
-        fit=fit,
-        sigma_rel=sigma_rel,
-        update_every=update_every,
-        dtype=dtype,
-    )
+    plan = plan_merge(checkpoints, merges, **options)
     return carry_out(plan, checkpoints, Path(out), accumulate, form, tell)
 
 

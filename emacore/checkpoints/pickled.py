@@ -14,6 +14,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -126,6 +128,35 @@ def read_pickle(path: Path) -> Any:
         return _Unpickler(_Skipping(file, path)).load()
 
 
+def tensor_in_archive(path: Path, begin: int, length: int) -> PickledTensor:
+    """The tensor that torch.save wrote as an archive into a stretch of a file, as torch.distributed.checkpoint does.
+
+    Raises:
+        pickle.UnpicklingError: if it is none, or compressed; or ``zipfile.BadZipFile``, ``KeyError`` and others.
+    """
+    with path.open("rb") as file:
+        archive = zipfile.ZipFile(_Stretch(file, begin, length))
+        [name] = [one for one in archive.namelist() if one.endswith("/data.pkl")]
+        folder = name.removesuffix("data.pkl")
+        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+            raise pickle.UnpicklingError("its numbers are in another order of bytes")
+
+        def piece(told: Any) -> Piece:
+            dtype, key = _STORAGES[told[1]], str(told[2])
+            about = archive.getinfo(f"{folder}data/{key}")
+            if about.compress_type != zipfile.ZIP_STORED:
+                raise pickle.UnpicklingError("its numbers are compressed")
+            file.seek(begin + about.header_offset + 26)  # where the lengths of the name and of what follows it stand
+            header = 30 + sum(struct.unpack("<HH", file.read(4)))
+            at = begin + about.header_offset + header
+            return Piece(_reader(path, at), at, dtype, about.file_size)
+
+        found = _OfArchive(io.BytesIO(archive.read(name)), piece).load()
+    if not isinstance(found, PickledTensor):
+        raise pickle.UnpicklingError("it is no tensor")
+    return found
+
+
 def modules_in(content: Mapping[Any, Any]) -> dict[str, dict[str, PickledTensor]]:
     """The modules that a dictionary holds, as ``state_dict()`` would say them."""
     found = {}
@@ -172,47 +203,81 @@ class _Skipping:
         mark = len(self._mark)
         if data[:mark] != self._mark:
             return lambda start, stop: data[start:stop], -1
-        begin, path = int.from_bytes(data[mark : mark + 8], "little"), self._path
-
-        def read(start: int, stop: int) -> bytes:
-            with path.open("rb") as file:
-                file.seek(begin + start)
-                found = file.read(stop - start)
-            if len(found) < stop - start:
-                raise EOFError("its end is missing")
-            return found
-
-        return read, begin
+        begin = int.from_bytes(data[mark : mark + 8], "little")
+        return _reader(self._path, begin), begin
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: _Skipping) -> None:
-        super().__init__(file)
-        self._from = file
-        self._known: dict[str, Any] = {
-            "collections.OrderedDict": OrderedDict,
-            "builtins.set": set,
-            "__builtin__.set": set,  # as protocols before 3 have it
-            "builtins.frozenset": frozenset,
-            "_codecs.encode": lambda text, encoding="latin1": text.encode("latin1"),
-            "torch.storage._load_from_bytes": self._storage,
-            "torch._utils._rebuild_tensor": _tensor,
-            "torch._utils._rebuild_tensor_v2": _tensor,
-            "torch._utils._rebuild_tensor_v3": _tensor,
-            "torch._utils._rebuild_parameter": lambda data, *rest: data,
-            "torch._utils._rebuild_parameter_with_state": lambda data, *rest: data,
-            "torch._tensor._rebuild_from_type_v2": lambda function, kind, arguments, state: function(*arguments),
-        }
+class _Stretch(io.RawIOBase):
+    """A stretch of a file as a file."""
+
+    def __init__(self, file: BinaryIO, begin: int, length: int) -> None:
+        self._file, self._begin, self._length, self._at = file, begin, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._length - self._at)
+        self._file.seek(self._begin + self._at)
+        found = self._file.read(left if size is None or size < 0 else min(size, left))
+        self._at += len(found)
+        return found
+
+
+def _reader(path: Path, begin: int) -> Callable[[int, int], bytes]:
+    """What reads bytes of a file, counted from ``begin``."""
+
+    def read(start: int, stop: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(begin + start)
+            found = file.read(stop - start)
+        if len(found) < stop - start:
+            raise EOFError("its end is missing")
+        return found
+
+    return read
+
+
+class _Plain(pickle.Unpickler):
+    """Knows what tensors are made of, and imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name: nothing is imported."""
+        """What stands for a name."""
         if name == "_reconstruct_persistent_obj":
             return _persistent
         if name == "EasyDict":
             return dict
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        return self._known.get(f"{module}.{name}", Inert)
+        return _KNOWN.get(f"{module}.{name}", Inert)
+
+
+class _OfArchive(_Plain):
+    def __init__(self, file: BinaryIO, piece: Callable[[Any], Piece]) -> None:
+        super().__init__(file)
+        self._piece = piece
+
+    def find_class(self, module: str, name: str) -> Any:
+        return name if name in _STORAGES else super().find_class(module, name)
+
+    def persistent_load(self, told: Any) -> Piece:
+        return self._piece(told)
+
+
+class _Unpickler(_Plain):
+    def __init__(self, file: _Skipping) -> None:
+        super().__init__(file)
+        self._from = file
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self._storage if name == "_load_from_bytes" else super().find_class(module, name)
 
     def _storage(self, data: bytes) -> Piece:
         """A storage that was pickled as the bytes that ``torch.save`` made of it."""
@@ -255,3 +320,18 @@ def _tensor(piece: Piece, offset: int, shape: Any, stride: Any, *rest: Any) -> P
     if min((offset, *sizes, *steps)) < 0 or (0 not in sizes and last >= count):
         raise pickle.UnpicklingError(f"a tensor of shape {sizes} is not within its {count} numbers")
     return PickledTensor(piece, dtype, offset, sizes, steps)
+
+
+_KNOWN: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "builtins.set": set,
+    "__builtin__.set": set,  # as protocols before 3 have it
+    "builtins.frozenset": frozenset,
+    "_codecs.encode": lambda text, encoding="latin1": text.encode("latin1"),
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch._utils._rebuild_parameter": lambda data, *rest: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *rest: data,
+    "torch._tensor._rebuild_from_type_v2": lambda function, kind, arguments, state: function(*arguments),
+}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -120,6 +120,18 @@ class Plan:
         return [name for name in self.sources[-1].section.tensors if _STATISTICS.search(name)]
 
 
+class Options(TypedDict, total=False):
+    """What :func:`plan_merge` can be told; :func:`~emacore.checkpoints.merging.merge` hands it on."""
+
+    section: str | None
+    last: int | None
+    at: int | None
+    fit: Fit | None
+    sigma_rel: Sequence[float]
+    update_every: int
+    dtype: torch.dtype | None
+
+
 def plan_merge(
     checkpoints: Checkpoints,
     merges: Mapping[str, Merge],
@@ -132,10 +144,18 @@ def plan_merge(
     update_every: int = 1,
     dtype: torch.dtype | None = None,
 ) -> Plan:
-    """What :func:`merge` would do; nothing is read but headers.
+    """What :func:`~emacore.checkpoints.merging.merge` would do; nothing is read but headers.
 
     Args:
-        section, last, at, fit, sigma_rel, update_every, dtype: As of :func:`merge`.
+        merges: As of that.
+        section: What to merge, by name: by default the only one of raw weights, or the snapshots there are.
+        last: Only of the last so many checkpoints; then schedules begin at the first of them.
+        at: The step after which the average is wanted; no later file is used.
+        fit: How coefficients are found: ``linear``, where the weight of a step that is not stored goes to the two files
+            beside it, or the best ones, adding to 1: ``nonnegative`` or ``free``.
+        sigma_rel: Of the averages in ema-pytorch's ``PostHocEMA`` files, which do not tell it, in their order.
+        update_every: With which those moved.
+        dtype: Of the result; by default as stored.
 
     Raises:
         CheckpointError: if the files do not go together.

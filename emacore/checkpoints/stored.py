@@ -18,11 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from emacore.checkpoints.pickled import PickledTensor, modules_in, read_pickle
+from emacore.checkpoints.pickled import PickledTensor, modules_in, read_pickle, tensor_in_archive
 
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
 #: What torch.save names its own files, the longest first.
@@ -588,6 +589,7 @@ def _distributed_tensor(path: Path, reader: Any, name: str, stored: Any) -> Stor
     from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
     shape, dtype = tuple(stored.size), stored.properties.dtype
+    chunk_at = _chunks(path, reader)
 
     class Into(LoadPlanner):
         """Reads one part of one tensor."""
@@ -624,11 +626,41 @@ def _distributed_tensor(path: Path, reader: Any, name: str, stored: Any) -> Stor
         for box in parts_of(shape, start, stop):
             target = torch.empty([one.stop - one.start for one in box], dtype=dtype)
             into = Into(target, tuple(one.start for one in box))
-            reader.read_data(into.plan, into).wait()
+            chunks = [chunk_at(item.storage_index) for item in into.plan.items]
+            if any(chunk is None for chunk in chunks):
+                reader.read_data(into.plan, into).wait()
+            for item, chunk in zip(into.plan.items, chunks, strict=True) if None not in chunks else ():
+                for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                    chunk = chunk.narrow(dim, offset, length)
+                into.resolve_tensor(item).copy_(chunk)
             parts.append(target.reshape(-1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    return StoredTensor(shape, dtype, read, path)
+    return StoredTensor(shape, dtype, read, path, release=chunk_at.cache_clear)
+
+
+def _chunks(path: Path, reader: Any) -> Any:
+    """The chunks of a distributed checkpoint, mapped, by their indices in its storage; ``None`` for one that can only
+    be had as a whole, such as a compressed one: torch's own reader reads all of a chunk for each part of it."""
+
+    @cache
+    def chunk_at(index: Any) -> Tensor | None:
+        place = reader.storage_data[index]
+        if getattr(place, "transform_descriptors", None):
+            return None
+        file = path / place.relative_path
+        try:
+            found = tensor_in_archive(file, place.offset, place.length)
+        except (*_OF_A_BAD_FILE, pickle.UnpicklingError, zipfile.BadZipFile):
+            return None  # that reader says what is wrong with it
+        if not found.piece.nbytes:
+            return torch.empty(found.shape, dtype=found.dtype)
+        mapped = np.memmap(
+            file, np.uint8, "c", found.piece.at, (found.piece.nbytes,)
+        )  # "c": writable, but not the file
+        return torch.from_numpy(mapped).view(found.dtype).as_strided(found.shape, found.stride, found.offset)
+
+    return chunk_at
 
 
 def _first_line(error: BaseException | str) -> str:

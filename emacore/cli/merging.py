@@ -68,7 +68,9 @@ def checkpoints(paths: tuple[str, ...], output: str | None) -> None:
     for name in found.names():
         section = next(section for one in found for section in one.sections if section.name == name)
         count = sum(one.section(name) is not None for one in found)
-        about = ", ".join(f"{key} {value}" for key, value in section.about.items())
+        told = [one.section(name).about for one in found if one.section(name) is not None]  # type: ignore[union-attr]
+        same = {key: value for key, value in section.about.items() if all(one.get(key) == value for one in told)}
+        about = ", ".join(f"{key} {value}" for key, value in same.items())
         _tell(
             f"{name}: {_KINDS[section.kind]}{f' ({about})' if about else ''}, in {counted(count, 'checkpoint')}, "
             f"{counted(len(section.tensors), 'tensor')}, {_bytes(section.nbytes)} each"

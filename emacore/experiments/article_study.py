@@ -17,6 +17,8 @@ from emacore.training.config import OptimizerConfig, StoppingConfig
 
 #: The study: a line that says how it was made, then one row for each experiment and seed.
 SHIPPED = Path(__file__).with_name("article_study.csv")
+#: What it says, :func:`in_words`, a line each: found once, since the statistics take longer to load than a page.
+WORDS = SHIPPED.with_suffix(".txt")
 
 ARTICLE, ON_ORIGINAL = "rules on the average", "rules on the original"
 FIXED, FIXED_ON_ORIGINAL = "fixed length, plateau on the average", "fixed length, plateau on the original"
@@ -45,6 +47,12 @@ def shipped() -> tuple[pd.DataFrame, str]:
     """
     made, _, content = SHIPPED.read_text().partition("\n")
     return pd.read_csv(io.StringIO(content)), made.removeprefix("# ")
+
+
+def shipped_words() -> tuple[list[str], str]:
+    """What the shipped study says, in sentences, and how, when and with what it was made."""
+    with SHIPPED.open() as file:
+        return WORDS.read_text().splitlines(), file.readline().strip().removeprefix("# ")
 
 
 def comparisons(table: pd.DataFrame) -> dict[str, PairedComparison]:

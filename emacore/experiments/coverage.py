@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy  # whose parts are loaded where they are used
 
 from emacore.experiments.statistics import (
     BCA,
@@ -73,7 +73,7 @@ def _blocks(total: int, size: int) -> list[int]:
 def _ends(values: Floats, name: str, intervals: str, rng: np.random.Generator) -> tuple[Floats, Floats]:
     if intervals == CLASSICAL:
         return median_ends(values) if name == "median" else mean_ends(values)
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (values,),
         np.median if name == "median" else np.mean,
         axis=-1,

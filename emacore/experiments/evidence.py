@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.schedules import Schedule
@@ -244,7 +244,7 @@ def steadiness_ratios(table: pd.DataFrame) -> pd.DataFrame:
 
 def share_below(values: ArrayLike, value: float) -> str:
     """The share of the values below one in words, ties counted half; NaN is left out."""
-    share = stats.percentileofscore(values, value, kind="mean", nan_policy="omit")
+    share = scipy.stats.percentileofscore(values, value, kind="mean", nan_policy="omit")
     return "none" if np.isnan(share) else f"{share:.0f} %"
 
 
@@ -346,7 +346,7 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
         )
     if is_article:
         theirs = float(FINAL["improvement"][0])
-        less = stats.percentileofscore(100 * found, theirs, kind="mean")
+        less = scipy.stats.percentileofscore(100 * found, theirs, kind="mean")
         told.append(
             f"The article's one run gained {theirs:g} %: {number(less, 3)} % of these {len(found)} seeds gained less."
         )

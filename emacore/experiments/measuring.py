@@ -432,7 +432,8 @@ def _diagnosed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     from emacore.checkpoints.diagnosis import diagnose
 
     configured = settings.get("configured")
-    found = diagnose(path, from_code(configured) if configured else None, average=settings.get("average"))
+    sections = {kind: settings.get(kind) for kind in ("average", "raw")}
+    found = diagnose(path, from_code(configured) if configured else None, **sections)
     return {
         "findings": [one.sentence for one in found.findings],
         "verdict": found.verdict,

@@ -15,10 +15,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ import emacore
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.coefficients import Averaged, Profile, Span, merged_profile
 from emacore.averaging.families import PowerFunction
-from emacore.averaging.planned import Planned
+from emacore.averaging.planned import Planned, planned
 
 #: The environment variables that name what is opened, with os.pathsep between them, and what measures it.
 OPEN, EVALUATE = "EMACORE_OPEN", "EMACORE_EVALUATE"
@@ -261,18 +262,57 @@ def growth_table(series: Series, found: Planned) -> Table:
 
     The curves are "all steps", of the average that the merge stands for, if there is one, and "these files".
     """
-    parts = {"these files": np.cumsum(merged_profile(series.calls, series.profiles, found.coefficients))}
-    if found.target is not None:
-        parts = {"all steps": np.cumsum(found.target), **parts}
-    ends = [one.end for one in series.profiles]
-    begins = [one.begin if isinstance(one, Span) else one.end for one in series.profiles]
-    corners = np.array([*ends, *begins, *(np.array(begins) - 1)], dtype=np.int64)
-    at = np.unique([*np.linspace(0, series.calls - 1, _POINTS).round().astype(np.int64), *corners.clip(0)])
+    at, parts = growth_calls(series, _POINTS), growth(series, found)
     return {
         "curve": np.repeat(np.array(list(parts), dtype=object), len(at)),
         "step": np.tile(at + series.shift, len(parts)),
         "weight": np.concatenate([values[at] for values in parts.values()]),
     }
+
+
+def growth(series: Series, found: Planned) -> dict[str, Floats]:
+    """The curves of :func:`growth_table`, each of shape (calls,)."""
+    parts = {"these files": np.cumsum(merged_profile(series.calls, series.profiles, found.coefficients))}
+    return parts if found.target is None else {"all steps": np.cumsum(found.target), **parts}
+
+
+def growth_calls(series: Series, points: int) -> NDArray[np.int64]:
+    """The calls at which such a curve is drawn: where files begin and end, and so many more, evenly spread."""
+    ends = [one.end for one in series.profiles]
+    begins = [one.begin if isinstance(one, Span) else one.end for one in series.profiles]
+    corners = np.array([*ends, *begins, *(np.array(begins) - 1)], dtype=np.int64)
+    return np.unique([*np.linspace(0, series.calls - 1, points).round().astype(np.int64), *corners.clip(0)])
+
+
+class Moved(NamedTuple):
+    """Merges of one set by several schedules, as a picture shows them that follows the pointer.
+
+    Attributes:
+        coefficients: Shape (N, schedules).
+        all_steps, these_files: How weights add up at the calls of :func:`growth_calls`, shape (calls, schedules).
+        error, reached: Of their certificates, shape (schedules,).
+    """
+
+    coefficients: Floats
+    all_steps: Floats
+    these_files: Floats
+    error: Floats
+    reached: Floats
+
+
+def moved(series: Series, codes: Sequence[str], fit: Any, points: int) -> Moved:
+    """The merges by schedules given as code; a schedule that these files cannot give is NaN throughout."""
+    at = growth_calls(series, points)
+    count = len(series.profiles)
+    found = Moved(*(np.full((rows, len(codes)), np.nan) for rows in (count, len(at), len(at), 1, 1)))
+    for place, code in enumerate(codes):
+        with suppress(ValueError):
+            one = planned(from_code(code), series.profiles, series.calls, fit, bests=False)
+            found.coefficients[:, place] = one.coefficients
+            for name, values in growth(series, one).items():
+                (found.all_steps if name == "all steps" else found.these_files)[:, place] = values[at]
+            found.error[:, place], found.reached[:, place] = one.certificate.error, one.certificate.reached
+    return found._replace(error=found.error[0], reached=found.reached[0])
 
 
 def certificate_table(plans: Mapping[str, Planned]) -> Table:

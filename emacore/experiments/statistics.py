@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from emacore.formatting import counted, number, p_value, percent, signed_percent
 
@@ -126,7 +126,7 @@ def paired_comparison(
     finite = found[both & np.isfinite(found)]
     wins, losses = int((found > 0).sum()), int((found < 0).sum())
     reached = int((found >= wanted_gain).sum())
-    share = stats.binomtest(reached, len(found)).proportion_ci(LEVEL)
+    share = scipy.stats.binomtest(reached, len(found)).proportion_ci(LEVEL)
     return PairedComparison(
         seeds=len(found),
         wins=wins,
@@ -135,7 +135,7 @@ def paired_comparison(
         infinite=len(found) - len(finite),
         median=_bca(finite, np.median) if intervals == BCA else _median(finite),
         mean=_bca(finite, np.mean) if intervals == BCA else _mean(finite),
-        sign_p=float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else math.nan,
+        sign_p=float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else math.nan,
         wilcoxon_p=_wilcoxon(found),
         wanted_gain=wanted_gain,
         chance=Interval(reached / len(found), float(share.low), float(share.high)),
@@ -159,8 +159,8 @@ def seeds_needed(differences: ArrayLike) -> int | None:
     effect = abs(float(values.mean() / spread))
 
     def power(n: int) -> float:
-        critical = stats.t.ppf(1 - (1 - LEVEL) / 2, n - 1)
-        return float(stats.nct.sf(critical, n - 1, effect * math.sqrt(n)))
+        critical = scipy.stats.t.ppf(1 - (1 - LEVEL) / 2, n - 1)
+        return float(scipy.stats.nct.sf(critical, n - 1, effect * math.sqrt(n)))
 
     low, high = 1, 2
     while high < 1_000_000 and power(high) < POWER:
@@ -364,7 +364,7 @@ def median_ends(values: Floats) -> tuple[Floats, Floats]:
 @cache
 def _order_statistics(n: int) -> tuple[int, float]:
     """Of n values: the k-th from each end, and which share of the next one, hold the median in 95 %."""
-    covered = 1 - 2 * stats.binom.cdf(np.arange(n // 2), n, 0.5)  # by the k-th value from both ends
+    covered = 1 - 2 * scipy.stats.binom.cdf(np.arange(n // 2), n, 0.5)  # by the k-th value from both ends
     k = int(np.flatnonzero(covered >= LEVEL)[-1]) + 1
     rest = (covered[k - 1] - LEVEL) / (covered[k - 1] - covered[k]) if k < len(covered) else 0.0
     return k, float((n - k) * rest / (k + (n - 2 * k) * rest))
@@ -374,7 +374,7 @@ def mean_ends(values: Floats) -> tuple[Floats, Floats]:
     """The ends of the mean's 95 % intervals by Student's t, over the last axis, which has at least two values."""
     n = values.shape[-1]
     mean = values.mean(axis=-1)
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(axis=-1, ddof=1) / math.sqrt(n)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(axis=-1, ddof=1) / math.sqrt(n)
     return mean - half, mean + half
 
 
@@ -409,8 +409,8 @@ def _bca(values: Floats, statistic: Callable[..., Any]) -> Interval:
 
 def _resampled(values: Floats, statistic: Callable[..., Any], method: str) -> tuple[float, float]:
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        found = scipy.stats.bootstrap(
             (values,),
             statistic,
             confidence_level=LEVEL,
@@ -430,7 +430,7 @@ def _wilcoxon(values: Floats) -> float:
     ranked = np.where(np.isfinite(values), values, np.sign(values) * (2 * largest + 1))
     if len(ranked) <= _EXACT_RANKS:
         return _exact_wilcoxon(ranked)
-    return float(stats.wilcoxon(ranked, zero_method="pratt").pvalue)
+    return float(scipy.stats.wilcoxon(ranked, zero_method="pratt").pvalue)
 
 
 def _exact_wilcoxon(values: Floats) -> float:
@@ -438,7 +438,7 @@ def _exact_wilcoxon(values: Floats) -> float:
 
     Counts, for each sum of ranks, the signs that give it: one rank more adds to each sum, or does not.
     """
-    halves = np.rint(2 * stats.rankdata(np.abs(values))).astype(int)  # ties share a mean rank, maybe half a one
+    halves = np.rint(2 * scipy.stats.rankdata(np.abs(values))).astype(int)  # ties share a mean rank, maybe half a one
     counts = np.ones(1)
     for rank in halves[values != 0]:
         nothing = np.zeros(rank)

@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, minimize_scalar
 
 from emacore.averaging.code import scheme_to_code
 from emacore.averaging.families import MAX_SIGMA_REL, InversePower, PowerFunction, gamma_from_sigma_rel
@@ -236,7 +236,9 @@ def _of_width(schedule: S, setting: str, steps: int, width: float) -> S | None:
         return None
     ends = positions[crossed[0] : crossed[0] + 2]
     value = schedule.search(setting, steps).value
-    found = brentq(lambda position: _width(schedule, setting, steps, value(position)) - width, *ends, xtol=1e-7)
+    found = scipy.optimize.brentq(
+        lambda position: _width(schedule, setting, steps, value(position)) - width, *ends, xtol=1e-7
+    )
     return _short_setting(
         value(found),
         lambda short: schedule.varied(**{setting: short}),
@@ -265,7 +267,7 @@ def _power_function(spread: float, steps: int) -> PowerFunction | None:
         low = max(low - 1, 0.0)
     while error(high) > 0:
         high += 1
-    found = math.expm1(brentq(error, low, high, xtol=1e-9))
+    found = math.expm1(scipy.optimize.brentq(error, low, high, xtol=1e-9))
     return _short_setting(found, lambda gamma: PowerFunction(gamma=gamma), ratio)
 
 
@@ -288,7 +290,7 @@ def _reach(schedule: Schedule, setting: str, steps: int) -> tuple[NDArray[np.flo
     widths = np.array([_width(schedule, setting, steps, value(position)) for position in positions.tolist()])
     top = int(widths.argmax())
     around = positions[max(top - 1, 0)], positions[min(top + 1, len(positions) - 1)]
-    peak = minimize_scalar(
+    peak = scipy.optimize.minimize_scalar(
         lambda position: -_width(schedule, setting, steps, value(position)), bounds=around, options={"xatol": 1e-3}
     )
     return np.append(positions[:top], peak.x), np.append(widths[:top], -peak.fun)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # whose parts are loaded where they are used
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 
 from emacore.averaging.windows import Scheme
 from emacore.replay.trajectory import Table, Trajectory
@@ -60,7 +60,7 @@ def principal(path: Floats) -> Plane:
     """
     origin = path.mean(axis=0, dtype=np.float64)
     centred = path.astype(np.float64) - origin
-    _, vectors = eigh(centred @ centred.T, subset_by_index=(len(path) - 2, len(path) - 1))
+    _, vectors = scipy.linalg.eigh(centred @ centred.T, subset_by_index=(len(path) - 2, len(path) - 1))
     spanned, _ = np.linalg.qr(centred.T @ vectors[:, ::-1])
     return Plane(origin, spanned.T)
 

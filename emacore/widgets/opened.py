@@ -14,7 +14,7 @@ from emacore.averaging.code import merge_from_code
 from emacore.averaging.coefficients import FITS, Merge
 from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
 from emacore.charts.lines import lines
-from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
+from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.measuring import Question
 from emacore.experiments.opened import (
     Contents,
@@ -27,7 +27,6 @@ from emacore.experiments.opened import (
     identity_of,
     merge_command,
     opened,
-    weight_table,
 )
 from emacore.formatting import counted
 from emacore.widgets.asking import answer_to, version
@@ -196,60 +195,10 @@ def megabytes(count: int) -> str:
     return f"{count:,} bytes"
 
 
-def show_merges(
-    name: str,
-    series: Series,
-    plans: Mapping[str, Planned],
-    growths: Mapping[str, pd.DataFrame],
-    codes: Mapping[str, str],
-) -> None:
-    """What each file weighs, and how it adds up."""
-    table = pd.DataFrame(weight_table(series, plans))
-    several = len(set(series.sections)) > 1
-    table["line"] = table["merge"] + (", " + table["section"] if several else "")
-    hues = palette(plans, {NOW: AVERAGED})
-    own = dict(zip(table["line"], table["merge"], strict=True))
-    show_chart(
-        lines(
-            table,
-            x="step",
-            y="coefficient",
-            series="line",
-            colours={line: hues[merge] for line, merge in own.items()},
-            x_title="step of the stored file",
-            y_title="coefficient of the file",
-            height=260,
-        ),
-        alt_text=f"What each of {len(set(series.steps))} stored files weighs in {len(plans)} merges",
-        table=lambda: table.drop(columns="line").replace({"merge": _named(codes)}),
-        name=f"coefficients-{name}",
-        look_for="Look which files a merge takes, and whether some are below 0: those amplify rounding.",
-    )
-    if NOW in plans:
-        growth = growths[NOW]
-        show_chart(
-            lines(
-                growth,
-                x="step",
-                y="weight",
-                series="curve",
-                colours={"all steps": CLEAN, "these files": AVERAGED},
-                x_title="step of the run",
-                y_title="weight so far",
-                height=190,
-            ),
-            alt_text="How the weights of the merge add up over the steps of the run, beside those of the average over "
-            "all steps",
-            table=growth,
-            name=f"growth-{name}",
-            look_for="Between the two lies what the files cannot give: raw files take steps at a time, means of "
-            "windows follow the grey line.",
-        )
-        st.markdown(planned_in_words(plans[NOW]))
-
-
 def show_certificates(name: str, plans: Mapping[str, Planned], codes: Mapping[str, str]) -> None:
-    """What each merge promises."""
+    """The certificates of all merges, that of the controls in words."""
+    if NOW in plans:
+        st.markdown(planned_in_words(plans[NOW]))
     show_table(
         pd.DataFrame(certificate_table({_named(codes).get(key, key): one for key, one in plans.items()})),
         name=f"certificates-{name}",
@@ -266,7 +215,7 @@ _CERTIFICATE = {
     "files": ("files", "Of the stored ones, so many weigh something."),
     "error": (
         "error",
-        "How far the merge's weights of all steps are from the wanted ones: L2, in sizes of the wanted profile.",
+        "How far its weights of all steps are from the wanted ones: L2, in sizes of the wanted profile.",
     ),
     "wanted": ("wanted", "Steps: the average over all steps lessens noise as the mean of so many does."),
     "reached": ("reached", "Steps: the merge lessens noise as the mean of so many does."),
@@ -296,20 +245,20 @@ def show_command(name: str, found: Contents, series: Series, codes: Sequence[str
 
 def show_diagnosis(name: str, found: Contents, configured: str) -> None:
     """What the averages in the files really did, in sentences and one chart."""
-    kinds = {one.kind for one in found.series.values()}
-    if found.form == "recording" or not {"raw", "average"} <= kinds:
+    single = [one for one in found.series.values() if len(set(one.sections)) == 1]
+    names = {kind: [one.name for one in single if one.kind == kind] for kind in ("average", "raw")}
+    if found.form == "recording" or not all(names.values()):
         st.caption("A diagnosis needs files that hold raw weights and their average side by side; these do not.")
         return
-    average = next(one.name for one in found.series.values() if one.kind == "average")
+    average, raw = (_chosen_of(kind, names[kind]) for kind in ("average", "raw"))
     compare = st.toggle(
         "Compare with the schedule of the controls",
         key="configured",
         help="Then it is said whether the average did what the schedule says, and what else would look the same.",
         **BOUND,
     )
-    settings = {"average": average} | ({"configured": configured} if compare else {})
-    sections = tuple(one.name for one in found.series.values() if one.kind in ("raw", "average"))
-    question = Question(name, found.identity, sections, "diagnosis", settings)
+    settings = {"average": average, "raw": raw} | ({"configured": configured} if compare else {})
+    question = Question(name, found.identity, (raw, average), "diagnosis", settings)
     answer = answer_to(question, "Diagnose")
     if answer is None:
         return
@@ -345,6 +294,24 @@ def show_diagnosis(name: str, found: Contents, configured: str) -> None:
     if answer["stretches"]:
         with st.expander(f"All {counted(len(answer['stretches']), 'stretch', 'stretches')} between files in words"):
             st.markdown("\n".join(f"- {escaped(sentence)}" for sentence in answer["stretches"]))
+
+
+def _chosen_of(kind: str, names: Sequence[str]) -> str:
+    """A choice among the sections of a kind that are diagnosed, where there are several."""
+    if len(names) == 1:
+        return names[0]
+    key = f"diagnosed_{kind}"
+    if st.session_state.get(key) not in (None, *names):
+        st.session_state[key] = names[0]
+    chosen: str = st.selectbox(
+        {"average": "Average", "raw": "Raw weights"}[kind],
+        names,
+        key=key,
+        help="These files hold several. Averages of one run that differ in their settings answer differently; one that "
+        "is compared with the weights of another run answers nonsense.",
+        **BOUND,
+    )
+    return chosen
 
 
 def show_measurements(name: str, found: Contents, series: Series, plans: Mapping[str, Planned]) -> None:

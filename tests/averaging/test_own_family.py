@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner
 from torch import nn, ones
 
-from emacore.__main__ import cli
 from emacore.averaging import schedules
 from emacore.averaging.code import from_code, scheme_from_code, to_code
 from emacore.averaging.families import Constant
@@ -23,6 +22,7 @@ from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import BETA, FAMILIES, Control, Schedule, register, schedule_from_dict
 from emacore.averaging.solving import final_width, with_half_life, with_relative_width
 from emacore.averaging.weights import average
+from emacore.cli.commands import cli
 from emacore.replay.atlas import atlas, axes, partners
 from emacore.replay.measure import OneByOne
 from emacore.replay.recording import Recorder, read_recording

@@ -48,6 +48,10 @@ def test_what_stands_for_no_average_over_steps_is_compared_with_none(asked):
 def test_the_last_raw_files_stand_for_all_steps_since_the_first_of_them():
     found = planned(LastFiles(2), RAW, 30)
     np.testing.assert_allclose(found.target, [0] * 19 + [1 / 11] * 11)
+    of_windows = planned(LastFiles(2), WINDOWS, 30)
+    np.testing.assert_allclose(of_windows.target, [0] * 10 + [1 / 20] * 20)
+    assert of_windows.certificate.error == pytest.approx(0, abs=1e-9)
+    assert of_windows.certificate.wanted == pytest.approx(20)
 
 
 @pytest.mark.parametrize("fit", ["nonnegative", "free"])

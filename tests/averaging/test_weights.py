@@ -12,6 +12,7 @@ from emacore.averaging.weights import (
     initial_share,
     mean_age,
     moving_average,
+    recursion,
     relative_width,
     start_share,
     weights,
@@ -176,3 +177,17 @@ def test_wrong_arguments_are_named(call, message):
 def test_empty_sequences():
     assert average([], []).shape == (0,)
     assert moving_average([], 3).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(1,), (400,), (401,), (300, 3), (300, 40), (1000, 2), (0,), (0, 3)])
+@pytest.mark.parametrize("one", [True, False])
+def test_the_recursion_is_that_of_a_plain_loop_short_and_long(shape, one):
+    rng = np.random.default_rng(1)
+    driven, factors = rng.normal(size=shape), 0.9 if one else rng.uniform(-1.2, 1.0, shape[0])
+    expected, value = np.empty(shape), np.zeros(shape[1:])
+    for step in range(shape[0]):
+        value = (factors if one else factors[step]) * value + driven[step]
+        expected[step] = value
+    found = recursion(factors, driven.copy())
+    assert found.shape == shape
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)

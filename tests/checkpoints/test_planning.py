@@ -1,3 +1,5 @@
+from inspect import signature
+
 import ema_pytorch
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from emacore import Constant, PowerFunction, UniformAverage, Window, open_checkp
 from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay, karras_decays
 from emacore.averaging.weights import effective_count, weights
 from emacore.checkpoints.merging import merge
-from emacore.checkpoints.planning import plan_merge
+from emacore.checkpoints.planning import Options, plan_merge
 from emacore.checkpoints.stored import CheckpointError
 
 
@@ -69,6 +71,14 @@ def test_what_does_not_fit_is_told(folder):
     (path / "step_0011.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="a merge without it would be another: step_0011.pt is empty"):
         plan_merge(open_checkpoints(path), {"a": Constant(0.5)})
+
+
+def test_a_merge_hands_on_all_that_a_plan_can_be_told(folder):
+    told = [one for one in signature(plan_merge).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    assert {one.name for one in told} == Options.__annotations__.keys()
+    path, _ = folder
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lst'"):
+        merge(open_checkpoints(path), {"a": Constant(0.5)}, path / "out", lst=3)
 
 
 def test_stored_averages_whose_memory_nobody_told_are_said_to_be_so(tmp_path):

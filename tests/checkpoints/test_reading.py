@@ -6,11 +6,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from emacore import EMA, Constant, PowerFunction, Trajectory, UniformAverage, Window, open_checkpoints
-from emacore.__main__ import cli
 from emacore.averaging.coefficients import LastFiles
 from emacore.checkpoints.merging import merge
 from emacore.checkpoints.reading import LazyRows, described
 from emacore.checkpoints.stored import CheckpointError
+from emacore.cli.commands import cli
 from tests.checkpoints.conftest import stored
 
 STEPS = (3, 5, 10)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from emacore.__main__ import cli
+from emacore.cli.commands import cli
 
 
 @pytest.fixture

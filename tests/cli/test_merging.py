@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from emacore.__main__ import cli
+from emacore.cli.commands import cli
 from tests.helpers import wait_for
 
 

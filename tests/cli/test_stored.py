@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from emacore import RunConfig
-from emacore import __main__ as command_line
+from emacore.cli import commands as command_line
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
 from tests.helpers import ME

@@ -21,7 +21,7 @@ import json, os, signal, sys
 from pathlib import Path
 import emacore.training.loop, emacore.training.replicas, emacore.experiments.jobs, emacore.experiments.evidence
 import emacore.tasks.regression.data, emacore.tasks.regression.task, torch._dynamo
-from emacore import __main__ as command_line
+from emacore.cli import commands as command_line
 from emacore.experiments.store import RunStore
 from emacore.training import loop
 from tests.helpers import wait_for

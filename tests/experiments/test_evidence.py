@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -294,8 +291,3 @@ def test_what_is_written_of_any_seeds_names_its_pairs_and_has_no_empty_numbers()
             no_empty_words(words)
             pairs = found["final"].pairs
             assert pairs == len(seeds) or f"{pairs} of {len(seeds)}" in words or f"| {pairs} |" in words
-
-
-def test_it_needs_no_torch():
-    code = "import sys, emacore.experiments.evidence; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

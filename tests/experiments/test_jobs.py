@@ -287,41 +287,29 @@ def test_one_core_is_left_for_the_pages(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_sweep_trains_in_a_worker_and_stops(tmp_path):
-    queue = JobQueue(RunStore(tmp_path), limit=1)
-    grid = {"optimizer.learning_rate": [0.001, 0.01]}
-    try:
-        short = queue.submit(Sweep(replace(ENDLESS, max_epochs=1), grid, (0, 1)))
-        wait_for(lambda: queue.store.result(short).state == "done")
-        assert queue.store.result(short).stopped == "all cells trained"
-        table = queue.store.history(short)
-        assert table["optimizer.learning_rate"].tolist() == [0.001, 0.001, 0.01, 0.01]
-        endless = queue.submit(Sweep(ENDLESS, grid, (0, 1)))
-        wait_for(lambda: queue.store.result(endless).state == "running")
-        queue.stop(endless)
-        wait_for(lambda: queue.store.result(endless).state == "stopped")
-        assert queue.store.history(endless).empty
-        assert queue.store.sweeps()["epochs"].tolist() == [0, 2]
-    finally:
-        queue.close()
+def test_sweeps_and_studies_train_in_a_worker_and_stop(queue):
+    store, grid = queue.store, {"optimizer.learning_rate": [0.001, 0.01]}
+    short = queue.submit(Sweep(replace(ENDLESS, max_epochs=1), grid, (0, 1)))
+    wait_for(lambda: store.result(short).state == "done")
+    assert store.result(short).stopped == "all cells trained"
+    assert store.history(short)["optimizer.learning_rate"].tolist() == [0.001, 0.001, 0.01, 0.01]
+    endless = queue.submit(Sweep(ENDLESS, grid, (0, 1)))
+    wait_for(lambda: store.result(endless).state == "running")
+    queue.stop(endless)
+    wait_for(lambda: store.result(endless).state == "stopped")
+    assert store.history(endless).empty
+    assert store.sweeps()["epochs"].tolist() == [0, 2]
 
-
-@pytest.mark.slow
-def test_a_study_trains_in_a_worker_and_stops(tmp_path):
-    queue = JobQueue(RunStore(tmp_path))
-    try:
-        short = queue.submit(Study(replace(ENDLESS, max_epochs=3), (0, 1, 2), (Constant(0.5),)))
-        wait_for(lambda: queue.store.result(short).state == "done")
-        history = queue.store.history(short)
-        assert len(history) == 9
-        assert "val_loss_Constant(beta=0.5)" in history
-        assert queue.store.result(short).stopped == "all seeds ended"
-        endless = queue.submit(Study(ENDLESS, (0, 1)))
-        wait_for(lambda: len(queue.store.history(endless)) > 2)
-        queue.stop(endless)
-        wait_for(lambda: queue.store.result(endless).state == "stopped")
-    finally:
-        queue.close()
+    short = queue.submit(Study(replace(ENDLESS, max_epochs=3), (0, 1, 2), (Constant(0.5),)))
+    wait_for(lambda: store.result(short).state == "done")
+    history = store.history(short)
+    assert len(history) == 9
+    assert "val_loss_Constant(beta=0.5)" in history
+    assert store.result(short).stopped == "all seeds ended"
+    endless = queue.submit(Study(ENDLESS, (0, 1)))
+    wait_for(lambda: len(store.history(endless)) > 2)
+    queue.stop(endless)
+    wait_for(lambda: store.result(endless).state == "stopped")
 
 
 @pytest.fixture

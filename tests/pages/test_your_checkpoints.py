@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from emacore.averaging.code import merge_from_code
-from emacore.averaging.planned import PROMISE, planned, planned_in_words
+from emacore.averaging.coefficients import certificate
+from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
 from emacore.experiments import opened as module
 from emacore.experiments.jobs import work_off
-from emacore.experiments.opened import contents_of, example, opened
+from emacore.experiments.opened import contents_of, example, growth_table, opened
 from emacore.experiments.store import RunStore
 from tests.experiments.opened_folders import MEASURE, small_run, stored_rows
 from tests.helpers import ME
-from tests.pages.conftest import drawn, enter_recorded, run, texts
+from tests.pages.conftest import drag, drawn, enter_recorded, frames, run, texts
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,35 @@ def test_without_anything_opened_there_is_an_example(open_page):
     assert growth["weight"].max() == pytest.approx(1)
     assert PROMISE in texts(app)
     assert any("Snapshots" in block.value for block in app.code)
+
+
+def test_merges_and_certificates_follow_the_handle(open_page):
+    app = open_page(
+        "your_checkpoints", stored="means of windows", stored_files="8", stored_steps="800", family="Constant"
+    )
+    series = example(800, 8, "window")
+    found = frames(app)
+    text = next(one for one in found.values() if "x" in one)
+    coefficients = next(one for one in found.values() if "line" in one)
+    growth = next(one for one in found.values() if set(one.get("curve", ())) == {"these files"})
+    columns = [name for name in text if name.startswith("reached_0_")]
+    assert len(columns) > 5
+    last = []
+    for name in columns:
+        mark = name.removeprefix("reached_0_")
+        weights = coefficients[f"coefficient_0_{mark}"].to_numpy()
+        made = Planned(weights, None, None, 0.0, 0.0)
+        one = certificate(np.full(800, 1 / 800), series.profiles, weights)
+        assert text[name].item() == pytest.approx(one.reached)
+        table = growth_table(series, made)
+        at = np.searchsorted(table["step"], growth["step"].astype(int))
+        np.testing.assert_allclose(growth[f"weight_0_{mark}"], table["weight"][at], atol=1e-9)
+        last.append(one.reached)
+    assert max(last) > 2 * min(last)
+    drag(app, beta=int(columns[3].rpartition("_")[2]))
+    run(app)
+    shown = table_with(app, "reached", "amplification")
+    assert shown["reached"][0] == pytest.approx(text[columns[3]].item())
 
 
 def test_what_was_opened_is_chosen_by_its_name_and_shown_without_its_path(open_page, of_mine, folder):

@@ -87,7 +87,7 @@ def test_without_dropout_an_epoch_is_plain_minibatch_training():
 
 def test_statistically_the_articles_run():
     # Measured over 32 seeds: 72 to 181 epochs, final MSE 0.0017 to 0.0092, R2 0.991 to 0.998.
-    finals = [train(replace(RunConfig(), seed=seed)) for seed in (0, 1, 2)]
+    finals = [train(replace(RunConfig(), seed=seed)) for seed in (0, 1)]
     for result in finals:
         assert result.stopped == "early stop"
         assert 50 <= len(result.history) <= 250

@@ -23,6 +23,8 @@ from emacore.tasks.regression.config import DataConfig
 
 #: From this size on squares overflow; and a column is centred first where it lies so many spreads from 0.
 _LARGEST, _FAR = 1e100, 1e6
+#: So many columns that are left out are named in one sentence.
+_NAMED = 40
 
 Floats = NDArray[np.float64]
 
@@ -65,13 +67,16 @@ def described(table: Table, config: DataConfig) -> Described:
     """
     frame = table.frame.rename(columns=str)
     names, target = list(frame.columns), str(config.target)
-    kinds = {name: kind_of(frame[name]) for name in names}
-    if target not in names:
+    series = {
+        str(name): values for name, values in frame.items()
+    }  # taken out of the table once: there may be thousands
+    kinds = {name: kind_of(values) for name, values in series.items()}
+    if target not in kinds:
         raise TableError(f"The table has no column {target!r}; it has {_some(names)}.")
     if kinds[target] not in ("number", "truth value"):
         raise TableError(f"The target {target!r} is of {kinds[target]}: a column of numbers is needed.")
     features = _features(names, kinds, target, config)
-    blank = {name: _blank(frame[name], kinds[name]) for name in [*features, target]}
+    blank = {name: _blank(series[name], kinds[name]) for name in [*features, target]}
     used = _used_rows(table, blank, features, target, config)
     if used.sum() < 4:
         raise TableError(f"The table has {len(used)} rows, of which {used.sum()} can be used; at least 4 are needed.")
@@ -84,12 +89,13 @@ def described(table: Table, config: DataConfig) -> Described:
     if config.blanks in ("mean", "median"):
         filled = {name: int(blank[name][used].sum()) for name in features if blank[name][used].any()}
         notes += [f"{name}: {count:,} blanks are filled with the {config.blanks}" for name, count in filled.items()]
-    columns = []
-    for name in names:
-        use = "target" if name == target else "feature" if name in features else "left out"
-        columns.append(Column(name, kinds[name], use, _remark(frame[name], kinds[name], use, config)))
+    uses = dict.fromkeys(names, "left out") | dict.fromkeys(features, "feature") | {target: "target"}
+    columns = [
+        Column(name, kinds[name], use, _remark(series[name], kinds[name], use, config)) for name, use in uses.items()
+    ]
     if left := [f"{one.name} ({one.remark})" for one in columns if one.use == "left out"]:
-        notes.append(f"left out: {'; '.join(left)}")
+        more = f" and {len(left) - _NAMED:,} more" if len(left) > _NAMED else ""
+        notes.append(f"left out: {'; '.join(left[:_NAMED])}{more}")
     return Described(tuple(columns), (len(used), int(used.sum())), used, tuple(notes))
 
 
@@ -182,7 +188,7 @@ def _blank(values: pd.Series, kind: str) -> NDArray[np.bool_]:
     """Where a column has no value that can be used; infinite ones among them."""
     if kind in ("number", "truth value"):
         return np.isnan(_numbers(values))
-    return values.isna().to_numpy()
+    return np.array([is_missing(value) for value in values.tolist()], dtype=np.bool_)
 
 
 def _features(names: list[str], kinds: dict[str, str], target: str, config: DataConfig) -> list[str]:
@@ -264,9 +270,10 @@ def _notes(frame: pd.DataFrame, features: list[str], target: str, kinds: dict[st
 def _remark(values: pd.Series, kind: str, use: str, config: DataConfig) -> str:
     match kind:
         case "text":
-            count = int(values.nunique())
-            shown = ", ".join(sorted(map(str, values.dropna().unique()))[:3])
-            words = f"text, {count:,} different: {shown}{', ...' if count > 3 else ''}"
+            # Plain Python here, too, for a table may have thousands of these.
+            found = sorted({str(value) for value in values.tolist() if not is_missing(value)})
+            count = len(found)
+            words = f"text, {count:,} different: {', '.join(found[:3])}{', ...' if count > 3 else ''}"
             if use == "left out":
                 return f"{words}; one-hot would make columns of it" if config.text != "one-hot" else words
             check_most(f"words of the feature {values.name!r} as columns", count, limits.WORDS, TableError)

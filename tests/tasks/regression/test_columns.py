@@ -1,5 +1,7 @@
 """Nothing of a table vanishes without a word, and what is odd is told before a training."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,6 +146,23 @@ def test_targets_of_truth_values_and_columns_called_3():
     assert usable_targets(read(frame)) == ["a", "b", "3", "y"]
     assert matrices(read(frame), settings())[1].tolist() == frame["y"].astype(float).tolist()
     assert matrices(read(frame), settings(target="3"))[2] == ["a", "b", "y"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_table_of_very_many_columns_costs_little_for_each(text):
+    """While it is described, nobody else is served."""
+    names = [f"w{place}" for place in range(400)]
+    frame = pd.DataFrame({name: ["x", "y", "z", "x", ""] for name in names}).assign(a=range(5), y=[2, 1, 5, 4, 3])
+    table, calls = read(frame), []
+    sys.setprofile(lambda frame, event, arg: calls.append(event) if "call" in event else None)
+    try:
+        about = described(table, settings(text=text, blanks="mean"))
+    finally:
+        sys.setprofile(None)
+    assert len(about.columns) == 402
+    assert len(calls) < 550 * 400
+    told = [note for note in about.notes if note.startswith("left out")]
+    assert [("and 360 more" in note, len(note) < 6000) for note in told] == [(True, True)] * (text != "one-hot")
 
 
 @pytest.mark.parametrize(

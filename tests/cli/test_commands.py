@@ -16,20 +16,20 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from emacore import RunConfig, train
-from emacore import __main__ as command_line
 from emacore.averaging.code import from_code
 from emacore.averaging.families import BiasCorrected, Constant, InversePower
 from emacore.averaging.schedules import FAMILIES
 from emacore.averaging.trackers import halflife_decays, tensorboard_decays, wandb_decays
 from emacore.averaging.weights import average, weights
 from emacore.averaging.windows import Window
+from emacore.cli import commands as command_line
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import NetworkConfig, dotted
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ["--set", "max_epochs=3", "--set", "data.n_samples=100"]
 
 
@@ -450,7 +450,7 @@ def test_exit_codes_and_one_sentence(arguments, code, message, monkeypatch, caps
 
 
 def test_the_help_needs_no_torch():
-    code = "import sys, emacore.__main__; sys.exit('torch' in sys.modules or 'streamlit' in sys.modules)"
+    code = "import sys, emacore.cli.commands; sys.exit('torch' in sys.modules or 'streamlit' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 

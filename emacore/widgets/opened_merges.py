@@ -1,0 +1,205 @@
+"""Merges of what was opened as pictures that follow the handles of the schedule: each mark is the merge by that very
+schedule, with its certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from emacore.averaging.code import from_code, to_code
+from emacore.averaging.planned import Planned
+from emacore.averaging.schedules import Schedule
+from emacore.charts.figure import Figure
+from emacore.charts.lines import lines
+from emacore.charts.moving import Frames, Handle, View, line_frames
+from emacore.charts.style import AVERAGED, CLEAN, palette
+from emacore.charts.thin import axis_ends
+from emacore.experiments.opened import Floats, Moved, Series, growth_calls, moved, weight_table
+from emacore.limits import CACHE_BYTES
+from emacore.widgets.moving import schedule_settings, show_moving
+from emacore.widgets.opened import NOW
+from emacore.widgets.page import picture
+
+Ends = tuple[float, float]
+#: The handles' marks: a setting's key and its values.
+Marks = tuple[tuple[str, tuple[float, ...]], ...]
+#: What a mark costs beside one of a page that plans nothing, in calls: least squares of all files, and so much in any
+#: case.
+_COST, _PER_FILE = 60_000, 0.2
+#: Points of the curve that adds weights up, besides those at which files lie.
+_POINTS = 150
+#: Where the certificate stands in the lower picture, as shares of its width and height.
+_AT = (0.02, 0.9)
+
+
+def show_merges_moving(
+    of: str,
+    name: str,
+    series: Series,
+    schedule: Schedule,
+    plans: Mapping[str, Planned],
+    growths: Mapping[str, pd.DataFrame],
+    fit: Any,
+) -> Callable[[], None]:
+    """What each file weighs in the merges, and how the weights of the schedule's add up over the steps, with a handle
+    for each of its settings; to be finished as :func:`emacore.widgets.moving.show_moving` says.
+
+    Args:
+        of: By what the frames are kept: it changes with the files.
+    """
+    code = to_code(schedule)
+    calls = int((_COST + series.calls) * (1 + _PER_FILE * len(series.profiles)))
+    settings = schedule_settings(schedule, calls)
+    marks: Marks = tuple((setting.key, setting.marks) for setting in settings)
+    table = pd.DataFrame(weight_table(series, plans))
+    table["line"] = table["merge"] + (", " + table["section"] if len(set(series.sections)) > 1 else "")
+    hues = palette(plans, {NOW: AVERAGED})
+    own = dict(zip(table["line"], table["merge"], strict=True))
+    span = (float(series.shift), float(series.steps[-1]))
+    growth = growths[NOW]
+    rough = tuple((key, (values[0], values[len(values) // 2], values[-1])) for key, values in marks)
+    reached = _moved(of, series.name, code, fit, rough, series)
+    coefficient_ends = _around(table["coefficient"], reached.coefficients)
+    growth_ends = _around(growth["weight"], reached.these_files)
+    above = lines(
+        table,
+        x="step",
+        y="coefficient",
+        series="line",
+        colours={line: hues[merge] for line, merge in own.items()},
+        x_title="step of the stored file",
+        y_title="coefficient of the file",
+        height=230,
+    )
+    below = lines(
+        growth,
+        x="step",
+        y="weight",
+        series="curve",
+        colours={"all steps": CLEAN, "these files": AVERAGED},
+        x_title="step of the run",
+        y_title="weight so far",
+        height=170,
+    )
+    views = [
+        View(above, ends={"x": span, "y": coefficient_ends}),
+        View(_certified(below, plans[NOW], span, growth_ends), ends={"x": span, "y": growth_ends}),
+    ]
+
+    def frames_of(handles: Sequence[Handle]) -> list[tuple[Frames, ...]]:
+        at = tuple((handle.key, handle.values) for handle in handles)
+        if not at:
+            return [(), ()]
+        layer = len(below.spec["layer"])
+        return frames_of_merges(of, series.name, code, fit, at, coefficient_ends, growth_ends, layer, series)
+
+    with picture(lambda: table.drop(columns="line"), f"coefficients-{name}"), picture(growth, f"growth-{name}"):
+        finish = show_moving(
+            "merges",
+            settings,
+            views,
+            frames_of,
+            alt_text=f"What each of {len(set(series.steps))} stored files weighs in {len(plans)} merges; below, how "
+            "the weights of one of them add up over the steps of the run, beside those of the average over all steps",
+        )
+    st.caption(
+        "Above, which files a merge takes, and whether some are below 0: those amplify rounding. Below, between the "
+        "two lines lies what the files cannot give: raw ones take steps at a time, means of windows follow it."
+    )
+    return finish
+
+
+def _certified(figure: Figure, found: Planned, x_ends: Ends, y_ends: Ends) -> Figure:
+    """With a line of text that says the certificate."""
+    error = None if np.isnan(found.certificate.error) else found.certificate.error
+    row = {"curve": NOW, "error": error, "reached": found.certificate.reached, **_place(x_ends, y_ends)}
+    encoding = figure.spec["layer"][0]["encoding"]
+    text = {
+        "name": "certificate",
+        "data": {"values": [row]},
+        "transform": [
+            {"filter": "isValid(datum.reached)"},
+            {
+                "calculate": "(isValid(datum.error) ? 'profile error ' + format(datum.error, ',.3~g') + ', ' : '') + "
+                "'averages noise as ' + format(datum.reached, ',.3~r') + ' steps do'",
+                "as": "said",
+            },
+        ],
+        "mark": {"type": "text", "align": "left", "baseline": "middle", "fontSize": 13, "color": AVERAGED},
+        "encoding": {
+            "x": {**encoding["x"], "field": "x"},
+            "y": {**encoding["y"], "field": "y"},
+            "text": {"field": "said", "type": "nominal"},
+        },
+    }
+    return figure._replace(spec={**figure.spec, "layer": [*figure.spec["layer"], text]})
+
+
+def _place(x_ends: Ends, y_ends: Ends) -> dict[str, float]:
+    """Where that text stands."""
+    return {
+        channel: low + share * (high - low)
+        for channel, share, (low, high) in zip("xy", _AT, (x_ends, y_ends), strict=True)
+    }
+
+
+def _varied(code: str, marks: Marks) -> list[str]:
+    schedule = from_code(code)
+    return [to_code(schedule.varied(**{key: value})) for key, values in marks for value in values]
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _moved(of: str, name: str, code: str, fit: Any, marks: Marks, _series: Series) -> Moved:
+    return moved(_series, _varied(code, marks), fit, _POINTS)
+
+
+def _around(values: pd.Series, reached: Floats) -> Ends:
+    """The ends of an axis for what is drawn, and about all to which a handle can take it."""
+    low, high = axis_ends(np.concatenate([[0.0], values.to_numpy(dtype=np.float64), reached.ravel()]), "linear")
+    room = 0.05 * (high - low) or 0.1
+    return low - (room if low < 0 else 0), high + room
+
+
+@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
+def frames_of_merges(
+    of: str,
+    name: str,
+    code: str,
+    fit: Any,
+    marks: Marks,
+    coefficient_ends: Ends,
+    growth_ends: Ends,
+    layer: int,
+    _series: Series,
+) -> list[tuple[Frames, ...]]:
+    """The frames of both pictures at the marks of each setting; ``layer`` is that of the certificate."""
+    found = _moved(of, name, code, fit, marks, _series)
+    cuts = np.cumsum([len(values) for _, values in marks])[:-1]
+
+    def by_key(values: Floats) -> dict[str, list[Floats]]:
+        return {key: list(part.T) for (key, _), part in zip(marks, np.split(values, cuts, axis=-1), strict=True)}
+
+    above = []
+    sections = np.array(_series.sections, dtype=object)
+    for section in dict.fromkeys(_series.sections):
+        rows = np.flatnonzero(sections == section)
+        line = NOW if len(set(_series.sections)) == 1 else f"{NOW}, {section}"
+        across = np.array(_series.steps, dtype=np.float64)[rows]
+        moving = by_key(found.coefficients[rows])
+        above.append(line_frames("step", "coefficient", "line", line, across, moving, y_ends=coefficient_ends))
+    across = (growth_calls(_series, _POINTS) + _series.shift).astype(np.float64)
+    below = [
+        line_frames("step", "weight", "curve", curve, across, by_key(values), y_ends=growth_ends)
+        for curve, values in (("all steps", found.all_steps), ("these files", found.these_files))
+    ]
+    told = {
+        key: {"error": np.array([error]).reshape(1, -1), "reached": np.array([reached]).reshape(1, -1)}
+        for (key, error), reached in zip(by_key(found.error).items(), by_key(found.reached).values(), strict=True)
+    }
+    place = _place((float(_series.shift), float(_series.steps[-1])), growth_ends)
+    text = Frames(pd.DataFrame([{"curve": NOW, **place}]), told, "curve", layers=(layer,))
+    return [tuple(above), (*below, text)]
