@@ -220,7 +220,7 @@ _CERTIFICATE = {
     "files": ("files", "Of the stored ones, so many weigh something."),
     "error": (
         "error",
-        "How far the merge's weights of all steps are from the wanted ones: L2, in sizes of the wanted profile.",
+        "How far its weights of all steps are from the wanted ones: L2, in sizes of the wanted profile.",
     ),
     "wanted": ("wanted", "Steps: the average over all steps lessens noise as the mean of so many does."),
     "reached": ("reached", "Steps: the merge lessens noise as the mean of so many does."),

@@ -194,7 +194,7 @@ def small_pictures(noisy: Floats, averaged: Floats, beta: float, windows: Mappin
             "Spectrum before and after",
             "density",
             pd.DataFrame(views.spectrum_table(noisy, averaged)),
-            "power density (value^2 per cycle/step)",
+            "power density (value^2 x step)",
             "frequency (cycles per step)",
             frequencies,
             "Measured power spectra of the sequence (orange) and of its average (blue), by Welch's method",
