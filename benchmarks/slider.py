@@ -37,6 +37,7 @@ ANSWERED = """element => new Promise(resolve => {
         observer.disconnect();
         requestAnimationFrame(() => requestAnimationFrame(now => resolve(now - pressed)));
     });
+    setTimeout(() => { observer.disconnect(); resolve(-1); }, 30_000);  // it is said below that nothing changed
     observer.observe(document.body, {subtree: true, childList: true, characterData: true});
 })"""
 
@@ -54,7 +55,7 @@ def answers(page: Page, slider: str, value: Locator) -> list[float]:
         element.evaluate(f"element => {{ window.answered = ({ANSWERED})(element); }}")
         page.keyboard.press("ArrowRight" if press < 10 else "ArrowLeft")
         times.append(float(page.evaluate("window.answered")))
-        assert value.inner_text() != before, "the page was drawn anew, and the figure is still what it was"
+        assert value.inner_text() != before, f"{slider}: the figure is still what it was"
     return times
 
 

@@ -15,6 +15,8 @@ WHOLE_IN_CHARTS = ",d"
 
 #: Between these no number has an exponent.
 _SMALL, _LARGE = 1e-4, 1e15
+#: Nearer to 0 what stands beside larger numbers is told to be.
+_SMALLEST = 1e-7
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -39,6 +41,17 @@ def number(value: float, digits: int = 4) -> str:
     places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     text = f"{rounded:,.{places}f}"
     return text.rstrip("0").rstrip(".") if places else text
+
+
+def plain(value: float, digits: int = 4) -> str:
+    """The same without an exponent near 0, for what is looked at beside larger numbers: 0.0000025, and "< 0.0000001"
+    below that."""
+    if value == 0 or not abs(value) < _SMALL:
+        return number(value, digits)
+    if abs(value) < _SMALLEST:
+        return f"< {_SMALLEST:.7f}" if value > 0 else f"> -{_SMALLEST:.7f}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{places}f}".rstrip("0")
 
 
 def decay(value: float) -> str:

@@ -13,6 +13,7 @@ from emacore.widgets.opened import (
     chosen_opened,
     chosen_series,
     plans_of,
+    show_certificate,
     show_certificates,
     show_command,
     show_contents,
@@ -74,8 +75,9 @@ with charts:
     plans, growths = plans_of(of, series, codes, fit)
     if NOW in plans:
         finish = show_merges_moving(of, name, series, schedule, plans, growths, fit)
-    if plans:
-        show_certificates(name, plans, codes)
+        show_certificate(plans[NOW])
+if plans:
+    show_certificates(name, plans, codes)
 if found is None:
     st.header("Leave such files")
     st.code(SNIPPET, language="python")

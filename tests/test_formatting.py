@@ -30,6 +30,29 @@ def test_between_a_ten_thousandth_and_ten_million_no_number_has_an_exponent_or_i
         assert len(text.lstrip("-0.").replace(".", "").replace(",", "")) <= 4
 
 
+@given(st.floats(1e-7, 1e14, exclude_min=True), st.sampled_from([-1, 1]))
+def test_beside_larger_numbers_none_has_an_exponent_and_all_are_read_back(value, sign):
+    text = formatting.plain(sign * value)
+    assert "e" not in text
+    assert read(text) == pytest.approx(sign * value, rel=0.00051)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (2.5e-6, "0.0000025"),
+        (1.811e-21, "< 0.0000001"),
+        (-1e-9, "> -0.0000001"),
+        (9.99999e-5, "0.0001"),
+        (math.nan, "undefined"),
+        (0.25, "0.25"),
+    ],
+)
+def test_what_is_nearly_nothing_says_so(value, text):
+    assert formatting.plain(value) == text
+
+
 @given(st.integers(-(10**14), 10**14))
 def test_whole_numbers_are_whole(value):
     assert formatting.number(value) == f"{value:,}"

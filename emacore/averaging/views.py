@@ -175,20 +175,25 @@ def decay_table(schedule: Schedule, num_steps: int) -> Table:
     ``half_life_steps`` is how long, in steps, the decay of that call takes to halve what is in the average.
     """
     calls = acting_calls(num_steps, schedule)
-    return {"step": calls, **{name: make() for name, make in _columns_of(schedule, schedule.at(calls)).items()}}
+    decays = schedule.at(calls)
+    return {"step": calls, **{name: column_of(schedule, decays, name) for name in _COLUMNS}}
 
 
 def decays_at(schedule: Schedule, calls: NDArray[np.integer[Any]], column: str) -> Floats:
     """A column of :func:`decay_table` at some calls that are not skipped, in their shape."""
-    return _columns_of(schedule, schedule.at(calls))[column]()
+    return column_of(schedule, schedule.at(calls), column)
 
 
-def _columns_of(schedule: Schedule, decays: Floats) -> dict[str, Callable[[], Floats]]:
-    return {
-        "decay": lambda: decays,
-        "one_minus_decay": lambda: 1 - decays,
-        "half_life_steps": lambda: filters.half_lives(decays) * schedule.update_every,
-    }
+_COLUMNS: dict[str, Callable[[Schedule, Floats], Floats]] = {
+    "decay": lambda _, decays: decays,
+    "one_minus_decay": lambda _, decays: 1 - decays,
+    "half_life_steps": lambda schedule, decays: filters.half_lives(decays) * schedule.update_every,
+}
+
+
+def column_of(schedule: Schedule, decays: Floats, column: str) -> Floats:
+    """A column of :func:`decay_table` for decays of a schedule at calls that are not skipped, in their shape."""
+    return _COLUMNS[column](schedule, decays)
 
 
 def weight_table(scheme: Scheme, step: int) -> Table:

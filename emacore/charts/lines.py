@@ -18,6 +18,8 @@ from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
 #: A line's points that answer the pointer: each is a mark of its own, and drawing a thousand takes 0.2 s.
 PROBES = 120
 _NAMES, _RULES, _LABELS = 2, 3, 4
+#: Pixels of the height that the axis below a picture takes, where that stands alone.
+_AXIS = 60
 
 
 def lines(
@@ -75,9 +77,8 @@ def lines(
         whole=x_scale == "linear" and pd.api.types.is_integer_dtype(table[x]),
         room=room_for(map(str, present)) if len(present) > 1 else 0,
     )
-    names = names_at_ends(
-        shown, x, y, series, height=height, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends
-    )
+    plot = max(height - _AXIS, height // 2)
+    names = names_at_ends(shown, x, y, series, height=plot, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends)
     spec = with_layer_data(spec, _NAMES, names if len(names) > 1 else [])
     if x_rules:
         rules = [{"label": name, "at": at, "height": 8 + 14 * n} for n, (name, at) in enumerate(x_rules.items())]

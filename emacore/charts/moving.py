@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from emacore.charts.ends import NAME, round_ticks
 from emacore.charts.figure import Figure
-from emacore.charts.lines import PROBES
 from emacore.charts.thin import Scale, common_rows, drawable
 from emacore.formatting import IN_CHARTS
 
@@ -25,8 +24,10 @@ Floats = NDArray[np.float64]
 Spec = dict[str, Any]
 #: Values of shape (rows,), or what computes them.
 Line = Floats | Callable[[], Floats]
+#: A moving line's points that answer the pointer.  Each is drawn anew at each move, and its surroundings found anew.
+_PROBES = 40
 #: Lines of so many bytes together are computed once and held; longer ones one at a time, twice.
-_MOST_HELD = 100_000_000
+MOST_HELD = 100_000_000
 #: Pictures above each other have their own colours.
 _RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
 #: Below so many pixels from the picture's top its title says where the handles are.
@@ -165,7 +166,7 @@ def line_frames(
         moving: The curve by handle's key, one for each mark.
         y_ends: The ends of the axis, of which a frame may be off by a share; see :func:`common_rows`.
     """
-    if 8 * len(across) * sum(map(len, moving.values())) <= _MOST_HELD:
+    if 8 * len(across) * sum(map(len, moving.values())) <= MOST_HELD:
         moving = {key: [_values(line) for line in own] for key, own in moving.items()}
     every = (_values(line) for own in moving.values() for line in own)
     kept = common_rows(across, every, x_scale=x_scale, y_scale=y_scale, y_range=y_ends)
@@ -177,7 +178,7 @@ def line_frames(
             series: name,
             "piece": 0,
             "alone": False,
-            "probe": places % max(1, len(kept) // PROBES) == 0,
+            "probe": places % -(-len(kept) // _PROBES) == 0,
         }
     )
     shown = {key: {y: np.where(drawable(values, y_scale), values, np.nan)} for key, values in parts.items()}

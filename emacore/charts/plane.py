@@ -120,7 +120,9 @@ def _spec(
     height: int,
 ) -> dict[str, Any]:
     highlight = alt.selection_point(name="highlight", fields=["path"], on="click")
-    x = alt.X("u:Q", title=titles[0], scale=alt.Scale(domain=list(u), nice=False))
+    # A label that goes beyond the picture's border would be cut off there.
+    inside = alt.Axis(labelBound=True)
+    x = alt.X("u:Q", title=titles[0], scale=alt.Scale(domain=list(u), nice=False), axis=inside)
     y = alt.Y("v:Q", title=titles[1], scale=alt.Scale(domain=list(v), nice=False))
     colour = alt.Color(
         "path:N",

@@ -55,6 +55,7 @@ class StoredTensor:
         file: Where it lies, and ``offset``, at which of its bytes, as far as that is known.
         identity: Equal for two names of one and the same memory.
         release: Lets go of what is mapped of its file; it is mapped again where it is read again.
+        needed: So many bytes its file must have: a mapped file that has got shorter ends the process that reads it.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,7 @@ class StoredTensor:
     offset: int = field(default=0, compare=False)
     identity: object = field(default=None, compare=False)
     release: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
+    needed: int = field(default=0, compare=False, repr=False)
 
     @property
     def numel(self) -> int:
@@ -89,6 +91,8 @@ class StoredTensor:
         stop = self.numel if stop is None else stop
         if not 0 <= start <= stop <= self.numel:
             raise ValueError(f"start and stop must be from 0 to {self.numel} and in order, got {start} and {stop}")
+        if self.needed:
+            _check_length(self.file, self.needed)
         try:
             return self.read_flat(start, stop) if stop > start else torch.empty(0, dtype=self.dtype)
         except (OSError, RuntimeError, SafetensorError, EOFError) as error:
@@ -141,6 +145,11 @@ class Stamp:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         return cls(about.st_size, about.st_mtime_ns)
+
+
+def _check_length(file: Path, needed: int) -> None:
+    if Stamp.of(file).size < needed:
+        raise CheckpointError(f"{file.name} has got shorter since it was opened: it is being written anew")
 
 
 def parts_of(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[slice, ...]]:
@@ -382,9 +391,10 @@ def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
 
         return read
 
-    content, offset = {}, 0
+    content, offset, size = {}, 0, path.stat().st_size
     for name, (shape, dtype) in about.items():
-        content[name] = StoredTensor(shape, dtype, reader(name, shape), path, offset, release=opened.cache_clear)
+        read = reader(name, shape)
+        content[name] = StoredTensor(shape, dtype, read, path, offset, release=opened.cache_clear, needed=size)
         offset += content[name].nbytes
     return content, metadata, "safetensors"
 
@@ -551,6 +561,7 @@ def _in_memory(tensor: Tensor, path: Path) -> Any:
         path,
         place[0] + place[1] * tensor.element_size(),
         (str(path), *place, tensor.dtype) if tensor.numel() else None,
+        needed=path.stat().st_size,
     )
 
 
@@ -626,6 +637,9 @@ def _distributed_tensor(path: Path, reader: Any, name: str, stored: Any) -> Stor
         for box in parts_of(shape, start, stop):
             target = torch.empty([one.stop - one.start for one in box], dtype=dtype)
             into = Into(target, tuple(one.start for one in box))
+            for item in into.plan.items:
+                place = reader.storage_data[item.storage_index]
+                _check_length(path / place.relative_path, place.offset + place.length)
             chunks = [chunk_at(item.storage_index) for item in into.plan.items]
             if any(chunk is None for chunk in chunks):
                 reader.read_data(into.plan, into).wait()

@@ -315,6 +315,28 @@ def moved(series: Series, codes: Sequence[str], fit: Any, points: int) -> Moved:
     return found._replace(error=found.error[0], reached=found.reached[0])
 
 
+def by_sections(series: Series, coefficients: Floats) -> list[float]:
+    """Coefficients of the sets as a question has them: section by section, each by rising steps."""
+    sections = list(dict.fromkeys(series.sections))
+    order = sorted(range(len(series.steps)), key=lambda n: (sections.index(series.sections[n]), series.steps[n]))
+    return [float(coefficients[n]) for n in order]
+
+
+def merges_over_steps(series: Series, code: str) -> tuple[list[int], list[Floats]]:
+    """The merge by a schedule after each step at which something is stored, of what is stored until then.
+
+    Returns:
+        The steps, and the coefficients of all N sets for each, shape (N,).
+    """
+    steps = sorted(set(series.steps))
+    found = []
+    for step in steps:
+        there = sum(one <= step for one in series.steps)
+        one = planned(from_code(code), series.profiles[:there], step + 1 - series.shift, bests=False)
+        found.append(np.concatenate([one.coefficients, np.zeros(len(series.steps) - there)]))
+    return steps, found
+
+
 def certificate_table(plans: Mapping[str, Planned]) -> Table:
     """A row each merge: merge, files (that weigh something), error, wanted, reached, nonnegative, free, amplification,
     total."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from emacore.averaging import views
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.schedules import Schedule
+from emacore.averaging.weights import weights
 from emacore.averaging.windows import Scheme
 from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
-from emacore.charts.moving import Frames, Handle, Line, View, line_frames
-from emacore.charts.thin import Scale, axis_ends
-from emacore.formatting import number
+from emacore.charts.moving import MOST_HELD, Frames, Handle, Line, View, line_frames
+from emacore.charts.thin import Floats, Scale, axis_ends
+from emacore.formatting import number, plain
 from emacore.limits import CACHE_BYTES
 from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
-from emacore.widgets.page import BOUND
+from emacore.widgets.page import BOUND, leave_if_run_anew
 
 #: The current curve, beside those that are pinned.
 NOW = "now"
@@ -154,7 +155,7 @@ def show_figures(own: views.Figures, *, at_end: bool) -> None:
     )
     fourth.metric(
         "Start still in it (%)",
-        number(100 * own.start_share, 2),
+        plain(100 * own.start_share, 2),
         help="The weight of the copy that it began with. Much of it means a memory too long for the run.",
     )
 
@@ -168,7 +169,7 @@ def show_decays(
     schedule = curves[NOW]
     assert isinstance(schedule, Schedule)
     code = to_code(schedule)
-    settings = schedule_settings(schedule, num_steps)
+    settings = schedule_settings(schedule, len(views.acting_calls(num_steps, schedule)))
     marks = tuple((setting.key, setting.marks) for setting in settings)
     ends = decay_ends(code, num_steps, quantity, marks)
     schedules = {name: curve for name, curve in curves.items() if isinstance(curve, Schedule)}
@@ -207,7 +208,7 @@ def show_decays(
         ends={"x": (0.0, float(num_steps - 1)), "y": weight_ends},
     )
     if percent is not None:
-        most = marks_for(num_steps * len(curves), 2)
+        most = marks_for(sum(len(views.acting_calls(num_steps, curve)) for curve in curves.values()), 2)
         percents = tuple(range(2, 101, 2 if most > 50 else 10))
         settings.append(Setting("at", "after step (% of the run)", (1, *percents), percent, lambda p: f"{p:g} %"))
 
@@ -216,9 +217,10 @@ def show_decays(
         at = values.pop("at", ())
         own = tuple(values.items())
         pins = tuple((name, scheme_to_code(curve)) for name, curve in curves.items() if name != NOW)
+        moved = decays_of_marks(schedule, num_steps)
         return [
-            (decay_frames(code, num_steps, quantity, x_scale, own, decay_view.ends["y"]),) if own else (),
-            weight_frames(code, num_steps, step, weight_scale, own, at, pins, weight_ends),
+            (decay_frames(code, num_steps, quantity, x_scale, own, decay_view.ends["y"], moved),) if own else (),
+            weight_frames(code, num_steps, step, weight_scale, own, at, pins, weight_ends, moved),
         ]
 
     shown = [decay_view, weight_view]
@@ -234,6 +236,23 @@ def _of_drawn(figure: Figure) -> Figure:
 
 Marks = tuple[tuple[str, tuple[float, ...]], ...]
 Ends = tuple[float, float]
+#: Decays by a handle's key and the value of its mark.
+Moved = Callable[[str, float], Floats]
+
+
+def decays_of_marks(schedule: Schedule, num_steps: int) -> Moved:
+    """What gives the decays of a schedule with one setting moved, at the calls that are not skipped.
+
+    Both pictures are made of them, so they are computed once, as far as they fit into memory.
+    """
+    calls = views.acting_calls(num_steps, schedule)
+
+    @lru_cache(maxsize=max(1, MOST_HELD // calls.nbytes))
+    def moved(key: str, value: float) -> Floats:
+        leave_if_run_anew()
+        return schedule.varied(**{key: value}).at(calls)
+
+    return moved
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -243,7 +262,8 @@ def decay_ends(code: str, num_steps: int, quantity: str, marks: Marks) -> Ends:
     if scale == "linear":
         return 0.0, 1.0
     calls = views.sampled_calls(num_steps, schedule, 40)
-    curves = [views.decays_at(moved, calls, column) for own in _moved(schedule, marks).values() for moved in own]
+    moved = [schedule.varied(**{key: value}) for key, values in marks for value in values]
+    curves = [views.decays_at(one, calls, column) for one in moved]
     low, high = axis_ends(np.concatenate(curves), scale) if curves else (0.0, 0.0)
     return (10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))) if low > 0 else (0.0, 0.0)
 
@@ -262,13 +282,18 @@ def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:
 
 
 @st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
-def decay_frames(code: str, num_steps: int, quantity: str, x_scale: Scale, marks: Marks, ends: Ends) -> Frames:
-    """The current decays at the marks of each setting."""
+def decay_frames(
+    code: str, num_steps: int, quantity: str, x_scale: Scale, marks: Marks, ends: Ends, _moved: Moved | None = None
+) -> Frames:
+    """The current decays at the marks of each setting, of :func:`decays_of_marks`."""
     schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
-    calls = views.acting_calls(num_steps, schedule)
-    across = calls.astype(np.float64) + (1 if x_scale == "log" else 0)
-    at = partial(views.decays_at, calls=calls, column=column)
-    moving = {key: [partial(at, moved) for moved in own] for key, own in _moved(schedule, marks).items()}
+    moved = _moved or decays_of_marks(schedule, num_steps)
+    across = views.acting_calls(num_steps, schedule).astype(np.float64) + (1 if x_scale == "log" else 0)
+
+    def line(key: str, value: float) -> Floats:
+        return views.column_of(schedule, moved(key, value), column)
+
+    moving = {key: [partial(line, key, value) for value in values] for key, values in marks}
     return line_frames("step", column, "curve", NOW, across, moving, x_scale=x_scale, y_scale=scale, y_ends=ends)
 
 
@@ -282,9 +307,11 @@ def weight_frames(
     percents: Sequence[float],
     pins: Sequence[tuple[str, str]],
     ends: Ends,
+    _moved: Moved | None = None,
 ) -> tuple[Frames, ...]:
     """What each step weighs, at the marks of each setting and after each step; pinned curves follow the step only."""
     schedule = from_code(code)
+    moved = _moved or decays_of_marks(schedule, num_steps)
     found = []
 
     def add(name: str, calls: NDArray[np.int64], moving: Mapping[str, Sequence[Line]]) -> None:
@@ -293,16 +320,15 @@ def weight_frames(
 
     if marks:
         calls = views.acting_calls(step + 1, schedule)
-        at = partial(views.weights_at, step=step, calls=calls)
-        add(NOW, calls, {key: [partial(at, moved) for moved in own] for key, own in _moved(schedule, marks).items()})
+
+        def line(key: str, value: float) -> Floats:
+            return weights(moved(key, value)[: len(calls)])
+
+        add(NOW, calls, {key: [partial(line, key, value) for value in values] for key, values in marks})
     if percents:
         steps = [at_step(num_steps, percent) for percent in percents]
         for name, scheme in ((NOW, schedule), *((name, scheme_from_code(text)) for name, text in pins)):
             calls = views.acting_calls(max(steps) + 1, scheme)
+            leave_if_run_anew()
             add(name, calls, {"at": views.weight_lines(scheme, steps, calls)})
     return tuple(found)
-
-
-def _moved(schedule: Schedule, marks: Marks) -> dict[str, list[Schedule]]:
-    """The schedule at the marks of each handle."""
-    return {key: [schedule.varied(**{key: value}) for value in values] for key, values in marks}

@@ -274,6 +274,6 @@ def _passes(length: str) -> int | None:
 
 def _times(label: str, key: str, explained: str) -> float:
     chosen = st.segmented_control(
-        label, list(TIMES), default=RUN_DEFAULTS[key], key=key, required=True, help=explained, **BOUND
+        label, list(TIMES), default=RUN_DEFAULTS[key], key=key, required=True, help=explained, wrap=True, **BOUND
     )
     return TIMES[str(chosen)]

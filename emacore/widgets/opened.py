@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -20,6 +21,7 @@ from emacore.experiments.opened import (
     Contents,
     OpenedError,
     Series,
+    by_sections,
     certificate_table,
     contents_of,
     decay_table,
@@ -195,27 +197,38 @@ def megabytes(count: int) -> str:
     return f"{count:,} bytes"
 
 
+def show_certificate(plan: Planned) -> None:
+    """The certificate of one merge, in words."""
+    st.markdown(planned_in_words(plan))
+
+
 def show_certificates(name: str, plans: Mapping[str, Planned], codes: Mapping[str, str]) -> None:
-    """The certificates of all merges, that of the controls in words."""
-    if NOW in plans:
-        st.markdown(planned_in_words(plans[NOW]))
+    """What each merge promises, as a table."""
     show_table(
         pd.DataFrame(certificate_table({_named(codes).get(key, key): one for key, one in plans.items()})),
         name=f"certificates-{name}",
         column_config={
-            "files": st.column_config.NumberColumn(help="That weigh something."),
-            "error": st.column_config.NumberColumn("profile error", help="L2, in sizes of the wanted profile."),
-            "wanted": st.column_config.NumberColumn(
-                "steps wanted", help="As the mean of so many steps the average over all steps lessens noise."
-            ),
-            "reached": st.column_config.NumberColumn("steps reached", help="As the mean of so many the merge does."),
-            "nonnegative": st.column_config.NumberColumn("least error, not below 0"),
-            "free": st.column_config.NumberColumn("least error, any"),
-            "amplification": st.column_config.NumberColumn("sum of sizes", help="Of the coefficients: rounding."),
-            "total": st.column_config.NumberColumn("sum"),
+            column: st.column_config.NumberColumn(title, width="small", help=told)
+            for column, (title, told) in _CERTIFICATE.items()
         },
     )
     st.caption(PROMISE)
+
+
+#: The certificates' columns: their titles, short since there are nine, and what they say.
+_CERTIFICATE = {
+    "files": ("files", "Of the stored ones, so many weigh something."),
+    "error": (
+        "error",
+        "How far its weights of all steps are from the wanted ones: L2, in sizes of the wanted profile.",
+    ),
+    "wanted": ("wanted", "Steps: the average over all steps lessens noise as the mean of so many does."),
+    "reached": ("reached", "Steps: the merge lessens noise as the mean of so many does."),
+    "nonnegative": ("least >= 0", "The least error that coefficients can have of which none is below 0."),
+    "free": ("least", "The least error that any coefficients can have."),
+    "amplification": ("sizes", "The sum of the coefficients' sizes: so much rounding errors are amplified."),
+    "total": ("sum", "Of the coefficients."),
+}
 
 
 def _named(codes: Mapping[str, str]) -> dict[str, str]:
@@ -311,10 +324,8 @@ def show_measurements(name: str, found: Contents, series: Series, plans: Mapping
     last = [0.0] * len(series.steps)
     last[-1] = 1.0
     named = {"the last file": last, **{key: one.coefficients.tolist() for key, one in plans.items()}}
-    sections = tuple(dict.fromkeys(series.sections))
-    order = sorted(range(len(series.steps)), key=lambda n: (sections.index(series.sections[n]), series.steps[n]))
-    settings = {"coefficients": [[one[n] for n in order] for one in named.values()]}
-    question = Question(name, found.identity, sections, "merges", settings, version())
+    settings = {"coefficients": [by_sections(series, np.array(one)) for one in named.values()]}
+    question = Question(name, found.identity, tuple(dict.fromkeys(series.sections)), "merges", settings, version())
     answer = answer_to(question, "Measure these merges", measured=can_measure(found))
     if answer is None:
         return

@@ -33,7 +33,7 @@ _COST, _PER_FILE = 60_000, 0.2
 #: Points of the curve that adds weights up, besides those at which files lie.
 _POINTS = 150
 #: Where the certificate stands in the lower picture, as shares of its width and height.
-_AT = (0.02, 0.9)
+_AT = (0.02, 0.97)
 
 
 def show_merges_moving(
@@ -124,12 +124,19 @@ def _certified(figure: Figure, found: Planned, x_ends: Ends, y_ends: Ends) -> Fi
         "transform": [
             {"filter": "isValid(datum.reached)"},
             {
-                "calculate": "(isValid(datum.error) ? 'profile error ' + format(datum.error, ',.3~g') + ', ' : '') + "
+                "calculate": "(isValid(datum.error) ? 'profile error ' + format(datum.error, ',.3~g') + '|' : '') + "
                 "'averages noise as ' + format(datum.reached, ',.3~r') + ' steps do'",
                 "as": "said",
             },
         ],
-        "mark": {"type": "text", "align": "left", "baseline": "middle", "fontSize": 13, "color": AVERAGED},
+        "mark": {
+            "type": "text",
+            "align": "left",
+            "baseline": "top",
+            "lineBreak": "|",
+            "fontSize": 13,
+            "color": AVERAGED,
+        },
         "encoding": {
             "x": {**encoding["x"], "field": "x"},
             "y": {**encoding["y"], "field": "y"},

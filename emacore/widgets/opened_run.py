@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from emacore.averaging.code import scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.families import Constant
 from emacore.averaging.remarks import remarks
+from emacore.averaging.schedules import Schedule
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
 from emacore.experiments.measuring import Question
-from emacore.experiments.opened import Contents, Series
+from emacore.experiments.opened import Contents, Series, by_sections, merges_over_steps
 from emacore.formatting import counted
 from emacore.replay.curves import curve_figures, curve_in_words, stacked
 from emacore.replay.measure import Metric
@@ -129,12 +130,57 @@ def measured_curves(name: str, found: Contents, series: Series, codes: list[str]
     return answer_to(question, what, files=len(series.steps), measured=can_measure(found), at_once=at_once)
 
 
+def show_combined(name: str, found: Contents, series: Series) -> None:
+    """The page of What if for averages that belong together: each point of a curve is the merge of those until then."""
+    st.caption(
+        f":material/info: `{series.name}` are averages of one run, so each point is the merge of what is stored until "
+        "then that comes nearest to the schedule's average. The atlas and other views replay single sets of weights."
+    )
+    controls, charts = beside_controls(1.8)
+    with controls:
+        schedule = schedule_controls(typed=True)
+        code = to_code(schedule)
+        pinned = pin_controls(code, schedule_defaults(), scheme_from_code)
+    merges = {key: merges_over_steps(series, text) for key, text in {NOW: code, **_schedules(pinned)}.items()}
+    rows = [by_sections(series, one) for _, own in merges.values() for one in own]
+    sections = tuple(dict.fromkeys(series.sections))
+    question = Question(name, found.identity, sections, "merges", {"coefficients": rows}, version())
+    with charts:
+        answer = answer_to(question, "Measure these curves", files=len(rows), measured=can_measure(found))
+        if answer is None:
+            return
+        steps = [step for own, _ in merges.values() for step in own]
+        names = [key for key, (own, _) in merges.items() for _ in own]
+        loss = Metric(**answer["metrics"][0])
+        show_chart(
+            lines(
+                table := pd.DataFrame({"curve": names, "step": steps, **answer["found"]}),
+                x="step",
+                y=loss.column,
+                series="curve",
+                colours=palette(merges, {NOW: AVERAGED}),
+                x_title="step of the run",
+                y_title=loss.name,
+                height=300,
+            ),
+            alt_text=f"{loss.name} of {len(merges)} merges over the steps at which averages are stored",
+            table=table,
+            name=f"combined-{name.replace('/', '-')}",
+            look_for="The first points are made of few files: their certificates are on the page Your checkpoints.",
+        )
+
+
+def _schedules(pinned: Mapping[str, Any]) -> dict[str, str]:
+    """Of what is pinned, the schedules; windows are none."""
+    return {key: to_code(one) for key, one in pinned.items() if isinstance(one, Schedule)}
+
+
 def show_opened_run(name: str) -> None:
     """The page of What if for what was opened."""
     found = contents(name)
     usable = {key: one for key, one in found.series.items() if len(set(one.sections)) == 1}
-    if not usable:
-        st.info("What if replays one set of weights a file; this has several that belong together.")
+    if found.default is not None and found.default not in usable:
+        show_combined(name, found, found.series[found.default])
         return
     series = usable.get(found.first) or next(iter(usable.values()))
     st.caption(

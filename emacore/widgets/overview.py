@@ -16,7 +16,7 @@ from emacore.charts.plane import border_of, path_frames, paths, playing
 from emacore.charts.tradeoff import tradeoff, tradeoff_frames
 from emacore.formatting import decay as decay_text
 from emacore.widgets.moving import Animation, Setting, show_moving
-from emacore.widgets.page import BOUND, number_text
+from emacore.widgets.page import BOUND, leave_if_run_anew, number_text
 
 CURVATURES = (1.0, 0.25)
 START = (2.0, 1.6)
@@ -158,12 +158,14 @@ def circling_frames(
 
 
 def _path(quad_rate: float, quad_noise: float, quad_decay: float) -> Path:
+    leave_if_run_anew()
     return averaged_path(
         sgd_on_quadratic(CURVATURES, quad_rate, quad_noise, DRAWN, seed=1, start=START).noisy, quad_decay
     )
 
 
 def _formula(quad_rate: float, quad_noise: float, quad_decay: float) -> pd.DataFrame:
+    leave_if_run_anew()
     found = loss_by_decay(CURVATURES, quad_rate, quad_noise, DRAWN, START, quad_decay, runs=0)
     table = pd.DataFrame(found.table())
     return table[table["decay"] > 0]

@@ -493,7 +493,7 @@ def _spectrum(curve: Curve, unit: str) -> Small | str:
         "Spectrum before and after",
         "density",
         table,
-        f"power density (value^2 per cycle/{unit})",
+        f"power density (value^2 x {unit})",
         f"frequency (cycles per {unit})",
         {},
         "Measured power spectra of the curve (orange) and of the smoothed one (blue), by Welch's method",

@@ -19,7 +19,7 @@ from streamlit.runtime.pages_manager import PagesManager
 from emacore.charts.figure import Figure
 from emacore.charts.thin import Scale
 from emacore.experiments.store import StoreError, default_folder
-from emacore.formatting import decay, number
+from emacore.formatting import decay, plain
 
 #: Arguments of every control.
 BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
@@ -65,6 +65,14 @@ def told(*, but: type[StoreError] | tuple[()] = ()) -> Iterator[None]:
         raise
     except StoreError as error:
         stop_with(str(error))
+
+
+def leave_if_run_anew() -> None:
+    """Where long work can be left: a page ends here if somebody has moved on meanwhile, and it is to be run anew.
+
+    Streamlit ends a run only where the page calls it, or asks the session.
+    """
+    st.session_state.get("view")
 
 
 #: On a narrow screen, where columns stand below each other, the picture comes before the controls.
@@ -229,7 +237,7 @@ def show_table(table: pd.DataFrame, *, name: str, wrapped: bool = False, **argum
 def readable(table: pd.DataFrame) -> Styler:
     """The table with its numbers written for people; sorting goes by the numbers themselves."""
     numbers = table.select_dtypes("number").columns
-    ways: dict[Any, Any] = {name: decay if str(name).endswith(("decay", "beta")) else number for name in numbers}
+    ways: dict[Any, Any] = {name: decay if str(name).endswith(("decay", "beta")) else plain for name in numbers}
     return table.style.format(ways, na_rep="")
 
 

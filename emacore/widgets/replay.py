@@ -30,7 +30,7 @@ from emacore.training.history import training_follows_average
 from emacore.widgets.jobs import chosen_job, nothing_left_in_words, submit
 from emacore.widgets.link import from_link
 from emacore.widgets.opened import OPENED
-from emacore.widgets.page import escaped, put, stop_with, told
+from emacore.widgets.page import escaped, leave_if_run_anew, put, stop_with, told
 from emacore.widgets.schedules import schedule_defaults, state_of
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def frames_of_codes(
     shown, parts = frames.shown_epochs(epochs, most), []
     for first in range(0, len(codes), _SCHEMES_AT_ONCE):
         parts.append(_frames(folder, epochs, tuple(codes[first : first + _SCHEMES_AT_ONCE]), most))
-        st.session_state.get("view")  # the session says there whether the page is to be run anew
+        leave_if_run_anew()
     return shown, np.concatenate(parts, axis=1) if parts else np.empty((len(shown), 0), dtype=np.float32)
 
 

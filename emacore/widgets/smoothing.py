@@ -17,7 +17,7 @@ from emacore.charts.thin import Scale, axis_ends
 from emacore.formatting import decay as decay_text
 from emacore.formatting import number
 from emacore.widgets.moving import Setting, show_moving
-from emacore.widgets.page import show_chart
+from emacore.widgets.page import leave_if_run_anew, show_chart
 from emacore.widgets.signals import MOVED, Chosen
 
 #: The key of the decay's control.
@@ -114,6 +114,7 @@ def smoothing_frames(
     """Each line at the marks of the handles that move it."""
     drawn: dict[str, dict[str, list[Floats]]] = {}
     for key, values in marks:
+        leave_if_run_anew()
         at = [
             answers_of(chosen, names, value, schedule)
             if key == DECAY
@@ -193,7 +194,7 @@ def small_pictures(noisy: Floats, averaged: Floats, beta: float, windows: Mappin
             "Spectrum before and after",
             "density",
             pd.DataFrame(views.spectrum_table(noisy, averaged)),
-            "power density (value^2 per cycle/step)",
+            "power density (value^2 x step)",
             "frequency (cycles per step)",
             frequencies,
             "Measured power spectra of the sequence (orange) and of its average (blue), by Welch's method",

@@ -70,6 +70,17 @@ def test_each_format_gives_any_stretch_of_a_tensor(tmp_path, form):
         content["weight"].read(3, 31)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "sharded", "zip", "distributed"])
+def test_a_file_that_is_cut_while_it_is_read_is_a_sentence(tmp_path, form):
+    tensor = written(tmp_path, form).content["weight"]
+    assert tensor.read(0, 4).tolist() == [0, 1, 2, 3]
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.suffix not in (".json", ".metadata"):
+            os.truncate(path, 0)
+    with pytest.raises(CheckpointError, match="has got shorter since it was opened"):
+        tensor.read(2, 30)
+
+
 def test_shared_and_strided_tensors_of_a_saved_dictionary(tmp_path):
     weight = torch.arange(6.0).reshape(2, 3)
     torch.save({"a": weight, "b": weight, "turned": weight.T, "parts": [weight[0], weight[1]]}, tmp_path / "a.pt")

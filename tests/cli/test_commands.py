@@ -83,6 +83,7 @@ def test_the_examples_of_the_help_run(example, tmp_path, monkeypatch):
         train(RunConfig(max_epochs=2), record="recording")
     run_id = RunStore().create(RunConfig())
     monkeypatch.setattr(os, "execv", lambda path, arguments: print(arguments))
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)  # so that a sweep starts no processes
     words = shlex.split(example.replace("0123456789ab", run_id))[1:]
     if words[0] in ("train", "replicate", "sweep"):
         words += ["--set", "max_epochs=2", "--set", "data.n_samples=100"]  # the last of two is taken

@@ -160,14 +160,13 @@ def test_a_cell_under_way_is_stopped_and_leaves_nothing(tmp_path):
     assert found.columns.tolist() == sweep(CONFIG, GRID, [1], workers=1).columns.tolist()
 
 
-def deadly(index, job):
-    if '"learning_rate": 0.03' in job:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return index, {code: [{"seed": 1, "error": None}] for code in GRID["schedule"]}
-
-
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):
+    def deadly(index, job):  # in here, so that the processes import nothing for it, as each of them would torch
+        if '"learning_rate": 0.03' in job:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index, {code: [{"seed": 1, "error": None}] for code in GRID["schedule"]}
+
     monkeypatch.setattr(sweep_module, "train_cell", deadly)
     found = sweep(CONFIG, GRID, SEEDS, workers=2)
     dead = found["error"].notna()

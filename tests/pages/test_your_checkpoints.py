@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from emacore import PowerFunction
 from emacore.averaging.code import merge_from_code
 from emacore.averaging.coefficients import certificate
 from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
+from emacore.averaging.weights import weights
 from emacore.experiments import opened as module
 from emacore.experiments.jobs import work_off
 from emacore.experiments.opened import contents_of, example, growth_table, opened
@@ -102,9 +105,9 @@ def test_merges_and_certificates_follow_the_handle(open_page):
     last = []
     for name in columns:
         mark = name.removeprefix("reached_0_")
-        weights = coefficients[f"coefficient_0_{mark}"].to_numpy()
-        made = Planned(weights, None, None, 0.0, 0.0)
-        one = certificate(np.full(800, 1 / 800), series.profiles, weights)
+        factors = coefficients[f"coefficient_0_{mark}"].to_numpy()
+        made = Planned(factors, None, None, 0.0, 0.0)
+        one = certificate(np.full(800, 1 / 800), series.profiles, factors)
         assert text[name].item() == pytest.approx(one.reached)
         table = growth_table(series, made)
         at = np.searchsorted(table["step"], growth["step"].astype(int))
@@ -171,8 +174,8 @@ def test_merges_are_measured_by_a_worker_and_kept(open_page, of_mine, evaluated,
     rows = stored_rows(folder).astype(np.float64)
     losses = table_with(app, "merge", "loss").set_index("merge")["loss"]
     expected = {"the last file": rows[-1], codes[0]: rows[-2:].mean(axis=0), codes[1]: 1.5 * rows[-1] - 0.5 * rows[-2]}
-    for name, weights in expected.items():
-        assert losses[name] == pytest.approx((weights**2).sum(), rel=1e-5)
+    for name, numbers in expected.items():
+        assert losses[name] == pytest.approx((numbers**2).sum(), rel=1e-5)
     assert "flatters itself" in texts(app)
     again = open_page("your_checkpoints", merges=codes)
     assert table_with(again, "merge", "loss").equals(table_with(app, "merge", "loss"))
@@ -238,6 +241,37 @@ def test_each_view_asks_a_worker_and_shows_its_answer(open_page, of_mine, evalua
         answered(app, home, label)
         assert len(drawn(app)) + len(app.dataframe) > before, view
         assert not [one for one in app.button if one.label == label]
+
+
+def test_averages_that_belong_together_are_merged_at_each_step(
+    open_page, of_mine, evaluated, home, tmp_path, monkeypatch
+):
+    generator = torch.Generator().manual_seed(0)
+    widths, emas, raw = (0.05, 0.1), [torch.zeros(3), torch.zeros(3)], []
+    decays = [PowerFunction(sigma_rel=width).decays(60) for width in widths]
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for step in range(60):
+        raw.append(torch.randn(3, generator=generator) + step / 60)
+        emas = [torch.lerp(ema, raw[-1], 1 - decay[step]) for ema, decay in zip(emas, decays, strict=True)]
+        if step % 10 == 9:
+            states = [{"w": ema} for ema in emas]
+            torch.save({"ema": {"stds": list(widths), "emas": states}}, folder / f"training-state-{step + 1}.pt")
+    monkeypatch.setenv("EMACORE_OPEN", str(folder))
+    app = open_page(
+        "what_if",
+        replayed="opened-pairs",
+        family="Power function",
+        width="0.07",
+        update_after_step="0",
+        update_every="1",
+    )
+    answered(app, home, "Measure these curves")
+    (curve,) = drawn(app)
+    rows = torch.stack(raw).double().numpy()
+    schedule = PowerFunction(sigma_rel=0.07)
+    expected = [(weights(schedule.decays(step)) @ rows[:step]) for step in range(10, 61, 10)]
+    np.testing.assert_allclose(curve["loss"].tail(4), [(one**2).sum() for one in expected][-4:], rtol=0.1)
 
 
 def test_names_are_offered_beside_runs(open_page, of_mine, home):

@@ -113,6 +113,17 @@ def test_a_frame_of_decays_is_the_schedule_of_its_mark(schedule, num_steps, quan
         assert missed(line[shown], steps[shown], truth[seen], where[seen], scale, ends, x_scale) <= 0.005
 
 
+def test_the_decays_of_each_mark_are_computed_once_for_both_pictures_and_can_be_left_before_each(monkeypatch):
+    left = []
+    monkeypatch.setattr(decays, "leave_if_run_anew", lambda: left.append(1))
+    schedule, num_steps = Constant(beta=0.98, update_every=3), 1237
+    code, marks = to_code(schedule), (("beta", (0.9, 0.98, 0.999)),)
+    moved = decays.decays_of_marks(schedule, num_steps)
+    decays.decay_frames(code, num_steps, "1 - decay", "log", marks, (1e-4, 1.0), moved)
+    decays.weight_frames(code, num_steps, num_steps - 1, "linear", marks, (), (), (0.0, 0.1), moved)
+    assert len(left) == 3
+
+
 @settings(max_examples=25)
 @given(schedules(), some.integers(3, 3000), some.integers(1, 100), SCALES, some.data())
 @example(Constant(beta=0.9, update_every=7), 1697, 100, "linear", None)
