@@ -378,9 +378,11 @@ def test_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
     table = store.add_table(b"a,b\n1,2\n")
     store.add_cell("key", [{"seed": 0}])
     app = open_page("runs")
-    run(app.button(key="free_tables").click())
+    app.button(key="free_tables").click()
+    run(app)
     assert (table.exists(), store.cell("key")) == (False, [{"seed": 0}])
-    run(app.button(key="free_cells").click())
+    app.button(key="free_cells").click()
+    run(app)
     assert store.cell("key") is None
     assert app.button(key="free_tables").disabled
     assert app.button(key="free_cells").disabled

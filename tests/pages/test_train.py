@@ -156,7 +156,7 @@ def test_presets(open_page, name):
         ({"widths": "64, many"}, "Hidden layers must be whole numbers such as 64, 32; got '64, many'"),
         ({"widths": "0"}, "network.widths must be"),
         ({"batch_size": "5000"}, "batch_size = 5000 is larger than the 1600 training rows"),
-        ({"n_samples": "200000", "n_features": "1000"}, "at most 20,000,000"),
+        ({"n_samples": "200000", "n_features": "1000"}, "At most 20,000,000 numbers of data"),
         ({"data": "csv"}, "Choose a CSV file first"),
     ],
 )
