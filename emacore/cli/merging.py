@@ -47,7 +47,7 @@ paths = click.argument("paths", type=click.Path(exists=True), nargs=-1, required
 def checkpoints(paths: tuple[str, ...], output: str | None) -> None:
     """Say what is in a folder of checkpoints: steps, sizes, dtypes, and which sections hold an average.
 
-    safetensors, torch.save, Lightning, Transformers, timm, diffusers, ema-pytorch and torch.distributed.checkpoint.
+    safetensors, torch.save, Lightning, Transformers, timm, diffusers, ema-pytorch, EDM2, torch.distributed.checkpoint.
     Only headers are read, and nothing that a file holds is run.
 
     \b
