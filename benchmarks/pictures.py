@@ -32,6 +32,7 @@ def whole(page: Page, server: Server, path: str, text: str) -> None:
     page.get_by_text(text).first.wait_for(state="attached")
     settled(page)
     still(page.locator("[data-testid=stVegaLiteChart]").first)
+    page.locator("[data-testid=stMain]").evaluate("main => main.scrollTo(0, 0)")  # it was brought into view
 
 
 def dragged(page: Page, server: Server) -> list[Image.Image]:
@@ -48,6 +49,7 @@ def dragged(page: Page, server: Server) -> list[Image.Image]:
     for frame in range(FRAMES):
         share = abs(2 * frame / FRAMES - 1)
         page.mouse.move(box["x"] + (0.1 + 0.8 * share) * box["width"], height)
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # it is drawn
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         small = picture.resize((ACROSS, round(ACROSS * picture.height / picture.width)))
         frames.append(small.quantize(64))
