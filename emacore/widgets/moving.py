@@ -154,10 +154,11 @@ def show_moving(
         # handle was dragged stays, or it would be taken out of the hand that still holds it.
         runs = plays is not None and plays.plays and (opened or state.get("plays") != plays)
         state |= {"count": state["count"] + 1, "seen": values, "fixed": fixed, "start": values}
-        state |= {"runs": runs, "plays": plays}
+        state |= {"runs": runs, "plays": plays, "alt": alt_text}
         new = True
     else:
         new = False
+    alt_text = state["alt"]  # another one would have the browser make the chart anew, out of the hand that holds it
     handles = [_handle(setting, state["start"][setting.key]) for setting in settings]
     signals = plays.signals(running=state["runs"]) if plays else []
     waiting = [signal._replace(ticking="") for signal in signals]
