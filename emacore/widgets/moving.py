@@ -144,19 +144,21 @@ def show_moving(
         picture that stands still.  It takes the rows of layers that have their own, by view and layer, where they are
         made no sooner.
     """
-    state = st.session_state.setdefault(f"moving-{name}", {"count": 0, "seen": None, "fixed": None, "start": {}})
     values = {setting.key: setting.value for setting in settings}
     fixed = fixed_part(views) + str(plays) + str([(setting.key, setting.title, setting.marks) for setting in settings])
-    if state["seen"] != values or state["fixed"] != fixed or _key(name, state) not in st.session_state:
+    state = st.session_state.setdefault(f"moving-{name}", {"count": 0, "seen": None, "fixed": None, "start": {}})
+    # Where the session is asked, a run whose values a further move has overtaken ends: it must not compare them.
+    opened = _key(name, state) not in st.session_state
+    if opened or state["seen"] != values or state["fixed"] != fixed:
         # Another chart than the one in the browser: its handles start from the values as they are now.  One whose
         # handle was dragged stays, or it would be taken out of the hand that still holds it.
-        opened = _key(name, state) not in st.session_state
         runs = plays is not None and plays.plays and (opened or state.get("plays") != plays)
         state |= {"count": state["count"] + 1, "seen": values, "fixed": fixed, "start": values}
-        state |= {"runs": runs, "plays": plays}
+        state |= {"runs": runs, "plays": plays, "alt": alt_text}
         new = True
     else:
         new = False
+    alt_text = state["alt"]  # another one would have the browser make the chart anew, out of the hand that holds it
     handles = [_handle(setting, state["start"][setting.key]) for setting in settings]
     signals = plays.signals(running=state["runs"]) if plays else []
     waiting = [signal._replace(ticking="") for signal in signals]

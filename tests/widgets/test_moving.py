@@ -41,7 +41,11 @@ def app_of(*, stop=False):
             return [(line_frames("step", "y", "curve", "now", steps, values, y_ends=(0.0, 1.0)),)]
 
         finish = show_moving(
-            "one", [Setting("power", "power", (0.5, 1.0, 1.5), power)], [view], frames_of, alt_text="a curve"
+            "one",
+            [Setting("power", "power", (0.5, 1.0, 1.5), power)],
+            [view],
+            frames_of,
+            alt_text=f"a curve of power {power}",
         )
         st.caption(f"power {power}")
         if st.session_state.get("stop"):
@@ -70,7 +74,7 @@ def test_a_handle_that_is_let_go_writes_the_number_input_and_stays_where_it_is()
     assert app.number_input[0].value == 1.5
     assert app.caption[0].value == "power 1.5"
     # The chart is the same, or it would be taken out of the hand that still holds it; only what it draws is another.
-    assert (chart(app).id, chart(app).spec) == (before.id, before.spec)
+    assert (chart(app).id, chart(app).spec, chart(app).alt) == (before.id, before.spec, before.alt)
     drag(app, power=0)
     assert app.number_input[0].value == 0.5
     assert (chart(app).id, chart(app).spec) == (before.id, before.spec)
