@@ -1,4 +1,5 @@
 import os
+import signal
 
 import torch
 from hypothesis import settings
@@ -7,6 +8,10 @@ from hypothesis import settings
 IN_GATE = bool(os.environ.get("CI"))
 settings.register_profile("house", deadline=None, derandomize=IN_GATE, max_examples=30 if IN_GATE else 100)
 settings.load_profile("house")
+
+# A shell has what it starts in the background ignore Ctrl-C, and whatever tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test trains what it did not ask for, nor do the servers that tests start; those of the example say otherwise.
 os.environ["EMACORE_EXAMPLE"] = "0"
