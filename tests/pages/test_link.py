@@ -207,7 +207,8 @@ def test_a_choice_of_a_job_is_in_the_link_by_its_id_whatever_it_is_called(open_p
 def test_a_choice_outlives_a_page_change(open_page, home):
     older, _ = enter_run(home, epochs=2), enter_run(home, epochs=2)
     app = open_page("train", run=older)
-    app.session_state["link_visit"] += 1  # another page was here
+    page, visit, refused = app.session_state["link_visited"]
+    app.session_state["link_visited"] = page, visit + 1, refused  # another page was here
     del app.query_params["run"]
     assert run(app).get_by_key("pick-run").value == older
     assert app.query_params["run"] == older
