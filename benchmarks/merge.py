@@ -70,7 +70,8 @@ def make(folder: Path, scale: float, *, as_torch: bool) -> None:
         state = {}
         for name, shape in shapes(scale).items():
             size = math.prod(shape)
-            state[name] = some.repeat(-(-size // len(some)))[:size].reshape(shape)
+            whole = some if size <= len(some) else some.repeat(-(-size // len(some)))
+            state[name] = whole[:size].clone().reshape(shape)
         path = folder / f"step_{number * 1000}"
         torch.save(state, f"{path}.pt") if as_torch else save_file(state, f"{path}.safetensors")
 
