@@ -172,10 +172,8 @@ class Averages:
             raise ValueError(
                 f"schedules must keep their names and order, {listed(self._schedules)}: got {list(schedules)}"
             )
-        self._catch_up()
-        self._owe_beginnings(self._schedules)
+        self._settle()
         self._schedules = dict(schedules)
-        self._reset()
 
     @property
     def step(self) -> int:
@@ -185,10 +183,8 @@ class Averages:
     @step.setter
     def step(self, value: int) -> None:
         check_whole("step", value, 0)
-        self._catch_up()
-        self._owe_beginnings(self._schedules)
+        self._settle()
         self._step = int(value)
-        self._reset()
 
     @property
     def on_nonfinite(self) -> str:
@@ -493,6 +489,12 @@ class Averages:
             means = shares.astype(self._rows.dtype) @ self._rows[: len(calls)]
             self._averages.lerp_(self._as_tensor(means), self._as_tensor(rest))
             self._waiting.clear()
+
+    def _settle(self) -> None:
+        """Count all that has been under the schedules as they are, before they or the step change."""
+        self._catch_up()
+        self._owe_beginnings(self._schedules)
+        self._reset()
 
     def _owe_beginnings(self, schedules: Mapping[str, Schedule]) -> None:
         """Have averages that have not begun under these schedules begin with a copy under others."""
