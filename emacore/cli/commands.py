@@ -424,13 +424,14 @@ def app(paths: tuple[str, ...], evaluate: str | None, arguments: tuple[str, ...]
         raise click.ClickException("the app needs Streamlit: pip install 'emacore[app]'")
     from emacore.experiments.opened import EVALUATE, OPEN, checked_evaluator, checked_paths
 
+    environment = dict(os.environ)
     if paths:
-        os.environ[OPEN] = _checked(lambda: checked_paths(paths))
+        environment[OPEN] = _checked(lambda: checked_paths(paths))
     if evaluate is not None:
-        os.environ[EVALUATE] = _checked(lambda: checked_evaluator(evaluate))
+        environment[EVALUATE] = _checked(lambda: checked_evaluator(evaluate))
     # A file of settings is read where one stands; these are to hold anywhere, and can be said otherwise.
     safe = [f"--{name}={value}" for name, value in _SAFE.items() if not any(name in given for given in arguments)]
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *safe, *arguments])
+    os.execve(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *safe, *arguments], environment)
 
 
 _SAFE = {"server.address": "localhost", "client.showErrorDetails": "none"}

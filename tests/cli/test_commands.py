@@ -82,7 +82,7 @@ def test_the_examples_of_the_help_run(example, tmp_path, monkeypatch):
     if example.startswith("emacore replay"):
         train(RunConfig(max_epochs=2), record="recording")
     run_id = RunStore().create(RunConfig())
-    monkeypatch.setattr(os, "execv", lambda path, arguments: print(arguments))
+    monkeypatch.setattr(os, "execve", lambda path, arguments, environment: print(arguments))
     monkeypatch.setattr("joblib.cpu_count", lambda: 1)  # so that a sweep starts no processes
     words = shlex.split(example.replace("0123456789ab", run_id))[1:]
     if words[0] in ("train", "replicate", "sweep"):
@@ -364,9 +364,10 @@ def test_the_app_is_found_in_a_checkout_or_where_it_was_installed(tmp_path, monk
 
 def test_the_app_opens_what_its_command_names(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(command_line.os, "execv", lambda program, words: started.append((words, dict(os.environ))))
-    monkeypatch.setenv("EMACORE_OPEN", "")
-    monkeypatch.setenv("EMACORE_EVALUATE", "")
+    monkeypatch.setattr(
+        command_line.os, "execve", lambda program, words, environment: started.append((words, environment))
+    )
+    before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "eval_of_mine.py").write_text("raise SystemExit")
@@ -377,6 +378,7 @@ def test_the_app_opens_what_its_command_names(tmp_path, monkeypatch):
     assert words[-2:] == ["--server.port", "1"]
     assert environment["EMACORE_OPEN"] == os.pathsep.join([str(tmp_path / "run"), str(tmp_path)])
     assert environment["EMACORE_EVALUATE"] == "eval_of_mine:loss"
+    assert dict(os.environ) == before, "what is opened is told to the app alone"
     for wrong in (["--open", "gone"], ["--evaluate", "eval_of_mine"], ["--evaluate", "no_such_module_here:loss"]):
         assert CliRunner().invoke(command_line.cli, ["app", *wrong]).exit_code == 2
     assert len(started) == 1

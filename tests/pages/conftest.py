@@ -56,7 +56,7 @@ SWEEP = Sweep(
 def home(tmp_path, monkeypatch):
     """A store of its own for each test, and no worker processes: a queued run stays queued."""
     monkeypatch.setenv("EMACORE_HOME", str(tmp_path / "home"))
-    for name in ("EMACORE_OPEN", "EMACORE_EVALUATE"):  # the command line sets them for good, in this process too
+    for name in ("EMACORE_OPEN", "EMACORE_EVALUATE"):  # as the shell may have them
         monkeypatch.delenv(name, raising=False)
 
     def no_worker(folder, limit):

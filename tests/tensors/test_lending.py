@@ -20,6 +20,7 @@ LENDERS = {
 FOLLOWERS = {
     "EMA": lambda model, path: EMA(model, schedule=Constant(0.5)).update,
     "EMA of many calls": lambda model, path: called(EMA(model, schedule=Constant(0.5))),
+    "EMA of nothing but weights": lambda model, path: called(EMA(model.first, schedule=Constant(0.5))),
     "EMA that skips": lambda model, path: called(EMA(model, schedule=Constant(0.5, update_every=50))),
     "Averages": lambda model, path: Averages(model, {"b": Constant(0.5)}).update,
     "Recorder": lambda model, path: Recorder(model, path / "recording").record,

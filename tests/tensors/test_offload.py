@@ -185,6 +185,7 @@ def test_whatever_comes_next_finds_the_move_counted(way, monkeypatch):
             change(model, step)
             ema.update()
             if step == 5:
+                change(model, 100)
                 seen.append(WAYS[way](ema))
         return seen, tensors(ema.ema_model), tensors(model)
 
