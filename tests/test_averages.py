@@ -378,3 +378,13 @@ def test_what_would_have_no_effect_cannot_be_assigned():
         averages.module = Network()
     with pytest.raises(ValueError, match="step"):
         averages.step = -1
+
+
+def test_an_average_that_has_not_begun_begins_with_a_copy_under_another_schedule():
+    model = Network()
+    first = Averages(model, {"a": Constant(0.9, update_after_step=50)})
+    run(first, 0, 5)
+    second = Averages(model, {"a": Constant(0.5)})
+    second.load_state_dict(first.state_dict(), strict_schedule=False)
+    run(second, 5, 6)
+    assert_same(shadows(second)["a"], tensors(model))

@@ -444,3 +444,14 @@ def test_what_is_no_description_is_a_recording_error(recorded_folder, text):
     (folder / "run.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(RecordingError):
         read_recording(folder)
+
+
+def test_a_frozen_mask_is_recorded_as_it_is(tmp_path):
+    model = nn.Linear(2, 2)
+    model.mask = nn.Parameter(torch.tensor([0.0, -float("inf")]), requires_grad=False)
+    with Recorder(model, tmp_path / "run", float16=True) as recorder:
+        for _ in range(3):
+            recorder.record()
+    nn.init.zeros_(model.mask)
+    Trajectory.open(tmp_path / "run").load_into(model, Constant(0.5))
+    assert model.mask.tolist() == [0.0, -float("inf")]
