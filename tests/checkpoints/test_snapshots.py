@@ -19,6 +19,7 @@ def trained(folder, steps, kind, every=10, model=None, **options):
     model = Network() if model is None else model
     states = []
     with Snapshots(model, folder, every, kind, **options) as snapshots:
+        assert (snapshots.every, snapshots.kind) == (every, kind)
         for step in range(1, steps + 1):
             change(model, step)
             snapshots.update()
