@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
 
 
 class Hashes:
@@ -29,10 +28,12 @@ class Hashes:
                 state["share"] = share
                 news.notify()
 
-        def work() -> None:
-            opened: list[tuple[BinaryIO, int, Any]] = []
-            try:
-                opened = [(path.open("rb"), path.stat().st_size, hashlib.sha256()) for path in self._files]
+        def read() -> dict[Path, str]:
+            with ExitStack() as files:
+                opened = [
+                    (files.enter_context(path.open("rb")), path.stat().st_size, hashlib.sha256())
+                    for path in self._files
+                ]
                 buffer = bytearray(2**20)
                 share = 0.0
                 while share < 1 and not state["stop"]:
@@ -44,25 +45,27 @@ class Hashes:
                     for file, size, digest in opened:
                         upto = size if share >= 1 else int(size * share)
                         while file.tell() < upto and not state["stop"]:
-                            count = file.readinto(memoryview(buffer)[: min(len(buffer), upto - file.tell())])  # type: ignore[attr-defined]
+                            count = file.readinto(memoryview(buffer)[: min(len(buffer), upto - file.tell())])
                             if not count:
                                 break
                             digest.update(memoryview(buffer)[:count])
-                if not state["stop"]:
-                    self.digests = {
-                        path: digest.hexdigest() for path, (_, _, digest) in zip(self._files, opened, strict=True)
-                    }
-            finally:
-                for file, *_ in opened:
-                    file.close()
+                return {path: digest.hexdigest() for path, (_, _, digest) in zip(self._files, opened, strict=True)}
 
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(work)
+        done: Future[dict[Path, str]] = Future()
+
+        def work() -> None:
             try:
-                yield follow
-                follow(1.0)
-                future.result()
-            finally:
-                with news:
-                    state["stop"] = True
-                    news.notify()
+                done.set_result(read())
+            except Exception as error:
+                done.set_exception(error)
+
+        try:
+            # Dropped at the end of the process: it would wait for ever if an interruption came before the "try".
+            threading.Thread(target=work, daemon=True).start()
+            yield follow
+            follow(1.0)
+            self.digests = done.result()
+        finally:
+            with news:
+                state["stop"] = True
+                news.notify()

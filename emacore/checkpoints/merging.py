@@ -113,9 +113,11 @@ def carry_out(
     free, needed = shutil.disk_usage(out.parent).free, plan.write_bytes * (2 if form == "pt" else 1)
     if needed > free:
         raise OSError(f"the results need {number(needed / 1e9)} GB, and {out.parent} has {number(free / 1e9)} GB left")
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
-        stages = [partial / str(n) for n in range(len(targets))]
+    # A temporary folder is removed at the latest with its object: an interruption can come between any two steps here.
+    with tempfile.TemporaryDirectory(
+        prefix=f".{out.name}.partial-", dir=out.parent, ignore_cleanup_errors=True
+    ) as partial:
+        stages = [Path(partial) / str(n) for n in range(len(targets))]
         hashes = Hashes(
             set() if not hashed else {file for n in plan.used.tolist() for file in plan.sources[n].checkpoint.files}
         )
@@ -138,8 +140,6 @@ def carry_out(
             else:
                 (stage / told_beside(target).name).replace(told_beside(target))
                 (stage / target.name).replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return targets
 
 

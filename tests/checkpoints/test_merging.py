@@ -1,8 +1,11 @@
+import gc
 import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from emacore import Constant, PowerFunction, UniformAverage, Window, open_checkpoints
 from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay
 from emacore.checkpoints import merging
-from emacore.checkpoints.merging import merge
+from emacore.checkpoints.merging import carry_out, merge
 from emacore.checkpoints.planning import plan_merge
 from emacore.checkpoints.stored import CheckpointError
-from tests.helpers import Network
+from tests.helpers import Network, wait_for
 
 MERGES = {
     "constant": Constant(0.7),
@@ -175,6 +178,49 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(folder, monkeypatch):
     with pytest.raises(OSError, match="the results need"):
         merge(open_checkpoints(path), {"c": LastFiles(2)}, out)
     assert len(list(out.iterdir())) == 2
+
+
+def test_an_interruption_at_any_line_leaves_no_file_and_keeps_no_process_alive(folder):
+    """Signals come between any two lines of the thread that merges; the process then ends when its threads do."""
+    path, _ = folder
+    found = open_checkpoints(path)
+    plan = plan_merge(found, {"mean": LastFiles(2)})
+
+    def lines(interrupted_at: int) -> int:
+        """Of those that are new, not in a loop's next turn."""
+        seen = set()
+
+        def trace(frame, event, argument):
+            place = frame.f_code.co_filename, frame.f_lineno
+            if Path(place[0]).name not in ("merging.py", "hashing.py", "contextlib.py"):
+                return None
+            if event == "line" and place not in seen:
+                seen.add(place)
+                if len(seen) == interrupted_at:
+                    raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            carry_out(plan, found, path / "results" / str(interrupted_at))
+        finally:
+            sys.settrace(before)
+        return len(seen)
+
+    def nothing_is_left() -> bool:
+        partial = [one for one in (path / "results").iterdir() if ".partial-" in one.name]
+        if partial or {one for one in threading.enumerate() if not one.daemon} - threads:
+            gc.collect()
+            return False
+        return True
+
+    threads, last = set(threading.enumerate()), lines(0)
+    assert last > 80
+    for at in range(1, last):
+        with suppress(KeyboardInterrupt):
+            lines(at)
+        wait_for(nothing_is_left, 5)
 
 
 def test_progress_ends_at_all_bytes(folder):
