@@ -130,7 +130,7 @@ class JobQueue:
                     process.kill()
                     process.wait()
                 self._put_away(process)
-                self.store.forget_worker(worker_name(process.pid, _token(process)))
+                self.store.workers.forget(worker_name(process.pid, _token(process)))
             self._workers.clear()
 
     def _bury_dead(self) -> None:
@@ -142,7 +142,7 @@ class JobQueue:
                 log = self._put_away(process)
                 said = "it said nothing" if log is None else f"what it said is in {log}"
                 del self._workers[name]
-                self.store.forget_worker(name)
+                self.store.workers.forget(name)
                 if came_up:
                     self.store.fail_run_of(name, f"The worker process ended unexpectedly ({how}); {said}.")
                 elif not self._workers:  # the next one would fare no better, and the run would wait forever
@@ -236,7 +236,7 @@ def _drop_oldest(folder: Path) -> None:
 def work(folder: str, limit: int, token: str) -> None:
     """A worker's life: take runs from the store, one after the other, until the server's end of the pipe closes."""
     store = RunStore(folder)
-    with store.working(token) as name:
+    with store.workers.working(token) as name:
         _work(store, name, limit, token)
 
 
