@@ -54,6 +54,7 @@ if isinstance(run, str):
 recorded = followed(store, run)
 if recorded is None:
     st.info("The first epoch is not over yet.", icon=":material/hourglass_top:")
+    run.config.task()  # loads what measures it, too, meanwhile
     st.stop()
 
 verdict, notes, screen, below = (st.container() for _ in range(4))

@@ -244,13 +244,13 @@ def _work(store: RunStore, name: str, limit: int, token: str) -> None:
     current: list[str] = []
     log = _log(store.folder, token)
     threading.Thread(target=_end_with_server, args=(store, name, current, log), daemon=True).start()
-    if hasattr(os, "nice"):
-        os.nice(10)  # a slider comes before an epoch
     import torch
 
     from emacore.training import loop, replicas  # noqa: F401  takes seconds, so not after a run has been claimed
 
     torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(10)  # a slider comes before an epoch, but somebody may wait for the first run to begin
     _say_ready()
     while True:
         try:
