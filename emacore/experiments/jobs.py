@@ -27,6 +27,7 @@ from emacore.experiments.measuring import question_from_json, work_on
 from emacore.experiments.store import RunLost, RunStore, StoreError, StoreFull, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
+from emacore.loading import uncollected
 from emacore.tasks.regression.config import RunConfig
 
 if TYPE_CHECKING:
@@ -244,9 +245,12 @@ def _work(store: RunStore, name: str, limit: int, token: str) -> None:
     current: list[str] = []
     log = _log(store.folder, token)
     threading.Thread(target=_end_with_server, args=(store, name, current, log), daemon=True).start()
-    import torch
+    with uncollected():  # it takes seconds, so not after a run has been claimed
+        import torch
 
-    from emacore.training import loop, replicas  # noqa: F401  takes seconds, so not after a run has been claimed
+        from emacore.training import loop, replicas  # noqa: F401
+
+        RunConfig().task()
 
     torch.set_num_threads(1)
     if hasattr(os, "nice"):

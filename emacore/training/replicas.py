@@ -106,7 +106,9 @@ class _Replica:
         self.seed = seed
         self.generator = np.random.default_rng([seed, 1])
         # An optimiser of nothing holds the rate that the rule changes.
-        self.rate_holder = uncompiled(torch.optim.SGD)([nn.Parameter(torch.zeros(()))], lr=config.optimizer.learning_rate)
+        self.rate_holder = uncompiled(torch.optim.SGD)(
+            [nn.Parameter(torch.zeros(()))], lr=config.optimizer.learning_rate
+        )
         self.rate_rule = RateRule(self.rate_holder, config)
         self.stopping = EarlyStop(config.stopping)
 
