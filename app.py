@@ -4,6 +4,7 @@ import os
 
 import streamlit as st
 
+from emacore.memory import give_back
 from emacore.widgets.link import link_told
 
 #: A file of the server's own: an icon by name, here or of a page, is asked for at a font service.
@@ -13,6 +14,7 @@ STYLE = "<style>.stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 3re
 
 
 def main() -> None:
+    give_back()
     st.session_state["navigated"] = True  # see emacore.widgets.page.through_app
     page = st.navigation(
         [

@@ -27,7 +27,7 @@ from emacore.experiments.measuring import question_from_json, work_on
 from emacore.experiments.store import RunLost, RunStore, StoreError, StoreFull, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
-from emacore.loading import uncollected
+from emacore.memory import uncollected
 from emacore.tasks.regression.config import RunConfig
 
 if TYPE_CHECKING:
