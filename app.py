@@ -4,6 +4,7 @@ import os
 
 import streamlit as st
 
+from emacore.courtesy import answering
 from emacore.memory import give_back
 from emacore.widgets.link import link_told
 
@@ -33,7 +34,7 @@ def main() -> None:
     )
     st.set_page_config(page_title=f"{page.title} - Weight-averaging explorer", page_icon=ICON, layout="wide")
     st.html(STYLE)
-    with link_told(page.url_path):
+    with answering(), link_told(page.url_path):
         page.run()
     if os.environ.get("EMACORE_EXAMPLE") != "0":
         from emacore.widgets.jobs import begin_example  # after the page, which need not wait for it
