@@ -1,8 +1,9 @@
 """Pictures that follow a handle: what they show at each of its marks comes with them, and the browser picks.
 
-A handle is a range input below the picture, bound to a selection of Vega-Lite, with a mark for each of some values of
-a setting.  For each mark a frame holds what the moving layers draw there.  Nothing is asked of the server while one
-drags: a signal says which handle moved last and where it is, and an expression takes that frame's columns.
+A handle is a range input below the picture, bound to a signal of Vega, with a mark for each of some values of a
+setting.  For each mark a frame holds what the moving layers draw there.  Nothing is asked of the server while one
+drags: a signal says which handle moved last and where it is, and an expression takes that frame's columns.  The server
+hears of a selection, which takes the mark over where the handle is let go or a key has moved it.
 """
 
 from __future__ import annotations
@@ -51,8 +52,13 @@ class Handle(NamedTuple):
 
     @property
     def selection(self) -> str:
-        """The name of the selection in which its mark arrives, as ``[{"mark": 12}]``."""
+        """The name of the selection in which its mark arrives once it is let go, as ``[{"mark": 12}]``."""
         return f"drag_{self.key}"
+
+    @property
+    def signal(self) -> str:
+        """The name of the signal that has its mark at any time."""
+        return f"{self.selection}_mark"
 
 
 class Frames(NamedTuple):
@@ -125,12 +131,11 @@ def moving(views: Sequence[View], handles: Sequence[Handle], signals: Sequence[S
             names = [f"view{number}_layer{place}" for place in places]
             params |= _params_of(param, names, drawn[number]["layer"], params)
     if handles:
-        # Vega puts the first selection's handle last.
         place = drawn[0]["layer"][0]["name"]
-        params |= {handle.selection: _selection(handle, place) for handle in reversed(handles)}
+        params |= {handle.selection: _selection(handle, place) for handle in handles}
     spec: Spec = {
         **(drawn[0] if len(drawn) == 1 else {"vconcat": drawn, "spacing": 12, "resolve": _RESOLVED}),
-        "params": [*_signals(handles), *map(_ticking, signals), *params.values()],
+        "params": [*_signals(handles), *map(_ticking, signals), *params.values(), *map(_letting_go, handles)],
         "autosize": {"type": "fit" if len(drawn) == 1 else "fit-x", "contains": "padding"},
     }
     if handles:
@@ -334,24 +339,38 @@ def _is_of(frames: Frames, column: str) -> str:
 
 
 def _selection(handle: Handle, layer: str) -> Spec:
-    bound = {"input": "range", "min": 0, "max": len(handle.values) - 1, "step": 1, "name": handle.title}
+    """What the server is told of; no event of the picture's own changes it."""
     return {
         "name": handle.selection,
-        "select": {"type": "point", "fields": ["mark"]},
-        "bind": {"mark": bound},
+        "select": {"type": "point", "fields": ["mark"], "on": "window:nothing", "clear": False},
         "value": [{"mark": handle.at}],
         "views": [layer],
     }
 
 
+def _letting_go(handle: Handle) -> Spec:
+    """A signal: the mark of which the server was told, which is the handle's from its "change" event on.
+
+    An input changes while it is dragged, too, and a selection bound to it would be sent wherever the hand rests: the
+    answer would then be drawn under it.  As Vega-Lite's own selections do, the signal writes the selection's table.
+    """
+    told = f"{{unit: '', fields: [{{type: 'E', field: 'mark'}}], values: [{handle.signal}]}}"
+    take_over = f"[modify('{handle.selection}_store', {told}, true), {handle.signal}][1]"
+    released = {"source": "window", "type": "change", "filter": f"event.target.name === '{handle.signal}'"}
+    return {"name": f"{handle.selection}_told", "value": handle.at, "on": [{"events": released, "update": take_over}]}
+
+
 def _signals(handles: Sequence[Handle]) -> list[Spec]:
-    """``moved``, the place of the handle that moved last, -1 at first; ``frame``, the end of its columns' names."""
-    signals = [f"{handle.selection}_mark" for handle in handles]
-    moves = [{"events": {"signal": signal}, "update": str(place)} for place, signal in enumerate(signals)]
-    return [
-        {"name": "moved", "value": -1, "on": moves},
-        {"name": "frame", "expr": f"moved < 0 ? '' : '_' + moved + '_' + [{', '.join(signals)}][moved]"},
-    ]
+    """A signal of each handle's mark; ``moved``, the place of the handle that moved last, -1 at first; ``frame``, the
+    end of its columns' names."""
+    marks = [{"name": handle.signal, "value": handle.at, "bind": _range(handle)} for handle in handles]
+    moves = [{"events": {"signal": handle.signal}, "update": str(place)} for place, handle in enumerate(handles)]
+    frame = f"moved < 0 ? '' : '_' + moved + '_' + [{', '.join(handle.signal for handle in handles)}][moved]"
+    return [*marks, {"name": "moved", "value": -1, "on": moves}, {"name": "frame", "expr": frame}]
+
+
+def _range(handle: Handle) -> Spec:
+    return {"input": "range", "min": 0, "max": len(handle.values) - 1, "step": 1, "name": handle.title}
 
 
 def _ticking(signal: Signal) -> Spec:
@@ -362,7 +381,7 @@ def _ticking(signal: Signal) -> Spec:
 def _said(handles: Sequence[Handle]) -> str:
     """An expression: where the handles are, in the settings' own words; below each other where the line is short."""
     parts = [
-        f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.selection}_mark]"
+        f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.signal}]"
         for handle in handles
     ]
     if len(parts) < 2:

@@ -49,15 +49,27 @@ def test_each_frame_has_the_numbers_of_its_mark():
 
 def test_handles_start_at_their_marks_and_say_their_values():
     shown, _ = picture([POWER, SIZE])
-    bound = {param["name"]: param for param in shown.spec["params"] if param["name"].startswith("drag_")}
-    assert list(bound) == ["drag_size", "drag_power"]  # Vega turns them round
-    assert bound["drag_power"]["value"] == [{"mark": 1}]
-    assert bound["drag_power"]["bind"]["mark"] == {"input": "range", "min": 0, "max": 2, "step": 1, "name": "power"}
+    params = {param["name"]: param for param in shown.spec["params"]}
+    assert [name for name in params if "bind" in params[name]] == ["drag_power_mark", "drag_size_mark"]
+    assert params["drag_power_mark"]["value"] == 1
+    assert params["drag_power_mark"]["bind"] == {"input": "range", "min": 0, "max": 2, "step": 1, "name": "power"}
     said = shown.spec["title"]["text"]["expr"]
     assert '["0.5", "0.75", "1"][drag_power_mark]' in said
     assert "it\\'s size" in said
     assert said.startswith("width < "), "on a short line they stand below each other"
     assert not picture([POWER])[0].spec["title"]["text"]["expr"].startswith("width")
+
+
+def test_the_server_is_told_where_a_handle_is_let_go_not_while_it_moves():
+    shown, _ = picture([POWER, SIZE])
+    params = {param["name"]: param for param in shown.spec["params"]}
+    assert params["drag_power"]["value"] == [{"mark": 1}]
+    assert "bind" not in params["drag_power"]
+    told = params["drag_power_told"]["on"]
+    assert [one["events"]["type"] for one in told] == ["change"]
+    assert told[0]["events"]["filter"] == "event.target.name === 'drag_power_mark'"
+    assert "modify('drag_power_store'" in told[0]["update"]
+    assert "values: [drag_power_mark]" in told[0]["update"]
 
 
 def test_a_name_stands_at_the_last_point_that_the_axis_can_show():
