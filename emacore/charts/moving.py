@@ -380,10 +380,7 @@ def _ticking(signal: Signal) -> Spec:
 
 def _said(handles: Sequence[Handle]) -> str:
     """An expression: where the handles are, in the settings' own words; below each other where the line is short."""
-    parts = [
-        f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.signal}]"
-        for handle in handles
-    ]
+    parts = [f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.signal}]" for handle in handles]
     if len(parts) < 2:
         return parts[0]
     line = " + '   \u00b7   ' + ".join(parts)
