@@ -199,28 +199,30 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     sets = [frames for frames in view.frames if any(key in order for key in frames.moving)]
     tables[f"still{number}"] = view.figure.data
     tables |= {f"frames{number}_{place}": _wide(frames, order) for place, frames in enumerate(sets)}
+    answering = _answering(view.figure.spec)
     layers: list[Spec] = []
     for place, layer in enumerate(view.figure.spec["layer"]):
         name = f"view{number}_layer{place}"  # Altair's names change with what is drawn
         table, column = f"still{number}", ""
-        then: dict[int, list[Spec]] = {own: [] for own, frames in enumerate(sets) if place in frames.layers}
+        then = {own: frames for own, frames in enumerate(sets) if place in frames.layers}
         if "data" not in layer:
-            then |= {own: [] for own, frames in enumerate(sets) if not frames.layers}
+            then |= {own: frames for own, frames in enumerate(sets) if not frames.layers}
         else:
             # Rows of a layer's own are data, too, or other ones would draw the whole picture anew.
             table = f"rows{number}_{place}"
             tables[table] = pd.DataFrame(layer["data"]["values"])
             if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
                 column = NAME
-                then |= {own: _at_the_end(frames, number, view) for own, frames in enumerate(sets) if not frames.layers}
+                then |= {own: _names(frames, view) for own, frames in enumerate(sets) if not frames.layers}
         hidden = [
             {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
             for own in sorted(then)
         ]
         layers.append(_drawing(layer, name, table, hidden))
-        for own in sorted(then):
-            chosen = [*_chosen(sets[own], order), *then[own]]
-            layers.append(_drawing(layer, f"{name}_{own}", f"frames{number}_{own}", chosen))
+        for own, frames in sorted(then.items()):
+            drawn = f"frames{number}_{own}" if frames is sets[own] else f"names{number}_{own}"
+            tables.setdefault(drawn, _wide(frames, order))
+            layers.append(_following(layer, f"{name}_{own}", drawn, frames, order, answers=place in answering))
     if view.ends:
         square = f"width / {view.figure.spec['height']}" if view.square else ""
         layers = [_with_ends(layer, number, view.ends, square) for layer in layers]
@@ -234,19 +236,24 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
 
 
-def _at_the_end(frames: Frames, number: int, view: View) -> list[Spec]:
-    """Transforms: the name of each series, at the last row of it in the shown frame that the axis can show."""
+def _names(frames: Frames, view: View) -> Frames:
+    """Where the name of each series stands at each mark: at the last row that the axis can show."""
     x, y = frames.line
-    ends = f"data('ends{number}')[0]"
-    inside = f" && datum['{y}'] >= {ends}['y_0'] && datum['{y}'] <= {ends}['y_1']" if "y" in view.ends else ""
-    return [
-        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}']){inside}"},
-        {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
-        {"filter": f"datum['{x}'] == datum.last"},
-        {"calculate": f"datum['{frames.column}']", "as": NAME},
-        {"calculate": f"datum['{x}']", "as": "x"},
-        {"calculate": f"datum['{y}']", "as": "y"},
-    ]
+    low, high = view.ends.get("y", (-np.inf, np.inf))
+    parts = [np.flatnonzero(frames.rows[frames.column] == name) for name in frames.rows[frames.column].unique()]
+    moving = {}
+    for key, columns in frames.moving.items():
+        up = columns[y]
+        across = columns[x] if x in columns else np.broadcast_to(frames.rows[x].to_numpy()[:, None], up.shape)
+        shown = np.where(np.isfinite(up) & (up >= low) & (up <= high), across, -np.inf)
+        last = np.stack([part[shown[part].argmax(axis=0)] for part in parts])
+        seen = np.isfinite(np.take_along_axis(shown, last, axis=0))
+        moving[key] = {
+            "x": np.take_along_axis(across, last, axis=0),
+            "y": np.where(seen, np.take_along_axis(up, last, axis=0), np.nan),
+        }
+    names = frames.rows[frames.column].to_numpy()[[part[0] for part in parts]]
+    return Frames(pd.DataFrame({frames.column: names, NAME: names}), moving, frames.column)
 
 
 def _tables_of_ends(number: int, view: View) -> dict[str, pd.DataFrame]:
@@ -269,13 +276,32 @@ def _drawing(layer: Spec, name: str, table: str, before: Sequence[Spec]) -> Spec
     return {**layer, "name": name, "data": {"name": table}, "transform": [*before, *layer.get("transform", [])]}
 
 
-def _chosen(frames: Frames, order: Sequence[str]) -> list[Spec]:
-    """Transforms: nothing, or the frame that is shown."""
+def _following(layer: Spec, name: str, table: str, frames: Frames, order: Sequence[str], *, answers: bool) -> Spec:
+    """The layer, drawing nothing or the frame that is shown.
+
+    A browser computes each expression for each row at each move.  So the layer's own transforms, which read nothing
+    that moves, come first; points that answer the pointer are left out while it drags a handle; and what only a reader
+    of the screen is told of each mark is left out, since the picture as a whole is told.
+    """
     columns = sorted({column for moving in frames.moving.values() for column in moving})
-    return [
-        {"filter": _moves(frames, order)},
+    held = " && !held" if answers else ""
+    transforms = [
+        *layer.get("transform", []),
+        {"filter": _moves(frames, order) + held},
         *({"calculate": f"datum['{column}' + frame]", "as": column} for column in columns),
+        *({"filter": f"isFinite(datum['{column}'])"} for column in columns if table.startswith("names")),
     ]
+    mark = {**({"type": layer["mark"]} if isinstance(layer["mark"], str) else layer["mark"]), "aria": False}
+    encoding = dict(layer["encoding"])
+    if mark["type"] == "line":
+        encoding.pop("tooltip", None)
+    return {**layer, "name": name, "data": {"name": table}, "mark": mark, "encoding": encoding, "transform": transforms}
+
+
+def _answering(spec: Spec) -> set[int]:
+    """The places of the layers of which the nearest point answers the pointer."""
+    asked = [name for param in spec.get("params", []) if param["select"].get("nearest") for name in param["views"]]
+    return {place for place, layer in enumerate(spec["layer"]) if layer.get("name") in asked}
 
 
 def _params_of(param: Spec, names: Sequence[str], layers: list[Spec], known: Mapping[str, Spec]) -> dict[str, Spec]:
@@ -356,17 +382,33 @@ def _letting_go(handle: Handle) -> Spec:
     """
     told = f"{{unit: '', fields: [{{type: 'E', field: 'mark'}}], values: [{handle.signal}]}}"
     take_over = f"[modify('{handle.selection}_store', {told}, true), {handle.signal}][1]"
-    released = {"source": "window", "type": "change", "filter": f"event.target.name === '{handle.signal}'"}
-    return {"name": f"{handle.selection}_told", "value": handle.at, "on": [{"events": released, "update": take_over}]}
+    return {
+        "name": f"{handle.selection}_told",
+        "value": handle.at,
+        "on": [{"events": _let_go(handle), "update": take_over}],
+    }
+
+
+def _let_go(handle: Handle) -> Spec:
+    return {"source": "window", "type": "change", "filter": f"event.target.name === '{handle.signal}'"}
 
 
 def _signals(handles: Sequence[Handle]) -> list[Spec]:
-    """A signal of each handle's mark; ``moved``, the place of the handle that moved last, -1 at first; ``frame``, the
-    end of its columns' names."""
+    """A signal of each handle's mark; ``moved``, the place of the handle that moved last, -1 at first; ``held``, while
+    it is not let go; ``frame``, the end of its columns' names."""
     marks = [{"name": handle.signal, "value": handle.at, "bind": _range(handle)} for handle in handles]
     moves = [{"events": {"signal": handle.signal}, "update": str(place)} for place, handle in enumerate(handles)]
     frame = f"moved < 0 ? '' : '_' + moved + '_' + [{', '.join(handle.signal for handle in handles)}][moved]"
-    return [*marks, {"name": "moved", "value": -1, "on": moves}, {"name": "frame", "expr": frame}]
+    held = [
+        {"events": [{"signal": handle.signal} for handle in handles], "update": "true"},
+        {"events": [_let_go(handle) for handle in handles], "update": "false"},
+    ]
+    return [
+        *marks,
+        {"name": "moved", "value": -1, "on": moves},
+        {"name": "held", "value": False, "on": held if handles else []},
+        {"name": "frame", "expr": frame},
+    ]
 
 
 def _range(handle: Handle) -> Spec:

@@ -73,30 +73,49 @@ def test_the_server_is_told_where_a_handle_is_let_go_not_while_it_moves():
 
 
 def test_a_name_stands_at_the_last_point_that_the_axis_can_show():
-    free, _ = picture([POWER])
-    held, _ = picture([POWER], y=(0.0, 2.0))
-    inside = "data('ends0')[0]['y_0'] && datum['y'] <= data('ends0')[0]['y_1']"
-    for shown, expected in ((free, False), (held, True)):
-        (transforms,) = [
-            told for layer in shown.spec["layer"] if "joinaggregate" in str(told := layer.get("transform"))
-        ]
-        assert any(inside in step.get("filter", "") for step in transforms) == expected, transforms
+    for ends in ({}, {"y": (0.0, 2.0)}, {"y": (0.01, 2.0)}, {"y": (2.0, 3.0)}):
+        shown, _ = picture([POWER, SIZE], **ends)
+        names, (low, high) = shown.tables["names0_0"], ends.get("y", (-np.inf, np.inf))
+        assert names["name"].tolist() == ["now"]
+        for handle, curves in enumerate(([curve(power) for power in POWERS], [curve(0.75, size) for size in (1, 2)])):
+            for mark, drawn in enumerate(curves):
+                inside = np.flatnonzero((drawn >= low) & (drawn <= high))
+                (x,), (y,) = names[f"x_{handle}_{mark}"], names[f"y_{handle}_{mark}"]
+                if not len(inside):
+                    assert np.isnan(y), "no name at a curve that cannot be seen"
+                else:
+                    # The curve is drawn by some of its rows: the name stands at the last of those.
+                    kept = shown.tables["frames0_0"]["step"].to_numpy()
+                    assert x == kept[kept <= inside[-1]].max()
+                    assert y == drawn[int(x)]
 
 
 def test_the_current_curve_is_hidden_only_while_its_handle_is_away_and_pins_stay():
     shown, _ = picture([POWER, SIZE])
     tests = {}
     for layer in shown.spec["layer"]:
-        if layer["transform"]:
-            tests.setdefault(layer["data"]["name"], []).append(layer["transform"][0]["filter"])
-    assert set(tests) == {"still0", "frames0_0", "rows0_2"}
+        for one in layer["transform"]:
+            if "moved" in one.get("filter", ""):
+                tests.setdefault(layer["data"]["name"], []).append(one["filter"])
+    assert set(tests) == {"still0", "frames0_0", "names0_0", "rows0_2"}
     for test in tests["still0"]:
         assert test == '!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["curve"]) >= 0)'
-    for test in tests["frames0_0"]:
-        assert test == "indexof([0, 1], moved) >= 0"
+    # Points that answer the pointer come when the handle is let go.
+    assert tests["frames0_0"] == ["indexof([0, 1], moved) >= 0", "indexof([0, 1], moved) >= 0 && !held"]
     # The names at the ends go with their curves.
-    assert len(tests["still0"]) + len(tests["rows0_2"]) == len(tests["frames0_0"])
+    assert tests["names0_0"] == ["indexof([0, 1], moved) >= 0"]
     assert tests["rows0_2"] == ['!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["name"]) >= 0)']
+
+
+def test_what_does_not_move_is_found_once_and_not_at_each_move():
+    shown, _ = picture([POWER, SIZE])
+    for layer in shown.spec["layer"]:
+        if layer["data"]["name"].startswith(("frames", "names")):
+            moves = ["frame" in str(one.get("calculate", "")) for one in layer["transform"]]
+            fixed = [place for place, one in enumerate(layer["transform"]) if "probe" in str(one)]
+            assert all(place < moves.index(True) for place in fixed)
+            assert not layer["mark"]["aria"]
+            assert layer["mark"]["type"] != "line" or "tooltip" not in layer["encoding"]
 
 
 def test_a_selection_of_points_is_each_layers_own():
