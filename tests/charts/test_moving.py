@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from emacore.charts.lines import lines
-from emacore.charts.moving import Handle, View, line_frames, moving
+from emacore.charts.moving import Frames, Handle, View, line_frames, moving
 from emacore.charts.thin import common_rows
 
 STEPS = np.arange(2000.0)
@@ -87,14 +87,29 @@ def test_a_name_stands_at_the_last_point_that_the_axis_can_show():
                     # The curve is drawn by some of its rows: the name stands at the last of those.
                     kept = shown.tables["frames0_0"]["step"].to_numpy()
                     assert x == kept[kept <= inside[-1]].max()
-                    assert y == drawn[int(x)]
+                    assert y == pytest.approx(drawn[int(x)])
+
+
+def test_names_of_curves_that_move_together_stay_apart():
+    rows = pd.DataFrame({"step": [0.0, 1.0, 0.0, 1.0], "curve": ["a", "a", "b", "b"]})
+    frames = Frames(
+        rows, {"power": {"y": np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.8]])}}, "curve", ("step", "y")
+    )
+    table = rows.assign(y=1.0)
+    figure = lines(
+        table, x="step", y="y", series="curve", colours={"a": "#111", "b": "#222"}, x_title="s", y_title="y", height=200
+    )
+    shown = moving([View(figure, (frames,), {"y": (0.0, 2.0)})], [POWER])
+    near, far = (shown.tables["names0_0"][f"y_0_{mark}"].to_numpy() for mark in (0, 1))
+    assert abs(near[0] - near[1]) * 100 == pytest.approx(15, abs=1e-6)
+    assert far.tolist() == [1.0, 1.8]
 
 
 def test_the_current_curve_is_hidden_only_while_its_handle_is_away_and_pins_stay():
     shown, _ = picture([POWER, SIZE])
     tests = {}
     for layer in shown.spec["layer"]:
-        for one in layer["transform"]:
+        for one in layer.get("transform", []):
             if "moved" in one.get("filter", ""):
                 tests.setdefault(layer["data"]["name"], []).append(one["filter"])
     assert set(tests) == {"still0", "frames0_0", "names0_0", "rows0_2"}
@@ -105,6 +120,20 @@ def test_the_current_curve_is_hidden_only_while_its_handle_is_away_and_pins_stay
     # The names at the ends go with their curves.
     assert tests["names0_0"] == ["indexof([0, 1], moved) >= 0"]
     assert tests["rows0_2"] == ['!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["name"]) >= 0)']
+
+
+def test_a_layers_own_transforms_that_read_what_moves_come_after_it():
+    table = pd.DataFrame({"step": STEPS, "curve": "now", "y": curve(0.75)})
+    figure = lines(table, x="step", y="y", series="curve", colours={"now": "#111"}, x_title="s", y_title="y")
+    own = [{"filter": "datum.probe"}, {"filter": "datum.y > 0.5"}, {"calculate": "1", "as": "one"}]
+    layers = [{**figure.spec["layer"][0], "transform": own}, *figure.spec["layer"][1:]]
+    frames = line_frames(
+        "step", "y", "curve", "now", STEPS, {"power": [curve(power) for power in POWERS]}, y_ends=(0.0, 1.0)
+    )
+    shown = moving([View(figure._replace(spec={**figure.spec, "layer": layers}), (frames,))], [POWER])
+    [drawn] = [layer for layer in shown.spec["layer"] if layer.get("name") == "view0_layer0_0"]
+    moved = {"calculate": "datum['y' + frame]", "as": "y"}
+    assert drawn["transform"] == [own[0], {"filter": "indexof([0], moved) >= 0"}, moved, *own[1:]]
 
 
 def test_what_does_not_move_is_found_once_and_not_at_each_move():
@@ -138,13 +167,22 @@ def test_fixed_ends_are_data_and_change_no_specification():
     assert one.tables["ends0"]["y_1"].tolist() == [2.0]
     assert other.tables["ends0"]["y_1"].tolist() == [3.0]
     scale = one.spec["layer"][0]["encoding"]["y"]["scale"]
-    assert scale["domainMax"] == {"expr": "data('ends0')[0]['y_1']"}
-    assert "domain" not in scale
+    assert scale["domain"] == {"expr": "[data('ends0')[0]['y_0'], data('ends0')[0]['y_1']]"}
+
+
+def test_no_axis_finds_its_ends_in_what_moves():
+    """A scale that did would be another one at each move, and all that stands still would be drawn anew."""
+    shown, _ = picture([POWER, SIZE], y=(0.0, 2.0))
+    for layer in shown.spec["layer"]:
+        for channel in ("x", "y"):
+            if (told := layer.get("encoding", {}).get(channel)) and told.get("scale", {}) is not None:
+                assert "ends0" in told["scale"]["domain"]["expr"]
+    assert shown.tables["ends0"][["x_0", "x_1"]].to_numpy().tolist() == [[STEPS[0], STEPS[-1]]]
 
 
 def test_without_handles_it_is_the_picture_that_stands_still():
     shown, _ = picture([])
-    assert list(shown.tables) == ["still0", "rows0_2"]
+    assert list(shown.tables) == ["still0", "rows0_2", "ends0"]
     assert "title" not in shown.spec
 
 
