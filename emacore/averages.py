@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.schedules import Schedule, schedule_from_dict
-from emacore.averaging.weights import Floats, stretch_weights
-from emacore.checks import check_choice, check_whole
+from emacore.checks import check_whole
+from emacore.tensors.ahead import BLOCK, STRETCH, Ahead, as_tensor, mean, shares_and_rest
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import Policy, copied_buffers, holds, marks, put_buffers
 from emacore.tensors.chosen import chosen
@@ -39,11 +39,10 @@ from emacore.tensors.pairing import (
     writable,
 )
 from emacore.tensors.processes import Writes
+from emacore.tensors.settings import OnNonfinite
 from emacore.tensors.sharded import check_not_sharded
 from emacore.tensors.steps import after_each_step
 
-_BLOCK = 1024
-_STRETCH = 32  # divides a block
 # What is not derived.
 _KEPT = (
     "_module",
@@ -106,9 +105,10 @@ class Averages:
         2.0
     """
 
+    on_nonfinite = OnNonfinite()
     _inside: str | None
     _watch: Watch | None
-    _plain: list[bool]
+    _ahead: Ahead | None
 
     @torch.inference_mode(False)
     def __init__(
@@ -187,16 +187,6 @@ class Averages:
         self._step = int(value)
 
     @property
-    def on_nonfinite(self) -> str:
-        """What becomes of a call where a weight is not finite."""
-        return self._on_nonfinite
-
-    @on_nonfinite.setter
-    def on_nonfinite(self, choice: str) -> None:
-        check_choice("on_nonfinite", choice, ("take", "skip", "raise"))
-        self._on_nonfinite = choice
-
-    @property
     def averages(self) -> Tensor:
         """Shape (K, P): an average a row, in the order of ``schedules``; the tensors lie one after the other.
 
@@ -213,27 +203,27 @@ class Averages:
         if OPEN:
             why = "update() inside average_parameters() would average the average; call it outside"
             check_not_lent(unwrapped(self.module), why)
-        offset = self.step % _BLOCK
-        if not (offset and self._plain):
-            self._look_ahead()
+        offset = self.step % BLOCK
+        if (ahead := self._ahead) is None or not offset:
+            ahead = self._look_ahead()
         if self._watch is None or self._watch.is_stale():
             self._look_up()
-        if self.on_nonfinite != "take" and self._is_not_finite(offset):
+        if self.on_nonfinite != "take" and self._is_not_finite(ahead, offset):
             self._step += 1
             return
-        if self._plain[offset] and not any(self._owed):
+        if ahead.plain[offset] and not any(self._owed):
             if self._inputs:
                 self._rows_as_bytes[len(self._waiting)][:] = b"".join(self._inputs)
                 self._waiting.append(offset)
             else:
-                self._averages.lerp_(self._flat_now(), self._rests[offset])
+                self._averages.lerp_(self._flat_now(), ahead.rests[offset])
             if self._others:
                 for copies in self._copied:
                     self._copy_into(copies)
-        elif self._moves[:, offset].any():  # not plain, or a copy is owed
-            self._move_one_by_one(offset)
+        elif ahead.moves[:, offset].any():  # not plain, or a copy is owed
+            self._move_one_by_one(ahead, offset)
         self._step += 1
-        if self._waiting and not self.step % _STRETCH:
+        if self._waiting and not self.step % STRETCH:
             self._catch_up()
         if self._writes.waiting:
             self._writes.after_update(self._sources[0])
@@ -359,7 +349,7 @@ class Averages:
         self._waiting.clear()
         if waiting := state.get("waiting"):  # older states hold the averages after all calls
             self._waiting = [call - self._block_start() for call in waiting["calls"]]
-            self._rows = self._new_rows(_STRETCH)
+            self._rows = self._new_rows(STRETCH)
             self._rows[: len(self._waiting)] = waiting["weights"].numpy(force=True)
             if not strict_schedule:
                 self._catch_up_under(state["schedules"])
@@ -378,7 +368,7 @@ class Averages:
     def _reset(self) -> None:
         """Forget what is derived: it is looked up again at the next call."""
         self._watch = None
-        self._plain = []
+        self._ahead = None
 
     def _is_averaged(self, name: str, tensor: Tensor) -> bool:
         return is_averaged(tensor) and name not in self._copied_buffers
@@ -396,9 +386,9 @@ class Averages:
         return name in self._layout and self._is_averaged(name, self._layout[name].tensor)
 
     def _block_start(self) -> int:
-        return self.step - self.step % _BLOCK
+        return self.step - self.step % BLOCK
 
-    def _is_not_finite(self, offset: int) -> bool:
+    def _is_not_finite(self, ahead: Ahead, offset: int) -> bool:
         if self._watch is None or self._watch.is_stale():
             self._look_up()
         if bool(torch.stack(torch.aminmax(self._flat_now())).isfinite().all()):
@@ -409,25 +399,14 @@ class Averages:
         if not self.nonfinite_calls:
             warnings.warn(f"{what}: the averages skip it, and count in nonfinite_calls", stacklevel=3)
         self.nonfinite_calls += 1
-        copies = (self._moves & (self._decays == 0))[:, offset].tolist()
+        copies = (ahead.moves & (ahead.decays == 0))[:, offset].tolist()
         self._owed = [owed or skipped for owed, skipped in zip(self._owed, copies, strict=True)]
         return True
 
-    @torch.inference_mode(False)
-    def _look_ahead(self) -> None:
+    def _look_ahead(self) -> Ahead:
         """The decays of the block of calls that this one is in, for all schedules."""
-        calls = self._block_start() + np.arange(_BLOCK)
-        decays = np.stack([schedule.at(calls) for schedule in self.schedules.values()])
-        skips = decays == 1
-        if skips.any():  # a decay of 1 that is not a skip copies buffers; a skip leaves even them as they are
-            every = np.array([[schedule.update_every] for schedule in self.schedules.values()])
-            skips &= calls % every != 0
-        self._decays, self._moves = decays, ~skips
-        self._plain = np.all((decays > 0) & (decays < 1), axis=0).tolist()
-        self._rests = self._as_tensor(1 - decays.T).unsqueeze(-1)
-        shares, rests = _shares_and_rest(decays.reshape(len(decays), -1, _STRETCH))
-        self._stretch_shares = shares.swapaxes(0, 1).astype(self._rows.dtype)
-        self._stretch_rests = self._as_tensor(rests.swapaxes(0, 1))
+        self._ahead = ahead = Ahead(self.schedules.values(), self._block_start(), self._averages)
+        return ahead
 
     @torch.inference_mode(False)
     def _look_up(self) -> None:
@@ -448,12 +427,12 @@ class Averages:
         self._direct = all(tensor.dtype == self._averages.dtype and tensor.is_contiguous() for tensor in averaged)
         self._sources = [tensor.view(-1) for tensor in averaged] if self._direct else averaged
         self._flat = torch.empty_like(self._averages[0])
-        few = _STRETCH * self._flat.nbytes <= _WAITING_BYTES * len(self.schedules)
+        few = STRETCH * self._flat.nbytes <= _WAITING_BYTES * len(self.schedules)
         if few and self._direct and all(map(in_plain_memory, averaged)):
             # Python joins the bytes of small tensors in a fifth of the time that torch.cat takes for its checks.
             self._inputs = [np.from_dlpack(source).view(np.uint8).data for source in self._sources]
             if not len(self._rows):
-                self._rows = self._new_rows(_STRETCH)
+                self._rows = self._new_rows(STRETCH)
             self._rows_as_bytes = [row.view(np.uint8).data for row in self._rows]
         else:
             self._inputs = []
@@ -468,26 +447,17 @@ class Averages:
 
     def _mean_and_rest(self) -> tuple[Tensor, Tensor]:
         """The calls that wait as one: the means of their weights, (K, P), and how far to move towards them, (K, 1)."""
-        if not self._plain:
-            self._look_ahead()
-        count = len(self._waiting)
-        if count == _STRETCH:
-            stretch = self._waiting[0] // _STRETCH
-            shares, rest = self._stretch_shares[stretch], self._stretch_rests[stretch]
-        else:
-            exact, rests = _shares_and_rest(self._decays[:, self._waiting])
-            shares, rest = exact.astype(self._rows.dtype), self._as_tensor(rests)
-        # For matrices this small NumPy's product takes half the time of torch's.
-        return self._as_tensor(shares @ self._rows[:count]), rest
+        ahead = self._ahead or self._look_ahead()
+        return ahead.mean_and_rest(self._waiting, self._rows[: len(self._waiting)])
 
     def _catch_up_under(self, told: Mapping[str, Mapping[str, Any]]) -> None:
         """Move the averages by the calls that wait, under schedules that are not theirs any more."""
         if self._waiting:
             calls = self._block_start() + np.array(self._waiting)
             decays = np.stack([schedule_from_dict(told[name]).at(calls) for name in self.schedules])
-            shares, rest = _shares_and_rest(decays)
-            means = shares.astype(self._rows.dtype) @ self._rows[: len(calls)]
-            self._averages.lerp_(self._as_tensor(means), self._as_tensor(rest))
+            shares, rest = shares_and_rest(decays)
+            means = mean(shares, self._rows[: len(calls)], self._averages)
+            self._averages.lerp_(means, as_tensor(rest, self._averages))
             self._waiting.clear()
 
     def _settle(self) -> None:
@@ -504,19 +474,16 @@ class Averages:
     def _new_rows(self, count: int) -> NDArray[Any]:
         return self._averages.new_zeros(count, self._averages.shape[1], device="cpu").numpy()
 
-    def _as_tensor(self, numbers: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(numbers).to(self._averages)
-
     def _flat_now(self) -> Tensor:
         if self._direct:
             return torch.cat(self._sources, out=self._flat)
         return torch.cat([reals(tensor).to(self._averages) for tensor in self._sources])
 
-    def _move_one_by_one(self, offset: int) -> None:
+    def _move_one_by_one(self, ahead: Ahead, offset: int) -> None:
         """A call in which some average copies or skips: even a value that is not finite is copied, or counts for 0."""
         self._catch_up()
         flat = self._flat_now()
-        decays, moves = self._decays[:, offset].tolist(), self._moves[:, offset]
+        decays, moves = ahead.decays[:, offset].tolist(), ahead.moves[:, offset]
         for n, (average, copies, decay, moved) in enumerate(
             zip(self._averages, self._copied, decays, moves, strict=True)
         ):
@@ -573,23 +540,6 @@ def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
     for name, schedule in schedules.items():
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")
-
-
-def _shares_and_rest(decays: Floats) -> tuple[Floats, Floats]:
-    """A stretch of n calls as one: each call's share in their mean, and how far the average moves towards it.
-
-    Moved towards a mean, an average of equal values keeps them, up to a rounding that does not add up.
-
-    Args:
-        decays: Shape (..., n), each row with a decay below 1; the rows of another are not numbers.
-
-    Returns:
-        Shapes (..., n), which adds to 1, and (..., 1).
-    """
-    shares, _ = stretch_weights(decays)
-    rest = shares.sum(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return shares / rest, rest
 
 
 def _on_one_device(tensors: list[Tensor]) -> list[Tensor]:

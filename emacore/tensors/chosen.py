@@ -42,6 +42,16 @@ def chosen(module: nn.Module, names: Collection[str] | None, trainable_only: boo
     return found
 
 
+def left_out_names(module: nn.Module, names: Collection[str] | None, trainable_only: bool) -> frozenset[str]:
+    """The other ones, under all names that they have.
+
+    Raises:
+        ValueError, TypeError: as :func:`chosen`.
+    """
+    kept = chosen(module, names, trainable_only)
+    return frozenset(name for name, tie in ties(module).items() if tie.first_name not in kept)
+
+
 def trainable(module: nn.Module) -> set[str]:
     """Names of the parameters that require a gradient, and of the buffers beside them."""
     found = set()
