@@ -16,16 +16,16 @@ from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.checks import check_whole
-from emacore.tensors.ahead import BLOCK, STRETCH, Ahead, as_tensor, mean, shares_and_rest
+from emacore.tensors.ahead import BLOCK, STRETCH, Ahead, counted
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import Policy, copied_buffers, holds, marks, put_buffers
 from emacore.tensors.chosen import chosen
 from emacore.tensors.lending import OPEN, Lending, check_not_lent
 from emacore.tensors.pairing import (
+    Tie,
     Watch,
     check_has_values,
     distinct,
-    from_reals,
     in_plain_memory,
     is_averaged,
     layout,
@@ -39,8 +39,9 @@ from emacore.tensors.pairing import (
     writable,
 )
 from emacore.tensors.processes import Writes
+from emacore.tensors.rows import by_name, in_rows, rows_of_state
 from emacore.tensors.settings import OnNonfinite
-from emacore.tensors.sharded import check_not_sharded
+from emacore.tensors.sharded import alike, anywhere, is_sharded, laid_out, local
 from emacore.tensors.steps import after_each_step
 
 # What is not derived.
@@ -70,6 +71,14 @@ class Averages:
     float64 if one of them has it; others (BatchNorm's counter, and the buffers that EMA copies) are copied at every
     move, and may come, go and grow.  Each average equals that of :class:`emacore.EMA` with the same schedule.  All
     tensors of the module must be on one device.
+
+    Of a sharded module (FSDP2, or another whose parameters are ``DTensor``) each process averages what it holds, and
+    all of them make the same calls.  :meth:`state_dict` is for ``torch.distributed.checkpoint`` then, by which another
+    number of processes can go on.
+
+    Of a sharded module (FSDP2, or another whose parameters are ``DTensor``), each process averages the parts that it
+    holds, and all of them make the same calls.  Then ``state_dict()`` holds tensors that are sharded likewise, for
+    ``torch.distributed.checkpoint``, by which another number of processes can go on.
 
     On the CPU, the weights of up to 32 calls wait side by side until one matrix product moves the averages by them, if
     that takes at most 1 MiB for each average.  Reading an average in between counts those that wait, and changes
@@ -125,7 +134,6 @@ class Averages:
             raise ValueError("schedules must name at least one schedule")
         _check_schedules(schedules)
         check_has_values("module", module)
-        check_not_sharded("module", module, "use an EMA for each schedule")
         self._module = module
         self._schedules = dict(schedules)
         self.on_nonfinite = on_nonfinite
@@ -144,7 +152,7 @@ class Averages:
         if not averaged:
             raise ValueError("the module has no floating-point tensor to average")
         dtype = torch.float64 if any(t.dtype in (torch.float64, torch.complex128) for t in averaged) else torch.float32
-        flat = torch.cat([reals(tensor).to(dtype) for tensor in _on_one_device(averaged)])
+        flat = torch.cat([reals(tensor).to(dtype) for tensor in _on_one_device(list(map(local, averaged)))])
         self._averages = flat.repeat(len(schedules), 1)  # after the calls before those that wait
         self._waiting: list[int] = []  # which calls of the block wait, all of one stretch: a row each
         self._rows = self._new_rows(0)
@@ -190,7 +198,8 @@ class Averages:
     def averages(self) -> Tensor:
         """Shape (K, P): an average a row, in the order of ``schedules``; the tensors lie one after the other.
 
-        A tensor of its own at each reading, which later calls leave alone.
+        A tensor of its own at each reading, which later calls leave alone.  Of a sharded module, what this process
+        holds.
         """
         return torch.lerp(self._averages, *self._mean_and_rest()) if self._waiting else self._averages.clone()
 
@@ -260,7 +269,7 @@ class Averages:
             try:
                 for key, (_, source) in pairs.items():
                     if key in kept and key in values and values[key].shape == source.shape:
-                        source.copy_(values[key])
+                        source.copy_(laid_out(values[key], source))
                 lending.begin()
                 yield self.module
             finally:
@@ -289,7 +298,7 @@ class Averages:
         put_buffers(target, {key: value for key, value in buffers.items() if key in copied})
         for key, (source, tensor) in paired(now, ties(target), "module", copied & slots(target)).items():
             if key not in copied or isinstance(now[key].tensor, nn.Parameter):  # a mark, which is no buffer
-                tensor.copy_(values.get(key, source))
+                tensor.copy_(laid_out(values.get(key, source), tensor))
         Follower(target, online).follow()
         if target is online:
             self._writes.note(self.module, "copy_to()")
@@ -297,15 +306,21 @@ class Averages:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors, numbers and text: ``torch.load(..., weights_only=True)`` reads it.
 
-        Its ``averages`` do not hold the calls yet whose weights are in ``waiting``.
+        Its ``averages`` do not hold the calls yet whose weights are in ``waiting``.  Of a sharded module they are
+        sharded tensors by name, for each schedule, and no calls wait.
         """
-        return {
-            "step": self.step,
-            "averages": self._averages.clone(),
-            "waiting": {
+        self._lay_out(ties(unwrapped(self.module)))
+        averages: dict[str, Any] = {"averages": self._averages.clone()}
+        if self._is_sharded():
+            named = by_name(averages["averages"], self._averaged_layout())
+            averages = {"averages": dict(zip(self._schedules, named, strict=True))}
+        else:
+            averages["waiting"] = {
                 "calls": [self._block_start() + offset for offset in self._waiting],
                 "weights": torch.tensor(self._rows[: len(self._waiting)]),
-            },
+            }
+        return averages | {
+            "step": self.step,
             "copied": [{name: tensor.clone() for name, tensor in copies.items()} for copies in self._copied],
             "owed": list(self._owed),
             "nonfinite_calls": self.nonfinite_calls,
@@ -332,29 +347,31 @@ class Averages:
             )
         copied = [{name: tensor.clone() for name, tensor in copies.items()} for copies in state["copied"]]
         fixed = [name for name in self._copied[0] if name not in self._copied_buffers]
-        if state["averages"].shape != self._averages.shape or any(
+        self._lay_out(ties(unwrapped(self.module)))
+        theirs = {name: schedule_from_dict(one) for name, one in state["schedules"].items()}
+        averages, waiting = state["averages"], state.get("waiting")  # older states hold the averages after all calls
+        if waiting and waiting["calls"] and (self._is_sharded() or not strict_schedule):
+            averages = counted(averages, waiting["calls"], waiting["weights"].numpy(force=True), theirs.values())
+            waiting = None
+        averages = rows_of_state(averages, self._schedules, self._averaged_layout(), self._averages)
+        if any(
             name not in copies or copies[name].shape != self._copied[0][name].shape
             for copies in copied
             for name in fixed
         ):
-            raise ValueError(
-                f"the state holds averages of {state['averages'].shape[-1]} weights, "
-                f"this module has {self._averages.shape[-1]}, or other buffers"
-            )
+            raise ValueError("the state holds buffers that this module has not, or of other shapes")
         self._reset()
         self._step = int(state["step"])
         self.nonfinite_calls = state.get("nonfinite_calls", 0)
         self._owed = list(state.get("owed", self._owed))
-        self._averages.copy_(state["averages"])
+        self._averages.copy_(averages)
         self._waiting.clear()
-        if waiting := state.get("waiting"):  # older states hold the averages after all calls
+        if waiting and waiting["calls"]:
             self._waiting = [call - self._block_start() for call in waiting["calls"]]
             self._rows = self._new_rows(STRETCH)
             self._rows[: len(self._waiting)] = waiting["weights"].numpy(force=True)
-            if not strict_schedule:
-                self._catch_up_under(state["schedules"])
         if not strict_schedule and state["schedules"] != told:
-            self._owe_beginnings({name: schedule_from_dict(one) for name, one in state["schedules"].items()})
+            self._owe_beginnings(theirs)
         device = self._averages.device
         self._copied = [{name: tensor.to(device) for name, tensor in copies.items()} for copies in copied]
 
@@ -385,13 +402,24 @@ class Averages:
     def _is_averaged_one(self, name: str) -> bool:
         return name in self._layout and self._is_averaged(name, self._layout[name].tensor)
 
+    def _averaged_layout(self) -> dict[str, Tensor]:
+        """Without values, of each tensor that is averaged what it is like; a shared one once."""
+        return {
+            key: tie.tensor for key, tie in self._layout.items() if tie.first_name == key and self._is_averaged_one(key)
+        }
+
+    def _is_sharded(self) -> bool:
+        return any(map(is_sharded, self._averaged_layout().values()))
+
     def _block_start(self) -> int:
         return self.step - self.step % BLOCK
 
     def _is_not_finite(self, ahead: Ahead, offset: int) -> bool:
         if self._watch is None or self._watch.is_stale():
             self._look_up()
-        if bool(torch.stack(torch.aminmax(self._flat_now())).isfinite().all()):
+        flat = self._flat_now()
+        is_finite = not flat.numel() or bool(torch.stack(torch.aminmax(flat)).isfinite().all())
+        if not anywhere(not is_finite, self._averaged_layout().values()):
             return False
         what = f"call {self.step}: the module has weights that are not finite"
         if self.on_nonfinite == "raise":
@@ -415,7 +443,8 @@ class Averages:
         self._copied_buffers = self._copied_now(online)
         left_out = self._left_out(online)
         pairs = paired(self._layout, found, "module", self._copied_buffers | left_out)
-        averaged = _on_one_device([found[name].tensor.detach() for name in pairs if self._is_averaged_one(name)])
+        self._lay_out(found)
+        averaged = _on_one_device([local(found[name].tensor.detach()) for name in pairs if self._is_averaged_one(name)])
         self._others = {
             name: tie.tensor.detach()
             for name, tie in found.items()
@@ -428,7 +457,7 @@ class Averages:
         self._sources = [tensor.view(-1) for tensor in averaged] if self._direct else averaged
         self._flat = torch.empty_like(self._averages[0])
         few = STRETCH * self._flat.nbytes <= _WAITING_BYTES * len(self.schedules)
-        if few and self._direct and all(map(in_plain_memory, averaged)):
+        if few and self._direct and all(map(in_plain_memory, averaged)) and not self._is_sharded():
             # Python joins the bytes of small tensors in a fifth of the time that torch.cat takes for its checks.
             self._inputs = [np.from_dlpack(source).view(np.uint8).data for source in self._sources]
             if not len(self._rows):
@@ -438,6 +467,18 @@ class Averages:
             self._inputs = []
             self._catch_up()
         self._watch = Watch(online)
+
+    def _lay_out(self, found: Mapping[str, Tie]) -> None:
+        """Have each process hold of the averages what it holds of the module, which may have been sharded since."""
+        like = self._averaged_layout()
+        if all(alike(found[name].tensor, tensor) for name, tensor in like.items() if name in found):
+            return
+        self._catch_up()
+        averages = by_name(self._averages, like)
+        for name in self._layout.keys() & found.keys():
+            self._layout[name] = self._layout[name]._replace(tensor=found[name].tensor.detach().to("meta"))
+        self._averages = in_rows(averages, self._averaged_layout(), self._averages)
+        self._rows = self._new_rows(0)
 
     def _catch_up(self) -> None:
         """Move the averages by the calls that wait."""
@@ -449,16 +490,6 @@ class Averages:
         """The calls that wait as one: the means of their weights, (K, P), and how far to move towards them, (K, 1)."""
         ahead = self._ahead or self._look_ahead()
         return ahead.mean_and_rest(self._waiting, self._rows[: len(self._waiting)])
-
-    def _catch_up_under(self, told: Mapping[str, Mapping[str, Any]]) -> None:
-        """Move the averages by the calls that wait, under schedules that are not theirs any more."""
-        if self._waiting:
-            calls = self._block_start() + np.array(self._waiting)
-            decays = np.stack([schedule_from_dict(told[name]).at(calls) for name in self.schedules])
-            shares, rest = shares_and_rest(decays)
-            means = mean(shares, self._rows[: len(calls)], self._averages)
-            self._averages.lerp_(means, as_tensor(rest, self._averages))
-            self._waiting.clear()
 
     def _settle(self) -> None:
         """Count all that has been under the schedules as they are, before they or the step change."""
@@ -518,11 +549,7 @@ class Averages:
             if self._watch is None or self._watch.is_stale():
                 self._look_up()
             averages[row] += alpha * (self._flat_now() - averages[names.index(first)])
-        averaged = {
-            key: tie.tensor for key, tie in self._layout.items() if tie.first_name == key and self._is_averaged_one(key)
-        }
-        found = from_reals(averages[row : row + 1], averaged)
-        return {**self._copied[row], **{key: tensor[0] for key, tensor in found.items()}}
+        return {**self._copied[row], **by_name(averages[row : row + 1], self._averaged_layout())[0]}
 
     def __getstate__(self) -> dict[str, Any]:
         if self._inside is not None:

@@ -59,12 +59,18 @@ class Ahead:
         """
         if len(offsets) == STRETCH:
             stretch = offsets[0] // STRETCH
-            return mean(self._stretch_shares[stretch], rows, self._like), self._stretch_rests[stretch]
+            return _mean(self._stretch_shares[stretch], rows, self._like), self._stretch_rests[stretch]
         shares, rests = shares_and_rest(self.decays[:, list(offsets)])
-        return mean(shares, rows, self._like), as_tensor(rests, self._like)
+        return _mean(shares, rows, self._like), as_tensor(rests, self._like)
 
 
-def mean(shares: Floats, rows: NDArray[Any], like: Tensor) -> Tensor:
+def counted(averages: Tensor, calls: Sequence[int], rows: NDArray[Any], schedules: Collection[Schedule]) -> Tensor:
+    """Averages after the calls of one stretch, whose weights are rows, under schedules that need not be theirs now."""
+    shares, rest = shares_and_rest(np.stack([schedule.at(np.array(calls)) for schedule in schedules]))
+    return averages.lerp(_mean(shares, rows, averages), as_tensor(rest, averages))
+
+
+def _mean(shares: Floats, rows: NDArray[Any], like: Tensor) -> Tensor:
     """Means of rows of weights, each by its shares."""
     # For matrices this small NumPy's product takes half the time of torch's.
     return as_tensor(shares.astype(rows.dtype) @ rows, like)

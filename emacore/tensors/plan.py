@@ -14,7 +14,7 @@ from emacore.tensors.offload import Arrivals, is_offloaded
 from emacore.tensors.pairing import Watch, accumulator_dtype, paired, ties, view_of_reals
 from emacore.tensors.rules import Rules
 from emacore.tensors.shadow import set_dtype
-from emacore.tensors.sharded import alike, copy_each, is_sharded, laid_out, local
+from emacore.tensors.sharded import alike, anywhere, copy_each, is_sharded, laid_out, local
 
 
 class Wide(NamedTuple):
@@ -150,18 +150,14 @@ class Plan:
             wide.name: wide.source for wide in self.wide + self.far
         }
         parts = {name: local(tensor) for name, tensor in averaged.items() if local(tensor).numel()}
-        if not parts:
-            return None
         # The least and the largest value are not finite if any is not; they take one pass and no memory.
         ends = [torch.stack(torch.aminmax(view_of_reals(part))).isfinite().all() for part in parts.values()]
         # Looked at together, because each look waits for an accelerator.
-        bad = ~torch.stack([end.to(ends[0].device) for end in ends])
-        if any(map(is_sharded, averaged.values())):  # all processes have to take the same way
-            reduced = bad.any().to(torch.int32)
-            torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
-            if reduced.item() and not bad.any():
-                return "a part of a tensor on another process"
-        return next((name for name, is_bad in zip(parts, bad.tolist(), strict=True) if is_bad), None)
+        finite = torch.stack([end.to(ends[0].device) for end in ends]).tolist() if ends else []
+        bad = next((name for name, is_finite in zip(parts, finite, strict=True) if not is_finite), None)
+        if anywhere(bad is not None, averaged.values()):  # all processes have to take the same way
+            return bad or "a part of a tensor on another process"
+        return None
 
 
 @torch.inference_mode(False)

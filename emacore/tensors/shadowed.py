@@ -28,7 +28,7 @@ from emacore.tensors.pairing import (
 from emacore.tensors.plan import Plan, follow_writes, planned
 from emacore.tensors.rules import Rules
 from emacore.tensors.shadow import built, copy_of
-from emacore.tensors.sharded import alike, check_not_sharded, laid_out
+from emacore.tensors.sharded import alike, is_fully_sharded, laid_out
 from emacore.tensors.states import (
     add_left_out,
     check_same_schedule,
@@ -90,8 +90,6 @@ class Shadowed(nn.Module):
             self._hidden_model = [model]  # a list keeps it out of the module tree
         names, self._trainable_only = chosen
         left_out = left_out_names(online, names, self._trainable_only)
-        if left_out:
-            check_not_sharded("model", online, "names and trainable_only are for models that are not sharded")
         if ema_model is None:
             ema_model = copy_of(online, left_out, device)
         else:
@@ -189,8 +187,7 @@ class Shadowed(nn.Module):
         self._finish()
         online = unwrapped(self.model)
         check_has_values("model", online)
-        if self._rules.left_out:
-            self._link(online)
+        self._link(online)
         accumulators, wanted = self._accumulators, self.accumulator_dtype
         plan, self._accumulators = planned(self.ema_model, online, self._rules, accumulators, wanted, self.keep_half)
         return plan
@@ -232,13 +229,13 @@ class Shadowed(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._finish()
         self._follow_writes()
-        # What the shadow has of the model is the model's to move.
-        taken = unlink(self.ema_model, self._rules.left_out)
+        # What the shadow has of the model is the model's to move; FSDP2 wants to see all that it shards.
+        left_out = frozenset() if is_fully_sharded(self.ema_model) else self._rules.left_out
+        taken = unlink(self.ema_model, left_out)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for table, leaf, tensor in taken:
             table[leaf] = tensor
-        if taken:
-            link(self.ema_model, unwrapped(self.model), self._rules.left_out)
+        link(self.ema_model, unwrapped(self.model), self._rules.left_out)
         # Accumulators follow to another device, but keep their dtype: that is what they are for.
         self._accumulators = {name: t.to(fn(t).device) for name, t in self._accumulators.items()}
         self._now.forget_plan()
