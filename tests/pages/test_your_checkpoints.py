@@ -210,6 +210,33 @@ def test_the_diagnosis_is_told_and_drawn(open_page, of_mine, home):
     assert (between.max() >= 0.1).all()
 
 
+def test_of_several_averages_the_chosen_one_is_merged_and_diagnosed(open_page, of_mine, home, tmp_path, monkeypatch):
+    decays, folder = {"ema_slow": 0.95, "ema_quick": 0.8}, tmp_path / "several"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    value = torch.zeros(400)
+    averages = {}
+    for step in range(1, 61):
+        value = value + 0.1 * torch.randn(400, generator=generator)
+        averages = {name: torch.lerp(averages.get(name, value), value, 1 - decay) for name, decay in decays.items()}
+        if step % 10 == 0:
+            states = {"model": value, **averages}
+            torch.save({name: {"w": one} for name, one in states.items()}, folder / f"step_{step}.pt")
+    monkeypatch.setenv("EMACORE_OPEN", str(folder))
+    app = open_page("your_checkpoints", section="ema_quick", merges=["Window(files=2)"])
+    assert app.selectbox(key="section").options == ["model", "ema_slow", "ema_quick"]
+    shown = drawn(app)[0]
+    own = shown.loc[shown["line"] == "Window(files=2)"].sort_values("step")
+    assert own["coefficient"].tolist() == [0, 0, 0, 0, 0.5, 0.5]
+    assert "--section ema_quick" in next(block.value for block in app.code if "emacore merge" in block.value)
+    app.selectbox(key="diagnosed_average").set_value("ema_quick")
+    answered(run(app), home, "Diagnose")
+    found = drawn(app)[-1]
+    between = found[found["curve"].isin(["at least", "at most"])].groupby("step")["forgets"]
+    inside = {name: ((between.min() <= 1 - one) & (between.max() >= 1 - one)).all() for name, one in decays.items()}
+    assert inside == {"ema_slow": False, "ema_quick": True}
+
+
 def test_what_was_opened_is_replayed_like_a_run(open_page, of_mine, evaluated, folder, home):
     app = open_page("what_if", replayed="opened-tiny", family="Constant", beta="0.5")
     answered(app, home, "Measure what is stored")
