@@ -5,7 +5,7 @@ import os
 import streamlit as st
 
 from emacore.courtesy import answering
-from emacore.memory import give_back
+from emacore.memory import give_back, settle
 from emacore.widgets.link import link_told
 
 #: A file of the server's own: an icon by name, here or of a page, is asked for at a font service.
@@ -40,6 +40,7 @@ def main() -> None:
         from emacore.widgets.jobs import begin_example  # after the page, which need not wait for it
 
         begin_example()
+    settle()
 
 
 # A process that is spawned from the server's reads this file again, and has no page to show.

@@ -31,6 +31,17 @@ def uncollected() -> Iterator[None]:
 
 
 @cache
+def settle() -> None:
+    """Once all is loaded that stays: the collector has a last look at it, and then leaves it alone for good.
+
+    Among the objects of a page's libraries it looks for a tenth of a second, again and again, in which nobody is
+    answered.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@cache
 def give_back(every: float = 60.0) -> None:
     """From now on, return memory that was used to the system, every so many seconds; only with the GNU C library.
 

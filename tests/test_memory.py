@@ -3,10 +3,11 @@ import os
 import platform
 import subprocess
 import sys
+import weakref
 
 import pytest
 
-from emacore.memory import uncollected
+from emacore.memory import settle, uncollected
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,25 @@ def test_who_had_it_rest_has_it_rest():
     with uncollected():
         pass
     assert not gc.isenabled()
+
+
+def test_once_settled_what_was_there_is_left_alone_and_what_is_circular_by_then_is_gone():
+    settle.cache_clear()
+    one = Circular()
+    one.itself, gone = one, weakref.ref(one)
+    del one
+    before = gc.get_freeze_count()
+    settle()
+    assert gone() is None
+    frozen = gc.get_freeze_count()
+    assert frozen > before
+    kept = [[] for _ in range(1000)]
+    settle()
+    assert gc.get_freeze_count() < frozen + len(kept)
+
+
+class Circular:
+    pass
 
 
 #: Threads that hold 20 MB each at the same time, and let go of it; what the process holds 50 MB less of is given back.
