@@ -180,14 +180,17 @@ def _costly() -> dict[str, tuple[str, str, bytes | None]]:
 
 
 def held_up(address: str, pid: int, what: tuple[str, str, bytes | None] | None) -> dict[str, float]:
-    """What others notice while a session gives something costly, or nothing: the longest that a health request waits,
-    what the server computed in the one in which it computed most (which other work on the machine does not change), the
-    longest that a move of another session takes; and how long the input takes."""
+    """What others notice while a session gives something costly, or nothing, and how long the input takes.
+
+    That is the longest that a health request and a move of another session take, and what the server computes in those
+    in which it computes most, which other work on the machine does not change.
+    """
     from tornado.websocket import websocket_connect
 
     health, waits, over = address.replace("ws://", "http://").replace("stream", "health"), [], threading.Event()
     computed: list[float] = []
     moves: list[float] = []
+    computed_in_moves: list[float] = []
 
     def ask() -> None:
         while not over.is_set():
@@ -201,8 +204,9 @@ def held_up(address: str, pid: int, what: tuple[str, str, bytes | None] | None) 
         connection = await websocket_connect(address, subprotocols=["streamlit"], max_message_size=2**28)
         try:
             while not over.is_set():
-                beta = 0.9 + 0.0001 * (len(moves) + 1)
+                beta, before = 0.9 + 0.0001 * (len(moves) + 1), cpu_seconds(pid)
                 moves.append(await run_of_page(connection, f"beta={beta:.4f}", "decay_schedule"))
+                computed_in_moves.append(cpu_seconds(pid) - before)
         finally:
             connection.close()
 
@@ -225,8 +229,8 @@ def held_up(address: str, pid: int, what: tuple[str, str, bytes | None] | None) 
     try:
         while len(moves) < 2 and others[1].is_alive():  # the first one opens the page
             time.sleep(0.01)
-        moves.clear()
-        waits.clear(), computed.clear()
+        for found in (moves, waits, computed, computed_in_moves):
+            found.clear()
         seconds = asyncio.run(give())
     finally:
         over.set()
@@ -237,6 +241,7 @@ def held_up(address: str, pid: int, what: tuple[str, str, bytes | None] | None) 
         "others waited (s)": max(waits),
         "of this CPU (s)": max(computed),
         "another's move (s)": max(moves),
+        "CPU in a move (s)": max(computed_in_moves),
     }
 
 
