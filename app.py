@@ -6,7 +6,6 @@ import streamlit as st
 
 from emacore.courtesy import answering
 from emacore.memory import give_back, settle
-from emacore.widgets.link import link_told
 
 #: A file of the server's own: an icon by name, here or of a page, is asked for at a font service.
 ICON = "docs/icon.svg"
@@ -16,6 +15,8 @@ STYLE = "<style>.stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 3re
 
 def main() -> None:
     give_back()
+    from emacore.widgets.link import link_told  # now, because of what it loads
+
     st.session_state["navigated"] = True  # see emacore.widgets.page.through_app
     page = st.navigation(
         [

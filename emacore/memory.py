@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-#: Of mallopt() of the GNU C library.
-_ARENA_MAX = -8
+#: Of mallopt() of the GNU C library, and what it is asked for: so many parts of the memory, and how many bytes a block
+#: has that is by itself, and goes back as soon as it is free.
+_ARENA_MAX, _PARTS = -8, 2
+_MMAP_THRESHOLD, _LARGE = -3, 64 * 2**10
+#: Taken once for all.
+_begun = threading.Lock()
 
 
 @contextmanager
@@ -41,16 +45,19 @@ def settle() -> None:
     gc.freeze()
 
 
-@cache
 def give_back(every: float = 60.0) -> None:
     """From now on, return memory that was used to the system, every so many seconds; only with the GNU C library.
 
     Each thread has a part of the memory of its own there, of which little is returned by itself, and a server of pages
-    has a new thread for each answer.  Two parts do for threads of which one runs at a time.
+    has a new thread for each answer.  Two parts do for threads of which one runs at a time; those that there are stay,
+    so this comes before libraries that begin threads.
     """
+    if not _begun.acquire(blocking=False):
+        return
     try:
         library = ctypes.CDLL(None)
-        library.mallopt(_ARENA_MAX, 2)
+        library.mallopt(_ARENA_MAX, _PARTS)
+        library.mallopt(_MMAP_THRESHOLD, _LARGE)
         trim = library.malloc_trim
     except (OSError, AttributeError, TypeError):  # another library, or another system
         return

@@ -424,7 +424,8 @@ def app(paths: tuple[str, ...], evaluate: str | None, arguments: tuple[str, ...]
         raise click.ClickException("the app needs Streamlit: pip install 'emacore[app]'")
     from emacore.experiments.opened import EVALUATE, OPEN, checked_evaluator, checked_paths
 
-    environment = dict(os.environ)
+    # The GNU C library asks for it as a process starts, when emacore.memory is not there yet to say so.
+    environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
     if paths:
         environment[OPEN] = _checked(lambda: checked_paths(paths))
     if evaluate is not None:

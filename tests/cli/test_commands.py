@@ -378,6 +378,7 @@ def test_the_app_opens_what_its_command_names(tmp_path, monkeypatch):
     assert words[-2:] == ["--server.port", "1"]
     assert environment["EMACORE_OPEN"] == os.pathsep.join([str(tmp_path / "run"), str(tmp_path)])
     assert environment["EMACORE_EVALUATE"] == "eval_of_mine:loss"
+    assert environment["MALLOC_ARENA_MAX"] == "2"
     assert dict(os.environ) == before, "what is opened is told to the app alone"
     for wrong in (["--open", "gone"], ["--evaluate", "eval_of_mine"], ["--evaluate", "no_such_module_here:loss"]):
         assert CliRunner().invoke(command_line.cli, ["app", *wrong]).exit_code == 2
