@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.schedules import Schedule, schedule_from_dict
-from emacore.averaging.weights import Floats, stretch_weights
-from emacore.checks import check_choice, check_whole
+from emacore.checks import check_whole
+from emacore.tensors.ahead import BLOCK, STRETCH, Ahead, counted
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import Policy, copied_buffers, holds, marks, put_buffers
 from emacore.tensors.chosen import chosen
 from emacore.tensors.lending import OPEN, Lending, check_not_lent
 from emacore.tensors.pairing import (
+    Tie,
     Watch,
     check_has_values,
     distinct,
-    from_reals,
     in_plain_memory,
     is_averaged,
     layout,
@@ -39,11 +39,11 @@ from emacore.tensors.pairing import (
     writable,
 )
 from emacore.tensors.processes import Writes
-from emacore.tensors.sharded import check_not_sharded
+from emacore.tensors.rows import by_name, in_rows, rows_of_state
+from emacore.tensors.settings import OnNonfinite
+from emacore.tensors.sharded import alike, anywhere, is_sharded, laid_out, local
 from emacore.tensors.steps import after_each_step
 
-_BLOCK = 1024
-_STRETCH = 32  # divides a block
 # What is not derived.
 _KEPT = (
     "_module",
@@ -71,6 +71,14 @@ class Averages:
     float64 if one of them has it; others (BatchNorm's counter, and the buffers that EMA copies) are copied at every
     move, and may come, go and grow.  Each average equals that of :class:`emacore.EMA` with the same schedule.  All
     tensors of the module must be on one device.
+
+    Of a sharded module (FSDP2, or another whose parameters are ``DTensor``) each process averages what it holds, and
+    all of them make the same calls.  :meth:`state_dict` is for ``torch.distributed.checkpoint`` then, by which another
+    number of processes can go on.
+
+    Of a sharded module (FSDP2, or another whose parameters are ``DTensor``), each process averages the parts that it
+    holds, and all of them make the same calls.  Then ``state_dict()`` holds tensors that are sharded likewise, for
+    ``torch.distributed.checkpoint``, by which another number of processes can go on.
 
     On the CPU, the weights of up to 32 calls wait side by side until one matrix product moves the averages by them, if
     that takes at most 1 MiB for each average.  Reading an average in between counts those that wait, and changes
@@ -106,9 +114,10 @@ class Averages:
         2.0
     """
 
+    on_nonfinite = OnNonfinite()
     _inside: str | None
     _watch: Watch | None
-    _plain: list[bool]
+    _ahead: Ahead | None
 
     @torch.inference_mode(False)
     def __init__(
@@ -125,7 +134,6 @@ class Averages:
             raise ValueError("schedules must name at least one schedule")
         _check_schedules(schedules)
         check_has_values("module", module)
-        check_not_sharded("module", module, "use an EMA for each schedule")
         self._module = module
         self._schedules = dict(schedules)
         self.on_nonfinite = on_nonfinite
@@ -144,7 +152,7 @@ class Averages:
         if not averaged:
             raise ValueError("the module has no floating-point tensor to average")
         dtype = torch.float64 if any(t.dtype in (torch.float64, torch.complex128) for t in averaged) else torch.float32
-        flat = torch.cat([reals(tensor).to(dtype) for tensor in _on_one_device(averaged)])
+        flat = torch.cat([reals(tensor).to(dtype) for tensor in _on_one_device(list(map(local, averaged)))])
         self._averages = flat.repeat(len(schedules), 1)  # after the calls before those that wait
         self._waiting: list[int] = []  # which calls of the block wait, all of one stretch: a row each
         self._rows = self._new_rows(0)
@@ -187,20 +195,11 @@ class Averages:
         self._step = int(value)
 
     @property
-    def on_nonfinite(self) -> str:
-        """What becomes of a call where a weight is not finite."""
-        return self._on_nonfinite
-
-    @on_nonfinite.setter
-    def on_nonfinite(self, choice: str) -> None:
-        check_choice("on_nonfinite", choice, ("take", "skip", "raise"))
-        self._on_nonfinite = choice
-
-    @property
     def averages(self) -> Tensor:
         """Shape (K, P): an average a row, in the order of ``schedules``; the tensors lie one after the other.
 
-        A tensor of its own at each reading, which later calls leave alone.
+        A tensor of its own at each reading, which later calls leave alone.  Of a sharded module, what this process
+        holds.
         """
         return torch.lerp(self._averages, *self._mean_and_rest()) if self._waiting else self._averages.clone()
 
@@ -213,27 +212,27 @@ class Averages:
         if OPEN:
             why = "update() inside average_parameters() would average the average; call it outside"
             check_not_lent(unwrapped(self.module), why)
-        offset = self.step % _BLOCK
-        if not (offset and self._plain):
-            self._look_ahead()
+        offset = self.step % BLOCK
+        if (ahead := self._ahead) is None or not offset:
+            ahead = self._look_ahead()
         if self._watch is None or self._watch.is_stale():
             self._look_up()
-        if self.on_nonfinite != "take" and self._is_not_finite(offset):
+        if self.on_nonfinite != "take" and self._is_not_finite(ahead, offset):
             self._step += 1
             return
-        if self._plain[offset] and not any(self._owed):
+        if ahead.plain[offset] and not any(self._owed):
             if self._inputs:
                 self._rows_as_bytes[len(self._waiting)][:] = b"".join(self._inputs)
                 self._waiting.append(offset)
             else:
-                self._averages.lerp_(self._flat_now(), self._rests[offset])
+                self._averages.lerp_(self._flat_now(), ahead.rests[offset])
             if self._others:
                 for copies in self._copied:
                     self._copy_into(copies)
-        elif self._moves[:, offset].any():  # not plain, or a copy is owed
-            self._move_one_by_one(offset)
+        elif ahead.moves[:, offset].any():  # not plain, or a copy is owed
+            self._move_one_by_one(ahead, offset)
         self._step += 1
-        if self._waiting and not self.step % _STRETCH:
+        if self._waiting and not self.step % STRETCH:
             self._catch_up()
         if self._writes.waiting:
             self._writes.after_update(self._sources[0])
@@ -270,7 +269,7 @@ class Averages:
             try:
                 for key, (_, source) in pairs.items():
                     if key in kept and key in values and values[key].shape == source.shape:
-                        source.copy_(values[key])
+                        source.copy_(laid_out(values[key], source))
                 lending.begin()
                 yield self.module
             finally:
@@ -299,7 +298,7 @@ class Averages:
         put_buffers(target, {key: value for key, value in buffers.items() if key in copied})
         for key, (source, tensor) in paired(now, ties(target), "module", copied & slots(target)).items():
             if key not in copied or isinstance(now[key].tensor, nn.Parameter):  # a mark, which is no buffer
-                tensor.copy_(values.get(key, source))
+                tensor.copy_(laid_out(values.get(key, source), tensor))
         Follower(target, online).follow()
         if target is online:
             self._writes.note(self.module, "copy_to()")
@@ -307,15 +306,21 @@ class Averages:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors, numbers and text: ``torch.load(..., weights_only=True)`` reads it.
 
-        Its ``averages`` do not hold the calls yet whose weights are in ``waiting``.
+        Its ``averages`` do not hold the calls yet whose weights are in ``waiting``.  Of a sharded module they are
+        sharded tensors by name, for each schedule, and no calls wait.
         """
-        return {
-            "step": self.step,
-            "averages": self._averages.clone(),
-            "waiting": {
+        self._lay_out(ties(unwrapped(self.module)))
+        averages: dict[str, Any] = {"averages": self._averages.clone()}
+        if self._is_sharded():
+            named = by_name(averages["averages"], self._averaged_layout())
+            averages = {"averages": dict(zip(self._schedules, named, strict=True))}
+        else:
+            averages["waiting"] = {
                 "calls": [self._block_start() + offset for offset in self._waiting],
                 "weights": torch.tensor(self._rows[: len(self._waiting)]),
-            },
+            }
+        return averages | {
+            "step": self.step,
             "copied": [{name: tensor.clone() for name, tensor in copies.items()} for copies in self._copied],
             "owed": list(self._owed),
             "nonfinite_calls": self.nonfinite_calls,
@@ -342,29 +347,31 @@ class Averages:
             )
         copied = [{name: tensor.clone() for name, tensor in copies.items()} for copies in state["copied"]]
         fixed = [name for name in self._copied[0] if name not in self._copied_buffers]
-        if state["averages"].shape != self._averages.shape or any(
+        self._lay_out(ties(unwrapped(self.module)))
+        theirs = {name: schedule_from_dict(one) for name, one in state["schedules"].items()}
+        averages, waiting = state["averages"], state.get("waiting")  # older states hold the averages after all calls
+        if waiting and waiting["calls"] and (self._is_sharded() or not strict_schedule):
+            averages = counted(averages, waiting["calls"], waiting["weights"].numpy(force=True), theirs.values())
+            waiting = None
+        averages = rows_of_state(averages, self._schedules, self._averaged_layout(), self._averages)
+        if any(
             name not in copies or copies[name].shape != self._copied[0][name].shape
             for copies in copied
             for name in fixed
         ):
-            raise ValueError(
-                f"the state holds averages of {state['averages'].shape[-1]} weights, "
-                f"this module has {self._averages.shape[-1]}, or other buffers"
-            )
+            raise ValueError("the state holds buffers that this module has not, or of other shapes")
         self._reset()
         self._step = int(state["step"])
         self.nonfinite_calls = state.get("nonfinite_calls", 0)
         self._owed = list(state.get("owed", self._owed))
-        self._averages.copy_(state["averages"])
+        self._averages.copy_(averages)
         self._waiting.clear()
-        if waiting := state.get("waiting"):  # older states hold the averages after all calls
+        if waiting and waiting["calls"]:
             self._waiting = [call - self._block_start() for call in waiting["calls"]]
-            self._rows = self._new_rows(_STRETCH)
+            self._rows = self._new_rows(STRETCH)
             self._rows[: len(self._waiting)] = waiting["weights"].numpy(force=True)
-            if not strict_schedule:
-                self._catch_up_under(state["schedules"])
         if not strict_schedule and state["schedules"] != told:
-            self._owe_beginnings({name: schedule_from_dict(one) for name, one in state["schedules"].items()})
+            self._owe_beginnings(theirs)
         device = self._averages.device
         self._copied = [{name: tensor.to(device) for name, tensor in copies.items()} for copies in copied]
 
@@ -378,7 +385,7 @@ class Averages:
     def _reset(self) -> None:
         """Forget what is derived: it is looked up again at the next call."""
         self._watch = None
-        self._plain = []
+        self._ahead = None
 
     def _is_averaged(self, name: str, tensor: Tensor) -> bool:
         return is_averaged(tensor) and name not in self._copied_buffers
@@ -395,13 +402,24 @@ class Averages:
     def _is_averaged_one(self, name: str) -> bool:
         return name in self._layout and self._is_averaged(name, self._layout[name].tensor)
 
-    def _block_start(self) -> int:
-        return self.step - self.step % _BLOCK
+    def _averaged_layout(self) -> dict[str, Tensor]:
+        """Without values, of each tensor that is averaged what it is like; a shared one once."""
+        return {
+            key: tie.tensor for key, tie in self._layout.items() if tie.first_name == key and self._is_averaged_one(key)
+        }
 
-    def _is_not_finite(self, offset: int) -> bool:
+    def _is_sharded(self) -> bool:
+        return any(map(is_sharded, self._averaged_layout().values()))
+
+    def _block_start(self) -> int:
+        return self.step - self.step % BLOCK
+
+    def _is_not_finite(self, ahead: Ahead, offset: int) -> bool:
         if self._watch is None or self._watch.is_stale():
             self._look_up()
-        if bool(torch.stack(torch.aminmax(self._flat_now())).isfinite().all()):
+        flat = self._flat_now()
+        is_finite = not flat.numel() or bool(torch.stack(torch.aminmax(flat)).isfinite().all())
+        if not anywhere(not is_finite, self._averaged_layout().values()):
             return False
         what = f"call {self.step}: the module has weights that are not finite"
         if self.on_nonfinite == "raise":
@@ -409,25 +427,14 @@ class Averages:
         if not self.nonfinite_calls:
             warnings.warn(f"{what}: the averages skip it, and count in nonfinite_calls", stacklevel=3)
         self.nonfinite_calls += 1
-        copies = (self._moves & (self._decays == 0))[:, offset].tolist()
+        copies = (ahead.moves & (ahead.decays == 0))[:, offset].tolist()
         self._owed = [owed or skipped for owed, skipped in zip(self._owed, copies, strict=True)]
         return True
 
-    @torch.inference_mode(False)
-    def _look_ahead(self) -> None:
+    def _look_ahead(self) -> Ahead:
         """The decays of the block of calls that this one is in, for all schedules."""
-        calls = self._block_start() + np.arange(_BLOCK)
-        decays = np.stack([schedule.at(calls) for schedule in self.schedules.values()])
-        skips = decays == 1
-        if skips.any():  # a decay of 1 that is not a skip copies buffers; a skip leaves even them as they are
-            every = np.array([[schedule.update_every] for schedule in self.schedules.values()])
-            skips &= calls % every != 0
-        self._decays, self._moves = decays, ~skips
-        self._plain = np.all((decays > 0) & (decays < 1), axis=0).tolist()
-        self._rests = self._as_tensor(1 - decays.T).unsqueeze(-1)
-        shares, rests = _shares_and_rest(decays.reshape(len(decays), -1, _STRETCH))
-        self._stretch_shares = shares.swapaxes(0, 1).astype(self._rows.dtype)
-        self._stretch_rests = self._as_tensor(rests.swapaxes(0, 1))
+        self._ahead = ahead = Ahead(self.schedules.values(), self._block_start(), self._averages)
+        return ahead
 
     @torch.inference_mode(False)
     def _look_up(self) -> None:
@@ -436,7 +443,8 @@ class Averages:
         self._copied_buffers = self._copied_now(online)
         left_out = self._left_out(online)
         pairs = paired(self._layout, found, "module", self._copied_buffers | left_out)
-        averaged = _on_one_device([found[name].tensor.detach() for name in pairs if self._is_averaged_one(name)])
+        self._lay_out(found)
+        averaged = _on_one_device([local(found[name].tensor.detach()) for name in pairs if self._is_averaged_one(name)])
         self._others = {
             name: tie.tensor.detach()
             for name, tie in found.items()
@@ -448,17 +456,29 @@ class Averages:
         self._direct = all(tensor.dtype == self._averages.dtype and tensor.is_contiguous() for tensor in averaged)
         self._sources = [tensor.view(-1) for tensor in averaged] if self._direct else averaged
         self._flat = torch.empty_like(self._averages[0])
-        few = _STRETCH * self._flat.nbytes <= _WAITING_BYTES * len(self.schedules)
-        if few and self._direct and all(map(in_plain_memory, averaged)):
+        few = STRETCH * self._flat.nbytes <= _WAITING_BYTES * len(self.schedules)
+        if few and self._direct and all(map(in_plain_memory, averaged)) and not self._is_sharded():
             # Python joins the bytes of small tensors in a fifth of the time that torch.cat takes for its checks.
             self._inputs = [np.from_dlpack(source).view(np.uint8).data for source in self._sources]
             if not len(self._rows):
-                self._rows = self._new_rows(_STRETCH)
+                self._rows = self._new_rows(STRETCH)
             self._rows_as_bytes = [row.view(np.uint8).data for row in self._rows]
         else:
             self._inputs = []
             self._catch_up()
         self._watch = Watch(online)
+
+    def _lay_out(self, found: Mapping[str, Tie]) -> None:
+        """Have each process hold of the averages what it holds of the module, which may have been sharded since."""
+        like = self._averaged_layout()
+        if all(alike(found[name].tensor, tensor) for name, tensor in like.items() if name in found):
+            return
+        self._catch_up()
+        averages = by_name(self._averages, like)
+        for name in self._layout.keys() & found.keys():
+            self._layout[name] = self._layout[name]._replace(tensor=found[name].tensor.detach().to("meta"))
+        self._averages = in_rows(averages, self._averaged_layout(), self._averages)
+        self._rows = self._new_rows(0)
 
     def _catch_up(self) -> None:
         """Move the averages by the calls that wait."""
@@ -468,27 +488,8 @@ class Averages:
 
     def _mean_and_rest(self) -> tuple[Tensor, Tensor]:
         """The calls that wait as one: the means of their weights, (K, P), and how far to move towards them, (K, 1)."""
-        if not self._plain:
-            self._look_ahead()
-        count = len(self._waiting)
-        if count == _STRETCH:
-            stretch = self._waiting[0] // _STRETCH
-            shares, rest = self._stretch_shares[stretch], self._stretch_rests[stretch]
-        else:
-            exact, rests = _shares_and_rest(self._decays[:, self._waiting])
-            shares, rest = exact.astype(self._rows.dtype), self._as_tensor(rests)
-        # For matrices this small NumPy's product takes half the time of torch's.
-        return self._as_tensor(shares @ self._rows[:count]), rest
-
-    def _catch_up_under(self, told: Mapping[str, Mapping[str, Any]]) -> None:
-        """Move the averages by the calls that wait, under schedules that are not theirs any more."""
-        if self._waiting:
-            calls = self._block_start() + np.array(self._waiting)
-            decays = np.stack([schedule_from_dict(told[name]).at(calls) for name in self.schedules])
-            shares, rest = _shares_and_rest(decays)
-            means = shares.astype(self._rows.dtype) @ self._rows[: len(calls)]
-            self._averages.lerp_(self._as_tensor(means), self._as_tensor(rest))
-            self._waiting.clear()
+        ahead = self._ahead or self._look_ahead()
+        return ahead.mean_and_rest(self._waiting, self._rows[: len(self._waiting)])
 
     def _settle(self) -> None:
         """Count all that has been under the schedules as they are, before they or the step change."""
@@ -504,19 +505,16 @@ class Averages:
     def _new_rows(self, count: int) -> NDArray[Any]:
         return self._averages.new_zeros(count, self._averages.shape[1], device="cpu").numpy()
 
-    def _as_tensor(self, numbers: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(numbers).to(self._averages)
-
     def _flat_now(self) -> Tensor:
         if self._direct:
             return torch.cat(self._sources, out=self._flat)
         return torch.cat([reals(tensor).to(self._averages) for tensor in self._sources])
 
-    def _move_one_by_one(self, offset: int) -> None:
+    def _move_one_by_one(self, ahead: Ahead, offset: int) -> None:
         """A call in which some average copies or skips: even a value that is not finite is copied, or counts for 0."""
         self._catch_up()
         flat = self._flat_now()
-        decays, moves = self._decays[:, offset].tolist(), self._moves[:, offset]
+        decays, moves = ahead.decays[:, offset].tolist(), ahead.moves[:, offset]
         for n, (average, copies, decay, moved) in enumerate(
             zip(self._averages, self._copied, decays, moves, strict=True)
         ):
@@ -551,11 +549,7 @@ class Averages:
             if self._watch is None or self._watch.is_stale():
                 self._look_up()
             averages[row] += alpha * (self._flat_now() - averages[names.index(first)])
-        averaged = {
-            key: tie.tensor for key, tie in self._layout.items() if tie.first_name == key and self._is_averaged_one(key)
-        }
-        found = from_reals(averages[row : row + 1], averaged)
-        return {**self._copied[row], **{key: tensor[0] for key, tensor in found.items()}}
+        return {**self._copied[row], **by_name(averages[row : row + 1], self._averaged_layout())[0]}
 
     def __getstate__(self) -> dict[str, Any]:
         if self._inside is not None:
@@ -573,23 +567,6 @@ def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
     for name, schedule in schedules.items():
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")
-
-
-def _shares_and_rest(decays: Floats) -> tuple[Floats, Floats]:
-    """A stretch of n calls as one: each call's share in their mean, and how far the average moves towards it.
-
-    Moved towards a mean, an average of equal values keeps them, up to a rounding that does not add up.
-
-    Args:
-        decays: Shape (..., n), each row with a decay below 1; the rows of another are not numbers.
-
-    Returns:
-        Shapes (..., n), which adds to 1, and (..., 1).
-    """
-    shares, _ = stretch_weights(decays)
-    rest = shares.sum(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return shares / rest, rest
 
 
 def _on_one_device(tensors: list[Tensor]) -> list[Tensor]:

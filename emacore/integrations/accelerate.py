@@ -6,19 +6,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from emacore.averaging.schedules import Schedule
 from emacore.ema import EMA
 from emacore.integrations.several import MakeTracker, Several, check_settings, named
-from emacore.tensors.sharded import check_not_sharded
+from emacore.tensors.sharded import is_sharded
 from emacore.tensors.steps import after_each_step
+
+#: How many there have been by their accelerator, for the names of their files.
+_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 class Averaging:
     """Keeps averages of a model that ``accelerator.prepare`` has given, one call of the schedule for each real step.
 
     Batches whose gradients are only accumulated, and steps that AMP skips, are no calls.  ``accelerator.save_state``
-    and ``load_state`` keep the averages with all the rest.
+    and ``load_state`` keep the averages with all the rest.  Where accelerate shards the model by FSDP2, all processes
+    make the same calls, and each saves its part: in a folder beside what accelerate writes, from which another number
+    of processes can go on.
 
     Args:
         accelerator: The ``accelerate.Accelerator``.
@@ -33,7 +39,7 @@ class Averaging:
         averages: The averages by name, each an :class:`emacore.EMA`.
 
     Raises:
-        ValueError: for sharded weights, whose parts ``save_state`` would write over each other.
+        TypeError: for a model sharded by FSDP1: see ``fsdp_version=2`` of accelerate's plugin.
 
     Example::
 
@@ -58,11 +64,17 @@ class Averaging:
     ) -> None:
         check_settings("average", "average", feed_back, options)
         plain = accelerator.unwrap_model(model)
-        check_not_sharded("model", plain, "keep an emacore.EMA, and save it with torch.distributed.checkpoint")
         self._accelerator, self._model = accelerator, model
         self._several = Several(plain, named(schedule), feed_back, options, snapshots)
         after_each_step(optimizer, plain, self._several.update)
-        accelerator.register_for_checkpointing(self)
+        self._is_sharded = any(map(is_sharded, plain.parameters()))
+        if self._is_sharded:
+            number = _numbers[accelerator] = _numbers.get(accelerator, -1) + 1
+            parts = f"averages_{number}"
+            accelerator.register_save_state_pre_hook(lambda _, __, to: self._several.save_parts(Path(to) / parts))
+            accelerator.register_load_state_pre_hook(lambda _, found: self._several.load_parts(Path(found) / parts))
+        else:
+            accelerator.register_for_checkpointing(self)
 
     @property
     def averages(self) -> Mapping[str, EMA]:
@@ -79,7 +91,8 @@ class Averaging:
         with self.swapped(name):
             plain = self._accelerator.unwrap_model(self._model)
             if hasattr(plain, "save_pretrained"):
-                plain.save_pretrained(folder, is_main_process=self._accelerator.is_main_process)
+                whole = {"state_dict": self._accelerator.get_state_dict(self._model)} if self._is_sharded else {}
+                plain.save_pretrained(folder, is_main_process=self._accelerator.is_main_process, **whole)
             else:
                 self._accelerator.save_model(self._model, folder)
 
@@ -88,7 +101,7 @@ class Averaging:
         self._several.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """All averages, and the snapshots; ``accelerator.save_state`` asks for it."""
+        """All averages, and the snapshots; ``accelerator.save_state`` asks for it, unless the model is sharded."""
         return self._several.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

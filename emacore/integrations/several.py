@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from emacore.tensors.pairing import listed
 Validate = Literal["average", "original", "both"]
 
 _SNAPSHOTS = "snapshots"
+_PARTS = "averages"
 
 
 class Tracker(Protocol):
@@ -151,6 +153,37 @@ class Several:
             if self.snapshots is None:
                 self.snapshots = self._make(self._module, resume=True)
             self.snapshots.load_state_dict(kept)
+
+    def save_parts(self, folder: Path) -> None:
+        """Have each process of a sharded module write its part of the state, by ``torch.distributed.checkpoint``."""
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        save({_PARTS: self.state_dict()}, checkpoint_id=folder)
+
+    def load_parts(self, folder: Path) -> None:
+        """Go on where :meth:`save_parts` was called, in any number of processes.
+
+        Raises:
+            FileNotFoundError: if nothing was saved there.
+            ValueError: if it holds no averages of some of the names.
+        """
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        if not (folder / ".metadata").exists():
+            raise FileNotFoundError(f"{folder} holds no averages of a sharded model: the run was saved without them")
+        found = FileSystemReader(folder).read_metadata().state_dict_metadata
+        state: dict[str, Any] = {name: ema.state_dict() for name, ema in self.emas.items()}
+        lacking = [name for name in state if f"{_PARTS}.{name}.step" not in found]
+        if lacking:
+            raise ValueError(f"{folder} holds no averages {listed(lacking)}, these are {listed(state)}")
+        if any(key.startswith(f"{_PARTS}.{_SNAPSHOTS}.") for key in found) and _SNAPSHOTS not in state:
+            state[_SNAPSHOTS] = {}
+            if self._make is not None:
+                self.snapshots = self.snapshots or self._make(self._module, resume=True)
+                state[_SNAPSHOTS] = self.snapshots.state_dict()
+        load({_PARTS: state}, checkpoint_id=folder)
+        self.load_state_dict(state)
 
 
 def named(schedule: Schedule | Mapping[str, Schedule]) -> dict[str, Schedule]:

@@ -39,7 +39,7 @@ from emacore.tensors.pairing import (
     ties,
     unwrapped,
 )
-from emacore.tensors.sharded import check_not_sharded
+from emacore.tensors.sharded import anywhere, gathered, is_first, is_sharded
 
 VERSION = 2
 _HEADER_BYTES = 128
@@ -61,6 +61,9 @@ class Recorder:
     Where the disk is nearly full (it leaves 64 MB to others, or half of a small disk), the recording ends and the
     training goes on.
 
+    Of a sharded module (FSDP2, or another whose parameters are ``DTensor``), all processes make the same calls: each
+    row is gathered, and the first of them writes.
+
     Args:
         module: The module that is trained; a compiled or DataParallel one is looked into.
         folder: A new folder, or one without a recording.
@@ -81,6 +84,7 @@ class Recorder:
 
     Raises:
         FileExistsError: if the folder already holds a recording.
+        RuntimeError: in the other processes of a sharded module, if the one that writes cannot begin.
         ValueError: for a name that the module does not have, a module with no values or nothing to average, or a tensor
             that has no place in a row.
 
@@ -114,7 +118,6 @@ class Recorder:
     ) -> None:
         check_whole("every", every, 1)
         check_has_values("module", module)
-        check_not_sharded("module", module, "record a plain copy of it, gathered after each step, in one of them")
         self.folder = Path(folder)
         self._module = unwrapped(module)
         self._every = every
@@ -137,9 +140,12 @@ class Recorder:
             raise ValueError("the module has no floating-point tensor to record")
         extra = sum(tensor.numel() * tensor.element_size() for tensor in copied.values())
         self.row_bytes = columns * self._dtype.itemsize + extra
-        rows = max(1, _BUFFER_BYTES // max(1, self.row_bytes))
-        self._rows = torch.empty(rows, columns, dtype=self._dtype)
-        self._extra = torch.empty(rows, extra, dtype=torch.uint8)
+        self._gathers = any(map(is_sharded, wanted.values()))
+        self._writes = is_first(wanted.values())
+        self._is_over = False  # known to all processes
+        self._room = max(1, _BUFFER_BYTES // max(1, self.row_bytes))
+        self._rows = torch.empty(self._room if self._writes else 0, columns, dtype=self._dtype)
+        self._extra = torch.empty(len(self._rows), extra, dtype=torch.uint8)
         self._filled = self._written = self._calls = 0
         self.error: str | None = None
         self._most_bytes = most_bytes
@@ -153,11 +159,10 @@ class Recorder:
             "every": every,
             "epoch_ends": [],
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._files = [RowFile(self.folder / "weights.npy", "<f2" if float16 else "<f4", columns)]
-        if extra:
-            self._files.append(RowFile(self.folder / "copied.npy", "|u1", extra))
-        self._write_about()
+        self._files: list[RowFile] = []
+        failure = self._begin(columns, extra) if self._writes else None
+        if anywhere(failure is not None, wanted.values()):
+            raise failure or RuntimeError(f"the process that writes cannot begin the recording in {folder}")
 
     def __enter__(self) -> Self:
         return self
@@ -179,25 +184,33 @@ class Recorder:
             why = "record() inside average_parameters() would record the average; call it outside"
             check_not_lent(self._module, why)
         self._calls += 1
-        if self._calls % self._every or self.error is not None:
+        if self._calls % self._every or (self._is_over if self._gathers else self.error is not None):
             return
         if self._watch.is_stale():
             self._look_up()
-        if self._filled == len(self._rows):
+        if self._filled == self._room:
             self._flush()
+            self._tell_end()
+        averaged, copied = self._averaged, self._copied
+        if self._gathers:  # all processes, and also after an error of which the others do not know yet
+            averaged, copied = list(map(gathered, averaged)), list(map(gathered, copied))
+        if self._writes:
+            self._keep(averaged, copied)
+        self._filled += 1
+
+    def _keep(self, averaged: list[Tensor], copied: list[Tensor]) -> None:
         row = self._rows[self._filled]
         if self._direct:
-            torch.cat(self._averaged, out=row)
-        elif self._averaged:
-            row.copy_(_in_one([reals(tensor).to(self._dtype) for tensor in self._averaged]))
-        if self._copied:
-            parts = [tensor.reshape(-1).view(torch.uint8) for tensor in self._copied]
-            self._extra[self._filled].copy_(_in_one(parts))
-        self._filled += 1
+            torch.cat(averaged, out=row)
+        elif averaged:
+            row.copy_(_in_one([reals(tensor).to(self._dtype) for tensor in averaged]))
+        if copied:
+            self._extra[self._filled].copy_(_in_one([tensor.reshape(-1).view(torch.uint8) for tensor in copied]))
 
     def end_epoch(self) -> None:
         """Mark the last row as the end of an epoch, and write all there is."""
         self._flush()
+        self._tell_end()
         ends, last = self._about["epoch_ends"], self._written - 1
         if self.error is None and last > (ends[-1] if ends else -1):
             ends.append(last)
@@ -211,13 +224,33 @@ class Recorder:
         self.error = f"nothing is left of the recording: {why}"
         for file in self._files:
             file.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Write what is left, and close the files."""
         self._flush()
         for file in self._files:
             file.close()
+
+    def _begin(self, columns: int, extra: int) -> OSError | None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descr = "<f2" if self._dtype == torch.float16 else "<f4"
+            self._files = [RowFile(self.folder / "weights.npy", descr, columns)]
+            if extra:
+                self._files.append(RowFile(self.folder / "copied.npy", "|u1", extra))
+        except OSError as error:
+            return error
+        self._write_about()
+        return None
+
+    def _tell_end(self) -> None:
+        """Have all processes know whether the one that writes has ended the recording."""
+        if self._gathers and not self._is_over:
+            self._is_over = anywhere(self.error is not None, [*self._averaged, *self._copied])
+            if self._is_over and self.error is None:
+                self.error = "the process that writes has ended the recording, and says why"
 
     def _look_up(self) -> None:
         found = ties(self._module)
@@ -231,7 +264,10 @@ class Recorder:
         sources = {name: source for name, (_, source) in pairs.items()}
         self._averaged = [tensor for name, tensor in sources.items() if self._is_averaged(name, tensor)]
         self._copied = [tensor for name, tensor in sources.items() if not self._is_averaged(name, tensor)]
-        self._direct = bool(self._averaged) and all(
+        if any(map(is_sharded, sources.values())) != self._gathers:
+            raise RuntimeError("the module was sharded, or gathered, after its Recorder was built: build it afterwards")
+        flat = bool(self._averaged) and not self._gathers
+        self._direct = flat and all(
             tensor.dtype == self._dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
             for tensor in self._averaged
         )
@@ -244,7 +280,7 @@ class Recorder:
 
     def _flush(self) -> None:
         rows, self._filled = self._filled, 0
-        if self.error is not None or not rows:
+        if self.error is not None or not (rows and self._writes):
             return
         if self._dtype == torch.float16 and not self._rows[:rows].isfinite().all():
             self._end("a weight is above 65504 or not finite, which float16 cannot hold")

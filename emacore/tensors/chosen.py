@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from emacore.tensors.pairing import listed, ties
+from emacore.tensors.sharded import fill, is_fully_sharded, is_sharded, reshard, sharded_alike, share_parts
 
 _COMPILED = "_orig_mod."
 
@@ -42,6 +43,16 @@ def chosen(module: nn.Module, names: Collection[str] | None, trainable_only: boo
     return found
 
 
+def left_out_names(module: nn.Module, names: Collection[str] | None, trainable_only: bool) -> frozenset[str]:
+    """The other ones, under all names that they have.
+
+    Raises:
+        ValueError, TypeError: as :func:`chosen`.
+    """
+    kept = chosen(module, names, trainable_only)
+    return frozenset(name for name, tie in ties(module).items() if tie.first_name not in kept)
+
+
 def trainable(module: nn.Module) -> set[str]:
     """Names of the parameters that require a gradient, and of the buffers beside them."""
     found = set()
@@ -59,7 +70,7 @@ def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.devi
     """A deep copy whose tensors of these names are those of the module itself, so that they cost nothing.
 
     Args:
-        device: Where the other tensors go, without a copy of them where they are.
+        device: Where the other tensors go, without a copy of them where they are; not for sharded modules.
     """
     memo: dict[int, Any] = {}
     for name, _, _, tensor in _places(module):
@@ -68,17 +79,31 @@ def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.devi
         elif device is not None and id(tensor) not in memo:
             moved = tensor.detach().to(device, copy=True)
             memo[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
-    return copy.deepcopy(module, memo)
+    if not is_fully_sharded(module):
+        return copy.deepcopy(module, memo)
+    shadow = sharded_alike(module, memo)
+    link(shadow, module, left_out)
+    fill(shadow, module)
+    return shadow
 
 
 def link(shadow: nn.Module, module: nn.Module, left_out: Collection[str]) -> None:
-    """Make the shadow's tensors of these names those that the module has now."""
+    """Make the shadow's tensors of these names those that the module has now.
+
+    Raises:
+        RuntimeError: if only one of the two is sharded by ``fully_shard``, or otherwise.
+    """
+    if not left_out:
+        return
+    reshard(module)
+    reshard(shadow)
     now = {name: tensor for name, _, _, tensor in _places(module) if name in left_out}
     links: dict[int, Tensor] = {}
     for name, table, leaf, _ in list(_places(shadow)):
         if name in now:
             tensor = now[name]
             table[leaf] = links.setdefault(id(tensor), _link(tensor))
+    share_parts(shadow, module)
 
 
 def unlink(shadow: nn.Module, left_out: Collection[str]) -> list[tuple[dict[str, Any], str, Tensor]]:
@@ -90,8 +115,11 @@ def unlink(shadow: nn.Module, left_out: Collection[str]) -> list[tuple[dict[str,
 
 
 def _link(tensor: Tensor) -> Tensor:
-    """The tensor itself, or, of a trainable parameter, an alias: a shadow's must not require a gradient."""
-    if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+    """The tensor itself, or, of a trainable parameter, an alias: a shadow's must not require a gradient.
+
+    Of a sharded one, too, because each FSDP2 module manages its own.
+    """
+    if isinstance(tensor, nn.Parameter) and (tensor.requires_grad or is_sharded(tensor)):
         return nn.Parameter(tensor.detach(), requires_grad=False)
     return tensor
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from emacore.tensors.attributes import Follower
+from emacore.tensors.buffers import follow_buffers
 from emacore.tensors.offload import Arrivals, is_offloaded
-from emacore.tensors.pairing import Watch, view_of_reals
-from emacore.tensors.sharded import copy_each, is_sharded, laid_out, local
+from emacore.tensors.pairing import Watch, accumulator_dtype, paired, ties, view_of_reals
+from emacore.tensors.rules import Rules
+from emacore.tensors.shadow import set_dtype
+from emacore.tensors.sharded import alike, anywhere, copy_each, is_sharded, laid_out, local
 
 
 class Wide(NamedTuple):
@@ -147,18 +150,85 @@ class Plan:
             wide.name: wide.source for wide in self.wide + self.far
         }
         parts = {name: local(tensor) for name, tensor in averaged.items() if local(tensor).numel()}
-        if not parts:
-            return None
         # The least and the largest value are not finite if any is not; they take one pass and no memory.
         ends = [torch.stack(torch.aminmax(view_of_reals(part))).isfinite().all() for part in parts.values()]
         # Looked at together, because each look waits for an accelerator.
-        bad = ~torch.stack([end.to(ends[0].device) for end in ends])
-        if any(map(is_sharded, averaged.values())):  # all processes have to take the same way
-            reduced = bad.any().to(torch.int32)
-            torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
-            if reduced.item() and not bad.any():
-                return "a part of a tensor on another process"
-        return next((name for name, is_bad in zip(parts, bad.tolist(), strict=True) if is_bad), None)
+        finite = torch.stack([end.to(ends[0].device) for end in ends]).tolist() if ends else []
+        bad = next((name for name, is_finite in zip(parts, finite, strict=True) if not is_finite), None)
+        if anywhere(bad is not None, averaged.values()):  # all processes have to take the same way
+            return bad or "a part of a tensor on another process"
+        return None
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def planned(
+    average: nn.Module,
+    model: nn.Module,
+    rules: Rules,
+    accumulators: Mapping[str, Tensor],
+    wanted: torch.dtype | None = None,
+    keep_half: bool = True,
+) -> tuple[Plan, dict[str, Tensor]]:
+    """Look up what goes together, and give the average the buffers that the model has now.
+
+    Args:
+        rules: What is averaged; buffers that are to be copied by now are noted there.
+        accumulators: Those that there are by now, by name.
+        wanted: The real dtype in which averages are kept, where it is not each tensor's own.
+        keep_half: Whether a shadow of another dtype than its accumulator stays beside it.
+
+    Returns:
+        The plan, and the accumulators beside the shadow that it moves.
+
+    Raises:
+        RuntimeError: if names, shapes or ties differ, or for an average that cannot be written.
+    """
+    new = rules.look_again(model)
+    kept_apart = {name for name in rules.copied if rules.is_ignored(name)} | rules.left_out
+    follow_buffers(average, model, rules.copied - kept_apart)
+    kept, found = ties(average), ties(model)
+    pairs = {
+        name: (kept[name].tensor, found[name].tensor)
+        for name in paired(kept, found, "model", rules.free(average, model))
+        if name not in rules.left_out
+    }
+    moved: list[str] = []
+    wide: list[Wide] = []
+    copied: list[str] = []
+    used: dict[str, Tensor] = {}
+    for name, (shadow, source) in pairs.items():
+        if shadow.is_inference():
+            raise RuntimeError(
+                f"the average's {name!r} was made inside torch.inference_mode(), and cannot be written outside; "
+                "build, load or cast the average outside of it (torch.no_grad() does for that)"
+            )
+        if rules.is_ignored(name):
+            continue
+        if rules.is_copied(name, shadow):
+            if name in new:  # a mark of what is not finite may have come into it since it was averaged
+                shadow.copy_(laid_out(source, shadow))
+            copied.append(name)
+            continue
+        dtype = accumulator_dtype(shadow.dtype, wanted)
+        accumulator = accumulators.get(name)
+        if dtype != shadow.dtype and not keep_half:
+            shadow = set_dtype(average, kept, name, dtype)
+            pairs[name] = shadow, source
+        if dtype != shadow.dtype:
+            if accumulator is not None and accumulator.dtype == dtype:
+                used[name] = laid_out(accumulator.to(shadow.device), shadow)
+            else:
+                used[name] = shadow.detach().to(dtype)
+            wide.append(Wide(name, used[name], shadow, source))
+            continue
+        if accumulator is not None:  # the shadow has been cast to the accumulator's dtype
+            shadow.copy_(laid_out(accumulator, shadow))
+        if source.dtype == dtype and source.device == shadow.device and alike(shadow, source):
+            moved.append(name)
+        else:
+            wide.append(Wide(name, shadow, shadow, source))
+    return Plan(average, model, pairs, moved, wide, copied), used
 
 
 @torch.no_grad()
@@ -177,43 +247,3 @@ def _copy_all(pairs: list[tuple[Tensor, Tensor]]) -> None:
     for shadow, source in pairs:
         if shadow.layout != torch.strided:
             shadow.copy_(source)
-
-
-class Loan(NamedTuple):
-    """A parameter of the model and the one of the shadow, which exchange their memory for a while."""
-
-    parameter: nn.Parameter
-    shadow: nn.Parameter
-    own: Tensor
-    average: Tensor
-    version: int
-
-    def lend(self) -> None:
-        self.parameter.data, self.shadow.data = self.average, self.own
-
-    def is_written(self) -> bool:
-        return self.parameter._version != self.version
-
-    def give_back(self) -> bool:
-        """Whether the parameter had the memory still, and not another one that it was given meanwhile."""
-        self.shadow.data = self.average
-        if self.parameter.data_ptr() != self.average.data_ptr():
-            return False
-        self.parameter.data = self.own
-        return True
-
-    def as_it_is(self) -> Loan:
-        return self._replace(version=self.parameter._version)
-
-
-def loans_of(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Loan]:
-    """The parameters that have memory of their own, alike in model and shadow."""
-    return {
-        name: Loan(source, shadow, source.data, shadow.data, source._version)
-        for name, (shadow, source) in pairs.items()
-        if type(source) is type(shadow) is nn.Parameter
-        and source.numel()
-        and (source.dtype, source.device, source.stride()) == (shadow.dtype, shadow.device, shadow.stride())
-        and not (source.is_inference() or shadow.is_inference())
-        and all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in (source, shadow))
-    }

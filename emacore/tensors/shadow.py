@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from emacore.tensors.chosen import linked_copy
 from emacore.tensors.pairing import Tie, named_parts, ties
-from emacore.tensors.sharded import is_fully_sharded, is_sharded, sharded_copy
+from emacore.tensors.sharded import is_sharded
 
 
 def set_dtype(module: nn.Module, tied: Mapping[str, Tie], name: str, dtype: torch.dtype) -> Tensor:
@@ -52,7 +52,7 @@ def copy_of(model: nn.Module, left_out: Collection[str] = (), device: torch.devi
     if sharded and device is not None:
         raise ValueError("device is for models that are not sharded; shard an ema_model with offload_policy instead")
     try:
-        shadow = sharded_copy(model) if is_fully_sharded(model) else linked_copy(model, left_out, device)
+        shadow = linked_copy(model, left_out, device)
     except Exception as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({error}); build a second one and pass it as ema_model"

@@ -66,6 +66,33 @@ def laid_out(source: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(gathered(source), mesh, placements, src_data_rank=None)
 
 
+def as_part(part: Tensor, like: Tensor) -> Tensor:
+    """What this process holds, as the whole that is sharded as ``like`` is (on the meta device, say)."""
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def anywhere(flag: bool, tensors: Iterable[Tensor]) -> bool:
+    """Whether it is true in any of the processes that hold parts of these tensors; all have to ask together."""
+    meshes = dict.fromkeys(tensor.device_mesh for tensor in tensors if is_sharded(tensor))  # type: ignore[attr-defined]
+    for mesh in meshes:
+        told = torch.tensor(int(flag), device=mesh.device_type)
+        for dimension in range(mesh.ndim):
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, mesh.get_group(dimension))
+        flag = bool(told)
+    return flag
+
+
+def is_first(tensors: Iterable[Tensor]) -> bool:
+    """Whether this process is the first of those that hold parts of these tensors, or the only one."""
+    meshes = [tensor.device_mesh for tensor in tensors if is_sharded(tensor)]  # type: ignore[attr-defined]
+    return not meshes or not any(meshes[0].get_coordinate())
+
+
 def copy_each(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
     """Copy tensors into tensors of the same shapes, however each is sharded."""
     pairs = [(target, laid_out(source, target)) for target, source in zip(targets, sources, strict=True)]
@@ -106,16 +133,18 @@ def is_fully_sharded(module: nn.Module) -> bool:
     return any(isinstance(part, kind) for part in module.modules())
 
 
-def sharded_copy(model: nn.Module) -> nn.Module:
-    """A copy of a module that ``fully_shard`` has been applied to, sharded alike, with the same values.
+def sharded_alike(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy of a module that ``fully_shard`` has been applied to, sharded alike; what is sharded has no values yet.
 
     FSDP2's modules cannot be copied: so plain ones without values are, and sharded as they are.  No process ever holds
     more than its part.
+
+    Args:
+        memo: By the ``id`` of a tensor what the copy is to have in its place, where it is not sharded.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     reshard(model)
-    memo: dict[int, Any] = {}
     placements = {}
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):
@@ -138,6 +167,15 @@ def sharded_copy(model: nn.Module) -> nn.Module:
         if isinstance(part, FSDPModule):
             fully_shard(memo[id(part)], **_options(part, placements))
     shadow: nn.Module = memo[id(model)]
+    return shadow
+
+
+def fill(shadow: nn.Module, model: nn.Module) -> None:
+    """Give such a copy memory and values, where it has not the model's.
+
+    Raises:
+        TypeError: if the model is sharded in another way, too.
+    """
     devices = {name: local(parameter).device for name, parameter in model.named_parameters()}
     device = next(iter(devices.values()))
     shadow._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)  # type: ignore[no-untyped-call]
@@ -145,9 +183,44 @@ def sharded_copy(model: nn.Module) -> nn.Module:
     for name, parameter in shadow.named_parameters():
         if not alike(parameter, theirs[name]):
             raise TypeError(f"{name!r} is sharded in another way, too (tensor parallelism)")
+    pairs = [(own.detach(), theirs[name].detach()) for name, own in shadow.named_parameters()]
+    apart = [pair for pair in pairs if len({local(tensor).data_ptr() for tensor in pair}) > 1]
     with torch.no_grad():
-        copy_each([p.detach() for p in shadow.parameters()], [p.detach() for p in model.parameters()])
-    return shadow
+        copy_each([own for own, _ in apart], [source for _, source in apart])
+
+
+def share_parts(shadow: nn.Module, model: nn.Module) -> None:
+    """Have a sharded shadow gather the parameters that were replaced by the model's from where the model has them.
+
+    Raises:
+        RuntimeError: if one of the two is sharded by ``fully_shard`` and the other is not, or otherwise.
+    """
+    theirs, ours = _managed(model), _managed(shadow)
+    for name in theirs.keys() | ours.keys():
+        if name not in theirs or name not in ours or not alike(theirs[name].sharded_param, ours[name].sharded_param):
+            raise RuntimeError(
+                f"{name!r} is not sharded alike in the model and its average, so that they cannot have the same memory "
+                "for what names or trainable_only leaves out: apply fully_shard to both in the same way (to "
+                "ema.ema_model, too), or build the EMA of the sharded model"
+            )
+    for name, own in ours.items():
+        now = own._module_info.module._parameters[own._module_info.param_name]
+        if now is not own.sharded_param:
+            # As FSDP2 does it after load_state_dict(assign=True), but without padding once more what is padded.
+            own.sharded_param, own._sharded_param_data = now, theirs[name]._sharded_param_data
+
+
+def _managed(module: nn.Module) -> dict[str, Any]:
+    """By its name, what FSDP2 keeps of each parameter that it shards."""
+    kind = _looked_up(_FSDP, "FSDPModule")
+    names = {id(part): name for name, part in module.named_modules()}
+    return {
+        f"{names[id(found._module_info.module)]}.{found._module_info.param_name}".removeprefix("."): found
+        for part in module.modules()
+        if isinstance(part, kind)
+        for group in part._get_fsdp_state()._fsdp_param_groups
+        for found in group.fsdp_params
+    }
 
 
 def _options(part: Any, placements: dict[int, Any]) -> dict[str, Any]:

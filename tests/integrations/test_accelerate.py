@@ -1,11 +1,15 @@
 """Averages in loops with accelerate."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from emacore import Constant, InversePower, PowerFunction, Snapshots, open_checkpoints
 from emacore.integrations.accelerate import Averaging
 from emacore.snippets import snippets
+from emacore.tensors.sharded import gathered, is_sharded
 from tests.helpers import assert_same, assert_same_files, averaged, tensors
 
 SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
@@ -101,6 +106,73 @@ def test_snapshots_go_on_with_the_averages(tmp_path):
         run("cut")
 
 
+def sharded_run(rank, folder):
+    """In one of two processes: what is right of averages of a model that accelerate shards by FSDP2."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ.update(own, ACCELERATE_CPU_AFFINITY="0")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+
+    def prepared():
+        torch.manual_seed(0)
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False
+        )
+        accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+        # It shards on accelerators only, and takes DDP on the CPU without a word.
+        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+        model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
+        model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.05))
+        return accelerator, model, optimizer, Averaging(accelerator, model, optimizer, SCHEDULES)
+
+    def steps(accelerator, model, optimizer, averaging):
+        noted = []
+        for batch in DataLoader(DATA, 4):
+            accelerator.backward(model(batch[0]).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+            noted.append(tensors_of(model))
+        return noted
+
+    def tensors_of(module):
+        return {name: gathered(tensor.detach()).clone() for name, tensor in module.state_dict().items()}
+
+    whole = prepared()
+    noted = steps(*whole)
+    assert all(map(is_sharded, whole[1].parameters()))
+    whole[0].save_state(folder / "state")
+    with whole[-1].swapped("slow"):
+        torch.testing.assert_close(tensors_of(whole[1]), averaged(noted, SCHEDULES["slow"]))
+    whole[-1].save_model(folder / "averaged")
+    whole[0].wait_for_everyone()
+    found = load_file(folder / "averaged" / "model.safetensors")
+    torch.testing.assert_close(found, averaged(noted, SCHEDULES["fast"]))
+    noted = steps(*whole)
+    resumed = prepared()
+    resumed[0].load_state(folder / "state")
+    torch.testing.assert_close(steps(*resumed), noted, rtol=0, atol=0)
+    for name in SCHEDULES:
+        one, other = (tensors_of(run[-1].averages[name].ema_model) for run in (whole, resumed))
+        assert_same(one, other)
+    (folder / f"right{rank}").touch()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_model_sharded_by_fsdp2_is_averaged_saved_and_resumed(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integrations.test_accelerate", tmp_path],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in tmp_path.glob("right*")} == {"right0", "right1"}
+
+
 def test_what_cannot_be_is_told():
     with pytest.raises(TypeError, match="'average' must be a schedule, got 0.9"):
         made(schedule={"average": 0.9})
@@ -134,3 +206,8 @@ def test_the_snippet_averages_as_the_schedule_says(tmp_path, monkeypatch):
     exec(code, names)
     for name, tensor in averaged(noted, schedule).items():
         torch.testing.assert_close(load_file(tmp_path / "averaged" / "model.safetensors")[name], tensor)
+
+
+if __name__ == "__main__":
+    # Forked, because importing accelerate twice takes longer than all the rest.
+    torch.multiprocessing.start_processes(sharded_run, (Path(sys.argv[1]),), nprocs=2, start_method="fork")

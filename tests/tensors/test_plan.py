@@ -3,7 +3,8 @@ import copy
 import torch
 from torch import nn
 
-from emacore.tensors.plan import Plan, Wide, follow_writes, loans_of
+from emacore.tensors.plan import Plan, Wide, follow_writes, planned
+from emacore.tensors.rules import Rules
 
 
 def build(wide=()):
@@ -60,17 +61,15 @@ def test_an_accumulator_takes_over_what_was_written_and_keeps_its_precision_else
     assert accumulator.tolist() == torch.tensor([1.001, 100.0, 3.003]).tolist()
 
 
-def test_only_memory_that_is_alike_and_nobody_elses_is_lent():
-    model, shadow, plan = build()
-    assert set(loans_of(plan.pairs)) == set(plan.pairs)
-    model[0].weight.data = model[0].weight.data.t()
-    model[0].bias.data = torch.zeros(4)[:2]
-    shadow[1].weight.data = shadow[1].weight.data.double()
-    loans = loans_of(plan.pairs)
-    assert set(loans) == {"1.bias"}
-    places = model[1].bias.data_ptr(), shadow[1].bias.data_ptr()
-    loans["1.bias"].lend()
-    assert (shadow[1].bias.data_ptr(), model[1].bias.data_ptr()) == places
-    assert not loans["1.bias"].is_written()
-    assert loans["1.bias"].give_back()
-    assert (model[1].bias.data_ptr(), shadow[1].bias.data_ptr()) == places
+def test_what_is_looked_up_tells_moved_wide_copied_and_ignored_apart():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16(), nn.BatchNorm1d(2))
+    shadow = copy.deepcopy(model).requires_grad_(False)
+    rules = Rules(None, frozenset(), frozenset(), no_ema=frozenset({"0.bias"}), ignored_starts=frozenset({"2.running"}))
+    plan, accumulators = planned(shadow, model, rules, {})
+    assert plan.moved == ["0.weight", "2.weight", "2.bias"]
+    assert {wide.name for wide in plan.wide} == set(accumulators) == {"1.weight", "1.bias"}
+    assert {accumulator.dtype for accumulator in accumulators.values()} == {torch.float32}
+    assert len(plan.followed()) == 7  # with the bias and the counter, which are copied
+    assert planned(shadow, model, rules, accumulators)[1]["1.bias"] is accumulators["1.bias"]
+    assert not planned(shadow, model, rules, accumulators, keep_half=False)[1]
+    assert shadow[1].weight.dtype == torch.float32

@@ -10,6 +10,7 @@ import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,11 +24,17 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from emacore import EMA, Averages, Constant, InversePower, Recorder
+from emacore.replay.recording import read_recording
+from emacore.tensors.pairing import ties
 from emacore.tensors.processes import LATER
 from emacore.tensors.sharded import alike, gathered, is_sharded, laid_out, local
 
 PROCESSES = 4
 SCHEDULE = InversePower(0.9, update_after_step=2, update_every=2)
+PARTLY = [
+    ("built before", {"names": ["first.weight", "norm.running_mean", "middle.0.bias"]}),
+    ("sharded by EMA", {"trainable_only": True}),
+]
 
 
 class Tied(nn.Module):
@@ -165,6 +172,150 @@ def check_saved_and_fed_back(mesh, folder):
     check_same(whole(model), expected.ema_model.state_dict())
 
 
+def partly_trained(mesh, order, options):
+    """The same part of it, averaged where it is whole and where it is sharded."""
+    runs = []
+    for parts in (None, mesh):
+        model = made()
+        model.middle.requires_grad_(False)
+        if parts is not None and order == "sharded by EMA":
+            sharded(model, parts)
+        ema = EMA(model, schedule=SCHEDULE, **options)
+        if parts is not None and order == "built before":
+            sharded(model, parts)
+            sharded(ema.ema_model, parts)
+        runs.append((model, ema))
+    return runs
+
+
+def check_a_part_of_the_model(mesh, order, options):
+    """What is left out stays the model's memory, sharded as it is, and forward passes of the average see it."""
+    (plain, expected), (model, ema) = partly_trained(mesh, order, options)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    for steps in (range(8), range(8, 12)):  # the later ones after forward passes
+        train(plain, expected, steps)
+        train(model, ema, steps)
+        check_same({name: gathered(tensor) for name, tensor in ema.weights.items()}, expected.weights)
+        check_same(whole(ema.ema_model), expected.ema_model.state_dict())
+        theirs, ours = ties(model), ties(ema.ema_model)
+        left_out = theirs.keys() - ema.weights.keys() - {"last.weight"}  # that is tied to the first
+        assert len(left_out) >= 4
+        for name in left_out:
+            places = {local(tied[name].tensor.detach()).data_ptr() for tied in (theirs, ours)}
+            assert len(places) == 1, name
+        torch.testing.assert_close(ema(x), expected(x), rtol=1e-5, atol=1e-5)
+        ema.to("cpu")
+        torch.testing.assert_close(ema(x), expected(x), rtol=1e-5, atol=1e-5)
+        with ema.average_parameters():
+            check_same(whole(model), expected.ema_model.state_dict())
+
+
+def check_a_part_resumed(folder, few):
+    (order, options), (other_order, _) = PARTLY
+    plain, expected = partly_trained(None, order, options)[0]
+    train(plain, expected, range(12))
+    if dist.get_rank() < 2:
+        model, ema = partly_trained(few, order, options)[1]
+        train(model, ema, range(6))
+        dcp.save({"ema": ema}, checkpoint_id=folder, process_group=few.get_group())
+    dist.barrier()
+    model, ema = partly_trained(init_device_mesh("cpu", (PROCESSES,)), other_order, options)[1]
+    dcp.load({"ema": ema}, checkpoint_id=folder)
+    train(model, ema, range(6, 12))
+    check_same(whole(ema.ema_model), expected.ema_model.state_dict())
+
+
+def check_averages(mesh, order):
+    schedules = {"fast": SCHEDULE, "slow": Constant(0.95)}
+    plain, model = made(), made()
+    expected = Averages(plain, schedules)
+    averages = Averages(model if order == "built before" else sharded(model, mesh), schedules, on_nonfinite="skip")
+    if order == "built before":
+        sharded(model, mesh)
+    train(plain, expected, range(40))
+    train(model, averages, range(40))
+    assert averages.averages.shape[1] < expected.averages.shape[1]
+    model.eval()
+    for name in schedules:
+        ones = made(), made()
+        averages.copy_to(ones[0], name)
+        expected.copy_to(ones[1], name)
+        check_same(ones[0].state_dict(), ones[1].state_dict())
+        with averages.average_parameters(name, bema=(0.1, "slow")):
+            found = whole(model)
+        with expected.average_parameters(name, bema=(0.1, "slow")):
+            check_same(found, plain.state_dict())
+    check_same(whole(model), plain.state_dict())
+    kept, ema = averages.averages, EMA(model, on_nonfinite="skip")
+    if mesh.get_local_rank() == 1:
+        local(model.middle[0].weight.detach())[:] = torch.nan
+    for average in (averages, ema):  # what one process sees, all skip
+        average.update()
+        assert average.nonfinite_calls == 1
+    assert torch.equal(averages.averages, kept)
+
+
+def check_averages_resumed(folder, few):
+    """Two processes save, and four go on; and one alone from a plain state."""
+    schedules = {"fast": SCHEDULE, "slow": Constant(0.95)}
+    plain = made()
+    expected = Averages(plain, schedules)
+    train(plain, expected, range(6))
+    before = expected.state_dict()
+    train(plain, expected, range(6, 12))
+    if dist.get_rank() < 2:
+        model = sharded(made(), few)
+        averages = Averages(model, schedules)
+        train(model, averages, range(6))
+        dcp.save({"averages": averages}, checkpoint_id=folder, process_group=few.get_group())
+    dist.barrier()
+    for state in ("sharded", "plain"):
+        model = made()
+        averages = Averages(model, schedules)
+        sharded(model, init_device_mesh("cpu", (PROCESSES,)))
+        if state == "sharded":
+            dcp.load({"averages": averages}, checkpoint_id=folder)
+        else:
+            averages.load_state_dict(before)
+        assert averages.step == 6
+        train(model, averages, range(6, 12))
+        for name in schedules:
+            ones = made(), made()
+            averages.copy_to(ones[0], name)
+            expected.copy_to(ones[1], name)
+            check_same(ones[0].state_dict(), ones[1].state_dict())
+    with pytest.raises(ValueError, match="the state has .* in place of this module's weights"):
+        Averages(nn.Linear(2, 3), schedules).load_state_dict(averages.state_dict())
+
+
+def check_recorder(mesh, folder):
+    plain, model = made(), sharded(made(), mesh)
+    assert mesh.size() == PROCESSES
+    whole_one = Recorder(plain, folder / f"whole{dist.get_rank()}", every=2)
+    with Recorder(model, folder / "parts", every=2) as recorder, whole_one:
+        assert recorder.row_bytes == whole_one.row_bytes
+        for step in range(6):
+            for one, record in ((plain, whole_one), (model, recorder)):
+                change(one, step)
+                record.record()
+            model(torch.randn(4, 3)).sum().backward()  # gathers weights, and lets go of them
+        recorder.end_epoch()
+        whole_one.end_epoch()
+    dist.barrier()
+    found, wanted = read_recording(folder / "parts"), read_recording(folder / f"whole{dist.get_rank()}")
+    assert np.array_equal(found.weights, wanted.weights)
+    assert np.array_equal(found.copied, wanted.copied)
+    assert found.epoch_ends == wanted.epoch_ends
+    with pytest.raises(FileExistsError if dist.get_rank() == 0 else RuntimeError, match="File exists|cannot begin"):
+        Recorder(model, folder / "parts")
+    with Recorder(model, folder / "small", most_bytes=600) as small:
+        for _ in range(3):
+            small.record()
+        small.end_epoch()
+        assert small.error.startswith("nothing was recorded" if dist.get_rank() == 0 else "the process that writes")
+        small.record()
+
+
 def check_tensor_parallel(mesh, grid):
     """Weights that lie in parts without fully_shard."""
     results = []
@@ -295,13 +446,13 @@ def check_a_write_in_one_process_is_told():
 
 
 def check_errors(mesh, folder):
-    model = sharded(made(), mesh)
-    for build in (
-        lambda: Averages(model, {"a": Constant(0.9)}),
-        lambda: Recorder(model, folder / "never"),
-    ):
-        with pytest.raises(ValueError, match="sharded over several processes"):
-            build()
+    model = made()
+    ema, recorder = EMA(model, names=["first.weight"]), Recorder(model, folder / f"before{dist.get_rank()}")
+    sharded(model, mesh)
+    with pytest.raises(RuntimeError, match=r"not sharded alike .*fully_shard to both .*ema.ema_model"):
+        ema.update()
+    with pytest.raises(RuntimeError, match="sharded, or gathered, after its Recorder was built"):
+        recorder.record()
     flat = FullyShardedDataParallel(made(), device_id=torch.device("cpu"))
     for build in (
         lambda: EMA(flat),
@@ -338,6 +489,13 @@ def checks(folder, few):
             )
             yield f"{size} processes, swap", lambda m=mesh: check_a_swap_is_seen_by_forward_passes(m)
             yield f"{size} processes, copy", lambda m=mesh: check_copies_into_a_plain_module(m)
+            for order, options in PARTLY[: 4 // size]:
+                yield (
+                    f"{size} processes, a part, {order}",
+                    lambda m=mesh, o=order, options=options: check_a_part_of_the_model(m, o, options),
+                )
+            order = "built before" if size == 2 else "sharded first"
+            yield f"{size} processes, Averages", lambda m=mesh, o=order: check_averages(m, o)
     yield "files", lambda: check_saved_and_fed_back(everybody, folder)
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "parts"))
     yield "kinds, copies of shards", lambda: check_equal_to_the_unsharded_run(grid, "sharded by EMA")
@@ -345,6 +503,9 @@ def checks(folder, few):
     yield "training", lambda: check_training_steps_with_an_optimiser(everybody)
     for dtype in (torch.float32, torch.bfloat16):
         yield f"resumed, {dtype}", lambda d=dtype: check_resumed_on_another_number(folder / str(d), few, d)
+    yield "resumed, a part", lambda: check_a_part_resumed(folder / "part", few)
+    yield "resumed, Averages", lambda: check_averages_resumed(folder / "averages", few)
+    yield "recorded", lambda: check_recorder(everybody, folder)
     yield "DDP", lambda: check_ddp(folder)
     yield "DDP, a write in one process", lambda: check_a_write_in_one_process_is_told()
     yield "errors", lambda: check_errors(everybody, folder)
@@ -385,10 +546,11 @@ def told(tmp_path_factory):
 
 #: What each test looks at: the start of the checks' names, and how many there are.
 PARTS = {
-    "2 processes": 7,
-    "4 processes": 5,
+    "2 processes": 10,
+    "4 processes": 7,
     "training": 1,
-    "resumed": 2,
+    "resumed": 4,
+    "recorded": 1,
     "DDP": 2,
     "errors": 1,
     "layouts": 1,

@@ -1,0 +1,71 @@
+"""Where an average stands: how many calls there have been, and what is known of those to come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from emacore.averaging.schedules import Schedule
+from emacore.tensors.attributes import Attributes
+from emacore.tensors.exchange import Exchange
+from emacore.tensors.plan import Plan
+from emacore.tensors.processes import Writes
+
+_BLOCK = 1024
+
+
+class Calls:
+    """How many calls there have been; what is derived is neither copied nor pickled.
+
+    Attributes:
+        step: The number of the next call.
+        initted: Whether the warm-up is over and the average has begun.
+        nonfinite_calls: How many calls were skipped for weights that are not finite.
+        lent: The training weights inside ``average_parameters()``.
+        plan: Which tensors move, while they are those that were looked up.
+        attributes: What the model keeps beside its tensors, as it was first.
+        norms: Of each normalisation layer the shadow's and the model's.
+        writes: What has been written into the model, until all processes are known to have done it.
+        block: The decays of calls from ``block_start`` on.
+        shares: ``1 - decay`` for each of them, while calls are moves and nothing else; else empty.
+    """
+
+    def __init__(self, step: int = 0, initted: bool = False, nonfinite_calls: int = 0) -> None:
+        self.step = step
+        self.initted = initted
+        self.nonfinite_calls = nonfinite_calls
+        self.lent: Exchange | None = None
+        self.plan: Plan | None = None
+        self.attributes: Attributes | None = None
+        self.norms: list[tuple[Any, Any]] | None = None
+        self.writes = Writes()
+        self.forget_decays()
+
+    def forget_decays(self) -> None:
+        """Have them asked for again, because the schedule or the step is another."""
+        self.block: list[float] = []
+        self.block_start = self.step
+        self.shares: list[float] = []
+
+    def forget_plan(self) -> None:
+        """Have tensors looked up again."""
+        self.plan = self.norms = None
+        self.shares = []
+
+    def look_ahead(self, schedule: Schedule) -> None:
+        """Ask for the decays of the calls from here on."""
+        decays = schedule.at(np.arange(self.step, self.step + _BLOCK))
+        others = np.flatnonzero((decays <= 0) | (decays >= 1))
+        self.block_start, self.block, self.shares = self.step, decays.tolist(), []
+        self._shares_of_block = (1.0 - decays).tolist()
+        self._moves_from = int(others[-1]) + 1 if others.size else 0
+
+    def after(self, offset: int, simple: bool) -> None:
+        """Note whether the calls after this one of the block are ``simple``: moves and nothing else."""
+        self.shares = self._shares_of_block if simple and self._moves_from <= offset + 1 else []
+
+    def __reduce__(self) -> tuple[type[Calls], tuple[int, bool, int]]:
+        if self.lent is not None:
+            raise RuntimeError("a copy made inside average_parameters() would train from the average; copy it outside")
+        return Calls, (self.step, self.initted, self.nonfinite_calls)

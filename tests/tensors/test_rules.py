@@ -1,0 +1,26 @@
+import pytest
+import torch
+from torch import nn
+
+from emacore.tensors.rules import Rules, as_names
+
+
+def test_each_name_is_averaged_copied_ignored_or_left_out():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    rules = Rules(None, frozenset({"0.bias"}), frozenset(), frozenset({"1.bias"}), frozenset({"1.weight"}), frozenset())
+    assert rules.look_again(model) == rules.copied == {"mask", "1.num_batches_tracked"}
+    assert rules.look_again(model) == frozenset()
+    state = model.state_dict()
+    assert {name for name in state if rules.is_copied(name, state[name])} == {"1.bias", *rules.copied}
+    assert [name for name in state if rules.is_ignored(name)] == ["1.weight"]
+    assert rules.free(model) == {"1.weight", "0.bias", *rules.copied}
+    assert rules.kept(state).keys() == state.keys() - {"0.bias"}
+    rules.ignored_starts = frozenset({"1.r"})
+    assert {name for name in state if rules.is_ignored(name)} == {"1.weight", "1.running_mean", "1.running_var"}
+
+
+def test_a_string_is_no_collection_of_names():
+    assert as_names("names", ["a", "b", "a"]) == {"a", "b"}
+    with pytest.raises(TypeError, match="names must be a collection of names, got the string 'ab'"):
+        as_names("names", "ab")
