@@ -11,6 +11,7 @@ import torch
 from emacore import Constant, PowerFunction
 from emacore.averaging.code import merge_from_code
 from emacore.averaging.coefficients import certificate
+from emacore.averaging.expected import expected_distances
 from emacore.averaging.held import held, squared_distances
 from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
 from emacore.averaging.weights import weights
@@ -148,6 +149,19 @@ def test_several_merges_are_shown_side_by_side_as_they_would_be_made(open_page, 
     assert "Left out" in told
     assert "7 coefficients for 6 files" in told
     assert "--fit free" in next(block.value for block in app.code if "emacore merge" in block.value)
+
+
+def test_the_distance_to_be_expected_of_raw_files_is_beside_the_certificates(open_page, of_mine, folder, home):
+    codes = ["PowerFunction(sigma_rel=0.2)", "Coefficients(-0.5, 1.5)"]
+    app = worked(open_page("your_checkpoints", merges=codes, beta="0.9"), home)
+    found = table_with(app, "expected", "reached").set_index("merge")["expected"]
+    series = of_mine.series["model"]
+    one = planned(merge_from_code(codes[0]), series.profiles, series.calls)
+    squared = squared_distances(stored_rows(folder).astype(np.float64))
+    assert found[codes[0]] == pytest.approx(
+        expected_distances([one.target], series.profiles, one.coefficients[None], squared)[0]
+    )
+    assert np.isnan(found[codes[1]])
 
 
 def test_files_that_cannot_be_read_end_the_page_with_a_sentence(open_page, of_mine, tmp_path, monkeypatch):
