@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 
 from emacore import Constant, PowerFunction
 from emacore.averaging.code import merge_from_code
@@ -91,6 +92,16 @@ def test_without_anything_opened_there_is_an_example(open_page):
     assert growth["weight"].max() == pytest.approx(1)
     assert PROMISE in texts(app)
     assert any("Snapshots" in block.value for block in app.code)
+
+
+def test_names_at_the_ends_of_curves_stand_apart_on_the_axis_that_is_drawn(open_page):
+    app = open_page("your_checkpoints", stored_files="20", stored_steps="2000")
+    chart = app.get("vega_lite_chart")[0].proto
+    tables = {one.name: convert_arrow_bytes_to_pandas_df(one.data.data) for one in chart.datasets}
+    ends, names = tables["ends0"].iloc[0], tables["rows0_2"]
+    assert len(names) == 4
+    gaps = np.diff(np.sort(names["y"])) / (ends["y_1"] - ends["y_0"])
+    assert (gaps * 170 > 14.9).all()  # pixels of a line of text, in a plot of 170
 
 
 def test_merges_and_certificates_follow_the_handle(open_page):
