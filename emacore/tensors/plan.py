@@ -78,7 +78,7 @@ class Plan:
         #: Whether a move is one call for all tensors, and nothing else.
         self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
         #: Whether it is of tensors that are no more.
-        self.is_stale = Watch(online, average, places=False).is_stale
+        self.is_stale = Watch(online, average, data="sizes" if self.is_simple else "shapes").is_stale
 
     @torch.no_grad()
     def copy_all(self) -> None:
