@@ -6,6 +6,7 @@ import streamlit as st
 from emacore.averaging.code import scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
+from emacore.loading import uncollected
 from emacore.widgets.jobs import begin_example, job_queue, show_problem
 from emacore.widgets.page import BOUND, beside_controls, csv_button, loss_axis, show_table, through_app, told
 from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_defaults
@@ -14,7 +15,7 @@ through_app()
 title, picker = st.columns([1, 2.2], vertical_alignment="bottom", gap="medium")
 title.title("What if?")
 begin_example()  # its worker loads torch meanwhile, too
-with st.spinner("Loading torch, once for each start of the server"):  # the title is to be seen meanwhile
+with st.spinner("Loading torch, once for each start of the server"), uncollected():  # the title is seen meanwhile
     import torch
 
     from emacore.replay.curves import curve_figures, curve_in_words, smaller_rate_in_words, stacked
@@ -54,6 +55,8 @@ if isinstance(run, str):
 recorded = followed(store, run)
 if recorded is None:
     st.info("The first epoch is not over yet.", icon=":material/hourglass_top:")
+    with uncollected():
+        run.config.task()  # loads what measures it, too, meanwhile
     st.stop()
 
 verdict, notes, screen, below = (st.container() for _ in range(4))

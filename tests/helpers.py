@@ -60,7 +60,8 @@ def change(model, seed):
 def section_of(tensors, kind="raw", ties=None, **about):
     """Tensors as a section of a file."""
     stored = {
-        name: StoredTensor(tuple(one.shape), one.dtype, partial(_stretch, one), Path()) for name, one in tensors.items()
+        name: StoredTensor(tuple(one.shape), one.dtype, Path(), read_flat=partial(_stretch, one))
+        for name, one in tensors.items()
     }
     return Section(kind, kind, stored, ties or {}, about)
 

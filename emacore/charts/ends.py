@@ -54,13 +54,18 @@ def names_at_ends(
     if shown.empty:
         return []
     last = shown.loc[shown.groupby(series, sort=False)[x].idxmax().to_numpy()]
-    up = _scaled(shown[y], y_scale)
-    low, high = _scaled(y_domain, y_scale) if y_domain else (up.min(), up.max())
-    places = apart(_scaled(last[y], y_scale), _GAP / height * (high - low), low, high)
+    places = names_apart(last[y], height, y_domain or (shown[y].min(), shown[y].max()), y_scale)
     return [
-        {NAME: str(name), "x": float(at), "y": float(np.exp(place) if y_scale == "log" else place)}
+        {NAME: str(name), "x": float(at), "y": place}
         for name, at, place in zip(last[series], last[x], places, strict=True)
     ]
+
+
+def names_apart(places: ArrayLike, height: int, ends: tuple[float, float], scale: Scale) -> list[float]:
+    """Places on an axis of ``height`` pixels with these ends, moved apart so that names can stand there."""
+    low, high = _scaled(ends, scale)
+    moved = apart(_scaled(places, scale), _GAP / height * (high - low), low, high)
+    return np.exp(moved).tolist() if scale == "log" else moved
 
 
 def room_for(names: Iterable[str]) -> int:

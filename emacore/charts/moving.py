@@ -1,13 +1,15 @@
 """Pictures that follow a handle: what they show at each of its marks comes with them, and the browser picks.
 
-A handle is a range input below the picture, bound to a selection of Vega-Lite, with a mark for each of some values of
-a setting.  For each mark a frame holds what the moving layers draw there.  Nothing is asked of the server while one
-drags: a signal says which handle moved last and where it is, and an expression takes that frame's columns.
+A handle is a range input below the picture, bound to a signal of Vega, with a mark for each of some values of a
+setting.  For each mark a frame holds what the moving layers draw there.  Nothing is asked of the server while one
+drags: a signal says which handle moved last and where it is, and an expression takes that frame's columns.  The server
+hears of a selection, which takes the mark over where the handle is let go or a key has moved it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emacore.charts.ends import NAME, round_ticks
+from emacore.charts.ends import NAME, names_apart, round_ticks
 from emacore.charts.figure import Figure
 from emacore.charts.thin import Scale, common_rows, drawable
 from emacore.formatting import IN_CHARTS
@@ -51,8 +53,13 @@ class Handle(NamedTuple):
 
     @property
     def selection(self) -> str:
-        """The name of the selection in which its mark arrives, as ``[{"mark": 12}]``."""
+        """The name of the selection in which its mark arrives once it is let go, as ``[{"mark": 12}]``."""
         return f"drag_{self.key}"
+
+    @property
+    def signal(self) -> str:
+        """The name of the signal that has its mark at any time."""
+        return f"{self.selection}_mark"
 
 
 class Frames(NamedTuple):
@@ -117,20 +124,21 @@ def moving(views: Sequence[View], handles: Sequence[Handle], signals: Sequence[S
     figure's own rows of these series are hidden while a handle that moves them is away from its start.
     """
     tables: dict[str, pd.DataFrame] = {}
+    views = [view._replace(ends=_across(view) | dict(view.ends)) for view in views]
     drawn = [_moving_view(view, number, handles, tables) for number, view in enumerate(views)]
     params: dict[str, Spec] = {}
+    lit = [signal for number, view in enumerate(views) for signal in _lit(number, view, handles)]
     for number, view in enumerate(views):
         for param in view.figure.spec.get("params", []):
             places = [n for n, layer in enumerate(view.figure.spec["layer"]) if layer.get("name") in param["views"]]
             names = [f"view{number}_layer{place}" for place in places]
             params |= _params_of(param, names, drawn[number]["layer"], params)
     if handles:
-        # Vega puts the first selection's handle last.
         place = drawn[0]["layer"][0]["name"]
-        params |= {handle.selection: _selection(handle, place) for handle in reversed(handles)}
+        params |= {handle.selection: _selection(handle, place) for handle in handles}
     spec: Spec = {
         **(drawn[0] if len(drawn) == 1 else {"vconcat": drawn, "spacing": 12, "resolve": _RESOLVED}),
-        "params": [*_signals(handles), *map(_ticking, signals), *params.values()],
+        "params": [*_signals(handles), *map(_ticking, signals), *params.values(), *map(_letting_go, handles), *lit],
         "autosize": {"type": "fit" if len(drawn) == 1 else "fit-x", "contains": "padding"},
     }
     if handles:
@@ -191,31 +199,34 @@ def _values(line: Line) -> Floats:
 
 def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dict[str, pd.DataFrame]) -> Spec:
     order = [handle.key for handle in handles]
-    sets = [frames for frames in view.frames if any(key in order for key in frames.moving)]
+    sets = _moved_by(handles, view)
     tables[f"still{number}"] = view.figure.data
     tables |= {f"frames{number}_{place}": _wide(frames, order) for place, frames in enumerate(sets)}
+    answering = _answering(view.figure.spec)
     layers: list[Spec] = []
     for place, layer in enumerate(view.figure.spec["layer"]):
         name = f"view{number}_layer{place}"  # Altair's names change with what is drawn
         table, column = f"still{number}", ""
-        then: dict[int, list[Spec]] = {own: [] for own, frames in enumerate(sets) if place in frames.layers}
+        then = {own: frames for own, frames in enumerate(sets) if place in frames.layers}
         if "data" not in layer:
-            then |= {own: [] for own, frames in enumerate(sets) if not frames.layers}
+            then |= {own: frames for own, frames in enumerate(sets) if not frames.layers}
         else:
             # Rows of a layer's own are data, too, or other ones would draw the whole picture anew.
             table = f"rows{number}_{place}"
             tables[table] = pd.DataFrame(layer["data"]["values"])
             if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
                 column = NAME
-                then |= {own: _at_the_end(frames, number, view) for own, frames in enumerate(sets) if not frames.layers}
+                then |= {own: _names(frames, view) for own, frames in enumerate(sets) if not frames.layers}
         hidden = [
             {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
             for own in sorted(then)
         ]
         layers.append(_drawing(layer, name, table, hidden))
-        for own in sorted(then):
-            chosen = [*_chosen(sets[own], order), *then[own]]
-            layers.append(_drawing(layer, f"{name}_{own}", f"frames{number}_{own}", chosen))
+        for own, frames in sorted(then.items()):
+            drawn = f"frames{number}_{own}" if frames is sets[own] else f"names{number}_{own}"
+            tables.setdefault(drawn, _wide(frames, order))
+            answers, lit = place in answering, f"lit{number}_{own}"
+            layers.append(_following(layer, f"{name}_{own}", drawn, frames, order, answers=answers, lit=lit))
     if view.ends:
         square = f"width / {view.figure.spec['height']}" if view.square else ""
         layers = [_with_ends(layer, number, view.ends, square) for layer in layers]
@@ -229,19 +240,48 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
 
 
-def _at_the_end(frames: Frames, number: int, view: View) -> list[Spec]:
-    """Transforms: the name of each series, at the last row of it in the shown frame that the axis can show."""
-    x, y = frames.line
-    ends = f"data('ends{number}')[0]"
-    inside = f" && datum['{y}'] >= {ends}['y_0'] && datum['{y}'] <= {ends}['y_1']" if "y" in view.ends else ""
-    return [
-        {"filter": f"isValid(datum['{y}']) && isFinite(datum['{y}']){inside}"},
-        {"joinaggregate": [{"op": "max", "field": x, "as": "last"}], "groupby": [frames.column]},
-        {"filter": f"datum['{x}'] == datum.last"},
-        {"calculate": f"datum['{frames.column}']", "as": NAME},
-        {"calculate": f"datum['{x}']", "as": "x"},
-        {"calculate": f"datum['{y}']", "as": "y"},
-    ]
+def _moved_by(handles: Sequence[Handle], view: View) -> list[Frames]:
+    return [frames for frames in view.frames if any(handle.key in frames.moving for handle in handles)]
+
+
+def _names(frames: Frames, view: View) -> Frames:
+    """Where the name of each series stands at each mark: at the last row that the axis can show, apart from others."""
+    (x, y), height = frames.line, int(view.figure.spec["height"])
+    scale: Scale = "log" if any(_is_log(layer, "y") for layer in view.figure.spec["layer"]) else "linear"
+    low, high = view.ends.get("y", (-np.inf, np.inf))
+    parts = [np.flatnonzero(frames.rows[frames.column] == name) for name in frames.rows[frames.column].unique()]
+    moving = {}
+    for key, columns in frames.moving.items():
+        up = columns[y]
+        across = columns[x] if x in columns else np.broadcast_to(frames.rows[x].to_numpy()[:, None], up.shape)
+        shown = np.where(np.isfinite(up) & (up >= low) & (up <= high), across, -np.inf)
+        last = np.stack([part[shown[part].argmax(axis=0)] for part in parts])
+        seen = np.isfinite(np.take_along_axis(shown, last, axis=0))
+        places = np.where(seen, np.take_along_axis(up, last, axis=0), np.nan)
+        if "y" in view.ends:
+            for told, drawn in zip(places.T, seen.T, strict=True):
+                told[drawn] = names_apart(told[drawn], height, view.ends["y"], scale)
+        moving[key] = {"x": np.take_along_axis(across, last, axis=0), "y": places}
+    names = frames.rows[frames.column].to_numpy()[[part[0] for part in parts]]
+    return Frames(pd.DataFrame({frames.column: names, NAME: names}), moving, frames.column)
+
+
+def _across(view: View) -> dict[str, tuple[float, float]]:
+    """The ends of the x axis: those of all that is drawn.
+
+    A scale that finds its ends in what moves is another one at each move, and all that stands still is drawn anew.
+    """
+    found: list[Floats] = []
+    for layer in view.figure.spec["layer"]:
+        told = layer["encoding"].get("x") or {}
+        if isinstance(domain := (told.get("scale") or {}).get("domain"), list):
+            found.append(np.asarray(domain, dtype=np.float64))
+        own = pd.DataFrame(layer["data"]["values"]) if "data" in layer else view.figure.data
+        tables = [own, *(frames.rows for frames in view.frames)] if "data" not in layer else [own]
+        found += [table[told["field"]].to_numpy(dtype=np.float64) for table in tables if told.get("field") in table]
+    values = np.concatenate(found) if found else np.empty(0)
+    values = values[np.isfinite(values)]
+    return {"x": (float(values.min()), float(values.max()))} if len(values) else {}
 
 
 def _tables_of_ends(number: int, view: View) -> dict[str, pd.DataFrame]:
@@ -264,13 +304,69 @@ def _drawing(layer: Spec, name: str, table: str, before: Sequence[Spec]) -> Spec
     return {**layer, "name": name, "data": {"name": table}, "transform": [*before, *layer.get("transform", [])]}
 
 
-def _chosen(frames: Frames, order: Sequence[str]) -> list[Spec]:
-    """Transforms: nothing, or the frame that is shown."""
+def _following(
+    layer: Spec, name: str, table: str, frames: Frames, order: Sequence[str], *, answers: bool, lit: str
+) -> Spec:
+    """The layer, drawing nothing or the frame that is shown.
+
+    A browser computes each expression for each row at each move.  So the layer's own transforms come first as long as
+    they read nothing that moves; points that answer the pointer are left out while it drags a handle; and what only a
+    reader of the screen is told of each mark is left out, since the picture as a whole is told.
+    """
     columns = sorted({column for moving in frames.moving.values() for column in moving})
-    return [
-        {"filter": _moves(frames, order)},
+    held, own = " && !held" if answers else "", layer.get("transform", [])
+    named = re.compile(rf"\b({'|'.join(map(re.escape, columns))})\b")
+    fixed = next((place for place, one in enumerate(own) if named.search(json.dumps(one))), len(own))
+    transforms = [
+        *own[:fixed],
+        {"filter": _moves(frames, order) + held},
         *({"calculate": f"datum['{column}' + frame]", "as": column} for column in columns),
+        *({"filter": f"isValid(datum['{column}'])"} for column in columns if table.startswith("names")),
+        *own[fixed:],
     ]
+    mark = {**({"type": layer["mark"]} if isinstance(layer["mark"], str) else layer["mark"]), "aria": False}
+    encoding = dict(layer["encoding"])
+    if mark["type"] == "line":
+        encoding.pop("tooltip", None)
+        if all(np.isfinite(values).all() for columns in frames.moving.values() for values in columns.values()):
+            mark["invalid"] = None
+        encoding |= _same_for_all(encoding, frames, lit)
+    return {**layer, "name": name, "data": {"name": table}, "mark": mark, "encoding": encoding, "transform": transforms}
+
+
+def _same_for_all(encoding: Spec, frames: Frames, lit: str) -> Spec:
+    """Those channels that are the same for all rows, where there is one series only."""
+    name, *others = frames.rows[frames.column].unique().tolist()
+    found: Spec = {}
+    for channel, told in encoding.items():
+        scale, conditions = told.get("scale") or {}, told.get("condition", [])
+        test = conditions[0].get("test") if len(conditions) == 1 else None
+        if others:
+            continue
+        if told.get("field") in (NAME, frames.column) and name in scale.get("domain", []):
+            found[channel] = {"value": scale["range"][scale["domain"].index(name)]}
+        elif isinstance(test, dict) and test["field"] in (NAME, frames.column):
+            found[channel] = {"value": conditions[0]["value"] if name in test["oneOf"] else told["value"]}
+        elif len(conditions) == 1 and "param" in conditions[0]:
+            found[channel] = {"value": {"expr": f"{lit} ? {conditions[0]['value']} : {told['value']}"}}
+    return found
+
+
+def _lit(number: int, view: View, handles: Sequence[Handle]) -> list[Spec]:
+    """Signals: whether the series of frames, where there is one only, is among those that were clicked, if any was."""
+    clicked = [param["name"] for param in view.figure.spec.get("params", []) if not param["select"].get("nearest")]
+    found = []
+    for place, frames in enumerate(_moved_by(handles, view)):
+        row = json.dumps(dict.fromkeys((NAME, frames.column), str(frames.rows[frames.column].iloc[0])))
+        tests = [f"!length(data('{one}_store')) || vlSelectionTest('{one}_store', {row})" for one in clicked[:1]]
+        found += [{"name": f"lit{number}_{place}", "expr": test} for test in tests]
+    return found
+
+
+def _answering(spec: Spec) -> set[int]:
+    """The places of the layers of which the nearest point answers the pointer."""
+    asked = [name for param in spec.get("params", []) if param["select"].get("nearest") for name in param["views"]]
+    return {place for place, layer in enumerate(spec["layer"]) if layer.get("name") in asked}
 
 
 def _params_of(param: Spec, names: Sequence[str], layers: list[Spec], known: Mapping[str, Spec]) -> dict[str, Spec]:
@@ -297,12 +393,12 @@ def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]]
     encoding = dict(layer["encoding"])
     for channel in ends:
         if channel in encoding and encoding[channel].get("scale", {}) is not None:
-            scale = {key: value for key, value in encoding[channel].get("scale", {}).items() if key != "domain"}
-            for end, side in enumerate(("domainMin", "domainMax")):
-                scale[side] = {"expr": f"data('ends{number}')[0]['{channel}_{end}']"}
-                if square and channel == "x":
-                    scale[side] = {"expr": f"data('ends{number}')[0]['y_{end}'] * {square}"}
-            encoding[channel] = {**encoding[channel], "scale": {**scale, "nice": False}}
+            row, scale = f"data('ends{number}')[0]", encoding[channel].get("scale", {})
+            sides = [f"{row}['{channel}_{end}']" for end in (0, 1)]
+            if square and channel == "x":
+                sides = [f"{row}['y_{end}'] * {square}" for end in (0, 1)]
+            domain = {"expr": f"[{', '.join(sides)}]"}
+            encoding[channel] = {**encoding[channel], "scale": {**scale, "domain": domain, "nice": False}}
             if _is_log(layer, channel):
                 ticks = {"values": {"expr": f"pluck(data('ticks{number}_{channel}'), 'at')"}, "format": IN_CHARTS}
                 encoding[channel]["axis"] = {**(encoding[channel].get("axis") or {}), **ticks}
@@ -334,24 +430,54 @@ def _is_of(frames: Frames, column: str) -> str:
 
 
 def _selection(handle: Handle, layer: str) -> Spec:
-    bound = {"input": "range", "min": 0, "max": len(handle.values) - 1, "step": 1, "name": handle.title}
+    """What the server is told of; no event of the picture's own changes it."""
     return {
         "name": handle.selection,
-        "select": {"type": "point", "fields": ["mark"]},
-        "bind": {"mark": bound},
+        "select": {"type": "point", "fields": ["mark"], "on": "window:nothing", "clear": False},
         "value": [{"mark": handle.at}],
         "views": [layer],
     }
 
 
+def _letting_go(handle: Handle) -> Spec:
+    """A signal: the mark of which the server was told, which is the handle's from its "change" event on.
+
+    An input changes while it is dragged, too, and a selection bound to it would be sent wherever the hand rests: the
+    answer would then be drawn under it.  As Vega-Lite's own selections do, the signal writes the selection's table.
+    """
+    told = f"{{unit: '', fields: [{{type: 'E', field: 'mark'}}], values: [{handle.signal}]}}"
+    take_over = f"[modify('{handle.selection}_store', {told}, true), {handle.signal}][1]"
+    return {
+        "name": f"{handle.selection}_told",
+        "value": handle.at,
+        "on": [{"events": _let_go(handle), "update": take_over}],
+    }
+
+
+def _let_go(handle: Handle) -> Spec:
+    return {"source": "window", "type": "change", "filter": f"event.target.name === '{handle.signal}'"}
+
+
 def _signals(handles: Sequence[Handle]) -> list[Spec]:
-    """``moved``, the place of the handle that moved last, -1 at first; ``frame``, the end of its columns' names."""
-    signals = [f"{handle.selection}_mark" for handle in handles]
-    moves = [{"events": {"signal": signal}, "update": str(place)} for place, signal in enumerate(signals)]
-    return [
-        {"name": "moved", "value": -1, "on": moves},
-        {"name": "frame", "expr": f"moved < 0 ? '' : '_' + moved + '_' + [{', '.join(signals)}][moved]"},
+    """A signal of each handle's mark; ``moved``, the place of the handle that moved last, -1 at first; ``held``, while
+    it is not let go; ``frame``, the end of its columns' names."""
+    marks = [{"name": handle.signal, "value": handle.at, "bind": _range(handle)} for handle in handles]
+    moves = [{"events": {"signal": handle.signal}, "update": str(place)} for place, handle in enumerate(handles)]
+    frame = f"moved < 0 ? '' : '_' + moved + '_' + [{', '.join(handle.signal for handle in handles)}][moved]"
+    held = [
+        {"events": [{"signal": handle.signal} for handle in handles], "update": "true"},
+        {"events": [_let_go(handle) for handle in handles], "update": "false"},
     ]
+    return [
+        *marks,
+        {"name": "moved", "value": -1, "on": moves},
+        {"name": "held", "value": False, "on": held if handles else []},
+        {"name": "frame", "expr": frame},
+    ]
+
+
+def _range(handle: Handle) -> Spec:
+    return {"input": "range", "min": 0, "max": len(handle.values) - 1, "step": 1, "name": handle.title}
 
 
 def _ticking(signal: Signal) -> Spec:
@@ -361,10 +487,7 @@ def _ticking(signal: Signal) -> Spec:
 
 def _said(handles: Sequence[Handle]) -> str:
     """An expression: where the handles are, in the settings' own words; below each other where the line is short."""
-    parts = [
-        f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.selection}_mark]"
-        for handle in handles
-    ]
+    parts = [f"'{_quoted(handle.title)}: ' + {json.dumps(list(handle.labels))}[{handle.signal}]" for handle in handles]
     if len(parts) < 2:
         return parts[0]
     line = " + '   \u00b7   ' + ".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -31,8 +32,8 @@ _BLOCK = 2**19
 _BLOCK_BYTES = 2**26
 #: So many of them are added up at a time: few, so that the sums of all results stay in the processor's cache.
 _STRIP = 2**15
-#: Bytes after which mapped files are let go, so that what was read does not count as memory of the process.
-_RELEASE_BYTES = 2**28
+#: So many bytes of all files are read at a time: few, so that they stay in the processor's cache, too.
+_READ_BYTES = 2**21
 
 
 def merge(
@@ -169,7 +170,7 @@ def _pass(plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype, progre
             writer.write(name, start, values)
         return sum((stop - start) * tensor.dtype.itemsize for tensor in tensors)
 
-    done = since = 0
+    done = 0
     workers = min(4, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         waiting: set[Future[int]] = set()
@@ -178,12 +179,7 @@ def _pass(plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype, progre
                 waiting.add(pool.submit(work, name, start, stop))
                 if len(waiting) > workers:
                     finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    read = sum(one.result() for one in finished)
-                    done, since = done + read, since + read
-                    if since > _RELEASE_BYTES:
-                        since = 0
-                        for n in used:
-                            plan.sources[n].section.tensors[name].release()
+                    done += sum(one.result() for one in finished)
                     progress(done)
             for one in waiting:
                 done += one.result()
@@ -213,18 +209,36 @@ def merged_block(
     kind = torch.float64 if stored_as & {torch.float64, torch.complex128} else accumulate
     if any(dtype.is_complex for dtype in stored_as):
         kind = torch.complex64 if kind == torch.float32 else torch.complex128
-    sums = torch.zeros(len(factors), size, dtype=kind)
-    stored, by_result = [tensor.read(start, stop) for tensor in tensors], factors.tolist()
-    for left in range(0, size, _STRIP):
-        strips = [total[left : left + _STRIP] for total in sums]
-        for n, values in enumerate(stored):
-            part = values[left : left + _STRIP].to(kind)
-            for total, row in zip(strips, by_result, strict=True):
-                if row[n]:
-                    total.add_(part, alpha=row[n])
+    sums, by_result = torch.zeros(len(factors), size, dtype=kind), factors.tolist()
+    width = max(dtype.itemsize for dtype in stored_as)
+    most = max(_STRIP, min(size, _READ_BYTES // (width * len(tensors)) // _STRIP * _STRIP))
+    buffers = _buffers(len(tensors), most * width)
+    for first in range(0, size, most):
+        last = min(first + most, size)
+        at = start + first, start + last
+        stored = [tensor.read(*at, buffer) for tensor, buffer in zip(tensors, buffers, strict=True)]
+        for left in range(first, last, _STRIP):
+            right = min(left + _STRIP, last)
+            strips = [total[left:right] for total in sums]
+            for n, values in enumerate(stored):
+                part = values[left - first : right - first].to(kind)
+                for total, row in zip(strips, by_result, strict=True):
+                    if row[n]:
+                        total.add_(part, alpha=row[n])
     if not torch.isfinite(sums.sum()):
         _keep_masks(tensors, factors, start, stop, sums)
     return list(sums)
+
+
+_OF_THREAD = threading.local()
+
+
+def _buffers(count: int, size: int) -> list[Tensor]:
+    """Bytes that a thread reads into again and again, because new memory takes longer than what is read into it."""
+    held: list[Tensor] = getattr(_OF_THREAD, "buffers", [])
+    if len(held) < count or held[0].numel() < size:
+        held = _OF_THREAD.buffers = [torch.empty(size, dtype=torch.uint8) for _ in range(count)]
+    return held[:count]
 
 
 def _keep_masks(tensors: Sequence[StoredTensor], factors: Floats, start: int, stop: int, sums: Tensor) -> None:

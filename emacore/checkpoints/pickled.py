@@ -18,6 +18,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -128,11 +129,11 @@ def read_pickle(path: Path) -> Any:
         return _Unpickler(_Skipping(file, path)).load()
 
 
-def tensor_in_archive(path: Path, begin: int, length: int) -> PickledTensor:
-    """The tensor that torch.save wrote as an archive into a stretch of a file, as torch.distributed.checkpoint does.
+def archive_in(path: Path, begin: int, length: int) -> Any:
+    """What torch.save wrote as an archive into a stretch of a file, as :func:`read_pickle` has it.
 
     Raises:
-        pickle.UnpicklingError: if it is none, or compressed; or ``zipfile.BadZipFile``, ``KeyError`` and others.
+        pickle.UnpicklingError: if it is compressed; or ``zipfile.BadZipFile``, ``KeyError`` and others.
     """
     with path.open("rb") as file:
         archive = zipfile.ZipFile(_Stretch(file, begin, length))
@@ -151,10 +152,7 @@ def tensor_in_archive(path: Path, begin: int, length: int) -> PickledTensor:
             at = begin + about.header_offset + header
             return Piece(_reader(path, at), at, dtype, about.file_size)
 
-        found = _OfArchive(io.BytesIO(archive.read(name)), piece).load()
-    if not isinstance(found, PickledTensor):
-        raise pickle.UnpicklingError("it is no tensor")
-    return found
+        return _OfArchive(io.BytesIO(archive.read(name)), cache(piece)).load()
 
 
 def modules_in(content: Mapping[Any, Any]) -> dict[str, dict[str, PickledTensor]]:

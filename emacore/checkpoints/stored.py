@@ -18,12 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from emacore.checkpoints.pickled import PickledTensor, modules_in, read_pickle, tensor_in_archive
+from emacore.checkpoints.files import CheckpointError as CheckpointError
+from emacore.checkpoints.files import PartsOf
+from emacore.checkpoints.files import Stamp as Stamp
+from emacore.checkpoints.pickled import PickledTensor, archive_in, modules_in, read_pickle
 
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
 #: What torch.save names its own files, the longest first.
@@ -33,10 +35,6 @@ _TORCH = (".pth.tar", ".ckpt", ".pth", ".bin", ".pt")
 _PICKLE = ".pkl"
 _SNAPSHOT = re.compile(r".+-(?P<kimg>\d+)-(?P<width>0\.\d+)|.*snapshot-(?P<plain>\d+)")
 SUFFIXES = (".safetensors", *_TORCH, _PICKLE)
-
-
-class CheckpointError(ValueError):
-    """Files that cannot be read, or do not go together; the message says what is wrong with them."""
 
 
 class Foreign:
@@ -51,21 +49,19 @@ class StoredTensor:
     """A tensor in a file.
 
     Attributes:
-        read_flat: Reads numbers ``start`` to ``stop - 1`` of those that lie one after the other.
         file: Where it lies, and ``offset``, at which of its bytes, as far as that is known.
         identity: Equal for two names of one and the same memory.
-        release: Lets go of what is mapped of its file; it is mapped again where it is read again.
-        needed: So many bytes its file must have: a mapped file that has got shorter ends the process that reads it.
+        parts: Its file, where its numbers lie there one after the other, from ``offset`` on.
+        read_flat: Without ``parts``, what reads numbers ``start`` to ``stop - 1`` in the order of memory.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    read_flat: Callable[[int, int], Tensor] = field(compare=False, repr=False)
     file: Path = field(compare=False)
     offset: int = field(default=0, compare=False)
     identity: object = field(default=None, compare=False)
-    release: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
-    needed: int = field(default=0, compare=False, repr=False)
+    parts: PartsOf | None = field(default=None, compare=False, repr=False)
+    read_flat: Callable[[int, int], Tensor] | None = field(default=None, compare=False, repr=False)
 
     @property
     def numel(self) -> int:
@@ -82,8 +78,12 @@ class StoredTensor:
         """Whether it can be averaged: floating-point or complex."""
         return self.dtype.is_floating_point or self.dtype.is_complex
 
-    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, start: int = 0, stop: int | None = None, into: Tensor | None = None) -> Tensor:
         """Some of its numbers, in the order of memory: shape (stop - start,), in its own dtype.
+
+        Args:
+            into: Bytes that may be used for them, shape (at least as many as they take,), of uint8: the result may be a
+                view of these, which saves the time that new memory takes.
 
         Raises:
             CheckpointError: if its file cannot be read any more.
@@ -91,12 +91,20 @@ class StoredTensor:
         stop = self.numel if stop is None else stop
         if not 0 <= start <= stop <= self.numel:
             raise ValueError(f"start and stop must be from 0 to {self.numel} and in order, got {start} and {stop}")
-        if self.needed:
-            _check_length(self.file, self.needed)
+        count, size = stop - start, self.dtype.itemsize
+        if not count:
+            return torch.empty(0, dtype=self.dtype)
         try:
-            return self.read_flat(start, stop) if stop > start else torch.empty(0, dtype=self.dtype)
-        except (OSError, RuntimeError, SafetensorError, EOFError) as error:
+            if self.read_flat is not None:
+                return self.read_flat(start, stop)
+            assert self.parts is not None
+            found = torch.empty(count, dtype=self.dtype) if into is None else into[: count * size].view(self.dtype)
+            self.parts.read(self.offset + start * size, found)
+        except CheckpointError:
+            raise
+        except (OSError, RuntimeError, EOFError) as error:
             raise CheckpointError(f"{self.file.name} cannot be read: {_first_line(error)}") from error
+        return found
 
     def value(self) -> Tensor:
         """The whole tensor, in its shape."""
@@ -124,32 +132,6 @@ class Unit:
     form: str
     content: Mapping[str, Any]
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What tells that a file is another by now: its size and its time."""
-
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, path: Path) -> Stamp:
-        """That of a file as it is now.
-
-        Raises:
-            CheckpointError: if there is none any more.
-        """
-        try:
-            about = path.stat()
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-        return cls(about.st_size, about.st_mtime_ns)
-
-
-def _check_length(file: Path, needed: int) -> None:
-    if Stamp.of(file).size < needed:
-        raise CheckpointError(f"{file.name} has got shorter since it was opened: it is being written anew")
 
 
 def parts_of(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[slice, ...]]:
@@ -295,8 +277,7 @@ def open_distributed(path: Path) -> Unit:
         files = tuple(sorted({path / place.relative_path for place in metadata.storage_data.values()}))
     except (OSError, EOFError, ValueError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path.name}/.metadata cannot be read: {_first_line(error)}") from error
-    for file in files:
-        Stamp.of(file)
+    parts = {file: PartsOf(file) for file in files}
     content: dict[str, Any] = {}
     for name, stored in metadata.state_dict_metadata.items():
         *above, last = [str(part) for part in places.get(name, (name,))]
@@ -304,7 +285,7 @@ def open_distributed(path: Path) -> Unit:
         for part in above:
             node = node.setdefault(part, {})
         if isinstance(stored, TensorStorageMetadata):
-            node[last] = _distributed_tensor(path, reader, name, stored)
+            node[last] = _distributed_tensor(path, reader, name, stored, parts.__getitem__)
         else:
             node[last] = Foreign()
     return Unit(path, (path / ".metadata", *files), "torch.distributed.checkpoint", content, _told_beside(path))
@@ -364,38 +345,23 @@ def _is_state(stem: str) -> bool:
 
 def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
     try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            # In the order of the file, as far as this version of the library tells it: it is the quickest to read in.
-            names = list(getattr(file, "offset_keys", file.keys)())
-            slices = {name: file.get_slice(name) for name in names}
-            about = {name: (tuple(one.get_shape()), _dtype(path, one.get_dtype())) for name, one in slices.items()}
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, "pt"):  # looks whether the header goes with the file
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path.name} is no whole safetensors file ({_first_line(error)}): it is truncated, still being written, "
             "or of another format"
         ) from error
-
-    @cache
-    def opened() -> Any:
-        return safe_open(path, "pt")  # mapped; it stays open as long as its tensors are used
-
-    def reader(name: str, shape: tuple[int, ...]) -> Callable[[int, int], Tensor]:
-        def read(start: int, stop: int) -> Tensor:
-            if not shape:
-                scalar: Tensor = opened().get_tensor(name)
-                return scalar.reshape(1)
-            stored = opened().get_slice(name)
-            parts = [stored[box].reshape(-1) for box in parts_of(shape, start, stop)]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-        return read
-
-    content, offset, size = {}, 0, path.stat().st_size
-    for name, (shape, dtype) in about.items():
-        read = reader(name, shape)
-        content[name] = StoredTensor(shape, dtype, read, path, offset, release=opened.cache_clear, needed=size)
-        offset += content[name].nbytes
+    metadata = header.pop("__metadata__", None) or {}
+    parts = PartsOf(path)
+    content = {}
+    # In the order of the file: it is the quickest to read in.
+    for name, about in sorted(header.items(), key=lambda one: one[1]["data_offsets"]):
+        offset = 8 + length + int(about["data_offsets"][0])
+        content[name] = StoredTensor(tuple(about["shape"]), _dtype(path, about["dtype"]), path, offset, parts=parts)
     return content, metadata, "safetensors"
 
 
@@ -450,8 +416,15 @@ def _torch_saved(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
         )
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"{path.name} holds a {type(saved).__name__}, no dictionary of tensors")
-    content = _stored(saved, path)
-    return content, {}, form
+    return _stored(saved, path, _archive(path) if mapped else None, PartsOf(path)), {}, form
+
+
+def _archive(path: Path) -> Any:
+    """The same as :func:`~emacore.checkpoints.pickled.archive_in` finds it: where in the file each tensor lies."""
+    try:
+        return archive_in(path, 0, path.stat().st_size)
+    except (*_OF_A_BAD_FILE, pickle.UnpicklingError, zipfile.BadZipFile):
+        return None  # compressed, in another order of bytes, or of a kind that only torch knows
 
 
 class _Dict:
@@ -510,7 +483,8 @@ def _pickled(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
 
 def _in_pickle(tensor: PickledTensor, path: Path) -> StoredTensor:
     identity = (str(path), tensor.identity) if 0 not in tensor.shape else None
-    return StoredTensor(tensor.shape, tensor.dtype, tensor.read, path, max(tensor.piece.at, 0), identity)
+    at = max(tensor.piece.at, 0)
+    return StoredTensor(tensor.shape, tensor.dtype, path, at, identity, read_flat=tensor.read)
 
 
 def _looks_cut(path: Path) -> bool:
@@ -532,37 +506,46 @@ def _refusal(path: Path, error: Exception) -> str:
     return f"{path.name} is no whole file of torch.save: {_first_line(error).partition(' In PyTorch')[0]}"
 
 
-def _stored(value: Any, path: Path) -> Any:
-    """The same with tensors as :class:`StoredTensor`; lists become dictionaries by number."""
+def _stored(value: Any, path: Path, place: Any, parts: PartsOf) -> Any:
+    """The same with tensors as :class:`StoredTensor`; lists become dictionaries by number.
+
+    Args:
+        place: The same as :func:`_archive` has it.
+    """
     if isinstance(value, Tensor):
-        return _in_memory(value, path)
+        return _of_archive(value, path, place, parts)
     if isinstance(value, Mapping):
-        return {str(key): _stored(one, path) for key, one in value.items()}
+        inner = place if isinstance(place, Mapping) else {}
+        return {str(key): _stored(one, path, inner.get(key), parts) for key, one in value.items()}
     if isinstance(value, (list, tuple)) and any(isinstance(one, (Tensor, Mapping)) for one in value):
-        return {str(number): _stored(one, path) for number, one in enumerate(value)}
+        places = place if isinstance(place, (list, tuple)) and len(place) == len(value) else [None] * len(value)
+        return {
+            str(n): _stored(one, path, inner, parts) for n, (one, inner) in enumerate(zip(value, places, strict=True))
+        }
     return value
 
 
-def _in_memory(tensor: Tensor, path: Path) -> Any:
+def _of_archive(tensor: Tensor, path: Path, place: Any, parts: PartsOf) -> Any:
     tensor = tensor.detach()
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return Foreign()
-    place = tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.stride()), tensor.shape
+    begin = tensor.untyped_storage().data_ptr()
+    view = tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
+    about = view[2], tensor.dtype, path, begin + view[1] * tensor.element_size()
+    identity = (str(path), begin, *view) if tensor.numel() else None
+    if isinstance(place, PickledTensor) and place[1:] == view and not (tensor.is_conj() or tensor.is_neg()):
+        if not tensor.is_contiguous():
+            return StoredTensor(*about, identity, read_flat=place.read)
+        offset = place.piece.at + place.offset * tensor.element_size()
+        return StoredTensor(*about[:3], offset, identity, parts)
     flat = tensor.view(-1) if tensor.is_contiguous() else None
 
     def read(start: int, stop: int) -> Tensor:
+        parts.check_length()  # it may be mapped
         numbers = tensor.reshape(-1) if flat is None else flat
         return numbers[start:stop].resolve_conj().resolve_neg()
 
-    return StoredTensor(
-        tuple(tensor.shape),
-        tensor.dtype,
-        read,
-        path,
-        place[0] + place[1] * tensor.element_size(),
-        (str(path), *place, tensor.dtype) if tensor.numel() else None,
-        needed=path.stat().st_size,
-    )
+    return StoredTensor(*about, identity, read_flat=read)
 
 
 #: What a ``.metadata`` of ``torch.distributed.checkpoint`` is made of.
@@ -594,13 +577,15 @@ def _reader(path: Path) -> Any:
     return Reader(path)
 
 
-def _distributed_tensor(path: Path, reader: Any, name: str, stored: Any) -> StoredTensor:
+def _distributed_tensor(
+    path: Path, reader: Any, name: str, stored: Any, files: Callable[[Path], PartsOf]
+) -> StoredTensor:
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
     from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
     shape, dtype = tuple(stored.size), stored.properties.dtype
-    chunk_at = _chunks(path, reader)
+    chunk_at = _chunks(path, reader, files)
 
     class Into(LoadPlanner):
         """Reads one part of one tensor."""
@@ -637,42 +622,47 @@ def _distributed_tensor(path: Path, reader: Any, name: str, stored: Any) -> Stor
         for box in parts_of(shape, start, stop):
             target = torch.empty([one.stop - one.start for one in box], dtype=dtype)
             into = Into(target, tuple(one.start for one in box))
-            for item in into.plan.items:
-                place = reader.storage_data[item.storage_index]
-                _check_length(path / place.relative_path, place.offset + place.length)
             chunks = [chunk_at(item.storage_index) for item in into.plan.items]
-            if any(chunk is None for chunk in chunks):
+            if None in chunks:
+                for item in into.plan.items:
+                    files(path / reader.storage_data[item.storage_index].relative_path).check_length()
                 reader.read_data(into.plan, into).wait()
-            for item, chunk in zip(into.plan.items, chunks, strict=True) if None not in chunks else ():
-                for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-                    chunk = chunk.narrow(dim, offset, length)
-                into.resolve_tensor(item).copy_(chunk)
+            else:
+                for item, (file, chunk) in zip(into.plan.items, chunks, strict=True):
+                    part = _box_of(file, chunk, item.storage_offsets, item.lengths)
+                    into.resolve_tensor(item).copy_(part)
             parts.append(target.reshape(-1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    return StoredTensor(shape, dtype, read, path, release=chunk_at.cache_clear)
+    return StoredTensor(shape, dtype, path, read_flat=read)
 
 
-def _chunks(path: Path, reader: Any) -> Any:
-    """The chunks of a distributed checkpoint, mapped, by their indices in its storage; ``None`` for one that can only
-    be had as a whole, such as a compressed one: torch's own reader reads all of a chunk for each part of it."""
+def _box_of(parts: PartsOf, chunk: PickledTensor, offsets: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """A box of a chunk: the stretch of its file from the box's first number to its last is read, and no more."""
+    if 0 in lengths:
+        return torch.empty(tuple(lengths), dtype=chunk.dtype)
+    first = chunk.offset + sum(at * step for at, step in zip(offsets, chunk.stride, strict=True))
+    count = 1 + sum((length - 1) * step for length, step in zip(lengths, chunk.stride, strict=True))
+    stretch = torch.empty(count, dtype=chunk.dtype)
+    parts.read(chunk.piece.at + first * chunk.dtype.itemsize, stretch)
+    return stretch.as_strided(tuple(lengths), chunk.stride)
+
+
+def _chunks(path: Path, reader: Any, files: Callable[[Path], PartsOf]) -> Any:
+    """The chunks of a distributed checkpoint and their files, by their indices in its storage; ``None`` for one that
+    can only be had whole, such as a compressed one: torch's own reader reads all of a chunk for each part of it."""
 
     @cache
-    def chunk_at(index: Any) -> Tensor | None:
+    def chunk_at(index: Any) -> tuple[PartsOf, PickledTensor] | None:
         place = reader.storage_data[index]
         if getattr(place, "transform_descriptors", None):
             return None
         file = path / place.relative_path
         try:
-            found = tensor_in_archive(file, place.offset, place.length)
+            found = archive_in(file, place.offset, place.length)
         except (*_OF_A_BAD_FILE, pickle.UnpicklingError, zipfile.BadZipFile):
             return None  # that reader says what is wrong with it
-        if not found.piece.nbytes:
-            return torch.empty(found.shape, dtype=found.dtype)
-        mapped = np.memmap(
-            file, np.uint8, "c", found.piece.at, (found.piece.nbytes,)
-        )  # "c": writable, but not the file
-        return torch.from_numpy(mapped).view(found.dtype).as_strided(found.shape, found.stride, found.offset)
+        return (files(file), found) if isinstance(found, PickledTensor) else None
 
     return chunk_at
 

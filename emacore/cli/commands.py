@@ -530,7 +530,7 @@ def _carried_out(
             _tell(f"\nnot all of it can be kept in the store: {error}")
         problems.append(str(error))
 
-    with store.working("terminal") as worker:
+    with store.workers.working("terminal") as worker:
         run_id = store.enter(job, worker)
         job = store.result(run_id).job  # whose table the store keeps
         _tell(f"{run_id}: {job_in_words(job)}")

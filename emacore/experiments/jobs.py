@@ -27,6 +27,7 @@ from emacore.experiments.measuring import question_from_json, work_on
 from emacore.experiments.store import RunLost, RunStore, StoreError, StoreFull, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
+from emacore.loading import uncollected
 from emacore.tasks.regression.config import RunConfig
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class JobQueue:
                     process.kill()
                     process.wait()
                 self._put_away(process)
-                self.store.forget_worker(worker_name(process.pid, _token(process)))
+                self.store.workers.forget(worker_name(process.pid, _token(process)))
             self._workers.clear()
 
     def _bury_dead(self) -> None:
@@ -142,7 +143,7 @@ class JobQueue:
                 log = self._put_away(process)
                 said = "it said nothing" if log is None else f"what it said is in {log}"
                 del self._workers[name]
-                self.store.forget_worker(name)
+                self.store.workers.forget(name)
                 if came_up:
                     self.store.fail_run_of(name, f"The worker process ended unexpectedly ({how}); {said}.")
                 elif not self._workers:  # the next one would fare no better, and the run would wait forever
@@ -236,7 +237,7 @@ def _drop_oldest(folder: Path) -> None:
 def work(folder: str, limit: int, token: str) -> None:
     """A worker's life: take runs from the store, one after the other, until the server's end of the pipe closes."""
     store = RunStore(folder)
-    with store.working(token) as name:
+    with store.workers.working(token) as name:
         _work(store, name, limit, token)
 
 
@@ -244,13 +245,16 @@ def _work(store: RunStore, name: str, limit: int, token: str) -> None:
     current: list[str] = []
     log = _log(store.folder, token)
     threading.Thread(target=_end_with_server, args=(store, name, current, log), daemon=True).start()
-    if hasattr(os, "nice"):
-        os.nice(10)  # a slider comes before an epoch
-    import torch
+    with uncollected():  # it takes seconds, so not after a run has been claimed
+        import torch
 
-    from emacore.training import loop, replicas  # noqa: F401  takes seconds, so not after a run has been claimed
+        from emacore.training import loop, replicas  # noqa: F401
+
+        RunConfig().task()
 
     torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(10)  # a slider comes before an epoch, but somebody may wait for the first run to begin
     _say_ready()
     while True:
         try:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from emacore.averaging.held import squared_distances
 from emacore.experiments.opened import EVALUATE, evaluator_file, identity_of, opened, without_paths_in_json
 from emacore.limits import MEASURED_BYTES
 from emacore.replay.measure import Measure, Metric, OneByOne
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 _BETWEEN = 0.3
 #: Weights added up at a time.
 _COLUMNS = 2**22
+_UNMEASURED = ("diagnosis", "distances")
+#: Between more sets than these no distances are told.
+MOST_APART = 400
 
 
 class Stopped(Exception):
@@ -50,7 +54,8 @@ class Question:
         of: The name under which it was opened.
         files: Its :func:`~emacore.experiments.opened.identity_of`.
         sections: The sets of weights that are asked about.
-        kind: One of :data:`KINDS`.
+        kind: One of :data:`KINDS`, "merges", or one of those for which nothing is measured, "diagnosis" and
+            "distances".
         settings: What that takes, as JSON can hold it.
         by: What measures, as :func:`evaluator` says it; empty where nothing is measured, or by the recording itself.
     """
@@ -65,6 +70,11 @@ class Question:
     def to_json(self, indent: int | None = None) -> str:
         """As JSON; :func:`question_from_json` gives an equal one back."""
         return json.dumps({"question": asdict(self)}, indent=indent, sort_keys=True)
+
+    @property
+    def measures(self) -> bool:
+        """Whether networks are measured for its answer."""
+        return self.kind not in _UNMEASURED
 
     @property
     def key(self) -> str:
@@ -140,7 +150,7 @@ def work_on(store: RunStore, run_id: str, worker: str, question: Question, stop:
 
     try:
         if store.cell(question.key) is None:
-            store.add_cell(question.key, [{"answer": answer(question, store, tell)}])
+            store.add_cells(_kept_as(question, answer(question, store, tell)))
     except Stopped:
         store.finish(run_id, worker, "stopped", stopped="stopped")
     else:
@@ -158,11 +168,13 @@ def answer(question: Question, store: RunStore, tell: Callable[[int, int], None]
         raise ValueError(f"nothing is opened under the name {question.of!r}")
     if identity_of(path) != question.files:
         raise ValueError(f"{question.of} has changed since it was looked at: open the page again")
-    if question.kind != "diagnosis" and question.by != evaluator():
+    if question.measures and question.by != evaluator():
         raise ValueError("what measures has changed since this was asked: open the page again")
     try:
         if question.kind == "diagnosis":
             found = _diagnosed(path, question.settings)
+        elif question.kind == "distances":
+            found = {"squared": _apart(_trajectory(path, question.sections[0]).weights, tell)}
         elif question.kind == "merges":
             trajectory = _trajectory(path, question.sections[0])
             measure = _measure(trajectory, path, question.by)
@@ -177,6 +189,17 @@ def answer(question: Question, store: RunStore, tell: Callable[[int, int], None]
     except (ValueError, RuntimeError, OSError) as error:
         raise ValueError(json.loads(without_paths_in_json(str(error), path, question.of))) from error
     return without_paths_in_json(_plain(found), path, question.of)
+
+
+def _kept_as(question: Question, text: str) -> dict[str, list[dict[str, Any]]]:
+    """An answer by the keys under which it is kept: curves also each by itself, so that none is asked for again."""
+    texts = {question.key: text}
+    if question.kind == "curves":
+        found = json.loads(text)
+        for code, one in found["found"].items():
+            alone = replace(question, settings={"codes": [code]})
+            texts[alone.key] = json.dumps({**found, "found": {code: one}})
+    return {key: [{"answer": text}] for key, text in texts.items()}
 
 
 def read(text: str) -> Any:
@@ -424,6 +447,16 @@ KINDS: dict[str, Callable[..., Any]] = {
     "space": _space,
     "widths": _widths,
 }
+
+
+def _apart(weights: NDArray[Any], tell: Callable[[int, int], None]) -> list[list[float]] | None:
+    """The squared distances between sets of weights, shape (N, N); ``None`` where there are too many of them."""
+    if len(weights) > MOST_APART:
+        return None
+    count = len(weights)
+    apart = squared_distances(weights, max(1, _COLUMNS // count), lambda share: tell(int(share * count), count))
+    found: list[list[float]] = apart.tolist()
+    return found
 
 
 def _diagnosed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

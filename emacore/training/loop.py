@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -233,9 +235,19 @@ def make_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> t
     """The optimiser that ``config`` describes."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **settings)
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(parameters, **settings)
+        return uncompiled(torch.optim.SGD)(parameters, momentum=config.momentum, **settings)
+    return uncompiled(torch.optim.Adam if config.name == "adam" else torch.optim.AdamW)(parameters, **settings)
+
+
+@cache
+def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """The same optimiser, whose steps do not ask whether they are compiled: to load the compiler for that takes longer
+    than many a training."""
+    own = {
+        "add_param_group": inspect.unwrap(kind.add_param_group),
+        "step": torch.no_grad()(inspect.unwrap(kind.step)),
+    }
+    return type(kind.__name__, (kind,), own)
 
 
 def _never() -> bool:

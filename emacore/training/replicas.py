@@ -17,7 +17,7 @@ from emacore.averaging.schedules import Schedule
 from emacore.tensors.pairing import distinct, from_reals, reals
 from emacore.training.config import OptimizerConfig, TaskConfig, check_rows
 from emacore.training.history import columns, further_columns
-from emacore.training.loop import SECONDS_BETWEEN_STOP_CHECKS, EarlyStop, RateRule, make_optimizer
+from emacore.training.loop import SECONDS_BETWEEN_STOP_CHECKS, EarlyStop, RateRule, make_optimizer, uncompiled
 from emacore.training.network import Perceptron
 from emacore.training.task import Dataset, Task
 
@@ -106,7 +106,9 @@ class _Replica:
         self.seed = seed
         self.generator = np.random.default_rng([seed, 1])
         # An optimiser of nothing holds the rate that the rule changes.
-        self.rate_holder = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=config.optimizer.learning_rate)
+        self.rate_holder = uncompiled(torch.optim.SGD)(
+            [nn.Parameter(torch.zeros(()))], lr=config.optimizer.learning_rate
+        )
         self.rate_rule = RateRule(self.rate_holder, config)
         self.stopping = EarlyStop(config.stopping)
 

@@ -33,13 +33,12 @@ def answer_to(
         at_once: Ask without a button, where it is known to take a moment only.
         measured: Whether something measures; else the page says how that is given.
     """
+    if (found := known(question)) is not None:
+        return found
     with told():
         store = job_queue().store
-        found = store.cell(question.key)
-        if found is not None:
-            return _read(found[0]["answer"])
         asked = store.asked(question.to_json())
-    if not measured and question.kind != "diagnosis":
+    if not measured and question.measures:
         say_how_to_measure()
         return None
     if asked is None and at_once:
@@ -55,7 +54,7 @@ def answer_to(
             f"There is no answer: {why.get(asked.state, 'the program that looked into it ended')}.",
             icon=":material/warning:",
         )
-    count = 0 if question.kind == "diagnosis" else count_of(question, files)
+    count = count_of(question, files) if question.measures else 0
     st.button(
         what,
         on_click=_ask,
@@ -68,6 +67,13 @@ def answer_to(
         "measured once is kept, and is not measured again.",
     )
     return None
+
+
+def known(question: Question) -> Any | None:
+    """The answer, if the store has it; nothing is drawn."""
+    with told():
+        found = job_queue().store.cell(question.key)
+    return None if found is None else _read(found[0]["answer"])
 
 
 def evaluated_by() -> str:

@@ -1,7 +1,7 @@
 """Charts with handles: the picture follows the pointer in the browser, and on release the setting follows the handle.
 
 One number input holds a setting, for the link, Reset, presets, typing and the arrow keys.  The chart's handle starts
-from it, and where it stays for a moment, or is let go, the chart's callback writes it.  In a page::
+from it, and where it is let go, or a key has moved it, the chart's callback writes it.  In a page::
 
     with controls:
         values = typed controls                      # st.number_input(..., key="power", **BOUND)

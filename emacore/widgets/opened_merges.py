@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from emacore.averaging.code import from_code, to_code
+from emacore.averaging.coefficients import Certificate
 from emacore.averaging.planned import Planned
 from emacore.averaging.schedules import Schedule
 from emacore.charts.figure import Figure
@@ -63,8 +64,8 @@ def show_merges_moving(
     growth = growths[NOW]
     rough = tuple((key, (values[0], values[len(values) // 2], values[-1])) for key, values in marks)
     reached = _moved(of, series.name, code, fit, rough, series)
-    coefficient_ends = _around(table["coefficient"], reached.coefficients)
-    growth_ends = _around(growth["weight"], reached.these_files)
+    coefficient_ends = around(table["coefficient"], reached.coefficients)
+    growth_ends = around(growth["weight"], reached.these_files)
     above = lines(
         table,
         x="step",
@@ -87,7 +88,7 @@ def show_merges_moving(
     )
     views = [
         View(above, ends={"x": span, "y": coefficient_ends}),
-        View(_certified(below, plans[NOW], span, growth_ends), ends={"x": span, "y": growth_ends}),
+        View(certified(below, plans[NOW].certificate, span, growth_ends), ends={"x": span, "y": growth_ends}),
     ]
 
     def frames_of(handles: Sequence[Handle]) -> list[tuple[Frames, ...]]:
@@ -113,22 +114,30 @@ def show_merges_moving(
     return finish
 
 
-def _certified(figure: Figure, found: Planned, x_ends: Ends, y_ends: Ends) -> Figure:
+def certified(figure: Figure, found: Certificate, x_ends: Ends, y_ends: Ends) -> Figure:
     """With a line of text that says the certificate."""
-    error = None if np.isnan(found.certificate.error) else found.certificate.error
-    row = {"curve": NOW, "error": error, "reached": found.certificate.reached, **_place(x_ends, y_ends)}
+    error = None if np.isnan(found.error) else found.error
+    said = (
+        "(isValid(datum.error) ? 'profile error ' + format(datum.error, ',.3~g') + '|' : '') + "
+        "'averages noise as ' + format(datum.reached, ',.3~r') + "
+        "(format(datum.reached, ',.3~r') == '1' ? ' step does' : ' steps do')"
+    )
+    row = {"error": error, "reached": found.reached, **place_of(x_ends, y_ends)}
+    return with_words(figure, "certificate", row, said, "isValid(datum.reached)")
+
+
+def with_words(figure: Figure, name: str, row: Mapping[str, Any], said: str, shown: str) -> Figure:
+    """With a line of text, an expression of the numbers of ``row``, that follows handles; ``|`` breaks it.
+
+    Args:
+        row: Those numbers, and x and y in units of the axes, from :func:`place_of`.
+        shown: An expression that says whether it is shown.
+    """
     encoding = figure.spec["layer"][0]["encoding"]
     text = {
-        "name": "certificate",
-        "data": {"values": [row]},
-        "transform": [
-            {"filter": "isValid(datum.reached)"},
-            {
-                "calculate": "(isValid(datum.error) ? 'profile error ' + format(datum.error, ',.3~g') + '|' : '') + "
-                "'averages noise as ' + format(datum.reached, ',.3~r') + ' steps do'",
-                "as": "said",
-            },
-        ],
+        "name": name,
+        "data": {"values": [{"curve": NOW, **row}]},
+        "transform": [{"filter": shown}, {"calculate": said, "as": "said"}],
         "mark": {
             "type": "text",
             "align": "left",
@@ -146,26 +155,33 @@ def _certified(figure: Figure, found: Planned, x_ends: Ends, y_ends: Ends) -> Fi
     return figure._replace(spec={**figure.spec, "layer": [*figure.spec["layer"], text]})
 
 
-def _place(x_ends: Ends, y_ends: Ends) -> dict[str, float]:
-    """Where that text stands."""
+def words_frames(layer: int, place: Mapping[str, float], moving: Mapping[str, Mapping[str, Floats]]) -> Frames:
+    """The frames of the words in a layer: by handle's key and the number's name, shape (marks,)."""
+    told = {key: {name: values.reshape(1, -1) for name, values in own.items()} for key, own in moving.items()}
+    return Frames(pd.DataFrame([{"curve": NOW, **place}]), told, "curve", layers=(layer,))
+
+
+def place_of(x_ends: Ends, y_ends: Ends, at: tuple[float, float] = _AT) -> dict[str, float]:
+    """Where such a text stands on the axes, given as shares of the width and the height."""
     return {
         channel: low + share * (high - low)
-        for channel, share, (low, high) in zip("xy", _AT, (x_ends, y_ends), strict=True)
+        for channel, share, (low, high) in zip("xy", at, (x_ends, y_ends), strict=True)
     }
 
 
-def _varied(code: str, marks: Marks) -> list[str]:
+def varied(code: str, marks: Marks) -> list[str]:
+    """The code of a schedule at each mark of each setting."""
     schedule = from_code(code)
     return [to_code(schedule.varied(**{key: value})) for key, values in marks for value in values]
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _moved(of: str, name: str, code: str, fit: Any, marks: Marks, _series: Series) -> Moved:
-    return moved(_series, _varied(code, marks), fit, _POINTS)
+    return moved(_series, varied(code, marks), fit, _POINTS)
 
 
-def _around(values: pd.Series, reached: Floats) -> Ends:
-    """The ends of an axis for what is drawn, and about all to which a handle can take it."""
+def around(values: pd.Series, reached: Floats) -> Ends:
+    """The ends of a linear axis for what is drawn, and about all to which a handle can take it."""
     low, high = axis_ends(np.concatenate([[0.0], values.to_numpy(dtype=np.float64), reached.ravel()]), "linear")
     room = 0.05 * (high - low) or 0.1
     return low - (room if low < 0 else 0), high + room
@@ -203,10 +219,7 @@ def frames_of_merges(
         line_frames("step", "weight", "curve", curve, across, by_key(values), y_ends=growth_ends)
         for curve, values in (("all steps", found.all_steps), ("these files", found.these_files))
     ]
-    told = {
-        key: {"error": np.array([error]).reshape(1, -1), "reached": np.array([reached]).reshape(1, -1)}
-        for (key, error), reached in zip(by_key(found.error).items(), by_key(found.reached).values(), strict=True)
-    }
-    place = _place((float(_series.shift), float(_series.steps[-1])), growth_ends)
-    text = Frames(pd.DataFrame([{"curve": NOW, **place}]), told, "curve", layers=(layer,))
+    errors, reached = by_key(found.error), by_key(found.reached)
+    told = {key: {"error": np.array(errors[key]), "reached": np.array(reached[key])} for key in errors}
+    text = words_frames(layer, place_of((float(_series.shift), float(_series.steps[-1])), growth_ends), told)
     return [tuple(above), (*below, text)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -19,16 +19,18 @@ from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import Schedule
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
-from emacore.experiments.measuring import Question
+from emacore.experiments.measuring import MOST_APART, Question
 from emacore.experiments.opened import Contents, Series, by_sections, merges_over_steps
 from emacore.formatting import counted
 from emacore.replay.curves import curve_figures, curve_in_words, stacked
 from emacore.replay.measure import Metric
 from emacore.replay.trajectory import Table
 from emacore.replay.weight_space import Space
-from emacore.widgets.asking import Unanswered, answer_to, version
-from emacore.widgets.opened import can_measure, contents
-from emacore.widgets.page import BOUND, beside_controls, show_chart, show_table
+from emacore.widgets.asking import Unanswered, answer_to, known, version
+from emacore.widgets.opened import can_measure, contents, plans_of
+from emacore.widgets.opened_curves import Losses, known_so_far, show_opened_curves
+from emacore.widgets.opened_merges import show_merges_moving
+from emacore.widgets.page import beside_controls, csv_button, loss_axis, show_chart, show_table
 from emacore.widgets.replay import CELL_NAME, NOW, ORIGINAL_NAME, OWN, metric_columns
 from emacore.widgets.replay_cells import kept_cell
 from emacore.widgets.replay_views import show_views
@@ -36,6 +38,8 @@ from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_
 
 #: The weights as they are stored, as a schedule.
 _AS_STORED = to_code(Constant(0.0))
+#: So many numbers are read without a button to tell how far sets are from each other.
+_READ_AT_ONCE = 250_000_000
 #: Curves are measured without a button where they are known to take no longer, in seconds.
 _AT_ONCE = 5.0
 
@@ -82,6 +86,8 @@ class OpenedRun:
 
     def curve(self, code: str) -> Table:
         """The curve under a scheme: epoch, step, each metric's column."""
+        if code not in self.curves:
+            raise Unanswered
         return self.curves[code]
 
     def measured(self, model: str) -> Table:
@@ -122,12 +128,41 @@ class OpenedRun:
         return answer["found"]
 
 
-def measured_curves(name: str, found: Contents, series: Series, codes: list[str], *, at_once: bool) -> Any | None:
-    """The curves of schemes over the stored files, once they are measured."""
-    settings = {"codes": list(dict.fromkeys(codes))}
-    question = Question(name, found.identity, (series.name,), "curves", settings, version())
-    what = "Measure what is stored" if len(codes) == 1 else "Measure these curves"
-    return answer_to(question, what, files=len(series.steps), measured=can_measure(found), at_once=at_once)
+def curves_known(name: str, found: Contents, series: Series, codes: Iterable[str]) -> dict[str, Any]:
+    """The answers to what the curves of schemes are, of those that are measured already, by their code."""
+    return {code: answer for code in codes if (answer := known(_curves(name, found, series, [code]))) is not None}
+
+
+def measured_curves(
+    name: str, found: Contents, series: Series, codes: Sequence[str], *, at_once: bool
+) -> dict[str, Any]:
+    """The same, and what is not measured is asked for."""
+    answers = curves_known(name, found, series, codes)
+    if missing := [code for code in dict.fromkeys(codes) if code not in answers]:
+        what = "Measure what is stored" if missing == [_AS_STORED] else "Measure these curves"
+        question, files = _curves(name, found, series, missing), len(series.steps)
+        answer = answer_to(question, what, files=files, measured=can_measure(found), at_once=at_once)
+        if answer is not None:
+            answers |= {code: {**answer, "found": {code: answer["found"][code]}} for code in missing}
+    return answers
+
+
+def _curves(name: str, found: Contents, series: Series, codes: Sequence[str]) -> Question:
+    return Question(name, found.identity, (series.name,), "curves", {"codes": list(codes)}, version())
+
+
+def distances_between(name: str, found: Contents, series: Series) -> NDArray[np.float64] | None:
+    """The squared distances between stored sets, which a worker takes from the files; ``None`` while they are not
+    known, and where there are too many sets."""
+    if len(series.steps) > MOST_APART:
+        st.caption(
+            f"How far {len(series.steps):,} sets are from each other is not looked at; it is up to {MOST_APART}."
+        )
+        return None
+    question = Question(name, found.identity, (series.name,), "distances")
+    at_once = series.weights * len(series.steps) <= _READ_AT_ONCE
+    answer = answer_to(question, "Measure how far the averages are from what is stored", at_once=at_once)
+    return None if answer is None else np.array(answer["squared"], dtype=np.float64)
 
 
 def show_combined(name: str, found: Contents, series: Series) -> None:
@@ -141,33 +176,44 @@ def show_combined(name: str, found: Contents, series: Series) -> None:
         schedule = schedule_controls(typed=True)
         code = to_code(schedule)
         pinned = pin_controls(code, schedule_defaults(), scheme_from_code)
-    merges = {key: merges_over_steps(series, text) for key, text in {NOW: code, **_schedules(pinned)}.items()}
+    codes = {NOW: code, **_schedules(pinned)}
+    merges = {key: merges_over_steps(series, text) for key, text in codes.items()}
     rows = [by_sections(series, one) for _, own in merges.values() for one in own]
     sections = tuple(dict.fromkeys(series.sections))
     question = Question(name, found.identity, sections, "merges", {"coefficients": rows}, version())
     with charts:
+        of = f"{name}-{found.identity}-{series.steps}"
+        plans, growths = plans_of(of, series, codes, None)
+        if NOW in plans:
+            finish = show_merges_moving(of, name, series, schedule, plans, growths, None)
         answer = answer_to(question, "Measure these curves", files=len(rows), measured=can_measure(found))
-        if answer is None:
-            return
-        steps = [step for own, _ in merges.values() for step in own]
-        names = [key for key, (own, _) in merges.items() for _ in own]
-        loss = Metric(**answer["metrics"][0])
-        show_chart(
-            lines(
-                table := pd.DataFrame({"curve": names, "step": steps, **answer["found"]}),
-                x="step",
-                y=loss.column,
-                series="curve",
-                colours=palette(merges, {NOW: AVERAGED}),
-                x_title="step of the run",
-                y_title=loss.name,
-                height=300,
-            ),
-            alt_text=f"{loss.name} of {len(merges)} merges over the steps at which averages are stored",
-            table=table,
-            name=f"combined-{name.replace('/', '-')}",
-            look_for="The first points are made of few files: their certificates are on the page Your checkpoints.",
-        )
+    if answer is not None:
+        with charts:
+            _show_measured(name, merges, answer)
+    if NOW in plans:
+        finish()
+
+
+def _show_measured(name: str, merges: Mapping[str, tuple[list[int], list[Any]]], answer: Mapping[str, Any]) -> None:
+    steps = [step for own, _ in merges.values() for step in own]
+    names = [key for key, (own, _) in merges.items() for _ in own]
+    loss = Metric(**answer["metrics"][0])
+    show_chart(
+        lines(
+            table := pd.DataFrame({"curve": names, "step": steps, **answer["found"]}),
+            x="step",
+            y=loss.column,
+            series="curve",
+            colours=palette(merges, {NOW: AVERAGED}),
+            x_title="step of the run",
+            y_title=loss.name,
+            height=300,
+        ),
+        alt_text=f"{loss.name} of {len(merges)} merges over the steps at which averages are stored",
+        table=table,
+        name=f"combined-{name.replace('/', '-')}",
+        look_for="The first points are made of few files: their certificates are on the page Your checkpoints.",
+    )
 
 
 def _schedules(pinned: Mapping[str, Any]) -> dict[str, str]:
@@ -188,9 +234,6 @@ def show_opened_run(name: str) -> None:
         "since the one before it, so replays are of a run that moved only then. What merges weigh step by step is on "
         "the page Your checkpoints."
     )
-    first = measured_curves(name, found, series, [_AS_STORED], at_once=False)
-    if first is None:
-        return
     verdict = st.container()
     controls, charts, views = beside_controls(1.8, 1.7)
     run = SimpleNamespace(id=name.replace("/", "-"))
@@ -201,58 +244,58 @@ def show_opened_run(name: str) -> None:
     kept = kept_cell(run)
     codes = {NOW: code, **({CELL_NAME: kept} if kept else {})}
     codes |= {key: scheme_to_code(scheme) for key, scheme in pinned.items()}
+    hues = {ORIGINAL_NAME: ORIGINAL, OWN: CLEAN, **palette(codes, {NOW: AVERAGED, CELL_NAME: CHOSEN})}
     average = next((one for one in usable.values() if one.kind == "average" and one.steps == series.steps), None)
     with charts:
-        cost = first["seconds"] * len(series.steps) * len(codes)
-        answer = measured_curves(name, found, series, [_AS_STORED, *codes.values()], at_once=bool(cost < _AT_ONCE))
+        axis, screen, asking, told = (st.container() for _ in range(4))
+    with asking:
+        squared = distances_between(name, found, series)
+        answers = measured_curves(name, found, series, [_AS_STORED], at_once=False)
         own = None
-        if average is not None and answer is not None:
-            own = measured_curves(name, found, average, [_AS_STORED], at_once=bool(cost < _AT_ONCE))
-    if answer is None:
-        return
-    metrics = tuple(Metric(**one) for one in answer["metrics"])
-    opened = OpenedRun(name, found, series, metrics, first["seconds"], answer["found"])
-    parts = {ORIGINAL_NAME: opened.measured("original")}
-    if own is not None:
-        parts[OWN] = own["found"][_AS_STORED]
-    curves = stacked({**parts, **{key: opened.curve(text) for key, text in codes.items()}})
-    hues = {ORIGINAL_NAME: ORIGINAL, OWN: CLEAN, **palette(codes, {NOW: AVERAGED, CELL_NAME: CHOSEN})}
-    with charts:
-        scale = st.segmented_control(
-            "Loss axis",
-            ["log", "linear"],
-            default="log",
-            key="loss_axis",
-            required=True,
-            help="log shows what happens at small losses; linear shows how large the differences are.",
-            label_visibility="collapsed",
-            **BOUND,
-        )
-        show_chart(
-            lines(
-                pd.DataFrame(curves),
-                x="step",
-                y=opened.loss.column,
-                series="curve",
-                colours=hues,
-                x_title="step of the run",
-                y_title=opened.loss_title,
-                y_scale=scale,
-                height=260,
-            ),
-            alt_text=f"{opened.loss_title} over the stored files: as stored, and {len(codes)} replayed schemes",
-            table=pd.DataFrame(curves),
-            name=f"replayed-{run.id}",
-            look_for="Where the blue line lies below the orange one, averaging helps.",
+        if answers:
+            cost = answers[_AS_STORED]["seconds"] * len(series.steps) * len(codes)
+            at_once = bool(cost < _AT_ONCE)
+            answers |= measured_curves(name, found, series, [*codes.values()], at_once=at_once)
+            if average is not None:
+                own = measured_curves(name, found, average, [_AS_STORED], at_once=at_once).get(_AS_STORED)
+    opened = curves = losses = None
+    if answers:
+        metrics = tuple(Metric(**one) for one in answers[_AS_STORED]["metrics"])
+        found_curves = {text: one["found"][text] for text, one in answers.items()}
+        opened = OpenedRun(name, found, series, metrics, answers[_AS_STORED]["seconds"], found_curves)
+        original, loss = opened.measured("original"), opened.loss.column
+        parts = {ORIGINAL_NAME: original} | ({OWN: own["found"][_AS_STORED]} if own is not None else {})
+        parts |= {NOW: known_so_far(original, found_curves.get(code))}
+        parts |= {key: found_curves[text] for key, text in codes.items() if key != NOW and text in found_curves}
+        curves = stacked(parts)
+        with axis:
+            scale = loss_axis(label_visibility="collapsed")
+
+        def measured(some: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+            return {text: one["found"][text][loss] for text, one in curves_known(name, found, series, some).items()}
+
+        losses = Losses(pd.DataFrame(curves), loss, opened.loss_title, scale, measured)
+    with screen:
+        finish = show_opened_curves(found.identity, series, schedule, codes, squared, losses, hues)
+    with told:
+        st.caption(
+            "While a handle is dragged, what needs no evaluation follows it: how far the average is from the weights "
+            "that were stored at each step, what each stored set weighs in the end, and the certificate of that. The "
+            "loss is drawn where it was measured, and never guessed in between; where the handle is let go, a worker "
+            "is asked for it."
         )
         for remark in remarks(schedule, max(2, series.calls)):
             st.caption(remark)
-        figures = curve_figures(curves, opened.metrics, ORIGINAL_NAME, 1)
-        show_table(
-            pd.DataFrame(figures).astype({"ahead_since": "Int64"}),
-            name=f"figures-{run.id}",
-            column_config=metric_columns(opened, "file"),
-        )
-    verdict.markdown(curve_in_words(figures, ORIGINAL_NAME, NOW, "file"))
-    with views:
-        show_views(opened, schedule, kept)
+        if opened is not None and curves is not None and code in opened.curves:
+            figures = curve_figures(curves, opened.metrics, ORIGINAL_NAME, 1)
+            csv_button(pd.DataFrame(curves), f"replayed-{run.id}")
+            show_table(
+                pd.DataFrame(figures).astype({"ahead_since": "Int64"}),
+                name=f"figures-{run.id}",
+                column_config=metric_columns(opened, "file"),
+            )
+            verdict.markdown(curve_in_words(figures, ORIGINAL_NAME, NOW, "file"))
+    if opened is not None:
+        with views:
+            show_views(opened, schedule, kept)
+    finish()

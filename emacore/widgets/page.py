@@ -8,18 +8,21 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pandas as pd
 import streamlit as st
-from pandas.io.formats.style import Styler
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.pages_manager import PagesManager
 
-from emacore.charts.figure import Figure
-from emacore.charts.thin import Scale
 from emacore.experiments.store import StoreError, default_folder
 from emacore.formatting import decay, plain
+
+if TYPE_CHECKING:  # what draws and formats takes its time to load, and a page need not wait for it here
+    from pandas.io.formats.style import Styler
+
+    from emacore.charts.figure import Figure
+    from emacore.charts.thin import Scale
 
 #: Arguments of every control.
 BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}

@@ -40,6 +40,8 @@ ORIGINAL_NAME, OWN, NOW, CELL_NAME = "original", "the run's own EMA", "now", "th
 #: Streamlit 1.67 folds a timer's request into one that waits, and keeps the page of the timer's: where a page computes
 #: for longer than this between two calls of Streamlit, a click on another page can be lost.  Long work comes in parts.
 SECONDS_BETWEEN_LOOKS = 2.0
+#: Until the first epoch is over, when a page has nothing to compute.
+SECONDS_BETWEEN_FIRST_LOOKS = 0.5
 #: So few that a page waits for a part of its frames no tenth of a second.
 _SCHEMES_AT_ONCE = 10
 #: Which run was begun with, and what the controls were set to; and what a link says that begins with other settings.
@@ -275,7 +277,8 @@ def followed(store: RunStore, run: StoredRun) -> Recorded | None:
     except RecordingError as error:
         stop_with(f"The recording cannot be used: {error}.")
     if run.state not in FINAL_STATES:
-        _watch(store, run, epochs)
+        every = SECONDS_BETWEEN_LOOKS if epochs else SECONDS_BETWEEN_FIRST_LOOKS
+        st.fragment(_watch, run_every=every)(store, run, epochs)
     return Recorded(run, folder, epochs, history.head(epochs), len(history)) if epochs else None
 
 
@@ -299,7 +302,6 @@ def _whole_epochs(store: RunStore, run: StoredRun, history: pd.DataFrame) -> int
     return min(len(Trajectory.open(store.recording(run.id)).epoch_ends), len(history))
 
 
-@st.fragment(run_every=SECONDS_BETWEEN_LOOKS)
 def _watch(store: RunStore, run: StoredRun, seen: int) -> None:
     """Run the page again once there are more epochs than ``seen``, or the run has ended."""
     with told(), suppress(RecordingError):

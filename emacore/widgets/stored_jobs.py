@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pandas as pd
@@ -253,30 +253,31 @@ def budgets(listed: pd.DataFrame) -> None:
         old = [job_id for job_id in over if job_id not in created or created[job_id] <= limit]
         freed = sum(over[job_id] for job_id in old)
         with st.container(horizontal=True):
-            st.button(
-                f"Free {megabytes(freed)} of {counted(len(old), 'recording')}",
-                on_click=_each,
-                args=(old, "free"),
-                disabled=not old,
-                key="free",
-                help="At once and for good; on the command line: emacore runs --prune.",
+            _free_button(
+                "free",
+                freed,
+                counted(len(old), "recording"),
+                lambda: _each(old, "free"),
+                "At once and for good; on the command line: emacore runs --prune.",
             )
-            st.button(
-                f"Free {megabytes(sum(unused.values()))} of {counted(len(unused), 'table')}",
-                on_click=attempt,
-                args=(store.drop_tables,),
-                disabled=not unused,
-                key="free_tables",
-                help="Uploaded files that no job trains on. Whoever has one open has to upload it again.",
+            _free_button(
+                "free_tables",
+                sum(unused.values()),
+                counted(len(unused), "table"),
+                lambda: attempt(store.drop_tables),
+                "Uploaded files that no job trains on. Whoever has one open has to upload it again.",
             )
-            st.button(
-                f"Free {megabytes(taken['cells'])} of cells",
-                on_click=attempt,
-                args=(store.drop_cells,),
-                disabled=not taken["cells"],
-                key="free_cells",
-                help="They spare sweeps, and questions about checkpoints, the same work again. Tables of sweeps stay.",
+            _free_button(
+                "free_cells",
+                taken["cells"],
+                "cells",
+                lambda: attempt(store.drop_cells),
+                "They spare sweeps, and questions about checkpoints, the same work again. Tables of sweeps stay.",
             )
+
+
+def _free_button(key: str, size: int, what: str, free: Callable[[], None], help: str) -> None:
+    st.button(f"Free {megabytes(size)} of {what}", on_click=free, disabled=not size, key=key, help=help)
 
 
 def _each(ids: Sequence[str], what: str) -> None:

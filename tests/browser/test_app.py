@@ -45,6 +45,8 @@ def curves(page):
 
 
 def test_a_dragged_handle_bends_the_curve_without_the_server_and_on_release_all_follows(server, page):
+    asked = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: asked.append(frame)))
     page.goto(f"{server.url}/decay_schedule")
     settled(page)
     handle = page.get_by_role("slider", name="power")
@@ -55,6 +57,7 @@ def test_a_dragged_handle_bends_the_curve_without_the_server_and_on_release_all_
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + 0.3 * box["width"], y)
     page.mouse.down()
+    asked.clear()
     server.process.send_signal(signal.SIGSTOP)
     try:
         for share in (0.35, 0.45, 0.55):
@@ -69,6 +72,7 @@ def test_a_dragged_handle_bends_the_curve_without_the_server_and_on_release_all_
     page.mouse.up()
     assert float(changes_from(metric(page, "Mean age"), age).replace(",", "")) != float(age.replace(",", ""))
     settled(page)
+    assert len(asked) == 1, "the server is asked once, when the handle is let go"
     value = page.get_by_role("spinbutton", name="power").input_value()
     assert float(value) > 1
     assert said.startswith(f"power: {value} ")

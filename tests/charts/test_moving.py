@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from emacore.charts.lines import lines
-from emacore.charts.moving import Handle, View, line_frames, moving
+from emacore.charts.moving import Frames, Handle, View, line_frames, moving
 from emacore.charts.thin import common_rows
 
 STEPS = np.arange(2000.0)
@@ -49,10 +49,10 @@ def test_each_frame_has_the_numbers_of_its_mark():
 
 def test_handles_start_at_their_marks_and_say_their_values():
     shown, _ = picture([POWER, SIZE])
-    bound = {param["name"]: param for param in shown.spec["params"] if param["name"].startswith("drag_")}
-    assert list(bound) == ["drag_size", "drag_power"]  # Vega turns them round
-    assert bound["drag_power"]["value"] == [{"mark": 1}]
-    assert bound["drag_power"]["bind"]["mark"] == {"input": "range", "min": 0, "max": 2, "step": 1, "name": "power"}
+    params = {param["name"]: param for param in shown.spec["params"]}
+    assert [name for name in params if "bind" in params[name]] == ["drag_power_mark", "drag_size_mark"]
+    assert params["drag_power_mark"]["value"] == 1
+    assert params["drag_power_mark"]["bind"] == {"input": "range", "min": 0, "max": 2, "step": 1, "name": "power"}
     said = shown.spec["title"]["text"]["expr"]
     assert '["0.5", "0.75", "1"][drag_power_mark]' in said
     assert "it\\'s size" in said
@@ -60,31 +60,91 @@ def test_handles_start_at_their_marks_and_say_their_values():
     assert not picture([POWER])[0].spec["title"]["text"]["expr"].startswith("width")
 
 
+def test_the_server_is_told_where_a_handle_is_let_go_not_while_it_moves():
+    shown, _ = picture([POWER, SIZE])
+    params = {param["name"]: param for param in shown.spec["params"]}
+    assert params["drag_power"]["value"] == [{"mark": 1}]
+    assert "bind" not in params["drag_power"]
+    told = params["drag_power_told"]["on"]
+    assert [one["events"]["type"] for one in told] == ["change"]
+    assert told[0]["events"]["filter"] == "event.target.name === 'drag_power_mark'"
+    assert "modify('drag_power_store'" in told[0]["update"]
+    assert "values: [drag_power_mark]" in told[0]["update"]
+
+
 def test_a_name_stands_at_the_last_point_that_the_axis_can_show():
-    free, _ = picture([POWER])
-    held, _ = picture([POWER], y=(0.0, 2.0))
-    inside = "data('ends0')[0]['y_0'] && datum['y'] <= data('ends0')[0]['y_1']"
-    for shown, expected in ((free, False), (held, True)):
-        (transforms,) = [
-            told for layer in shown.spec["layer"] if "joinaggregate" in str(told := layer.get("transform"))
-        ]
-        assert any(inside in step.get("filter", "") for step in transforms) == expected, transforms
+    for ends in ({}, {"y": (0.0, 2.0)}, {"y": (0.01, 2.0)}, {"y": (2.0, 3.0)}):
+        shown, _ = picture([POWER, SIZE], **ends)
+        names, (low, high) = shown.tables["names0_0"], ends.get("y", (-np.inf, np.inf))
+        assert names["name"].tolist() == ["now"]
+        for handle, curves in enumerate(([curve(power) for power in POWERS], [curve(0.75, size) for size in (1, 2)])):
+            for mark, drawn in enumerate(curves):
+                inside = np.flatnonzero((drawn >= low) & (drawn <= high))
+                (x,), (y,) = names[f"x_{handle}_{mark}"], names[f"y_{handle}_{mark}"]
+                if not len(inside):
+                    assert np.isnan(y), "no name at a curve that cannot be seen"
+                else:
+                    # The curve is drawn by some of its rows: the name stands at the last of those.
+                    kept = shown.tables["frames0_0"]["step"].to_numpy()
+                    assert x == kept[kept <= inside[-1]].max()
+                    assert y == pytest.approx(drawn[int(x)])
+
+
+def test_names_of_curves_that_move_together_stay_apart():
+    rows = pd.DataFrame({"step": [0.0, 1.0, 0.0, 1.0], "curve": ["a", "a", "b", "b"]})
+    frames = Frames(
+        rows, {"power": {"y": np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.8]])}}, "curve", ("step", "y")
+    )
+    table = rows.assign(y=1.0)
+    figure = lines(
+        table, x="step", y="y", series="curve", colours={"a": "#111", "b": "#222"}, x_title="s", y_title="y", height=200
+    )
+    shown = moving([View(figure, (frames,), {"y": (0.0, 2.0)})], [POWER])
+    near, far = (shown.tables["names0_0"][f"y_0_{mark}"].to_numpy() for mark in (0, 1))
+    assert abs(near[0] - near[1]) * 100 == pytest.approx(15, abs=1e-6)
+    assert far.tolist() == [1.0, 1.8]
 
 
 def test_the_current_curve_is_hidden_only_while_its_handle_is_away_and_pins_stay():
     shown, _ = picture([POWER, SIZE])
     tests = {}
     for layer in shown.spec["layer"]:
-        if layer["transform"]:
-            tests.setdefault(layer["data"]["name"], []).append(layer["transform"][0]["filter"])
-    assert set(tests) == {"still0", "frames0_0", "rows0_2"}
+        for one in layer.get("transform", []):
+            if "moved" in one.get("filter", ""):
+                tests.setdefault(layer["data"]["name"], []).append(one["filter"])
+    assert set(tests) == {"still0", "frames0_0", "names0_0", "rows0_2"}
     for test in tests["still0"]:
         assert test == '!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["curve"]) >= 0)'
-    for test in tests["frames0_0"]:
-        assert test == "indexof([0, 1], moved) >= 0"
+    # Points that answer the pointer come when the handle is let go.
+    assert tests["frames0_0"] == ["indexof([0, 1], moved) >= 0", "indexof([0, 1], moved) >= 0 && !held"]
     # The names at the ends go with their curves.
-    assert len(tests["still0"]) + len(tests["rows0_2"]) == len(tests["frames0_0"])
+    assert tests["names0_0"] == ["indexof([0, 1], moved) >= 0"]
     assert tests["rows0_2"] == ['!(indexof([0, 1], moved) >= 0 && indexof(["now"], datum["name"]) >= 0)']
+
+
+def test_a_layers_own_transforms_that_read_what_moves_come_after_it():
+    table = pd.DataFrame({"step": STEPS, "curve": "now", "y": curve(0.75)})
+    figure = lines(table, x="step", y="y", series="curve", colours={"now": "#111"}, x_title="s", y_title="y")
+    own = [{"filter": "datum.probe"}, {"filter": "datum.y > 0.5"}, {"calculate": "1", "as": "one"}]
+    layers = [{**figure.spec["layer"][0], "transform": own}, *figure.spec["layer"][1:]]
+    frames = line_frames(
+        "step", "y", "curve", "now", STEPS, {"power": [curve(power) for power in POWERS]}, y_ends=(0.0, 1.0)
+    )
+    shown = moving([View(figure._replace(spec={**figure.spec, "layer": layers}), (frames,))], [POWER])
+    [drawn] = [layer for layer in shown.spec["layer"] if layer.get("name") == "view0_layer0_0"]
+    moved = {"calculate": "datum['y' + frame]", "as": "y"}
+    assert drawn["transform"] == [own[0], {"filter": "indexof([0], moved) >= 0"}, moved, *own[1:]]
+
+
+def test_what_does_not_move_is_found_once_and_not_at_each_move():
+    shown, _ = picture([POWER, SIZE])
+    for layer in shown.spec["layer"]:
+        if layer["data"]["name"].startswith(("frames", "names")):
+            moves = ["frame" in str(one.get("calculate", "")) for one in layer["transform"]]
+            fixed = [place for place, one in enumerate(layer["transform"]) if "probe" in str(one)]
+            assert all(place < moves.index(True) for place in fixed)
+            assert not layer["mark"]["aria"]
+            assert layer["mark"]["type"] != "line" or "tooltip" not in layer["encoding"]
 
 
 def test_a_selection_of_points_is_each_layers_own():
@@ -107,13 +167,22 @@ def test_fixed_ends_are_data_and_change_no_specification():
     assert one.tables["ends0"]["y_1"].tolist() == [2.0]
     assert other.tables["ends0"]["y_1"].tolist() == [3.0]
     scale = one.spec["layer"][0]["encoding"]["y"]["scale"]
-    assert scale["domainMax"] == {"expr": "data('ends0')[0]['y_1']"}
-    assert "domain" not in scale
+    assert scale["domain"] == {"expr": "[data('ends0')[0]['y_0'], data('ends0')[0]['y_1']]"}
+
+
+def test_no_axis_finds_its_ends_in_what_moves():
+    """A scale that did would be another one at each move, and all that stands still would be drawn anew."""
+    shown, _ = picture([POWER, SIZE], y=(0.0, 2.0))
+    for layer in shown.spec["layer"]:
+        for channel in ("x", "y"):
+            if (told := layer.get("encoding", {}).get(channel)) and told.get("scale", {}) is not None:
+                assert "ends0" in told["scale"]["domain"]["expr"]
+    assert shown.tables["ends0"][["x_0", "x_1"]].to_numpy().tolist() == [[STEPS[0], STEPS[-1]]]
 
 
 def test_without_handles_it_is_the_picture_that_stands_still():
     shown, _ = picture([])
-    assert list(shown.tables) == ["still0", "rows0_2"]
+    assert list(shown.tables) == ["still0", "rows0_2", "ends0"]
     assert "title" not in shown.spec
 
 

@@ -75,7 +75,7 @@ def test_all_results_are_bit_equal_to_sums_in_memory(folder, form, accumulate):
 def test_blocks_strips_and_threads_change_no_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(merging, "_BLOCK", 192)
     monkeypatch.setattr(merging, "_STRIP", 64)
-    monkeypatch.setattr(merging, "_RELEASE_BYTES", 100)
+    monkeypatch.setattr(merging, "_READ_BYTES", 1500)
     generator = torch.Generator().manual_seed(1)
     states = []
     for step in range(1, 6):

@@ -5,9 +5,11 @@ import re
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from emacore import RunConfig
 from emacore.averaging.families import Constant
+from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep
 from emacore.training.config import StoppingConfig
 from emacore.training.history import columns
@@ -59,6 +61,23 @@ def seeds(losses):
 
 
 LOSSES = {3: ([4.0, 2.0], [8.0, 1.0]), 4: ([6.0, 3.0, 1.0], [9.0, 3.0, 0.9]), 5: ([5.0], [5.0])}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path / "runs")
+
+
+def row(epoch, **changes):
+    """Of a run's history."""
+    return dict.fromkeys(columns(RunConfig.metrics), 0.1 * epoch) | {"epoch": epoch, "steps": 50 * epoch} | changes
+
+
+def claimed(store, config=CONFIG):
+    """A run that trains, as far as the store knows."""
+    run_id = store.create(config)
+    assert store.claim(ME, 99) == (run_id, config.to_json(indent=None))
+    return run_id
 
 
 def entered(store, job, rows=None, state="done", **ending):

@@ -96,6 +96,22 @@ def test_curves_are_those_of_a_trajectory_and_nothing_is_measured_twice(place, s
     assert calls() - before <= len(raw)
 
 
+def test_distances_need_nothing_that_measures_and_can_be_stopped(place, store, monkeypatch):
+    question = asking(place, "distances", {}, by="")
+    assert carried_out(store, question).state == "done"
+    rows = stored_rows(place / "tiny").astype(np.float64)
+    found = read(store.cell(question.key)[0]["answer"])["squared"]
+    np.testing.assert_allclose(found, ((rows[:, np.newaxis] - rows) ** 2).sum(axis=2), rtol=1e-9, atol=1e-12)
+
+    def stop(done, of):
+        raise measuring.Stopped
+
+    with pytest.raises(measuring.Stopped):
+        answer(question, store, stop)
+    monkeypatch.setattr(measuring, "MOST_APART", 5)
+    assert read(answer(question, store))["squared"] is None
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "least"),
     [

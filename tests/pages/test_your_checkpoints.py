@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from emacore import PowerFunction
+from emacore import Constant, PowerFunction
 from emacore.averaging.code import merge_from_code
 from emacore.averaging.coefficients import certificate
+from emacore.averaging.held import held, squared_distances
 from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
 from emacore.averaging.weights import weights
 from emacore.experiments import opened as module
@@ -209,6 +210,33 @@ def test_the_diagnosis_is_told_and_drawn(open_page, of_mine, home):
     assert (between.max() >= 0.1).all()
 
 
+def test_of_several_averages_the_chosen_one_is_merged_and_diagnosed(open_page, of_mine, home, tmp_path, monkeypatch):
+    decays, folder = {"ema_slow": 0.95, "ema_quick": 0.8}, tmp_path / "several"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    value = torch.zeros(400)
+    averages = {}
+    for step in range(1, 61):
+        value = value + 0.1 * torch.randn(400, generator=generator)
+        averages = {name: torch.lerp(averages.get(name, value), value, 1 - decay) for name, decay in decays.items()}
+        if step % 10 == 0:
+            states = {"model": value, **averages}
+            torch.save({name: {"w": one} for name, one in states.items()}, folder / f"step_{step}.pt")
+    monkeypatch.setenv("EMACORE_OPEN", str(folder))
+    app = open_page("your_checkpoints", section="ema_quick", merges=["Window(files=2)"])
+    assert app.selectbox(key="section").options == ["model", "ema_slow", "ema_quick"]
+    shown = drawn(app)[0]
+    own = shown.loc[shown["line"] == "Window(files=2)"].sort_values("step")
+    assert own["coefficient"].tolist() == [0, 0, 0, 0, 0.5, 0.5]
+    assert "--section ema_quick" in next(block.value for block in app.code if "emacore merge" in block.value)
+    app.selectbox(key="diagnosed_average").set_value("ema_quick")
+    answered(run(app), home, "Diagnose")
+    found = drawn(app)[-1]
+    between = found[found["curve"].isin(["at least", "at most"])].groupby("step")["forgets"]
+    inside = {name: ((between.min() <= 1 - one) & (between.max() >= 1 - one)).all() for name, one in decays.items()}
+    assert inside == {"ema_slow": False, "ema_quick": True}
+
+
 def test_what_was_opened_is_replayed_like_a_run(open_page, of_mine, evaluated, folder, home):
     app = open_page("what_if", replayed="opened-tiny", family="Constant", beta="0.5")
     answered(app, home, "Measure what is stored")
@@ -223,6 +251,46 @@ def test_what_was_opened_is_replayed_like_a_run(open_page, of_mine, evaluated, f
         curves.loc[curves["curve"] == "the run's own EMA", "loss"], (averages**2).sum(axis=1), rtol=1e-5
     )
     assert "In this run the average ends" in texts(app)
+
+
+def moving(app, column):
+    return next(one for one in frames(app).values() if any(name.startswith(f"{column}_0_") for name in one))
+
+
+def test_on_what_if_the_handle_moves_what_needs_no_evaluation_and_asks_for_the_loss(
+    open_page, of_mine, evaluated, folder, home
+):
+    link = {"family": "Constant", "beta": "0.5", "update_after_step": "0", "update_every": "1"}
+    app = worked(open_page("what_if", replayed="opened-tiny", **link), home)
+    assert [set(one) & {"distance", "weight"} for one in drawn(app)] == [{"distance"}, {"weight"}]
+    answered(app, home, "Measure what is stored")
+    worked(app, home)
+    rows, ends = stored_rows(folder).astype(np.float64), np.arange(9, 60, 10)
+    losses, distances, shares = (moving(app, column) for column in ("loss", "distance", "weight"))
+    marks = [name.removeprefix("distance_0_") for name in distances if name.startswith("distance_0_")]
+    measured = [mark for mark in marks if losses[f"loss_0_{mark}"].iloc[1:].notna().any()]
+    assert len(measured) == 1
+    assert losses[[f"loss_0_{mark}" for mark in marks]].iloc[0].nunique() == 1
+    mark = marks[-2]
+    drag(app, beta=int(mark))
+    worked(run(app), home)
+    beta = app.number_input(key="beta").value
+    found = held(Constant(beta), of_mine.series["model"].profiles, squared_distances(rows))
+    for table, column, expected in ((distances, "distance", found.distances), (shares, "weight", found.shares)):
+        at = np.searchsorted(ends, table["step"])
+        np.testing.assert_allclose(table[f"{column}_0_{mark}"], expected[at], rtol=1e-5, atol=1e-7)
+    curves = drawn(app)[0]
+    loss = curves.loc[curves["curve"] == "now", "loss"].iloc[-1]
+    assert loss == pytest.approx(((found.shares @ rows) ** 2).sum(), rel=1e-5)
+    again = moving(app, "loss")
+    assert [mark for mark in marks if again[f"loss_0_{mark}"].iloc[1:].notna().any()] == [*measured, mark]
+
+
+def test_without_anything_that_measures_weights_and_distances_follow_all_the_same(open_page, of_mine, home):
+    app = worked(open_page("what_if", replayed="opened-tiny", family="Constant", beta="0.5"), home)
+    assert "Nothing says how these networks are measured" in texts(app)
+    assert [set(one) & {"distance", "weight"} for one in drawn(app)] == [{"distance"}, {"weight"}]
+    assert moving(app, "weight") is not None
 
 
 @pytest.mark.slow
@@ -266,8 +334,10 @@ def test_averages_that_belong_together_are_merged_at_each_step(
         update_after_step="0",
         update_every="1",
     )
+    assert set(drawn(app)[0]["line"]) == {"now, ema-0.050", "now, ema-0.100"}
+    assert "profile error" in str(app.get("vega_lite_chart")[0].proto.spec)
     answered(app, home, "Measure these curves")
-    (curve,) = drawn(app)
+    curve = drawn(app)[-1]
     rows = torch.stack(raw).double().numpy()
     schedule = PowerFunction(sigma_rel=0.07)
     expected = [(weights(schedule.decays(step)) @ rows[:step]) for step in range(10, 61, 10)]

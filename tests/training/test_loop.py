@@ -1,4 +1,5 @@
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.history import columns, steadiness, summarise
+from emacore.training.loop import make_optimizer
 
 SMALL = RunConfig(
     data=DataConfig(n_samples=200, n_features=5, n_informative=3),
@@ -186,3 +188,26 @@ def test_summary_improvement_is_that_of_the_article():
     assert table["metric"].tolist() == ["mse", "mae", "r2"]
     assert table["improvement"].tolist() == pytest.approx([20.0, 9.5, 0.11], abs=0.05)
     assert math.isnan(steadiness(history, 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
+def test_a_step_is_that_of_torchs_own_optimiser_and_loads_no_compiler(name, plain, monkeypatch):
+    settings = OptimizerConfig(name, 0.05, weight_decay=0.1)
+    further = {"momentum": settings.momentum} if name == "sgd" else {}
+    start, gradients = torch.randn(7, 5), torch.randn(4, 7, 5)
+    one, other = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    theirs = plain([other], lr=0.05, weight_decay=0.1, fused=True, **further)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "torch._dynamo", None)  # now its import fails
+        ours = make_optimizer([one], settings)
+        for gradient in gradients:
+            one.grad = gradient
+            ours.step()
+    for gradient in gradients:
+        other.grad = gradient
+        theirs.step()
+    assert torch.equal(one, other)
+    assert not torch.equal(one, start)
+    assert isinstance(ours, plain)
