@@ -120,7 +120,8 @@ def sharded_run(rank, folder):
         shard_on_the_cpu(accelerator)
         model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
         model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.05))
-        return accelerator, model, optimizer, Averaging(accelerator, model, optimizer, SCHEDULES)
+        snapshots = partial(Snapshots, folder=folder / "snapshots", every=4)
+        return accelerator, model, optimizer, Averaging(accelerator, model, optimizer, SCHEDULES, snapshots=snapshots)
 
     def steps(accelerator, model, optimizer, averaging):
         noted = []
@@ -151,6 +152,8 @@ def sharded_run(rank, folder):
     for name in SCHEDULES:
         one, other = (tensors_of(run[-1].averages[name].ema_model) for run in (whole, resumed))
         assert_same(one, other)
+    resumed[-1].close()
+    assert open_checkpoints(folder / "snapshots").steps.tolist() == [4, 8, 12]
     (folder / f"right{rank}").touch()
     torch.distributed.destroy_process_group()
 
