@@ -25,6 +25,7 @@ HANDLES = {
     "?play=false": ("learning rate", "gradient noise", "decay of the average"),
     "decay_schedule": ("power", "beta", "after step (% of the run)"),
     "low_pass_filter": ("decay (beta)",),
+    "what_if": ("power", "beta"),
 }
 MOVES = 40
 
@@ -95,6 +96,7 @@ def main() -> None:
         server = Server(Path(home))
         try:
             page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.set_default_timeout(90_000)  # the first What if waits for the run that the server trains
             for state in ("idle", "server stopped", "a run trains"):
                 if state == "a run trains":
                     trainer = browser.new_page()

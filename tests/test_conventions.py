@@ -49,3 +49,12 @@ def test_each_module_has_its_tests_where_it_lies():
 def test_headings_do_not_skip_a_level():
     for path in [*ROOT.glob("pages/*.py"), *ROOT.glob("emacore/widgets/*.py")]:
         assert "st.subheader(" not in path.read_text(), f"{path.name}: st.title is h1, st.header h2, st.subheader h3"
+
+
+def test_each_page_sends_a_new_servers_first_visitor_through_the_app():
+    """A link to a page may be a server's first request: before anything is drawn, the page looks how it is run."""
+    pages = sorted(ROOT.glob("pages/*.py"))
+    assert len(pages) == 10
+    for path in pages:
+        calls = [ast.unparse(node) for node in ast.parse(path.read_text()).body if isinstance(node, ast.Expr)]
+        assert next(call for call in calls if call.endswith(")")) == "through_app()", path.name

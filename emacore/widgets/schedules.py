@@ -58,6 +58,10 @@ def beta_slider(
     return _marked_slider(label, key, default, [m for m in marks if low <= m <= high], **arguments)
 
 
+#: Letters for which half a column of controls has room.
+_LONGEST_WORD = 14
+
+
 def _marked_slider(label: str, key: str, default: float, marks: Sequence[float], **arguments: Any) -> float:
     options = sorted({*marks, default, *_asked_for(key, min(marks), max(marks))})
     value = st.select_slider(label, options, default, key=key, format_func=number_text, **{**BOUND, **arguments})
@@ -104,11 +108,14 @@ def schedule_controls(*, typed: bool = False) -> Schedule:
 
 def _in_pairs(controls: Sequence[Control], typed: bool) -> dict[str, float]:
     """The values of controls: number inputs side by side, sliders one below the other."""
-    values = {}
-    for place, control in enumerate(controls):
-        if typed and place % 2 == 0:
-            columns = st.columns(2)
-        with columns[place % 2] if typed else st.container():
+    values: dict[str, float] = {}
+    free: list[Any] = []
+    for control in controls:
+        # A long word would be broken over half a column.
+        alone = not typed or max(map(len, control.title.split())) > _LONGEST_WORD
+        if not alone and not free:
+            free = list(st.columns(2))
+        with st.container() if alone else free.pop(0):
             values[control.name] = number_box(control) if typed else _slider(control)
     if not typed or "beta" not in values:
         return values
