@@ -453,6 +453,8 @@ def check_errors(mesh, folder):
         ema.update()
     with pytest.raises(RuntimeError, match="sharded, or gathered, after its Recorder was built"):
         recorder.record()
+    with pytest.raises(ValueError, match=r"keep_half=False is for models that are not sharded.*MixedPrecisionPolicy"):
+        EMA(sharded(made(torch.bfloat16), mesh), keep_half=False)
     flat = FullyShardedDataParallel(made(), device_id=torch.device("cpu"))
     for build in (
         lambda: EMA(flat),
