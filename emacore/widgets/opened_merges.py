@@ -73,7 +73,6 @@ def show_merges_moving(
         colours={line: hues[merge] for line, merge in own.items()},
         x_title="step of the stored file",
         y_title="coefficient of the file",
-        y_domain=coefficient_ends,  # by which names stand apart
         height=230,
     )
     below = lines(
@@ -84,7 +83,6 @@ def show_merges_moving(
         colours={"all steps": CLEAN, "these files": AVERAGED},
         x_title="step of the run",
         y_title="weight so far",
-        y_domain=growth_ends,
         height=170,
     )
     views = [
