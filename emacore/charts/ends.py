@@ -19,6 +19,8 @@ WHOLE_AXIS = alt.Axis(format=WHOLE_IN_CHARTS, tickMinStep=1)
 
 #: The column of the names.
 NAME = "name"
+#: Pixels of a picture's height that the axis below it takes, where that stands alone.
+_AXIS = 60
 #: Between two names, in pixels: the height of a line of small text.
 _GAP = 15
 #: In pixels; the code of a schedule is longer, and its tooltip has all of it.
@@ -59,6 +61,11 @@ def names_at_ends(
         {NAME: str(name), "x": float(at), "y": place}
         for name, at, place in zip(last[series], last[x], places, strict=True)
     ]
+
+
+def plot_height(height: int) -> int:
+    """Of a picture of so many pixels, without its axis."""
+    return max(height - _AXIS, height // 2)
 
 
 def names_apart(places: ArrayLike, height: int, ends: tuple[float, float], scale: Scale) -> list[float]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from emacore.charts.figure import Figure, spec_of, with_layer_data
-from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL
+from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, DARK_PAGE, LIGHT_PAGE, ORIGINAL, mixed, readable
 from emacore.formatting import number, signed_percent
 
 #: The names of the selections in which a clicked cell and the one under the pointer arrive.
@@ -27,8 +27,8 @@ _HATCHES = (
     *((across, 0.0, 1.0, 1 - across) for across in (0.25, 0.5, 0.75)),
 )
 _HATCHED = 1
-#: Of letters on a cell, which on a dark page is dark itself up to so much colour.
-_ON_LIGHT, _ON_DARK, _FAINT = "#16181C", "#E6E9EF", 1.3
+#: Of letters on a cell.
+_LETTERS = ("#16181C", "#E6E9EF")
 
 
 def heatmap(
@@ -140,7 +140,7 @@ def evidence_map(
     Args:
         table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code, median_gain (a share
             of the original), low, high, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
-        dark: Whether the page is, and so all cells but those of full colour.
+        dark: Whether the page is, through which a cell lets the more through the less it shows.
     """
     with np.errstate(invalid="ignore"):
         ratio = np.maximum(1 - table["median_gain"].astype(float), 2.0**-9)
@@ -152,6 +152,11 @@ def evidence_map(
             for gain, wins, seeds in zip(table["median_gain"], table["wins"], table["seeds"], strict=True)
         ],
     )
+    page = DARK_PAGE if dark else LIGHT_PAGE
+    cells = [
+        mixed(AVERAGED if change < 0 else ORIGINAL, page, abs(change) / 2) for change in shown["change"].fillna(0.0)
+    ]
+    shown["letters"] = [readable(_LETTERS, cell) for cell in cells]
     hatched = shown.loc[~shown["verdict"].isin(["helps", "hurts"]), ["x", "y", "code"]]
     lines = [
         {"x": cell.x, "y": cell.y, "code": cell.code, "line": n, "across": across, "up": up}
@@ -159,7 +164,7 @@ def evidence_map(
         for n, (x, y, x2, y2) in enumerate(_HATCHES)
         for across, up in ((x, y), (x2, y2))
     ]
-    spec = _evidence_map(tuple(x_values), tuple(y_values), x_title, y_title, dark)
+    spec = _evidence_map(tuple(x_values), tuple(y_values), x_title, y_title)
     return Figure(shown, with_layer_data(spec, _HATCHED, lines))
 
 
@@ -174,9 +179,7 @@ def _gain(share: float) -> str:
 
 
 @lru_cache(maxsize=32)
-def _evidence_map(
-    x_values: tuple[str, ...], y_values: tuple[str, ...], x_title: str, y_title: str, dark: bool
-) -> dict[str, Any]:
+def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title: str, y_title: str) -> dict[str, Any]:
     axis: dict[str, Any] = {"labelExpr": "split(datum.label, '\\n')", "labelAngle": 0, "labelLimit": 160}
     base = alt.Chart().encode(
         x=alt.X("x:N", title=x_title, scale=alt.Scale(domain=list(x_values)), axis=alt.Axis(**axis)),
@@ -206,10 +209,7 @@ def _evidence_map(
         xOffset=across, yOffset=up, detail=["code:N", "line:N"]
     )
     numbers = base.mark_text(fontSize=12, lineBreak="\n", baseline="middle", dy=-6).encode(
-        text="text:N",
-        color=alt.when(alt.expr.abs(alt.datum.change) < (_FAINT if dark else 0))
-        .then(alt.value(_ON_DARK))
-        .otherwise(alt.value(_ON_LIGHT)),
+        text="text:N", color=alt.Color("letters:N", scale=None)
     )
     layered = alt.layer(cells, hatches, numbers).resolve_scale(xOffset="independent", yOffset="independent")
     return spec_of(layered.properties(height=90 + 62 * len(y_values)))

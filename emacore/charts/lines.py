@@ -10,7 +10,16 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from emacore.charts.ends import WHOLE_AXIS, free_of, name_marks, names_at_ends, regular_axis, room_for, tick_values
+from emacore.charts.ends import (
+    WHOLE_AXIS,
+    free_of,
+    name_marks,
+    names_at_ends,
+    plot_height,
+    regular_axis,
+    room_for,
+    tick_values,
+)
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import CLEAN, DASHES
 from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
@@ -18,8 +27,6 @@ from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
 #: A line's points that answer the pointer: each is a mark of its own, and drawing a thousand takes 0.2 s.
 PROBES = 120
 _NAMES, _RULES, _LABELS = 2, 3, 4
-#: Pixels of the height that the axis below a picture takes, where that stands alone.
-_AXIS = 60
 
 
 def lines(
@@ -77,7 +84,7 @@ def lines(
         whole=x_scale == "linear" and pd.api.types.is_integer_dtype(table[x]),
         room=room_for(map(str, present)) if len(present) > 1 else 0,
     )
-    plot = max(height - _AXIS, height // 2)
+    plot = plot_height(height)
     names = names_at_ends(shown, x, y, series, height=plot, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends)
     spec = with_layer_data(spec, _NAMES, names if len(names) > 1 else [])
     if x_rules:

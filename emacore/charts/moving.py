@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emacore.charts.ends import NAME, names_apart, round_ticks
+from emacore.charts.ends import NAME, names_apart, plot_height, round_ticks
 from emacore.charts.figure import Figure
 from emacore.charts.thin import Scale, common_rows, drawable
 from emacore.formatting import IN_CHARTS
@@ -216,6 +216,8 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
             tables[table] = pd.DataFrame(layer["data"]["values"])
             if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
                 column = NAME
+                if "y" in view.ends:  # the figure took them to be those of its own curves
+                    tables[table]["y"] = _apart(tables[table]["y"].to_numpy(), view)
                 then |= {own: _names(frames, view) for own, frames in enumerate(sets) if not frames.layers}
         hidden = [
             {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
@@ -240,14 +242,19 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
 
 
+def _apart(places: Floats, view: View) -> list[float]:
+    """Where names stand on the y axis of a view, so that they do not lie over each other."""
+    scale: Scale = "log" if any(_is_log(layer, "y") for layer in view.figure.spec["layer"]) else "linear"
+    return names_apart(places, plot_height(int(view.figure.spec["height"])), view.ends["y"], scale)
+
+
 def _moved_by(handles: Sequence[Handle], view: View) -> list[Frames]:
     return [frames for frames in view.frames if any(handle.key in frames.moving for handle in handles)]
 
 
 def _names(frames: Frames, view: View) -> Frames:
     """Where the name of each series stands at each mark: at the last row that the axis can show, apart from others."""
-    (x, y), height = frames.line, int(view.figure.spec["height"])
-    scale: Scale = "log" if any(_is_log(layer, "y") for layer in view.figure.spec["layer"]) else "linear"
+    x, y = frames.line
     low, high = view.ends.get("y", (-np.inf, np.inf))
     parts = [np.flatnonzero(frames.rows[frames.column] == name) for name in frames.rows[frames.column].unique()]
     moving = {}
@@ -260,7 +267,7 @@ def _names(frames: Frames, view: View) -> Frames:
         places = np.where(seen, np.take_along_axis(up, last, axis=0), np.nan)
         if "y" in view.ends:
             for told, drawn in zip(places.T, seen.T, strict=True):
-                told[drawn] = names_apart(told[drawn], height, view.ends["y"], scale)
+                told[drawn] = _apart(told[drawn], view)
         moving[key] = {"x": np.take_along_axis(across, last, axis=0), "y": places}
     names = frames.rows[frames.column].to_numpy()[[part[0] for part in parts]]
     return Frames(pd.DataFrame({frames.column: names, NAME: names}), moving, frames.column)

@@ -8,6 +8,8 @@ ORIGINAL = "#E8790C"  # orange: the trained weights, or a noisy sequence
 AVERAGED = "#3B82D6"  # blue: their average
 CLEAN = "#8A8F98"  # grey: what is under the noise, or a reference
 CHOSEN = "#D6246E"  # crimson: what was clicked on a map
+#: What is behind them, as .streamlit/config.toml says.
+LIGHT_PAGE, DARK_PAGE = "#FFFFFF", "#12161D"
 #: The rest of the palette, for other schemes; after Okabe and Ito, 2008, with the lightest ones darkened.
 OTHERS = ("#009E73", "#CC79A7", "#B08900", "#7A5FC0", "#A65628")
 #: A dash pattern for each of these, so that colour is not the only difference.
@@ -23,3 +25,32 @@ def palette(names: Iterable[str], fixed: dict[str, str] | None = None) -> dict[s
     """A colour for each name: the fixed ones, and the others in their order."""
     rest = iter(OTHERS * 4)
     return {name: (fixed or {}).get(name) or next(rest) for name in names}
+
+
+def mixed(colour: str, page: str, share: float) -> str:
+    """What one sees of a colour that covers a page by so much of 1; colours are "#RRGGBB"."""
+    parts = zip(_parts(colour), _parts(page), strict=True)
+    return "#" + "".join(f"{round(share * front + (1 - share) * behind):02X}" for front, behind in parts)
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, from 1 to 21.
+
+    Source: WCAG 2.2, "contrast ratio" and "relative luminance", https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio.
+    """
+    low, high = sorted(map(_luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def readable(letters: Iterable[str], on: str) -> str:
+    """The colour of letters that stands out most."""
+    return max(letters, key=lambda colour: contrast(colour, on))
+
+
+def _luminance(colour: str) -> float:
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in _parts(colour, 255)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _parts(colour: str, of: float = 1) -> list[float]:
+    return [int(colour[place : place + 2], 16) / of for place in (1, 3, 5)]

@@ -1,5 +1,9 @@
 """What the marks of the pictures mean: which are seen, which stand out, and by what they are told apart."""
 
+import math
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +13,17 @@ from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.seeds import bands, differences, histogram
-from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, OTHERS
+from emacore.charts.style import (
+    AVERAGED,
+    CHOSEN,
+    CLEAN,
+    DARK_PAGE,
+    LIGHT_PAGE,
+    ORIGINAL,
+    OTHERS,
+    contrast,
+    mixed,
+)
 
 
 def values_of(channel):
@@ -79,11 +93,27 @@ def test_what_is_level_has_the_colour_of_the_page_and_the_legend_says_what_colou
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_numbers_on_a_map_of_evidence_can_be_read_on_any_page(dark):
-    cell = {"x": "1", "y": "a", "code": "1a", "median_gain": 0.25, "wins": 3, "seeds": 8, "verdict": "unclear"}
-    figure = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y", dark=dark)
-    colour = figure.spec["layer"][2]["encoding"]["color"]
-    assert values_of(colour) == (["#E6E9EF"], "#16181C")
-    assert colour["condition"][0]["test"] == f"(abs(datum.change) < {1.3 if dark else 0})"
+    gains = [*np.linspace(-3.5, 0.99, 40), -100.0, math.nan]
+    cells = [
+        {"x": str(n), "y": "a", "code": str(n), "median_gain": gain, "wins": 3, "seeds": 8, "verdict": "unclear"}
+        for n, gain in enumerate(gains)
+    ]
+    figure = evidence_map(
+        pd.DataFrame(cells), [cell["x"] for cell in cells], ["a"], x_title="x", y_title="y", dark=dark
+    )
+    assert figure.spec["layer"][2]["encoding"]["color"] == {"field": "letters", "scale": None, "type": "nominal"}
+    page = DARK_PAGE if dark else LIGHT_PAGE
+    for change, letters in figure.data[["change", "letters"]].fillna(0.0).itertuples(index=False):
+        seen = mixed(ORIGINAL if change > 0 else AVERAGED, page, abs(change) / 2)
+        assert contrast(letters, seen) > 3.7, "the least that the better of two greys can have"
+    themes = tomllib.loads((Path(__file__).parents[2] / ".streamlit" / "config.toml").read_text())["theme"]
+    assert themes["dark" if dark else "light"]["backgroundColor"] == page
+
+
+def test_contrast_is_that_of_the_standard():
+    assert contrast("#000000", "#FFFFFF") == pytest.approx(21)
+    assert contrast("#777777", "#FFFFFF") == pytest.approx(4.48, abs=0.005)  # the known grey that just fails 4.5
+    assert mixed("#FF0080", "#000000", 0.5) == "#800040"
 
 
 def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows():

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from emacore.charts.ends import plot_height
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames, moving
 from emacore.charts.thin import common_rows
@@ -101,7 +102,7 @@ def test_names_of_curves_that_move_together_stay_apart():
     )
     shown = moving([View(figure, (frames,), {"y": (0.0, 2.0)})], [POWER])
     near, far = (shown.tables["names0_0"][f"y_0_{mark}"].to_numpy() for mark in (0, 1))
-    assert abs(near[0] - near[1]) * 100 == pytest.approx(15, abs=1e-6)
+    assert abs(near[0] - near[1]) / 2 * plot_height(200) == pytest.approx(15, abs=1e-6)
     assert far.tolist() == [1.0, 1.8]
 
 
@@ -134,6 +135,16 @@ def test_a_layers_own_transforms_that_read_what_moves_come_after_it():
     [drawn] = [layer for layer in shown.spec["layer"] if layer.get("name") == "view0_layer0_0"]
     moved = {"calculate": "datum['y' + frame]", "as": "y"}
     assert drawn["transform"] == [own[0], {"filter": "indexof([0], moved) >= 0"}, moved, *own[1:]]
+
+
+def test_names_that_stand_still_are_apart_on_the_axis_that_is_drawn():
+    table = pd.DataFrame({"step": [0.0, 1.0] * 2, "curve": ["a", "a", "b", "b"], "y": [0.0, 0.40, 0.1, 0.44]})
+    figure = lines(
+        table, x="step", y="y", series="curve", colours={"a": "#111", "b": "#222"}, x_title="s", y_title="y", height=200
+    )
+    shown = moving([View(figure, (), {"y": (0.0, 4.0)})], [POWER])
+    low, high = sorted(shown.tables["rows0_2"]["y"])
+    assert (high - low) / 4 * plot_height(200) == pytest.approx(15, abs=1e-6)
 
 
 def test_what_does_not_move_is_found_once_and_not_at_each_move():
