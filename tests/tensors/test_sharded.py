@@ -466,6 +466,21 @@ def check_errors(mesh, folder):
             build()
 
 
+def check_states_of_whole_and_sharded_runs_are_exchanged(mesh):
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = reference(range(12), dtype)[1]
+        whole_run = reference(range(6), dtype)[1]
+        model, ema = both_sharded(mesh, "sharded by EMA", dtype)
+        train(model, ema, range(6))
+        for state in (whole_run.state_dict(), ema.state_dict()):
+            model, ema = both_sharded(mesh, "built before", dtype)
+            other = EMA(made(dtype), schedule=SCHEDULE)
+            for one in (ema, other):
+                one.load_state_dict(state)
+                train(one.model, one, range(6, 12))
+                check_same(whole(one.ema_model), expected.ema_model.state_dict())
+
+
 def check_layouts(mesh):
     whole_one = torch.arange(15.0).reshape(5, 3)
     like = sharded(made(), mesh).first.weight.detach()
@@ -511,6 +526,7 @@ def checks(folder, few):
     yield "DDP", lambda: check_ddp(folder)
     yield "DDP, a write in one process", lambda: check_a_write_in_one_process_is_told()
     yield "errors", lambda: check_errors(everybody, folder)
+    yield "exchanged", lambda: check_states_of_whole_and_sharded_runs_are_exchanged(everybody)
     yield "layouts", lambda: check_layouts(everybody)
 
 
@@ -556,6 +572,7 @@ PARTS = {
     "DDP": 2,
     "errors": 1,
     "layouts": 1,
+    "exchanged": 1,
     "files": 1,
 }
 
