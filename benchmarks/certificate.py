@@ -28,6 +28,8 @@ from emacore.averaging.coefficients import (
     split_linearly,
     target_of,
 )
+from emacore.averaging.expected import expected_distances
+from emacore.averaging.held import squared_distances
 from emacore.averaging.weights import weights
 from emacore.averaging.windows import Scheme
 from emacore.tasks import open_run
@@ -82,7 +84,8 @@ def random_schemes(calls: int, count: int) -> list[Scheme]:
 
 
 def compared(run: Trajectory, count: int) -> dict[str, Floats]:
-    """Of each kind of files, a row a scheme: what the certificate says, the distance, and the difference in loss."""
+    """Of each kind of files, a row a scheme: what the certificate says, the distance, the difference in loss, and the
+    distance that was to be expected."""
     rows = np.asarray(run.weights, dtype=np.float64)
     calls = len(rows)
     schemes = random_schemes(calls, count)
@@ -101,7 +104,8 @@ def compared(run: Trajectory, count: int) -> dict[str, Floats]:
         loss_away = np.abs(run.measure(merged.astype(np.float32))[loss] / true_loss - 1)
         # Of noise that is independent from step to step the error's share of the target's norm is what is left.
         noise = [one.error / np.sqrt(one.wanted) for one in told]
-        result[kind] = np.column_stack([noise, [one.error for one in told], away, loss_away])
+        expected = expected_distances(list(targets), profiles, found, squared_distances(files))
+        result[kind] = np.column_stack([noise, [one.error for one in told], away, loss_away, expected])
     return result
 
 
@@ -148,6 +152,14 @@ def main() -> None:
             f"{np.median(whole[:, 1]):.2g} (median), loss off by {np.median(whole[:, 3]):.2%} (median), "
             f"{np.max(whole[:, 3]):.1%} (most)"
         )
+    both = [[spearmanr(part[:, 4], part[:, column]).statistic for part in found["raw"]] for column in (2, 3)]
+    ratios = np.concatenate([part[:, 4] / part[:, 2] for part in found["raw"]])
+    low, middle, high = np.quantile(ratios, [0.05, 0.5, 0.95])
+    print(
+        f"raw, by how the files lie to each other: distance {np.mean(both[0]):.2f} (from {min(both[0]):.2f} to "
+        f"{max(both[0]):.2f}), loss {np.mean(both[1]):.2f} (from {min(both[1]):.2f} to {max(both[1]):.2f}); expected "
+        f"{middle:.2f} times the real distance (median), from {low:.2f} to {high:.2f} in 90 % of cases"
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from emacore.widgets.opened import (
     chosen_merges,
     chosen_opened,
     chosen_series,
+    distances_between,
+    expected_of,
     plans_of,
     show_certificate,
     show_certificates,
@@ -77,7 +79,10 @@ with charts:
         finish = show_merges_moving(of, name, series, schedule, plans, growths, fit)
         show_certificate(plans[NOW])
 if plans:
-    show_certificates(name, plans, codes)
+    expected = None
+    if found is not None and series.kind == "raw" and (apart := distances_between(name, found[1], series)) is not None:
+        expected = expected_of(of, series.name, [codes[key] for key in plans], fit, series, apart)
+    show_certificates(name, plans, codes, expected)
 if found is None:
     st.header("Leave such files")
     st.code(SNIPPET, language="python")

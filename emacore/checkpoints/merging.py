@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Unpack
 
@@ -104,21 +105,16 @@ def carry_out(
         hashed: Whether what the results were made of is told with the files' hashes.
     """
     targets = targets_of(plan, out, form)
-    for target in targets:
-        for path in (target, told_beside(target)):
-            if path.exists():
-                raise FileExistsError(f"{path} is there already, and nothing is overwritten: choose another place")
+    _check_free(targets)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file, and the results need a folder: choose another place")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(out.parent).free, plan.write_bytes * (2 if form == "pt" else 1)
-    if needed > free:
-        raise OSError(f"the results need {number(needed / 1e9)} GB, and {out.parent} has {number(free / 1e9)} GB left")
-    # A temporary folder is removed at the latest with its object: an interruption can come between any two steps here.
-    with tempfile.TemporaryDirectory(
-        prefix=f".{out.name}.partial-", dir=out.parent, ignore_cleanup_errors=True
-    ) as partial:
-        stages = [Path(partial) / str(n) for n in range(len(targets))]
+    with _whole_or_nothing(out) as (partial, moves):
+        free, needed = shutil.disk_usage(out.parent).free, plan.write_bytes * (2 if form == "pt" else 1)
+        if needed > free:
+            raise OSError(
+                f"the results need {number(needed / 1e9)} GB, and {out.parent} has {number(free / 1e9)} GB left"
+            )
+        stages = [partial / str(n) for n in range(len(targets))]
         hashes = Hashes(
             set() if not hashed else {file for n in plan.used.tolist() for file in plan.sources[n].checkpoint.files}
         )
@@ -134,14 +130,68 @@ def carry_out(
         checkpoints.check_unchanged()
         for writer, result, target in zip(writers, plan.results, targets, strict=True):
             writer.finish(provenance(plan, result, hashes.digests), target)
-        for stage, target in zip(stages, targets, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not (stage / target.name).exists():  # a folder, as it is
-                stage.replace(target)
-            else:
-                (stage / told_beside(target).name).replace(told_beside(target))
-                (stage / target.name).replace(target)
+        moves += _moves(stages, targets)
+        _check_free(targets)
+        for staged, place in moves:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            staged.replace(place)
     return targets
+
+
+def _check_free(targets: Sequence[Path]) -> None:
+    for target in targets:
+        if target.exists():  # what tells of a result is none without it, but the rest of one
+            raise FileExistsError(f"{target} is there already, and nothing is overwritten: choose another place")
+
+
+def _moves(stages: Sequence[Path], targets: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """From where to where: a whole folder, or a file after what tells of it."""
+    found = []
+    for stage, target in zip(stages, targets, strict=True):
+        if (stage / target.name).exists():
+            found += [(stage / place.name, place) for place in (told_beside(target), target)]
+        else:
+            found.append((stage, target))
+    return found
+
+
+@contextmanager
+def _whole_or_nothing(out: Path) -> Iterator[tuple[Path, list[tuple[Path, Path]]]]:
+    """A folder beside ``out``, and a list for the moves from there: unless all goes well, nothing stays, no moved
+    result, nor a folder that was made for it.
+
+    An interruption can come between any two steps; one that comes when all is moved leaves all of it.
+    """
+    partial = out.parent / f".{out.name}.partial-{secrets.token_hex(4)}"  # known before it is made
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    moves: list[tuple[Path, Path]] = []
+    done = False
+
+    def clear() -> None:
+        for staged, place in [] if done else moves:
+            if not staged.exists():
+                _remove(place)
+        _remove(partial)
+        for folder in made:
+            with suppress(OSError):  # there is none, or it holds something
+                folder.rmdir()
+
+    try:
+        try:
+            partial.mkdir(parents=True)
+            yield partial, moves
+            done = True
+        finally:
+            clear()
+    finally:
+        clear()  # all of it, where an interruption ended the other
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def _pass(plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype, progress: Callable[[int], None]) -> None:

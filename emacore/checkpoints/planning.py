@@ -100,6 +100,8 @@ class Plan:
         sources: By rising step.
         remarks: Sentences on what to know of it.
         read_bytes, write_bytes: Of the tensors, and of all results together.
+        calls: So many are averaged.
+        fit: As it was asked for.
     """
 
     sources: tuple[Source, ...]
@@ -108,6 +110,8 @@ class Plan:
     read_bytes: int
     write_bytes: int
     dtype: torch.dtype | None = None
+    calls: int = 0
+    fit: Fit | None = None
 
     @property
     def used(self) -> NDArray[np.int64]:
@@ -196,6 +200,8 @@ def plan_merge(
         sum(sources[n].section.nbytes for n in used.tolist()),
         size * len(results),
         dtype,
+        calls,
+        fit,
     )
 
 

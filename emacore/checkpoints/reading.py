@@ -27,6 +27,11 @@ _STEP_WORDS = re.compile(r"(?:steps?|iter(?:ation)?s?|updates?|itr)[-_=. ]?\d+$"
 _EPOCH = re.compile(r"epochs?[-_=. ]?(\d+)(?!\.?\d)", re.IGNORECASE)
 #: Not the digits of a fraction, such as a loss; ema-pytorch's files are called by two numbers and nothing else.
 _AT_END = re.compile(r"(?:^(?:\d+\.)?|[-= ]|[^\W\d]|(?<!\d)\.)(\d+)$")
+#: A date, a time, or both: their numbers are no steps.
+_DATE = re.compile(
+    r"(?<!\d)(?:(?:19|20)\d\d([-_.])(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
+    r"(?:[-_ T.]*\d\d[-_:.h]?\d\d(?:[-_:.m]?\d\d)?)?|[0-2]\d([-_:])[0-5]\d\2[0-5]\d)(?!\d)"
+)
 
 
 @dataclass(frozen=True)
@@ -434,7 +439,7 @@ def _step(unit: Unit, root: Path, alone: bool) -> _Told | None:
         if found := _EPOCH.search(name):
             return int(found[1]), "the epoch in the name", found
     for name in names:
-        if found := _AT_END.search(name):
+        if found := _AT_END.search(_DATE.sub("", name)):
             return int(found[1]), "the name", found
     return None
 

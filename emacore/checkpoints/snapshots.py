@@ -7,6 +7,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -195,48 +196,75 @@ class Snapshots:
         if self._stale_after is not None and _is_first():
             _remove_after(self._stale_after, self.folder)
         self._stale_after = None
+        moves: list[tuple[Path, Path]] = []
         try:
             for name, average in self.averages.items():
                 about: dict[str, Any] = {"kind": "window", "begin": begin}
                 if isinstance(average.schedule, PowerFunction):
                     about = {"kind": "average", "sigma_rel": average.schedule.width}
                 path = self.folder / (f"step_{self.step:09d}" + ("" if name == _WINDOW else f".{name}"))
-                _written(average, path, {"step": str(self.step), "emacore": json.dumps(about)})
+                moves.append((path.with_name(f".{path.name}.partial"), path))
+                moves[-1] = _written(average, *moves[-1], {"step": str(self.step), "emacore": json.dumps(about)})
+            _move(moves)
+            if any(map(is_sharded, next(iter(self.averages.values())).weights.values())):
+                dist.barrier()
         except OSError as error:
             self.error = f"the snapshots end before step {self.step}: {error.strerror or error}"
             warnings.warn(self.error, stacklevel=3)
+        finally:
+            if _is_first():  # what an interruption or a full disk came between
+                for partial, _ in moves:
+                    _remove(partial)
 
 
-def _written(average: EMA, path: Path, about: Mapping[str, str]) -> None:
-    """Write an average beside its place and rename it."""
+def _written(average: EMA, partial: Path, path: Path, about: Mapping[str, str]) -> tuple[Path, Path]:
+    """Write an average beside its place; returns both."""
     state = average.state_dict()
     wide = {
         name.removeprefix("accumulator."): value for name, value in state.items() if name.startswith("accumulator.")
     }
     kept = average.weights
     tensors = {name: wide.get(name, tensor).detach() for name, tensor in kept.items()}
-    first = _is_first()
     if any(map(is_sharded, tensors.values())):
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        partial = path.with_name(f".{path.name}.partial")
         save({"model": tensors}, checkpoint_id=partial)
-        if first:
+        if _is_first():
             (partial / "emacore.json").write_text(json.dumps(dict(about)))
-            shutil.rmtree(path, ignore_errors=True)
-            partial.replace(path)
-        dist.barrier()
-    elif first:
+        return partial, path
+    if _is_first():
         aliases = {
             name: tie.first_name
             for name, tie in ties(average.ema_model).items()
             if name not in kept and tie.first_name in kept
         }
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(
-            {name: _plain(tensor) for name, tensor in tensors.items()}, partial, {**aliases, "format": "pt", **about}
-        )
-        partial.replace(path.with_name(f"{path.name}.safetensors"))
+        plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+        save_file(plain, partial, {**aliases, "format": "pt", **about})
+    return partial, path.with_name(f"{path.name}.safetensors")
+
+
+def _move(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Give all averages of a step their places, or none: without one of them the others cannot be merged."""
+    if _is_first():
+        done = False
+        try:
+            for partial, path in moves:
+                if path.is_dir():
+                    _remove(path)
+                partial.replace(path)
+            done = True
+        finally:
+            for partial, path in [] if done else moves:
+                if not partial.exists():
+                    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        with suppress(OSError):
+            path.unlink()
 
 
 def _is_first() -> bool:
@@ -245,10 +273,11 @@ def _is_first() -> bool:
 
 
 def _remove_after(step: int, folder: Path) -> None:
-    """Remove the snapshots of later steps; of one that stays, warn, because the other processes wait for this one."""
-    for path in folder.glob("step_*"):
+    """Remove the snapshots of later steps, and what a process that was killed had begun to write; of one that stays,
+    warn, because the other processes wait for this one."""
+    for path in [*folder.glob("step_*"), *folder.glob(".step_*.partial")]:
         found = _OF_STEP.match(path.name)
-        if found is None or int(found[1]) <= step:
+        if path.suffix != ".partial" and (found is None or int(found[1]) <= step):
             continue
         try:
             if path.is_dir():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import math
 import multiprocessing
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from emacore.averaging.coefficients import Coefficients
 from emacore.checkpoints.merging import carry_out
 from emacore.checkpoints.planning import plan_merge
 from emacore.checkpoints.reading import Checkpoints, open_checkpoints
+
+#: Seconds that the process which evaluates has to end by itself.
+_ENDS_WITHIN = 5.0
 
 
 class EvaluationError(RuntimeError):
@@ -54,15 +57,43 @@ def evaluation(function: str) -> Iterator[Callable[[Path], float]]:
         EvaluationError: if it cannot be found, raises, or returns no number.
     """
     # A new process, not a copy of this one: what the function does to torch, to a GPU or to memory stays its own.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, function, str(Path.cwd())))
 
-        def evaluate(path: Path) -> float:
-            try:
-                return pool.submit(evaluated, function, path, str(Path.cwd())).result()
-            except BrokenProcessPool as error:
-                raise EvaluationError(f"the process that evaluates {function} died") from error
+    def evaluate(path: Path) -> float:
+        try:
+            here.send(path)
+            answer: float | str = here.recv()
+        except (EOFError, OSError) as error:
+            raise EvaluationError(f"the process that evaluates {function} died") from error
+        if isinstance(answer, str):
+            raise EvaluationError(answer)
+        return answer
 
+    try:
+        process.start()
+        there.close()
         yield evaluate
+    except BaseException:
+        process.terminate()  # an interruption may reach this process alone, and the function go on for hours
+        raise
+    finally:
+        here.close()
+        process.join(_ENDS_WITHIN)
+        process.kill()
+
+
+def _serve(pipe: Connection, function: str, folder: str) -> None:
+    """Evaluate what comes through a pipe until its other end is closed: a number, or in words why there is none."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process has it, too, and ends this one
+    with suppress(EOFError, OSError):
+        while True:
+            path = pipe.recv()
+            try:
+                pipe.send(evaluated(function, path, folder))
+            except EvaluationError as error:
+                pipe.send(str(error))
 
 
 def greedy_soup(

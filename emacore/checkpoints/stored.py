@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import re
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,9 @@ class Foreign:
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        """Whatever it is: that of a NumPy array, for instance, is no dictionary."""
 
 
 @dataclass(frozen=True)
@@ -398,8 +402,8 @@ _OF_A_BAD_FILE = (RuntimeError, ValueError, EOFError, OSError, KeyError, TypeErr
 
 def _torch_saved(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
     mapped = zipfile.is_zipfile(path)
-    if not mapped and _looks_cut(path):
-        raise CheckpointError(f"{path.name} is truncated, or still being written: its end is missing")
+    if not mapped and (wrong := _not_of_torch(path)):
+        raise CheckpointError(f"{path.name} {wrong}")
     unknown: list[str] = []
     try:
         if mapped:
@@ -487,10 +491,17 @@ def _in_pickle(tensor: PickledTensor, path: Path) -> StoredTensor:
     return StoredTensor(tensor.shape, tensor.dtype, path, at, identity, read_flat=tensor.read)
 
 
-def _looks_cut(path: Path) -> bool:
-    """Whether a file begins as a zip archive, the end of which lists what is in it."""
+def _not_of_torch(path: Path) -> str:
+    """What is wrong with a file that is no zip archive by how it begins; empty where it may be of torch.save before."""
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        begin = file.read(4)
+    if begin == b"PK\x03\x04":
+        return "is truncated, or still being written: its end is missing"
+    if kind := {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"\xfd7": "xz"}.get(begin[:2]):
+        return f"is compressed by {kind}: unpack it first"
+    if begin[:1] != b"\x80" and not tarfile.is_tarfile(path):
+        return "is of another format than its name says, or damaged"
+    return ""
 
 
 def _refusal(path: Path, error: Exception) -> str:

@@ -140,6 +140,7 @@ def merge(
     """
     import torch
 
+    from emacore.checkpoints.distances import expected_of
     from emacore.checkpoints.merging import carry_out
     from emacore.checkpoints.planning import plan_merge
     from emacore.checkpoints.soups import evaluation, greedy_soup
@@ -181,6 +182,8 @@ def merge(
             words = f"the greedy soup was chosen on {evaluate}, whose number flatters it: judge it on other data"
             plan = replace(plan, remarks=(*plan.remarks, words))
         _tell_plan(plan)
+        for name, words in expected_of(plan).items():
+            _tell(f"{name}: {words}")
         if dry_run:
             _write_csv(_coefficients(plan), None)
             return

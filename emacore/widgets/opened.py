@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
+from numpy.typing import NDArray
 
 from emacore.averaging.code import merge_from_code
 from emacore.averaging.coefficients import FITS, Merge
+from emacore.averaging.expected import expected_distances
 from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
-from emacore.experiments.measuring import Question
+from emacore.experiments.measuring import MOST_APART, Question
 from emacore.experiments.opened import (
     Contents,
     OpenedError,
@@ -38,6 +40,8 @@ NOW = "now"
 #: With which the link's names of what was opened begin, where runs have their ids.
 OPENED = "opened-"
 MOST_MERGES = 6
+#: So many numbers are read without a button to tell how far sets are from each other.
+_READ_AT_ONCE = 250_000_000
 #: What is offered beside the schedule of the controls; any other can be typed.
 SUGGESTED = (
     "UniformAverage()",
@@ -166,6 +170,30 @@ def _planned(of: str, name: str, code: str, fit: Any, _series: Series) -> tuple[
     )  # a number a step is too much to keep
 
 
+def distances_between(name: str, found: Contents, series: Series) -> NDArray[np.float64] | None:
+    """The squared distances between stored sets, which a worker takes from the files; ``None`` while they are not
+    known, and where there are too many sets."""
+    if len(series.steps) > MOST_APART:
+        count = f"{len(series.steps):,} sets"
+        st.caption(f"How far {count} are from each other is not looked at; it is for up to {MOST_APART}.")
+        return None
+    question = Question(name, found.identity, (series.name,), "distances")
+    at_once = series.weights * len(series.steps) <= _READ_AT_ONCE
+    answer = answer_to(question, "Measure how far the stored are from each other", at_once=at_once)
+    return None if answer is None else np.array(answer["squared"], dtype=np.float64)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def expected_of(
+    of: str, name: str, codes: Sequence[str], fit: Any, _series: Series, _squared: NDArray[np.float64]
+) -> list[float]:
+    """The distance of each merge from the average over all steps that is to be expected."""
+    plans = [planned(merge_from_code(code), _series.profiles, _series.calls, fit, bests=False) for code in codes]
+    factors = np.stack([one.coefficients for one in plans])
+    found: list[float] = expected_distances([one.target for one in plans], _series.profiles, factors, _squared).tolist()
+    return found
+
+
 def show_contents(name: str, found: Contents) -> None:
     """The table of what is stored, and what is to be said of it."""
     table = pd.DataFrame(found.rows)
@@ -202,10 +230,19 @@ def show_certificate(plan: Planned) -> None:
     st.markdown(planned_in_words(plan))
 
 
-def show_certificates(name: str, plans: Mapping[str, Planned], codes: Mapping[str, str]) -> None:
-    """What each merge promises, as a table."""
+def show_certificates(
+    name: str, plans: Mapping[str, Planned], codes: Mapping[str, str], expected: Sequence[float] | None = None
+) -> None:
+    """What each merge promises, as a table.
+
+    Args:
+        expected: Of each, the distance that is to be expected.
+    """
+    table = pd.DataFrame(certificate_table({_named(codes).get(key, key): one for key, one in plans.items()}))
+    if expected is not None:
+        table.insert(5, "expected", list(expected))
     show_table(
-        pd.DataFrame(certificate_table({_named(codes).get(key, key): one for key, one in plans.items()})),
+        table,
         name=f"certificates-{name}",
         column_config={
             column: st.column_config.NumberColumn(title, width="small", help=told)
@@ -224,6 +261,11 @@ _CERTIFICATE = {
     ),
     "wanted": ("wanted", "Steps: the average over all steps lessens noise as the mean of so many does."),
     "reached": ("reached", "Steps: the merge lessens noise as the mean of so many does."),
+    "expected": (
+        "distance",
+        "From the average over all steps, as is to be expected by how the raw files lie to each other (L2). It holds "
+        "about, and on average over runs; what a distance does to the loss only an evaluation can tell.",
+    ),
     "nonnegative": ("least >= 0", "The least error that coefficients can have of which none is below 0."),
     "free": ("least", "The least error that any coefficients can have."),
     "amplification": ("sizes", "The sum of the coefficients' sizes: so much rounding errors are amplified."),

@@ -19,7 +19,7 @@ from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import Schedule
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
-from emacore.experiments.measuring import MOST_APART, Question
+from emacore.experiments.measuring import Question
 from emacore.experiments.opened import Contents, Series, by_sections, merges_over_steps
 from emacore.formatting import counted
 from emacore.replay.curves import curve_figures, curve_in_words, stacked
@@ -27,7 +27,7 @@ from emacore.replay.measure import Metric
 from emacore.replay.trajectory import Table
 from emacore.replay.weight_space import Space
 from emacore.widgets.asking import Unanswered, answer_to, known, version
-from emacore.widgets.opened import can_measure, contents, plans_of
+from emacore.widgets.opened import can_measure, contents, distances_between, plans_of
 from emacore.widgets.opened_curves import Losses, known_so_far, show_opened_curves
 from emacore.widgets.opened_merges import show_merges_moving
 from emacore.widgets.page import beside_controls, csv_button, loss_axis, show_chart, show_table
@@ -38,8 +38,6 @@ from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_
 
 #: The weights as they are stored, as a schedule.
 _AS_STORED = to_code(Constant(0.0))
-#: So many numbers are read without a button to tell how far sets are from each other.
-_READ_AT_ONCE = 250_000_000
 #: Curves are measured without a button where they are known to take no longer, in seconds.
 _AT_ONCE = 5.0
 
@@ -149,20 +147,6 @@ def measured_curves(
 
 def _curves(name: str, found: Contents, series: Series, codes: Sequence[str]) -> Question:
     return Question(name, found.identity, (series.name,), "curves", {"codes": list(codes)}, version())
-
-
-def distances_between(name: str, found: Contents, series: Series) -> NDArray[np.float64] | None:
-    """The squared distances between stored sets, which a worker takes from the files; ``None`` while they are not
-    known, and where there are too many sets."""
-    if len(series.steps) > MOST_APART:
-        st.caption(
-            f"How far {len(series.steps):,} sets are from each other is not looked at; it is up to {MOST_APART}."
-        )
-        return None
-    question = Question(name, found.identity, (series.name,), "distances")
-    at_once = series.weights * len(series.steps) <= _READ_AT_ONCE
-    answer = answer_to(question, "Measure how far the averages are from what is stored", at_once=at_once)
-    return None if answer is None else np.array(answer["squared"], dtype=np.float64)
 
 
 def show_combined(name: str, found: Contents, series: Series) -> None:

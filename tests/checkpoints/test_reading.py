@@ -81,12 +81,16 @@ def test_rows_are_read_in_any_stretch():
         (["epoch=1-step=30.ckpt", "epoch=2-step=45.ckpt"], [30, 45], "the name"),
         (["net_epoch_2.pth", "net_epoch_10.pth"], [2, 10], "the epoch in the name"),
         (["b.pt", "a.pt"], [1, 2], "the order of the names"),
+        (["run-2026-12-01.pt", "run-2026-11-30.pt"], [1, 2], "the order of the names"),
+        (["2026-11-30/12-30-05/m.pt", "2026-11-30/13-00-01/m.pt"], [1, 2], "the order of the names"),
+        (["m_2026-11-30T12:30:05.pt", "m_2026-11-30T13:00:01.pt"], [1, 2], "the order of the names"),
+        (["2026-11-30_m-200.pt", "2026-12-01_m-300.pt"], [200, 300], "the name"),
         (["v1.5/x-20.pt", "v1.5/x-30.pt"], [20, 30], "the name"),
     ],
 )
 def test_steps_in_names(tmp_path, names, steps, source):
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         torch.save({"w": torch.ones(2)}, tmp_path / name)
     found = open_checkpoints(tmp_path)
     assert (found.steps.tolist(), found[0].step_from) == (steps, source)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,51 @@ def test_a_run_that_goes_on_writes_the_same_files(tmp_path, kind, cut):
         assert_same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
     with pytest.raises(ValueError, match="the state is of snapshots every 10 steps"):
         Snapshots(model, tmp_path / "new", 20, kind).load_state_dict(before.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["windows", "power"])
+def test_an_interruption_at_any_line_of_writing_leaves_all_averages_of_a_step_or_none(tmp_path, kind):
+    """The last one is that of a process that was killed: it leaves what is no file yet, until the run goes on."""
+    model = Network()
+
+    def lines(folder, interrupted_at):
+        snapshots, seen = Snapshots(model, folder, 2, kind), set()
+        for _ in range(3):
+            snapshots.update()
+
+        def trace(frame, event, argument):
+            if Path(frame.f_code.co_filename).name != "snapshots.py":
+                return None
+            if event == "line" and frame.f_lineno not in seen:
+                seen.add(frame.f_lineno)
+                if len(seen) == interrupted_at:
+                    raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            snapshots.update()
+        finally:
+            sys.settrace(before)
+        return len(seen)
+
+    last = lines(tmp_path / "0", 0)
+    whole = sorted(path.name for path in (tmp_path / "0").iterdir())
+    assert last > 20
+    for at in range(1, last + 1):
+        with suppress(KeyboardInterrupt):
+            lines(tmp_path / str(at), at)
+        names = sorted(path.name for path in (tmp_path / str(at)).iterdir())
+        assert names in (whole, whole[: len(whole) // 2]), at
+        assert plan_merge(open_checkpoints(tmp_path / str(at)), {"mean": UniformAverage()}).results
+    (tmp_path / "0" / ".step_000000006.partial").write_bytes(b"half")
+    assert open_checkpoints(tmp_path / "0").steps.tolist() == [2, 4]
+    again = Snapshots(model, tmp_path / "0", 2, kind, resume=True)
+    again.load_state_dict(again.state_dict())
+    for _ in range(4):
+        again.update()
+    assert sorted(path.name for path in (tmp_path / "0").iterdir()) == whole
 
 
 @pytest.mark.parametrize("kind", ["windows", "power"])

@@ -1,10 +1,14 @@
+import os
+import signal
 import sys
+import threading
 
 import pytest
 import torch
 
 from emacore import open_checkpoints
-from emacore.checkpoints.soups import EvaluationError, Tried, evaluated, greedy_soup
+from emacore.checkpoints.soups import EvaluationError, Tried, evaluated, evaluation, greedy_soup
+from tests.helpers import wait_for
 
 EVALUATION = """
 def near_ten(tensors):
@@ -13,6 +17,21 @@ def near_ten(tensors):
 
 def broken(tensors):
     raise KeyError("labels")
+"""
+
+ENDLESS = """
+import os
+import signal
+from pathlib import Path
+
+
+def wait(tensors):
+    if float(tensors["w"][0]) == 8:
+        raise ValueError("not yet")
+    Path("begun.part").write_text(str(os.getpid()))
+    Path("begun.part").rename("begun")
+    while True:
+        signal.pause()
 """
 
 
@@ -64,3 +83,37 @@ def test_what_cannot_evaluate_is_told(folder, monkeypatch):
     ]:
         with pytest.raises(EvaluationError, match=words):
             evaluated(function, path, str(folder))
+
+
+def test_an_interruption_of_this_process_alone_ends_the_one_that_evaluates(folder, monkeypatch):
+    (folder / "endless.py").write_text(ENDLESS)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def interrupt():
+        wait_for((folder / "begun").exists, 60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+
+    def evaluate_both():
+        with evaluation("endless:wait") as evaluate:
+            with pytest.raises(EvaluationError, match="endless:wait failed: ValueError: not yet"):
+                evaluate(folder / "step_1.pt")
+            evaluate(folder / "step_2.pt")
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_both()
+    pid = int((folder / "begun").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_function_that_ends_its_process_is_told(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "dying.py").write_text("import os\n\n\ndef die(tensors):\n    os._exit(3)\n")
+    with (
+        pytest.raises(EvaluationError, match="the process that evaluates dying:die died"),
+        evaluation("dying:die") as one,
+    ):
+        one(folder / "step_1.pt")

@@ -1,13 +1,17 @@
 import argparse
 import builtins
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -134,6 +138,28 @@ def test_nothing_that_a_file_names_is_run(tmp_path, monkeypatch, zipped):
 def test_settings_of_other_classes_do_not_hide_the_weights(tmp_path):
     torch.save({"args": argparse.Namespace(lr=0.1), "model": STATE}, tmp_path / "a.pth")
     assert torch.equal(open_file(tmp_path / "a.pth").content["model"]["half"].value(), STATE["half"])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_arrays_and_states_of_generators_do_not_hide_the_weights(tmp_path, zipped):
+    beside = {"rng": np.random.get_state(), "best": np.float64(0.5), "losses": np.ones(3)}  # noqa: NPY002  as loops do
+    torch.save({**beside, "model": STATE}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    if zipped:
+        assert torch.equal(open_file(tmp_path / "a.pth").content["model"]["half"].value(), STATE["half"])
+    else:  # which torch reads whole, and without stand-ins
+        with pytest.raises(CheckpointError, match="holds more than tensors, numbers and text"):
+            open_file(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(("packed", "words"), [
+    (gzip.compress, "is compressed by gzip: unpack it first"), (bz2.compress, "is compressed by bzip2"),
+    (lzma.compress, "is compressed by xz"), (lambda whole: b"#!x" + whole, "is of another format than its"),
+])  # fmt: skip
+def test_a_file_of_another_format_is_told_from_a_damaged_one(tmp_path, packed, words):
+    written(tmp_path, "zip")
+    (tmp_path / "a.pt").write_bytes(packed((tmp_path / "a.pt").read_bytes()[:-30]))
+    with pytest.raises(CheckpointError, match=words):
+        open_file(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin", ".ckpt", ".pth.tar"])

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 
 from emacore import Constant, PowerFunction
 from emacore.averaging.code import merge_from_code
 from emacore.averaging.coefficients import certificate
+from emacore.averaging.expected import expected_distances
 from emacore.averaging.held import held, squared_distances
 from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
 from emacore.averaging.weights import weights
@@ -92,6 +94,16 @@ def test_without_anything_opened_there_is_an_example(open_page):
     assert any("Snapshots" in block.value for block in app.code)
 
 
+def test_names_at_the_ends_of_curves_stand_apart_on_the_axis_that_is_drawn(open_page):
+    app = open_page("your_checkpoints", stored_files="20", stored_steps="2000")
+    chart = app.get("vega_lite_chart")[0].proto
+    tables = {one.name: convert_arrow_bytes_to_pandas_df(one.data.data) for one in chart.datasets}
+    ends, names = tables["ends0"].iloc[0], tables["rows0_2"]
+    assert len(names) == 4
+    gaps = np.diff(np.sort(names["y"])) / (ends["y_1"] - ends["y_0"])
+    assert (gaps * 170 > 14.9).all()  # pixels of a line of text, in a plot of 170
+
+
 def test_merges_and_certificates_follow_the_handle(open_page):
     app = open_page(
         "your_checkpoints", stored="means of windows", stored_files="8", stored_steps="800", family="Constant"
@@ -148,6 +160,19 @@ def test_several_merges_are_shown_side_by_side_as_they_would_be_made(open_page, 
     assert "Left out" in told
     assert "7 coefficients for 6 files" in told
     assert "--fit free" in next(block.value for block in app.code if "emacore merge" in block.value)
+
+
+def test_the_distance_to_be_expected_of_raw_files_is_beside_the_certificates(open_page, of_mine, folder, home):
+    codes = ["PowerFunction(sigma_rel=0.2)", "Coefficients(-0.5, 1.5)"]
+    app = worked(open_page("your_checkpoints", merges=codes, beta="0.9"), home)
+    found = table_with(app, "expected", "reached").set_index("merge")["expected"]
+    series = of_mine.series["model"]
+    one = planned(merge_from_code(codes[0]), series.profiles, series.calls)
+    squared = squared_distances(stored_rows(folder).astype(np.float64))
+    assert found[codes[0]] == pytest.approx(
+        expected_distances([one.target], series.profiles, one.coefficients[None], squared)[0]
+    )
+    assert np.isnan(found[codes[1]])
 
 
 def test_files_that_cannot_be_read_end_the_page_with_a_sentence(open_page, of_mine, tmp_path, monkeypatch):
