@@ -4,6 +4,8 @@ import os
 
 import streamlit as st
 
+from emacore.courtesy import answering
+from emacore.memory import give_back, settle
 from emacore.widgets.link import link_told
 
 #: A file of the server's own: an icon by name, here or of a page, is asked for at a font service.
@@ -13,6 +15,7 @@ STYLE = "<style>.stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 3re
 
 
 def main() -> None:
+    give_back()
     st.session_state["navigated"] = True  # see emacore.widgets.page.through_app
     page = st.navigation(
         [
@@ -31,12 +34,13 @@ def main() -> None:
     )
     st.set_page_config(page_title=f"{page.title} - Weight-averaging explorer", page_icon=ICON, layout="wide")
     st.html(STYLE)
-    with link_told(page.url_path):
+    with answering(), link_told(page.url_path):
         page.run()
     if os.environ.get("EMACORE_EXAMPLE") != "0":
         from emacore.widgets.jobs import begin_example  # after the page, which need not wait for it
 
         begin_example()
+    settle()
 
 
 # A process that is spawned from the server's reads this file again, and has no page to show.

@@ -6,8 +6,10 @@
 
 A session is a browser's page over Streamlit's own websocket, without the browser: what is measured is the server.  Each
 moves the decay's handle page by its link and waits until the run of the page has ended.  While somebody gives what is
-costly to read (a link, an upload), the server is asked for its health again and again: the longest answer says for how
-long it held all others up.
+costly to read (a link, an upload), the server is asked for its health again and again, and another session moves again
+and again: the longest answers say for how long it held all others up.
+
+A cold start has Python's compiled files, as every start but the first one has.
 """
 
 from __future__ import annotations
@@ -29,8 +31,11 @@ import click
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-EMPTY = "import streamlit as st\nst.title('Nothing')\n"
+#: What Streamlit itself takes: for nothing, and for a chart, for which it loads pandas, Arrow and Altair.
+LEAST = {"empty app": "st.title('Nothing')", "app with a chart": "st.line_chart([1, 2])"}
 SECONDS_BETWEEN_MOVES = 10.0
+#: For so long others are looked at while nobody gives anything.
+SECONDS_OF_NOTHING = 3.0
 #: Streamlit keeps a session for so long after its page was closed, in case it comes back.
 SECONDS_OF_SESSIONS = 125.0
 #: A run so long that its decays alone take 8 MB, and how many look at such ones.
@@ -54,7 +59,7 @@ def served(script: Path, home: str) -> Iterator[tuple[str, int, float]]:
             *("--server.headless=true", "--server.enableXsrfProtection=false"),  # else an upload needs a cookie
         ],
         cwd=ROOT,
-        env=os.environ | {"EMACORE_HOME": home, "EMACORE_EXAMPLE": "0", "OMP_NUM_THREADS": "1"},
+        env=_environment(home),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -69,6 +74,11 @@ def served(script: Path, home: str) -> Iterator[tuple[str, int, float]]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+def _environment(home: str) -> dict[str, str]:
+    changed = {"EMACORE_HOME": home, "EMACORE_EXAMPLE": "0", "OMP_NUM_THREADS": "1"}
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | changed
 
 
 def megabytes(pid: int) -> float:
@@ -169,14 +179,18 @@ def _costly() -> dict[str, tuple[str, str, bytes | None]]:
     }
 
 
-def held_up(address: str, pid: int, what: tuple[str, str, bytes | None]) -> dict[str, float]:
-    """The longest that a health request waits while a session gives something costly, what the server computed in the
-    one in which it computed most (which other work on the machine does not change), and how long the input takes."""
+def held_up(address: str, pid: int, what: tuple[str, str, bytes | None] | None) -> dict[str, float]:
+    """What others notice while a session gives something costly, or nothing, and how long the input takes.
+
+    That is the longest that a health request and a move of another session take, and what the server computes in those
+    in which it computes most, which other work on the machine does not change.
+    """
     from tornado.websocket import websocket_connect
 
-    page, query, content = what
     health, waits, over = address.replace("ws://", "http://").replace("stream", "health"), [], threading.Event()
     computed: list[float] = []
+    moves: list[float] = []
+    computed_in_moves: list[float] = []
 
     def ask() -> None:
         while not over.is_set():
@@ -186,7 +200,21 @@ def held_up(address: str, pid: int, what: tuple[str, str, bytes | None]) -> dict
             computed.append(cpu_seconds(pid) - before)
             over.wait(0.02)
 
+    async def move() -> None:
+        connection = await websocket_connect(address, subprotocols=["streamlit"], max_message_size=2**28)
+        try:
+            while not over.is_set():
+                beta, before = 0.9 + 0.0001 * (len(moves) + 1), cpu_seconds(pid)
+                moves.append(await run_of_page(connection, f"beta={beta:.4f}", "decay_schedule"))
+                computed_in_moves.append(cpu_seconds(pid) - before)
+        finally:
+            connection.close()
+
     async def give() -> float:
+        if what is None:
+            await asyncio.sleep(SECONDS_OF_NOTHING)
+            return SECONDS_OF_NOTHING
+        page, query, content = what
         connection = await websocket_connect(address, subprotocols=["streamlit"], max_message_size=2**28)
         try:
             if content is None:
@@ -195,14 +223,26 @@ def held_up(address: str, pid: int, what: tuple[str, str, bytes | None]) -> dict
         finally:
             connection.close()
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    others = [threading.Thread(target=ask), threading.Thread(target=lambda: asyncio.run(move()))]
+    for other in others:
+        other.start()
     try:
+        while len(moves) < 2 and others[1].is_alive():  # the first one opens the page
+            time.sleep(0.01)
+        for found in (moves, waits, computed, computed_in_moves):
+            found.clear()
         seconds = asyncio.run(give())
     finally:
         over.set()
-        asking.join()
-    return {"median (s)": seconds, "others waited (s)": max(waits), "of this CPU (s)": max(computed)}
+        for other in others:
+            other.join()
+    return {
+        "median (s)": seconds,
+        "others waited (s)": max(waits),
+        "of this CPU (s)": max(computed),
+        "another's move (s)": max(moves),
+        "CPU in a move (s)": max(computed_in_moves),
+    }
 
 
 async def session(address: str, number: int, moves: int, pause: float, further: str = "") -> list[float]:
@@ -256,7 +296,7 @@ def costly() -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as home, served(ROOT / "app.py", home) as (address, pid, _):
         for page in ("where_it_helps", "low_pass_filter", "train"):  # what is imported once
             asyncio.run(first_page(address, page))
-        for name, what in _costly().items():
+        for name, what in {"nothing": None, **_costly()}.items():
             rows.append({"what": name, **held_up(address, pid, what)})
     return rows
 
@@ -277,9 +317,10 @@ def table(sessions: list[int], moves: int, pause: float) -> list[dict[str, objec
     """All rows: idle and training, and the cold starts beside an empty app."""
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as home:
-        empty = Path(home) / "empty.py"
-        empty.write_text(EMPTY)
-        for name, script in (("empty app", empty), ("this app", ROOT / "app.py")):
+        scripts = {name: Path(home) / f"{name}.py" for name in LEAST}
+        for name, script in scripts.items():
+            script.write_text(f"import streamlit as st\n{LEAST[name]}\n")
+        for name, script in {**scripts, "this app": ROOT / "app.py"}.items():
             with served(script, home) as (address, pid, seconds):
                 first = asyncio.run(first_page(address))
                 row = {"what": f"cold start, {name}", "median (s)": seconds + first, "CPU a move (s)": cpu_seconds(pid)}

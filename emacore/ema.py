@@ -41,6 +41,7 @@ from emacore.tensors.steps import after_each_step
 
 # As torch.no_grad() does it, which costs as much as averaging a small tensor.
 _set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
+_is_grad_enabled, _foreach_lerp_ = torch.is_grad_enabled, torch._foreach_lerp_
 
 
 class EMA(Shadowed):
@@ -216,10 +217,10 @@ class EMA(Shadowed):
         if offset >= len(now.shares) or OPEN or (plan := now.plan) is None or plan.is_stale():
             self._update()
             return
-        enabled = torch.is_grad_enabled()
+        enabled = _is_grad_enabled()
         _set_grad_enabled(False)
         try:
-            torch._foreach_lerp_(plan.moved_shadow, plan.moved_model, now.shares[offset])
+            _foreach_lerp_(plan.moved_shadow, plan.moved_model, now.shares[offset])
         except RuntimeError:
             self._move_again(plan, now.block[offset])
         finally:

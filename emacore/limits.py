@@ -38,8 +38,6 @@ QUEUED_OF_SESSION = 20
 QUEUED = 200
 #: Bytes of settings as JSON: a sweep of many values is far below.
 SETTINGS_BYTES = 2**20
-#: Of each cache of what long runs give, over all sessions.
-CACHE_BYTES = 64 * 2**20
 #: Rows of a schedule that are printed whole.
 PRINTED_STEPS = 1_000_000
 #: What the recorded weights of one run, and of all runs together, may take.  The article's run takes 70 MB; with all of

@@ -263,27 +263,6 @@ def numeric_columns(table: pd.DataFrame, minimum: int = 1) -> list[str]:
     return columns
 
 
-def finite_values(
-    table: pd.DataFrame, columns: list[str], minimum_rows: int = 2
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """The columns as float64, shape (rows, columns).
-
-    Raises:
-        TableError: if a value is missing or not finite, or there are fewer than ``minimum_rows`` rows.
-    """
-    values = table[columns].to_numpy(dtype=np.float64)
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        row, column = bad[0]
-        raise TableError(
-            f"Column {columns[column]!r} has {len(np.flatnonzero(bad[:, 1] == column))} missing or infinite values, "
-            f"the first in data row {row + 1}. Fill or remove them first."
-        )
-    if len(values) < minimum_rows:
-        raise TableError(f"The table has {len(values)} rows; at least {minimum_rows} are needed.")
-    return values
-
-
 def _as_float(value: int) -> float:
     """A whole number of any size; infinite where it is beyond all floats."""
     try:

@@ -6,7 +6,7 @@ import streamlit as st
 from emacore.averaging.code import scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
-from emacore.loading import uncollected
+from emacore.memory import uncollected
 from emacore.widgets.jobs import begin_example, job_queue, show_problem
 from emacore.widgets.page import BOUND, beside_controls, csv_button, loss_axis, show_table, through_app, told
 from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_defaults

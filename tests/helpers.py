@@ -107,3 +107,40 @@ def assert_same_files(one, other):
         assert_same(load_file(one / name), load_file(other / name))
         with safe_open(one / name, "pt") as mine, safe_open(other / name, "pt") as theirs:
             assert mine.metadata() == theirs.metadata()
+
+
+def meet(rank, folder):
+    """Make this process one of two that train together by accelerate, as a launcher would."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # a forked process has that of its parent
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ.update(own, ACCELERATE_CPU_AFFINITY="0", GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+
+
+def shard_on_the_cpu(accelerator):
+    """Have accelerate shard by FSDP2, which it does on accelerators only: on the CPU it takes DDP without a word."""
+    from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+
+    options = {"auto_wrap_policy": "no_wrap", "state_dict_type": "FULL_STATE_DICT", "cpu_ram_efficient_loading": False}
+    state = accelerator.state
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **options)
+    PartialState._shared_state["distributed_type"] = state.distributed_type = DistributedType.FSDP
+
+
+def check_in_two_processes(run, folder):
+    """Call ``run(rank, folder)`` in two processes, forked because importing what they need takes longer than the rest.
+
+    It leaves a file in the folder, ``right0`` or ``right1``, where all is right.
+    """
+    both = torch.multiprocessing.start_processes(run, (folder,), nprocs=2, join=False, start_method="fork")
+    end = time.monotonic() + 120
+    try:
+        while not both.join(timeout=end - time.monotonic()):  # one of them has ended
+            assert time.monotonic() < end, "one of two processes waits for the other"
+    finally:
+        for process in both.processes:
+            process.kill()
+    assert {path.name for path in folder.glob("right*")} == {"right0", "right1"}

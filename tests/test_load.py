@@ -10,6 +10,7 @@ def test_one_session_moves_and_is_measured():
     rows = table([1], moves=1, pause=0.0)
     assert [row["what"] for row in rows] == [
         "cold start, empty app",
+        "cold start, app with a chart",
         "cold start, this app",
         "idle",
         "while a run trains",

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from emacore import limits, tables
-from emacore.tables import TableError, finite_values, numeric_columns, read_csv, read_table, text_of
+from emacore.tables import TableError, numeric_columns, read_csv, read_table, text_of
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -60,13 +60,6 @@ def test_columns_of_numbers():
     assert numeric_columns(table) == ["n", "gap", "far"]
     with pytest.raises(TableError, match="3 columns of numbers .n, gap, far.; at least 4"):
         numeric_columns(table, 4)
-    assert finite_values(table, ["n"]).tolist() == [[1], [2]]
-    with pytest.raises(TableError, match="'gap' has 1 missing or infinite values, the first in data row 2"):
-        finite_values(table, ["n", "gap"])
-    with pytest.raises(TableError, match="'far' has 1"):
-        finite_values(table, ["far"])
-    with pytest.raises(TableError, match="1 rows; at least 2"):
-        finite_values(table[:1], ["n"])
 
 
 LOSSES = [2.25, 2.5, 1.125]

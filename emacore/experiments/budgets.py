@@ -20,7 +20,7 @@ from emacore.tables import KEPT, hash_of, kept_name
 
 
 class Budgeted(Database):
-    """A database with the folders beside it."""
+    """The database, and beside it a folder of recordings and one of tables."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
         super().__init__(folder)

@@ -17,6 +17,7 @@ from emacore.experiments.names import PERSON
 
 #: Bytes that the store keeps for the histories of a full disk.
 RESERVE_BYTES = 2**20
+#: The format of the database, in its ``user_version``; older ones are brought up to date, newer ones left alone.
 VERSION = 6
 
 _TABLES = (
@@ -41,7 +42,7 @@ _LATER = {
     },
     "cells": {"added": "REAL", "size": "INTEGER"},
 }
-#: How long one waits for another program that writes.
+#: How long a reader or writer waits for another program that writes.
 BUSY_MILLISECONDS = 5000
 
 
@@ -139,6 +140,7 @@ class Database:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """What is done within is done whole, or not at all; nobody else writes meanwhile."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -49,9 +49,9 @@ class Progress:
 
     Args:
         epoch: The last one trained; 0 before the first is over.
-        share: Of the epochs that a run can have at most.
+        share: That epoch's share of the epochs that a run can have at most.
         training: How many seeds train in that epoch.
-        left: At most; ``None`` before the first epoch is over.
+        left: How long it has to go at most; ``None`` before the first epoch is over.
     """
 
     epoch: int

@@ -1,7 +1,7 @@
 """Runs in worker processes: queued, bounded, stoppable.
 
-The server holds one end of a pipe to each worker.  When the server ends, in whatever way, the pipe closes, and the
-worker enters its run as interrupted and ends too.
+The server holds one end of a pipe to each worker.  It says there whether somebody waits for an answer, who goes first.
+When the server ends, in whatever way, the pipe closes, and the worker enters its run as interrupted and ends too.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import joblib
 import pandas as pd
 
 import emacore
+from emacore import courtesy
 from emacore.averaging.code import to_code
 from emacore.experiments.measuring import question_from_json, work_on
 from emacore.experiments.store import RunLost, RunStore, StoreError, StoreFull, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
-from emacore.loading import uncollected
+from emacore.memory import uncollected
 from emacore.tasks.regression.config import RunConfig
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ EXAMPLE = "EMACORE_EXAMPLE"
 LOG_BYTES = 256 * 2**10
 LOGS_KEPT = 20
 _READY = b"ready"
+#: What a server tells its workers: somebody waits for an answer, or nobody does any more.
+_SOMEBODY, _NOBODY = b"+", b"-"
+#: Of a worker: the end of the pipe at which it listens, which is its standard input.
+_SERVER = 0
 
 Rows = list[dict[str, Any]]
 
@@ -82,6 +87,7 @@ class JobQueue:
         self.limit = limit or most_workers()
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
+        courtesy.LISTENERS.add(self._tell_workers)
         self.tend()
 
     def submit(self, job: Job) -> str:
@@ -121,6 +127,7 @@ class JobQueue:
 
     def close(self) -> None:
         """Let the workers go; runs under way are entered as interrupted."""
+        courtesy.LISTENERS.discard(self._tell_workers)
         with self._lock:
             for process in self._workers.values():
                 process.stdin.close()  # type: ignore[union-attr]
@@ -133,6 +140,11 @@ class JobQueue:
                 self._put_away(process)
                 self.store.workers.forget(worker_name(process.pid, _token(process)))
             self._workers.clear()
+
+    def _tell_workers(self, somebody: bool) -> None:
+        for process in list(self._workers.values()):
+            with suppress(OSError, ValueError):  # it may have ended, or not have listened for long
+                os.write(process.stdin.fileno(), _SOMEBODY if somebody else _NOBODY)  # type: ignore[union-attr]
 
     def _bury_dead(self) -> None:
         for name, process in list(self._workers.items()):
@@ -176,7 +188,8 @@ def _start_worker(folder: Path, limit: int) -> subprocess.Popen[bytes]:
             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is the server's; the worker then sees the pipe close
         )
-    os.set_blocking(process.stdout.fileno(), False)  # type: ignore[union-attr]
+    for pipe in (process.stdin, process.stdout):
+        os.set_blocking(pipe.fileno(), False)  # type: ignore[union-attr]
     return process
 
 
@@ -407,7 +420,8 @@ def _insist(write: Callable[[], None]) -> None:
 
 
 def _end_with_server(store: RunStore, name: str, current: list[str], log: Path) -> None:
-    sys.stdin.buffer.read()
+    while told := os.read(_SERVER, 4096):
+        courtesy.let_others_first(told.endswith(_SOMEBODY))
     for run_id in current:
         with suppress(StoreError):
             store.finish(run_id, name, "interrupted")

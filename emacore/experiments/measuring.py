@@ -43,7 +43,7 @@ MOST_APART = 400
 
 
 class Stopped(Exception):
-    """It was asked to stop."""
+    """Somebody asked for an answer to be stopped while it was worked out."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _kept_as(question: Question, text: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def read(text: str) -> Any:
-    """What :func:`answer` wrote: its arrays are arrays again."""
+    """The answer in the JSON of :func:`answer`, with the arrays and the :class:`Space` that were in it."""
 
     def restored(value: Any) -> Any:
         if isinstance(value, dict) and set(value) == {"dtype", "values"}:
@@ -220,7 +220,7 @@ def read(text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The same as JSON can hold it."""
+    """An answer with its arrays and dataclasses as objects of JSON, which :func:`read` makes them of again."""
     if isinstance(value, np.ndarray):
         kind = "object" if value.dtype.kind in "OUS" else value.dtype.str
         return {"dtype": kind, "values": value.tolist()}
@@ -281,7 +281,7 @@ class _Kept(Measure):
         return {"metrics": [asdict(metric) for metric in self.metrics], "seconds": seconds, "found": found}
 
     def ensemble(self, batches: Sequence[dict[str, Tensor]]) -> Mapping[str, float]:
-        """As the measure does it."""
+        """The metrics of the networks' mean prediction; of an ensemble nothing is kept."""
         return self._measure.ensemble(batches)
 
     def _key(self, networks: dict[str, Tensor], number: int) -> str:

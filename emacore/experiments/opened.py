@@ -64,7 +64,7 @@ def _ending(path: Path, depth: int) -> str:
 
 
 def checked_paths(paths: Sequence[str | Path]) -> str:
-    """What :data:`OPEN` holds for these paths.
+    """These paths, made absolute, as the environment variable :data:`OPEN` holds them.
 
     Raises:
         ValueError: for a path that cannot stand in it.
@@ -160,7 +160,7 @@ class Contents:
 
     @classmethod
     def from_json(cls, text: str) -> Contents:
-        """What :func:`_read` wrote."""
+        """The contents that the process which read the files printed."""
         found = json.loads(text)
         decays: dict[tuple[str, int], Floats] = {}
 
@@ -241,7 +241,7 @@ def asked_elsewhere(module: str, *arguments: object) -> str:
 
 
 def identity_of(path: Path) -> str:
-    """Changes when a file is added, taken away, or written."""
+    """A hash of the files' names, sizes and times: it changes when one is added, taken away, or written."""
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
     about = [(one.relative_to(path).as_posix(), one.stat().st_size, one.stat().st_mtime_ns) for one in files]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

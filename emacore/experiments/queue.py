@@ -37,7 +37,7 @@ class RunLost(StoreError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A question to a worker: its state, when it was taken up, and how much of how much is done."""
+    """A question to a worker: its state, when it was taken up (s since 1970), and how much of how much is done."""
 
     id: str
     state: str

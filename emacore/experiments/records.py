@@ -20,6 +20,7 @@ from emacore.training.config import TaskConfig
 #: States a run can be in.  "interrupted" means that its worker went away; what it had written is kept.
 STATES = ("queued", "running", "done", "stopped", "failed", "interrupted")
 FINAL_STATES = STATES[2:]
+#: What the store calls the kinds of jobs, by their classes.
 KINDS: dict[type, str] = {TaskConfig: "run", Study: "study", Sweep: "sweep"}
 
 
@@ -103,12 +104,16 @@ def _read_settings(text: str) -> tuple[str | None, str | None]:
 
 
 def kind_of(job: Job) -> str:
-    """Which of :data:`KINDS` it is."""
+    """The kind of a job: "run", "study" or "sweep"."""
     return next(kind for its_class, kind in KINDS.items() if isinstance(job, its_class))
 
 
 def epoch_of(text: str) -> dict[str, Any]:
-    """A row of a run's history."""
+    """A row of a run's history, from its JSON.
+
+    Raises:
+        ValueError: if it is no object of numbers.
+    """
     row = json.loads(text)
     if not isinstance(row, dict) or not all(value is None or is_real(value) for value in row.values()):
         raise ValueError(f"an epoch must be an object of numbers, got {text[:80]!r}")

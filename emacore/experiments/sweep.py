@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from emacore.training.replicas import ReplicaResult
 
 Rows = list[dict[str, Any]]
-#: By the code of a schedule.
+#: What was found of a cell: rows, one a seed, by the code of the schedule.
 Found = dict[str, Rows]
 
 #: The environment variable that holds a scheduler's address.
@@ -368,7 +368,7 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """One of :data:`~emacore.experiments.statistics.KINDS`."""
+        """What the cell's seeds show: one of :data:`~emacore.experiments.statistics.KINDS`."""
         return "cannot tell" if self.comparison is None else kind_of(self.comparison, self.among)
 
 
@@ -423,8 +423,8 @@ class Progress:
 
     Args:
         cells: How many are done.
-        share: Of all its cells.
-        left: About; ``None`` before the first cell is trained.
+        share: The share of its cells that are done.
+        left: About how long it has to go, by the steps of its cells; ``None`` before the first cell is trained.
     """
 
     cells: int

@@ -23,7 +23,7 @@ def worker_name(pid: int, token: str) -> str:
 
 
 class Workers:
-    """Those of a store, whose locks lie in ``folder``."""
+    """The workers of a store: each that lives holds a lock in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,6 +52,11 @@ class Workers:
             self._lock_of(worker).unlink()
 
     def lives(self, run_id: str, worker: object, heartbeat: object) -> bool:
+        """Whether the worker that a run was entered under still lives.
+
+        Where there is no lock of it, its process is asked for; of another machine's, it is looked whether its last sign
+        of life is another one than at the look before, or not yet older than :data:`STALE_AFTER`.
+        """
         if not isinstance(worker, str):
             return False
         name, _, node = worker.rpartition("@")

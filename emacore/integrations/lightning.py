@@ -15,6 +15,7 @@ from torch import Tensor
 
 from emacore.averaging.schedules import Schedule
 from emacore.integrations.several import MakeTracker, Several, Validate, check_settings, named
+from emacore.tensors.sharded import is_sharded
 from emacore.tensors.steps import after_each_step
 
 _KEY = "emacore"
@@ -42,6 +43,8 @@ class AveragingCallback(pl.Callback):  # type: ignore[misc]
 
     Attributes:
         averages: The averages by name, each an :class:`emacore.EMA`, from the start of the training on.
+
+    A fit whose strategy shards the module raises ``ValueError``.
 
     Example::
 
@@ -116,6 +119,12 @@ class AveragingCallback(pl.Callback):  # type: ignore[misc]
         """Make the averages once the model is where it trains, and has the weights of the checkpoint."""
         if self._several is not None:
             return
+        if any(map(is_sharded, pl_module.parameters())):
+            raise ValueError(
+                "the trainer's strategy shards the module, and checkpoints have no place for the parts of averages: "
+                "keep an emacore.EMA of the sharded network in hooks of the module, and save it with "
+                "torch.distributed.checkpoint"
+            )
         self._several = Several(pl_module, self._schedules, self._feed_back, self._options, self._snapshots)
         if self._found is not None:
             self._several.load_state_dict(self._found)

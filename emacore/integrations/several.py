@@ -133,20 +133,26 @@ class Several:
         Raises:
             ValueError: if it is of averages of other names.
         """
+        self._load_averages(state)
+        self._load_snapshots(state)
+
+    def _load_averages(self, state: Mapping[str, Any]) -> None:
         averages = {name: one for name, one in state.items() if name != _SNAPSHOTS or name in self.emas}
         if set(averages) != set(self.emas):
             raise ValueError(f"the state is of the averages {listed(averages)}, these are {listed(self.emas)}")
         for name, ema in self.emas.items():
             ema.load_state_dict(dict(averages[name]))
-        kept = None if _SNAPSHOTS in averages else state.get(_SNAPSHOTS)
+
+    def _load_snapshots(self, state: Mapping[str, Any]) -> None:
+        kept = None if _SNAPSHOTS in self.emas else state.get(_SNAPSHOTS)
         if self._make is None:
             if kept is not None:
                 warnings.warn(
-                    "the run was saved with snapshots, and goes on without: give them to keep on", stacklevel=2
+                    "the run was saved with snapshots, and goes on without: give them to keep on", stacklevel=3
                 )
         elif kept is None:
             warnings.warn(
-                "the run was saved without snapshots: they begin now, and count their steps from here", stacklevel=2
+                "the run was saved without snapshots: they begin now, and count their steps from here", stacklevel=3
             )
             self.begin()
         else:
@@ -156,12 +162,16 @@ class Several:
 
     def save_parts(self, folder: Path) -> None:
         """Have each process of a sharded module write its part of the state, by ``torch.distributed.checkpoint``."""
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        save({_PARTS: self.state_dict()}, checkpoint_id=folder)
+        save({_PARTS: self.state_dict()}, storage_writer=FileSystemWriter(folder, overwrite=True))
 
-    def load_parts(self, folder: Path) -> None:
+    def load_parts(self, folder: Path, *, snapshots: bool = True) -> None:
         """Go on where :meth:`save_parts` was called, in any number of processes.
+
+        Args:
+            snapshots: Whether the snapshots go on from there, too.
 
         Raises:
             FileNotFoundError: if nothing was saved there.
@@ -177,13 +187,16 @@ class Several:
         lacking = [name for name in state if f"{_PARTS}.{name}.step" not in found]
         if lacking:
             raise ValueError(f"{folder} holds no averages {listed(lacking)}, these are {listed(state)}")
-        if any(key.startswith(f"{_PARTS}.{_SNAPSHOTS}.") for key in found) and _SNAPSHOTS not in state:
+        kept = any(key.startswith(f"{_PARTS}.{_SNAPSHOTS}.") for key in found) and _SNAPSHOTS not in state
+        if kept and snapshots:
             state[_SNAPSHOTS] = {}
             if self._make is not None:
                 self.snapshots = self.snapshots or self._make(self._module, resume=True)
                 state[_SNAPSHOTS] = self.snapshots.state_dict()
         load({_PARTS: state}, checkpoint_id=folder)
-        self.load_state_dict(state)
+        self._load_averages(state)
+        if snapshots:
+            self._load_snapshots(state)
 
 
 def named(schedule: Schedule | Mapping[str, Schedule]) -> dict[str, Schedule]:

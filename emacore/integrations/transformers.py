@@ -15,10 +15,13 @@ from emacore.averaging.schedules import Schedule
 from emacore.ema import EMA
 from emacore.integrations.several import MakeTracker, Several, Validate, check_settings, named
 from emacore.tensors.pairing import unwrapped
+from emacore.tensors.sharded import is_sharded
 from emacore.tensors.steps import after_each_step
 
 #: Of a checkpoint: the training weights in whose place the first average is saved, and all averages.
 FILE = "averages.pt"
+#: Of a checkpoint of a sharded model: the folder of all averages, in parts.
+PARTS = "averages"
 
 
 class Averaging(TrainerCallback):  # type: ignore[misc]
@@ -27,6 +30,11 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
     It adds itself to the trainer.  What the trainer saves is the first average, in the form of ``save_pretrained``, so
     that ``from_pretrained`` gives the averaged model and the best checkpoint is the best average.  Training weights and
     averages are beside it in ``averages.pt``: ``train(resume_from_checkpoint=...)`` goes on from both, bit for bit.
+
+    Where the trainer shards by FSDP2, each process averages its part, and all averages are in the folder ``averages``;
+    the training weights are in the trainer's own files then, and the best average is put into the model at the end.
+    With the state dictionary type ``SHARDED_STATE_DICT`` the trainer writes no file in the form of ``save_pretrained``,
+    and so none of the average.
 
     Args:
         trainer: A ``transformers.Trainer``, or a trainer of a class derived from it.
@@ -43,7 +51,7 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
         averages: The averages by name, each an :class:`emacore.EMA`, from the start of the training on.
 
     Raises:
-        ValueError: for a trainer whose weights are sharded by FSDP or DeepSpeed.
+        ValueError: for a trainer that shards by FSDP1, DeepSpeed or tensor parallelism.
 
     Example::
 
@@ -64,15 +72,21 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         check_settings(validate, at_end, feed_back, options)
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:
             raise ValueError(
-                "the trainer shards its weights and saves them in parts: keep an emacore.EMA in a loop of yours"
+                "the trainer shards by FSDP1, which flattens weights and keeps pieces of them: choose FSDP2 "
+                "(fsdp_config={'fsdp_version': 2})"
+            )
+        if trainer.is_deepspeed_enabled:
+            raise ValueError(
+                "the trainer shards by DeepSpeed, which keeps weights where they cannot be averaged: choose FSDP2, or "
+                "keep an emacore.EMA in a loop of yours with ZeRO-2"
             )
         self._trainer, self._schedules = trainer, named(schedule)
         self._validate, self._at_end, self._feed_back, self._options = validate, at_end, feed_back, options
         self._snapshots = snapshots
         self._several: Several | None = None
-        self._trains = False
+        self._trains = self._is_sharded = False
         self._handle: Any = None
         self._resumed: Path | None = None
         self._own = {name: getattr(trainer, name) for name in ("train", "evaluate", "save_model")}
@@ -87,6 +101,12 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model = unwrapped(self._trainer.model)
+        self._is_sharded = any(map(is_sharded, model.parameters()))
+        if self._is_sharded and not self._trainer.is_fsdp_enabled:
+            raise ValueError(
+                "the model is sharded otherwise than by the trainer's FSDP2 (tensor parallelism), and is not saved "
+                "with its training weights: keep an emacore.EMA in a loop of yours"
+            )
         self._several = Several(model, self._schedules, self._feed_back, self._options, self._snapshots)
         if self._resumed is not None:
             self._resume(self._several, self._resumed)
@@ -102,9 +122,16 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
         self._stop()
         if self._several is not None:
             self._several.close()
-        if self._several is None or (args.load_best_model_at_end and state.best_model_checkpoint is not None):
-            return  # the best checkpoint has been loaded, which holds an average
-        if self._at_end == "average":
+        if self._several is None:
+            return
+        at_end = self._at_end
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            if not self._is_sharded:
+                return  # the best checkpoint has been loaded, which holds an average
+            # Of a sharded model, the training weights beside that average have been loaded.
+            self._several.load_parts(Path(state.best_model_checkpoint) / PARTS, snapshots=False)
+            at_end = "average"
+        if at_end == "average":
             self._several.emas[self._several.main].update_model_with_ema(decay=0.0)
 
     # In place of the trainer's methods ----------------------------------------------------------------------------
@@ -150,19 +177,23 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
         if several is None or not self._trains:
             self._own["save_model"](output_dir, _internal_call)
             return
-        ema = several.emas[several.main]
-        training = {name: tensor.clone() for name, tensor in ema.followed().items()}
+        ema, folder = several.emas[several.main], Path(output_dir or self._trainer.args.output_dir)
+        training = {} if self._is_sharded else {name: tensor.clone() for name, tensor in ema.followed().items()}
         with several.swapped():
             self._own["save_model"](output_dir, _internal_call)
-        if _internal_call and self._trainer.args.should_save:
-            folder = Path(output_dir or self._trainer.args.output_dir)
+        if _internal_call and self._is_sharded:
+            several.save_parts(folder / PARTS)
+        elif _internal_call and self._trainer.args.should_save:
             torch.save({"training": training, "averages": several.state_dict()}, folder / FILE)
 
     # ----------------------------------------------------------------------------------------------------------------
 
     def _resume(self, several: Several, folder: Path) -> None:
-        if not (folder / FILE).exists():
+        if not (folder / (PARTS if self._is_sharded else FILE)).exists():
             warnings.warn(f"{folder} holds no averages: they begin anew, from its weights", stacklevel=2)
+            return
+        if self._is_sharded:
+            several.load_parts(folder / PARTS)
             return
         kept = torch.load(folder / FILE, map_location="cpu", weights_only=True)
         followed = several.emas[several.main].followed()

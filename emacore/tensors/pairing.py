@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain
-from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -278,77 +278,89 @@ class Watch:
 
     Args:
         modules: Whose tensors.
-        places: Whether to notice, too, that a tensor's data was swapped, as ``module.half()`` does, be it for another
-            view of the same memory.  Aliases of the looked-up tensors must be kept alive meanwhile, so that no address
-            is given away twice.  Otherwise only shapes are looked at, in half the time, which does for whoever reads
-            the tensors themselves and no aliases.
+        data: What to look at of each tensor's data, which may be swapped in it, as ``module.half()`` does.
+
+            - ``"places"``: where it lies, be it another view of the same memory.  Aliases of the looked-up tensors must
+              be kept alive meanwhile, so that no address is given away twice.
+            - ``"shapes"`` does for whoever reads the tensors themselves and no aliases, in half the time.
+            - ``"sizes"``: as much of the shapes as torch would not refuse by itself where the tensors of the second
+              module are written in place by those of the first.
     """
 
     #: Whether anything has changed.
     is_stale: Callable[[], bool]
 
-    def __init__(self, *modules: nn.Module, places: bool = True) -> None:
+    def __init__(self, *modules: nn.Module, data: Literal["places", "shapes", "sizes"] = "places") -> None:
         for module in modules:
             reshard(module)
         parts = [part for module in modules for part in module.modules()]
-        tables: list[dict[str, Any]] = [table for part in parts for table in (part._parameters, part._buffers)]
-        found = [tie.tensor for module in modules for tie in ties(module).values()]
-        tensors = [local(tensor) for tensor in found]
-        self._alive = found, tensors
+        tables: list[dict[str, Any]] = [
+            table for part in parts for table in (part._parameters, part._buffers, part._modules)
+        ]
+        found = [[tie.tensor for tie in ties(module).values()] for module in modules]
+        whole = list(chain.from_iterable(found))
+        tensors = list(map(local, whole))
+        self._alive = whole, tensors
         # What lies in no one place (sparse tensors) is told by identity alone.
-        placed = [tensor for tensor in tensors if tensor.layout == torch.strided] if places else []
+        placed = [tensor for tensor in tensors if tensor.layout == torch.strided]
+        if data == "sizes":
+            seen = _sizes(tensors[: len(found[0])], tensors[len(found[0]) :])
+        else:
+            seen = _places(placed) if data == "places" and placed else _shapes(tensors)
         self.is_stale = _looks(
             tables,
-            [part._modules for part in parts],
-            _places(placed) if placed else _shapes(tensors),
-            [(tensor, local(tensor)) for tensor in found if is_sharded(tensor)],
+            seen,
+            [(tensor, local(tensor)) for tensor in whole if is_sharded(tensor)],
         )
 
 
 def _looks(
-    tables: list[dict[str, Any]],
-    submodules: list[dict[str, Any]],
-    seen: Callable[[], object],
-    shards: list[tuple[Tensor, Tensor]],
+    tables: list[dict[str, Any]], seen: Callable[[], object], shards: list[tuple[Tensor, Tensor]]
 ) -> Callable[[], bool]:
     """A look at what may have changed, as one function of as few steps as there can be: it runs at each call."""
+    empty = [table for table in tables if not table]
+    filled = [table for table in tables if table]
     # Dictionaries compare values by identity first, which is the fastest look at many.  Where one was replaced, torch
-    # compares numbers, and refuses to say yes or no of many; so those of one number are compared by identity alone.
-    empty = [table for table in (*tables, *submodules) if not table]
-    single = [table for table in tables if any(t is not None and t.numel() == 1 for t in table.values())]
-    large = [table for table in tables if table and not any(table is other for other in single)]
-    copies = [dict(table) for table in large]
-    # The None at the end makes one more or less show up as a difference.
-    values = [*(table.values() for table in single), (None,)]
-    first_values = list(chain.from_iterable(values))
-    parts = [table.values() for table in submodules if table]
-    first_parts = list(chain.from_iterable(parts))
+    # compares numbers, and refuses to say yes or no of many; so those of one number are compared by identity, too.
+    copies = [dict(table) for table in filled]
+    single = [
+        (table, name, tensor)
+        for table in filled
+        for name, tensor in table.items()
+        if isinstance(tensor, Tensor) and tensor.numel() == 1
+    ]
     first_seen = seen()
 
     def is_stale() -> bool:
         try:
-            if (
-                any(empty)
-                or large != copies
-                or list(chain.from_iterable(parts)) != first_parts
-                or seen() != first_seen
-                or not all(map(is_, chain.from_iterable(values), first_values))
-            ):
+            if any(empty) or filled != copies or seen() != first_seen:
                 return True
         except (RuntimeError, TypeError):  # another tensor, of many numbers
             return True
+        for table, name, tensor in single:
+            if table[name] is not tensor:
+                return True
         return bool(shards) and any(local(tensor) is not part for tensor, part in shards)
 
     return is_stale
 
 
 def _shapes(tensors: list[Tensor]) -> Callable[[], object]:
-    return lambda: list(map(_shape, tensors))
+    return lambda: [*map(_shape, tensors)]
+
+
+def _sizes(sources: list[Tensor], targets: list[Tensor]) -> Callable[[], object]:
+    # What torch would still spread over a target: a source that has shrunk to a single number somewhere, or a target
+    # with more dimensions.  Of tensors with a dimension of one number anyway, the shape is looked at.
+    counted, numbered = ([t for t in some if 1 not in t.shape] for some in (sources, targets))
+    others = [tensor for tensor in (*sources, *targets) if 1 in tensor.shape]
+    return lambda: [*map(_count, counted), *map(_dimensions, numbered), *map(_shape, others)]
 
 
 def _places(tensors: list[Tensor]) -> Callable[[], object]:
     # With the strides, the count tells the shape, and costs less.
-    return lambda: [*map(Tensor.data_ptr, tensors), *map(Tensor.stride, tensors), *map(Tensor.numel, tensors)]
+    return lambda: [*map(Tensor.data_ptr, tensors), *map(Tensor.stride, tensors), *map(_count, tensors)]
 
 
 _shape = attrgetter("shape")
+_count, _dimensions = Tensor.numel, Tensor.dim

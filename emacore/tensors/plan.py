@@ -78,7 +78,7 @@ class Plan:
         #: Whether a move is one call for all tensors, and nothing else.
         self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
         #: Whether it is of tensors that are no more.
-        self.is_stale = Watch(online, average, places=False).is_stale
+        self.is_stale = Watch(online, average, data="sizes" if self.is_simple else "shapes").is_stale
 
     @torch.no_grad()
     def copy_all(self) -> None:
@@ -183,6 +183,7 @@ def planned(
 
     Raises:
         RuntimeError: if names, shapes or ties differ, or for an average that cannot be written.
+        ValueError: for ``keep_half=False`` with a sharded average in half precision.
     """
     new = rules.look_again(model)
     kept_apart = {name for name in rules.copied if rules.is_ignored(name)} | rules.left_out
@@ -213,6 +214,12 @@ def planned(
         dtype = accumulator_dtype(shadow.dtype, wanted)
         accumulator = accumulators.get(name)
         if dtype != shadow.dtype and not keep_half:
+            if is_sharded(shadow):
+                raise ValueError(
+                    f"keep_half=False is for models that are not sharded, and {name!r} is, in {shadow.dtype}; keep the "
+                    "weights in float32 and have fully_shard compute in half precision (MixedPrecisionPolicy), whose "
+                    "average is in float32 alone"
+                )
             shadow = set_dtype(average, kept, name, dtype)
             pairs[name] = shadow, source
         if dtype != shadow.dtype:

@@ -33,7 +33,7 @@ from emacore.tensors.states import (
     add_left_out,
     check_same_schedule,
     drop_left_out,
-    match_names,
+    match,
     put_accumulators,
     taken_accumulators,
 )
@@ -328,7 +328,7 @@ class Shadowed(nn.Module):
                 missing_keys.append(prefix + name)
         for child in ("online_model", "ema_model"):
             if child in self._modules:
-                match_names(state_dict, f"{prefix}{child}.", getattr(self, child))
+                match(state_dict, f"{prefix}{child}.", getattr(self, child))
         add_left_out(state_dict, f"{prefix}ema_model.", self.ema_model, self._rules.left_out)
         self._accumulators = taken_accumulators(
             state_dict, prefix, self.ema_model, lambda t: accumulator_dtype(t.dtype, self.accumulator_dtype)

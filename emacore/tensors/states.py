@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from emacore.tensors.pairing import plain_name, ties
+from emacore.tensors.sharded import is_sharded, laid_out
 
 _ACCUMULATOR = "accumulator."
 
@@ -40,15 +41,22 @@ def taken_accumulators(
     return found
 
 
-def match_names(state: MutableMapping[str, Any], prefix: str, module: nn.Module) -> None:
-    """Give keys under ``prefix`` the names the module expects, where only wrappers' prefixes tell them apart."""
-    expected = list(module.state_dict())
+def match(state: MutableMapping[str, Any], prefix: str, module: nn.Module) -> None:
+    """Make what is under ``prefix`` fit a module where it is the same otherwise told.
+
+    Names get the prefixes that its wrappers have, and whole tensors are sharded, or sharded ones gathered, as it is.
+    """
+    expected = module.state_dict()
     by_plain_name = {plain_name(name): name for name in expected}
     for key in [key for key in state if key.startswith(prefix)]:
         name = key[len(prefix) :]
         wanted = by_plain_name.get(plain_name(name), name)
         if name not in expected and prefix + wanted not in state:
             state[prefix + wanted] = state.pop(key)
+    for name, tensor in expected.items():
+        value = state.get(prefix + name)
+        if torch.is_tensor(value) and torch.is_tensor(tensor) and is_sharded(value) != is_sharded(tensor):
+            state[prefix + name] = laid_out(value, tensor)
 
 
 def drop_left_out(state: MutableMapping[str, Any], prefix: str, left_out: Collection[str]) -> None:

@@ -6,14 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from emacore.tensors.pairing import ties
+from emacore.tensors.sharded import anywhere, local
 
 
 def after_each_step(optimizer: torch.optim.Optimizer, module: nn.Module, update: Callable[[], None]) -> RemovableHandle:
     """Have ``update`` called after each step of an optimiser, but not after those that AMP skips.
+
+    Neither is it called after a step with learning rates and gradients of zero: ``torch.distributed.checkpoint`` makes
+    one, to have a new optimiser make room for the state that it loads.
 
     Args:
         optimizer: An optimiser of the module's weights, or accelerate's or Lightning's wrapper of one.
@@ -69,5 +73,15 @@ class _AfterStep:
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Fused optimisers are called at skipped steps, too, and look at this themselves.
         skipped = getattr(optimizer, "found_inf", None)
-        if skipped is None or not bool(skipped):
+        if (skipped is None or not bool(skipped)) and not _is_for_room(optimizer):
             self.update()
+
+
+def _is_for_room(optimizer: torch.optim.Optimizer) -> bool:
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    # Those of an accelerator are not looked at, because that would wait for it, and are not what torch puts there.
+    if any(rate is None or (isinstance(rate, Tensor) and not rate.is_cpu) or bool(rate != 0) for rate in rates):
+        return False
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # A part of them may be zero while others, on other processes, are not.
+    return bool(grads) and not anywhere(any(bool(local(grad).any()) for grad in grads), grads)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
+from emacore.courtesy import step_aside
 from emacore.ema import EMA
 from emacore.replay.recording import Recorder, thinning
 from emacore.training.config import OptimizerConfig, StoppingConfig, TaskConfig, check_rows
@@ -169,6 +170,7 @@ class _Run:
         losses: list[Tensor] = []
         looked = perf_counter()
         for x, y in zip(torch.split(data.x_train[order], size), torch.split(data.y_train[order], size), strict=True):
+            step_aside()
             loss = self.task.loss(self.model(x), y)
             for parameter in self.parameters:  # Optimizer.zero_grad() spends as long on its profiler hook as on Adam
                 parameter.grad = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule
+from emacore.courtesy import step_aside
 from emacore.tensors.pairing import distinct, from_reals, reals
 from emacore.training.config import OptimizerConfig, TaskConfig, check_rows
 from emacore.training.history import columns, further_columns
@@ -182,6 +183,7 @@ class _Stack:
         looked = perf_counter()
         masks: list[list[Tensor]] = []
         for n, start in enumerate(starts):
+            step_aside()
             if n % _STEPS_AHEAD == 0:
                 masks = self._masks([min(size, rows - s) for s in starts[n : n + _STEPS_AHEAD]])
             chosen = torch.from_numpy(orders[:, start : start + size])

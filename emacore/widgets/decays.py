@@ -22,7 +22,6 @@ from emacore.charts.lines import lines
 from emacore.charts.moving import MOST_HELD, Frames, Handle, Line, View, line_frames
 from emacore.charts.thin import Floats, Scale, axis_ends
 from emacore.formatting import number, plain
-from emacore.limits import CACHE_BYTES
 from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
 from emacore.widgets.page import BOUND, leave_if_run_anew
 
@@ -43,7 +42,7 @@ _FILLED = 0.85
 DRAWN_CALLS = 20_000
 
 
-@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
+@st.cache_data(show_spinner=False)
 def _drawn_decays(code: str, num_steps: int) -> pd.DataFrame:
     schedule = from_code(code)
     calls = views.sampled_calls(num_steps, schedule, DRAWN_CALLS)
@@ -51,7 +50,7 @@ def _drawn_decays(code: str, num_steps: int) -> pd.DataFrame:
     return pd.DataFrame({"step": calls, **columns})
 
 
-@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
+@st.cache_data(show_spinner=False)
 def _drawn_weights(code: str, step: int) -> pd.DataFrame:
     scheme = scheme_from_code(code)
     table, calls = views.weight_table(scheme, step), views.sampled_calls(step + 1, scheme, DRAWN_CALLS)
@@ -281,7 +280,7 @@ def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:
     return 0.0, float(weights.max()) / _FILLED
 
 
-@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
+@st.cache_data(show_spinner=False)
 def decay_frames(
     code: str, num_steps: int, quantity: str, x_scale: Scale, marks: Marks, ends: Ends, _moved: Moved | None = None
 ) -> Frames:
@@ -297,7 +296,7 @@ def decay_frames(
     return line_frames("step", column, "curve", NOW, across, moving, x_scale=x_scale, y_scale=scale, y_ends=ends)
 
 
-@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
+@st.cache_data(show_spinner=False)
 def weight_frames(
     code: str,
     num_steps: int,

@@ -91,21 +91,19 @@ def show_opened_curves(
     if losses is not None:
         low, high = axis_ends(losses.table[losses.column], losses.scale)
         ends = (low, high) if low < high else (0.1, 1.0)
-        told: dict[str, Any] = {"y": losses.column, "y_title": losses.title, "y_scale": losses.scale, "y_domain": ends}
+        told: dict[str, Any] = {"y": losses.column, "y_title": losses.title, "y_scale": losses.scale}
         above = lines(losses.table, x_title="", height=230, **told, **shared)
         kinds.append("loss")
         views.append(View(_told_of_loss(above, losses, span, ends), ends={"x": span, "y": ends}))
     if squared is not None:
         table = _long(known, steps, "distance")
         apart = around(table["distance"], np.stack([one.distances for one in reached]))
-        middle = lines(table, y="distance", x_title="", y_title="distance (L2)", y_domain=apart, height=120, **shared)
+        middle = lines(table, y="distance", x_title="", y_title="distance (L2)", height=120, **shared)
         kinds.append("distance")
         views.append(View(middle, ends={"x": span, "y": apart}))
     table = _long(known, steps, "weight")
     shares = around(table["weight"], np.stack([one.shares for one in reached]))
-    below = lines(
-        table, y="weight", x_title="step of the run", y_title="weight in the end", y_domain=shares, height=130, **shared
-    )
+    below = lines(table, y="weight", x_title="step of the run", y_title="weight in the end", height=130, **shared)
     now = known[NOW]
     whole = Certificate(now.error, np.nan, now.reached, 1.0, 1.0)
     kinds.append("weight")

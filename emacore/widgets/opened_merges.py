@@ -20,7 +20,6 @@ from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import AVERAGED, CLEAN, palette
 from emacore.charts.thin import axis_ends
 from emacore.experiments.opened import Floats, Moved, Series, growth_calls, moved, weight_table
-from emacore.limits import CACHE_BYTES
 from emacore.widgets.moving import schedule_settings, show_moving
 from emacore.widgets.opened import NOW
 from emacore.widgets.page import picture
@@ -74,7 +73,6 @@ def show_merges_moving(
         colours={line: hues[merge] for line, merge in own.items()},
         x_title="step of the stored file",
         y_title="coefficient of the file",
-        y_domain=coefficient_ends,  # by which names stand apart
         height=230,
     )
     below = lines(
@@ -85,7 +83,6 @@ def show_merges_moving(
         colours={"all steps": CLEAN, "these files": AVERAGED},
         x_title="step of the run",
         y_title="weight so far",
-        y_domain=growth_ends,
         height=170,
     )
     views = [
@@ -189,7 +186,7 @@ def around(values: pd.Series, reached: Floats) -> Ends:
     return low - (room if low < 0 else 0), high + room
 
 
-@st.cache_data(max_size=CACHE_BYTES, show_spinner=False)
+@st.cache_data(show_spinner=False)
 def frames_of_merges(
     of: str,
     name: str,

@@ -1,15 +1,11 @@
 """Averages in loops with accelerate."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,7 +14,15 @@ from emacore import Constant, InversePower, PowerFunction, Snapshots, open_check
 from emacore.integrations.accelerate import Averaging
 from emacore.snippets import snippets
 from emacore.tensors.sharded import gathered, is_sharded
-from tests.helpers import assert_same, assert_same_files, averaged, tensors
+from tests.helpers import (
+    assert_same,
+    assert_same_files,
+    averaged,
+    check_in_two_processes,
+    meet,
+    shard_on_the_cpu,
+    tensors,
+)
 
 SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
 DATA = TensorDataset(torch.randn(24, 3, generator=torch.Generator().manual_seed(0)))
@@ -108,23 +112,16 @@ def test_snapshots_go_on_with_the_averages(tmp_path):
 
 def sharded_run(rank, folder):
     """In one of two processes: what is right of averages of a model that accelerate shards by FSDP2."""
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ.update(own, ACCELERATE_CPU_AFFINITY="0")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    meet(rank, folder)
 
     def prepared():
         torch.manual_seed(0)
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False
-        )
-        accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
-        # It shards on accelerators only, and takes DDP on the CPU without a word.
-        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = plugin
+        accelerator = Accelerator(cpu=True)
+        shard_on_the_cpu(accelerator)
         model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
         model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.05))
-        return accelerator, model, optimizer, Averaging(accelerator, model, optimizer, SCHEDULES)
+        snapshots = partial(Snapshots, folder=folder / "snapshots", every=4)
+        return accelerator, model, optimizer, Averaging(accelerator, model, optimizer, SCHEDULES, snapshots=snapshots)
 
     def steps(accelerator, model, optimizer, averaging):
         noted = []
@@ -155,22 +152,15 @@ def sharded_run(rank, folder):
     for name in SCHEDULES:
         one, other = (tensors_of(run[-1].averages[name].ema_model) for run in (whole, resumed))
         assert_same(one, other)
+    resumed[-1].close()
+    assert open_checkpoints(folder / "snapshots").steps.tolist() == [4, 8, 12]
     (folder / f"right{rank}").touch()
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_a_model_sharded_by_fsdp2_is_averaged_saved_and_resumed(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integrations.test_accelerate", tmp_path],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert {path.name for path in tmp_path.glob("right*")} == {"right0", "right1"}
+    check_in_two_processes(sharded_run, tmp_path)
 
 
 def test_what_cannot_be_is_told():
@@ -206,8 +196,3 @@ def test_the_snippet_averages_as_the_schedule_says(tmp_path, monkeypatch):
     exec(code, names)
     for name, tensor in averaged(noted, schedule).items():
         torch.testing.assert_close(load_file(tmp_path / "averaged" / "model.safetensors")[name], tensor)
-
-
-if __name__ == "__main__":
-    # Forked, because importing accelerate twice takes longer than all the rest.
-    torch.multiprocessing.start_processes(sharded_run, (Path(sys.argv[1]),), nprocs=2, start_method="fork")

@@ -8,6 +8,8 @@ import schedulefree
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
@@ -249,6 +251,17 @@ def test_what_cannot_be_is_told(tmp_path):
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     with pytest.warns(UserWarning, match="holds no averages"):
         fit(tmp_path / "again", AveragingCallback(Constant(0.9)), path=tmp_path / "foreign.ckpt")
+
+
+def test_a_module_that_its_strategy_shards_is_refused():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = Model()
+        fully_shard(model.net, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"no place for the parts of averages: keep an emacore\.EMA"):
+            AveragingCallback(Constant(0.9)).on_sanity_check_start(None, model)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("schedule", [Constant(0.9, update_after_step=5, update_every=3), PowerFunction(sigma_rel=0.1)])

@@ -13,7 +13,17 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from emacore import EMA, Averages, Constant, InversePower, PowerFunction, Snapshots, open_checkpoints
 from emacore.integrations.transformers import FILE, Averaging
 from emacore.snippets import snippets
-from tests.helpers import assert_close, assert_same, assert_same_files, averaged, tensors
+from emacore.tensors.sharded import gathered, is_sharded
+from tests.helpers import (
+    assert_close,
+    assert_same,
+    assert_same_files,
+    averaged,
+    check_in_two_processes,
+    meet,
+    shard_on_the_cpu,
+    tensors,
+)
 
 SCHEDULES = {"fast": InversePower(0.8, update_after_step=1, update_every=1), "slow": Constant(0.95)}
 
@@ -46,10 +56,21 @@ class Notes(TrainerCallback):
         self.weights = []
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.weights.append(tensors(model))
+        self.weights.append(whole(model))
 
 
-def trained(folder, model=None, schedule=SCHEDULES, *, resume=None, arguments=None, **options):
+class Sharding(Trainer):
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        shard_on_the_cpu(self.accelerator)
+        self.is_fsdp_enabled = True
+
+
+def whole(module):
+    return {name: gathered(tensor) for name, tensor in tensors(module).items()}
+
+
+def trained(folder, model=None, schedule=SCHEDULES, *, kind=Trainer, resume=None, arguments=None, **options):
     notes = Notes()
     settings = {
         "num_train_epochs": 2,
@@ -65,7 +86,7 @@ def trained(folder, model=None, schedule=SCHEDULES, *, resume=None, arguments=No
         "dataloader_pin_memory": False,
         "logging_strategy": "no",
     }
-    trainer = Trainer(
+    trainer = kind(
         model or made(),
         TrainingArguments(folder, **settings | (arguments or {})),
         train_dataset=Data(),
@@ -230,6 +251,36 @@ def test_a_checkpoint_without_averages_is_told(tmp_path):
 def test_schedule_free_training_is_told_apart(tmp_path):
     with pytest.raises(ValueError, match="AdamWScheduleFree is schedule-free"):
         trained(tmp_path, arguments={"optim": "schedule_free_adamw"})
+
+
+def sharded_run(rank, folder):
+    """In one of two processes: what is right of a trainer that shards by FSDP2."""
+    meet(rank, folder)
+    arguments = {"save_steps": 3, "eval_steps": 3, "load_best_model_at_end": True, "ddp_backend": "gloo"}
+    arguments |= {"per_device_eval_batch_size": 4}
+    trainer, averaging, notes = trained(folder / "run", kind=Sharding, arguments=arguments)
+    assert all(map(is_sharded, trainer.model.parameters()))
+    assert len(notes.weights) == 6
+    assert {ema.step.item() for ema in averaging.averages.values()} <= {3, 6}  # the best of them has been loaded
+    for step in (3, 6):
+        plain = BertForSequenceClassification.from_pretrained(folder / "run" / f"checkpoint-{step}")
+        assert_close(tensors(plain), averaged(notes.weights[:step], SCHEDULES["fast"]))
+    best = int(trainer.state.best_model_checkpoint.rpartition("-")[2])
+    assert_close(whole(trainer.model), averaged(notes.weights[:best], SCHEDULES["fast"]))
+    arguments["load_best_model_at_end"] = False
+    path = str(folder / "run" / "checkpoint-3")
+    resumed, again, later = trained(folder / "run", kind=Sharding, resume=path, arguments=arguments)
+    for found, expected in zip(later.weights, notes.weights[3:], strict=True):
+        assert_same(found, expected)
+    assert_close(whole(again.averages["slow"].ema_model), averaged(notes.weights, SCHEDULES["slow"]))
+    assert_same(whole(resumed.model), whole(again.averages["fast"].ema_model))
+    (folder / f"right{rank}").touch()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_trainer_that_shards_by_fsdp2_keeps_averages_and_goes_on(tmp_path):
+    check_in_two_processes(sharded_run, tmp_path)
 
 
 def test_the_snippet_averages_as_the_schedule_says(tmp_path, monkeypatch):

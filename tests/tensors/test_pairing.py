@@ -195,6 +195,24 @@ def test_changed_tensors_are_noticed(change):
     assert aliases
 
 
+@pytest.mark.parametrize(
+    "shape", [(1, 4), (4, 3), (3, 4), (4,), (1, 1), (1,), (), (2, 3), (3, 1, 2), (1, 2, 3)], ids=str
+)
+@pytest.mark.parametrize("other", [(1, 4), (3, 4), (1,), (4,), (5, 1)], ids=str)
+@pytest.mark.parametrize("in_target", [False, True])
+def test_of_shapes_what_torch_would_not_refuse_is_noticed(shape, other, in_target):
+    """Of a source that writes a target of its shape, one of the two takes another."""
+    source, target = nn.ParameterList([torch.zeros(shape)]), nn.ParameterList([torch.ones(shape)])
+    watch = Watch(source, target, data="sizes")
+    assert not watch.is_stale()
+    (target if in_target else source)[0].data = torch.zeros(other)
+    try:
+        target[0].detach().lerp_(source[0].detach(), 0.5)
+    except RuntimeError:
+        return
+    assert watch.is_stale() == (shape != other)
+
+
 def test_data_swapped_in_the_second_module_is_noticed():
     model, average = Tied(), Tied()
     aliases, watch = distinct(average), Watch(model, average)

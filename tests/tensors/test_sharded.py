@@ -453,6 +453,8 @@ def check_errors(mesh, folder):
         ema.update()
     with pytest.raises(RuntimeError, match="sharded, or gathered, after its Recorder was built"):
         recorder.record()
+    with pytest.raises(ValueError, match=r"keep_half=False is for models that are not sharded.*MixedPrecisionPolicy"):
+        EMA(sharded(made(torch.bfloat16), mesh), keep_half=False)
     flat = FullyShardedDataParallel(made(), device_id=torch.device("cpu"))
     for build in (
         lambda: EMA(flat),
@@ -462,6 +464,21 @@ def check_errors(mesh, folder):
     ):
         with pytest.raises(TypeError, match="FSDP1.*fully_shard"):
             build()
+
+
+def check_states_of_whole_and_sharded_runs_are_exchanged(mesh):
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = reference(range(12), dtype)[1]
+        whole_run = reference(range(6), dtype)[1]
+        model, ema = both_sharded(mesh, "sharded by EMA", dtype)
+        train(model, ema, range(6))
+        for state in (whole_run.state_dict(), ema.state_dict()):
+            model, ema = both_sharded(mesh, "built before", dtype)
+            other = EMA(made(dtype), schedule=SCHEDULE)
+            for one in (ema, other):
+                one.load_state_dict(state)
+                train(one.model, one, range(6, 12))
+                check_same(whole(one.ema_model), expected.ema_model.state_dict())
 
 
 def check_layouts(mesh):
@@ -509,6 +526,7 @@ def checks(folder, few):
     yield "DDP", lambda: check_ddp(folder)
     yield "DDP, a write in one process", lambda: check_a_write_in_one_process_is_told()
     yield "errors", lambda: check_errors(everybody, folder)
+    yield "exchanged", lambda: check_states_of_whole_and_sharded_runs_are_exchanged(everybody)
     yield "layouts", lambda: check_layouts(everybody)
 
 
@@ -554,6 +572,7 @@ PARTS = {
     "DDP": 2,
     "errors": 1,
     "layouts": 1,
+    "exchanged": 1,
     "files": 1,
 }
 

@@ -6,7 +6,7 @@ from emacore.tensors.states import (
     add_left_out,
     check_same_schedule,
     drop_left_out,
-    match_names,
+    match,
     put_accumulators,
     taken_accumulators,
 )
@@ -23,7 +23,7 @@ def test_accumulators_come_from_their_own_keys_or_from_a_shadow_that_was_wide_al
 def test_names_of_wrappers_are_matched_and_what_is_left_out_comes_and_goes():
     module = nn.Sequential(nn.Linear(1, 1))
     state = {"m._orig_mod.0.weight": 1, "m.module.0.bias": 2, "m.strange": 3}
-    match_names(state, "m.", module)
+    match(state, "m.", module)
     assert state == {"m.0.weight": 1, "m.0.bias": 2, "m.strange": 3}
     drop_left_out(state, "m.", {"0.bias"})
     assert state == {"m.0.weight": 1, "m.strange": 3}

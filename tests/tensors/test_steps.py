@@ -4,6 +4,7 @@ import pytest
 import schedulefree
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from emacore import EMA, Averages, Constant
 from emacore.tensors.steps import averages_by_itself, stepping
@@ -45,6 +46,25 @@ def test_real_steps_are_counted(kind):
     optimizer.step()
     assert ema.step.item() == taken
     assert averages.step == taken + 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_loading_an_optimisers_state_is_no_step_and_one_of_a_warm_up_is(kind):
+    model = nn.Linear(3, 2)
+    first, second = (kind(model.parameters(), lr=0.01) for _ in range(2))
+    loss(model).backward()
+    first.step()
+    kept = get_optimizer_state_dict(model, first)
+    first.zero_grad()
+    ema = EMA(model)
+    ema.attach(second)
+    set_optimizer_state_dict(model, second, kept)
+    assert ema.step.item() == 0
+    for group in second.param_groups:
+        group["lr"] = 0.0
+    loss(model).backward()
+    second.step()
+    assert ema.step.item() == 1
 
 
 def test_what_cannot_be_attached_to_is_told():
