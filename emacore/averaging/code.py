@@ -84,7 +84,7 @@ def _merge(call: ast.expr) -> Merge:
         if call.func.id == "Coefficients":
             if call.keywords:
                 raise ValueError("Coefficients takes numbers without names")
-            return Coefficients(tuple(float(ast.literal_eval(value)) for value in call.args))
+            return Coefficients(tuple(float(_constant(value)) for value in call.args))
         if call.func.id == "RateDecay":
             settings = _settings(call, ("shape", "steps"))
             return RateDecay(**_known("RateDecay", settings, ("shape", "steps")))
@@ -111,7 +111,7 @@ def _scheme(call: ast.expr) -> Scheme:
         raise ValueError("not of the form Family(name=value, ...)")  # noqa: TRY004
     if call.func.id == "Window":
         return _window(_settings(call, _WINDOW))
-    values = {name: ast.literal_eval(value) for name, value in _settings(call).items()}
+    values = {name: _constant(value) for name, value in _settings(call).items()}
     return built_schedule(call.func.id, values)
 
 
@@ -123,7 +123,14 @@ def _window(settings: dict[str, ast.expr]) -> Window:
 
 
 def _value(node: ast.expr) -> Any:
-    return _scheme(node) if isinstance(node, ast.Call) else ast.literal_eval(node)
+    return _scheme(node) if isinstance(node, ast.Call) else _constant(node)
+
+
+def _constant(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise ValueError(f"{ast.unparse(node)!r} is no number or text as it stands") from error
 
 
 def _settings(call: ast.Call, positional: tuple[str, ...] = ()) -> dict[str, ast.expr]:

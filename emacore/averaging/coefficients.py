@@ -164,6 +164,8 @@ class Coefficients:
     def __post_init__(self) -> None:
         if not np.any(self.values) or not np.isfinite(self.values).all():
             raise ValueError(f"coefficients must be finite numbers, at least one of them not 0, got {self.values!r}")
+        if np.abs(self.values).max() > np.finfo(np.float32).max:
+            raise ValueError(f"coefficients must be numbers that fit into float32, got {self.values!r}")
 
     def coefficients(self, count: int) -> Floats:
         """Of each of ``count`` files.

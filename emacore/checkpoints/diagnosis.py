@@ -218,6 +218,11 @@ def diagnosed(evidence: Evidence, configured: Schedule | None = None) -> Diagnos
         )
         of_decay = list(_of_decay(case, stretches))
         notes = list(_notes(case, stretches, of_decay))
+        if case.expected is None and (still := _still_stretches(case, [1.0] * len(stretches))):
+            notes.append(
+                f"{counted(len(still), 'stretch', 'stretches')} of {len(stretches)} left the average as it was: its "
+                "update was not called there, or is called more rarely than files are stored."
+            )
     elif "dtype" in faults:
         notes = ["What the decay was cannot be told from weights that rounding held back."]
     if masks := [one.name for one in evidence.tensors if not one.finite and one not in _broken(case)]:
@@ -288,6 +293,26 @@ def _of_tensors(case: _Case) -> Iterator[Finding]:
         if copied := [one.name for one in case.weights if one.is_copied]:
             yield Finding("copied", f"Not averaged, but copied from the raw weights: {listed(copied)}.")
         yield from _of_frozen(case)
+        if case.expected is not None and (still := _still_stretches(case, case.expected)):
+            said = ", ".join(f"from step {begin:,} to {end:,}" for begin, end in still)
+            yield Finding(
+                "frozen",
+                f"The average stood still {said}, though the raw weights moved: its update was not called there, or is "
+                "called more rarely than files are stored.",
+                ("update_every",),
+            )
+
+
+def _still_stretches(case: _Case, expected: Sequence[float]) -> list[tuple[int, int]]:
+    """Where no number of an average that moves elsewhere moved, though the configured one would have, and visibly."""
+    whole = [one for one in case.weights if one.finite and any(one.moved) and one.coarse is None]
+    found = []
+    for place, stretch in enumerate(case.evidence.stretches):
+        moves = 1 - math.exp(-expected[place])
+        seen = [one for one in whole if one.raw_moved[place] and one.gaps[place] * moves >= 16]
+        if seen and not any(one.moved[place] for one in whole):
+            found.append(stretch)
+    return found
 
 
 def _broken(case: _Case) -> list[TensorFacts]:

@@ -36,8 +36,9 @@ from emacore.widgets.opened_merges import (
     words_frames,
 )
 
-#: What a mark costs beside one of a page that plans nothing, in calls, and what each cube of the number of sets adds.
-_COST, _PER_CUBE = 60_000, 0.01
+#: What a mark costs beside one of a page that plans nothing, in calls: in any case, a call, and by each cube of the
+#: number of sets.
+_COST, _PER_CALL, _PER_CUBE = 60_000, 3, 0.01
 #: Where it is said that a mark is not measured, as shares of the picture's width and height.
 _UNMEASURED_AT = (0.3, 0.97)
 _UNMEASURED = "'not measured yet:|let the handle go to ask for it'"
@@ -78,7 +79,7 @@ def show_opened_curves(
         losses: ``None`` while nothing is measured.
     """
     count, code = len(series.steps), to_code(schedule)
-    settings = schedule_settings(schedule, int(_COST + series.calls + _PER_CUBE * count**3))
+    settings = schedule_settings(schedule, int(_COST + _PER_CALL * series.calls + _PER_CUBE * count**3))
     marks: Marks = tuple((setting.key, setting.marks) for setting in settings)
     rough = tuple((key, (values[0], values[len(values) // 2], values[-1])) for key, values in marks)
     steps = np.array([one.end for one in series.profiles], dtype=np.int64)

@@ -91,6 +91,7 @@ def test_other_code_is_refused(text):
     ("text", "why"),
     [
         ("Constant(beta=0.9, beta=0.8)", "beta is given twice"),
+        ("Constant(beta=1 - 0.1)", "'1 - 0.1' is no number or text as it stands"),
         ("Constant(beta=0.9, update_every=2, beta=0.9)", "beta is given twice"),
         ("Constant(0.9, beta=0.8)", "not of the form"),
         ("Constant(family='InversePower')", "no setting 'family'"),
@@ -141,6 +142,9 @@ def test_merges_both_ways(text, merge):
     [
         ("Window(files=10, size=3)", "Window has no setting 'size'; it has files, schedule"),
         ("RateDecay('exp')", "shape must be one of linear, cosine, 1-sqrt"),
+        ("Coefficients(nan)", "'nan' is no number or text as it stands"),
+        ("Coefficients(1e300, -1e300)", "that fit into float32"),
+        ("Window(files=10**2)", r"'10 \*\* 2' is no number or text as it stands"),
         ("RateDecay(step=3)", "RateDecay has no setting 'step'; it has shape, steps"),
         ("Coefficients()", "at least one"),
         ("Coefficients(a=1)", "without names"),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from emacore import Constant, InversePower, PowerFunction, UniformAverage, Window
-from emacore.averaging.coefficients import Span
+from emacore.averaging.coefficients import Span, certificate
 from emacore.averaging.held import held, held_coefficients, squared_distances
+from emacore.averaging.weights import weights
 
 ENDS = [0, 4, 9, 30, 31, 59]
 SCHEDULES = [
@@ -31,7 +32,11 @@ def test_shares_and_distances_are_those_of_an_average_that_is_really_kept(schedu
     found = held(schedule, profiles, squared_distances(rows, 7))
     np.testing.assert_allclose(found.shares @ rows, average, rtol=1e-12)
     np.testing.assert_allclose(found.distances, apart, rtol=1e-6, atol=1e-5)
-    assert found.reached == pytest.approx(1 / (found.shares**2).sum())
+    told = certificate(weights(decays), profiles, found.shares)
+    assert (found.error, found.reached) == pytest.approx((told.error, told.reached))
+    means = [Span(begin + 1, end) for begin, end in zip([-1, *ENDS[:-1]], ENDS, strict=True)]
+    told = certificate(weights(decays), means, found.shares)
+    assert (held(schedule, means).error, held(schedule, means).reached) == (told.error, told.reached)
     assert np.isnan(held(schedule, profiles).distances).all()
     assert held_coefficients(decays, ENDS)[0].tolist() == [1, 0, 0, 0, 0, 0]
 

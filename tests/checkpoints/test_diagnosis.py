@@ -112,6 +112,18 @@ def test_a_warm_up_that_copies_still_is_no_loss():
     assert kinds(diagnosed(walk(constant(0.0)), Constant(0.99))) == [("equal",)]
 
 
+def test_an_average_that_stood_still_between_two_files_is_found_unless_it_was_to():
+    stopped = np.where(np.arange(STEPS[-1]) < STEPS[1], 0.99, 1.0)
+    found = diagnosed(walk(stopped), Constant(0.99))
+    assert ("frozen", "update_every") in kinds(found)
+    assert "stood still from step 340 to 380, though the raw weights moved" in found.findings[0].sentence
+    alone = diagnosed(walk(stopped))
+    assert alone.findings == ()
+    assert any("1 stretch of 2 left the average as it was" in note for note in alone.notes)
+    seldom = Constant(0.5, update_every=50)  # moves at 300 and 350
+    assert not diagnosed(walk(seldom.decays(STEPS[-1])), seldom).names("frozen")
+
+
 def test_what_cannot_be_told_is_said():
     short = diagnosed(walk(constant(0.5)), Constant(0.6))
     assert short.findings == ()
