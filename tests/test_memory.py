@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import weakref
+from importlib import import_module
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_nothing_is_collected_within_and_what_is_there_is_left_alone_afterwards(
 
 def test_it_goes_on_after_an_import_that_fails():
     with pytest.raises(ImportError), uncollected():
-        import nothing_of_this_name  # noqa: F401
+        import_module("nothing_of_this_name")
     assert gc.isenabled()
 
 
