@@ -25,7 +25,7 @@ HANDLES = {
     "?play=false": ("learning rate", "gradient noise", "decay of the average"),
     "decay_schedule": ("power", "beta", "after step (% of the run)"),
     "low_pass_filter": ("decay (beta)",),
-    "what_if": ("power", "beta"),
+    "what_if": ("power", "inv_gamma (steps)"),
 }
 MOVES = 40
 
