@@ -345,11 +345,11 @@ def _same_for_all(encoding: Spec, frames: Frames, lit: str) -> Spec:
     """Those channels that are the same for all rows, where there is one series only."""
     name, *others = frames.rows[frames.column].unique().tolist()
     found: Spec = {}
+    if others:
+        return found
     for channel, told in encoding.items():
         scale, conditions = told.get("scale") or {}, told.get("condition", [])
         test = conditions[0].get("test") if len(conditions) == 1 else None
-        if others:
-            continue
         if told.get("field") in (NAME, frames.column) and name in scale.get("domain", []):
             found[channel] = {"value": scale["range"][scale["domain"].index(name)]}
         elif isinstance(test, dict) and test["field"] in (NAME, frames.column):
@@ -363,10 +363,11 @@ def _lit(number: int, view: View, handles: Sequence[Handle]) -> list[Spec]:
     """Signals: whether the series of frames, where there is one only, is among those that were clicked, if any was."""
     clicked = [param["name"] for param in view.figure.spec.get("params", []) if not param["select"].get("nearest")]
     found = []
-    for place, frames in enumerate(_moved_by(handles, view)):
+    for place, frames in enumerate(_moved_by(handles, view) if clicked else []):
         row = json.dumps(dict.fromkeys((NAME, frames.column), str(frames.rows[frames.column].iloc[0])))
-        tests = [f"!length(data('{one}_store')) || vlSelectionTest('{one}_store', {row})" for one in clicked[:1]]
-        found += [{"name": f"lit{number}_{place}", "expr": test} for test in tests]
+        store = f"{clicked[0]}_store"
+        test = f"!length(data('{store}')) || vlSelectionTest('{store}', {row})"
+        found.append({"name": f"lit{number}_{place}", "expr": test})
     return found
 
 

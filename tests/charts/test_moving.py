@@ -137,6 +137,34 @@ def test_a_layers_own_transforms_that_read_what_moves_come_after_it():
     assert drawn["transform"] == [own[0], {"filter": "indexof([0], moved) >= 0"}, moved, *own[1:]]
 
 
+def test_points_that_answer_the_pointer_wait_until_the_handle_is_let_go():
+    shown, _ = picture([POWER, SIZE])
+    (held,) = (param for param in shown.spec["params"] if param["name"] == "held")
+    assert held["value"] is False
+    moved, let_go = held["on"]
+    assert moved == {"events": [{"signal": "drag_power_mark"}, {"signal": "drag_size_mark"}], "update": "true"}
+    assert let_go["update"] == "false"
+    assert [one["filter"] for one in let_go["events"]] == [
+        f"event.target.name === 'drag_{key}_mark'" for key in ("power", "size")
+    ]
+
+
+def test_what_is_the_same_for_a_whole_curve_is_no_test_of_each_row():
+    shown, _ = picture([POWER])
+    (still,) = (layer for layer in shown.spec["layer"] if layer.get("name") == "view0_layer0")
+    (drawn,) = (layer for layer in shown.spec["layer"] if layer.get("name") == "view0_layer0_0")
+    found = drawn["encoding"]
+    assert found["color"] == {"value": "#111"}
+    assert found["strokeDash"] == {"value": [1, 0]}
+    assert found["strokeWidth"] == {"value": 2.2}
+    assert found["opacity"] == {"value": {"expr": "lit0_0 ? 0.9 : 0.12"}}
+    assert drawn["mark"]["invalid"] is None, "all of its numbers are finite"
+    assert "value" not in still["encoding"]["color"], "the figure has two curves"
+    (lit,) = (param for param in shown.spec["params"] if param["name"] == "lit0_0")
+    row = '{"name": "now", "curve": "now"}'
+    assert lit["expr"] == f"!length(data('highlight_store')) || vlSelectionTest('highlight_store', {row})"
+
+
 def test_names_that_stand_still_are_apart_on_the_axis_that_is_drawn():
     table = pd.DataFrame({"step": [0.0, 1.0] * 2, "curve": ["a", "a", "b", "b"], "y": [0.0, 0.40, 0.1, 0.44]})
     figure = lines(
