@@ -1,6 +1,7 @@
 """What tests of several modules share."""
 
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,32 @@ def wait_for(condition, seconds=60):
             return found
         time.sleep(0.05)
     raise AssertionError("waited in vain")
+
+
+def interrupted(act, at, modules):
+    """Call ``act()``, with a KeyboardInterrupt, as of a signal, before the ``at``-th line of these modules; 0 for none.
+
+    A line counts once, not in a loop's next turn.  Returns how many there were.
+    """
+    seen = set()
+
+    def trace(frame, event, argument):
+        place = frame.f_code.co_filename, frame.f_lineno
+        if Path(place[0]).name not in modules:
+            return None
+        if event == "line" and place not in seen:
+            seen.add(place)
+            if len(seen) == at:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return len(seen)
 
 
 class Network(nn.Module):

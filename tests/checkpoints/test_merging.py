@@ -19,7 +19,7 @@ from emacore.checkpoints import merging
 from emacore.checkpoints.merging import carry_out, merge
 from emacore.checkpoints.planning import plan_merge
 from emacore.checkpoints.stored import CheckpointError
-from tests.helpers import Network, wait_for
+from tests.helpers import Network, interrupted, wait_for
 
 MERGES = {
     "constant": Constant(0.7),
@@ -186,27 +186,9 @@ def test_an_interruption_at_any_line_leaves_no_file_and_keeps_no_process_alive(f
     found = open_checkpoints(path)
     plan = plan_merge(found, {"mean": LastFiles(2), "last": LastFiles(1)})
 
-    def lines(interrupted_at: int) -> int:
-        """Of those that are new, not in a loop's next turn."""
-        seen = set()
-
-        def trace(frame, event, argument):
-            place = frame.f_code.co_filename, frame.f_lineno
-            if Path(place[0]).name not in ("merging.py", "hashing.py", "contextlib.py"):
-                return None
-            if event == "line" and place not in seen:
-                seen.add(place)
-                if len(seen) == interrupted_at:
-                    raise KeyboardInterrupt
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            carry_out(plan, found, path / "new" / "results" / str(interrupted_at))
-        finally:
-            sys.settrace(before)
-        return len(seen)
+    def lines(at: int) -> int:
+        modules = ("merging.py", "hashing.py", "contextlib.py")
+        return interrupted(lambda: carry_out(plan, found, path / "new" / "results" / str(at)), at, modules)
 
     def nothing_or_all_is_left() -> bool:
         left = {one.name for one in path.glob("new/**/*") if one.is_file() or ".partial-" in one.name}

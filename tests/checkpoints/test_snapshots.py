@@ -12,7 +12,7 @@ from torch import nn
 from emacore import Constant, PowerFunction, Snapshots, Trajectory, UniformAverage, Window, merge, open_checkpoints
 from emacore.averaging.weights import weights
 from emacore.checkpoints.planning import plan_merge
-from tests.helpers import Network, assert_same, change, tensors
+from tests.helpers import Network, assert_same, change, interrupted, tensors
 
 
 def trained(folder, steps, kind, every=10, model=None, **options):
@@ -101,27 +101,11 @@ def test_an_interruption_at_any_line_of_writing_leaves_all_averages_of_a_step_or
     """The last one is that of a process that was killed: it leaves what is no file yet, until the run goes on."""
     model = Network()
 
-    def lines(folder, interrupted_at):
-        snapshots, seen = Snapshots(model, folder, 2, kind), set()
+    def lines(folder, at):
+        snapshots = Snapshots(model, folder, 2, kind)
         for _ in range(3):
             snapshots.update()
-
-        def trace(frame, event, argument):
-            if Path(frame.f_code.co_filename).name != "snapshots.py":
-                return None
-            if event == "line" and frame.f_lineno not in seen:
-                seen.add(frame.f_lineno)
-                if len(seen) == interrupted_at:
-                    raise KeyboardInterrupt
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            snapshots.update()
-        finally:
-            sys.settrace(before)
-        return len(seen)
+        return interrupted(snapshots.update, at, ("snapshots.py",))
 
     last = lines(tmp_path / "0", 0)
     whole = sorted(path.name for path in (tmp_path / "0").iterdir())
