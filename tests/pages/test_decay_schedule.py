@@ -295,3 +295,11 @@ def test_the_table_of_decays_that_are_reached(open_page):
     app = open_page("decay_schedule", family="Running mean")
     assert "This family has no beta" in texts(app)
     assert len(app.dataframe[1].value) == 4
+
+
+def test_no_name_of_a_setting_is_broken_over_half_a_column(open_page):
+    app = open_page("decay_schedule")
+    halves = [box.label for column in app.columns if column.weight == 0.5 for box in column.number_input]
+    assert {"power", "beta", "update_every"} <= set(halves)
+    assert max(len(word) for label in halves for word in label.split()) <= 14
+    assert "update_after_step" in [box.label for box in app.number_input]
