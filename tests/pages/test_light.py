@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from emacore import courtesy, memory
 from tests.pages.conftest import APP
 
 CODE = """
@@ -21,3 +22,12 @@ def test_the_first_page_loads_nothing_that_it_does_not_show(tmp_path):
     command = [sys.executable, "-c", CODE, str(APP)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=APP.parent, check=True)
     assert not set(HEAVY) & set(result.stdout.split())
+
+
+def test_who_waits_for_a_page_goes_first_and_what_it_leaves_is_tidied(open_page, monkeypatch):
+    done = []
+    monkeypatch.setattr(memory, "give_back", lambda: done.append("memory is given back"))
+    monkeypatch.setattr(memory, "settle", lambda: done.append("what is loaded is left alone"))
+    monkeypatch.setattr(courtesy, "LISTENERS", {done.append})
+    open_page("overview")
+    assert done == ["memory is given back", True, False, "what is loaded is left alone"]

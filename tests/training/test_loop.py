@@ -12,6 +12,7 @@ from emacore import RunConfig, train
 from emacore.averaging.families import Constant, InversePower
 from emacore.tasks.regression.config import DataConfig
 from emacore.tasks.regression.data import load
+from emacore.training import loop
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.history import columns, steadiness, summarise
 from emacore.training.loop import make_optimizer
@@ -211,3 +212,12 @@ def test_a_step_is_that_of_torchs_own_optimiser_and_loads_no_compiler(name, plai
     assert torch.equal(one, other)
     assert not torch.equal(one, start)
     assert isinstance(ours, plain)
+
+
+def test_each_step_lets_those_go_first_who_wait_for_an_answer(monkeypatch):
+    asked = []
+    monkeypatch.setattr(loop, "step_aside", lambda: asked.append(1))
+    found = train(replace(SMALL, max_epochs=2))
+    assert len(found.history) == 2
+    rows = 8 * SMALL.data.n_samples // 10  # the others are for validation
+    assert len(asked) == 2 * -(-rows // SMALL.optimizer.batch_size)

@@ -196,3 +196,11 @@ def test_seeds_must_be_different():
     for seeds in ([], [1, 1]):
         with pytest.raises(ValueError, match="seeds must be different"):
             replicate(CONFIG, seeds)
+
+
+def test_each_step_of_a_stack_lets_those_go_first_who_wait_for_an_answer(monkeypatch):
+    asked = []
+    monkeypatch.setattr(replicas, "step_aside", lambda: asked.append(1))
+    replicate(replace(CONFIG, max_epochs=1), [0, 1])
+    rows = 8 * CONFIG.data.n_samples // 10  # the others are for validation
+    assert len(asked) == -(-rows // CONFIG.optimizer.batch_size)
