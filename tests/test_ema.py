@@ -686,6 +686,14 @@ def test_loading_and_copying_inside_average_parameters_are_errors(build):
     average.load_state_dict(state)
 
 
+@pytest.mark.parametrize("name", ["model", "online_model", "ema_model"])
+def test_no_module_is_assigned_inside_average_parameters(name):
+    ema = EMA(nn.Linear(2, 1), **FAST)
+    with ema.average_parameters(), pytest.raises(RuntimeError, match=f"{name} inside average_parameters.* outside"):
+        setattr(ema, name, nn.Linear(2, 1))
+    setattr(ema, name, nn.Linear(2, 1))
+
+
 @pytest.mark.parametrize("build", [lambda m: EMA(m, **FAST), lambda m: Averages(m, {"a": Constant(0.5)})])
 def test_a_model_cast_or_swapped_inside_average_parameters_is_restored(build):
     model = nn.Linear(2, 1)

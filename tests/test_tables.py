@@ -243,3 +243,9 @@ def test_numbers_as_other_countries_and_python_print_them():
     assert points.frame["z"].tolist() == [0.5, 1.5, 2]
     with pytest.raises(TableError, match="binary: Parquet"):
         text_of(b"PAR1abc")
+
+
+def test_each_column_of_one_name_gets_a_name_of_its_own():
+    table = read_csv(b"a,a,,a.1,,a\n1,2,3,4,5,6\n2,3,4,5,6,7\n")
+    assert table.columns.tolist() == ["a", "a.2", "Unnamed: 2", "a.1", "Unnamed: 4", "a.3"]
+    assert table.iloc[0].tolist() == [1, 2, 3, 4, 5, 6]

@@ -324,3 +324,16 @@ def test_the_half_life_of_a_power_function_is_what_a_solver_finds():
         PowerFunction(gamma=1), 400_000, half_life_in(Run(400_000), PowerFunction(gamma=12.9)).steps
     )
     assert solved.gamma == pytest.approx(12.9, rel=1e-6)
+
+
+def test_what_nobody_knows_is_of_what_is_trained():
+    words = {
+        "diffusion": "EDM2",
+        "language model": "how long to merge",
+        "teacher of a student": "best memory of a teacher",
+    }
+    for trained, rate, wish in ANSWERS:
+        told = " ".join(advise(Run(5000, 1, trained, rate, wish, 512, 3), STUDY).unknown)
+        expected = words.get(trained, "best final quality")
+        for text in (*words.values(), "best final quality"):
+            assert (text in told) == (text == expected), (trained, text)

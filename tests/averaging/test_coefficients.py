@@ -94,6 +94,8 @@ def test_best_coefficients_are_those_of_a_general_solver():
         )
         found = best_coefficients(target, profiles, nonnegative=nonnegative)
         assert found == pytest.approx(slow.x, abs=1e-4)
+        of_another_sum = best_coefficients(-3 * target, profiles, nonnegative=nonnegative)
+        assert of_another_sum == pytest.approx(-3 * found, abs=1e-9)
 
 
 def test_what_is_wanted_counts_as_the_scheme_does():

@@ -57,3 +57,8 @@ def test_wrong_settings_are_named():
             Window(3, wrong)
     assert Window(3, InversePower()).rule == InversePower()
     assert Window(3, Constant(0.5)) == Window(size=3, schedule=Constant(0.5))
+
+
+def test_what_is_no_scheme_is_refused():
+    with pytest.raises(TypeError, match=r"a schedule or a window, such as .* got 0\.9"):
+        decays_at_end(0.9, 10)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from emacore.checkpoints.stored import CheckpointError
 from emacore.checkpoints.writing import SafetensorsFile
 
 
@@ -47,3 +48,10 @@ def test_a_file_is_not_written_over(tmp_path):
     (tmp_path / "a.safetensors").write_text(json.dumps({}))
     with pytest.raises(FileExistsError):
         SafetensorsFile(tmp_path / "a.safetensors", {"w": ((3,), torch.float32)}, room=10)
+
+
+def test_the_largest_number_of_a_dtype_fits_and_a_larger_one_does_not(tmp_path):
+    file = SafetensorsFile(tmp_path / "a.safetensors", {"w": ((2,), torch.float16)}, room=10)
+    file.write("w", 0, torch.tensor([65504.0, -65504.0]))
+    with pytest.raises(CheckpointError, match=r"'w' does not fit into float16: .* size 65,537; write another dtype"):
+        file.write("w", 0, torch.tensor([1.0, -65537.0]))

@@ -83,3 +83,12 @@ def test_a_panel_has_the_run_the_articles_table_and_the_seeds(metric):
         ends = panel(rows, metric).query("part == 'seeds' and epoch == 10 and curve == @name")[["low", "high"]]
         assert ends.to_numpy()[0].tolist() == pytest.approx(np.percentile(at, [5, 95]))
     assert ("train" in table["article"].index.get_level_values(0)) == (metric.column == "loss")
+
+
+def test_a_curve_that_is_as_steady_is_not_steadier():
+    history = pd.DataFrame(
+        {"epoch": range(20, 24), "val_loss_original": [1.0, 2, 1, 2], "val_loss_ema": [3.0, 4, 3, 4]}
+    )
+    steadier = next(claim for claim in CLAIMS if "steadier" in claim.text)
+    assert steadier.measure(history) == 1
+    assert not steadier.holds(1.0)

@@ -18,6 +18,7 @@ from tests.helpers import ME
 def test_a_newer_store_is_left_alone(tmp_path):
     RunStore(tmp_path)
     with sqlite3.connect(tmp_path / "runs.sqlite") as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (database.VERSION,)
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreError, match=r"newer version of this program \(format 99"):
         RunStore(tmp_path)
