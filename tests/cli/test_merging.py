@@ -80,6 +80,8 @@ def test_two_schemes_are_merged_at_once(run, folder):
     ("arguments", "words"),
     [
         (["--scheme", "Window(files=2)"], "say where the results go"),
+        (["--dry-run"], "say what to merge by: --scheme, or --soup"),
+        (["--soup", "greedy", "--dry-run"], "a greedy soup needs --evaluate"),
         (["--scheme", "Widow(3)", "--dry-run"], "not a schedule, window, RateDecay or Coefficients"),
         (["--scheme", "Window(5)", "--scheme", "Window(size=5)", "--dry-run"], "given twice"),
         (

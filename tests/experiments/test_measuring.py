@@ -4,11 +4,12 @@ import json
 import os
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from emacore import Constant, Trajectory
+from emacore import Constant, RunConfig, Trajectory
 from emacore.averaging.code import to_code
 from emacore.averaging.families import PowerFunction
 from emacore.checkpoints import open_checkpoints
@@ -18,6 +19,8 @@ from emacore.experiments.measuring import Question, answer, evaluator, named_mea
 from emacore.experiments.opened import identity_of
 from emacore.experiments.store import RunStore
 from emacore.replay.measure import Metric
+from emacore.tasks import open_run
+from emacore.training.loop import train
 from tests.experiments.opened_folders import MEASURE, small_run, stored_rows
 from tests.helpers import ME, wait_for
 
@@ -245,3 +248,17 @@ def test_an_average_is_diagnosed(place, store):
     assert (decays["high"] >= 0.9).all()
     assert (decays["high"] - decays["low"]).min() < 0.1
     np.testing.assert_allclose(decays["configured"], 0.9)
+
+
+def test_without_a_named_function_a_recording_says_how_it_is_measured_and_a_folder_is_refused(
+    place, store, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("EMACORE_EVALUATE")
+    with pytest.raises(ValueError, match=r"nothing says how these networks are measured: .* --evaluate"):
+        answer(asking(place, "widths", {}, by=""), store)
+    train(replace(RunConfig(), max_epochs=2), record=tmp_path / "run")
+    monkeypatch.setenv("EMACORE_OPEN", str(tmp_path / "run"))
+    curves = {"codes": ["Constant(beta=0.9)"]}
+    found = read(answer(Question("run", identity_of(tmp_path / "run"), ("model",), "curves", curves, ""), store))
+    whole = open_run(tmp_path / "run").replay({"x": Constant(0.9)})
+    np.testing.assert_allclose(found["found"]["Constant(beta=0.9)"]["mae"], whole["mae"])

@@ -205,3 +205,18 @@ def test_the_small_model_of_the_docs_measures_and_leaves_what_the_page_reads(tmp
     assert windows.series[windows.first].kind == "window"
     assert windows.series[windows.first].steps == (100, 200)
     assert names["loss"](torch.load("stored/step_200.pt")["ema"]) > 0
+
+
+def test_what_follows_the_pointer_is_what_each_schedule_alone_would_show(contents):
+    series = contents.series["model"]
+    codes = ["InversePower(beta=0.99)", "PowerFunction(sigma_rel=0.1)", "RateDecay(shape='cosine', steps=10**6)"]
+    found = module.moved(series, codes, None, points=40)
+    at = module.growth_calls(series, 40)
+    for place, code in enumerate(codes[:2]):
+        alone = planned(merge_from_code(code), series.profiles, series.calls, bests=False)
+        curves = module.growth(series, alone)
+        np.testing.assert_array_equal(found.coefficients[:, place], alone.coefficients)
+        np.testing.assert_array_equal(found.all_steps[:, place], curves["all steps"][at])
+        np.testing.assert_array_equal(found.these_files[:, place], curves["these files"][at])
+        assert (found.error[place], found.reached[place]) == (alone.certificate.error, alone.certificate.reached)
+    assert all(np.isnan(values[..., 2]).all() for values in found)

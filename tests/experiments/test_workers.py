@@ -1,7 +1,9 @@
+import os
 import subprocess
 import sys
 import time
 
+import filelock
 import pytest
 
 from emacore.experiments.store import RunStore, worker_name
@@ -56,3 +58,15 @@ def test_a_worker_that_was_killed_holds_no_lock(store):
     store.interrupt_abandoned()
     assert store.result(run_id).state == "interrupted"
     assert not list((store.folder / "workers").glob("*.lock"))
+
+
+def test_where_no_lock_can_be_taken_a_process_is_asked_for_by_its_number(store, monkeypatch):
+    def refuse(*arguments):
+        raise NotImplementedError
+
+    with store.workers.working("token") as name:
+        monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        assert store.workers.lives("run", name, None)
+        assert not store.workers.lives("run", name.replace(str(os.getpid()), str(gone.pid), 1), None)
