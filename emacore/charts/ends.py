@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from emacore.charts.thin import Floats, Scale, drawable
+from emacore.charts.thin import Floats, Scale, drawable, rows_of_series
 from emacore.formatting import IN_CHARTS, WHOLE_IN_CHARTS
 
 #: An axis of whole numbers, which has no ticks between them.
@@ -52,14 +52,16 @@ def names_at_ends(
     Returns:
         A row for each series: ``name``, ``x`` and ``y`` in units of the axes.
     """
-    shown = table[drawable(table[y], y_scale) & drawable(table[x], x_scale)].reset_index(drop=True)
-    if shown.empty:
+    across, up = (table[column].to_numpy(dtype=np.float64) for column in (x, y))
+    shown = drawable(up, y_scale) & drawable(across, x_scale)
+    if not shown.any():
         return []
-    last = shown.loc[shown.groupby(series, sort=False)[x].idxmax().to_numpy()]
-    places = names_apart(last[y], height, y_domain or (shown[y].min(), shown[y].max()), y_scale)
+    seen = {name: own for name, rows in rows_of_series(table, series).items() if len(own := rows[shown[rows]])}
+    last = [own[across[own].argmax()] for own in seen.values()]
+    places = names_apart(up[last], height, y_domain or (up[shown].min(), up[shown].max()), y_scale)
     return [
         {NAME: str(name), "x": float(at), "y": place}
-        for name, at, place in zip(last[series], last[x], places, strict=True)
+        for name, at, place in zip(seen, across[last], places, strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ from emacore.charts.ends import (
 )
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import CLEAN, DASHES
-from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, thin
+from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, rows_of_series, thin
 
 #: A line's points that answer the pointer: each is a mark of its own, and drawing a thousand takes 0.2 s.
 PROBES = 120
@@ -63,10 +63,14 @@ def lines(
     )
     if y_domain is None and ends != axis_ends(shown[y], y_scale):
         y_domain = ends  # one number up to rounding: the axis must not show the rounding
-    rank = shown.groupby(series, sort=False).cumcount()
-    shown = shown.assign(probe=rank % max(1, len(shown) // (PROBES * max(1, shown[series].nunique()))) == 0)
-    present = set(shown[series].unique())
-    visible = (float(low), float(high)) if (low := shown[x].min()) < (high := shown[x].max()) else (0.0, 0.0)
+    parts = rows_of_series(shown, series)
+    every = max(1, len(shown) // (PROBES * max(1, len(parts))))
+    rank = np.concatenate([np.arange(len(rows)) for rows in parts.values()]) if parts else np.empty(0)
+    shown = shown.assign(probe=rank % every == 0)
+    present, across = set(parts), shown[x].to_numpy()
+    visible = (0.0, 0.0)
+    if len(across) and (low := across.min()) < (high := across.max()):
+        visible = float(low), float(high)
     spec = _spec(
         x=x,
         y=y,

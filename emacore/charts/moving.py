@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from emacore.charts.ends import NAME, names_apart, plot_height, round_ticks
@@ -24,6 +25,8 @@ from emacore.formatting import IN_CHARTS
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
+#: What is made here is Arrow, in which Streamlit sends it: with pandas, hundreds of columns take ten times as long.
+Table: TypeAlias = pd.DataFrame | pa.Table
 #: Values of shape (rows,), or what computes them.
 Line = Floats | Callable[[], Floats]
 #: A moving line's points that answer the pointer.  Each is drawn anew at each move, and its surroundings found anew.
@@ -112,7 +115,7 @@ class Moving(NamedTuple):
     """
 
     spec: Spec
-    tables: dict[str, pd.DataFrame]
+    tables: dict[str, Table]
     still: tuple[str, ...]
     left_out: str
 
@@ -123,7 +126,7 @@ def moving(views: Sequence[View], handles: Sequence[Handle], signals: Sequence[S
     Each view's figure has layers; those that draw the figure's table are drawn a second time, of the frames, and the
     figure's own rows of these series are hidden while a handle that moves them is away from its start.
     """
-    tables: dict[str, pd.DataFrame] = {}
+    tables: dict[str, Table] = {}
     views = [view._replace(ends=_across(view) | dict(view.ends)) for view in views]
     drawn = [_moving_view(view, number, handles, tables) for number, view in enumerate(views)]
     params: dict[str, Spec] = {}
@@ -197,7 +200,7 @@ def _values(line: Line) -> Floats:
     return line() if callable(line) else line
 
 
-def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dict[str, pd.DataFrame]) -> Spec:
+def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dict[str, Table]) -> Spec:
     order = [handle.key for handle in handles]
     sets = _moved_by(handles, view)
     tables[f"still{number}"] = view.figure.data
@@ -213,12 +216,14 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
         else:
             # Rows of a layer's own are data, too, or other ones would draw the whole picture anew.
             table = f"rows{number}_{place}"
-            tables[table] = pd.DataFrame(layer["data"]["values"])
-            if layer["encoding"].get("text", {}).get("field") == NAME and layer["data"]["values"]:
+            rows = layer["data"]["values"]
+            cells = {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
+            if layer["encoding"].get("text", {}).get("field") == NAME and rows:
                 column = NAME
                 if "y" in view.ends:  # the figure took them to be those of its own curves
-                    tables[table]["y"] = _apart(tables[table]["y"].to_numpy(), view)
+                    cells["y"] = _apart(np.asarray(cells["y"], dtype=np.float64), view)
                 then |= {own: _names(frames, view) for own, frames in enumerate(sets) if not frames.layers}
+            tables[table] = _arrow(cells)
         hidden = [
             {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
             for own in sorted(then)
@@ -226,7 +231,8 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
         layers.append(_drawing(layer, name, table, hidden))
         for own, frames in sorted(then.items()):
             drawn = f"frames{number}_{own}" if frames is sets[own] else f"names{number}_{own}"
-            tables.setdefault(drawn, _wide(frames, order))
+            if drawn not in tables:
+                tables[drawn] = _wide(frames, order)
             answers, lit = place in answering, f"lit{number}_{own}"
             layers.append(_following(layer, f"{name}_{own}", drawn, frames, order, answers=answers, lit=lit))
     if view.ends:
@@ -283,23 +289,27 @@ def _across(view: View) -> dict[str, tuple[float, float]]:
         told = layer["encoding"].get("x") or {}
         if isinstance(domain := (told.get("scale") or {}).get("domain"), list):
             found.append(np.asarray(domain, dtype=np.float64))
-        own = pd.DataFrame(layer["data"]["values"]) if "data" in layer else view.figure.data
-        tables = [own, *(frames.rows for frames in view.frames)] if "data" not in layer else [own]
-        found += [table[told["field"]].to_numpy(dtype=np.float64) for table in tables if told.get("field") in table]
+        field = told.get("field")
+        if "data" in layer:
+            own = [row[field] for row in layer["data"]["values"] if field in row]
+            found += [np.asarray(own, dtype=np.float64)] if own else []
+        else:
+            tables = [view.figure.data, *(frames.rows for frames in view.frames)]
+            found += [table[field].to_numpy(dtype=np.float64) for table in tables if field in table]
     values = np.concatenate(found) if found else np.empty(0)
     values = values[np.isfinite(values)]
     return {"x": (float(values.min()), float(values.max()))} if len(values) else {}
 
 
-def _tables_of_ends(number: int, view: View) -> dict[str, pd.DataFrame]:
+def _tables_of_ends(number: int, view: View) -> dict[str, Table]:
     """The ends of a view's axes, one row; and for each log axis its ticks."""
     sides = {f"{channel}_{end}": [side] for channel, ends in view.ends.items() for end, side in enumerate(ends)}
     ticks = {
-        f"ticks{number}_{channel}": pd.DataFrame({"at": round_ticks(*ends)})
+        f"ticks{number}_{channel}": _arrow({"at": round_ticks(*ends)})
         for channel, ends in view.ends.items()
         if any(_is_log(layer, channel) for layer in view.figure.spec["layer"])
     }
-    return {f"ends{number}": pd.DataFrame(sides), **ticks}
+    return {f"ends{number}": _arrow(sides), **ticks}
 
 
 def _is_log(layer: Spec, channel: str) -> bool:
@@ -413,16 +423,20 @@ def _with_ends(layer: Spec, number: int, ends: Mapping[str, tuple[float, float]]
     return {**layer, "encoding": encoding}
 
 
-def _wide(frames: Frames, order: Sequence[str]) -> pd.DataFrame:
+def _arrow(columns: Mapping[Any, Any]) -> pa.Table:
+    """A table of columns by name; what is not a number is empty, as in a table of pandas that is sent."""
+    return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
+
+
+def _wide(frames: Frames, order: Sequence[str]) -> pa.Table:
     """The frames' table: a column for each moving column, handle and mark."""
-    columns = {
-        f"{column}_{order.index(key)}_{mark}": values[:, mark]
-        for key, moving in frames.moving.items()
-        if key in order
-        for column, values in moving.items()
-        for mark in range(values.shape[1])
-    }
-    return pd.concat([frames.rows.reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+    common = _arrow(dict(frames.rows.items()))
+    names, columns = list(common.column_names), list(common.columns)
+    for key, moving in frames.moving.items():
+        for column, values in moving.items() if key in order else ():
+            names += [f"{column}_{order.index(key)}_{mark}" for mark in range(values.shape[1])]
+            columns += [pa.array(values[:, mark], from_pandas=True) for mark in range(values.shape[1])]
+    return pa.table(columns, names=names)
 
 
 def _moves(frames: Frames, order: Sequence[str]) -> str:

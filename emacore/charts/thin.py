@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -104,10 +104,10 @@ def common_rows(
     for line in lines:
         values = np.asarray(line, dtype=np.float64)
         shown = drawable(values, y_scale)
-        v = _on_axis(np.where(shown, values, y_range[0]), y_scale, y_range)
-        side = np.select([~shown, values < y_range[0], values > y_range[1]], [-2, -1, 1], 0)
-        borders = np.flatnonzero(np.diff(side))
-        kept = _with_misses(u, v, np.union1d(kept, [*borders, *(borders + 1)]).astype(np.intp))
+        side = np.where(shown, (values > y_range[1]).astype(np.int8) - (values < y_range[0]), -2)
+        v = _on_axis(values if shown.all() else np.where(shown, values, y_range[0]), y_scale, y_range)
+        borders = np.flatnonzero(side[1:] != side[:-1])
+        kept = _with_misses(u, v, np.union1d(kept, [borders, borders + 1]) if len(borders) else kept)
     return kept
 
 
@@ -126,7 +126,7 @@ def _with_misses(u: Floats, v: Floats, kept: Positions) -> Positions:
         if off[place] > most:
             added.append(start + place)
             gaps += [(start, start + place), (start + place, stop)]
-    return np.union1d(kept, np.asarray(added, dtype=np.intp))
+    return np.union1d(kept, added) if added else kept
 
 
 def thin(
@@ -152,21 +152,26 @@ def thin(
         its piece, so that there is no line to see.
     """
     columns = [y] if isinstance(y, str) else list(y)
-    values = table[columns].to_numpy(dtype=np.float64)
+    values = np.column_stack([table[column].to_numpy(dtype=np.float64) for column in columns])
     visible = drawable(values, y_scale).all(axis=1) & drawable(table[x], x_scale)
     ends = y_domain or axis_ends(values, y_scale)
-    codes, _ = pd.factorize(table[series])
-    places, pieces = [], []
-    for code in range(codes.max(initial=-1) + 1):
-        own = np.flatnonzero(codes == code)
+    places, pieces, alone = [], [], []
+    for own in rows_of_series(table, series).values():
         across, up = table[x].to_numpy(dtype=np.float64)[own], values[own]
         kept = kept_rows(across, up, max_points, x_scale=x_scale, y_scale=y_scale, y_range=ends)
         places.append(own[kept])
         pieces.append(np.cumsum(~visible[own])[kept])
+        _, of_piece, sizes = np.unique(pieces[-1], return_inverse=True, return_counts=True)
+        alone.append(sizes[of_piece] == 1)
     if not places:
         return table.iloc[:0].assign(piece=0, alone=False)
-    shown = table.iloc[np.concatenate(places)].assign(piece=np.concatenate(pieces))
-    return shown.assign(alone=~shown.duplicated([series, "piece"], keep=False))
+    return table.iloc[np.concatenate(places)].assign(piece=np.concatenate(pieces), alone=np.concatenate(alone))
+
+
+def rows_of_series(table: pd.DataFrame, series: str) -> dict[Any, Positions]:
+    """The positions of the rows of each series, in the order in which they come."""
+    codes, names = pd.factorize(table[series])
+    return {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
 
 
 def drawable(values: ArrayLike, scale: Scale) -> NDArray[np.bool_]:
@@ -204,7 +209,7 @@ def left_out(table: pd.DataFrame, scales: Mapping[str, Scale], series: str) -> s
     missing = ~np.logical_and.reduce([drawable(values[column], scale) for column, scale in scales.items()])
     if not missing.any():
         return ""
-    for name, rows in table.groupby(series, sort=False).indices.items():
+    for name, rows in rows_of_series(table, series).items():
         own = rows[missing[rows]]
         if len(own):
             told.append(f"{len(own):,} of {len(rows):,} values of {name} ({_kinds(values, scales, own)})")

@@ -315,16 +315,17 @@ def comparison_of(table: pd.DataFrame, question: str, intervals: str = CLASSICAL
     """
     if f"{question}_original" not in table:
         return None
-    pairs = table[[f"{question}_original", f"{question}_ema"]].astype(float)
+    names = (f"{question}_original", f"{question}_ema")
+    pairs = np.column_stack([table[name].to_numpy(dtype=np.float64) for name in names])
     if question == "steadiness":  # a run too short for it is no loss of either
-        pairs = pairs.dropna()
+        pairs = pairs[~np.isnan(pairs).any(axis=1)]
     if question == "own" and not table[["own_ended_original", "own_ended_ema"]].eq(True).any(axis=None):
         return None
-    if question == "fixed" and ((table["fixed_epoch"] == table["epochs"]) | pairs.isna().any(axis=1)).all():
+    if question == "fixed" and ((table["fixed_epoch"] == table["epochs"]) | np.isnan(pairs).any(axis=1)).all():
         return None
-    if pairs.empty:
+    if not len(pairs):
         return None
-    return paired_comparison(pairs.iloc[:, 0], pairs.iloc[:, 1], intervals=intervals)
+    return paired_comparison(*pairs.T, intervals=intervals)
 
 
 def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_article: bool = False) -> str:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,17 @@ def paired_comparison(
         raise ValueError("there are no seeds to compare")
     both = np.isfinite(np.asarray([original, averaged], dtype=np.float64)).all(axis=0)
     finite = found[both & np.isfinite(found)]
+    compare = _compared if len(found) <= _SEEDS_OF_KEPT else _compared.__wrapped__
+    return compare(found.tobytes(), finite.tobytes(), wanted_gain, intervals)
+
+
+#: Pages ask for the same comparisons again at each click: so many of at most so many seeds are kept, 16 MB in all.
+_KEPT, _SEEDS_OF_KEPT = 2048, 512
+
+
+@lru_cache(maxsize=_KEPT)
+def _compared(all_gains: bytes, finite_gains: bytes, wanted_gain: float, intervals: str) -> PairedComparison:
+    found, finite = np.frombuffer(all_gains), np.frombuffer(finite_gains)
     wins, losses = int((found > 0).sum()), int((found < 0).sum())
     reached = int((found >= wanted_gain).sum())
     share = scipy.stats.binomtest(reached, len(found)).proportion_ci(LEVEL)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 import emacore
 from emacore.averaging.code import to_code
@@ -372,10 +373,13 @@ class Cell:
         return "cannot tell" if self.comparison is None else kind_of(self.comparison, self.among)
 
 
-def _by_cell(table: pd.DataFrame, grid: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """The rows of each cell; values may be lists, which pandas cannot group by."""
-    for _, rows in table.groupby([table[name].map(json.dumps) for name in grid], sort=False):
-        yield rows
+def _by_cell(grids: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
+    """The places of the rows of each cell; values may be lists, which pandas cannot group by."""
+    marks = [[json.dumps(value) for value in column.tolist()] for _, column in grids.items()]
+    found: dict[tuple[str, ...], list[int]] = {}
+    for place, mark in enumerate(zip(*marks, strict=True)):
+        found.setdefault(mark, []).append(place)
+    yield from map(np.asarray, found.values())
 
 
 def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final", *, complete: bool = True) -> list[Cell]:
@@ -389,13 +393,15 @@ def cells_of(table: pd.DataFrame, grid: Sequence[str], question: str = "final", 
     parts: list[tuple[dict[str, Any], pd.DataFrame, PairedComparison | None]] = []
     numbers: list[int] = []
     tests: dict[Any, int] = {}
-    for rows in _by_cell(table, grid):
-        settings = {str(name): value for name, value in rows[list(grid)].iloc[0].items()}
-        pairs = rows[["seed", f"{question}_original", f"{question}_ema"]].astype(float)
+    grids = table[list(grid)]
+    pairs = np.column_stack(
+        [table[name].to_numpy(dtype=np.float64) for name in ("seed", f"{question}_original", f"{question}_ema")]
+    )
+    for places in _by_cell(grids):
+        settings = {str(name): value for name, value in grids.iloc[places[0]].items()}
+        rows, own = table.iloc[places], pairs[places]
         # A cell that could not be trained has no pairs, and is like no other.
-        mark: Any = (
-            len(parts) if pairs.iloc[:, 1:].isna().all(axis=None) else pairs.sort_values("seed").to_numpy().tobytes()
-        )
+        mark: Any = len(parts) if np.isnan(own[:, 1:]).all() else own[own[:, 0].argsort(kind="stable")].tobytes()
         numbers.append(tests.setdefault(mark, len(tests)))
         parts.append((settings, rows, comparison_of(rows, question)))
     firsts = {number: comparison for number, (_, _, comparison) in reversed(list(zip(numbers, parts, strict=True)))}
@@ -442,11 +448,12 @@ def progress(table: pd.DataFrame, sweep: Sweep, seconds: float) -> Progress:
         return Progress(0, 0.0, None)
     work = _work(sweep)
     grid = list(sweep.grid)
-    cells = [(rows, work[_key_of(rows[name].iloc[0] for name in grid)]) for rows in _by_cell(table, grid)]
+    cells = table.iloc[[places[0] for places in _by_cell(table[grid])]]
+    steps_of = [work[_key_of(cell)] for cell in zip(*(cells[name] for name in grid), strict=True)]
     share = len(cells) / len(work)
-    ends = sorted((float(rows["elapsed"].iloc[0]), steps) for rows, steps in cells if "elapsed" in rows)
-    if len(ends) < len(cells) or any(math.isnan(end) for end, _ in ends):  # a table of before
-        ends = [(seconds, sum(steps for _, steps in cells))]
+    ends = sorted(zip(map(float, cells["elapsed"]), steps_of, strict=True)) if "elapsed" in cells else []
+    if not ends or any(math.isnan(end) for end, _ in ends):  # a table of before
+        ends = [(seconds, sum(steps_of))]
     kept = sum(steps for end, steps in ends if not end)
     trained = [(end, steps) for end, steps in ends if end]
     if not trained:

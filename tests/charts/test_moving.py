@@ -38,7 +38,7 @@ def picture(handles, **ends):
 
 def test_each_frame_has_the_numbers_of_its_mark():
     shown, frames = picture([POWER, SIZE])
-    table = shown.tables["frames0_0"]
+    table = shown.tables["frames0_0"].to_pandas()
     kept = table["step"].to_numpy().astype(int)
     for mark, power in enumerate(POWERS):
         assert (table[f"y_0_{mark}"] == curve(power)[kept]).all()
@@ -76,7 +76,7 @@ def test_the_server_is_told_where_a_handle_is_let_go_not_while_it_moves():
 def test_a_name_stands_at_the_last_point_that_the_axis_can_show():
     for ends in ({}, {"y": (0.0, 2.0)}, {"y": (0.01, 2.0)}, {"y": (2.0, 3.0)}):
         shown, _ = picture([POWER, SIZE], **ends)
-        names, (low, high) = shown.tables["names0_0"], ends.get("y", (-np.inf, np.inf))
+        names, (low, high) = shown.tables["names0_0"].to_pandas(), ends.get("y", (-np.inf, np.inf))
         assert names["name"].tolist() == ["now"]
         for handle, curves in enumerate(([curve(power) for power in POWERS], [curve(0.75, size) for size in (1, 2)])):
             for mark, drawn in enumerate(curves):
@@ -171,7 +171,7 @@ def test_names_that_stand_still_are_apart_on_the_axis_that_is_drawn():
         table, x="step", y="y", series="curve", colours={"a": "#111", "b": "#222"}, x_title="s", y_title="y", height=200
     )
     shown = moving([View(figure, (), {"y": (0.0, 4.0)})], [POWER])
-    low, high = sorted(shown.tables["rows0_2"]["y"])
+    low, high = sorted(shown.tables["rows0_2"]["y"].to_pylist())
     assert (high - low) / 4 * plot_height(200) == pytest.approx(15, abs=1e-6)
 
 
@@ -203,8 +203,8 @@ def test_fixed_ends_are_data_and_change_no_specification():
     one, _ = picture([POWER], y=(0.0, 2.0))
     other, _ = picture([POWER], y=(0.0, 3.0))
     assert one.spec == other.spec
-    assert one.tables["ends0"]["y_1"].tolist() == [2.0]
-    assert other.tables["ends0"]["y_1"].tolist() == [3.0]
+    assert one.tables["ends0"]["y_1"].to_pylist() == [2.0]
+    assert other.tables["ends0"]["y_1"].to_pylist() == [3.0]
     scale = one.spec["layer"][0]["encoding"]["y"]["scale"]
     assert scale["domain"] == {"expr": "[data('ends0')[0]['y_0'], data('ends0')[0]['y_1']]"}
 
@@ -216,7 +216,7 @@ def test_no_axis_finds_its_ends_in_what_moves():
         for channel in ("x", "y"):
             if (told := layer.get("encoding", {}).get(channel)) and told.get("scale", {}) is not None:
                 assert "ends0" in told["scale"]["domain"]["expr"]
-    assert shown.tables["ends0"][["x_0", "x_1"]].to_numpy().tolist() == [[STEPS[0], STEPS[-1]]]
+    assert shown.tables["ends0"].select(["x_0", "x_1"]).to_pylist() == [{"x_0": STEPS[0], "x_1": STEPS[-1]}]
 
 
 def test_without_handles_it_is_the_picture_that_stands_still():
