@@ -2,10 +2,12 @@
 
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 import streamlit as st
+from streamlit.components.v2 import manifest_scanner
 from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
@@ -50,6 +52,14 @@ SWEEP = Sweep(
     {"optimizer.learning_rate": [0.001, 0.01], "schedule": [to_code(article_schedule()), "Constant(beta=0.9)"]},
     tuple(range(8)),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packages_looked_through_once():
+    """Each AppTest looks for components in all packages there are, which takes longer than most pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests))
+        yield
 
 
 @pytest.fixture(autouse=True)
