@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from emacore.charts.ends import WHOLE_AXIS
-from emacore.charts.figure import Figure, spec_of
+from emacore.charts.figure import Figure, pixels_down, spec_of
 from emacore.charts.style import CLEAN
 from emacore.charts.thin import Scale, left_out
 from emacore.formatting import IN_CHARTS
@@ -66,7 +66,7 @@ def _panel(
     band = (
         base.transform_filter(alt.datum.part == "seeds")
         .mark_area(clip=True, opacity=0.16)
-        .encode(y=alt.Y("low:Q", title=y_title, scale=scale), y2="high:Q")
+        .encode(y=alt.Y("low:Q", title=y_title, scale=scale), y2=alt.Y2("high:Q"))
     )
     run = base.transform_filter(alt.datum.part == "run").mark_line(clip=True, strokeWidth=2).encode(y=y)
     probes = (
@@ -81,5 +81,7 @@ def _panel(
     )
     ends = alt.Chart(pd.DataFrame({"at": phases})).encode(x=alt.X("at:Q", title="epoch"))
     rules = ends.mark_rule(color=CLEAN, strokeDash=[4, 3])
-    labels = ends.mark_text(color=CLEAN, align="right", dx=-3, dy=6, baseline="top").encode(text="at:Q", y=alt.value(0))
+    labels = ends.mark_text(color=CLEAN, align="right", dx=-3, dy=6, baseline="top").encode(
+        text=alt.Text("at:Q"), y=pixels_down(0)
+    )
     return spec_of(alt.layer(band, run, probes, article, rules, labels).properties(height=height))

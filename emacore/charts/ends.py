@@ -114,7 +114,13 @@ def name_marks(colour: alt.Color, room: int) -> alt.Chart:
     text: alt.Chart = alt.Chart().mark_text(
         align="left", dx=6, fontSize=12, fontWeight=600, limit=alt.ExprRef(f"{_taken(room)} - 8")
     )
-    return text.encode(x="x:Q", y="y:Q", text=f"{NAME}:N", color=colour, tooltip=alt.Tooltip(f"{NAME}:N", title=" "))
+    return text.encode(
+        x=alt.X("x:Q"),
+        y=alt.Y("y:Q"),
+        text=alt.Text(f"{NAME}:N"),
+        color=colour,
+        tooltip=alt.Tooltip(f"{NAME}:N", title=" "),
+    )
 
 
 def round_ticks(low: float, high: float, at_most: int = 8) -> list[float]:

@@ -12,8 +12,9 @@ import pandas as pd
 class Figure(NamedTuple):
     """``spec`` holds no data of its own but constants; layers without data draw ``data``.
 
-    Altair needs some 60 ms to build and check a chart, too long for a slider, but only the data change while one drags.
-    So chart functions cache the specification by everything else.
+    Altair needs some 20 ms to build a chart, too long for a slider, but mostly the data alone change while one drags.
+    So chart functions cache the specification by everything else.  They give channels in Altair's own classes: it takes
+    as long again to find the class of a text or a condition.
 
     ``left_out`` says in a sentence which values the axes cannot show; it is empty where they show all.
     """
@@ -24,11 +25,19 @@ class Figure(NamedTuple):
 
 
 def spec_of(chart: alt.LayerChart | alt.FacetChart | alt.VConcatChart) -> dict[str, Any]:
-    """The chart as a specification whose layers, unless they have rows of their own, draw the figure's table."""
+    """The chart as a specification whose layers, unless they have rows of their own, draw the figure's table.
+
+    It is not checked against the schema of Vega-Lite, which takes longer than all else; the tests check all of them.
+    """
     with alt.data_transformers.enable("default", consolidate_datasets=False):
-        spec: dict[str, Any] = chart.to_dict()
+        spec: dict[str, Any] = chart.to_dict(validate=False)
     _unhide_table(spec)
     return spec
+
+
+def pixels_down(pixels: int) -> alt.YValue:
+    """A place so many pixels below the upper border, as a channel: of ``alt.value`` Altair would have to find it."""
+    return alt.YValue(pixels)  # type: ignore[no-untyped-call]
 
 
 def _unhide_table(view: dict[str, Any]) -> None:

@@ -87,12 +87,12 @@ def _spec(x_title: str, y_title: str, loss_title: str, shared: str | None, heigh
         base.mark_rect(stroke=CHOSEN)
         .encode(
             fill=alt.Fill("change:Q", scale=_COLOURS, legend=_legend("loss beside the original's")),
-            strokeWidth=alt.when(alt.datum.chosen)
-            .then(alt.value(3))
-            .when(pointed)
-            .then(alt.value(2))
-            .otherwise(alt.value(0)),
-            order=alt.when(framed).then(alt.value(1)).otherwise(alt.value(0)),  # frames lie above their neighbours
+            strokeWidth=alt.StrokeWidthValue(
+                **alt.when(alt.datum.chosen).then(alt.value(3)).when(pointed).then(alt.value(2)).otherwise(alt.value(0))
+            ),
+            order=alt.OrderValue(
+                **alt.when(framed).then(alt.value(1)).otherwise(alt.value(0))
+            ),  # frames lie above their neighbours
             tooltip=[
                 alt.Tooltip("x:O", title=x_title),
                 alt.Tooltip("y:O", title=y_title),
@@ -209,7 +209,7 @@ def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title:
         xOffset=across, yOffset=up, detail=["code:N", "line:N"]
     )
     numbers = base.mark_text(fontSize=12, lineBreak="\n", baseline="middle", dy=-6).encode(
-        text="text:N", color=alt.Color("letters:N", scale=None)
+        text=alt.Text("text:N"), color=alt.Color("letters:N", scale=None)
     )
     layered = alt.layer(cells, hatches, numbers).resolve_scale(xOffset="independent", yOffset="independent")
     return spec_of(layered.properties(height=90 + 62 * len(y_values)))

@@ -132,26 +132,30 @@ def _spec(
     colour = alt.Color("name:N", scale=alt.Scale(domain=names, range=hues), legend=None)
     base = alt.Chart().transform_calculate(name=f"datum[{series!r}]").encode(x=x_axis, y=y_axis, color=colour)
     drawn = base.mark_line(clip=True).encode(
-        detail="piece:N",
+        detail=alt.Detail("piece:N"),
         strokeDash=alt.StrokeDash(
             "name:N",
             scale=alt.Scale(domain=names, range=[DASHES.get(hue, [1, 0]) for hue in hues]),
             legend=None,
         ),
-        strokeWidth=alt.when(alt.FieldOneOfPredicate(field="name", oneOf=list(faint)))
-        .then(alt.value(1))
-        .otherwise(alt.value(2.2)),
-        opacity=alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.12)),
+        strokeWidth=alt.StrokeWidthValue(
+            **alt.when(alt.FieldOneOfPredicate(field="name", oneOf=list(faint)))
+            .then(alt.value(1))
+            .otherwise(alt.value(2.2))
+        ),
+        opacity=alt.OpacityValue(**alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.12))),
     )
     points = (
         base.transform_filter(alt.datum.probe | alt.datum.alone)
         .mark_circle(size=70)
         .encode(
-            opacity=alt.when(nearest)
-            .then(alt.value(1))
-            .when(alt.datum.alone)
-            .then(alt.value(0.6))
-            .otherwise(alt.value(0)),
+            opacity=alt.OpacityValue(
+                **alt.when(nearest)
+                .then(alt.value(1))
+                .when(alt.datum.alone)
+                .then(alt.value(0.6))
+                .otherwise(alt.value(0))
+            ),
             tooltip=[
                 alt.Tooltip("name:N", title=" "),
                 alt.Tooltip(f"{x}:Q", title=x_title, format=",.7~r"),
@@ -169,6 +173,6 @@ def _rules() -> list[alt.Chart]:
     return [
         base.mark_rule(color=CLEAN, strokeDash=[4, 3]),
         base.mark_text(color=CLEAN, align="left", dx=4).encode(
-            text="label:N", y=alt.Y("height:Q", scale=None, axis=None)
+            text=alt.Text("label:N"), y=alt.Y("height:Q", scale=None, axis=None)
         ),
     ]

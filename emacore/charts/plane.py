@@ -133,14 +133,20 @@ def _spec(
         alt.Chart()
         .mark_line(color=CLEAN, opacity=0.45, strokeWidth=1, clip=True)
         .encode(
-            x=x, y=y, order="order:Q", detail="piece:N", tooltip=alt.Tooltip("level:Q", title=level, format=",.4~r")
+            x=x,
+            y=y,
+            order=alt.Order("order:Q"),
+            detail=alt.Detail("piece:N"),
+            tooltip=alt.Tooltip("level:Q", title=level, format=",.4~r"),
         )
     )
     drawn = alt.Chart().encode(x=x, y=y, color=colour)
     lines = drawn.mark_line(clip=True).encode(
-        order="step:Q",
-        opacity=alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.1)),
-        strokeWidth=alt.when(alt.datum.path == names[0]).then(alt.value(1)).otherwise(alt.value(2.6)),
+        order=alt.Order("step:Q"),
+        opacity=alt.OpacityValue(**alt.when(highlight).then(alt.value(0.9)).otherwise(alt.value(0.1))),
+        strokeWidth=alt.StrokeWidthValue(
+            **alt.when(alt.datum.path == names[0]).then(alt.value(1)).otherwise(alt.value(2.6))
+        ),
     )
     heads = (
         drawn.mark_circle(size=130, clip=True, opacity=1)
@@ -164,7 +170,7 @@ def _spec(
         "dx": alt.ExprRef(f"{right} ? -10 : 10"),
         "dy": alt.ExprRef(f"datum.path == '{names[0]}' ? -10 : 12"),
     }
-    told = alt.Chart().transform_filter(alt.datum.newest).encode(x=x, y=y, text="path:N")
+    told = alt.Chart().transform_filter(alt.datum.newest).encode(x=x, y=y, text=alt.Text("path:N"))
     behind = told.mark_text(**text, stroke=alt.ExprRef("background"), strokeWidth=4, strokeJoin="round", opacity=0.85)
     before = told.mark_text(**text).encode(color=colour).add_params(highlight)
     marks = alt.Chart().mark_point(shape="cross", size=90, color=CLEAN, filled=True).encode(x=x, y=y)

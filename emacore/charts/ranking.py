@@ -79,7 +79,7 @@ def _spec(
         ],
     )
     colour = alt.Color(f"{name}:N", scale=alt.Scale(domain=names, range=hues), legend=None)
-    rule = alt.Chart().mark_rule(color=CLEAN, strokeDash=[4, 3]).encode(x="at:Q")
+    rule = alt.Chart().mark_rule(color=CLEAN, strokeDash=[4, 3]).encode(x=alt.X("at:Q"))
     dots = base.mark_circle(size=110, opacity=1).encode(color=colour)
-    told = base.mark_text(dy=-12, fontSize=11).encode(text="told:N", color=colour)
+    told = base.mark_text(dy=-12, fontSize=11).encode(text=alt.Text("told:N"), color=colour)
     return spec_of(alt.layer(rule, dots, told).properties(height=height))

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from emacore.charts.ends import NAME, WHOLE_AXIS, free_of, name_marks, names_at_ends, room_for
-from emacore.charts.figure import Figure, spec_of, with_layer_data
+from emacore.charts.figure import Figure, pixels_down, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.charts.thin import Scale, axis_ends, left_out, thin
 from emacore.formatting import IN_CHARTS, number
@@ -54,23 +54,23 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
         alt.Chart()
         .transform_calculate(**{NAME: "datum.curve"})
         .encode(
-            detail="piece:N",
+            detail=alt.Detail("piece:N"),
             x=epochs,
             color=colour,
         )
     )
     area = base.mark_area(clip=True).encode(
         y=alt.Y("low:Q", title=y_title, scale=scale),
-        y2="high:Q",
-        opacity=alt.when(highlight).then(alt.value(0.22)).otherwise(alt.value(0.04)),
+        y2=alt.Y2("high:Q"),
+        opacity=alt.OpacityValue(**alt.when(highlight).then(alt.value(0.22)).otherwise(alt.value(0.04))),
     )
     line = base.mark_line(clip=True, strokeWidth=2.2).encode(
         y=alt.Y("median:Q", title=y_title, scale=scale),
-        opacity=alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12)),
+        opacity=alt.OpacityValue(**alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12))),
     )
     points = base.mark_circle(size=80).encode(
         y=alt.Y("median:Q", title=y_title, scale=scale),
-        opacity=alt.when(alt.datum.alone).then(alt.value(0.6)).otherwise(alt.value(0)),
+        opacity=alt.OpacityValue(**alt.when(alt.datum.alone).then(alt.value(0.6)).otherwise(alt.value(0))),
         tooltip=[
             alt.Tooltip("curve:N", title=" "),
             alt.Tooltip("epoch:Q"),
@@ -89,9 +89,9 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
         .encode(x=epochs)
     )
     strip = training.mark_area(color=CLEAN, opacity=0.35, interpolate="step-after").encode(
-        y=alt.Y("top:Q", scale=None, axis=None), y2="base:Q"
+        y=alt.Y("top:Q", scale=None, axis=None), y2=alt.Y2("base:Q")
     )
-    label = training.encode(text="seeds:Q", y=alt.Y("base:Q", scale=None, axis=None))
+    label = training.encode(text=alt.Text("seeds:Q"), y=alt.Y("base:Q", scale=None, axis=None))
     first = label.transform_filter("datum.epoch == datum.first").mark_text(color=CLEAN, align="left", dx=14, dy=9)
     last = label.transform_filter("datum.epoch == datum.last").mark_text(color=CLEAN, align="right", dx=-4, dy=9)
     curves = alt.layer(area, line, points, name_marks(colour, room).add_params(highlight))
@@ -124,15 +124,15 @@ def differences(
 def _differences(x_title: str, height: int) -> dict[str, Any]:
     base = alt.Chart()
     zero = base.mark_rule(color=CLEAN, strokeWidth=1.5).encode(x=alt.X("at:Q", title=x_title))
-    interval = base.mark_rect(color=AVERAGED, opacity=0.15).encode(x=alt.X("low:Q", title=x_title), x2="high:Q")
+    interval = base.mark_rect(color=AVERAGED, opacity=0.15).encode(x=alt.X("low:Q", title=x_title), x2=alt.X2("high:Q"))
     rules = base.mark_rule(color=CLEAN, strokeDash=[4, 3]).encode(x=alt.X("at:Q", title=x_title))
     labels = base.mark_text(color=CLEAN, align="left", dx=4).encode(
-        x=alt.X("at:Q", title=x_title), text="label:N", y=alt.Y("height:Q", scale=None, axis=None)
+        x=alt.X("at:Q", title=x_title), text=alt.Text("label:N"), y=alt.Y("height:Q", scale=None, axis=None)
     )
     dots = base.mark_circle(size=55, opacity=0.9).encode(
         x=alt.X("gain:Q", title=x_title),
         y=alt.Y("rank:Q", title="seeds, ordered", scale=alt.Scale(nice=False, padding=10), axis=WHOLE_AXIS),
-        color=alt.when(alt.datum.won).then(alt.value(AVERAGED)).otherwise(alt.value(ORIGINAL)),
+        color=alt.ColorValue(**alt.when(alt.datum.won).then(alt.value(AVERAGED)).otherwise(alt.value(ORIGINAL))),
         tooltip=[alt.Tooltip("seed:Q"), alt.Tooltip("gain:Q", title=x_title, format="+,.3~r")],
     )
     layered = alt.layer(zero, interval, rules, labels, dots).resolve_scale(y="independent")
@@ -197,7 +197,7 @@ def _histogram(x_title: str, whole: bool, height: int) -> dict[str, Any]:
         .mark_bar(color=AVERAGED, opacity=0.8)
         .encode(
             x=x,
-            x2="high:Q",
+            x2=alt.X2("high:Q"),
             y=alt.Y("seeds:Q", title="seeds", axis=WHOLE_AXIS),
             tooltip=[alt.Tooltip("label:N", title=x_title), alt.Tooltip("seeds:Q")],
         )
@@ -206,6 +206,6 @@ def _histogram(x_title: str, whole: bool, height: int) -> dict[str, Any]:
     labels = (
         alt.Chart()
         .mark_text(color=CLEAN, align="left", dx=4)
-        .encode(x=alt.X("at:Q", title=x_title), text="label:N", y=alt.value(-8))
+        .encode(x=alt.X("at:Q", title=x_title), text=alt.Text("label:N"), y=pixels_down(-8))
     )
     return spec_of(alt.layer(bars, rules, labels).properties(height=height))

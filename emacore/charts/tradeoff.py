@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from emacore.charts.ends import NAME, free_of, name_marks, names_at_ends, room_for
-from emacore.charts.figure import Figure, spec_of, with_layer_data
+from emacore.charts.figure import Figure, pixels_down, spec_of, with_layer_data
 from emacore.charts.moving import Frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 
@@ -135,8 +135,10 @@ def _spec(bottom: float, top: float, height: int) -> dict[str, Any]:
         base.transform_filter(alt.datum.part == "formula")
         .mark_line(clip=True)
         .encode(
-            strokeWidth=alt.when(alt.datum.curve == "average").then(alt.value(2.6)).otherwise(alt.value(1.4)),
-            opacity=alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12)),
+            strokeWidth=alt.StrokeWidthValue(
+                **alt.when(alt.datum.curve == "average").then(alt.value(2.6)).otherwise(alt.value(1.4))
+            ),
+            opacity=alt.OpacityValue(**alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12))),
         )
     )
     dots = base.transform_filter(alt.datum.part == "simulated").mark_circle(clip=True, size=34, opacity=0.9)
@@ -147,6 +149,6 @@ def _spec(bottom: float, top: float, height: int) -> dict[str, Any]:
         align=alt.ExprRef("datum.early ? 'left' : 'right'"),
         dx=alt.ExprRef("datum.early ? 4 : -4"),
         baseline="top",
-    ).encode(text="label:N", y=alt.value(4))
+    ).encode(text=alt.Text("label:N"), y=pixels_down(4))
     names = name_marks(colour, room).add_params(highlight)
     return spec_of(alt.layer(lines, dots, rules, labels, names).properties(height=height))

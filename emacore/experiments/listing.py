@@ -76,20 +76,28 @@ def listing(
         (name, state, age and final numbers in one line) and config.  Losses of different tasks or data are not on one
         scale.
     """
-    shown = table[["id", "kind"]].copy()
-    shown["name"] = names(table, now, zone)
-    shown["state"] = [state_in_words(row) for row in _rows(table)]
-    shown[["created", "seconds", "epochs"]] = table[["created", "seconds", "epochs"]]
-    numbers = [_numbers(row, found or {}) for row in _rows(table)]
-    shown[list(Numbers._fields)] = pd.DataFrame(numbers, columns=list(Numbers._fields), index=shown.index, dtype=float)
-    shown["asked"] = table["asked"]
-    shown["label"] = [
-        " · ".join(filter(None, [row.name, row.state, ago((now - row.created).total_seconds()), _in_words(row)]))
-        for row in _rows(shown)
+    rows = list(_rows(table))
+    told, states = names(table, now, zone), [state_in_words(row) for row in rows]
+    numbers = [_numbers(row, found or {}) for row in rows]
+    labels = [
+        " · ".join(filter(None, [name, state, ago((now - row.created).total_seconds()), _in_words(row, came_to)]))
+        for name, state, row, came_to in zip(told, states, rows, numbers, strict=True)
     ]
-    shown["config"] = table["config"]
-    texts = ["kind", "name", "state", "asked", "label"]
-    return shown.astype(dict.fromkeys(texts, "str"))  # of an empty list, pandas takes them for numbers
+    came_to = np.array(numbers, dtype=np.float64).reshape(len(rows), len(Numbers._fields))
+    # Made at once, since each further column takes pandas a millisecond; of an empty list it takes texts for numbers.
+    return pd.DataFrame(
+        {
+            "id": table["id"],
+            "kind": table["kind"].astype("str"),
+            "name": pd.Series(told, table.index, dtype="str"),
+            "state": pd.Series(states, table.index, dtype="str"),
+            **{name: table[name] for name in ("created", "seconds", "epochs")},
+            **dict(zip(Numbers._fields, came_to.T, strict=True)),
+            "asked": table["asked"].astype("str"),
+            "label": pd.Series(labels, table.index, dtype="str"),
+            "config": table["config"],
+        }
+    )
 
 
 def chosen(
@@ -242,10 +250,10 @@ def _median(values: NDArray[np.float64]) -> float:
     return float(np.median(finite)) if finite.size else math.nan
 
 
-def _in_words(row: Any) -> str:
-    """The final numbers of a row of the list."""
+def _in_words(row: Any, came_to: Numbers) -> str:
+    """What a row of the list came to."""
     if row.kind == "sweep":
         return counted(row.epochs, "cell")
-    if math.isnan(row.original) or math.isnan(row.ema):
+    if math.isnan(came_to.original) or math.isnan(came_to.ema):
         return ""
-    return f"loss {number(row.original)}, EMA {number(row.ema)}"
+    return f"loss {number(came_to.original)}, EMA {number(came_to.ema)}"

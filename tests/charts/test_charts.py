@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from emacore.averaging.signals import sgd_on_quadratic
+from emacore.charts.article import article_panel
 from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
@@ -217,6 +218,19 @@ def test_axes_that_count_have_whole_numbers_only():
         bar["y"]["axis"],
     ]
     assert axes == [{"format": ",d", "tickMinStep": 1}] * 4
+
+
+def test_a_run_beside_the_article_has_its_three_parts_and_its_phases():
+    table = pd.DataFrame(
+        {"part": ["run", "article", "seeds"], "curve": "EMA", "epoch": 1, "value": 2.0, "low": 1.0, "high": 3.0}
+    )
+    figure = article_panel(table, colours={"EMA": AVERAGED}, phases=[10, 40], y_title="loss", y_scale="log")
+    parts = [layer["transform"][0]["filter"] for layer in figure.spec["layer"] if "transform" in layer]
+    assert [part for part in ("run", "article", "seeds") if any(f"'{part}'" in told for told in parts)] == list(
+        table["part"]
+    )
+    phases = [layer["data"]["values"] for layer in figure.spec["layer"] if "data" in layer]
+    assert phases == [[{"at": 10}, {"at": 40}]] * len(phases) != []
 
 
 def test_a_tradeoff_leaves_the_picture_far_below_its_lowest_average():
