@@ -1,71 +1,66 @@
-"""Hashes of files, taken while the files are read for another reason."""
+"""Hashes of files, taken of what is read of them for another reason."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from emacore.checkpoints.files import PartsOf, Stamp
+
+#: Bytes that are read at a time of what nobody else reads.
+_AT_A_TIME = 2**20
 
 
 class Hashes:
-    """SHA-256 of files, read along with those who read them for another reason, while they are in memory."""
+    """SHA-256 of files, each of them by one thread.
 
-    def __init__(self, files: set[Path]) -> None:
-        self._files = sorted(files)
-        self.digests: dict[Path, str] = {}
+    It takes bytes in their order only, and reads itself what others pass over or read in another order: the hashes are
+    those of the whole files whatever it is given.
+    """
 
-    @contextmanager
-    def followed(self) -> Iterator[Callable[[float], None]]:
-        """A function to be told which share of the files has been read; the rest is hashed at the end."""
-        state = {"share": 0.0, "stop": False}
-        news = threading.Condition()
+    def __init__(self, files: Collection[Path]) -> None:
+        self._of = {path: _Digest(path) for path in files}
+        self._stopped = False
 
-        def follow(share: float) -> None:
-            with news:
-                state["share"] = share
-                news.notify()
+    def take(self, file: Path, at: int, numbers: Tensor) -> None:
+        """What was read of a file, from this byte on; nothing where the file is none of those."""
+        if (digest := self._of.get(file)) is not None and numbers.numel():
+            self._read(digest, at)
+            digest.take(at, numbers.view(torch.uint8))
 
-        def read() -> dict[Path, str]:
-            with ExitStack() as files:
-                opened = [
-                    (files.enter_context(path.open("rb")), path.stat().st_size, hashlib.sha256())
-                    for path in self._files
-                ]
-                buffer = bytearray(2**20)
-                share = 0.0
-                while share < 1 and not state["stop"]:
-                    wanted = min(1.0, share + 0.002)
-                    with news:
-                        while not state["stop"] and state["share"] < wanted:
-                            news.wait()
-                        share = state["share"]
-                    for file, size, digest in opened:
-                        upto = size if share >= 1 else int(size * share)
-                        while file.tell() < upto and not state["stop"]:
-                            count = file.readinto(memoryview(buffer)[: min(len(buffer), upto - file.tell())])
-                            if not count:
-                                break
-                            digest.update(memoryview(buffer)[:count])
-                return {path: digest.hexdigest() for path, (_, _, digest) in zip(self._files, opened, strict=True)}
+    def read(self, file: Path, share: float = 1.0) -> None:
+        """Read the file as far as to this share of it."""
+        self._read(self._of[file], int(share * self._of[file].size) if share < 1 else self._of[file].size)
 
-        done: Future[dict[Path, str]] = Future()
+    def stop(self) -> None:
+        """Read no more: a thread that does ends soon."""
+        self._stopped = True
 
-        def work() -> None:
-            try:
-                done.set_result(read())
-            except Exception as error:
-                done.set_exception(error)
+    @property
+    def digests(self) -> dict[Path, str]:
+        """Of what was read of each."""
+        return {path: digest.sha.hexdigest() for path, digest in self._of.items()}
 
-        try:
-            # Dropped at the end of the process: it would wait for ever if an interruption came before the "try".
-            threading.Thread(target=work, daemon=True).start()
-            yield follow
-            follow(1.0)
-            self.digests = done.result()
-        finally:
-            with news:
-                state["stop"] = True
-                news.notify()
+    def _read(self, digest: _Digest, upto: int) -> None:
+        while digest.at < upto and not self._stopped:
+            some = torch.empty(min(_AT_A_TIME, upto - digest.at), dtype=torch.uint8)
+            digest.parts.read(digest.at, some)
+            digest.take(digest.at, some)
+
+
+class _Digest:
+    """SHA-256 of the first ``at`` bytes of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.parts, self.size = PartsOf(path), Stamp.of(path).size
+        self.at, self.sha = 0, hashlib.sha256()
+
+    def take(self, at: int, some: Tensor) -> None:
+        """Bytes of the file: those that were taken before do not count again, nor those after a gap."""
+        if at <= self.at < at + len(some):
+            self.sha.update(memoryview(some[self.at - at :].numpy()))  # type: ignore[arg-type]
+            self.at = at + len(some)

@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Unpack
 
@@ -18,23 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emacore.averaging.coefficients import Merge
-from emacore.checkpoints.hashing import Hashes
+from emacore.checkpoints.lanes import Block, blocks_of, lanes_of
 from emacore.checkpoints.planning import Options, Plan, is_copied, plan_merge, provenance
 from emacore.checkpoints.reading import Checkpoints
-from emacore.checkpoints.stored import CheckpointError, StoredTensor
+from emacore.checkpoints.stored import CheckpointError
 from emacore.checkpoints.writing import Writer, targets_of, told_beside
 from emacore.checks import check_choice
 from emacore.formatting import number
 
 Floats = NDArray[np.float64]
-#: Numbers of one tensor that are merged at a time, by one thread; fewer where many files or results would make them
-#: more than so many bytes.
-_BLOCK = 2**19
-_BLOCK_BYTES = 2**26
-#: So many of them are added up at a time: few, so that the sums of all results stay in the processor's cache.
-_STRIP = 2**15
-#: So many bytes of all files are read at a time: few, so that they stay in the processor's cache, too.
-_READ_BYTES = 2**21
+_ONE_BY_ONE = threading.Lock()
 
 
 def merge(
@@ -115,21 +108,16 @@ def carry_out(
                 f"the results need {number(needed / 1e9)} GB, and {out.parent} has {number(free / 1e9)} GB left"
             )
         stages = [partial / str(n) for n in range(len(targets))]
-        hashes = Hashes(
-            set() if not hashed else {file for n in plan.used.tolist() for file in plan.sources[n].checkpoint.files}
-        )
         writers = [Writer(stage, plan, form == "pt") for stage in stages]
-        with hashes.followed() as follow:
 
-            def progress(done: int) -> None:
-                follow(done / max(1, plan.read_bytes))
-                if tell is not None:
-                    tell(done, plan.read_bytes)
+        def progress(done: int) -> None:
+            if tell is not None:
+                tell(done, plan.read_bytes)
 
-            _pass(plan, writers, accumulate, progress)
+        digests = _pass(plan, writers, accumulate, progress, hashed=hashed)
         checkpoints.check_unchanged()
         for writer, result, target in zip(writers, plan.results, targets, strict=True):
-            writer.finish(provenance(plan, result, hashes.digests), target)
+            writer.finish(provenance(plan, result, digests), target)
         moves += _moves(stages, targets)
         _check_free(targets)
         for staged, place in moves:
@@ -194,115 +182,136 @@ def _remove(place: Path) -> None:
         place.unlink(missing_ok=True)
 
 
-def _pass(plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype, progress: Callable[[int], None]) -> None:
-    """Read every source once, block by block, and write all results."""
-    used = plan.used.tolist()
-    factors = np.array([result.coefficients for result in plan.results])
-    newest = plan.sources[-1].section.tensors
-    names = sorted(newest, key=lambda name: (str(newest[name].file), newest[name].offset))
-    width = max(tensor.dtype.itemsize for tensor in newest.values()) * len(used) + 8 * len(writers)
-    block = max(_STRIP, min(_BLOCK, _BLOCK_BYTES // width // _STRIP * _STRIP))
-    blocks = (
-        (name, start, min(start + block, newest[name].numel))
-        for name in names
-        for start in range(0, max(1, newest[name].numel), block)
-    )
-
-    def work(name: str, start: int, stop: int) -> int:
-        if is_copied(name, newest[name]):
-            values = newest[name].read(start, stop)
-            for writer in writers:
-                writer.write(name, start, values)
-            return values.nbytes * len(used)
-        tensors = [plan.sources[n].section.tensors[name] for n in used]
-        sums = merged_block(tensors, factors[:, used], start, stop, accumulate)
-        for writer, values in zip(writers, sums, strict=True):
-            writer.write(name, start, values)
-        return sum((stop - start) * tensor.dtype.itemsize for tensor in tensors)
-
+def _pass(
+    plan: Plan,
+    writers: Sequence[Writer],
+    accumulate: torch.dtype,
+    progress: Callable[[int], None],
+    *,
+    hashed: bool,
+) -> dict[Path, str]:
+    """Read every source once, block by block, and write all results; returns the hashes of the files."""
+    # One to read and one to add for each two processors: more are in each other's way, because each step is short.
+    workers = min(4, max(1, (os.cpu_count() or 1) // 2))
+    adder, lanes = _Adder(plan, writers, accumulate), lanes_of(plan, workers, hashed=hashed)
+    blocks = list(blocks_of(plan))
+    largest = max(block.stop - block.start for block in blocks)
     done = 0
-    workers = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: set[Future[int]] = set()
-        try:
-            for name, start, stop in blocks:
-                waiting.add(pool.submit(work, name, start, stop))
-                if len(waiting) > workers:
-                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    done += sum(one.result() for one in finished)
-                    progress(done)
-            for one in waiting:
-                done += one.result()
+    with ExitStack() as threads:
+        readers = [threads.enter_context(ThreadPoolExecutor(1)) for _ in lanes]
+        adders = threads.enter_context(ThreadPoolExecutor(workers, initializer=_alone))
+        free = [[lane.buffers(largest) for lane in lanes] for _ in range(workers + 2)]
+        waiting: dict[Future[None], tuple[Block, list[list[Tensor]]]] = {}
+
+        def reap() -> None:
+            nonlocal done
+            for one in wait(waiting, return_when=FIRST_COMPLETED).done:
+                block, buffers = waiting.pop(one)
+                one.result()
+                free.append(buffers)
+                done += block.nbytes
             progress(done)
+
+        try:
+            for block in blocks:
+                while not free:
+                    reap()
+                buffers = free.pop()
+                reads = [
+                    reader.submit(lane.read, block, into)
+                    for reader, lane, into in zip(readers, lanes, buffers, strict=True)
+                ]
+                waiting[adders.submit(adder.add, block, reads)] = block, buffers
+            while waiting:
+                reap()
+            digests: dict[Path, str] = {}
+            for rest in [reader.submit(lane.finish) for reader, lane in zip(readers, lanes, strict=True)]:
+                digests |= rest.result()
+            return digests
         finally:
+            for lane in lanes:
+                lane.hashes.stop()
             for one in waiting:
                 one.cancel()
 
 
-def merged_block(
-    tensors: Sequence[StoredTensor], factors: Floats, start: int, stop: int, accumulate: torch.dtype = torch.float32
-) -> list[Tensor]:
-    """Weighted sums of the numbers ``start`` to ``stop - 1`` of tensors of one shape, added one after the other.
+class _Adder:
+    """Adds up what was read of a block, and writes it."""
+
+    def __init__(self, plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype) -> None:
+        self._sources, self._writers, self._accumulate = plan.sources, writers, accumulate
+        self._used = plan.used.tolist()
+        self._factors = np.array([result.coefficients for result in plan.results])[:, self._used]
+
+    def add(self, block: Block, reads: Sequence[Future[dict[int, Tensor]]]) -> None:
+        values: dict[int, Tensor] = {}
+        for read in reads:
+            values |= read.result()
+        name, newest = block.name, len(self._sources) - 1
+        if is_copied(name, self._sources[newest].section.tensors[name]):
+            for writer in self._writers:
+                writer.write(name, block.start, values[newest])
+            return
+        files = [self._sources[n].section.tensors[name].file for n in self._used]
+        with torch.inference_mode():
+            sums = _sums([values[n] for n in self._used], self._factors, files, self._accumulate)
+            for writer, total in zip(self._writers, sums, strict=True):
+                writer.write(name, block.start, total)
+
+
+def _alone() -> None:
+    """Let torch start no threads for what this one does: those of several would be in each other's way."""
+    with _ONE_BY_ONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # of this thread, and of those that begin later
+        (others := threading.Thread(target=torch.set_num_threads, args=(before,))).start()
+        others.join()
+
+
+def _sums(values: Sequence[Tensor], factors: Floats, files: Sequence[Path], accumulate: torch.dtype) -> list[Tensor]:
+    """Weighted sums of the same numbers in several files, added one after the other.
 
     Args:
-        factors: Shape (R, N); where one is 0, its tensor takes no part.
+        values: N times shape (size,).
+        factors: Shape (R, N); where one is 0, its file takes no part.
 
     Returns:
-        R tensors of shape (stop - start,), in ``accumulate``, or what is stored where that is more precise; or the
-        complex dtype of that precision.
+        R tensors, in ``accumulate``, or what is stored where that is more precise; or the complex dtype of that
+        precision.
 
     Raises:
-        CheckpointError: if a number that takes part is not finite, unless all tensors have it there (a mask).
+        CheckpointError: if a number that takes part is not finite, unless all files have it there (a mask).
     """
-    size = stop - start
-    stored_as = {tensor.dtype for tensor in tensors}
+    stored_as = {one.dtype for one in values}
     kind = torch.float64 if stored_as & {torch.float64, torch.complex128} else accumulate
     if any(dtype.is_complex for dtype in stored_as):
         kind = torch.complex64 if kind == torch.float32 else torch.complex128
-    sums, by_result = torch.zeros(len(factors), size, dtype=kind), factors.tolist()
-    width = max(dtype.itemsize for dtype in stored_as)
-    most = max(_STRIP, min(size, _READ_BYTES // (width * len(tensors)) // _STRIP * _STRIP))
-    buffers = _buffers(len(tensors), most * width)
-    for first in range(0, size, most):
-        last = min(first + most, size)
-        at = start + first, start + last
-        stored = [tensor.read(*at, buffer) for tensor, buffer in zip(tensors, buffers, strict=True)]
-        for left in range(first, last, _STRIP):
-            right = min(left + _STRIP, last)
-            strips = [total[left:right] for total in sums]
-            for n, values in enumerate(stored):
-                part = values[left - first : right - first].to(kind)
-                for total, row in zip(strips, by_result, strict=True):
-                    if row[n]:
-                        total.add_(part, alpha=row[n])
-    if not torch.isfinite(sums.sum()):
-        _keep_masks(tensors, factors, start, stop, sums)
-    return list(sums)
+    by_result = factors.tolist()
+    *sums, part = torch.zeros(len(factors) + 1, len(values[0]), dtype=kind)
+    for n, one in enumerate(values):
+        part.copy_(one)
+        for total, row in zip(sums, by_result, strict=True):
+            if row[n]:
+                total.add_(part, alpha=row[n])
+    for total, row in zip(sums, by_result, strict=True):
+        if not torch.isfinite(total.sum()):
+            _keep_mask(total, [(files[n], values[n].to(kind)) for n, factor in enumerate(row) if factor])
+    return sums
 
 
-_OF_THREAD = threading.local()
-
-
-def _buffers(count: int, size: int) -> list[Tensor]:
-    """Bytes that a thread reads into again and again, because new memory takes longer than what is read into it."""
-    held: list[Tensor] = getattr(_OF_THREAD, "buffers", [])
-    if len(held) < count or held[0].numel() < size:
-        held = _OF_THREAD.buffers = [torch.empty(size, dtype=torch.uint8) for _ in range(count)]
-    return held[:count]
-
-
-def _keep_masks(tensors: Sequence[StoredTensor], factors: Floats, start: int, stop: int, sums: Tensor) -> None:
-    for total, row in zip(sums, factors, strict=True):
-        bad = ~total.isfinite()
-        if not bad.any():
-            continue
-        values = [
-            tensor.read(start, stop).to(sums.dtype)[bad] for tensor, factor in zip(tensors, row, strict=True) if factor
-        ]
-        if any(not torch.equal(one, values[-1]) for one in values) or values[-1].isfinite().any():
-            broken = next(tensor for tensor in tensors if not tensor.read(start, stop).to(sums.dtype).isfinite().all())
-            raise CheckpointError(
-                f"{broken.file.name} holds numbers that are not finite: a run that broke down cannot be averaged; "
-                "leave the file out"
-            )
-        total[bad] = values[-1]
+def _keep_mask(total: Tensor, parts: Sequence[tuple[Path, Tensor]]) -> None:
+    """Give a sum the numbers that are not finite in any of its parts, if they are the same in all."""
+    bad = ~total.isfinite()
+    values = torch.stack([part[bad] for _, part in parts])
+    broken = ~values.isfinite()
+    odd = broken & ((values != values[-1]).any(0) | ~broken.all(0))
+    if odd.any():
+        file = parts[int(odd.any(1).nonzero()[0])][0]
+        raise CheckpointError(
+            f"{file.name} holds numbers that are not finite: a run that broke down cannot be averaged; "
+            "leave the file out"
+        )
+    if not broken.all():
+        kind = str(total.dtype).removeprefix("torch.")
+        raise CheckpointError(f"a sum is beyond what {kind} holds: accumulate in float64 and write a wider dtype")
+    total[bad] = values[-1]

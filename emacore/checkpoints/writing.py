@@ -145,6 +145,8 @@ def _as_torch_file(source: Path, ties: Mapping[str, str], target: Path) -> None:
 
     with safe_open(source, "pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # One without numbers begins where the next does, and torch takes them for one memory of two dtypes.
+        state = {name: tensor if tensor.numel() else tensor.clone() for name, tensor in state.items()}
         torch.save(state | {name: state[first] for name, first in ties.items()}, target)
     source.unlink()
 

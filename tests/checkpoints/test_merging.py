@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from emacore import Constant, PowerFunction, UniformAverage, Window, open_checkpoints
 from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay
-from emacore.checkpoints import merging
+from emacore.checkpoints import lanes
 from emacore.checkpoints.merging import carry_out, merge
 from emacore.checkpoints.planning import plan_merge
 from emacore.checkpoints.stored import CheckpointError
@@ -73,9 +73,7 @@ def test_all_results_are_bit_equal_to_sums_in_memory(folder, form, accumulate):
 
 
 def test_blocks_strips_and_threads_change_no_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(merging, "_BLOCK", 192)
-    monkeypatch.setattr(merging, "_STRIP", 64)
-    monkeypatch.setattr(merging, "_READ_BYTES", 1500)
+    monkeypatch.setattr(lanes, "_BLOCK", 192)
     generator = torch.Generator().manual_seed(1)
     states = []
     for step in range(1, 6):
@@ -187,7 +185,7 @@ def test_an_interruption_at_any_line_leaves_no_file_and_keeps_no_process_alive(f
     plan = plan_merge(found, {"mean": LastFiles(2), "last": LastFiles(1)})
 
     def lines(at: int) -> int:
-        modules = ("merging.py", "hashing.py", "contextlib.py")
+        modules = ("merging.py", "lanes.py", "hashing.py", "contextlib.py")
         return interrupted(lambda: carry_out(plan, found, path / "new" / "results" / str(at)), at, modules)
 
     def nothing_or_all_is_left() -> bool:
@@ -271,3 +269,21 @@ def test_a_place_that_is_a_file_is_a_sentence(folder):
     for out in (path / "step_0003.pt", path / "step_0003.pt" / "x"):
         with pytest.raises(OSError, match=r"step_0003\.pt"):
             merge(open_checkpoints(path), {"a": LastFiles(2)}, out)
+
+
+def test_sums_beyond_their_dtype_are_a_sentence(tmp_path):
+    for step in (1, 2):
+        torch.save({"w": torch.full((2,), (-1.0) ** step * 3e38)}, tmp_path / f"{step}.pt")
+    found = open_checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match="a sum is beyond what float32 holds: accumulate in float64"):
+        merge(found, {"a": Coefficients((-1.0, 1.0))}, tmp_path / "out")
+    merge(found, {"a": Coefficients((-1.0, 1.0))}, tmp_path / "out", accumulate=torch.float64, dtype=torch.float64)
+
+
+def test_a_merge_leaves_torch_its_threads(folder):
+    path, _ = folder
+    found = [torch.get_num_threads()]
+    merge(open_checkpoints(path), {"a": LastFiles(2)}, path / "out")
+    (other := threading.Thread(target=lambda: found.append(torch.get_num_threads()))).start()
+    other.join()
+    assert found == [torch.get_num_threads()] * 2
