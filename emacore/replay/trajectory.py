@@ -273,9 +273,8 @@ class Trajectory:
             open_windows = []
             for n, (_, window) in enumerate(windows):
                 for row in sliding:
-                    recent = self._recent(window, row)
-                    if row >= first and row + 1 - len(recent) < stop:
-                        open_windows.append((n, row, _stretch_of(recent, row, first, stop)))
+                    if row >= first and self._reach(window, row) < stop:
+                        open_windows.append((n, row, _stretch_of(self._recent(window, row), row, first, stop)))
             weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)])
             begin = first + _leading_zeros(weighing)
             weighing = weighing[:, begin - first :]
@@ -317,12 +316,17 @@ class Trajectory:
             return decays
         return np.asarray(np.multiply.reduceat(decays, self._first_steps[:rows]))
 
+    def _reach(self, window: Window, row: int) -> int:
+        """The first row of those that reach into the window ending at ``row``."""
+        steps = self.rows.steps
+        return int(steps.searchsorted(max(0, int(steps[row]) - window.size + 1)))
+
     def _recent(self, window: Window, row: int) -> Floats:
         """What each of the rows up to ``row`` that reach into the window ending there weighs in it."""
         steps = self.rows.steps
         end = int(steps[row])
         begin = max(0, end - window.size + 1)
-        first = int(np.searchsorted(steps[: row + 1], begin))
+        first = self._reach(window, row)
         starts = np.concatenate([[0], steps[first:row] + 1 - begin])
         key = window, np.append(starts, end + 1 - begin).tobytes()
         if key not in self._of_windows:
