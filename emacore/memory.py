@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-#: Of mallopt() of the GNU C library, and what it is asked for: so many parts of the memory, and how many bytes a block
-#: has that is by itself, and goes back as soon as it is free.
+#: Of mallopt() of the GNU C library, and what it is asked for: so many parts of the memory.
 _ARENA_MAX, _PARTS = -8, 2
-_MMAP_THRESHOLD, _LARGE = -3, 64 * 2**10
 #: Taken once for all.
 _begun = threading.Lock()
 
@@ -57,7 +55,6 @@ def give_back(every: float = 60.0) -> None:
     try:
         library = ctypes.CDLL(None)
         library.mallopt(_ARENA_MAX, _PARTS)
-        library.mallopt(_MMAP_THRESHOLD, _LARGE)
         trim = library.malloc_trim
     except (OSError, AttributeError, TypeError):  # another library, or another system
         return
