@@ -350,11 +350,12 @@ def _shapes(tensors: list[Tensor]) -> Callable[[], object]:
 
 
 def _sizes(sources: list[Tensor], targets: list[Tensor]) -> Callable[[], object]:
-    # What torch would still spread over a target: a source that has shrunk to a single number somewhere, or a target
-    # with more dimensions.  Of tensors with a dimension of one number anyway, the shape is looked at.
-    counted, numbered = ([t for t in some if 1 not in t.shape] for some in (sources, targets))
-    others = [tensor for tensor in (*sources, *targets) if 1 in tensor.shape]
-    return lambda: [*map(_count, counted), *map(_dimensions, numbered), *map(_shape, others)]
+    # Torch spreads a source over a target that has more numbers or dimensions, and refuses all else that differs.  A
+    # target grows where it had a 1; a source of as many numbers can only have lost dimensions of 1 at its beginning.
+    count, dimensions = Tensor.numel, Tensor.dim
+    counted = sources + [tensor for tensor in targets if 1 in tensor.shape]
+    numbered = targets + [tensor for tensor in sources if tensor.shape[:1] == (1,)]
+    return lambda: [*map(count, counted), *map(dimensions, numbered)]
 
 
 def _places(tensors: list[Tensor]) -> Callable[[], object]:
@@ -363,4 +364,4 @@ def _places(tensors: list[Tensor]) -> Callable[[], object]:
 
 
 _shape = attrgetter("shape")
-_count, _dimensions = Tensor.numel, Tensor.dim
+_count = Tensor.numel
