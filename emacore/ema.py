@@ -18,6 +18,7 @@ from emacore.averaging.schedules import Schedule
 from emacore.checks import check_unit, check_whole
 from emacore.tensors.attributes import Attributes, Follower
 from emacore.tensors.buffers import Policy, copied_buffers, follow_buffers
+from emacore.tensors.calls import LOOK
 from emacore.tensors.exchange import Exchange
 from emacore.tensors.exports import load_tensors, save_tensors
 from emacore.tensors.lending import OPEN, Lending, check_not_lent
@@ -256,7 +257,7 @@ class EMA(Shadowed):
         now.step = call + 1
         if now.writes.waiting:
             now.writes.after_update(local(next(iter(self._weights_now().values()))))
-        if not offset:
+        if not call % LOOK:
             self._tell_attributes()
         every = self.update_model_with_ema_every
         if every and not call % every and now.initted and call > self._schedule.start:

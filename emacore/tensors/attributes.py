@@ -68,15 +68,22 @@ class Attributes:
         """Warn of attributes that have another value than at first, and another than the average's."""
         if self._told:
             return
-        theirs = named_parts(average)
+        ours = named_parts(model)
+        others = [
+            (start, name, value)
+            for start, values in self._first.items()
+            if start in ours
+            for name, first in values.items()
+            if (value := vars(ours[start]).get(name, first)) is not first
+            and _is_plain(value)
+            and not _is_same(value, first)
+            and not _says_itself(type(ours[start]))
+        ]
+        theirs = named_parts(average) if others else {}
         changed = [
             start + name
-            for start, part in named_parts(model).items()
-            if start in theirs and start in self._first
-            for name, value in _plain_ones(part)
-            if name in self._first[start]
-            and not _is_same(value, self._first[start][name])
-            and not _is_same(value, vars(theirs[start]).get(name))
+            for start, name, value in others
+            if start in theirs and not _is_same(value, vars(theirs[start]).get(name))
         ]
         if changed:
             self._told = True
@@ -89,16 +96,20 @@ class Attributes:
 
 
 def _plain_ones(part: nn.Module) -> list[tuple[str, Any]]:
-    if type(part).get_extra_state is not nn.Module.get_extra_state:
-        return []
-    # By name: where nobody has imported them, there are none.
-    if any(base.__module__.startswith("torchmetrics.") for base in type(part).__mro__):
+    if _says_itself(type(part)):
         return []
     return [
         (name, value)
         for name, value in vars(part).items()
         if not name.startswith("_") and name != "training" and name not in FOLLOWED and _is_plain(value)
     ]
+
+
+def _says_itself(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class say themselves what counts of them, or only measure."""
+    # By name: where nobody has imported them, there are none.
+    measures = any(base.__module__.startswith("torchmetrics.") for base in kind.__mro__)
+    return measures or kind.get_extra_state is not nn.Module.get_extra_state
 
 
 def _is_plain(value: object, depth: int = 3) -> bool:

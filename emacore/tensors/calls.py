@@ -12,7 +12,10 @@ from emacore.tensors.exchange import Exchange
 from emacore.tensors.plan import Plan
 from emacore.tensors.processes import Writes
 
-_BLOCK = 1024
+#: Every so many calls something else is looked at beside the tensors.
+LOOK = 1024
+# The first block is short, for those who set the decay at each call; later ones are long, for those who do not.
+_FIRST, _LONGEST = 64, 4096
 
 
 class Calls:
@@ -28,7 +31,7 @@ class Calls:
         norms: Of each normalisation layer the shadow's and the model's.
         writes: What has been written into the model, until all processes are known to have done it.
         block: The decays of calls from ``block_start`` on.
-        shares: ``1 - decay`` for each of them, while calls are moves and nothing else; else empty.
+        shares: ``1 - decay`` for each of them up to the next look, while calls are moves and nothing else; else empty.
     """
 
     def __init__(self, step: int = 0, initted: bool = False, nonfinite_calls: int = 0) -> None:
@@ -47,6 +50,7 @@ class Calls:
         self.block: list[float] = []
         self.block_start = self.step
         self.shares: list[float] = []
+        self._length = _FIRST
 
     def forget_plan(self) -> None:
         """Have tensors looked up again."""
@@ -55,7 +59,8 @@ class Calls:
 
     def look_ahead(self, schedule: Schedule) -> None:
         """Ask for the decays of the calls from here on."""
-        decays = schedule.at(np.arange(self.step, self.step + _BLOCK))
+        decays = schedule.at(np.arange(self.step, self.step + self._length))
+        self._length = min(4 * self._length, _LONGEST)
         others = np.flatnonzero((decays <= 0) | (decays >= 1))
         self.block_start, self.block, self.shares = self.step, decays.tolist(), []
         self._shares_of_block = (1.0 - decays).tolist()
@@ -63,7 +68,11 @@ class Calls:
 
     def after(self, offset: int, simple: bool) -> None:
         """Note whether the calls after this one of the block are ``simple``: moves and nothing else."""
-        self.shares = self._shares_of_block if simple and self._moves_from <= offset + 1 else []
+        if simple and self._moves_from <= offset + 1:
+            call = self.block_start + offset
+            self.shares = self._shares_of_block[: offset + LOOK - call % LOOK]
+        else:
+            self.shares = []
 
     def __reduce__(self) -> tuple[type[Calls], tuple[int, bool, int]]:
         if self.lent is not None:

@@ -285,12 +285,18 @@ class Watch:
             - ``"shapes"`` does for whoever reads the tensors themselves and no aliases, in half the time.
             - ``"sizes"``: as much of the shapes as torch would not refuse by itself where the tensors of the second
               module are written in place by those of the first.
+        linked: Names of tensors that the second module has of the first: only whether they still lie in one place.
     """
 
     #: Whether anything has changed.
     is_stale: Callable[[], bool]
 
-    def __init__(self, *modules: nn.Module, data: Literal["places", "shapes", "sizes"] = "places") -> None:
+    def __init__(
+        self,
+        *modules: nn.Module,
+        data: Literal["places", "shapes", "sizes"] = "places",
+        linked: Collection[str] = (),
+    ) -> None:
         for module in modules:
             reshard(module)
         parts = [part for module in modules for part in module.modules()]
@@ -301,12 +307,21 @@ class Watch:
         whole = list(chain.from_iterable(found))
         tensors = list(map(local, whole))
         self._alive = whole, tensors
+        # Of those that are one object in both, nothing can differ; the others are aliases.
+        pairs = [[local(ties(module)[name].tensor) for module in modules] for name in linked]
+        aliases = [tensor for pair in pairs if pair[0] is not pair[-1] for tensor in pair]
+        left = set(map(id, chain.from_iterable(pairs)))
+        sources, targets = ([t for t in map(local, some) if id(t) not in left] for some in (found[0], found[-1]))
         # What lies in no one place (sparse tensors) is told by identity alone.
         placed = [tensor for tensor in tensors if tensor.layout == torch.strided]
         if data == "sizes":
-            seen = _sizes(tensors[: len(found[0])], tensors[len(found[0]) :])
+            seen = _sizes(sources, targets)
+        elif data == "places" and placed:
+            seen = _places(placed)
         else:
-            seen = _places(placed) if data == "places" and placed else _shapes(tensors)
+            seen = _shapes([tensor for tensor in tensors if id(tensor) not in left])
+        if aliases:
+            seen = _both(seen, _places(aliases))
         self.is_stale = _looks(
             tables,
             seen,
@@ -345,16 +360,21 @@ def _looks(
     return is_stale
 
 
+def _both(one: Callable[[], object], other: Callable[[], object]) -> Callable[[], object]:
+    return lambda: [one(), other()]
+
+
 def _shapes(tensors: list[Tensor]) -> Callable[[], object]:
     return lambda: [*map(_shape, tensors)]
 
 
 def _sizes(sources: list[Tensor], targets: list[Tensor]) -> Callable[[], object]:
-    # What torch would still spread over a target: a source that has shrunk to a single number somewhere, or a target
-    # with more dimensions.  Of tensors with a dimension of one number anyway, the shape is looked at.
-    counted, numbered = ([t for t in some if 1 not in t.shape] for some in (sources, targets))
-    others = [tensor for tensor in (*sources, *targets) if 1 in tensor.shape]
-    return lambda: [*map(_count, counted), *map(_dimensions, numbered), *map(_shape, others)]
+    # Torch spreads a source over a target that has more numbers or dimensions, and refuses all else that differs.  A
+    # target grows where it had a 1; a source of as many numbers can only have lost dimensions of 1 at its beginning.
+    count, dimensions = Tensor.numel, Tensor.dim
+    counted = sources + [tensor for tensor in targets if 1 in tensor.shape]
+    numbered = targets + [tensor for tensor in sources if tensor.shape[:1] == (1,)]
+    return lambda: [*map(count, counted), *map(dimensions, numbered)]
 
 
 def _places(tensors: list[Tensor]) -> Callable[[], object]:
@@ -363,4 +383,4 @@ def _places(tensors: list[Tensor]) -> Callable[[], object]:
 
 
 _shape = attrgetter("shape")
-_count, _dimensions = Tensor.numel, Tensor.dim
+_count = Tensor.numel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class Plan:
         moved: Names of those that move as they are.
         wide: Those that move in an accumulator.
         copied: Names of those that every move copies.
+        linked: Names of those that the average has of the model.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Plan:
         moved: Sequence[str],
         wide: list[Wide],
         copied: Sequence[str],
+        linked: Collection[str] = (),
     ) -> None:
         self.pairs = pairs
         self.moved = list(moved)
@@ -78,7 +80,8 @@ class Plan:
         #: Whether a move is one call for all tensors, and nothing else.
         self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
         #: Whether it is of tensors that are no more.
-        self.is_stale = Watch(online, average, data="sizes" if self.is_simple else "shapes").is_stale
+        data: Literal["sizes", "shapes"] = "sizes" if self.is_simple else "shapes"
+        self.is_stale = Watch(online, average, data=data, linked=linked).is_stale
 
     @torch.no_grad()
     def copy_all(self) -> None:
@@ -235,7 +238,8 @@ def planned(
             moved.append(name)
         else:
             wide.append(Wide(name, shadow, shadow, source))
-    return Plan(average, model, pairs, moved, wide, copied), used
+    linked = rules.left_out & kept.keys() & found.keys()
+    return Plan(average, model, pairs, moved, wide, copied, linked), used
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from emacore import EMA, Averages, Constant, Recorder, Trajectory, UniformAverage
+from emacore.tensors import pairing
 from emacore.tensors.chosen import chosen, trainable
 from tests.helpers import Network, assert_same, change, tensors
 
@@ -139,8 +140,11 @@ def test_training_goes_on_as_without(tmp_path):
         lambda model: setattr(model.first, "weight", nn.Parameter(torch.ones(4, 3))),
         lambda model: setattr(model.norm, "running_mean", torch.ones(4)),
         lambda model: model.first.bias.data.zero_(),
+        lambda model: setattr(model.first.weight, "data", torch.ones(4, 3)),
+        lambda model: setattr(model.first.weight, "data", model.first.weight.data.flip(0)),
+        lambda model: model.first.bfloat16(),
     ],
-    ids=["double", "a new parameter", "a new buffer", "in place"],
+    ids=["double", "a new parameter", "a new buffer", "in place", "new data", "flipped", "a part cast"],
 )
 def test_what_is_left_out_follows_the_model(changed, include):
     model = Network()
@@ -161,6 +165,19 @@ def test_casting_the_wrapper_leaves_the_model_alone():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert ema.ema_model.first.weight.data_ptr() == model.first.weight.data_ptr()
     move(model, ema)
+
+
+def test_what_is_frozen_costs_nothing(monkeypatch):
+    """However much there is of it: no memory, no move, and no look at its shape."""
+    looked, sizes = [], pairing._sizes
+    monkeypatch.setattr(pairing, "_sizes", lambda *some: looked.append(sum(map(len, some))) or sizes(*some))
+    for count in (0, 9):
+        model = nn.Sequential(Adapted(), *(nn.Linear(512, 512).requires_grad_(False) for _ in range(count)))
+        ema = EMA(model, trainable_only=True, schedule=Constant(0.5))
+        move(model, ema)
+        assert own_bytes(ema.ema_model, model) == 4 * 2 * (256 + 512)
+        assert ema._now.plan.moved == ["0.down.weight", "0.up.weight"]
+        assert looked.pop() == 2 * 2
 
 
 @pytest.mark.parametrize("include", [True, False])
