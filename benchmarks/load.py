@@ -358,7 +358,7 @@ def seen(times: int = 3) -> list[dict[str, object]]:
                     page.locator("h1").first.wait_for(timeout=60_000)
                     title = time.monotonic() - begin
                     if name != "empty app":
-                        page.locator(".stVegaLiteChart canvas").first.wait_for(timeout=60_000)
+                        page.locator(".stVegaLiteChart :is(canvas, svg.marks)").first.wait_for(timeout=60_000)
                     found.append((title, time.monotonic() - begin, cpu_seconds(pid)))
                 context.close()
             title, drawn, computed = np.median(found, axis=0).tolist()
