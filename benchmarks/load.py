@@ -3,13 +3,15 @@
     python -m benchmarks.load                  # 1, 4 and 16 sessions, each moving a slider every 10 s
     python -m benchmarks.load --sessions 1,2 --moves 2
     python -m benchmarks.load --sessions "" --costly    # what could hold everybody up, alone
+    python -m benchmarks.load --sessions "" --chromium  # a cold start as a person sees it
 
 A session is a browser's page over Streamlit's own websocket, without the browser: what is measured is the server.  Each
 moves the decay's handle page by its link and waits until the run of the page has ended.  While somebody gives what is
 costly to read (a link, an upload), the server is asked for its health again and again, and another session moves again
 and again: the longest answers say for how long it held all others up.
 
-A cold start has Python's compiled files, as every start but the first one has.
+A cold start has Python's compiled files, as every start but the first one has.  Over the websocket it ends with the run
+of the first page; with ``--chromium`` it goes from the command to what is drawn in a browser that is open already.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 #: What Streamlit itself takes: for nothing, and for a chart, for which it loads pandas, Arrow and Altair.
-LEAST = {"empty app": "st.title('Nothing')", "app with a chart": "st.line_chart([1, 2])"}
+LEAST = {
+    "empty app": "st.title('Nothing')",
+    "app with a chart": "st.title('A chart'); st.line_chart([1, 2])",
+}
 SECONDS_BETWEEN_MOVES = 10.0
 #: For so long others are looked at while nobody gives anything.
 SECONDS_OF_NOTHING = 3.0
@@ -317,10 +322,7 @@ def table(sessions: list[int], moves: int, pause: float) -> list[dict[str, objec
     """All rows: idle and training, and the cold starts beside an empty app."""
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as home:
-        scripts = {name: Path(home) / f"{name}.py" for name in LEAST}
-        for name, script in scripts.items():
-            script.write_text(f"import streamlit as st\n{LEAST[name]}\n")
-        for name, script in {**scripts, "this app": ROOT / "app.py"}.items():
+        for name, script in {**_least(home), "this app": ROOT / "app.py"}.items():
             with served(script, home) as (address, pid, seconds):
                 first = asyncio.run(first_page(address))
                 row = {"what": f"cold start, {name}", "median (s)": seconds + first, "CPU a move (s)": cpu_seconds(pid)}
@@ -335,6 +337,46 @@ def table(sessions: list[int], moves: int, pause: float) -> list[dict[str, objec
                     what = "while a run trains" if training else "idle"
                     rows.append({"what": what, **measured(address, pid, count, moves, pause)})
     return rows
+
+
+def seen(times: int = 3) -> list[dict[str, object]]:
+    """Seconds from the command to a page's title and to its picture in Chromium, beside Streamlit's own: medians."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser.conftest import FLAGS
+
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        for name, script in {**_least(home), "this app": ROOT / "app.py"}.items():
+            found: list[tuple[float, float, float]] = []
+            for _ in range(times):
+                context, begin = browser.new_context(), time.monotonic()
+                with served(script, home) as (address, pid, _seconds):
+                    page = context.new_page()
+                    page.goto(address.replace("ws://", "http://").removesuffix("/_stcore/stream"))
+                    page.locator("h1").first.wait_for(timeout=60_000)
+                    title = time.monotonic() - begin
+                    if name != "empty app":
+                        page.locator(".stVegaLiteChart :is(canvas, svg.marks)").first.wait_for(timeout=60_000)
+                    found.append((title, time.monotonic() - begin, cpu_seconds(pid)))
+                context.close()
+            title, drawn, computed = np.median(found, axis=0).tolist()
+            rows.append(
+                {"what": f"title in Chromium, {name}", "median (s)": title}
+                if name == "empty app"
+                else {"what": f"picture in Chromium, {name} (title: {title:.1f} s)", "median (s)": drawn}
+            )
+            rows[-1]["CPU a move (s)"] = computed
+        browser.close()
+    return rows
+
+
+def _least(folder: str) -> dict[str, Path]:
+    scripts = {name: Path(folder) / f"{name}.py" for name in LEAST}
+    for name, script in scripts.items():
+        script.write_text(f"import streamlit as st\n{LEAST[name]}\n")
+    return scripts
 
 
 async def first_page(address: str, page: str = "") -> float:
@@ -353,12 +395,14 @@ async def first_page(address: str, page: str = "") -> float:
 @click.option("--moves", default=6, show_default=True, help="Of each session.")
 @click.option("--pause", default=SECONDS_BETWEEN_MOVES, show_default=True, help="Seconds from one move to the next.")
 @click.option("--costly", "alone", is_flag=True, help="What could hold everybody up.")
+@click.option("--chromium", is_flag=True, help="A cold start as a person sees it.")
 @click.option("--long", "of_long", is_flag=True, help="Ten sessions that look at runs of a million steps.")
-def main(sessions: str, moves: int, pause: float, alone: bool, of_long: bool) -> None:
+def main(sessions: str, moves: int, pause: float, alone: bool, chromium: bool, of_long: bool) -> None:
     """Print the table."""
     import pandas as pd
 
     rows = table([int(count) for count in sessions.split(",")], moves, pause) if sessions else []
+    rows += seen() if chromium else []
     rows += long_runs(moves, pause, SECONDS_OF_SESSIONS) if of_long else []
     found = pd.DataFrame(rows + (costly() if alone else []))
     click.echo(found.to_string(index=False, na_rep="", float_format=lambda number: f"{number:.3g}"))

@@ -571,7 +571,8 @@ def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") 
         bare = {row: text.replace(",", "") for row, text in bare.items()}
         told.append(f"{column.name}: commas are those of thousands")
     elif any(COMMA_NUMBER.fullmatch(text) for text in commas):
-        bare = {row: text.replace(",", ".") for row, text in bare.items()}
+        points = {row: THOUSANDS_POINT.sub("", text) if "," in text else text for row, text in bare.items()}
+        bare = {row: text.replace(",", ".") for row, text in points.items()}
         told.append(f"{column.name}: commas are decimal signs")
     numbers = np.full(len(column), np.nan)
     none = []

@@ -13,7 +13,7 @@ import pandas as pd
 
 from emacore.charts.ends import NAME, free_of, name_marks, names_at_ends, room_for
 from emacore.charts.figure import Figure, pixels_down, spec_of, with_layer_data
-from emacore.charts.moving import Frames
+from emacore.charts.moving import Floats, Frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 
 #: The lines.
@@ -63,23 +63,26 @@ def tradeoff(table: pd.DataFrame, *, chosen: float, label: str, height: int = 40
 
 
 def tradeoff_frames(
-    by_handle: Mapping[str, Sequence[pd.DataFrame]], key: str, half_lives: Sequence[float], labels: Sequence[str]
+    by_handle: Mapping[str, Sequence[Mapping[str, Floats]]],
+    key: str,
+    half_lives: Sequence[float],
+    labels: Sequence[str],
 ) -> tuple[Frames, Frames]:
     """What :func:`tradeoff` draws while handles move: other formulas, and elsewhere the mark of the chosen decay.
 
     Args:
-        by_handle: By the keys of the handles that change the formulas: a table at each mark; all have the same decays.
+        by_handle: By the keys of the handles that change the formulas: a table's columns at each mark; all have the
+            same decays.
         key: Of the handle that moves the chosen decay, with its half-life and its label at each mark.
     """
     columns = dict(zip(CURVES, ("expected", "last", "bias", "variance"), strict=True))
     first = next(iter(by_handle.values()))[0]
-    rows = pd.concat(
-        [first[["decay", "half_life"]].assign(curve=name, part="formula") for name in columns], ignore_index=True
-    )
+    keys = pd.DataFrame({name: first[name] for name in ("decay", "half_life")})
+    rows = pd.concat([keys.assign(curve=name, part="formula") for name in columns], ignore_index=True)
     losses = {
         handle: {
             "loss": np.stack(
-                [np.concatenate([table[column].to_numpy() for column in columns.values()]) for table in tables], axis=1
+                [np.concatenate([table[column] for column in columns.values()]) for table in tables], axis=1
             )
         }
         for handle, tables in by_handle.items()

@@ -288,7 +288,11 @@ def _sampled(schedule: Schedule, steps: int) -> Columns:
 @cli.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.argument("schedule", type=ScheduleCode(), required=False)
-@click.option("--like", type=click.Choice(list(WAYS)), help="As this tool smooths its curves, or a plain average.")
+@click.option(
+    "--like",
+    type=click.Choice(list(WAYS), case_sensitive=False),
+    help="As this tool smooths its curves, or a plain average.",
+)
 @click.option("--smoothing", type=click.FloatRange(0, 1, max_open=True), help="The slider of TensorBoard or W&B.")
 @click.option("--half-life", type=click.FloatRange(0, min_open=True), help="Of --like pandas, in the unit of x.")
 @click.option("--decay", type=click.FloatRange(0, 1), help="Of --like first and --like zero.")

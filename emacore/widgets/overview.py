@@ -11,7 +11,7 @@ from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import BETA
 from emacore.averaging.signals import sgd_on_quadratic, stationary_loss
 from emacore.averaging.views import LossByDecay, Path, averaged_path, loss_by_decay
-from emacore.charts.moving import Frames, View
+from emacore.charts.moving import Floats, Frames, View
 from emacore.charts.plane import border_of, path_frames, paths, playing
 from emacore.charts.tradeoff import tradeoff, tradeoff_frames
 from emacore.formatting import decay as decay_text
@@ -164,8 +164,8 @@ def _path(quad_rate: float, quad_noise: float, quad_decay: float) -> Path:
     )
 
 
-def _formula(quad_rate: float, quad_noise: float, quad_decay: float) -> pd.DataFrame:
+def _formula(quad_rate: float, quad_noise: float, quad_decay: float) -> dict[str, Floats]:
     leave_if_run_anew()
     found = loss_by_decay(CURVATURES, quad_rate, quad_noise, DRAWN, START, quad_decay, runs=0)
-    table = pd.DataFrame(found.table())
-    return table[table["decay"] > 0]
+    averaged = found.decays > 0
+    return {name: column[averaged] for name, column in found.table().items()}
