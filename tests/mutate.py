@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,48 +178,72 @@ def copied(root: Path) -> None:
             shutil.copy(ROOT / name, root / name)
 
 
+def timed(name: str) -> tuple[str, float | None]:
+    """How many seconds the tests of one file take as they are; None where they fail."""
+    start = time.monotonic()
+    return name, time.monotonic() - start if passed([name], own_copy(), 600) else None
+
+
+def tried(module: Path, mutant: Mutant, files: list[str], timeout: float) -> tuple[Path, Mutant, str, bool]:
+    """A mutant, what it takes the place of, and whether a test noticed it."""
+    root = own_copy()
+    source = (root / module).read_bytes()
+    try:
+        (root / module).write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
+        noticed = bool(files) and not passed(files, root, timeout)
+    finally:
+        (root / module).write_bytes(source)
+    return module, mutant, source[mutant.start : mutant.end].decode(), noticed
+
+
+def own_copy() -> Path:
+    """The copy of the checkout that the process which asks has for itself."""
+    root = Path(os.environ["MUTANTS"]) / str(os.getpid())
+    if not root.exists():
+        copied(root)
+    return root
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=60, help="how many lines are broken")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="how many are tried at a time")
     parser.add_argument("paths", nargs="*", default=["emacore", "pages"], help="files and folders to choose them from")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in LIBRARIES:
         importlib.import_module(name)
     rng = random.Random(asked.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        copied(root)
-        places: dict[tuple[Path, int], list[Mutant]] = {}
-        for path in asked.paths:
-            for file in sorted((root / path).rglob("*.py")) if (root / path).is_dir() else [root / path]:
-                for mutant in mutants(file.read_text()):
-                    places.setdefault((file.relative_to(root), mutant.line), []).append(mutant)
-        chosen = rng.sample(sorted(places), min(asked.lines, len(places)))
-        seconds: dict[str, float] = {}
-        unnoticed = 0
-        for number, place in enumerate(chosen, 1):
-            mutant = rng.choice(places[place])
-            module = place[0]
-            files = test_files(module, root)
-            for name in files:
-                if name not in seconds:
-                    start = time.monotonic()
-                    if not passed([name], root, 600):
-                        raise SystemExit(f"{name} fails as it is")
-                    seconds[name] = time.monotonic() - start
-            source = (root / module).read_bytes()
-            try:
-                (root / module).write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
-                noticed = bool(files) and not passed(files, root, 60 + 4 * sum(seconds[name] for name in files))
-            finally:
-                (root / module).write_bytes(source)
+    places: dict[tuple[Path, int], list[Mutant]] = {}
+    for path in asked.paths:
+        for file in sorted((ROOT / path).rglob("*.py")) if (ROOT / path).is_dir() else [ROOT / path]:
+            for mutant in mutants(file.read_text()):
+                places.setdefault((file.relative_to(ROOT), mutant.line), []).append(mutant)
+    chosen = [
+        (place[0], rng.choice(places[place])) for place in rng.sample(sorted(places), min(asked.lines, len(places)))
+    ]
+    files = {module: test_files(module, ROOT) for module, _ in chosen}
+    unnoticed = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("fork")) as pool,
+    ):
+        os.environ["MUTANTS"] = folder
+        seconds = dict(pool.map(timed, sorted({name for names in files.values() for name in names})))
+        for name in [name for name, took in seconds.items() if took is None]:
+            print(f"{name} fails as it is and is left out", flush=True)
+        trying = []
+        for module, mutant in chosen:
+            asked_of = [name for name in files[module] if seconds[name] is not None]
+            timeout = 60 + 4 * sum(seconds[name] or 0 for name in asked_of)
+            trying.append(pool.submit(tried, module, mutant, asked_of, timeout))
+        for number, done in enumerate(as_completed(trying), 1):
+            module, mutant, was, noticed = done.result()
             unnoticed += not noticed
-            was = source[mutant.start : mutant.end].decode()
             print(f"{number:3} {'noticed ' if noticed else 'UNNOTICED'} {module}:{mutant.line}  ", end="")
             print(f"{' '.join(was.split())}  ->  {mutant.text}", flush=True)
-        print(f"{unnoticed} of {len(chosen)} unnoticed")
+    print(f"{unnoticed} of {len(chosen)} unnoticed")
 
 
 if __name__ == "__main__":
