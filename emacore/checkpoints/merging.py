@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Unpack
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emacore.averaging.coefficients import Merge
+from emacore.checkpoints.beside import whole_or_nothing
 from emacore.checkpoints.lanes import Block, blocks_of, lanes_of
 from emacore.checkpoints.planning import Options, Plan, is_copied, plan_merge, provenance
 from emacore.checkpoints.reading import Checkpoints
@@ -101,7 +101,7 @@ def carry_out(
     _check_free(targets)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file, and the results need a folder: choose another place")
-    with _whole_or_nothing(out) as (partial, moves):
+    with whole_or_nothing(out) as (partial, moves):
         free, needed = shutil.disk_usage(out.parent).free, plan.write_bytes * (2 if form == "pt" else 1)
         if needed > free:
             raise OSError(
@@ -141,45 +141,6 @@ def _moves(stages: Sequence[Path], targets: Sequence[Path]) -> list[tuple[Path, 
         else:
             found.append((stage, target))
     return found
-
-
-@contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[tuple[Path, list[tuple[Path, Path]]]]:
-    """A folder beside ``out``, and a list for the moves from there: unless all goes well, nothing stays, no moved
-    result, nor a folder that was made for it.
-
-    An interruption can come between any two steps; one that comes when all is moved leaves all of it.
-    """
-    partial = out.parent / f".{out.name}.partial-{secrets.token_hex(4)}"  # known before it is made
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    moves: list[tuple[Path, Path]] = []
-    done = False
-
-    def clear() -> None:
-        for staged, place in [] if done else moves:
-            if not staged.exists():
-                _remove(place)
-        _remove(partial)
-        for folder in made:
-            with suppress(OSError):  # there is none, or it holds something
-                folder.rmdir()
-
-    try:
-        try:
-            partial.mkdir(parents=True)
-            yield partial, moves
-            done = True
-        finally:
-            clear()
-    finally:
-        clear()  # all of it, where an interruption ended the other
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir():
-        shutil.rmtree(place, ignore_errors=True)
-    else:
-        place.unlink(missing_ok=True)
 
 
 def _pass(

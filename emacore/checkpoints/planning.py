@@ -19,6 +19,7 @@ from emacore.averaging.coefficients import (
     FITS,
     Averaged,
     Certificate,
+    Coefficients,
     Fit,
     Merge,
     Profile,
@@ -39,6 +40,9 @@ Floats = NDArray[np.float64]
 #: Vectors that fit one weight matrix only, as spectral normalisation keeps them; and what BatchNorm measured.
 _OF_ONE_MATRIX = re.compile(r"(^|\.)(weight_[uv]|_[uv])$")
 _STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
+
+#: Share of the largest coefficient below which one is what least squares leave in rounding: its file is not read.
+_NOTHING = 1e-14
 
 UPDATE_BN = "torch.optim.swa_utils.update_bn(loader, model)"
 
@@ -344,7 +348,10 @@ def _sources(
 
 def _result(name: str, asked: Merge, sources: Sequence[Source], calls: int, fit: Fit | None) -> Result:
     found = planned(asked, [source.profile for source in sources], calls, fit)
-    return Result(name, asked, found.coefficients, found.certificate, found.nonnegative, found.free)
+    coefficients = found.coefficients.copy()
+    if not isinstance(asked, Coefficients):
+        coefficients[np.abs(coefficients) < _NOTHING * np.abs(coefficients).max()] = 0.0
+    return Result(name, asked, coefficients, found.certificate, found.nonnegative, found.free)
 
 
 def _remarks(sources: Sequence[Source], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:

@@ -13,20 +13,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emacore.checkpoints.sections import NoWeightsError, Section, counter_of, sections_of, step_beside, step_of
+from emacore.checkpoints.sections import (
+    MOST_STEPS,
+    NoWeightsError,
+    Section,
+    counter_of,
+    odd_step,
+    sections_of,
+    step_beside,
+    step_of,
+)
 from emacore.checkpoints.stored import CheckpointError, Stamp, StoredTensor, Unit, find_units, natural, stem_of
 from emacore.formatting import counted
 from emacore.replay.rows import Rows
 from emacore.tensors.pairing import listed, real_count, reals
 
 _WORDS = re.compile(
-    r"(?:global_?steps?|steps?|iter(?:ation)?s?|checkpoint|ckpt|updates?|batch(?:es)?|itr)[-_=. ]?(\d+)(?!\.?\d)",
+    r"(?:global_?steps?|steps?|iter(?:ation)?s?|checkpoint|ckpt|updates?|batch(?:es)?|itr)[-_=. ]?"
+    r"(\d+(?:e\d+)?)(?!\.?\d)",
     re.IGNORECASE,
 )
 _STEP_WORDS = re.compile(r"(?:steps?|iter(?:ation)?s?|updates?|itr)[-_=. ]?\d+$", re.IGNORECASE)
 _EPOCH = re.compile(r"epochs?[-_=. ]?(\d+)(?!\.?\d)", re.IGNORECASE)
 #: Not the digits of a fraction, such as a loss; ema-pytorch's files are called by two numbers and nothing else.
 _AT_END = re.compile(r"(?:^(?:\d+\.)?|[-= ]|[^\W\d]|(?<!\d)\.)(\d+)$")
+#: A step below 0 stands for none.
+_NEGATIVE = re.compile(r"[_=]-\d+$")
 #: A date, a time, or both: their numbers are no steps.
 _DATE = re.compile(
     r"(?<!\d)(?:(?:19|20)\d\d([-_.])(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
@@ -315,6 +327,7 @@ def _by_step(found: list[tuple[Unit, Path, list[Section]]]) -> tuple[list[Checkp
             )
         order = sorted(range(len(found)), key=lambda n: natural(found[n][0].path.as_posix()))
         steps = [(order.index(n) + 1, "the order of the names", None) for n in range(len(found))]
+    told += _odd_steps([unit for unit, *_ in found], steps)
     of_epochs = [step is not None and "epoch" in step[1] for step in steps]
     if all(only or step is None for only, step in zip(of_epochs, steps, strict=True)):
         told.append("no file tells its step: epochs stand for steps, and settings in steps count epochs")
@@ -429,19 +442,40 @@ def _step(unit: Unit, root: Path, alone: bool) -> _Told | None:
         return *beside, None
     names = _names(unit.path, root)
     for name in [*names, unit.path.parent.name] if alone else names:
-        if found := _WORDS.search(name):
-            if inside is not None and int(found[1]) == inside[0] - 1:
+        if (found := _WORDS.search(name)) and (count := _count(found[1])) is not None:
+            if inside is not None and count == inside[0] - 1:
                 break  # timm's checkpoint-3 is of epoch 3
-            return int(found[1]), "the name", found
+            return count, "the name", found
     if inside is not None:
         return *inside, None
     for name in names:
-        if found := _EPOCH.search(name):
-            return int(found[1]), "the epoch in the name", found
+        if (found := _EPOCH.search(name)) and (count := _count(found[1])) is not None:
+            return count, "the epoch in the name", found
     for name in names:
-        if found := _AT_END.search(_DATE.sub("", name)):
-            return int(found[1]), "the name", found
+        found = None if _NEGATIVE.search(name) else _AT_END.search(_DATE.sub("", name))
+        if found and (count := _count(found[1])) is not None:
+            return count, "the name", found
     return None
+
+
+def _count(digits: str) -> int | None:
+    """A number in a name, such as 100 or 1e5; ``None`` for one that no run reaches."""
+    count = float(digits) if len(digits) < 100 else float("inf")
+    return None if count > MOST_STEPS else int(count)
+
+
+def _odd_steps(units: Sequence[Unit], steps: Sequence[_Told | None]) -> Iterator[str]:
+    """A sentence where files have something else in the place of a step."""
+    inside = [step_of(unit) for unit in units]
+    odd = [
+        (unit, words, step)
+        for unit, step, told in zip(units, steps, inside, strict=True)
+        if (told is None or step is None or step[:2] != told) and (words := odd_step(unit)) is not None
+    ]
+    if odd:
+        unit, words, step = odd[0]
+        instead = "and nothing else tells its step" if step is None else f"so {step[1]} tells it: {step[0]:,}"
+        yield f"{unit.path.name}: {words}, which is no count of steps (in {len(odd)} of {len(units)} files); {instead}"
 
 
 def _names(path: Path, root: Path) -> list[str]:

@@ -24,6 +24,8 @@ _STATE = re.compile(
 )
 _STEPS = ("global_step", "step", "optimization_step", "iteration", "iter", "num_steps", "n_steps", "steps")
 _EPOCHS = ("epoch", "epochs")
+#: More than any run takes, and few enough to count on from.
+MOST_STEPS = 10**15
 
 
 class NoWeightsError(CheckpointError):
@@ -129,6 +131,20 @@ def step_beside(path: Path, root: Path) -> tuple[int, str] | None:
             return value, "global_step in trainer_state.json"
         if folder in (root, root.parent):
             return None
+    return None
+
+
+def odd_step(unit: Unit) -> str | None:
+    """What a file, or what lies beside it, has in the place of a step that cannot be one: below 0, a fraction, text."""
+    found = [(name, place.get(name)) for place in (unit.metadata, unit.content) for name in _STEPS]
+    beside = _json(unit.path.parent / "trainer_state.json").get("global_step")
+    for name, value in [*found, ("global_step in trainer_state.json", beside)]:
+        if isinstance(value, StoredTensor) and value.numel == 1:
+            value = value.value().item()
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool) and _whole(value) is None:
+            # Of a long whole number not even its digits can be had.
+            text = "a number of too many digits" if isinstance(value, int) and value > MOST_STEPS else repr(value)
+            return f"{name} is {text if len(text) < 40 else f'{text[:30]}...'}"
     return None
 
 
@@ -317,11 +333,11 @@ def _whole(value: Any) -> int | None:
         if value.numel != 1:
             return None
         value = value.value().item()
-    if isinstance(value, str) and value.isdigit():
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
-    if isinstance(value, float) and value == round(value):
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_STEPS else None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -140,6 +140,7 @@ def merge(
     """
     import torch
 
+    from emacore.checkpoints.beside import clear_left
     from emacore.checkpoints.distances import expected_of
     from emacore.checkpoints.merging import carry_out
     from emacore.checkpoints.planning import plan_merge
@@ -187,6 +188,8 @@ def merge(
         if dry_run:
             _write_csv(_coefficients(plan), None)
             return
+        for words in clear_left(Path(str(out)).parent):
+            _tell(words)
         with _Progress() as progress:
             accumulate = torch.float64 if float64 else torch.float32
             places = carry_out(plan, found, Path(str(out)), accumulate, form, progress.tell)

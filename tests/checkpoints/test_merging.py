@@ -185,7 +185,7 @@ def test_an_interruption_at_any_line_leaves_no_file_and_keeps_no_process_alive(f
     plan = plan_merge(found, {"mean": LastFiles(2), "last": LastFiles(1)})
 
     def lines(at: int) -> int:
-        modules = ("merging.py", "lanes.py", "hashing.py", "contextlib.py")
+        modules = ("merging.py", "beside.py", "lanes.py", "hashing.py", "contextlib.py")
         return interrupted(lambda: carry_out(plan, found, path / "new" / "results" / str(at)), at, modules)
 
     def nothing_or_all_is_left() -> bool:

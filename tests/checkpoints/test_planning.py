@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from emacore import Constant, PowerFunction, UniformAverage, Window, open_checkpoints
+from emacore import Constant, PowerFunction, Snapshots, UniformAverage, Window, open_checkpoints
 from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay, karras_decays
 from emacore.averaging.weights import effective_count, weights
 from emacore.checkpoints.merging import merge
@@ -142,3 +142,17 @@ def test_means_of_windows_make_any_average_that_is_longer_than_they_are(tmp_path
     assert plan.results[1].coefficients == pytest.approx([0] * 7 + [1 / 3] * 3, abs=1e-9)
     assert plan.results[2].coefficients == pytest.approx([0] * 7 + [0.2, 0.4, 0.4], abs=1e-9)
     assert [result.told.error for result in plan.results[:2]] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_files_that_only_rounding_gives_weight_are_not_read(tmp_path):
+    model = nn.Linear(3, 2)
+    snapshots = Snapshots(model, tmp_path, every=50)
+    for _ in range(500):
+        snapshots.update()
+    found = open_checkpoints(tmp_path)
+    for fit in (None, "free", "nonnegative"):
+        plan = plan_merge(found, {"window": Window(200)}, fit=fit)
+        assert plan.used.tolist() == [6, 7, 8, 9]
+        assert plan.results[0].coefficients[-4:] == pytest.approx([0.25] * 4)
+    explicit = plan_merge(found, {"as it is": Coefficients((1e-30, 1.0))})
+    assert explicit.used.tolist() == [8, 9]

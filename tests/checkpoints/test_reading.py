@@ -1,3 +1,7 @@
+import json
+import math
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -264,3 +268,35 @@ def test_numbers_of_different_kinds_are_not_one_tensor(tmp_path, others):
     torch.save({"w": others, "b": torch.ones(1)}, tmp_path / "step_2.pt")
     with pytest.raises(CheckpointError, match="'w' is float32 in .* of step 1 and (int64|complex64) in that of step 2"):
         open_checkpoints(tmp_path).rows()
+
+
+@pytest.mark.parametrize("where", ["content", "metadata", "trainer_state.json"])
+@pytest.mark.parametrize(
+    "step", [-1, math.nan, math.inf, 1.5, 1e30, 2**70, "1e5", " 7 ", "²", "-3", "9" * 5000, torch.tensor(-2)]
+)
+def test_what_stands_in_a_steps_place_and_is_none_is_told_and_the_name_counts(tmp_path, step, where):
+    if where != "content" and isinstance(step, torch.Tensor):
+        step = int(step)
+    for number in (100, 200):
+        (place := tmp_path / f"checkpoint-{number}").mkdir()
+        state = {"w": torch.full((3,), float(number))}
+        if where == "content":
+            torch.save({"model": state, "step": step}, place / "model.pt")
+        else:
+            about = {"step": str(step)} if where == "metadata" else None
+            save_file(state, place / "model.safetensors", metadata=about)
+        if where == "trainer_state.json":
+            step = step if isinstance(step, (int, float)) else str(step)
+            (place / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    found = open_checkpoints(tmp_path)
+    assert found.steps.tolist() == [100, 200]
+    [told] = found.told
+    assert re.search(r"step.* is .*, which is no count of steps \(in 2 of 2 files\); so the name tells it: 100$", told)
+
+
+def test_numbers_in_names_that_are_no_steps_are_left_out_and_powers_of_ten_are_read(tmp_path):
+    for name in ("step_1e5", "step_7", "step_-5", f"step_{'9' * 20}"):
+        save_file({"w": torch.ones(3)}, tmp_path / f"{name}.safetensors")
+    found = open_checkpoints(tmp_path)
+    assert found.steps.tolist() == [7, 100_000]
+    assert len([words for words in found.told if "left out, because it does not tell its step" in words]) == 2
