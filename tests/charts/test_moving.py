@@ -84,6 +84,7 @@ def test_a_name_stands_at_the_last_point_that_the_axis_can_show():
                 (x,), (y,) = names[f"x_{handle}_{mark}"], names[f"y_{handle}_{mark}"]
                 if not len(inside):
                     assert np.isnan(y), "no name at a curve that cannot be seen"
+                    assert shown.tables["names0_0"][f"y_{handle}_{mark}"].null_count == 1, "empty, as pandas sends it"
                 else:
                     # The curve is drawn by some of its rows: the name stands at the last of those.
                     kept = shown.tables["frames0_0"]["step"].to_numpy()

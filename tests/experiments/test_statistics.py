@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from emacore.experiments import statistics
 from emacore.experiments.statistics import (
     BCA,
     CLASSICAL,
@@ -344,3 +345,15 @@ def test_ties_and_diverged_seeds_are_told_and_never_dropped():
     assert "over 8 of 12 seeds" in verdict(zero)
     with pytest.raises(ValueError, match="no seeds"):
         paired_comparison([], [])
+
+
+def test_a_comparison_is_kept_for_the_next_click_unless_it_is_large():
+    rng = np.random.default_rng(7)
+    for seeds, kept in ((20, 1), (600, 0)):
+        original, averaged = rng.uniform(1, 2, (2, seeds))
+        before = statistics._compared.cache_info().currsize
+        first = statistics.paired_comparison(original, averaged)
+        assert statistics._compared.cache_info().currsize - before == kept
+        assert statistics.paired_comparison(original.copy(), averaged) == first
+        other = statistics.paired_comparison(original, averaged, wanted_gain=0.2)
+        assert other != first, "another question is another comparison"
