@@ -587,9 +587,9 @@ def _told_of_scale(evidence: Evidence) -> str | None:
         return None
     return (
         f"The average is {number(min(scales), 3)} to {number(max(scales), 3)} times as large as the raw weights in "
-        "these files: as if the weights of its steps did not add to 1 (d * ema + c * weights, where c is not 1 - d), which "
-        "would look like another decay or update_every here; or it remembers weights of another size, such as the "
-        "initial ones. These files cannot tell the two apart."
+        "these files: as if the weights of its steps did not add to 1 (d * ema + c * weights, where c is not 1 - d), "
+        "which would look like another decay or update_every here; or it remembers weights of another size, such as "
+        "the initial ones. These files cannot tell the two apart."
     )
 
 
