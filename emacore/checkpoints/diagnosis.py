@@ -190,7 +190,7 @@ def diagnose(
     found = diagnosed(evidence, configured)
     if not found.findings and found.stretches and not any(one.rate.has_high for one in found.stretches):
         turned = diagnosed(evidence_in(opened, evidence.raw, evidence.average))
-        if all(one.rate.has_low and one.rate.has_high for one in turned.stretches):
+        if not _told_of_scale(evidence) and all(one.rate.has_low and one.rate.has_high for one in turned.stretches):
             sentence = (
                 f"The two seem to be exchanged: {evidence.raw} moves as an average of {evidence.average} would, and "
                 "not the other way round. Name them by --average and --raw."
@@ -212,12 +212,14 @@ def diagnosed(evidence: Evidence, configured: Schedule | None = None) -> Diagnos
     notes: list[str] = []
     if case.moving and not case.at_copies and not any(one.fault in ("equal", "dtype") for one in of_tensors):
         rates, expected = evidence.rates, case.expected
+        if words := _told_of_scale(evidence):
+            notes.append(words)
         stretches = tuple(
             Stretch(begin, end, rate, None if expected is None else expected[number])
             for number, ((begin, end), rate) in enumerate(zip(evidence.stretches, rates, strict=True))
         )
         of_decay = list(_of_decay(case, stretches))
-        notes = list(_notes(case, stretches, of_decay))
+        notes += _notes(case, stretches, of_decay)
         if case.expected is None and (still := _still_stretches(case, [1.0] * len(stretches))):
             notes.append(
                 f"{counted(len(still), 'stretch', 'stretches')} of {len(stretches)} left the average as it was: its "
@@ -576,6 +578,19 @@ def _other_decay(stretches: Sequence[Stretch]) -> str | None:
     if smallest == 0:
         return f"each step had a decay of at most {decay_text(largest)}"
     return f"each step had a decay from {_decay(smallest, largest)} to {_decay(largest, smallest)}"
+
+
+def _told_of_scale(evidence: Evidence) -> str | None:
+    """A sentence where the average is of another size than the raw weights in every file."""
+    scales = evidence.scales
+    if not scales or not all(scale > 2 or scale < 0.5 for scale in scales):
+        return None
+    return (
+        f"The average is {number(min(scales), 3)} to {number(max(scales), 3)} times as large as the raw weights in "
+        "these files: as if the weights of its steps did not add to 1 (d * ema + c * weights, where c is not 1 - d), "
+        "which would look like another decay or update_every here; or it remembers weights of another size, such as "
+        "the initial ones. These files cannot tell the two apart."
+    )
 
 
 def _most_trailing(case: _Case, stretches: Sequence[Stretch]) -> float:

@@ -45,6 +45,7 @@ class TensorFacts:
         gaps: Of each stretch how far, in units of the averaged dtype's spacing, nine in ten averaged numbers were at
             most from the middle of the raw ones.
         broken_at: The first file with numbers that are not finite, if there is one.
+        raw_squares, squares: Of each file the sum of the squares of the raw and of the averaged numbers.
     """
 
     name: str
@@ -57,6 +58,8 @@ class TensorFacts:
     far: bool
     gaps: tuple[float, ...]
     broken_at: int | None = None
+    raw_squares: tuple[float, ...] = ()
+    squares: tuple[float, ...] = ()
 
     @property
     def finite(self) -> bool:
@@ -131,6 +134,16 @@ class Evidence:
         plain = [one for one in self.tensors if one.trains and one.finite and not (one.is_copied or one.is_frozen)]
         # A bias before BatchNorm, for instance, has no gradient but rounding.
         return [one for one in plain if one.far and not one.is_statistic] or plain
+
+    @property
+    def scales(self) -> list[float]:
+        """At each file the norm of the average, in those of the raw weights."""
+        raw, average = (
+            np.sum([one.raw_squares for one in self.weights], axis=0),
+            np.sum([one.squares for one in self.weights], axis=0),
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.sqrt(average / raw).tolist() if self.weights else []
 
     @cached_property
     def rates(self) -> list[Rate]:
@@ -287,7 +300,7 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
     files = len(raws)
     equal, coarse = [True] * files, dict.fromkeys(_COARSE, True)
     raw_moved, moved, broken = [False] * (files - 1), [False] * (files - 1), files
-    gaps, far = np.zeros(files - 1), False
+    gaps, far, squares = np.zeros(files - 1), False, np.zeros((2, files))
     parts: list[_Sums] = []
     for start, stop in _parts(raws[0].numel, files):
         w, e = [_read(one, start, stop) for one in raws], [_read(one, start, stop) for one in averages]
@@ -297,6 +310,7 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
             raw_moved[stretch] |= not torch.equal(w[stretch], w[stretch + 1])
             moved[stretch] |= not torch.equal(e[stretch], e[stretch + 1])
         raw, average = (np.stack([_numbers(one) for one in tensors]) for tensors in (w, e))
+        squares += [(raw**2).sum(axis=1), (average**2).sum(axis=1)]
         whole = np.isfinite(raw).all(axis=1) & np.isfinite(average).all(axis=1)
         if not whole.all():
             broken = min(broken, int(np.argmin(whole)))
@@ -318,6 +332,8 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
         far,
         tuple(gaps.tolist()),
         broken if broken < files else None,
+        tuple(squares[0].tolist()),
+        tuple(squares[1].tolist()),
     )
     return facts, _joined(parts, files - 1)
 

@@ -225,3 +225,18 @@ def test_weights_that_the_average_has_not_are_told():
     raws = [section_of({"a": torch.arange(64.0) + step, "b": torch.arange(9.0)}) for step in (1, 2)]
     averages = [section_of({"a": torch.arange(64.0) + step / 2}, "average") for step in (1, 2)]
     assert "Not in the average, and so not looked at: 'b'." in diagnosed(gathered(STEPS[:2], raws, averages)).notes
+
+
+@pytest.mark.parametrize(("factor", "told"), [(0.01, True), (0.0001, True), (0.001, False)])
+def test_weights_that_do_not_add_to_one_are_told_and_not_taken_for_exchanged_sections(tmp_path, factor, told):
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(2000, generator=generator)
+    average = raw * factor / 0.001
+    for step in range(1, 101):
+        raw = raw + 0.02 * torch.randn(2000, generator=generator)
+        average = 0.999 * average + factor * raw
+        if step in (20, 60, 100):
+            torch.save({"model": {"w": raw}, "model_ema": {"w": average}}, tmp_path / f"step_{step}.pt")
+    found = diagnose(tmp_path, Constant(0.999))
+    assert any("did not add to 1" in words and "cannot tell" in words for words in found.notes) == told
+    assert not found.names("exchanged")
