@@ -155,8 +155,7 @@ def _pass(
     # One to read and one to add for each two processors: more are in each other's way, because each step is short.
     workers = min(4, max(1, (os.cpu_count() or 1) // 2))
     adder, lanes = _Adder(plan, writers, accumulate), lanes_of(plan, workers, hashed=hashed)
-    blocks = list(blocks_of(plan))
-    largest = max(block.stop - block.start for block in blocks)
+    largest = max(block.stop - block.start for block in blocks_of(plan))
     done = 0
     with ExitStack() as threads:
         readers = [threads.enter_context(ThreadPoolExecutor(1)) for _ in lanes]
@@ -174,7 +173,7 @@ def _pass(
             progress(done)
 
         try:
-            for block in blocks:
+            for block in blocks_of(plan):
                 while not free:
                     reap()
                 buffers = free.pop()

@@ -272,9 +272,11 @@ class Trajectory:
             shares, kept = stretch_weights(decays[kinds, first:stop])
             open_windows = []
             for n, (_, window) in enumerate(windows):
-                for row in sliding:
-                    if row >= first and self._reach(window, row) < stop:
-                        open_windows.append((n, row, _stretch_of(self._recent(window, row), row, first, stop)))
+                open_windows += [
+                    (n, row, _stretch_of(self._recent(window, row), row, first, stop))
+                    for row in sliding
+                    if row >= first and self._reach(window, row) < stop
+                ]
             weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)])
             begin = first + _leading_zeros(weighing)
             weighing = weighing[:, begin - first :]
