@@ -73,11 +73,14 @@ else:
 """
 
 
-def lend(site, name, version):
-    """Link a package of this version that is here, and all that it needs, into ``site``: torch takes half a minute."""
+def lend(site, name, version, others):
+    """Link a package of this version that is here, and all that it needs, into ``site``: torch takes half a minute.
+
+    Not the ``others``, of which another version is installed there: pip would write it over the one that is here.
+    """
     if metadata.version(name).split("+")[0] != version:
         return
-    needed, lent = [name], set()
+    needed, lent = [name], set(others)
     while needed:
         here = metadata.distribution(needed.pop())
         if here.name not in lent:
@@ -96,7 +99,8 @@ def test_the_core_alone_averages_records_and_replays(tmp_path):
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     site = sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")})
-    lend(Path(site), "torch", next(one.removeprefix("torch>=") for one in wanted if one.startswith("torch")))
+    bounds = dict(one.split(">=") for one in wanted)
+    lend(Path(site), "torch", bounds.pop("torch"), others=bounds)
     pip = [sys.executable, "-m", "pip", "--python", python]
     install = [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     # A build leaves files where its sources are.
