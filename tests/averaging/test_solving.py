@@ -265,3 +265,13 @@ def test_a_family_that_does_not_say_is_told():
         at_batch_size(Silent(), 4)
     with pytest.raises(ValueError, match="factor must be"):
         at_batch_size(Constant(), 0.0)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, 370), (3, 1500), (7, 2111), (10, 4004)])
+@pytest.mark.parametrize("width", [0.05, 0.11, 0.2])
+def test_of_the_starts_of_a_running_mean_none_beside_is_nearer(every, steps, width):
+    found = solving.with_relative_width(UniformAverage(update_every=every), steps, width)
+    misses = [
+        abs(width_over(replace(found, update_after_step=found.start + k * every), steps) - width) for k in (-1, 0, 1)
+    ]
+    assert misses[1] == min(misses)

@@ -143,3 +143,17 @@ def test_the_weights_beside_our_average_do_not_ask_for_a_choice(tmp_path):
     plan = plan_merge(open_checkpoints(tmp_path), {"a": LastFiles(1)})
     assert {source.section.name for source in plan.sources} == {"model"}
     assert "made of 'model'; there are 'ema.online_model', too" in plan.remarks
+
+
+def test_tensors_that_are_no_models_are_told(tmp_path):
+    torch.save({"callbacks": {"best": {"score": torch.rand(2)}}}, tmp_path / "step_1.pt")
+    with pytest.raises(CheckpointError, match="step_1.pt holds no tensors of a model; it has 'callbacks'"):
+        open_checkpoints(tmp_path)
+
+
+def test_weights_that_an_average_follows_count_where_there_are_no_others(tmp_path):
+    model = nn.Linear(2, 1)
+    for step in (1, 2):
+        torch.save(EMA(model).state_dict(), tmp_path / f"step_{step}.pt")
+    found = open_checkpoints(tmp_path)
+    assert found.names("raw") == [found.chosen()] == ["online_model"]

@@ -139,3 +139,11 @@ def test_cells_that_are_the_same_experiment_are_found_before_they_are_trained():
     assert alike({"network.dropout": [0.1, 0.2]}) == [[0], [1]]
     long = replace(BASE, max_epochs=10**9, schedule=Constant(0.9))
     assert alike({"schedule.beta": [0.9, 0.99]}, long) == [[0], [1]]
+
+
+@pytest.mark.parametrize("patience", range(8))
+def test_a_rate_is_lowered_after_more_epochs_than_its_patience_and_before_the_last(patience):
+    config = replace(BASE, optimizer=replace(BASE.optimizer, plateau_patience=patience))
+    # At the earliest the first epoch is the best, the next ones are worse, and one more trains at the lower rate.
+    acts = 1 + (patience + 1) + 1 <= config.max_epochs
+    assert ("optimizer.plateau_factor" not in idle_settings(config)) == acts
