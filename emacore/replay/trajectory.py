@@ -275,7 +275,7 @@ class Trajectory:
                 open_windows += [
                     (n, row, _stretch_of(self._recent(window, row), row, first, stop))
                     for row in sliding
-                    if row >= first and self._reach(window, row) < stop
+                    if self._reach(window, row) < stop
                 ]
             weighing = np.concatenate([shares, *(share[np.newaxis] for *_, share in open_windows)])
             begin = first + _leading_zeros(weighing)

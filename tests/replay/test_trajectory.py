@@ -23,6 +23,7 @@ from emacore.replay import recording, trajectory
 from emacore.replay.atlas import atlas
 from emacore.replay.recording import Recorder, RecordingError, RowFile
 from emacore.replay.relatives import family
+from emacore.replay.rows import Rows
 from emacore.replay.trajectory import Trajectory
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
@@ -399,3 +400,12 @@ def test_replays_of_thinned_recordings_of_the_articles_run_miss_by_what_is_state
 def test_thinning_never_loses_the_ends_of_epochs():
     excesses = (0.5, 1.0, 1.5, 6, 26, 51, 1e9)
     assert [recording.thinning(50, 8, 10, 4000 / excess) for excess in excesses] == [1, 1, 2, 10, 50, 50, 50]
+
+
+def test_windows_that_end_at_each_row_are_means_of_the_last_rows():
+    drawn = np.random.default_rng(0).standard_normal((9, 3)).astype(np.float32)
+    trajectory = Trajectory(Rows(drawn, np.arange(9), {"w": torch.empty(3, device="meta")}))
+    found = trajectory.average([Window(4), Window(100)], range(9))
+    for row in range(9):
+        np.testing.assert_allclose(found[0, row], drawn[max(0, row - 3) : row + 1].mean(axis=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[1, row], drawn[: row + 1].mean(axis=0), rtol=1e-5, atol=1e-6)
