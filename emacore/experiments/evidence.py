@@ -20,6 +20,7 @@ from emacore.experiments.statistics import (
     gains,
     interval_in_words,
     kind_of,
+    known_gains,
     over_pairs,
     paired_comparison,
     verdict,
@@ -335,7 +336,8 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
         table: :func:`per_seed`'s, of which ``comparison`` is the final loss's.
         is_article: Whether the settings are the article's, so that its one run is one more draw.
     """
-    found = gains(table["final_original"], table["final_ema"])
+    found = known_gains(table["final_original"], table["final_ema"])
+    found = found[~np.isnan(found)]
     told = []
     if comparison.infinite:
         told.append(f"Drawn are {over_pairs(comparison)}; the others have no finite gain.")
@@ -345,7 +347,7 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
             f"The mean gain is {signed_percent(mean.estimate)} ({interval_in_words(mean)}), over "
             f"{over_pairs(comparison)}."
         )
-    if is_article:
+    if is_article and len(found):
         theirs = float(FINAL["improvement"][0])
         less = scipy.stats.percentileofscore(100 * found, theirs, kind="mean")
         told.append(

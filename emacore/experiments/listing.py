@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from emacore.averaging.code import to_code
 from emacore.experiments.evidence import per_seed
 from emacore.experiments.names import ago, names
-from emacore.experiments.statistics import gains
+from emacore.experiments.statistics import known_gains
 from emacore.experiments.store import FINAL_STATES
 from emacore.experiments.studies import Job, Study, Sweep
 from emacore.formatting import counted, number
@@ -58,7 +58,7 @@ def final_numbers(job: Job, history: pd.DataFrame) -> Numbers:
         pairs = [table[f"final_{which}"].to_numpy(dtype=np.float64) for which in MODELS]
     else:
         pairs = [history[f"val_loss_{model}"].to_numpy(dtype=np.float64)[-1:] for model in MODELS]
-    return Numbers(*map(_median, (*pairs, 100 * gains(*pairs))))
+    return Numbers(*map(_median, (*pairs, 100 * known_gains(*pairs))))
 
 
 def listing(
@@ -241,7 +241,7 @@ def _numbers(row: Any, found: Mapping[str, Numbers]) -> Numbers:
         return Numbers()
     last = json.loads(row.last)
     pair = [np.array([last[f"val_loss_{model}"]], dtype=np.float64) for model in MODELS]
-    return Numbers(*map(_median, (*pair, 100 * gains(*pair))))
+    return Numbers(*map(_median, (*pair, 100 * known_gains(*pair))))
 
 
 def _median(values: NDArray[np.float64]) -> float:

@@ -98,6 +98,14 @@ def gains(original: ArrayLike, averaged: ArrayLike, *, higher_is_better: bool = 
     return np.asarray(found)
 
 
+def known_gains(original: ArrayLike, averaged: ArrayLike, *, higher_is_better: bool = False) -> Floats:
+    """:func:`gains` as they are shown, NaN where neither value is finite: two runs that diverged are a tie to a test,
+    but no measured "no difference"."""
+    found = gains(original, averaged, higher_is_better=higher_is_better)
+    values = np.asarray([original, averaged], dtype=np.float64)
+    return np.where(np.isfinite(values).any(axis=0), found, np.nan)
+
+
 def paired_comparison(
     original: ArrayLike,
     averaged: ArrayLike,

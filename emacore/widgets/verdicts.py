@@ -11,7 +11,7 @@ import streamlit as st
 from emacore.averaging.schedules import Schedule
 from emacore.charts.seeds import differences
 from emacore.experiments.evidence import QUESTIONS, chosen_in_words, rules_in_words
-from emacore.experiments.statistics import Corrected, PairedComparison, gains, kind_of, verdict
+from emacore.experiments.statistics import Corrected, PairedComparison, kind_of, known_gains, verdict
 from emacore.tasks.regression.article import FINAL
 from emacore.training.config import TaskConfig
 from emacore.widgets.page import show_chart
@@ -59,7 +59,7 @@ def show_differences(table: pd.DataFrame, comparison: PairedComparison, name: st
     Args:
         is_article: Whether the settings are the article's, so that its one run belongs among them.
     """
-    gain = 100 * gains(table["final_original"], table["final_ema"])
+    gain = 100 * known_gains(table["final_original"], table["final_ema"])
     shown = pd.DataFrame({"seed": table["seed"], "gain": gain})
     median = comparison.median
     rules = {"the article's run": float(FINAL["improvement"][0])} if is_article else {}

@@ -50,7 +50,8 @@ def test_final_numbers_are_those_of_the_last_epoch_or_the_medians_over_seeds():
     ):
         assert all(map(math.isnan, nothing))
     assert math.isnan(final_numbers(CONFIG, history([2.0], [math.nan])).ema)
-    assert final_numbers(STUDY, seeds({1: ([2.0], [1.0]), 2: ([math.nan], [math.inf])})).ema == 1.0
+    # Seeds that diverged on both sides are no gain of 0.
+    assert final_numbers(STUDY, seeds({1: ([2.0], [1.0]), 2: ([math.nan], [math.inf])}))[1:] == (1.0, 50.0)
 
 
 def test_the_list_says_name_state_age_and_numbers(store):
@@ -76,7 +77,7 @@ def test_the_list_says_name_state_age_and_numbers(store):
     assert table.loc[done, ["original", "ema"]].tolist() == [2.0, 1.23456]
     assert table.loc[done, "gain"] == pytest.approx(38.272)
     assert table.loc[study, ["original", "ema"]].tolist() == [2.0, 1.0]
-    assert table.loc[[failed, queued, sweep, diverged], "ema"].isna().all()
+    assert table.loc[[failed, queued, sweep, diverged], ["original", "ema", "gain"]].isna().all(axis=None)
     name = table.loc[done, "name"]
     assert table.loc[done, "label"] == f"{name} · done · 5 min ago · loss 2, EMA 1.235"
     assert table.loc[queued, "label"].endswith(" · queued · 5 min ago")

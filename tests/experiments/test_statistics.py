@@ -20,6 +20,7 @@ from emacore.experiments.statistics import (
     gains,
     holm,
     kind_of,
+    known_gains,
     p_values_in_words,
     paired_comparison,
     seeds_in_words,
@@ -107,6 +108,12 @@ def test_pairs_that_are_not_finite_have_the_largest_ranks_on_their_side(found):
     ranks = np.sign(found) * stats.rankdata(np.abs(found))
     expected = stats.wilcoxon(ranks, zero_method="pratt").pvalue
     assert paired_comparison(original, averaged).wilcoxon_p == pytest.approx(expected)
+
+
+def test_a_pair_without_numbers_has_no_gain_to_show_though_it_is_a_tie():
+    one, other = [2.0, NAN, 1.0, INF, INF, NAN, 2.0], [1.0, 1.0, INF, INF, NAN, NAN, 2.0]
+    assert gains(one, other).tolist() == [0.5, INF, -INF, 0, 0, 0, 0]
+    np.testing.assert_array_equal(known_gains(one, other), [0.5, INF, -INF, NAN, NAN, NAN, 0])
 
 
 def test_pairs_that_are_not_finite_decide_alone_too():
