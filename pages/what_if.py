@@ -6,6 +6,7 @@ import streamlit as st
 from emacore.averaging.code import scheme_from_code, scheme_to_code, to_code
 from emacore.averaging.remarks import remarks
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
+from emacore.formatting import counted
 from emacore.memory import uncollected
 from emacore.widgets.jobs import begin_example, job_queue, show_problem
 from emacore.widgets.page import BOUND, beside_controls, csv_button, loss_axis, show_table, through_app, told
@@ -97,8 +98,9 @@ with charts:
             **palette(codes, {NOW: AVERAGED, CELL_NAME: CHOSEN}),
         },
         scale=scale,
-        alt_text=f"Validation loss over {recorded.epochs} epochs: the original, the run's own EMA, and {len(codes)} "
-        f"replayed schedules, now {code}; below, the weight of each step of the run in each final average",
+        alt_text=f"Validation loss over {counted(recorded.epochs, 'epoch')}: the original, the run's own EMA, and "
+        f"{counted(len(codes), 'replayed schedule')}, now {code}; below, the weight of each step of the run in each "
+        "final average",
     )
     st.caption("Drag a handle: where the blue line lies below the orange one, averaging helps, at no cost to training.")
     for remark in remarks(schedule, max(2, recorded.trajectory.steps)):

@@ -17,11 +17,13 @@ class Figure(NamedTuple):
     as long again to find the class of a text or a condition.
 
     ``left_out`` says in a sentence which values the axes cannot show; it is empty where they show all.
+    ``empty`` is whether they show none, so that there is no picture.
     """
 
     data: pd.DataFrame
     spec: dict[str, Any]
     left_out: str = ""
+    empty: bool = False
 
 
 def spec_of(chart: alt.LayerChart | alt.FacetChart | alt.VConcatChart) -> dict[str, Any]:

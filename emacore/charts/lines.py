@@ -90,12 +90,12 @@ def lines(
     )
     plot = plot_height(height)
     names = names_at_ends(shown, x, y, series, height=plot, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends)
-    spec = with_layer_data(spec, _NAMES, names if len(names) > 1 else [])
+    spec = with_layer_data(spec, _NAMES, names if len(present) > 1 else [])
     if x_rules:
         rules = [{"label": name, "at": at, "height": 8 + 14 * n} for n, (name, at) in enumerate(x_rules.items())]
         for layer in (_RULES, _LABELS):
             spec = with_layer_data(spec, layer, rules)
-    return Figure(shown, spec, left_out(table, {x: x_scale, y: y_scale}, series))
+    return Figure(shown, spec, left_out(table, {x: x_scale, y: y_scale}, series), empty=not names)
 
 
 @lru_cache(maxsize=256)

@@ -54,7 +54,8 @@ def ranking(
     marked = shown.loc[shown[name] == reference, value]
     spec = with_layer_data(spec, _RULE, [{"at": float(at)} for at in marked])
     missing = table.loc[~drawable(table[value], "linear"), name]
-    return Figure(shown, spec, f"Without such a number: {', '.join(missing)}." if len(missing) else "")
+    told = f"Without such a number: {', '.join(missing)}." if len(missing) else ""
+    return Figure(shown, spec, told, empty=shown.empty)
 
 
 @lru_cache(maxsize=64)

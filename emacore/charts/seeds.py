@@ -39,7 +39,7 @@ def bands(table: pd.DataFrame, colours: Mapping[str, str], *, y_title: str, y_sc
     names = names_at_ends(shown, "epoch", "median", "curve", height=_HEIGHT, y_scale=y_scale, y_domain=ends)
     curves, *others = spec["layer"]
     spec = {**spec, "layer": [with_layer_data(curves, _NAMES, names), *others]}
-    return Figure(shown, spec, left_out(table, dict.fromkeys(columns, y_scale), "curve"))
+    return Figure(shown, spec, left_out(table, dict.fromkeys(columns, y_scale), "curve"), empty=not names)
 
 
 @lru_cache(maxsize=32)
@@ -117,7 +117,7 @@ def differences(
     spec = with_layer_data(spec, _INTERVAL, [{"low": low, "high": high}] if np.isfinite([low, high]).all() else [])
     for layer in (_RULES, _LABELS):
         spec = with_layer_data(spec, layer, marks)
-    return Figure(shown, spec)
+    return Figure(shown, spec, empty=shown.empty)
 
 
 @lru_cache(maxsize=32)
@@ -151,7 +151,7 @@ def histogram(
     table = bins(values, whole=whole)
     marks = [{"at": at, "label": label} for label, at in (rules or {}).items()]
     spec = with_layer_data(_histogram(x_title, whole, height), 1, marks)
-    return Figure(table, with_layer_data(spec, 2, marks))
+    return Figure(table, with_layer_data(spec, 2, marks), empty=table.empty)
 
 
 def bins(values: ArrayLike, *, whole: bool = False) -> pd.DataFrame:

@@ -155,8 +155,9 @@ def rules_in_words(config: TaskConfig, averaged: Schedule | None = None) -> str:
         told.append(f"Here {' and '.join(names)} look{'s' if len(names) == 1 else ''} at {whose}.")
         if "the early stop" in names:
             told.append(
-                f"A run that it ends is {config.stopping.patience} epochs past the lowest loss of {past}, so the last "
-                f"epoch shows {past} past its best: the final loss tells of this rule as much as of averaging."
+                f"A run that it ends is {counted(config.stopping.patience, 'epoch')} past the lowest loss of {past}, "
+                f"so the last epoch shows {past} past its best: the final loss tells of this rule as much as of "
+                "averaging."
             )
         elif curve == "ema":
             told.append("So it steers the training, and the final loss tells of this rule as well.")
@@ -179,8 +180,8 @@ def chosen_in_words(table: pd.DataFrame, found: Mapping[str, PairedComparison], 
         early = [f"{n} of {len(table)} runs were over before {name}'s could act" for name, n in short.items() if n]
         last = f"; {' and '.join(early)}, and there the last epoch is taken" if early else ""
         told.append(
-            f"Own: each curve at the end of an early stop ({config.stopping.patience} epochs without a new best) that "
-            f"looks at itself, on the validation rows it is judged by{last}."
+            f"Own: each curve at the end of an early stop ({counted(config.stopping.patience, 'epoch')} without a new "
+            f"best) that looks at itself, on the validation rows it is judged by{last}."
         )
     if "best" in found:
         told.append(

@@ -215,12 +215,12 @@ class Best(NamedTuple):
 
 
 def best_row(table: Table, loss: Metric) -> Best | None:
-    """The best row by its loss; ``None`` if no row has one.
+    """The best row by its loss; ``None`` if no row has a finite one.
 
     Rows without a code, where the table has that column, are no rows that could have been chosen.
     """
     losses = np.asarray(table[loss.column], dtype=np.float64)
-    if np.isnan(losses).all():
+    if not np.isfinite(losses).any():
         return None
     there = np.array([code is not None for code in table["code"]]) if "code" in table else np.ones(len(losses), bool)
     row = loss.best(losses)

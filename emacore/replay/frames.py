@@ -38,4 +38,5 @@ def loss_frames(trajectory: Trajectory, schemes: Sequence[Scheme], epochs: NDArr
         {str(number): scheme for number, scheme in enumerate(schemes)}, [ends[epoch - 1] for epoch in epochs.tolist()]
     )
     loss = found[trajectory.measured[0].column]
-    return loss.reshape(len(schemes), len(epochs)).T.astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond 3e38, which a run on its way to diverge can reach, it is infinite
+        return loss.reshape(len(schemes), len(epochs)).T.astype(np.float32)

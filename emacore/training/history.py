@@ -46,6 +46,12 @@ def further_columns(metrics: Sequence[Metric], names: Iterable[str]) -> list[str
     return further
 
 
+def finite_epochs(history: pd.DataFrame) -> NDArray[np.int64]:
+    """The epochs after which a validation loss of either model is finite; none of a run that diverged in its first."""
+    losses = history.reindex(columns=[f"val_loss_{model}" for model in MODELS]).to_numpy(dtype=np.float64)
+    return history["epoch"].to_numpy()[np.isfinite(losses).any(axis=1)] if len(history) else np.empty(0, np.int64)
+
+
 def summarise(history: pd.DataFrame, metrics: Sequence[Metric], epoch: int | None = None) -> pd.DataFrame:
     """The metrics of both models after an epoch (the last by default): metric, original, ema, improvement.
 

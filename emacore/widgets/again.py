@@ -10,11 +10,12 @@ from typing import Any
 import streamlit as st
 
 from emacore.averaging.code import to_code
-from emacore.experiments.store import RunStore, StoredRun
+from emacore.experiments.store import FINAL_STATES, RunStore, StoredRun
 from emacore.experiments.studies import Job, Study, Sweep
 from emacore.limits import PINS
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import TaskConfig
+from emacore.training.history import finite_epochs
 from emacore.widgets.jobs import job_queue, submit
 from emacore.widgets.page import put, sentence, told
 from emacore.widgets.runs import run_state
@@ -108,8 +109,9 @@ def next_steps(run_id: str) -> None:
     with told():
         store = job_queue().store
         run = store.result(run_id)
+        replayed = can_be_replayed(store, run)
     with st.container(horizontal=True, vertical_alignment="center"):
-        if is_recorded(store, run_id):
+        if replayed:
             replay_button(run)
         st.page_link(
             "pages/runs.py",
@@ -119,9 +121,11 @@ def next_steps(run_id: str) -> None:
         )
 
 
-def is_recorded(store: RunStore, run_id: str) -> bool:
-    """Whether there is a recording to replay."""
-    return (store.recording(run_id) / "run.json").exists()
+def can_be_replayed(store: RunStore, run: StoredRun) -> bool:
+    """Whether there is a recording, and, of a run that has ended, an epoch with a finite loss."""
+    if not (store.recording(run.id) / "run.json").exists():
+        return False
+    return run.state not in FINAL_STATES or bool(len(finite_epochs(store.history(run.id))))
 
 
 def _check_seeds(seeds: Sequence[int], ends: tuple[int, int], first: int | None = None) -> None:

@@ -230,11 +230,13 @@ def chosen_job(
     key: str,
     *,
     nothing: str = "press Start",
+    which: str = "",
     further: Mapping[str, str] | None = None,
 ) -> tuple[str | None, bool]:
-    """A choice among stored jobs, the newest unless one says otherwise: its id, and whether it is still under way.
+    """A choice among stored jobs, the first unless one says otherwise: its id, and whether it is still under way.
 
-    ``further`` ones, labels by ids, are no jobs, and come after these.
+    That one is the newest ``which`` (such as " that did not diverge").  ``further`` ones, labels by ids, are no jobs,
+    and come after these.
 
     The session and the link have its id under ``key``.  One that was chosen, or is named by the link, and is not there
     is told until another one is chosen.
@@ -253,7 +255,7 @@ def chosen_job(
         label,
         jobs,
         key,
-        placeholder=f"The newest: {jobs['label'].iloc[0]}" if ids else f"No {what} yet: {nothing}",
+        placeholder=f"The newest{which}: {jobs['label'].iloc[0]}" if ids else f"No {what} yet: {nothing}",
         help="Name, state, age, and the loss of both models after the last epoch. All are kept: close the tab, come "
         "back, or open this link elsewhere. The page Runs renames and deletes them.",
     )
@@ -261,7 +263,7 @@ def chosen_job(
     if gone in st.session_state:
         st.warning(
             f"There is no {what} {escaped(st.session_state[gone])}: it may have been deleted."
-            + (f" This is the newest {what}." if ids else ""),
+            + (f" This is the newest {what}{which}." if ids else ""),
             icon=":material/warning:",
         )
     found = st.session_state[key] or (ids[0] if ids else None)
@@ -364,6 +366,8 @@ def show_state(
             st.progress(0.0, "Waiting for a free worker process; the first one needs a few seconds to start.")
         case "running":
             st.progress(share, f"{whose}{progress[0].lower()}{progress[1:]}" if whose else progress)
+        case "done" if run.stopped == "diverged" and not empty:
+            st.warning(ended, icon=":material/warning:")
         case "failed" if not empty:
             st.error(f"The {what} failed after {so_far}: {escaped(run.error)}", icon=":material/error:")
         case _ if empty:
@@ -388,6 +392,11 @@ def say_shipped(what: str, file: Path) -> None:
 
 def nothing_left_in_words(run: StoredRun, what: str = "run") -> str:
     """Of a job that ended before it had anything: that there is nothing to wait for, and why, as Markdown."""
+    if run.stopped == "diverged":
+        return (
+            f"The {what} diverged in its first epoch: no loss is finite, whatever is averaged, so there is nothing to "
+            "show of it. A smaller learning rate may help; the page Runs deletes it."
+        )
     first = "cell" if what == "sweep" else "epoch"
     why = {
         "failed": f"failed before its first {first} was over: {escaped(run.error).rstrip('.')}",

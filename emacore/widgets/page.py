@@ -204,9 +204,17 @@ def loss_axis(**arguments: Any) -> Scale:
 def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str, look_for: str = "") -> None:
     """A chart with its whole table (nothing thinned) as CSV at its corner, and below it what its axes cannot show.
 
+    Where that is all of it, a sentence in place of the chart.
+
     Args:
         look_for: A line of Markdown that says what there is to see.
     """
+    if figure.empty:
+        st.info(
+            f"There is nothing to draw: no value is a finite number. {escaped(figure.left_out)}", icon=":material/info:"
+        )
+        csv_button(table, name)
+        return
     with picture(table, name):
         st.vega_lite_chart(figure.data, figure.spec, alt=alt_text, width="stretch")
     if told := " ".join(filter(None, [look_for, escaped(figure.left_out)])):

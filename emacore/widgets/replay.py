@@ -26,7 +26,7 @@ from emacore.replay.weight_space import Space, space
 from emacore.tasks import open_run
 from emacore.training import history as histories
 from emacore.training.config import TaskConfig
-from emacore.training.history import training_follows_average
+from emacore.training.history import finite_epochs, training_follows_average
 from emacore.widgets.jobs import chosen_job, nothing_left_in_words, submit
 from emacore.widgets.link import from_link
 from emacore.widgets.opened import OPENED
@@ -210,12 +210,23 @@ def chosen_run(store: RunStore) -> StoredRun | str | None:
     runs = store.runs()
     recorded = runs["id"].map(lambda run: _is_recorded(store, run)).astype(bool)
     to_come = ~runs["state"].isin(FINAL_STATES)
-    # Without a choice it is the newest that can be replayed: one that ended before its first epoch comes last.
+    # Without a choice it is the newest that can be replayed: what diverged, and what ended before its first epoch,
+    # come last.
     lost = ~to_come & (runs["epochs"] < 1)
+    diverged = runs["stopped"] == "diverged"
     asked_for = runs["id"] == from_link("replayed")
-    choice = pd.concat([runs[(recorded | to_come) & ~lost], runs[(recorded | asked_for) & lost]])
+    there = recorded & ~lost | to_come
+    choice = pd.concat([runs[there & ~diverged], runs[there & diverged], runs[(recorded | asked_for) & lost]])
+    newest = runs.loc[there, "id"].head(1).tolist() == choice["id"].head(1).tolist()
     further = {f"{OPENED}{name}": f"Your checkpoints: {name}" for name in opened_names()}
-    chosen, _ = chosen_job("Recorded run", choice, "replayed", nothing="train one", further=further)
+    chosen, _ = chosen_job(
+        "Recorded run",
+        choice,
+        "replayed",
+        nothing="train one",
+        which="" if newest else " that did not diverge",
+        further=further,
+    )
     if chosen is None:
         return None
     return chosen.removeprefix(OPENED) if chosen in further else store.result(chosen)
@@ -262,12 +273,12 @@ def _are_shown(state: Mapping[str, Any]) -> bool:
 def followed(store: RunStore, run: StoredRun) -> Recorded | None:
     """The run as far as it is whole; ``None`` before its first epoch is.  While it trains, the page follows it.
 
-    A page of a run that ended before that ends here, and says so.
+    A page of a run that ended before that, or without a finite loss, ends here, and says so.
     """
     folder = str(store.recording(run.id))
     with told():
         history = store.history(run.id)
-    if run.state in FINAL_STATES and history.empty:
+    if run.state in FINAL_STATES and not len(finite_epochs(history)):
         st.warning(nothing_left_in_words(run), icon=":material/warning:")
         st.stop()
     try:

@@ -108,6 +108,11 @@ def _show_family(view: View) -> None:
     own = {metric.column: now[metric.column][view.epochs - 1] for metric in view.recorded.metrics}
     family = with_ema(view.recorded.relatives(view.epochs), view.schedule, own)
     table, name = pd.DataFrame(family), f"family-{view.recorded.run.id}"
+    if curves.best_row(family, loss) is None:
+        st.markdown(
+            "No mean of this run's weights has a finite loss after the last epoch, and no ensemble of its networks."
+        )
+        return
     figure = ranking(
         table,
         name="scheme",
@@ -144,6 +149,11 @@ def _show_atlas(view: View) -> Codes:
     x, y, metric = _atlas_controls(type(view.schedule))
     cells, reference = view.recorded.atlas(view.epochs, to_code(without_axes(view.schedule, x, y)), x, y, metric)
     table = pd.DataFrame(cells).astype({"beta_from": "Int64"})
+    best = curves.best_row(cells, view.recorded.loss)
+    if best is None:
+        other = "" if metric == "best" else " Its lowest may be finite: choose **best**."
+        st.markdown(f"No schedule of this map has a finite loss after the last epoch of this run.{other}")
+        return ()
     never = curves.beta_never_acts(cells, view.schedule, x, y)
     picture = heatmap(
         table.assign(beta_never=never),
@@ -168,9 +178,8 @@ def _show_atlas(view: View) -> Codes:
             selection_mode=CELL,
             key=atlas_key(run),
         )
-    best = curves.best_row(cells, view.recorded.loss)
     codes, pointed = tuple(cells["code"].tolist()), view.recorded.follows_pointer
-    cell_keys(run, codes, table["x"].nunique(), 0 if best is None else best.row)
+    cell_keys(run, codes, table["x"].nunique(), best.row)
     st.caption(
         ("Point at a cell to see its curve, click to keep it. " if pointed else "Click a cell to see its curve. ")
         + "A wide blue plateau is a safe choice; the diamond is the "
@@ -178,9 +187,8 @@ def _show_atlas(view: View) -> Codes:
         + (" Dotted cells: this run is too short for beta, which never acts." if never.any() else "")
         + (" Empty cells: no such average has that width in this run." if table["code"].isna().any() else "")
     )
-    if best is not None:
-        st.markdown(curves.atlas_in_words(cells, best, reference, metric))
-        _pin_buttons(view.clicked, cells["code"][best.row])
+    st.markdown(curves.atlas_in_words(cells, best, reference, metric))
+    _pin_buttons(view.clicked, cells["code"][best.row])
     with st.expander(f"All {len(table)} cells as a table", icon=":material/table:"):
         show_table(table, name=f"atlas-{run.id}")
     return codes
@@ -331,6 +339,9 @@ def _show_widths(view: View) -> None:
     loss, table = view.recorded.loss, view.recorded.widths(view.epochs)
     reference = float(view.recorded.measured("original")[loss.column][view.epochs - 1])
     best = curves.best_row(table, loss)
+    if best is None:
+        st.markdown("No average of this run has a finite loss, so no width is best.")
+        return
     show_chart(
         lines(
             pd.DataFrame(curves.width_curves(table, loss, reference)),
@@ -347,9 +358,6 @@ def _show_widths(view: View) -> None:
         table=pd.DataFrame(table),
         name=f"widths-{view.recorded.run.id}",
     )
-    if best is None:
-        st.markdown("No average of this run has a finite loss, so no width is best.")
-        return
     st.caption("Look for the lowest stretch of the blue line: a wide one forgives a poor choice.")
     st.markdown(curves.width_in_words(table, best, reference))
     _carry(view, float(table["relative_width"][best.row]))

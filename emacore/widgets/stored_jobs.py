@@ -28,7 +28,7 @@ from emacore.experiments.store import STATES, RunStore, StoredRun, StoreError
 from emacore.experiments.studies import Sweep
 from emacore.formatting import counted, megabytes
 from emacore.limits import CELLS_BYTES, NAME_LETTERS, RECORDING_BYTES, RECORDINGS_BYTES, TABLES_BYTES
-from emacore.widgets.again import PAGES, again_button, is_recorded, replay_button
+from emacore.widgets.again import PAGES, again_button, can_be_replayed, replay_button
 from emacore.widgets.jobs import attempt, job_queue
 from emacore.widgets.link import from_link, to_link
 from emacore.widgets.page import BOUND, csv_button, escaped, loss_axis, put, readable, show_chart, show_table, told
@@ -152,6 +152,7 @@ def actions(found: pd.DataFrame, picked: pd.DataFrame) -> None:
 def _of_one(row: pd.Series) -> None:
     with told():
         run = job_queue().store.result(row["id"])
+        replayed = can_be_replayed(job_queue().store, run)
     page, key = PAGES[row["kind"]]
     if st.button(
         "Open",
@@ -161,7 +162,7 @@ def _of_one(row: pd.Series) -> None:
         args=({key: run.id},),
     ):
         st.switch_page(page, query_params={key: run.id})
-    if is_recorded(job_queue().store, run.id):
+    if replayed:
         replay_button(run)
     again_button(run, row["kind"])
     with st.popover("Rename", icon=":material/edit:"):

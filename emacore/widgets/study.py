@@ -33,8 +33,8 @@ from emacore.experiments.evidence import (
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study
+from emacore.formatting import counted, number
 from emacore.formatting import duration as time_text
-from emacore.formatting import number
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS_RATIO, is_article
 from emacore.widgets.jobs import duration, json_button, say_shipped, show_state, stored
 from emacore.widgets.page import BOUND, csv_button, loss_axis, show_chart, show_table
@@ -78,8 +78,8 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
         run,
         so_far.share,
         progress=f"Epoch {epoch} of at most {run.config.max_epochs:,}: {left}.",
-        so_far=f"{epoch} epochs",
-        ended=f"{seeds} seeds, {epoch} epochs, {time_text(duration(run))}: {why}.",
+        so_far=counted(epoch, "epoch"),
+        ended=f"{seeds} seeds, {counted(epoch, 'epoch')}, {time_text(duration(run))}: {why}.",
         what="study",
         empty=not epoch,
     )
@@ -167,7 +167,7 @@ def _curves(run: StoredRun, history: pd.DataFrame, averaged: str) -> None:
             y_scale=scale,
         ),
         alt_text="Median and 5 to 95 % of the original's and the average's validation loss over "
-        f"{history['epoch'].max()} epochs",
+        f"{counted(history['epoch'].max(), 'epoch')}",
         table=table,
         name=f"bands-{run.id}",
         look_for="**Look for** where the blue line crosses the orange one, and which band is narrower. Line: median; "

@@ -28,6 +28,7 @@ from emacore.experiments.sweep import (
     summary,
     value_label,
 )
+from emacore.formatting import counted
 from emacore.formatting import duration as time_text
 from emacore.limits import MAP_CELLS, check_most
 from emacore.tasks.regression.article import is_article
@@ -151,8 +152,8 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
         run,
         so_far.share,
         progress=f"{cells} of {len(sweep.cells())} cells, {time_text(seconds)} so far{left}.",
-        so_far=f"{cells} cells",
-        ended=f"{cells} cells of {len(sweep.seeds)} seeds, {time_text(duration(run))}: {why}.",
+        so_far=counted(cells, "cell"),
+        ended=f"{counted(cells, 'cell')} of {len(sweep.seeds)} seeds, {time_text(duration(run))}: {why}.",
         what="sweep",
         empty=not cells,
     )
@@ -174,7 +175,7 @@ def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame) -> None:
     else:
         st.info(f"A map needs two settings; this sweep varies {len(names)}.", icon=":material/info:")
     for error, runs in failures(table).items():
-        st.warning(f"{runs} runs could not be trained: {escaped(error)}", icon=":material/warning:")
+        st.warning(f"{counted(runs, 'run')} could not be trained: {escaped(error)}", icon=":material/warning:")
     with st.expander("In words, and what decides a verdict", icon=":material/rule:"):
         st.markdown(escaped(words))
         st.markdown(p_values_in_words(number_of_tests(found), final=complete))

@@ -13,8 +13,8 @@ from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 from emacore.experiments.evidence import rules_in_words
 from emacore.experiments.listing import measured_alike
 from emacore.experiments.store import FINAL_STATES, StoredRun
+from emacore.formatting import counted, number
 from emacore.formatting import duration as time_text
-from emacore.formatting import number
 from emacore.replay.measure import Metric
 from emacore.tasks.regression.article import STEADINESS, is_article
 from emacore.tasks.regression.config import RunConfig
@@ -23,6 +23,7 @@ from emacore.training.history import (
     LEARNING_RATE,
     ONE_MINUS_DECAY,
     epochs_without_best,
+    finite_epochs,
     in_words,
     late_range,
     losses,
@@ -30,6 +31,7 @@ from emacore.training.history import (
     rates,
     remaining,
     steadiness,
+    summarise,
     train_loss_in_words,
     validation,
 )
@@ -48,7 +50,10 @@ def draw_run(run_id: str) -> StoredRun:
     """All that there is of a run now."""
     run, history = stored(run_id)
     _headline(run, history)
-    if not history.empty:
+    if not len(finite_epochs(history)):
+        if not history.empty:
+            csv_button(history, f"history-{run.id}")
+    else:
         charts, words = st.columns([1.5, 1], gap="medium")
         with charts:
             _curves(run, history)
@@ -106,8 +111,9 @@ def _is_over(run: StoredRun) -> bool:
 def _headline(run: StoredRun, history: pd.DataFrame) -> None:
     """Progress, remaining time, and how the run ended or may end."""
     most, epoch, stopping = run.config.max_epochs, len(history), run.config.stopping
+    trained = counted(epoch, "epoch")
     patience = (
-        f"{stopping.patience} epochs without a new best validation loss of the "
+        f"{counted(stopping.patience, 'epoch')} without a new best validation loss of the "
         f"{'EMA' if stopping.curve == 'ema' else 'original'}"
     )
     left = "starting"
@@ -128,10 +134,10 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         run,
         epoch / most,
         progress=f"Epoch {epoch} of at most {most:,}: {left}.",
-        so_far=f"{epoch} epochs",
-        ended=f"Ended after {epoch} epochs and {time_text(duration(run))}: {why}.",
+        so_far=trained,
+        ended=f"Ended after {trained} and {time_text(duration(run))}: {why}.",
         what="run",
-        empty=not epoch,
+        empty=not len(finite_epochs(history)),
     )
     if run.note:
         st.caption(f"Recorded weights: {escaped(run.note)}.")
@@ -158,7 +164,7 @@ def _curves(run: StoredRun, history: pd.DataFrame) -> None:
             y_scale=scale,
             faint=["train", *OVERLAID],
         ),
-        alt_text=f"Train, original and EMA loss over {len(history)} epochs",
+        alt_text=f"Train, original and EMA loss over {counted(len(history), 'epoch')}",
         table=table,
         name=f"losses-{run.id}",
         look_for=f"**Look for** where blue stays below orange, and how much less it moves. "
@@ -243,9 +249,13 @@ def _metric(run: StoredRun, history: pd.DataFrame, other: pd.DataFrame | None, m
 
 
 def _figures(run: StoredRun, history: pd.DataFrame) -> None:
-    st.markdown("**Final metrics**" if _is_over(run) else f"**Metrics after epoch {len(history)}**")
+    last, told = int(finite_epochs(history)[-1]), in_words(history)
+    if last < len(history):
+        st.markdown(f"**Metrics after epoch {last}, the last with a finite loss**")
+    else:
+        st.markdown("**Final metrics**" if _is_over(run) else f"**Metrics after epoch {last}**")
     show_table(
-        run.summary,
+        summarise(history, run.config.metrics, last),
         name=f"metrics-{run.id}",
         column_config={
             "ema": st.column_config.NumberColumn("EMA"),
@@ -253,11 +263,11 @@ def _figures(run: StoredRun, history: pd.DataFrame) -> None:
         },
     )
     csv_button(history, f"history-{run.id}")
-    for words in in_words(history):
+    for words in told:
         st.markdown(words)
     if rules := rules_in_words(run.config):
         st.markdown(rules)
-    if _is_over(run):
+    if _is_over(run) and told:
         st.markdown("One run is one draw: another seed can turn the sign of the difference.")
     for remark in remarks(run.config.schedule, max(2, int(history["steps"].iloc[-1]))):
         st.info(remark, icon=":material/info:")

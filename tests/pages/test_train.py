@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
+import torch
 
 from emacore import RunConfig, train
 from emacore.averaging.families import Constant
@@ -13,12 +14,13 @@ from emacore.experiments import jobs, store
 from emacore.experiments.article_claims import CLAIMS, beside_claims
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep
+from emacore.replay.recording import Recorder
 from emacore.tasks.regression.article import PROGRESS
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
 from tests.helpers import ME, wait_for
-from tests.pages.conftest import drawn, run, texts
+from tests.pages.conftest import FREE, drawn, enter_recorded, run, texts
 from tests.pages.conftest import enter_run as enter
 from tests.training.test_second_task import CONFIG as DIGITS
 
@@ -95,14 +97,41 @@ def test_a_running_run_shows_progress_and_why_it_may_end(open_page, home):
     assert "Metrics after epoch 4" in texts(app)
 
 
+#: It diverges in its third epoch, and in its first.
+LATE = replace(FREE, optimizer=OptimizerConfig("sgd", 0.5, momentum=0.9, rate_rule="constant"))
+BURST = replace(FREE, optimizer=OptimizerConfig("sgd", 10.0, rate_rule="constant"))
+
+
 def test_how_runs_end_is_told(open_page, home):
-    diverged = enter(home, RunConfig(optimizer=OptimizerConfig("sgd", 5.0), max_epochs=30))
+    diverged = enter(home, LATE)
     assert RunStore(home).result(diverged).stopped == "diverged"
-    assert "no longer finite" in texts(open_page("train", run=diverged))
+    app = open_page("train", run=diverged)
+    assert "no longer finite" in app.warning[0].value
+    assert not app.success
+    assert "Metrics after epoch 2, the last with a finite loss" in texts(app)
+    assert app.dataframe[0].value["original"].notna().all()
     failed = enter(home, epochs=2, state="failed", error="The disk is full.")
     assert "The run failed after 2 epochs: The disk is full." in texts(open_page("train", run=failed))
     interrupted = enter(home, epochs=1, state="interrupted")
-    assert "interrupted after 1 epochs" in texts(open_page("train", run=interrupted))
+    assert "interrupted after 1 epoch, because" in texts(open_page("train", run=interrupted))
+
+
+def test_a_run_without_any_finite_loss_is_one_sentence_and_leads_nowhere(open_page, home):
+    good, lost = enter_recorded(home), enter_recorded(home, BURST)
+    assert len(RunStore(home).history(lost)) == 1
+    for page, key in (("train", "run"), ("what_if", "replayed")):
+        app = open_page(page, **{key: lost})
+        assert [warning.value[:39] for warning in app.warning] == ["The run diverged in its first epoch: no"], page
+        assert not [*app.get("vega_lite_chart"), *app.dataframe, *app.success], page
+        assert "Look" not in texts(app)
+        assert "another seed" not in texts(app)
+        assert "Replay this run" not in [button.label for button in app.button]
+    assert "Replay this run" not in [button.label for button in open_page("runs", picked=lost).button]
+    # The newest that can be replayed is begun with, and not called the newest.
+    app = open_page("what_if", view="Family")
+    assert app.get("vega_lite_chart")
+    assert "The newest that did not diverge: " in app.get_by_key("pick-replayed").placeholder
+    assert "Replay this run" in [button.label for button in open_page("train", run=good).button]
 
 
 @pytest.mark.parametrize(
@@ -124,9 +153,13 @@ def test_a_job_that_ended_with_nothing_is_told_and_not_waited_for(open_page, hom
         job_id = runs.create(job)
         runs.claim(ME, 99)
         runs.finish(job_id, ME, state, stopped="stopped" if state == "stopped" else None, error="No data.")
-        said = texts(open_page(page, **{kind: job_id}))
+        if kind == "run":
+            Recorder(torch.nn.Linear(2, 1), runs.recording(job_id)).close()
+        app = open_page(page, **{kind: job_id})
+        said = texts(app)
         assert words in said, state
         assert "There is nothing to show of it" in said
+        assert "Replay this run" not in [button.label for button in app.button]
         assert "may have been deleted" not in said
         assert "not over yet" not in said
 

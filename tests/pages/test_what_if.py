@@ -597,11 +597,19 @@ def test_a_link_with_settings_keeps_them_and_one_of_the_first_settings_says_so(o
 
 @pytest.mark.parametrize("view", ["Atlas", "Family", "Weight space", "Best width"])
 def test_a_run_that_diverged_is_told_in_every_view(open_page, home, view):
-    enter(home, replace(FREE, optimizer=OptimizerConfig("sgd", 10.0, momentum=0.99, rate_rule="constant")))
+    enter(home, replace(FREE, optimizer=OptimizerConfig("sgd", 0.5, momentum=0.9, rate_rule="constant")))
     app = open_page("what_if", view=view)
-    assert "This run diverged" in texts(app)
-    told = {"Weight space": "its weights are not finite at step", "Best width": "no width is best"}
-    assert told.get(view, "") in texts(app)
+    assert "This run diverged in epoch 3" in texts(app)
+    told = {
+        "Atlas": "no schedule of this map has a finite loss",
+        "Family": "no mean of this run's weights has a finite loss",
+        "Weight space": "its weights are not finite at step",
+        "Best width": "no average of this run has a finite loss",
+    }
+    assert told[view] in texts(app).replace("No ", "no ")
+    assert len(app.get("vega_lite_chart")) == 1, "only the curves of its first epochs"
+    assert "Look" not in texts(app)
+    assert "plateau" not in texts(app)
     assert "nan" not in texts(app).split()
 
 
