@@ -12,8 +12,8 @@ import pandas as pd
 
 from emacore.experiments import shipped
 from emacore.experiments.evidence import bands
-from emacore.formatting import number, percent, signed_percent
-from emacore.replay.measure import Metric
+from emacore.formatting import counted, number, percent, signed_percent
+from emacore.replay.measure import LEAD, Metric
 from emacore.tasks.regression.article import FINAL, LAST_EPOCH, PHASES, PROGRESS, STEADINESS_RATIO
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.history import MODELS, steadiness
@@ -50,7 +50,9 @@ def share_ahead(history: pd.DataFrame, first: int, last: float = math.inf) -> fl
 
 
 def _ahead(history: pd.DataFrame) -> float:
-    return share_ahead(history, AHEAD_FROM)
+    """Of a run that has fewer epochs there than make a lead it cannot be asked."""
+    enough = (history["epoch"] >= AHEAD_FROM).sum() >= LEAD
+    return share_ahead(history, AHEAD_FROM) if enough else math.nan
 
 
 def _steadier(history: pd.DataFrame) -> float:
@@ -147,7 +149,8 @@ def beside_phases(history: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         ``phase``, ``article`` (what its table shows), and the shares ``article_ahead`` (of the rows of its table),
-        ``run_ahead`` (NaN before the phase) and ``seeds_ahead`` (the median of the shipped seeds).
+        ``run_ahead`` (NaN before the phase), of its ``run_epochs``, and ``seeds_ahead`` (the median of the shipped
+        seeds).
     """
     rows = []
     for (first, last, words), of_seeds in zip(PHASES, _phases_of_seeds(), strict=True):
@@ -157,6 +160,7 @@ def beside_phases(history: pd.DataFrame) -> pd.DataFrame:
                 "article": words,
                 "article_ahead": share_ahead(PROGRESS, first, last),
                 "run_ahead": share_ahead(history, first, last),
+                "run_epochs": int(history["epoch"].between(first, last).sum()),
                 "seeds_ahead": of_seeds,
             }
         )
@@ -175,7 +179,8 @@ def phases_in_words(table: pd.DataFrame) -> str:
     for row in table.to_dict("records"):
         own = "this run has not reached it"
         if not math.isnan(row["run_ahead"]):
-            own = f"at {percent(row['run_ahead'])} of this run's epochs"
+            epochs = row["run_epochs"]
+            own = f"at {round(epochs * row['run_ahead'])} of this run's {counted(epochs, 'epoch')} there"
         told.append(
             f"- **Epochs {row['phase']}**: the average is {row['article']} in the article, ahead at "
             f"{percent(row['article_ahead'])} of its table's rows; {own}; at {percent(row['seeds_ahead'])} in the "

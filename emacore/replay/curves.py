@@ -16,7 +16,7 @@ from emacore.averaging.schedules import Schedule
 from emacore.averaging.windows import Scheme
 from emacore.formatting import number, percent
 from emacore.replay.atlas import has_beta, plateau
-from emacore.replay.measure import Metric
+from emacore.replay.measure import Metric, lead_in_words, trailing
 from emacore.replay.trajectory import Table, Trajectory
 from emacore.replay.weight_space import Space
 
@@ -65,10 +65,10 @@ def curve_figures(curves: Table, metrics: Sequence[Metric], original: str, from_
         from_epoch: Where the standard deviation (steadiness) begins.
 
     Returns:
-        curve, final, best, best_epoch, steadiness and ahead_since of the loss, then final_<column> and best_<column> of
-        each other metric, each metric's best of its own epoch.  The standard deviation is over the epochs at which all
+        curve, final, best, best_epoch, steadiness, ahead_since and ahead_for of the loss, then final_<column> and
+        best_<column> of each other metric, each metric's best of its own epoch.  The standard deviation is over the epochs at which all
         losses are finite; NaN where those are fewer than two.  ``ahead_since`` is the epoch from which the loss stays
-        below the original's to the end; NaN if it does not.
+        below the original's to the end, NaN if it does not, and ``ahead_for`` how many epochs that are.
 
     Raises:
         ValueError: unless all curves have the same epochs, for else their figures could not be compared.
@@ -82,6 +82,7 @@ def curve_figures(curves: Table, metrics: Sequence[Metric], original: str, from_
     losses = np.array([curves[loss.column][rows[name]] for name in names], dtype=np.float64)
     steady = losses[:, (epochs >= from_epoch) & np.isfinite(losses).all(axis=0)]
     below = losses < losses[names.index(original)]
+    ahead = [trailing(own) for own in below]
     best = [loss.best(values) for values in losses]
     found = {
         "curve": np.array(names, dtype=object),
@@ -89,7 +90,8 @@ def curve_figures(curves: Table, metrics: Sequence[Metric], original: str, from_
         "best": losses[np.arange(len(names)), best],
         "best_epoch": epochs[best],
         "steadiness": steady.std(axis=1, ddof=1) if steady.shape[1] > 1 else np.full(len(names), np.nan),
-        "ahead_since": np.array([_since(own, epochs) for own in below]),
+        "ahead_since": np.array([epochs[-n] if n else np.nan for n in ahead], dtype=np.float64),
+        "ahead_for": np.array(ahead),
     }
     for metric in others:
         values = np.array([curves[metric.column][rows[name]] for name in names], dtype=np.float64)
@@ -111,9 +113,7 @@ def curve_in_words(figures: Table, original: str, averaged: str, unit: str = "ep
     if one["steadiness"] > 0:
         share = percent(other["steadiness"] / one["steadiness"], 2)
         told += f" Its curve's standard deviation is {share} of the original's."
-    if np.isnan(other["ahead_since"]):
-        return f"{told} It does not stay below the original."
-    return f"{told} It stays below from {unit} {other['ahead_since']:.0f} on."
+    return f"{told} {lead_in_words(float(other['ahead_since']), int(other['ahead_for']), unit)}"
 
 
 def thinning_in_words(
@@ -286,13 +286,6 @@ def finite_range(values: ArrayLike) -> tuple[float, float]:
     numbers = np.asarray(values, dtype=np.float64)
     finite = numbers[np.isfinite(numbers)]
     return (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
-
-
-def _since(ahead: NDArray[np.bool_], epochs: NDArray[np.integer]) -> float:
-    """The epoch from which on all are true; NaN if the last is not."""
-    behind = np.flatnonzero(~ahead)
-    first = int(behind[-1]) + 1 if behind.size else 0
-    return float(epochs[first]) if first < len(epochs) else np.nan
 
 
 def _check_same_epochs(epochs: Mapping[str, set[int]], original: str) -> None:

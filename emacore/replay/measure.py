@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emacore.formatting import counted, number
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,6 +48,30 @@ class Metric:
         worst = -np.inf if self.higher_is_better else np.inf
         usable = np.where(np.isnan(numbers), worst, numbers)
         return int(usable.argmax() if self.higher_is_better else usable.argmin())
+
+
+#: Fewer epochs or files than these at the end of a run are told, but not as a lead.
+LEAD = 5
+
+
+def trailing(flags: NDArray[np.bool_]) -> int:
+    """How many at the end are true without a break."""
+    return int(np.argmin(flags[::-1])) if not flags.all() else len(flags)
+
+
+def lead_in_words(since: float, count: int, unit: str = "epoch", *, who: str = "It") -> str:
+    """Whether ``who`` stays below the original to the end of a run: since when, and for how long.
+
+    Args:
+        since: The first ``unit`` of those at the end at which it is below without a break.
+        count: How many these are.
+    """
+    if not count:
+        return f"{who} does not stay below the original."
+    if count < LEAD:
+        which = f"the last {unit}" if count == 1 else f"the last {counted(count, unit)}"
+        return f"{who} is below the original at {which} only, too few to be called a lead."
+    return f"{who} stays below the original from {unit} {number(since)} on, for {counted(count, unit)} up to the end."
 
 
 class Measure(ABC):

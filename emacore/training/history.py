@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from emacore.formatting import duration, number, percent
-from emacore.replay.measure import Metric
+from emacore.replay.measure import Metric, lead_in_words, trailing
 from emacore.training.config import TaskConfig
 
 #: Of the two models that each epoch measures, in columns and settings.
@@ -209,10 +209,8 @@ def in_words(history: pd.DataFrame) -> list[str]:
         f"{epochs[original.argmin()]}) and "
         f"{number(ema.min())} for the average (epoch {epochs[ema.argmin()]}).",
     ]
-    behind = np.flatnonzero(ema >= original)
-    if not behind.size or behind[-1] + 1 < len(epochs):
-        since = epochs[behind[-1] + 1] if behind.size else epochs[0]
-        sentences.append(f"The average has been ahead without a break since epoch {since}.")
+    if ahead := trailing(ema < original):
+        sentences.append(lead_in_words(epochs[-ahead], ahead, who="The average"))
     return sentences
 
 

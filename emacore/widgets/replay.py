@@ -377,6 +377,7 @@ def metric_columns(recorded: Recorded | OpenedRun, unit: str = "epoch") -> dict[
         "best_epoch": f"at {unit}",
         "steadiness": number("std. dev."),
         "ahead_since": number(f"below the original since {unit}"),
+        "ahead_for": number(f"{unit}s below at the end"),
     }
     for metric in recorded.metrics[1:]:
         for which in ("final", "best"):

@@ -48,6 +48,7 @@ def test_figures_of_curves_take_each_metric_by_its_own_direction():
     assert others.tolist() == pytest.approx([1.5, 0.5, 0.7, 0.9])
     assert rows.columns.tolist()[-4:] == ["final_errors", "best_errors", "final_hits", "best_hits"]
     assert rows.loc["a", "ahead_since"] == 2
+    assert rows["ahead_for"].tolist() == [0, 3, 0]
     assert rows.loc["a", "steadiness"] == pytest.approx(np.std([0.9, 0.8], ddof=1))
     assert figures(found, 4)["steadiness"].isna().all()
     late = {name: values[found["epoch"] > 1] for name, values in found.items()}
@@ -96,7 +97,9 @@ def test_a_curve_in_words():
     told = curve_in_words(curve_figures(found, METRICS, "original", 2), "original", "a")
     assert "ends 25 % below the original's (3 and 4); its lowest loss is 50 % below" in told
     assert "standard deviation is 100 % of" in told
-    assert "stays below from epoch 2 on" in told
+    assert "It is below the original at the last 2 epochs only, too few to be called a lead." in told
+    long = curve_in_words(curve_figures(table([4.0] * 9, [5.0] + [3.0] * 8), METRICS, "original", 2), "original", "a")
+    assert "stays below the original from epoch 2 on, for 8 epochs up to the end" in long
     assert "does not stay below" in curve_in_words(curve_figures(found, METRICS, "a", 2), "a", "original")
     assert "ends equal to the original's (1)" in curve_in_words(
         curve_figures(table([2.0, 1.0], [3.0, 1.0]), METRICS, "original", 1), "original", "a"

@@ -40,11 +40,13 @@ def test_words_are_of_this_run_and_follow_its_numbers():
         "(0.3 against 0.4)."
     )
     assert "0.2 for the original (epoch 2) and 0.3 for the average (epoch 2)" in words[1]
-    assert words[2] == "The average has been ahead without a break since epoch 3."
+    assert words[2] == "The average is below the original at the last epoch only, too few to be called a lead."
     worse = in_words(history([0.1, 0.2], [0.2, 0.3]))
     assert "50 % higher" in worse[0]
     assert len(worse) == 2
-    assert "since epoch 1" in in_words(history([0.2, 0.2], [0.1, 0.1]))[2]
+    assert in_words(history([0.2] * 7, [0.3, 0.2] + [0.1] * 5))[2] == (
+        "The average stays below the original from epoch 3 on, for 5 epochs up to the end."
+    )
 
 
 def test_words_of_a_run_that_diverged_are_of_its_finite_part():
