@@ -66,9 +66,10 @@ def curve_figures(curves: Table, metrics: Sequence[Metric], original: str, from_
 
     Returns:
         curve, final, best, best_epoch, steadiness, ahead_since and ahead_for of the loss, then final_<column> and
-        best_<column> of each other metric, each metric's best of its own epoch.  The standard deviation is over the epochs at which all
-        losses are finite; NaN where those are fewer than two.  ``ahead_since`` is the epoch from which the loss stays
-        below the original's to the end, NaN if it does not, and ``ahead_for`` how many epochs that are.
+        best_<column> of each other metric, each metric's best of its own epoch.  The standard deviation is over the
+        epochs at which all losses are finite; NaN where those are fewer than two.  ``ahead_since`` is the epoch from
+        which the loss stays below the original's to the end, NaN if it does not, and ``ahead_for`` how many epochs
+        those are.
 
     Raises:
         ValueError: unless all curves have the same epochs, for else their figures could not be compared.
