@@ -21,7 +21,7 @@ from emacore.widgets.my_run import (
     show_remarks,
     show_settings,
 )
-from emacore.widgets.page import csv_button, reset_button, show_chart, show_table, through_app
+from emacore.widgets.page import csv_button, picture_above, reset_button, show_chart, show_table, through_app
 from emacore.widgets.solving import own_memory
 
 
@@ -34,38 +34,39 @@ def parts_of(codes: dict[str, str], num_steps: int) -> pd.DataFrame:
 through_app()
 st.title("For my run")
 st.markdown("Say what you train and for how long; settings with round numbers come out, with where each comes from.")
-run = run_controls()
-advice = advise(run, measured())
-answer, picture = st.columns([1.15, 1], gap="medium")
-run, settings, batch = carried_over(run, advice.settings)
+with picture_above("run"):
+    run = run_controls()
+    advice = advise(run, measured())
+    answer, picture = st.columns([1.15, 1], gap="medium")
+    run, settings, batch = carried_over(run, advice.settings)
 
-with answer:
-    st.caption(f"For a run of {run_in_words(run)}:")
-    with st.container(gap="xsmall"):
-        show_settings(run, settings)
-    csv_button(pd.DataFrame(settings_table(run, settings)), "settings")
-with picture:
-    names = [setting.name for setting in settings]
-    table = parts_of({setting.name: to_code(setting.schedule) for setting in settings}, run.steps)
-    zoomed = table["run_percent"].min() > 99
-    size = number(float((table["to_step"] - table["from_step"]).max()), 3)
-    show_chart(
-        lines(
-            table,
-            x="steps_to_end" if zoomed else "run_percent",
-            y="weight_percent",
-            series="series",
-            colours=palette(names, {names[0]: AVERAGED}),
-            x_title="steps to the end of the run" if zoomed else "part of the run (%)",
-            y_title=f"weight (%) per {size} steps",
-            height=250,
-        ),
-        alt_text=f"What each part of a run of {number(run.steps)} steps weighs in the final average, for "
-        f"{', '.join(names)}",
-        table=table,
-        name="parts",
-    )
-    st.caption("Further to the left: older weights, calmer and later. A peak at the right follows the run closely.")
+    with answer:
+        st.caption(f"For a run of {run_in_words(run)}:")
+        with st.container(gap="xsmall"):
+            show_settings(run, settings)
+        csv_button(pd.DataFrame(settings_table(run, settings)), "settings")
+    with picture:
+        names = [setting.name for setting in settings]
+        table = parts_of({setting.name: to_code(setting.schedule) for setting in settings}, run.steps)
+        zoomed = table["run_percent"].min() > 99
+        size = number(float((table["to_step"] - table["from_step"]).max()), 3)
+        show_chart(
+            lines(
+                table,
+                x="steps_to_end" if zoomed else "run_percent",
+                y="weight_percent",
+                series="series",
+                colours=palette(names, {names[0]: AVERAGED}),
+                x_title="steps to the end of the run" if zoomed else "part of the run (%)",
+                y_title=f"weight (%) per {size} steps",
+                height=250,
+            ),
+            alt_text=f"What each part of a run of {number(run.steps)} steps weighs in the final average, for "
+            f"{', '.join(names)}",
+            table=table,
+            name="parts",
+        )
+        st.caption("Further to the left: older weights, calmer and later. A peak at the right follows the run closely.")
 
 show_remarks(rescaling_remarks(advice.settings, batch), warn=False)
 show_remarks(warnings(run, settings), warn=True)

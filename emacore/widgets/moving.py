@@ -44,7 +44,7 @@ _MOST_CALLS = 12_000_000
 _FEWEST_MARKS, _MOST_MARKS = 10, 80
 
 #: Handles in rows above the picture, without Vega's own label, which would be the mark's number; the picture's title
-#: has the values.
+#: has the values.  On a narrow screen the picture comes first, before its handles and other controls.
 _STYLE = """<style>
 [class*="st-key-moving-"] [data-stale="true"] {opacity: 1 !important;}
 [class*="st-key-moving-"] .vega-embed {display: flex !important; flex-direction: column;}
@@ -55,6 +55,10 @@ _STYLE = """<style>
 [class*="st-key-moving-"] form.vega-bindings .vega-bind-name {min-width: 6.5rem;}
 [class*="st-key-moving-"] form.vega-bindings input[type="range"] {flex: 1 1 6rem; width: 6rem; min-height: 1.75rem;}
 [class*="st-key-moving-"] form.vega-bindings input[type="range"] + span {display: none;}
+@media (max-width: 640px) {
+.st-key-beside [data-testid="stLayoutWrapper"]:has(> [class*="st-key-moving-"]) {order: -1;}
+[class*="st-key-moving-"] form.vega-bindings {order: 1;}
+}
 </style>"""
 
 

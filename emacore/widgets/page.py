@@ -78,8 +78,14 @@ def leave_if_run_anew() -> None:
     st.session_state.get("view")
 
 
-#: On a narrow screen, where columns stand below each other, the picture comes before the controls.
+#: On a narrow screen, where columns stand below each other, the picture comes before the controls.  Of a picture that
+#: stands beside an answer, its column alone moves up: the rows of columns are no boxes then.
 _NARROW = """<style>@media (max-width: 640px) {
+[class*="st-key-above-"] > [data-testid="stLayoutWrapper"]:has(> * > * > * > * > [class*="st-key-picture-"]),
+[class*="st-key-above-"] > * > [data-testid="stHorizontalBlock"]:has(> * > * > * > [class*="st-key-picture-"])
+{display: contents;}
+[class*="st-key-above-"] > * > * > [data-testid="stColumn"] {flex: none; width: 100%;}
+[class*="st-key-above-"] > * > * > [data-testid="stColumn"]:has(> * > * > [class*="st-key-picture-"]) {order: -1;}
 .st-key-beside > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:first-child,
 .st-key-beside > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:first-child {order: 1;}
 }</style>"""
@@ -90,6 +96,16 @@ def beside_controls(*widths: float) -> list[DeltaGenerator]:
     st.html(_NARROW)
     with st.container(key="beside"):
         return st.columns([1, *widths], gap="medium")
+
+
+def picture_above(name: str) -> DeltaGenerator:
+    """A place for controls, and then a row of columns of which one has a picture: on a narrow screen that comes first.
+
+    Args:
+        name: Of the place, one of its own on a page.
+    """
+    st.html(_NARROW)
+    return st.container(key=f"above-{name}")
 
 
 def sentence(error: Exception) -> str:

@@ -44,6 +44,12 @@ def test_a_run_is_filled_in_and_its_code_runs(server, page):
 
     page.set_viewport_size({"width": 400, "height": 800})
     wait_for(lambda: page.evaluate("document.documentElement.scrollWidth") <= 400)
-    pieces = [page.get_by_text("What is trained"), card, page.locator("[data-testid=stVegaLiteChart]")]
+    pieces = [page.locator("[data-testid=stVegaLiteChart]"), page.get_by_text("What is trained"), card]
     pieces.append(page.get_by_text("The same at another batch size"))
+    wait_for(lambda: (tops := [piece.first.bounding_box()["y"] for piece in pieces]) == sorted(tops))
+    assert pieces[0].first.bounding_box()["y"] < 400, "on the first screen"
+    page.goto(f"{server.url}/decay_schedule")
+    settled(page)
+    pieces = [page.locator("[data-testid=stVegaLiteChart] svg.marks"), page.locator("input[type=range]")]
+    pieces.append(page.get_by_text("Show", exact=True))
     wait_for(lambda: (tops := [piece.first.bounding_box()["y"] for piece in pieces]) == sorted(tops))
