@@ -68,6 +68,8 @@ def lines(
     rank = np.concatenate([np.arange(len(rows)) for rows in parts.values()]) if parts else np.empty(0)
     shown = shown.assign(probe=rank % every == 0)
     present, across = set(parts), shown[x].to_numpy()
+    told = left_out(table, {x: x_scale, y: y_scale}, series)
+    several = len(parts) > 1 or bool(told and table[series].nunique() > 1)  # one that is alone needs no name
     visible = (0.0, 0.0)
     if len(across) and (low := across.min()) < (high := across.max()):
         visible = float(low), float(high)
@@ -85,17 +87,25 @@ def lines(
         height=height,
         faint=tuple(faint),
         ruled=bool(x_rules),
-        whole=x_scale == "linear" and pd.api.types.is_integer_dtype(table[x]),
-        room=room_for(map(str, present)) if len(present) > 1 else 0,
+        whole=x_scale == "linear" and _is_whole(table[x]),
+        room=room_for(map(str, present)) if several else 0,
     )
     plot = plot_height(height)
     names = names_at_ends(shown, x, y, series, height=plot, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends)
-    spec = with_layer_data(spec, _NAMES, names if len(present) > 1 else [])
+    spec = with_layer_data(spec, _NAMES, names if several else [])
     if x_rules:
         rules = [{"label": name, "at": at, "height": 8 + 14 * n} for n, (name, at) in enumerate(x_rules.items())]
         for layer in (_RULES, _LABELS):
             spec = with_layer_data(spec, layer, rules)
-    return Figure(shown, spec, left_out(table, {x: x_scale, y: y_scale}, series), empty=not names)
+    return Figure(shown, spec, told, empty=not names)
+
+
+def _is_whole(values: pd.Series) -> bool:
+    """Whether these are whole numbers, such as steps or epochs, also where a file or a gap made them floats."""
+    if pd.api.types.is_integer_dtype(values):
+        return True
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and bool((finite == np.floor(finite)).all())
 
 
 @lru_cache(maxsize=256)

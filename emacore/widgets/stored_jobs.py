@@ -43,6 +43,11 @@ _PICKED = "picked"
 #: The ids that are chosen in the table, and how many tables there were.
 _IN_TABLE = "picked_in_table"
 _LISTED_MOST = 10
+#: Letters of a name that its column shows.  What tells runs of the same settings apart stands at the name's end, so
+#: longer ones wrap, which Streamlit does in rows of more than 64 pixels.
+_LETTERS_A_LINE, _WRAPPING = 64, 66
+#: So many jobs' settings stand beside each other, in lines that wrap; more of them scroll.
+_BESIDE_MOST = 4
 
 
 def found_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
@@ -101,6 +106,7 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
         hide_index=True,
         width="stretch",
         placeholder="",
+        row_height=_WRAPPING if found["name"].str.len().max() > _LETTERS_A_LINE else None,
         on_select="rerun",
         selection_mode="multi-row",
         selection_default={"selection": {"rows": [ids.index(job_id) for job_id in wanted]}},
@@ -315,7 +321,7 @@ def compare(picked: pd.DataFrame) -> None:
     if table.empty:
         st.markdown("In nothing: they are the same experiment with the same seed.")
     else:
-        show_table(table, name="differences")
+        show_table(table, name="differences", wrapped=len(jobs) <= _BESIDE_MOST)
 
 
 def _curves(ids: dict[str, str], runs: dict[str, StoredRun]) -> None:

@@ -12,8 +12,9 @@ from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
 from emacore.charts.tradeoff import tradeoff
 
 
-def chart_of(**changes):
-    table = pd.DataFrame({"x": [0, 1, 2, 0, 1, 2], "y": [0.0, 1, 2, 3, 4, 5], "who": ["one"] * 3 + ["two"] * 3})
+def chart_of(table=None, **changes):
+    if table is None:
+        table = pd.DataFrame({"x": [0, 1, 2] * 2, "y": [0.0, 1, 2, 3, 4, 5], "who": ["one"] * 3 + ["two"] * 3})
     arguments = {
         "x": "x",
         "y": "y",
@@ -39,6 +40,23 @@ def test_a_line_chart_has_titles_colours_tooltip_and_names_that_highlight():
     assert {"highlight": ["name"]}.items() <= {p["name"]: p["select"].get("fields") for p in chart["params"]}.items()
     assert chart["layer"][3]["mark"]["type"] == "rule"
     assert chart["layer"][3]["data"] == {"values": [{"label": "cut-off", "at": 1.0, "height": 8}]}
+
+
+@pytest.mark.parametrize(("epochs", "whole"), [([0, 1, 5], True), ([0.0, 1.0, np.nan], True), ([0.5, 1.0, 2.0], False)])
+def test_an_axis_of_whole_numbers_has_no_ticks_between_them_whatever_holds_them(epochs, whole):
+    chart = chart_of(pd.DataFrame({"x": epochs, "y": [1.0, 2.0, 3.0], "who": "one"}))
+    axis = chart.spec["layer"][0]["encoding"]["x"]["axis"]
+    assert (axis.get("tickMinStep") == 1) == whole
+    assert (axis.get("format") == ",d") == whole
+
+
+def test_of_two_curves_the_one_that_can_be_drawn_has_its_name():
+    table = pd.DataFrame({"x": [1, 2, 1, 2], "y": [1.0, 2.0, np.nan, np.inf], "who": ["one", "one", "two", "two"]})
+    figure = chart_of(table)
+    assert [row["name"] for row in figure.spec["layer"][2]["data"]["values"]] == ["one"]
+    assert "2 of 2 values of two (missing, infinite)" in figure.left_out
+    assert not figure.empty
+    assert chart_of(table[2:]).empty
 
 
 def test_log_axes_leave_out_what_they_cannot_show():

@@ -124,7 +124,7 @@ def test_curves_of_several_are_overlaid_and_their_differences_told(open_page, ho
                 np.testing.assert_allclose(rows["loss"], history[f"val_loss_{model}"])
     app.get_by_key("overlay_x").set_value("steps")
     assert drawn(run(app))[0]["steps"].tolist()[:2] == RunStore(home).history(jobs["one"])["steps"].tolist()
-    differ = app.dataframe[1].value.set_index("setting")
+    differ = app.table[0].value.set_index("setting")
     assert differ.loc["seed"].to_dict() == {"one": "42", "two": "7"}
     assert differ.loc["schedule.family"].to_dict() == {"one": "InversePower", "two": "Constant"}
     assert "cannot be compared" not in texts(app)
