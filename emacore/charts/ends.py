@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,14 +18,18 @@ from emacore.formatting import IN_CHARTS, WHOLE_IN_CHARTS
 #: An axis of whole numbers, which has no ticks between them.
 WHOLE_AXIS = alt.Axis(format=WHOLE_IN_CHARTS, tickMinStep=1)
 
-#: The column of the names.
-NAME = "name"
+#: The column of the names, and that of their lines where they are written.
+NAME, WRITTEN = "name", "written"
 #: Pixels of a picture's height that the axis below it takes, where that stands alone.
-_AXIS = 60
+_AXIS = 80
 #: Between two names, in pixels: the height of a line of small text.
 _GAP = 15
-#: In pixels; the code of a schedule is longer, and its tooltip has all of it.
+#: Pixels that names have at most; longer ones, such as the code of a schedule, wrap, and on a narrow screen all do.
 _MOST_ROOM = 240
+#: Pixels of a letter on average, and how many letters a line is taken to have where names wrap.
+_LETTER, _LINE = 7, 13
+#: A line of at most so many letters, which ends before a space, a bracket or within a word that is too long.
+_WRAPPED = r"(.{1,%s})(\s+|(?=[(_=])|$)|(.{%s})"
 
 
 def names_at_ends(
@@ -50,7 +55,8 @@ def names_at_ends(
         y_domain: The ends of the y axis; by default those of all values that it can show.
 
     Returns:
-        A row for each series: ``name``, ``x`` and ``y`` in units of the axes.
+        A row for each series: ``name``, ``x`` and ``y`` in units of the axes, and ``low``, the ``y`` of its first line
+        where names wrap.
     """
     across, up = (table[column].to_numpy(dtype=np.float64) for column in (x, y))
     shown = drawable(up, y_scale) & drawable(across, x_scale)
@@ -58,10 +64,12 @@ def names_at_ends(
         return []
     seen = {name: own for name, rows in rows_of_series(table, series).items() if len(own := rows[shown[rows]])}
     last = [own[across[own].argmax()] for own in seen.values()]
-    places = names_apart(up[last], height, y_domain or (up[shown].min(), up[shown].max()), y_scale)
+    names, ends = [str(name) for name in seen], y_domain or (float(up[shown].min()), float(up[shown].max()))
+    places = names_apart(up[last], height, ends, y_scale)
+    lows = names_apart(up[last], height, ends, y_scale, names)
     return [
-        {NAME: str(name), "x": float(at), "y": place}
-        for name, at, place in zip(seen, across[last], places, strict=True)
+        {NAME: name, "x": float(at), "y": place, "low": low}
+        for name, at, place, low in zip(names, across[last], places, lows, strict=True)
     ]
 
 
@@ -70,17 +78,25 @@ def plot_height(height: int) -> int:
     return max(height - _AXIS, height // 2)
 
 
-def names_apart(places: ArrayLike, height: int, ends: tuple[float, float], scale: Scale) -> list[float]:
-    """Places on an axis of ``height`` pixels with these ends, moved apart so that names can stand there."""
+def names_apart(
+    places: ArrayLike, height: int, ends: tuple[float, float], scale: Scale, wrapped: Sequence[str] = ()
+) -> list[float]:
+    """Places on an axis of ``height`` pixels with these ends, moved apart so that names can stand there.
+
+    Args:
+        wrapped: The names, if they wrap; the places are then those of their first lines.
+    """
     low, high = _scaled(ends, scale)
-    moved = apart(_scaled(places, scale), _GAP / height * (high - low), low, high)
+    pattern = re.compile(_WRAPPED % (_LINE, _LINE))
+    lines = [len([part for part in pattern.finditer(name) if part[0]]) for name in wrapped]
+    moved = apart(_scaled(places, scale), _GAP / height * (high - low), low, high, lines)
     return np.exp(moved).tolist() if scale == "log" else moved
 
 
 def room_for(names: Iterable[str]) -> int:
     """Pixels to keep free for such names to the right of the curves, in steps of 20, since each makes another chart."""
     longest = max(map(len, names), default=0)
-    return min(_MOST_ROOM, 20 * math.ceil((7 * longest + 12) / 20))
+    return min(_MOST_ROOM, 20 * math.ceil((_LETTER * longest + 12) / 20))
 
 
 def free_of(room: int) -> list[Any]:
@@ -92,18 +108,28 @@ def _taken(room: int) -> str:
     return f"min({room}, 0.34 * width)"
 
 
-def apart(places: ArrayLike, gap: float, low: float, high: float) -> list[float]:
+def apart(places: ArrayLike, gap: float, low: float, high: float, lines: Sequence[int] = ()) -> list[float]:
     """``places``, moved as little as is simple, so that each two are ``gap`` apart and none leaves [low, high].
 
     Where the range has no room for that, they share it evenly.
+
+    Args:
+        lines: How many lines, each a ``gap`` below the one before, hang from each place, so that their middle is
+            wanted there; by default one.
     """
-    wanted = np.clip(np.asarray(places, dtype=np.float64), low, high)
-    order = np.argsort(wanted, kind="stable")
-    gap = min(gap, (high - low) / max(1, len(order) - 1))
-    steps = gap * np.arange(len(order))
-    # Less its rank in gaps, each place only has to be no lower than the one before it.
+    around = np.clip(np.asarray(places, dtype=np.float64), low, high)
+    if not len(around):
+        return []
+    hanging = gap * (np.asarray(lines or np.ones(len(around)), dtype=np.float64) - 1)
+    wanted = np.clip(around + hanging / 2, np.minimum(low + hanging, high), high)
+    order = np.argsort(around, kind="stable")
+    lowest = min(low + hanging[order[0]], high)
+    steps = np.concatenate([[0.0], np.cumsum(gap + hanging[order[1:]])])
+    if steps[-1] > high - lowest:
+        steps *= (high - lowest) / steps[-1]
+    # Less the room of those below it, each place only has to be no lower than the one before it.
     moved = np.maximum.accumulate(wanted[order] - steps)
-    moved = np.minimum(moved, high - steps[-1] if len(order) else high) + steps
+    moved = np.maximum(np.minimum(moved, high - steps[-1]), lowest) + steps
     result = np.empty(len(order))
     result[order] = moved
     return [float(place) for place in result]
@@ -111,13 +137,30 @@ def apart(places: ArrayLike, gap: float, low: float, high: float) -> list[float]
 
 def name_marks(colour: alt.Color, room: int) -> alt.Chart:
     """The layer that writes them, over the axes of the layers before it; its rows are :func:`names_at_ends`."""
-    text: alt.Chart = alt.Chart().mark_text(
-        align="left", dx=6, fontSize=12, fontWeight=600, limit=alt.ExprRef(f"{_taken(room)} - 8")
+    letters = f"max(4, floor(({_taken(room)} - 8) / {_LETTER}))"
+    pattern = "'" + _WRAPPED.replace("\\", "\\\\").replace("%s", f"' + {letters} + '") + "'"
+    wraps = "true" if room >= _MOST_ROOM else f"{_taken(room)} < {room}"
+    text: alt.Chart = (
+        alt.Chart()
+        .transform_calculate(
+            **{
+                WRITTEN: f"split(trim(replace(datum.{NAME}, regexp({pattern}, 'g'), '$1$3\\n')), '\\n')",
+                "place": f"{wraps} ? datum.low : datum.y",
+            }
+        )
+        .mark_text(
+            align="left",
+            dx=6,
+            fontSize=12,
+            fontWeight=600,
+            lineHeight=_GAP,
+            limit=alt.ExprRef(f"{_taken(room)} - 8"),
+        )
     )
     return text.encode(
         x=alt.X("x:Q"),
-        y=alt.Y("y:Q"),
-        text=alt.Text(f"{NAME}:N"),
+        y=alt.Y("place:Q"),
+        text=alt.Text(f"{WRITTEN}:N"),
         color=colour,
         tooltip=alt.Tooltip(f"{NAME}:N", title=" "),
     )

@@ -94,7 +94,7 @@ def lines(
     names = names_at_ends(shown, x, y, series, height=plot, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends)
     spec = with_layer_data(spec, _NAMES, names if several else [])
     if x_rules:
-        rules = [{"label": name, "at": at, "height": 8 + 14 * n} for n, (name, at) in enumerate(x_rules.items())]
+        rules = [{"label": name, "at": at, "height": -6 - 14 * n} for n, (name, at) in enumerate(x_rules.items())]
         for layer in (_RULES, _LABELS):
             spec = with_layer_data(spec, layer, rules)
     return Figure(shown, spec, told, empty=not names)

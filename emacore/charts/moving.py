@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from emacore.charts.ends import NAME, names_apart, plot_height, round_ticks
+from emacore.charts.ends import NAME, WRITTEN, names_apart, plot_height, round_ticks
 from emacore.charts.figure import Figure
 from emacore.charts.thin import Scale, common_rows, drawable
 from emacore.formatting import IN_CHARTS
@@ -218,10 +218,11 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
             table = f"rows{number}_{place}"
             rows = layer["data"]["values"]
             cells = {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
-            if layer["encoding"].get("text", {}).get("field") == NAME and rows:
+            if layer["encoding"].get("text", {}).get("field") == WRITTEN and rows:
                 column = NAME
                 if "y" in view.ends:  # the figure took them to be those of its own curves
-                    cells["y"] = _apart(np.asarray(cells["y"], dtype=np.float64), view)
+                    ends = np.asarray(cells["y"], dtype=np.float64)
+                    cells |= {"y": _apart(ends, view), "low": _apart(ends, view, cells[NAME])}
                 then |= {own: _names(frames, view) for own, frames in enumerate(sets) if not frames.layers}
             tables[table] = _arrow(cells)
         hidden = [
@@ -248,10 +249,11 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
 
 
-def _apart(places: Floats, view: View) -> list[float]:
-    """Where names stand on the y axis of a view, so that they do not lie over each other."""
+def _apart(places: Floats, view: View, wrapped: Sequence[str] = ()) -> list[float]:
+    """Where names stand on the y axis of a view, ``wrapped`` ones or others, so that they do not lie over each
+    other."""
     scale: Scale = "log" if any(_is_log(layer, "y") for layer in view.figure.spec["layer"]) else "linear"
-    return names_apart(places, plot_height(int(view.figure.spec["height"])), view.ends["y"], scale)
+    return names_apart(places, plot_height(int(view.figure.spec["height"])), view.ends["y"], scale, wrapped)
 
 
 def _moved_by(handles: Sequence[Handle], view: View) -> list[Frames]:
@@ -263,6 +265,7 @@ def _names(frames: Frames, view: View) -> Frames:
     x, y = frames.line
     low, high = view.ends.get("y", (-np.inf, np.inf))
     parts = [np.flatnonzero(frames.rows[frames.column] == name) for name in frames.rows[frames.column].unique()]
+    names = frames.rows[frames.column].to_numpy()[[part[0] for part in parts]]
     moving = {}
     for key, columns in frames.moving.items():
         up = columns[y]
@@ -271,11 +274,12 @@ def _names(frames: Frames, view: View) -> Frames:
         last = np.stack([part[shown[part].argmax(axis=0)] for part in parts])
         seen = np.isfinite(np.take_along_axis(shown, last, axis=0))
         places = np.where(seen, np.take_along_axis(up, last, axis=0), np.nan)
+        lows = places.copy()
         if "y" in view.ends:
-            for told, drawn in zip(places.T, seen.T, strict=True):
-                told[drawn] = _apart(told[drawn], view)
-        moving[key] = {"x": np.take_along_axis(across, last, axis=0), "y": places}
-    names = frames.rows[frames.column].to_numpy()[[part[0] for part in parts]]
+            for told, first, drawn in zip(places.T, lows.T, seen.T, strict=True):
+                own = names[drawn].astype(str).tolist()
+                first[drawn], told[drawn] = _apart(first[drawn], view, own), _apart(told[drawn], view)
+        moving[key] = {"x": np.take_along_axis(across, last, axis=0), "y": places, "low": lows}
     return Frames(pd.DataFrame({frames.column: names, NAME: names}), moving, frames.column)
 
 

@@ -107,7 +107,9 @@ def _table(places: dict[str, Floats], steps: NDArray[np.integer[Any]]) -> pd.Dat
     parts = [
         pd.DataFrame({"u": path[:, 0], "v": path[:, 1], "path": name, "step": steps}) for name, path in places.items()
     ]
-    return pd.concat(parts, ignore_index=True).assign(newest=lambda t: t["step"] == steps[-1])
+    one, other = (path[:, 1] for path in places.values())
+    above = np.concatenate([one >= other, other > one])
+    return pd.concat(parts, ignore_index=True).assign(newest=lambda t: t["step"] == steps[-1], above=above)
 
 
 @lru_cache(maxsize=64)
@@ -160,7 +162,7 @@ def _spec(
             ],
         )
     )
-    # Towards the middle of the plot, and one above the other: where the paths end they are often close.
+    # Towards the middle of the plot, and apart: the upper path's name above, where it is known which that is.
     right = f"datum.u > {(u[0] + u[1]) / 2!r}"
     text: dict[str, Any] = {
         "clip": True,
@@ -168,7 +170,7 @@ def _spec(
         "fontWeight": 700,
         "align": alt.ExprRef(f"{right} ? 'right' : 'left'"),
         "dx": alt.ExprRef(f"{right} ? -10 : 10"),
-        "dy": alt.ExprRef(f"datum.path == '{names[0]}' ? -10 : 12"),
+        "dy": alt.ExprRef(f"(isValid(datum.above) ? datum.above : datum.path == '{names[0]}') ? -10 : 12"),
     }
     told = alt.Chart().transform_filter(alt.datum.newest).encode(x=x, y=y, text=alt.Text("path:N"))
     behind = told.mark_text(**text, stroke=alt.ExprRef("background"), strokeWidth=4, strokeJoin="round", opacity=0.85)

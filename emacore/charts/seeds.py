@@ -111,7 +111,7 @@ def differences(
     shown = table[np.isfinite(table["gain"])].sort_values("gain", ignore_index=True)
     shown = shown.assign(rank=shown.index + 1, won=shown["gain"] > 0)
     spec = _differences(x_title, height)
-    marks = [{"at": at, "label": label, "height": 8 + 14 * n} for n, (label, at) in enumerate(rules.items())]
+    marks = [{"at": at, "label": label, "height": -6 - 14 * n} for n, (label, at) in enumerate(rules.items())]
     spec = with_layer_data(spec, _ZERO, [{"at": 0.0}])
     low, high = interval
     spec = with_layer_data(spec, _INTERVAL, [{"low": low, "high": high}] if np.isfinite([low, high]).all() else [])

@@ -102,6 +102,12 @@ def compared(rate: float, noise: float, beta: float) -> pd.DataFrame:
     )
 
 
+#: Units are as long across as they are up, so on a wide screen most of a wider picture would be empty.
+_NO_WIDER = """<style>@media (min-width: 641px) {
+[data-testid="stColumn"]:has([class*="st-key-moving-circling"]) {flex: 0 1 36rem;}
+}</style>"""
+
+
 def show_circling(rate: float, noise: float, beta: float, *, plays: bool, again: int) -> Callable[[], None]:
     """Both pictures; to be finished as :func:`emacore.widgets.moving.show_moving` says.
 
@@ -121,6 +127,7 @@ def show_circling(rate: float, noise: float, beta: float, *, plays: bool, again:
         ),
         View(formulas, ends={"y": (bottom, top)}),
     ]
+    st.html(_NO_WIDER)
     return show_moving(
         "circling",
         [

@@ -39,7 +39,7 @@ def test_a_line_chart_has_titles_colours_tooltip_and_names_that_highlight():
     assert [row["name"] for row in chart["layer"][2]["data"]["values"]] == ["one", "two"]
     assert {"highlight": ["name"]}.items() <= {p["name"]: p["select"].get("fields") for p in chart["params"]}.items()
     assert chart["layer"][3]["mark"]["type"] == "rule"
-    assert chart["layer"][3]["data"] == {"values": [{"label": "cut-off", "at": 1.0, "height": 8}]}
+    assert chart["layer"][3]["data"] == {"values": [{"label": "cut-off", "at": 1.0, "height": -6}]}
 
 
 @pytest.mark.parametrize(("epochs", "whole"), [([0, 1, 5], True), ([0.0, 1.0, np.nan], True), ([0.5, 1.0, 2.0], False)])
@@ -185,7 +185,7 @@ def test_bands_and_histograms():
     *drawn, names = curves["layer"]
     for part in (*drawn, strip, *counts):
         assert "data" not in part
-    assert names["data"]["values"] == [{"name": "a", "x": 2.0, "y": 2.0}]
+    assert names["data"]["values"] == [{"name": "a", "x": 2.0, "y": 2.0, "low": 2.0}]
     for part in (strip, *counts):
         assert part["transform"][0]["aggregate"] == [{"op": "min", "field": "seeds", "as": "seeds"}]
         assert part["encoding"]["y"]["scale"] is None, "in pixels, beside the scale of the losses"

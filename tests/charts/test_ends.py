@@ -30,6 +30,27 @@ def test_names_that_have_room_stay_where_they_are(places):
     assert apart(places, nearest, 0.0, 1.0) == pytest.approx(places)
 
 
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 4)), min_size=1, max_size=6))
+def test_names_of_several_lines_hang_apart_and_inside(names):
+    places, lines = zip(*names, strict=True)
+    gap, low = 0.03, 0.0
+    first = np.asarray(apart(places, gap, low, 1.0, lines))
+    bottom = first - gap * (np.asarray(lines) - 1)
+    order = np.argsort(places, kind="stable")
+    assert np.all((bottom >= low - 1e-9) & (first <= 1 + 1e-9))
+    assert np.all(bottom[order][1:] - first[order][:-1] >= gap - 1e-9)
+
+
+def test_long_names_wrap_and_take_their_lines():
+    names = ("EMA from the first value", "PowerFunction(sigma_rel=0.1)", "now")
+    table = pd.DataFrame({"x": 1.0, "y": [0.5, 0.5, 0.5], "curve": names})
+    rows = names_at_ends(table, "x", "y", "curve", height=300, y_domain=(0.0, 1.0))
+    first = [row["low"] for row in rows]
+    # Of two lines, three and one, each 15 of 300 pixels high.
+    assert np.diff(sorted(first)) == pytest.approx([3 * 0.05, 0.05])
+    assert np.diff([row["y"] for row in rows]) == pytest.approx([0.05, 0.05])
+
+
 def test_a_name_is_at_the_last_point_that_the_axes_can_show():
     table = pd.DataFrame(
         {
