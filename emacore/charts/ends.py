@@ -20,12 +20,14 @@ WHOLE_AXIS = alt.Axis(format=WHOLE_IN_CHARTS, tickMinStep=1)
 
 #: The column of the names, and that of their lines where they are written.
 NAME, WRITTEN = "name", "written"
-#: Pixels of a picture's height that the axis below it takes, where that stands alone.
-_AXIS = 80
+#: Pixels of a picture's height that the axis below it takes, where that stands alone, and the round ends of the other.
+_AXIS = 95
 #: Between two names, in pixels: the height of a line of small text.
 _GAP = 15
 #: Pixels that names have at most; longer ones, such as the code of a schedule, wrap, and on a narrow screen all do.
 _MOST_ROOM = 240
+#: In a small picture they have at least so many: "original" is one line.
+_LEAST_ROOM = 72
 #: Pixels of a letter on average, and how many letters a line is taken to have where names wrap.
 _LETTER, _LINE = 7, 13
 #: A line of at most so many letters, which ends before a space, a bracket or within a word that is too long.
@@ -100,12 +102,13 @@ def room_for(names: Iterable[str]) -> int:
 
 
 def free_of(room: int) -> list[Any]:
-    """The range of a scale across the plot that keeps ``room`` free, but never more than a third of the plot."""
+    """The range of a scale across the plot that keeps ``room`` free, but never more than a third of a plot that is not
+    small."""
     return [0, alt.ExprRef(f"width - {_taken(room)}")]
 
 
 def _taken(room: int) -> str:
-    return f"min({room}, 0.34 * width)"
+    return f"min({room}, max({_LEAST_ROOM}, 0.34 * width))"
 
 
 def apart(places: ArrayLike, gap: float, low: float, high: float, lines: Sequence[int] = ()) -> list[float]:

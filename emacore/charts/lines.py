@@ -136,9 +136,10 @@ def _spec(
     if whole:
         across = WHOLE_AXIS
     x_axis = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type=x_scale, nice=False, range=free_of(room)), axis=across)
-    y_axis = alt.Y(
-        f"{y}:Q", title=y_title, scale=alt.Scale(type=y_scale, zero=zero, domain=domain, clamp=True), axis=up
-    )
+    # A log axis that ended at powers of ten could be half empty, and crowd the names.
+    nice: Any = False if y_scale == "log" else alt.Undefined
+    up_to = alt.Scale(type=y_scale, zero=zero, domain=domain, clamp=True, nice=nice)
+    y_axis = alt.Y(f"{y}:Q", title=y_title, scale=up_to, axis=up)
     colour = alt.Color("name:N", scale=alt.Scale(domain=names, range=hues), legend=None)
     base = alt.Chart().transform_calculate(name=f"datum[{series!r}]").encode(x=x_axis, y=y_axis, color=colour)
     drawn = base.mark_line(clip=True).encode(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from emacore.charts.ends import NAME, WHOLE_AXIS, free_of, name_marks, names_at_ends, room_for
+from emacore.charts.ends import NAME, WHOLE_AXIS, free_of, name_marks, names_at_ends, plot_height, room_for
 from emacore.charts.figure import Figure, pixels_down, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.charts.thin import Scale, axis_ends, left_out, thin
@@ -36,7 +36,9 @@ def bands(table: pd.DataFrame, colours: Mapping[str, str], *, y_title: str, y_sc
     shown = thin(table, "epoch", columns, "curve", y_scale=y_scale)
     spec = _bands(tuple(colours.items()), y_title, y_scale)
     ends = axis_ends(shown[columns], y_scale)
-    names = names_at_ends(shown, "epoch", "median", "curve", height=_HEIGHT, y_scale=y_scale, y_domain=ends)
+    names = names_at_ends(
+        shown, "epoch", "median", "curve", height=plot_height(_HEIGHT), y_scale=y_scale, y_domain=ends
+    )
     curves, *others = spec["layer"]
     spec = {**spec, "layer": [with_layer_data(curves, _NAMES, names), *others]}
     return Figure(shown, spec, left_out(table, dict.fromkeys(columns, y_scale), "curve"), empty=not names)
@@ -47,7 +49,7 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
     names, hues = [name for name, _ in colours], [hue for _, hue in colours]
     highlight = alt.selection_point(name="highlight", fields=[NAME], on="click")
     room = room_for(names)
-    scale = alt.Scale(type=y_scale, zero=False) if y_scale == "linear" else alt.Scale(type=y_scale)
+    scale = alt.Scale(type=y_scale, zero=False) if y_scale == "linear" else alt.Scale(type=y_scale, nice=False)
     epochs = alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False, range=free_of(room)), axis=WHOLE_AXIS)
     colour = alt.Color(f"{NAME}:N", scale=alt.Scale(domain=names, range=hues), legend=None)
     base = (

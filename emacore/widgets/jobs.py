@@ -122,7 +122,7 @@ def workbench(
         draw: Draws the job of this id as the store has it, and returns it: every so many ``seconds`` while it goes on.
         invitation: What is said while there is none.
         reset: What the reset button brings back; without it there is none.
-        instead: Draws below the invitation what there is to see meanwhile.
+        instead: Draws above the invitation what there is to see meanwhile.
 
     Returns:
         The id of the chosen job, and whether it is still under way.
@@ -141,10 +141,15 @@ def workbench(
         with told_here:
             show_problem()
     with view:
+        first, second = st.container(), st.container()
+    # Where there is nothing to choose yet, what there is to see comes first.
+    nothing = table.empty and from_link(what) is None
+    with second if nothing else first:
         chosen, active = chosen_job(label, table, what)
+    with first if nothing else second:
         if chosen is None:
-            st.info(invitation, icon=":material/play_arrow:")
             instead()
+            st.info(invitation, icon=":material/play_arrow:")
         else:
             _watched(draw, chosen, active=active, seconds=seconds)
     with actions:
@@ -379,7 +384,7 @@ def show_state(
                 icon=":material/warning:",
             )
         case _:
-            st.success(f"{whose}{ended[0].lower()}{ended[1:]}" if whose else ended, icon=":material/flag:")
+            st.caption(f":material/flag: {whose}{ended[0].lower()}{ended[1:]}" if whose else f":material/flag: {ended}")
 
 
 def say_shipped(what: str, file: Path) -> None:

@@ -31,7 +31,8 @@ BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 Table = pd.DataFrame | Callable[[], pd.DataFrame]
 
 #: A download lies in the corner of what it holds: of a picture below, beside the axis' title; of a table in a margin of
-#: its own.  Its name stays, for those who do not see it, and comes up under the pointer.
+#: its own.  Its name stays, for those who do not see it, and comes up under the pointer.  Links to pages wrap, which
+#: Streamlit would cut off.
 _CORNERS = """<style>
 [class*="st-key-picture-"], [class*="st-key-table-"] { position: relative; }
 [class*="st-key-table-"] { padding-right: 2rem; }
@@ -44,6 +45,7 @@ _CORNERS = """<style>
     min-height: 0; padding: 0.1rem; font-size: 0; gap: 0;
 }
 :is([class*="st-key-picture-"], [class*="st-key-table-"]) > [class*="st-key-download-"] button p { font-size: 0; }
+[data-testid="stPageLink-NavLink"] :is(span, div, p) { white-space: normal; overflow: visible; }
 </style>"""
 
 

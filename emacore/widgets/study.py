@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
@@ -61,8 +64,8 @@ def draw_study(study_id: str) -> StoredRun:
 def draw_shipped_study() -> None:
     """The study that comes with the package, drawn as one's own."""
     run, history = shipped.study()
-    say_shipped(f"{len(shipped.SEEDS)} seeds of the article's run", shipped.STUDY_FILE)
-    _evidence(run, shipped.STUDY, history)
+    told = partial(say_shipped, f"{len(shipped.SEEDS)} seeds of the article's run", shipped.STUDY_FILE)
+    _evidence(run, shipped.STUDY, history, told)
 
 
 def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
@@ -85,8 +88,10 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
     )
 
 
-def _evidence(run: StoredRun, study: Study, history: pd.DataFrame) -> None:
-    """What the seeds say of one of the study's averages, which is chosen."""
+def _evidence(
+    run: StoredRun, study: Study, history: pd.DataFrame, say_whence: Callable[[], None] = lambda: None
+) -> None:
+    """What the seeds say of one of the study's averages, which is chosen; below the picture, where they are from."""
     code, averaged = _average(study)
     shown = st.container()  # above the settings whose values it needs
     with st.expander("More settings", icon=":material/tune:"):
@@ -99,6 +104,7 @@ def _evidence(run: StoredRun, study: Study, history: pd.DataFrame) -> None:
     with shown:
         st.markdown(f"**{headline(found, study.config, complete=complete)}**")
         show_differences(table, found["final"], run.id, is_article=article)
+        say_whence()
         with st.expander("Asked in other ways: at a fixed length, by own rules, at its best", icon=":material/rule:"):
             show_verdicts(found, table, study.config, from_code(code), complete=complete)
             st.markdown(gains_in_words(table, found["final"], is_article=article))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -139,8 +140,8 @@ def draw_sweep(sweep_id: str) -> StoredRun:
 def draw_shipped_sweep() -> None:
     """The sweep that comes with the package, drawn as one's own."""
     run, table = shipped.sweep()
-    say_shipped(f"the first question above, over {len(shipped.SEEDS)} seeds", shipped.SWEEP_FILE)
-    _evidence(run, shipped.SWEEP, table)
+    told = partial(say_shipped, f"the first question above, over {len(shipped.SEEDS)} seeds", shipped.SWEEP_FILE)
+    _evidence(run, shipped.SWEEP, table, told)
 
 
 def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) -> None:
@@ -159,8 +160,9 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
     )
 
 
-def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame) -> None:
-    """What the cells of a sweep's table say: a sentence and a map, one cell if it is chosen, and the rest folded."""
+def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Callable[[], None] = lambda: None) -> None:
+    """What the cells of a sweep's table say: a sentence and a map, where they are from, one cell if it is chosen, and
+    the rest folded."""
     names = list(sweep.grid)
     complete = run.state in FINAL_STATES
     found = summary(table, names)
@@ -171,6 +173,7 @@ def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame) -> None:
     if len(names) == 2:
         cells = for_map(found, names)
         _show_map(cells, sweep, run.id, words)
+        say_whence()
         _show_cell(cells["code"].tolist(), table, sweep, run.id, complete=complete)
     else:
         st.info(f"A map needs two settings; this sweep varies {len(names)}.", icon=":material/info:")

@@ -48,8 +48,11 @@ def test_a_run_is_filled_in_and_its_code_runs(server, page):
     pieces.append(page.get_by_text("The same at another batch size"))
     wait_for(lambda: (tops := [piece.first.bounding_box()["y"] for piece in pieces]) == sorted(tops))
     assert pieces[0].first.bounding_box()["y"] < 400, "on the first screen"
+    page.set_viewport_size({"width": 360, "height": 800})
     page.goto(f"{server.url}/decay_schedule")
     settled(page)
+    links = page.locator("[data-testid=stPageLink-NavLink] :is(span, p)")
+    assert links.evaluate_all("all => all.length > 0 && all.every(one => one.scrollWidth <= one.clientWidth + 1)")
     pieces = [page.locator("[data-testid=stVegaLiteChart] svg.marks"), page.locator("input[type=range]")]
     pieces.append(page.get_by_text("Show", exact=True))
     wait_for(lambda: (tops := [piece.first.bounding_box()["y"] for piece in pieces]) == sorted(tops))

@@ -159,6 +159,22 @@ def texts(app):
     return "\n".join(element.value for elements in kinds for element in elements)
 
 
+def assert_verdict_first(app, begin, picker):
+    """That a sentence and a picture come first; below them what they are of, how to have one's own, and the choice."""
+    order = list(app.main)
+    places = [
+        next(n for n, element in enumerate(order) if is_it(element))
+        for is_it in (
+            lambda e: e.type == "markdown" and e.value.startswith(begin),
+            lambda e: e.type == "vega_lite_chart",
+            lambda e: e.type == "caption" and "Shipped with the app" in e.value,
+            lambda e: e.type == "info" and "to run your own" in e.value.lower(),
+            lambda e: getattr(e, "key", None) == picker,
+        )
+    ]
+    assert places == sorted(places)
+
+
 #: What was trained, by its settings: many tests begin with the same.
 _TRAINED = {}
 

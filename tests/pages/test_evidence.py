@@ -15,7 +15,7 @@ from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from tests.helpers import ME
 from tests.pages.conftest import STUDY_CONFIG as CONFIG
-from tests.pages.conftest import drawn, run, texts
+from tests.pages.conftest import assert_verdict_first, drawn, run, texts
 from tests.pages.conftest import enter_study as enter
 
 
@@ -28,6 +28,7 @@ def test_an_empty_store_shows_the_shipped_study_as_ones_own(open_page, home):
     said = texts(app)
     assert "**Shipped with the app**, not trained here: 32 seeds of the article's run" in said
     assert f"`{shipped.COMMAND}`" in said
+    assert_verdict_first(app, "**Over ", "pick-study")
     assert "Press **Start** to run your own" in said
     run_of_it, history = shipped.study()
     table = per_seed(history, patience=20)

@@ -13,7 +13,7 @@ from emacore.experiments.studies import Sweep, job_from_json
 from emacore.formatting import p_value
 from emacore.training.config import StoppingConfig, article_schedule
 from tests.helpers import ME
-from tests.pages.conftest import SWEEP, drawn, run, texts
+from tests.pages.conftest import SWEEP, assert_verdict_first, drawn, run, texts
 from tests.pages.conftest import SWEEP_CONFIG as CONFIG
 from tests.pages.conftest import enter_sweep as enter
 
@@ -50,6 +50,7 @@ def test_an_empty_store_shows_the_shipped_sweep_as_ones_own(open_page, home):
     said = texts(app)
     assert "**Shipped with the app**, not trained here: the first question above, over 32 seeds" in said
     assert f"`{shipped.COMMAND}`" in said
+    assert_verdict_first(app, "**Of ", "pick-sweep")
     assert "To run your own, choose a question above" in said
     (cells,) = drawn(app)
     _, table = shipped.sweep()
