@@ -1,23 +1,12 @@
 """Overview: SGD circling a minimum, its average, and what the formulas say of both."""
 
-import pandas as pd
 import streamlit as st
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.views import change_in_words
-from emacore.experiments.article_study import shipped_words
 from emacore.formatting import number
-from emacore.widgets.overview import (
-    CURVATURES,
-    DEFAULTS,
-    DRAWN,
-    RUNS,
-    circling_controls,
-    compared,
-    losses_of,
-    path_of,
-    show_circling,
-)
+from emacore.memory import uncollected
+from emacore.widgets.overview import CURVATURES, DEFAULTS, DRAWN, RUNS, circling_controls, losses_of, path_of
 from emacore.widgets.page import BOUND, csv_button, number_text, query_of, reset_button, show_table, through_app
 from emacore.widgets.schedules import schedule_defaults
 
@@ -46,6 +35,19 @@ with numbers:
 path, found = path_of(learning_rate, noise, beta), losses_of(learning_rate, noise, beta)
 last, now, best = found.at(0.0), found.at(beta), found.lowest
 expected = found.expected.total
+with numbers:
+    st.header(change_in_words(expected[last], expected[now]))
+    one, two = st.columns(2)
+    one.metric("SGD's last step", number(expected[last], 3), help="Its expected loss: the mean over all noise.")
+    two.metric(
+        "Its average",
+        number(expected[now], 3),
+        help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
+    )
+with picture, uncollected():  # what draws takes a second to load; all above is seen meanwhile
+    import pandas as pd
+
+    from emacore.widgets.circling import compared, show_circling
 with picture:
     finish = show_circling(learning_rate, noise, beta, plays=plays, again=st.session_state.get("replays", 0))
     with st.container(horizontal=True):
@@ -55,15 +57,6 @@ with picture:
         "Above, a unit is as long across as it is up; grey: lines of equal loss around the minimum. Below: too small a "
         "decay leaves the noise in the average, too large a one the start. Dots are simulated. "
         f"Lowest of these: {number(expected[best], 3)}, at decay {number(found.decays[best], 6)}."
-    )
-with numbers:
-    st.header(change_in_words(expected[last], expected[now]))
-    one, two = st.columns(2)
-    one.metric("SGD's last step", number(expected[last], 3), help="Its expected loss: the mean over all noise.")
-    two.metric(
-        "Its average",
-        number(expected[now], 3),
-        help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
     )
 
 agrees = all(found.agrees(decay) for decay in (0.0, beta))
@@ -86,6 +79,8 @@ st.markdown(
 @st.cache_data(max_entries=1)
 def evidence() -> str:
     """What the shipped study says."""
+    from emacore.experiments.article_study import shipped_words
+
     sentences, made = shipped_words()
     told = "\n".join(f"- {sentence}" for sentence in sentences)
     return f"{told}\n\nMade by `{made.partition(',')[0]}`,{made.partition(',')[2]}."
