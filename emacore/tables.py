@@ -11,7 +11,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emacore import limits
+from emacore.formatting import counted
 from emacore.limits import check_bytes, check_most
 
 #: What the sniff looks at: so many characters and lines of a file's start.
@@ -36,14 +37,21 @@ THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 GROUPS = re.compile(r"[+-]?\d{1,3}(?:[ '\u2019\u00a0\u2009\u202f]\d{3})+(?:[.,]\d+)?")
 _BETWEEN_GROUPS = str.maketrans("", "", " '\u2019\u00a0\u2009\u202f")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-#: A date in the order of ISO 8601, with or without a time of day.
-DATE = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}(?:[T ][\d:.,]+(?: ?(?:Z|[+-]\d\d:?\d\d))?)?")
+#: A date in the order of ISO 8601, or with points, where the day comes first; with or without a time of day.
+DATE = re.compile(
+    r"(?:\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}\.\d{1,2}\.\d{4})(?:[T ][\d:.,]+(?: ?(?:Z|[+-]\d\d:?\d\d))?)?"
+)
 THOUSANDS_POINT = re.compile(r"(?<=\d)\.(?=\d{3}(?:\D|$))")
 _POINT_GROUPS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+")
 #: A number as Python prints it within a tensor, an array or a list of one.
 _WITHIN = re.compile(
     r"^(?:[a-z]+\.)?(?:tensor|[Aa]rray|float\d*|u?int\d*)\(\[?([^\s,()\[\]]{1,40})\]?(?:,[^()]{0,80})?\)$"
     r"|^\[([^\s,()\[\]]{1,40})\]$"
+)
+#: A number and its unit, as what watches a machine writes them.
+_WITH_UNIT = re.compile(
+    r"([+-]?[\d.,]{1,30}(?:[eE][+-]?\d{1,3})?) ?"
+    r"([KMGT]i?B|kB|[kM]?W|[kMG]?Hz|[mu\u00b5n]?s|sec|min|h|\u00b0?C|dB|px|ppm)"
 )
 _COMMENTS = ("#", "%", "//")
 
@@ -540,10 +548,18 @@ def _parsed(
     return table[names]
 
 
+def _but(signed: Collection[int], full: dict[int, str], lines: NDArray[np.int64]) -> str:
+    """Which numbers of a column had no sign or unit where others had."""
+    bare = [row for row, text in full.items() if row not in signed and _is_number(text)]
+    if not bare:
+        return ""
+    return f"; {counted(len(bare), 'number')} had none, the first {full[bare[0]]!r} in line {lines[bare[0]]}"
+
+
 def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") -> tuple[pd.Series, list[str]]:
     """A column of text as numbers where most of it is numbers, with NaN for what is none; and notes on it.
 
-    Percent signs are taken off.  A comma is the sign of ``decimal``, or else one of thousands.
+    Percent signs and units are taken off.  A comma is the sign of ``decimal``, or else one of thousands.
     """
     if pd.api.types.infer_dtype(column, skipna=True) == "integer" and not pd.api.types.is_numeric_dtype(column):
         numbers = np.array([np.nan if is_missing(value) else _as_float(value) for value in column.tolist()])
@@ -558,9 +574,13 @@ def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") 
     if any(_WITHIN.fullmatch(text) for text in bare.values()):
         bare = {row: _WITHIN.sub(r"\1\2", text) for row, text in bare.items()}
         told.append(f"{column.name}: numbers were taken out of what Python prints around them")
-    if any(text.endswith("%") for text in bare.values()):
+    if signs := [row for row, text in bare.items() if text.endswith("%")]:
+        told.append(f"{column.name}: percent signs were taken off{_but(signs, full, lines)}")
         bare = {row: text.removesuffix("%").strip() for row, text in bare.items()}
-        told.append(f"{column.name}: percent signs were taken off")
+    units = {row: found[2] for row, text in bare.items() if (found := _WITH_UNIT.fullmatch(text))}
+    if len(set(units.values())) == 1:
+        told.append(f"{column.name}: {next(iter(units.values()))} was taken off{_but(units, full, lines)}")
+        bare = {row: _WITH_UNIT.sub(r"\1", text) for row, text in bare.items()}
     if any(GROUPS.fullmatch(text) for text in bare.values()):
         bare = {row: text.translate(_BETWEEN_GROUPS) if GROUPS.fullmatch(text) else text for row, text in bare.items()}
         told.append(f"{column.name}: blanks or apostrophes between groups of three digits were taken out")

@@ -334,8 +334,8 @@ def test_the_order_of_steps_and_a_restart_are_choices():
     smoothing = ["smooth", "restart.csv", "Constant(beta=0.5)"]
     result = emacore(*smoothing)
     assert table(result)["loss_smoothed"].tolist() == [4, 4, 6, 2]
-    assert "step goes back 1 times" in result.stderr
-    assert "1 values stand at a step that has one already" in result.stderr
+    assert "step goes back 1 time" in result.stderr
+    assert "1 value where step has one already" in result.stderr
     assert "smoothed in the order of the step" in result.stderr
     assert table(emacore(*smoothing, "--order", "file"))["loss_smoothed"].tolist() == [4, 3, 5.5, 2.75]
     kept = table(emacore(*smoothing, "--repeats", "last"))["loss_smoothed"]
