@@ -208,15 +208,14 @@ def sampled_calls(num_steps: int, scheme: Scheme, most: int) -> NDArray[np.int64
     They are even in the steps and in the logarithms of the steps since the run's begin, since the start, and up to the
     run's end.
     """
-    calls = acting_calls(num_steps, scheme)
-    if len(calls) <= most:
-        return calls
-    start = -(-scheme.start // scheme.update_every) if isinstance(scheme, Schedule) else 0
-    count = len(calls)
+    every, first = (scheme.update_every, scheme.start) if isinstance(scheme, Schedule) else (1, 0)
+    count, start = -(-num_steps // every), -(-first // every)
+    if count <= most:
+        return acting_calls(num_steps, scheme)
     far = np.geomspace(1, count, most // 4).astype(np.int64) - 1
     even = np.linspace(0, count - 1, most // 4).astype(np.int64)
     places = np.unique(np.concatenate([even, far, start + far, count - 1 - far, [start, start + 1]]))
-    return np.asarray(calls[places[places < count]])
+    return places[places < count] * every
 
 
 def possible(schedule: Schedule, key: str, values: Iterable[float]) -> tuple[float, ...]:

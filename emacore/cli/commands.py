@@ -32,6 +32,7 @@ from emacore.averaging.windows import Scheme
 from emacore.cli import diagnosing, merging, stored
 from emacore.cli.options import (
     Count,
+    Number,
     ScheduleCode,
     SchemeCode,
     Setting,
@@ -293,13 +294,13 @@ def _sampled(schedule: Schedule, steps: int) -> Columns:
     type=click.Choice(list(WAYS), case_sensitive=False),
     help="As this tool smooths its curves, or a plain average.",
 )
-@click.option("--smoothing", type=click.FloatRange(0, 1, max_open=True), help="The slider of TensorBoard or W&B.")
-@click.option("--half-life", type=click.FloatRange(0, min_open=True), help="Of --like pandas, in the unit of x.")
-@click.option("--decay", type=click.FloatRange(0, 1), help="Of --like first and --like zero.")
+@click.option("--smoothing", type=Number(0, 1, max_open=True), help="The slider of TensorBoard or W&B.")
+@click.option("--half-life", type=Number(0, min_open=True), help="Of --like pandas, in the unit of x.")
+@click.option("--decay", type=Number(0, 1), help="Of --like first and --like zero.")
 @click.option("--window", type=click.IntRange(1), help="Of --like moving-average, in values.")
 @click.option(
     "--viewport-scale",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=1000,
     show_default=True,
     help="Of --like wandb, whose documentation names it without a number.",
