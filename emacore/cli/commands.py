@@ -565,7 +565,11 @@ def _end(done: CarriedOut, by_hand: Interruption, output: str | None, *, failed:
     """Write a job's history, and leave with the exit code of how it ended."""
     if done.recording_error is not None:
         _tell(f"weights: {done.recording_error}")
-    _write(done.history, output)
+    try:
+        _write(done.history, output)
+    except click.ClickException as error:
+        kept = f"what the store has of it: emacore export {done.run_id}"
+        raise click.ClickException(f"{error.message}; {kept}") from error
     if failed:
         raise click.ClickException("some cells could not be trained: see the column error")
     sys.exit(by_hand.exit_code("diverged" if done.diverged else done.ended))

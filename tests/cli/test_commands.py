@@ -438,6 +438,7 @@ def test_the_app_opens_what_its_command_names(tmp_path, monkeypatch):
         (["sweep", "--grid", "max_epochs=[1]", "--scheduler", "tcp://a b:1"], 2, "has a host and a port"),
         (["sweep", "--grid", "max_epochs=[1]", "--scheduler", "tcp://127.0.0.1:9"], 1, "cannot be reached"),
         (["sweep", "--grid", "max_epochs=many.json"], 2, "max_epochs"),
+        (["train", *SMALL, "-o", "/dev/full"], 1, "/dev/full cannot be written: No space left on device; what"),
         (["runs", "prune", "--older-than", "nan"], 2, "must be a finite number, got nan"),
         (["runs", "prune", "--older-than", "1e30"], 2, "is not in the range 0<=x<=36525"),
         (["smooth", "steps.csv", "--like", "wandb", "--smoothing", "nan"], 2, "must be a finite number, got nan"),
