@@ -131,11 +131,11 @@ class MetricFile(NamedTuple):
             lines.append("left out: " + "; ".join(f"{name} ({why})" for name, why in self.left_out.items()))
         for name in self.metrics:
             values = self.frame[name].to_numpy(dtype=np.float64)
-            for kind, what in ((np.isnan(values), "are blank or no number"), (np.isinf(values), "are infinite")):
+            for kind, what in ((np.isnan(values), "blank or no number"), (np.isinf(values), "infinite")):
                 if count := int(kind.sum()):
                     first = self.lines[int(np.argmax(kind))]
                     lines.append(
-                        f"{name}: {count:,} of {len(values):,} rows {what}, first in line {first}; they stay so"
+                        f"{name}: {what} in {count:,} of {counted(len(values), 'row')}, first in line {first}; left so"
                     )
         return [*lines, *self.notes, *self._steps_in_words()]
 

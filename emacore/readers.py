@@ -596,9 +596,9 @@ def _log(text: str) -> Table:
         whole = several
     if not records:
         raise TableError("The log has no line with a name and a number.")
-    notes = [f"{without:,} lines without a name and a number were skipped"] if without else []
+    notes = [f"skipped: {counted(without, 'line')} without a name and a number"] if without else []
     if again:
-        notes.append(f"{again:,} numbers were left out, because their line has their name already")
+        notes.append(f"left out: {counted(again, 'number')} whose line has their name already")
     if lists:
         notes.append(f"lists of numbers were left out: {', '.join(list(lists)[:8])}")
     numbered = [int(record[ITERATION]) for record in records if ITERATION in record]

@@ -496,11 +496,12 @@ def _checked_lengths(
                     "Every row needs as many fields as the header; a decimal comma needs semicolons between fields."
                 )
             before = reader.line_num
-        notes.append(f"{len(longer):,} rows end in a delimiter: the blank fields after the last column are left out")
+        rows_of_it = counted(len(longer), "row")
+        notes.append(f"{rows_of_it} with a delimiter at the end: the blank fields after the last column are left out")
     shorter = rows[lengths[rows] < width]
     if len(shorter):
         notes.append(
-            f"{len(shorter):,} rows have fewer fields than the header (the first is row {_place(rows, shorter[0])}): "
+            f"{counted(len(shorter), 'row')} with fewer fields than the header (row {_place(rows, shorter[0])} first): "
             "what is missing is blank"
         )
     return notes

@@ -198,7 +198,7 @@ def test_names_that_come_twice_in_a_line_of_a_log():
     assert found.frame["val loss"].tolist() == [4.5, 4]
     found = read_metrics(b"step 0 box loss 1 cls loss 2 loss 3\nstep 9 box loss 4 cls loss 5 loss 6\n")
     assert found.frame[["loss", "cls loss"]].to_numpy().tolist() == [[1, 2], [4, 5]]
-    assert any("2 numbers were left out" in note for note in found.notes)
+    assert any("left out: 2 numbers" in note for note in found.notes)
     assert read_metrics(b"step 1,000 loss 2.5\nstep 12,000 loss 1.5\n").steps().tolist() == [1000, 12000]
 
 
