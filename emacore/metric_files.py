@@ -162,7 +162,7 @@ class MetricFile(NamedTuple):
                 continue
             steps = self.steps(name)[self.frame[name].notna().to_numpy()]
             if blank := int((~np.isfinite(steps)).sum()):
-                lines.append(f"{name}: {step} is blank where {counted(blank, 'value')} stand: not smoothed")
+                lines.append(f"{name}: {step} is blank at {counted(blank, 'value')}: not smoothed")
             steps = steps[np.isfinite(steps)]
             gaps, ordered = np.diff(steps), np.diff(np.sort(steps))
             if np.any(gaps < 0):

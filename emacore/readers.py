@@ -256,15 +256,15 @@ def _json(text: str) -> Any:
 
 
 def _is_json_lines(text: str) -> bool:
-    """Whether the first line is a whole object, and not of one that goes on."""
+    """Whether the first line is a whole object, or list, and not of one that goes on."""
     first = text.lstrip().split("\n", 1)[0]
-    if not first.startswith("{"):
+    if not first.startswith(("{", "[")):
         return False
     try:
         found = json.loads(first)
     except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and "\n" in text.strip()
+    return isinstance(found, (dict, list)) and "\n" in text.strip()
 
 
 def _json_lines(text: str) -> Table:
@@ -280,6 +280,8 @@ def _json_lines(text: str) -> Table:
             raise TableError(
                 f"Line {place} is not valid JSON: {getattr(error, 'msg', 'nested too deeply')}."
             ) from error
+        if isinstance(record, list) and full[0][1].lstrip().startswith("["):
+            record = {f"column {number}": value for number, value in enumerate(record, start=1)}
         if not isinstance(record, dict):
             raise TableError(f"Line {place} is no JSON object: {line[:40]!r}. Each line needs to be one.")
         records.append(record)

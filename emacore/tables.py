@@ -53,6 +53,7 @@ _WITH_UNIT = re.compile(
     r"([+-]?[\d.,]{1,30}(?:[eE][+-]?\d{1,3})?) ?"
     r"([KMGT]i?B|kB|[kM]?W|[kMG]?Hz|[mu\u00b5n]?s|sec|min|h|\u00b0?C|dB|px|ppm)"
 )
+_MARKUP = re.compile(r"\s{0,99}<(?:!doctype|\?xml|html|head|body|table|svg)\b", re.IGNORECASE)
 _COMMENTS = ("#", "%", "//")
 
 
@@ -176,9 +177,13 @@ def text_of(content: bytes) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         name = "UTF-16" if encoding == "utf-16" else "UTF-8"
-        raise TableError(f"The file is not {name} text (byte {error.start}). Save it as CSV UTF-8.") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        where = f"byte 0x{content[error.start]:02x} in line {line:,}"
+        raise TableError(f"The file is not {name} text: {where}. Save it as CSV UTF-8.") from error
     if not text.strip() or "\0" in text:
         raise TableError("The file is empty or binary. A header row and rows of numbers are needed.")
+    if _MARKUP.match(text):
+        raise TableError("The file is HTML or XML, perhaps a page instead of what it leads to. Save the table as CSV.")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _COLOURS.sub("", text) if "\x1b" in text else text
 

@@ -104,6 +104,7 @@ FILES = {
     "comments of other tongues": "% a run\nstep,loss\n" + lines("{s},{v}\n// here\n"),
     "tensors": "step,loss\n" + lines("{s},\"tensor({v}, device='cuda:0')\"\n"),
     "NumPy's numbers": "step,loss\n" + lines("np.int64({s}),[{v}]\n"),
+    "lists in lines": lines("[{s}, {v}]\n"),
     "JSON by step": json.dumps({str(s): {"loss": v} for s, v in ROWS}),
     "units": "step,loss\n" + lines("{s},{v} MiB\n"),
     "psql": " step | loss\n------+------\n" + lines("   {s} |  {v}\n") + "(3 rows)\n",
