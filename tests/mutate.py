@@ -128,8 +128,9 @@ def hidden(node: ast.AST) -> bool:
 def test_files(module: Path, owner: str, root: Path) -> tuple[list[str], list[str]]:
     """The test files that belong to a module by the layout, with those beside them that name it; and others.
 
-    Where the layout has none these are all that name it; for widgets, those of the pages.  The others, which are asked
-    where the first notice nothing, name the module or import the function or class that is broken (``owner``).
+    Where the layout has none these are all that name it; for widgets, those of the pages that use it.  The others,
+    which are asked where the first notice nothing, name the module or import the function or class that is broken
+    (``owner``).
     """
     if module.parts[0] == "pages":
         return [f"tests/pages/test_{module.stem}.py"], ["tests/pages/test_app.py", "tests/pages/test_link.py"]
@@ -140,12 +141,26 @@ def test_files(module: Path, owner: str, root: Path) -> tuple[list[str], list[st
     naming = [path for path in everywhere if named.search(path.read_text())]
     own = [path for path in everywhere if path == mirrored / f"test_{module.stem}.py"]
     beside = [path for path in naming if path.parent == mirrored != root / "tests"]
-    pages = sorted((root / "tests/pages").glob("test_*.py")) if module.parts[1] == "widgets" else []
+    pages = [root / "tests/pages" / f"test_{page.stem}.py" for page in using_pages(module, root)]
     found = list(dict.fromkeys([*own, *beside, *pages] or naming))
     imported = re.compile(rf"from emacore\b.* import [^#\n]*\b{owner}\b")
     using = [path for path in everywhere if owner and imported.search(path.read_text())]
     others = [path for path in dict.fromkeys([*naming, *using]) if path not in found]
     return [str(path.relative_to(root)) for path in found], [str(path.relative_to(root)) for path in others]
+
+
+def using_pages(module: Path, root: Path) -> list[Path]:
+    """The pages that import a module of widgets, or what imports it."""
+    if module.parts[1] != "widgets":
+        return []
+    widgets, pages = sorted((root / "emacore/widgets").glob("*.py")), sorted((root / "pages").glob("*.py"))
+    known = {module.stem}
+    while True:
+        named = re.compile(rf"emacore\.widgets\.({'|'.join(map(re.escape, sorted(known)))})\b")
+        more = {path.stem for path in widgets if named.search(path.read_text())} - known
+        if not more:
+            return [path for path in pages if named.search(path.read_text())]
+        known |= more
 
 
 def passed(files: list[str], root: Path, timeout: float) -> bool:
