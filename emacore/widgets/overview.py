@@ -68,3 +68,13 @@ def path_of(rate: float, noise: float, beta: float) -> Path:
 def losses_of(rate: float, noise: float, beta: float, runs: int = RUNS) -> LossByDecay:
     """The loss over the decay of the average."""
     return loss_by_decay(CURVATURES, rate, noise, DRAWN, START, beta, runs=runs)
+
+
+def what_a_decay_leaves(noise: float) -> str:
+    """What to look for in the picture of the losses."""
+    if not noise:
+        return (
+            "there is no noise to average out, so an average only keeps what is left of the start; SGD's last step "
+            "may lie below the picture."
+        )
+    return "too small a decay leaves the noise in the average, too large a one the start."
