@@ -23,7 +23,6 @@ from emacore.tensors.chosen import chosen
 from emacore.tensors.lending import OPEN, Lending, check_not_lent
 from emacore.tensors.pairing import (
     Tie,
-    Watch,
     check_has_values,
     distinct,
     in_plain_memory,
@@ -43,6 +42,7 @@ from emacore.tensors.rows import by_name, in_rows, rows_of_state
 from emacore.tensors.settings import OnNonfinite
 from emacore.tensors.sharded import alike, anywhere, is_sharded, laid_out, local
 from emacore.tensors.steps import after_each_step
+from emacore.tensors.watch import Watch
 
 # What is not derived.
 _KEPT = (
@@ -71,10 +71,6 @@ class Averages:
     float64 if one of them has it; others (BatchNorm's counter, and the buffers that EMA copies) are copied at every
     move, and may come, go and grow.  Each average equals that of :class:`emacore.EMA` with the same schedule.  All
     tensors of the module must be on one device.
-
-    Of a sharded module (FSDP2, or another whose parameters are ``DTensor``) each process averages what it holds, and
-    all of them make the same calls.  :meth:`state_dict` is for ``torch.distributed.checkpoint`` then, by which another
-    number of processes can go on.
 
     Of a sharded module (FSDP2, or another whose parameters are ``DTensor``), each process averages the parts that it
     holds, and all of them make the same calls.  Then ``state_dict()`` holds tensors that are sharded likewise, for

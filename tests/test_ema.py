@@ -1246,7 +1246,7 @@ def test_settings_that_change_the_way_of_a_call_act_at_the_next_one():
     ema = EMA(model, schedule=Constant(0.5))
     for _ in range(4):
         ema.update()
-    assert ema._now.shares, "calls are moves and nothing else"
+    assert ema._now.move, "calls are moves and nothing else"
     nn.init.constant_(model.weight, 4.0)
     ema.ema_model.weight.data.zero_()
     ema.schedule = Constant(0.25)

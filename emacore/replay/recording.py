@@ -27,7 +27,6 @@ from emacore.tensors.buffers import Policy, copied_buffers, marks
 from emacore.tensors.chosen import chosen
 from emacore.tensors.lending import OPEN, check_not_lent
 from emacore.tensors.pairing import (
-    Watch,
     check_has_values,
     distinct,
     is_averaged,
@@ -40,6 +39,7 @@ from emacore.tensors.pairing import (
     unwrapped,
 )
 from emacore.tensors.sharded import anywhere, gathered, is_first, is_sharded
+from emacore.tensors.watch import Watch
 
 VERSION = 2
 _HEADER_BYTES = 128

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import follow_buffers
 from emacore.tensors.offload import Arrivals, is_offloaded
-from emacore.tensors.pairing import Watch, accumulator_dtype, paired, ties, view_of_reals
+from emacore.tensors.pairing import accumulator_dtype, paired, ties, view_of_reals
 from emacore.tensors.rules import Rules
 from emacore.tensors.shadow import set_dtype
 from emacore.tensors.sharded import alike, anywhere, copy_each, is_sharded, laid_out, local
+from emacore.tensors.watch import Watch
 
 
 class Wide(NamedTuple):
@@ -79,9 +80,14 @@ class Plan:
         self._follower = Follower(average, online)
         #: Whether a move is one call for all tensors, and nothing else.
         self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
-        #: Whether it is of tensors that are no more.
         data: Literal["sizes", "shapes"] = "sizes" if self.is_simple else "shapes"
-        self.is_stale = Watch(online, average, data=data, linked=linked).is_stale
+        self._watch = Watch(online, average, data=data, linked=linked)
+        #: Whether it is of tensors that are no more.
+        self.is_stale = self._watch.is_stale
+
+    def mover(self, shares: Iterator[float]) -> Callable[[], bool]:
+        """A move by the next share at each call, while the plan is simple and not stale; it says whether it moved."""
+        return self._watch.mover(self.moved_shadow, self.moved_model, shares)
 
     @torch.no_grad()
     def copy_all(self) -> None:

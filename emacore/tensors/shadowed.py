@@ -196,7 +196,7 @@ class Shadowed(nn.Module):
         """Have the next calls of :meth:`update` look whether all processes have written into the model."""
         self._now.writes.note(self.model, call)
         if self._now.writes.waiting:
-            self._now.shares = []  # or else they look at nothing
+            self._now.move = None  # or else they look at nothing
 
     def _weights_now(self) -> dict[str, Tensor]:
         return distinct(unwrapped(self.model))
