@@ -30,6 +30,7 @@ from emacore.tensors.pairing import (
     layout,
     listed,
     paired,
+    real_count,
     reals,
     restore,
     slots,
@@ -417,7 +418,8 @@ class Averages:
         is_finite = not flat.numel() or bool(torch.stack(torch.aminmax(flat)).isfinite().all())
         if not anywhere(not is_finite, self._averaged_layout().values()):
             return False
-        what = f"call {self.step}: the module has weights that are not finite"
+        where = "a part of a tensor on another process" if is_finite else repr(self._name_at(_first_bad(flat)))
+        what = f"call {self.step}: the module's {where} holds values that are not finite"
         if self.on_nonfinite == "raise":
             raise RuntimeError(f"{what}; the averages have not taken them")
         if not self.nonfinite_calls:
@@ -426,6 +428,12 @@ class Averages:
         copies = (ahead.moves & (ahead.decays == 0))[:, offset].tolist()
         self._owed = [owed or skipped for owed, skipped in zip(self._owed, copies, strict=True)]
         return True
+
+    def _name_at(self, place: int) -> str:
+        """Which tensor has a number of a row."""
+        layout = self._averaged_layout()
+        ends = np.cumsum([real_count(local(tensor)) for tensor in layout.values()])
+        return list(layout)[int(np.searchsorted(ends, place, side="right"))]
 
     def _look_ahead(self) -> Ahead:
         """The decays of the block of calls that this one is in, for all schedules."""
@@ -557,6 +565,10 @@ class Averages:
         self._inside = None
         self._writes = Writes()
         self._reset()
+
+
+def _first_bad(flat: Tensor) -> int:
+    return int((~flat.isfinite()).nonzero()[0])
 
 
 def _check_schedules(schedules: Mapping[str, Schedule]) -> None:

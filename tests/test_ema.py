@@ -10,6 +10,7 @@ from ema_pytorch import EMA as EMAPytorch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import update_bn
 
 import emacore
@@ -337,6 +338,87 @@ def test_models_without_values_or_copies_are_errors():
     with pytest.raises(TypeError, match="Uncopyable cannot be copied .a handle is open.; .*ema_model"):
         EMA(Uncopyable(2, 2))
     assert EMA(Uncopyable(2, 2), nn.Linear(2, 2)) is not None
+
+
+class Itself(nn.Linear):
+    """What is frozen is sometimes copied so."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class ItsWeight(nn.Linear):
+    def __deepcopy__(self, memo):
+        other = ItsWeight(2, 2)
+        other.weight = self.weight
+        return other
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [(Itself, "its module '1' is '1' of it"), (ItsWeight, "'1.weight' shares")]
+)
+def test_a_copy_that_shares_with_the_model_is_an_error_and_leaves_it_alone(part, message):
+    model = nn.Sequential(nn.Linear(2, 2), part(2, 2))
+    with pytest.raises(ValueError, match=f"the copy of Sequential, as its __deepcopy__ makes it, .*{message}"):
+        EMA(model)
+    assert model[1].training
+    assert model[1].weight.requires_grad
+
+
+def normed():
+    return nn.utils.weight_norm(nn.Linear(2, 2))
+
+
+def pruned():
+    return prune.random_unstructured(nn.Linear(2, 2), "weight", 0.5)
+
+
+def keeping_what_it_gave():
+    model = nn.Linear(2, 2)
+    model.register_forward_hook(lambda module, inputs, output: module.__dict__.update(given=[{"last": output}]))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("build", [normed, pruned, keeping_what_it_gave])
+def test_a_model_that_keeps_what_it_computed_is_copied_after_a_forward_pass(build):
+    """Torch does not copy such tensors, which the next forward pass replaces."""
+    model, x = build(), torch.randn(3, 2)
+    model(x)
+    ema = EMA(model, schedule=Constant(0.5))
+    run(ema, 0, 3)
+    with ema.average_parameters():
+        expected = model(x)
+    torch.testing.assert_close(ema(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*(quantized tensor|ComplexHalf|TypedStorage)")
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex32, torch.qint8])
+@pytest.mark.parametrize("build", [EMA, Averages])
+def test_kinds_of_numbers_that_torch_can_do_little_with(kind, build):
+    def numbers(value):
+        full = torch.full((4,), float(value))
+        return torch.quantize_per_tensor(full, 0.5, 0, kind) if kind == torch.qint8 else full.to(kind)
+
+    model = nn.Linear(2, 2)
+    model.register_buffer("numbers", numbers(0))
+    if kind != torch.qint8:
+        model.weights = nn.Parameter(numbers(0), requires_grad=False)
+    average = EMA(model, schedule=Constant(0.5)) if build is EMA else Averages(model, {"a": Constant(0.5)})
+    for value in (0, 4, 8):
+        model.numbers.copy_(numbers(value))
+        if kind != torch.qint8:
+            model.weights.data = numbers(value)
+        average.update()
+    average.load_state_dict(copy.deepcopy(average.state_dict()))
+    average.on_nonfinite = "raise"
+    with average.average_parameters(*([] if build is EMA else ["a"])):
+        found = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    expected = {"numbers": 8 if kind == torch.qint8 else 5, "weights": 5}
+    for name in found.keys() & expected.keys():
+        values = found[name].dequantize() if found[name].is_quantized else found[name].to(torch.complex64).real
+        assert values.tolist() == [expected[name]] * 4
+    average.update()
 
 
 @pytest.mark.parametrize(

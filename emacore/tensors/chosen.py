@@ -73,6 +73,8 @@ def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.devi
         device: Where the other tensors go, without a copy of them where they are; not for sharded modules.
     """
     memo: dict[int, Any] = {}
+    for part in module.modules():
+        _detach_results(vars(part), memo)
     for name, _, _, tensor in _places(module):
         if name in left_out:
             memo[id(tensor)] = _link(tensor)
@@ -85,6 +87,19 @@ def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.devi
     link(shadow, module, left_out)
     fill(shadow, module)
     return shadow
+
+
+def _detach_results(value: Any, memo: dict[int, Any], depth: int = 3) -> None:
+    """Note copies of what an earlier forward pass has left in attributes, which torch refuses to copy.
+
+    The older weight normalisation and pruning leave the weight there that they have computed.
+    """
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    elif depth and isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _detach_results(item, memo, depth - 1)
 
 
 def link(shadow: nn.Module, module: nn.Module, left_out: Collection[str]) -> None:

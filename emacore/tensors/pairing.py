@@ -58,7 +58,12 @@ def ties(module: nn.Module) -> dict[str, Tie]:
 
 def layout(module: nn.Module) -> dict[str, Tie]:
     """The same without values: names, shapes, dtypes and ties."""
-    return {name: Tie(tie.tensor.detach().to("meta"), tie.first_name) for name, tie in ties(module).items()}
+    return {name: Tie(_outline(tie.tensor.detach()), tie.first_name) for name, tie in ties(module).items()}
+
+
+def _outline(tensor: Tensor) -> Tensor:
+    # Of quantised numbers there is no kind without values.
+    return torch.empty(tensor.shape, dtype=torch.uint8, device="meta") if tensor.is_quantized else tensor.to("meta")
 
 
 def distinct(module: nn.Module) -> dict[str, Tensor]:
@@ -181,6 +186,12 @@ def view_of_reals(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def comparable(tensor: Tensor) -> Tensor:
+    """A tensor's real numbers, in a precision in which torch can tell the largest of them."""
+    found = view_of_reals(tensor)
+    return found.float() if found.dtype.itemsize == 1 else found
+
+
 def reals(tensor: Tensor) -> Tensor:
     """A tensor's real numbers, flat."""
     return view_of_reals(tensor).reshape(-1)
@@ -233,7 +244,8 @@ def check_has_values(role: str, module: nn.Module) -> None:
         if isinstance(tensor, nn.Parameter) and tensor.shape == (0,):
             raise ValueError(
                 f"{role}: {name!r} has shape (0,), as DeepSpeed's ZeRO-3 leaves in place of weights that lie on other "
-                "processes; gather them (deepspeed.zero.GatheredParameters) around building and update(), or use ZeRO-2"
+                "processes; gather them (deepspeed.zero.GatheredParameters) around building and update(), or use "
+                "ZeRO-2; one that is to hold nothing may be a buffer"
             )
         if isinstance(tensor, nn.Parameter) and (tensor.layout != torch.strided or is_expanded(tensor)):
             kind = f"of layout {tensor.layout}" if tensor.layout != torch.strided else "expanded (some strides are 0)"
@@ -243,8 +255,12 @@ def check_has_values(role: str, module: nn.Module) -> None:
             )
 
 
-def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
-    """Raise ``ValueError`` if an average shares modules or memory with its model, which it would freeze."""
+def check_apart(role: str, average: nn.Module, model: nn.Module, left_out: Collection[str] = ()) -> None:
+    """Raise ``ValueError`` if an average shares modules or memory with its model, which it would freeze.
+
+    Args:
+        left_out: Names of tensors that it may have of the model.
+    """
     names = {id(part): name for name, part in model.named_modules()}
     for name, part in average.named_modules():
         if id(part) in names:
@@ -252,7 +268,7 @@ def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
             raise ValueError(f"{role} must be apart from the model, but {shared}: build a second one, or deepcopy it")
     owners = {_memory(local(tie.tensor)): name for name, tie in ties(model).items()}
     for name, tie in ties(average).items():
-        if (place := _memory(local(tie.tensor))) is not None and place in owners:
+        if name not in left_out and (place := _memory(local(tie.tensor))) is not None and place in owners:
             raise ValueError(
                 f"{role} must be apart from the model, but its tensor {name!r} shares memory with {owners[place]!r} "
                 "of it: clone it"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import follow_buffers
 from emacore.tensors.offload import Arrivals, is_offloaded
-from emacore.tensors.pairing import accumulator_dtype, paired, ties, view_of_reals
+from emacore.tensors.pairing import accumulator_dtype, comparable, paired, ties
 from emacore.tensors.rules import Rules
 from emacore.tensors.shadow import set_dtype
 from emacore.tensors.sharded import alike, anywhere, copy_each, is_sharded, laid_out, local
@@ -160,7 +160,7 @@ class Plan:
         }
         parts = {name: local(tensor) for name, tensor in averaged.items() if local(tensor).numel()}
         # The least and the largest value are not finite if any is not; they take one pass and no memory.
-        ends = [torch.stack(torch.aminmax(view_of_reals(part))).isfinite().all() for part in parts.values()]
+        ends = [torch.stack(torch.aminmax(comparable(part))).isfinite().all() for part in parts.values()]
         # Looked at together, because each look waits for an accelerator.
         finite = torch.stack([end.to(ends[0].device) for end in ends]).tolist() if ends else []
         bad = next((name for name, is_finite in zip(parts, finite, strict=True) if not is_finite), None)
@@ -253,6 +253,8 @@ def follow_writes(accumulator: Tensor, shadow: Tensor) -> None:
     """Take over into an accumulator what has been written into its shadow, which it would undo otherwise."""
     accumulator, shadow = local(accumulator), local(shadow)
     rounded = accumulator.to(shadow.device, shadow.dtype)
+    if shadow.dtype.itemsize == 1 or shadow.dtype == torch.complex32:  # torch does not compare these
+        rounded, shadow = rounded.to(accumulator.dtype), shadow.to(accumulator.dtype)
     # To look first spares a pass on the CPU, and would wait for an accelerator.
     if not shadow.is_cpu or not torch.equal(rounded, shadow):
         accumulator.copy_(torch.where(rounded == shadow, accumulator.to(shadow.device), shadow.to(accumulator.dtype)))
