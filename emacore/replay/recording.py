@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -80,7 +81,7 @@ class Recorder:
 
     Attributes:
         row_bytes: What a row takes on the disk, known before the first is written.
-        error: Why and where the recording ended before the run did; ``None`` while all is well.
+        error: Why and where the recording ended before the run did, which a warning tells; ``None`` while all is well.
 
     Raises:
         FileExistsError: if the folder already holds a recording.
@@ -282,9 +283,10 @@ class Recorder:
         rows, self._filled = self._filled, 0
         if self.error is not None or not (rows and self._writes):
             return
-        if self._dtype == torch.float16 and not self._rows[:rows].isfinite().all():
-            self._end("a weight is above 65504 or not finite, which float16 cannot hold")
-            return
+        why = None
+        if self._dtype == torch.float16 and not (finite := self._rows[:rows].isfinite()).all():
+            rows, column = (~finite).nonzero()[0].tolist()
+            why = f"{self._name_at(column)!r} is above 65504 or not finite then, which float16 cannot hold"
         own = self._most_bytes - len(self._files) * _HEADER_BYTES - self._written * self.row_bytes
         try:
             left = _room(self.folder)
@@ -297,6 +299,18 @@ class Recorder:
             budget = f"it may take {self._most_bytes / 2**20:,.0f} MB at most"
             disk = "the disk is nearly full, and what is left of it is kept for histories"
             self._end(budget if own < left else disk)
+        if why is not None and self.error is None:
+            self._end(why)
+
+    def _name_at(self, column: int) -> str:
+        """Which tensor has a number of a row."""
+        averaged = {
+            name: tie.tensor
+            for name, tie in self._layout.items()
+            if tie.first_name == name and self._is_averaged(name, tie.tensor)
+        }
+        ends = np.cumsum([real_count(tensor) for tensor in averaged.values()])
+        return list(averaged)[int(np.searchsorted(ends, column, side="right"))]
 
     def _append(self, rows: int) -> None:
         try:
@@ -310,6 +324,7 @@ class Recorder:
     def _end(self, why: str) -> None:
         upto = f"the recording ends after step {self._written * self._every - 1}"
         self.error = f"{upto if self._written else 'nothing was recorded'}: {why}"
+        warnings.warn(self.error, stacklevel=4)
 
     def _write_about(self) -> None:
         partial = self.folder / "run.json.partial"
