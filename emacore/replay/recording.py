@@ -131,8 +131,9 @@ class Recorder:
         self._as_they_are = copied_buffers(self._module, buffers, **largest) | marks(self._module)
         wanted = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
         for name, tensor in wanted.items():
-            if tensor.layout != torch.strided:
-                raise ValueError(f"{name!r} is of layout {tensor.layout}, which has no place in a row: see names")
+            if tensor.layout != torch.strided or tensor.is_quantized:
+                kind = tensor.dtype if tensor.is_quantized else f"layout {tensor.layout}"
+                raise ValueError(f"{name!r} is of {kind}, which has no place in a row: see names")
         self._layout = {name: tie for name, tie in layout(self._module).items() if tie.first_name in self._names}
         averaged = {name: tensor for name, tensor in wanted.items() if self._is_averaged(name, tensor)}
         copied = {name: tensor for name, tensor in wanted.items() if not self._is_averaged(name, tensor)}
@@ -206,7 +207,9 @@ class Recorder:
         elif averaged:
             row.copy_(_in_one([reals(tensor).to(self._dtype) for tensor in averaged]))
         if copied:
-            self._extra[self._filled].copy_(_in_one([tensor.reshape(-1).view(torch.uint8) for tensor in copied]))
+            self._extra[self._filled].copy_(
+                _in_one([tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in copied])
+            )
 
     def end_epoch(self) -> None:
         """Mark the last row as the end of an epoch, and write all there is."""

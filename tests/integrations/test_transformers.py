@@ -248,6 +248,13 @@ def test_a_checkpoint_without_averages_is_told(tmp_path):
     assert json.loads((path / "trainer_state.json").read_text())["global_step"] == 8
 
 
+def test_a_trainer_has_one(tmp_path):
+    trainer = Trainer(made(), TrainingArguments(tmp_path, report_to="none", use_cpu=True))
+    Averaging(trainer, Constant(0.9))
+    with pytest.raises(ValueError, match="has an Averaging already: give that one several schedules"):
+        Averaging(trainer, Constant(0.5))
+
+
 def test_schedule_free_training_is_told_apart(tmp_path):
     with pytest.raises(ValueError, match="AdamWScheduleFree is schedule-free"):
         trained(tmp_path, arguments={"optim": "schedule_free_adamw"})

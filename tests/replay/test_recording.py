@@ -324,11 +324,20 @@ def test_a_policy_says_which_buffers_are_kept_as_they_are_and_which_are_taken_so
     assert found == [3.75, 6.0, 6.0, 6.0, 6.0, 6.0]
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized tensor")
 def test_what_has_no_place_in_a_row_is_told_with_the_way_out(tmp_path):
     model = nn.Linear(1, 1)
     model.register_buffer("edges", torch.eye(2).to_sparse())
     with pytest.raises(ValueError, match="'edges' is of layout torch.sparse_coo, which has no place in a row"):
         Recorder(model, tmp_path / "all")
+    quantised = nn.Linear(1, 1)
+    quantised.register_buffer("codes", torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8))
+    with pytest.raises(ValueError, match="'codes' is of torch.qint8, which has no place in a row"):
+        Recorder(quantised, tmp_path / "all")
+    spread = nn.Linear(1, 1)
+    spread.register_buffer("offset", torch.tensor([3.0]).expand(2))  # has one, though its numbers share theirs
+    with Recorder(spread, tmp_path / "spread") as recorder:
+        recorder.record()
     with Recorder(model, tmp_path / "some", names=["weight"]) as recorder:
         model.edges = torch.eye(3).to_sparse()
         recorder.record()
