@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import follow_buffers
+from emacore.tensors.moves import is_plain, move
 from emacore.tensors.offload import Arrivals, is_offloaded
 from emacore.tensors.pairing import accumulator_dtype, comparable, paired, ties
 from emacore.tensors.rules import Rules
@@ -82,12 +83,13 @@ class Plan:
         self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
         data: Literal["sizes", "shapes"] = "sizes" if self.is_simple else "shapes"
         self._watch = Watch(online, average, data=data, linked=linked)
+        self._is_plain = self.is_simple and is_plain(self.moved_shadow, self.moved_model)
         #: Whether it is of tensors that are no more.
         self.is_stale = self._watch.is_stale
 
     def mover(self, shares: Iterator[float]) -> Callable[[], bool]:
         """A move by the next share at each call, while the plan is simple and not stale; it says whether it moved."""
-        return self._watch.mover(self.moved_shadow, self.moved_model, shares)
+        return self._watch.mover(self.moved_shadow, self.moved_model, shares, self._is_plain)
 
     @torch.no_grad()
     def copy_all(self) -> None:
@@ -117,7 +119,7 @@ class Plan:
             shadow, model = [shadow[n] for n in left], [model[n] for n in left]
         if shadow:
             if decay:
-                torch._foreach_lerp_(shadow, model, 1.0 - decay)
+                move(shadow, model, 1.0 - decay)
             else:  # a copy also replaces what is not finite
                 torch._foreach_copy_(shadow, model)
         for wide in self.wide:

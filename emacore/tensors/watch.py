@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from emacore.tensors.lending import OPEN
+from emacore.tensors.moves import HALF, move, step
 from emacore.tensors.pairing import ties
 from emacore.tensors.sharded import is_sharded, local, reshard
 
@@ -99,7 +100,9 @@ class Watch:
         # With the strides, the count tells the shape, and costs less.
         return [*map(_place, self._placed), *map(_stride, self._placed), *map(_count, self._placed)]
 
-    def mover(self, targets: list[Tensor], sources: list[Tensor], shares: Iterator[float]) -> Callable[[], bool]:
+    def mover(
+        self, targets: list[Tensor], sources: list[Tensor], shares: Iterator[float], plain: bool
+    ) -> Callable[[], bool]:
         """A call that moves tensors towards others by the next share, and says whether it has.
 
         It has not if anything has changed, if there are averages in the place of weights, or if no share is left.  It
@@ -110,44 +113,42 @@ class Watch:
             targets: What moves.
             sources: Where to.
             shares: How far, between 0 and 1, at one call after the other.
+            plain: Whether the tensors were plain when the watch began: see :mod:`emacore.tensors.moves`.
         """
         empty, filled, copies, single, shards = self._empty, self._filled, self._copies, self._single, self._shards
         counted, numbered, placed, forms = self._counted, self._numbered, self._placed, self._forms
         is_alike, compared = self._compiled or (_no, [])
 
-        def move() -> bool:
+        def moved() -> bool:
             try:
-                if (
-                    OPEN
-                    or any(empty)
-                    or filled != copies
-                    or not (
-                        is_alike(*compared)
-                        # It is false inside inference mode, too, and of what was frozen or cast.
-                        or [*map(_count, counted), *map(_dimensions, numbered)] == forms
-                    )
-                ):
+                if OPEN or any(empty) or filled != copies:
                     return False
             except (RuntimeError, TypeError):  # another tensor, of many numbers
                 return False
             for table, name, tensor in single:
                 if table[name] is not tensor:
                     return False
+            alike = is_alike(*compared)
+            # It is false inside inference mode, too, and of what was frozen or cast.
+            if not alike and [*map(_count, counted), *map(_dimensions, numbered)] != forms:
+                return False
             if (placed or shards) and self.is_stale():
                 return False
             for share in shares:
-                if _is_grad_enabled():
+                if not alike:
+                    move(targets, sources, share)
+                elif not _is_grad_enabled():
+                    (step if plain and share < HALF else _foreach_lerp_)(targets, sources, share)
+                else:
                     _set_grad_enabled(False)
                     try:
-                        _foreach_lerp_(targets, sources, share)
+                        (step if plain and share < HALF else _foreach_lerp_)(targets, sources, share)
                     finally:
                         _set_grad_enabled(True)
-                else:
-                    _foreach_lerp_(targets, sources, share)
                 return True
             return False
 
-        return move
+        return moved
 
 
 def _compiled(tensors: list[Tensor]) -> tuple[Callable[..., bool], list[Tensor]] | None:

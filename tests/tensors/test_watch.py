@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from emacore.tensors.lending import OPEN
+from emacore.tensors.moves import is_plain
 from emacore.tensors.pairing import distinct
 from emacore.tensors.watch import Watch
 from tests.helpers import Tied
@@ -110,7 +111,7 @@ def test_a_move_moves_or_leaves_all_as_it_is(monkeypatch, change, plain):
     model, average = Tied(), Tied().requires_grad_(False)
     sources, targets = [list(some.parameters()) for some in (model, average)]
     shares = iter([0.25, 0.75])
-    move = Watch(model, average, data="sizes").mover(targets, sources, shares)
+    move = Watch(model, average, data="sizes").mover(targets, sources, shares, is_plain(targets, sources))
     assert move()
     if change is not None:
         change(model)
@@ -131,7 +132,7 @@ def test_a_move_moves_or_leaves_all_as_it_is(monkeypatch, change, plain):
 def test_a_move_notices_what_was_frozen_cast_or_is_in_inference_mode_and_moves_on():
     model, average = Tied(), Tied().requires_grad_(False)
     sources, targets = [list(some.parameters()) for some in (model, average)]
-    move = Watch(model, average, data="sizes").mover(targets, sources, iter([0.5] * 4))
+    move = Watch(model, average, data="sizes").mover(targets, sources, iter([0.5, 0.4, 0.3, 0.2]), False)
     model.requires_grad_(False)
     assert move()
     with torch.inference_mode():
@@ -145,3 +146,39 @@ def test_a_move_notices_what_was_frozen_cast_or_is_in_inference_mode_and_moves_o
     finally:
         OPEN.clear()
     assert move()
+
+
+def turn(module):
+    module.weight.data = module.weight.data.t()
+
+
+def take_every_other(module):
+    module.weight.data = torch.randn(6, 6)[::2, ::2]
+
+
+def elsewhere(module):
+    module.weight.data = torch.randn(3, 3)
+
+
+def as_it_is(module):
+    pass
+
+
+@pytest.mark.parametrize("in_average", [False, True])
+@pytest.mark.parametrize("change", [as_it_is, elsewhere, turn, take_every_other])
+def test_weights_in_other_memory_move_by_what_they_are(change, in_average):
+    """They are read and written as they lie, where they lie one by one: they may have come to lie otherwise."""
+    model, average = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(False)
+    sources, targets = [list(some.parameters()) for some in (model, average)]
+    assert is_plain(targets, sources)
+    move = Watch(model, average, data="sizes").mover(targets, sources, iter([0.25] * 3), plain=True)
+    assert move()
+    change(average if in_average else model)
+    expected = [target.lerp(source.detach(), 0.25) for target, source in zip(targets, sources, strict=True)]
+    assert move()
+    torch.testing.assert_close([target.detach() for target in targets], expected)
+    if not in_average:
+        model.weight.data = torch.complex(torch.ones(3, 3), torch.ones(3, 3)).conj().imag  # lies there negated
+        expected = [target.lerp(source.detach(), 0.25) for target, source in zip(targets, sources, strict=True)]
+        assert move()
+        torch.testing.assert_close([target.detach() for target in targets], expected)
