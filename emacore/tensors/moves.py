@@ -51,10 +51,14 @@ def step(targets: list[Tensor], sources: list[Tensor], share: float) -> None:
 
 
 def is_plain(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> bool:
-    """Whether tensors lie number by number in the host's memory, all in one precision, each like its source."""
+    """Whether tensors lie number by number in the host's memory, all in one precision, each like its source.
+
+    None are where torch computes with several threads, among which such a step divides even small tensors.
+    """
     first = targets[0]
     return (
-        first.dtype in (torch.float32, torch.float64)
+        torch.get_num_threads() == 1
+        and first.dtype in (torch.float32, torch.float64)
         and all(map(_is_plain, targets))
         and all(map(_is_plain, sources))
         and {(tensor.dtype, tensor.device) for some in (targets, sources) for tensor in some}

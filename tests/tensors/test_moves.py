@@ -6,6 +6,15 @@ from emacore.tensors import moves
 from emacore.tensors.moves import is_plain, move
 
 
+@pytest.fixture(autouse=True, params=[1])
+def threads(request):
+    """What is plain is so in one thread alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 def pair(shape, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2)]
@@ -102,3 +111,12 @@ def test_a_step_that_does_something_else_is_not_taken(monkeypatch):
         assert not is_plain([torch.ones(2)], [torch.ones(2)])
     finally:
         moves._is_right.cache_clear()
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_several_threads_do_not_share_small_tensors(threads):
+    target, source = pair((600,))
+    expected = target.lerp(source, 0.25)
+    assert is_plain([target], [source]) == (threads == 1)
+    move([target], [source], 0.25)
+    torch.testing.assert_close(target, expected)

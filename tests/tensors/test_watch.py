@@ -170,8 +170,8 @@ def test_weights_in_other_memory_move_by_what_they_are(change, in_average):
     """They are read and written as they lie, where they lie one by one: they may have come to lie otherwise."""
     model, average = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(False)
     sources, targets = [list(some.parameters()) for some in (model, average)]
-    assert is_plain(targets, sources)
-    move = Watch(model, average, data="sizes").mover(targets, sources, iter([0.25] * 3), plain=True)
+    plain = is_plain(targets, sources)  # in one thread
+    move = Watch(model, average, data="sizes").mover(targets, sources, iter([0.25] * 3), plain)
     assert move()
     change(average if in_average else model)
     expected = [target.lerp(source.detach(), 0.25) for target, source in zip(targets, sources, strict=True)]
