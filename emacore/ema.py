@@ -263,6 +263,10 @@ class EMA(Shadowed):
         """
         return after_each_step(optimizer, unwrapped(self.model), self.update)
 
+    def add_to_optimizer_post_step_hook(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """As :meth:`attach`, by its name in ema-pytorch."""
+        return self.attach(optimizer)
+
     @property
     def weights(self) -> dict[str, Tensor]:
         """The averages by name, a shared tensor once, as they are now: aliases of the shadow's, without gradients.
@@ -483,6 +487,11 @@ class EMA(Shadowed):
             if tie.first_name == name and name in online and tie.tensor.dtype != online[name].tensor.dtype
         }
         return torch.func.functional_call(self.ema_model, rounded, args, kwargs)
+
+    @torch.no_grad()
+    def forward_eval(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the shadow model, which is in eval mode always, without gradients."""
+        return self(*args, **kwargs)
 
     def _is_recomputing(self) -> bool:
         """Whether ``update_bn`` is at work: it takes the momentum from the shadow's normalisation, not the model's."""

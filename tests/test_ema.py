@@ -1123,6 +1123,16 @@ def test_the_other_methods_do_what_they_do_in_ema_pytorch():
     for iterate in ("get_params_iter", "get_buffers_iter"):
         expected = [name for name, _ in getattr(theirs, iterate)(theirs.model)]
         assert [name for name, _ in getattr(ours, iterate)(model)] == expected
+    x = torch.randn(5, 3)
+    theirs.ema_model.eval()  # which it leaves to others
+    given = [ema.forward_eval(x) for ema in (ours, theirs)]
+    torch.testing.assert_close(*given)
+    assert not given[0].requires_grad
+    for ema in (ours, theirs):
+        optimizer = torch.optim.SGD(ema.model.parameters(), lr=0.1)
+        ema.add_to_optimizer_post_step_hook(optimizer)
+        optimizer.step()
+        assert int(ema.step) == 5
     assert ours.get_parameter is not None
     assert ours.extra_repr() == ours.ema_model.extra_repr()
     with pytest.raises(ValueError, match="Network has no method 'generate'"):
