@@ -19,7 +19,7 @@ from emacore.checks import check_whole
 from emacore.tensors.ahead import BLOCK, STRETCH, Ahead, counted
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import Policy, copied_buffers, holds, marks, put_buffers
-from emacore.tensors.chosen import chosen
+from emacore.tensors.chosen import chosen, tell_late
 from emacore.tensors.lending import OPEN, Lending, check_not_lent
 from emacore.tensors.pairing import (
     Tie,
@@ -57,6 +57,7 @@ _KEPT = (
     "_rows",
     "_owed",
     "_is_partial",
+    "_trainable_only",
     "_layout",
     "_copied",
     "_copied_buffers",
@@ -140,7 +141,8 @@ class Averages:
         self._writes = Writes()
         online = unwrapped(module)
         self._policy = buffers
-        self._is_partial = names is not None or trainable_only
+        self._is_partial, self._trainable_only = names is not None or trainable_only, trainable_only
+        self._told: frozenset[str] = frozenset()
         wanted = chosen(online, names, trainable_only)
         self._layout = {name: tie for name, tie in layout(online).items() if tie.first_name in wanted}
         tensors = {name: tensor for name, tensor in distinct(online).items() if name in wanted}
@@ -258,6 +260,7 @@ class Averages:
             raise RuntimeError(f"average_parameters({self._inside!r}) is already open: leave its with block first")
         online = unwrapped(self.module)
         left_out = self._left_out(online)
+        self._tell_late(online, left_out)
         free = self._copied_now(online) | left_out
         pairs = paired(self._layout, ties(online), "module", free)
         kept = {key: tensor.clone() for key, tensor in writable(online).items() if key not in left_out}
@@ -393,6 +396,10 @@ class Averages:
             return self._copied_buffers
         return self._copied_buffers | (copied_buffers(online, self._policy) - self._layout.keys())
 
+    def _tell_late(self, online: nn.Module, left_out: Collection[str]) -> None:
+        if self._trainable_only:
+            self._told = tell_late(online, left_out, self._told, "no averages of them are kept")
+
     def _left_out(self, online: nn.Module) -> set[str]:
         return (set(ties(online)) - set(self._layout)) if self._is_partial else set()
 
@@ -446,6 +453,7 @@ class Averages:
         found = ties(online)
         self._copied_buffers = self._copied_now(online)
         left_out = self._left_out(online)
+        self._tell_late(online, left_out)
         pairs = paired(self._layout, found, "module", self._copied_buffers | left_out)
         self._lay_out(found)
         averaged = _on_one_device([local(found[name].tensor.detach()) for name in pairs if self._is_averaged_one(name)])
@@ -563,6 +571,7 @@ class Averages:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._inside = None
+        self._told = frozenset()
         self._writes = Writes()
         self._reset()
 

@@ -920,6 +920,20 @@ def test_copied_buffers_may_come_into_being_grow_and_be_shared(arguments):
     assert "angles" not in ema.state_dict()
 
 
+def test_a_copied_buffer_that_becomes_a_parameter_is_averaged():
+    model = nn.Linear(1, 1)
+    model.register_buffer("mask", torch.ones(1))
+    ema = EMA(model, schedule=Constant(0.5))
+    for _ in range(4):
+        ema.update()
+    del model.mask
+    model.mask = nn.Parameter(torch.ones(1))
+    for value in (1.0, 3.0, 4.0):
+        nn.init.constant_(model.mask, value)
+        ema.update()
+    assert ema.ema_model.mask.item() == 3.0
+
+
 @pytest.mark.parametrize("names", [{"ignore_names": ["positions"]}, {"ignore_startswith_names": ["pos"]}])
 def test_ignored_names_may_grow_and_vanish(names):
     model = nn.Linear(2, 2)

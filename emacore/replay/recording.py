@@ -25,7 +25,7 @@ from emacore.checks import check_whole
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
 from emacore.tensors.buffers import Policy, copied_buffers, marks
-from emacore.tensors.chosen import chosen
+from emacore.tensors.chosen import chosen, tell_late
 from emacore.tensors.lending import OPEN, check_not_lent
 from emacore.tensors.pairing import (
     check_has_values,
@@ -123,6 +123,7 @@ class Recorder:
         self._module = unwrapped(module)
         self._every = every
         self._names = chosen(self._module, names, trainable_only)
+        self._trainable_only, self._told = trainable_only, frozenset[str]()
         self._all = names is None and not trainable_only
         if names is None:
             self._names -= _passing(self._module)
@@ -211,8 +212,13 @@ class Recorder:
                 _in_one([tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in copied])
             )
 
+    def _tell_late(self, left_out: Collection[str]) -> None:
+        if self._trainable_only:
+            self._told = tell_late(self._module, left_out, self._told, "they are not recorded")
+
     def end_epoch(self) -> None:
         """Mark the last row as the end of an epoch, and write all there is."""
+        self._tell_late(ties(self._module).keys() - self._layout.keys())
         self._flush()
         self._tell_end()
         ends, last = self._about["epoch_ends"], self._written - 1
@@ -233,6 +239,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write what is left, and close the files."""
+        self._tell_late(ties(self._module).keys() - self._layout.keys())
         self._flush()
         for file in self._files:
             file.close()
@@ -259,6 +266,7 @@ class Recorder:
     def _look_up(self) -> None:
         found = ties(self._module)
         left_out = found.keys() - self._layout.keys()
+        self._tell_late(left_out)
         if self._all:  # parameters and what is part of the state may not come unnoticed
             left_out -= self._module.state_dict().keys()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -64,6 +65,26 @@ def trainable(module: nn.Module) -> set[str]:
             own += [name for name, buffer in part._buffers.items() if buffer is not None]
         found |= {_plain(prefix, name) for name in own}
     return found
+
+
+def tell_late(module: nn.Module, left_out: Collection[str], told: frozenset[str], kept: str) -> frozenset[str]:
+    """Warn of what was left out because it did not train, and trains by now: whoever asked for what trains may want it.
+
+    Args:
+        told: Of which it has been told.
+        kept: What is missing, for the message.
+
+    Returns:
+        Of which it has been told by now.
+    """
+    late = frozenset(trainable(module) & set(left_out)) - told
+    if late:
+        warnings.warn(
+            f"{listed(late)} train by now, but did not when trainable_only=True chose what to keep, so that {kept}; "
+            "build a new one to have it",
+            stacklevel=4,
+        )
+    return told | late
 
 
 def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.device | str | None = None) -> nn.Module:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -199,18 +200,35 @@ def test_a_part_is_saved_and_goes_on(include):
         EMA(Network(), **options).load_state_dict({k: v for k, v in ema.state_dict().items() if "last" not in k})
 
 
-def test_what_is_unfrozen_later_is_told_once():
-    model = Adapted()
+def of_an_ema(model, folder):
     ema = EMA(model, trainable_only=True)
+    return ema.update, ema.average_parameters
+
+
+def of_averages(model, folder):
+    averages = Averages(model, {"a": Constant(0.5)}, trainable_only=True)
+    return averages.update, lambda: averages.average_parameters("a")
+
+
+def of_a_recording(model, folder):
+    recorder = Recorder(model, folder, trainable_only=True)
+    return recorder.record, lambda: nullcontext(recorder.end_epoch())
+
+
+@pytest.mark.parametrize("build", [of_an_ema, of_averages, of_a_recording])
+def test_what_is_unfrozen_later_is_told_once(build, tmp_path):
+    model = Adapted()
+    update, read = build(model, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ema.update()
+        update()
     model.base.requires_grad_(True)
-    with pytest.warns(UserWarning, match=r"'base\.bias', 'base\.weight' train by now"), ema.average_parameters():
+    with pytest.warns(UserWarning, match=r"'base\.bias', 'base\.weight' train by now"), read():
         pass
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with ema.average_parameters():
+        update()
+        with read():
             pass
 
 
