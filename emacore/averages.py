@@ -561,7 +561,12 @@ class Averages:
             if self._watch is None or self._watch.is_stale():
                 self._look_up()
             averages[row] += alpha * (self._flat_now() - averages[names.index(first)])
-        return {**self._copied[row], **by_name(averages[row : row + 1], self._averaged_layout())[0]}
+        values = by_name(averages[row : row + 1], self._averaged_layout())[0]
+        online = unwrapped(self.module)
+        found = ties(online)
+        # Of what has come to hold infinities since it was averaged, there is no average.
+        marks = (copied_buffers(online, self._policy) & values.keys()) if self._inside is None else set()
+        return {**self._copied[row], **values, **{key: found[key].tensor.detach().clone() for key in marks}}
 
     def __getstate__(self) -> dict[str, Any]:
         if self._inside is not None:

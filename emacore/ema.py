@@ -251,6 +251,8 @@ class EMA(Shadowed):
             now.writes.after_update(local(next(iter(self._weights_now().values()))))
         if not call % LOOK:
             self._tell_attributes()
+            if now.plan is not None and now.plan.has_buffers:
+                now.forget_plan()
         every = self.update_model_with_ema_every
         if every and not call % every and now.initted and call > self._schedule.start:
             self.update_model_with_ema()
@@ -310,6 +312,7 @@ class EMA(Shadowed):
         To go on training, keep :meth:`state_dict`.  The processes of a sharded model call it together; the first
         writes.
         """
+        self._look_again()
         about = {"step": str(self._now.step), "initted": str(int(self._now.initted))}
         save_tensors(self.ema_model, path, self._rules.left_out, about)
 
@@ -369,6 +372,12 @@ class EMA(Shadowed):
         now.step += 1
         return True
 
+    def _look_again(self) -> None:
+        """Have buffers copied that have come to hold what cannot be averaged."""
+        if self._now.plan is not None and self._now.plan.has_buffers and not OPEN:
+            self._now.forget_plan()
+            self._current_plan()
+
     def _tell_attributes(self) -> None:
         now, online = self._now, unwrapped(self.model)
         if now.attributes is None:
@@ -423,6 +432,7 @@ class EMA(Shadowed):
         """
         target = unwrapped(module)
         self._tell_attributes()
+        self._look_again()
         follow_buffers(target, self.ema_model, self._rules.copied, new=False)
         pairs = paired(ties(self.ema_model), ties(target), "module", self._free_names() & slots(target))
         copy_each([to for _, to in pairs.values()], [source for source, _ in pairs.values()])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from emacore.tensors.pairing import listed, named_parts
 
 #: Attributes that an average takes over: PEFT's factor of an adapter, and which adapters act or are merged.
-FOLLOWED = ("scaling", "merged_adapters", "_active_adapter", "_disable_adapters")
+FOLLOWED = ("scaling", "merged_adapters", "active_adapter", "_active_adapter", "_disable_adapters")
 # What is copied to be compared later is small.
 _ARRAY_BYTES = 2**16
 

@@ -79,6 +79,9 @@ class Plan:
             is_far = not is_sharded(source) and source.layout == torch.strided and is_offloaded(shadow, source)
             (self._far_copied if is_far else self._copied).append((shadow, source))
         self._follower = Follower(average, online)
+        tensors = [pairs[name][0] for name in moved] + [entry.shadow for entry in wide]
+        #: Whether a buffer is averaged, which may come to hold what cannot be.
+        self.has_buffers = not all(isinstance(tensor, nn.Parameter) for tensor in tensors)
         #: Whether a move is one call for all tensors, and nothing else.
         self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
         data: Literal["sizes", "shapes"] = "sizes" if self.is_simple else "shapes"

@@ -23,7 +23,7 @@ class Keeper(nn.Module):
         self.temperature, self.sizes, self.plain = 1.0, {"a": [1, 2]}, torch.zeros(2)
         self.array, self.kind = np.array([1.0, np.nan]), Kind.FIRST
         self.scaling, self.merged_adapters = {"default": 1.0}, []
-        self._active_adapter, self._disable_adapters = ["default"], False
+        self.active_adapter, self._active_adapter, self._disable_adapters = "default", ["default"], False
 
 
 class WithExtraState(Keeper):
@@ -45,7 +45,7 @@ def test_extra_state_and_the_listed_attributes_follow_as_copies():
     average, attributes = copy.deepcopy(model), Attributes(model)
     follower = Follower(average, model)
     assert follower.needed
-    for name, value in zip(FOLLOWED, ({"default": 3.0}, ["default"], ["other"], True), strict=True):
+    for name, value in zip(FOLLOWED, ({"default": 3.0}, ["default"], "other", ["other"], True), strict=True):
         assert getattr(model[0], name) != value
         setattr(model[0], name, value)
     model[0].state["codes"].fill_(4.0)
