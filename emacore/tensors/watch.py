@@ -60,13 +60,13 @@ class Watch:
         left = set(map(id, chain.from_iterable(pairs)))
         own = [tensor for tensor in tensors if id(tensor) not in left]
         # What lies in no one place (sparse tensors) is told by identity alone.
-        placed = [tensor for tensor in own if tensor.layout == torch.strided] if data == "places" else []
-        self._shaped = [tensor for tensor in own if data == "shapes" or (data == "places" and not placed)]
-        self._placed = placed + aliases
+        self._placed = [tensor for tensor in own if tensor.layout == torch.strided and data == "places"] + aliases
+        placed = set(map(id, self._placed))
+        self._shaped = [tensor for tensor in own if data == "shapes" or (data == "places" and id(tensor) not in placed)]
         sources, targets = ([t for t in map(local, some) if id(t) not in left] for some in (found[0], found[-1]))
         self._counted, self._numbered = _sizes(sources, targets) if data == "sizes" else ([], [])
-        self._forms, self._places = self._forms_now(), self._places_now()
-        self._compiled = _compiled([*sources, *targets]) if data == "sizes" else None
+        self._compiled = _compiled(own + aliases)
+        self._forms = self._forms_now()
         # Dictionaries compare values by identity first, which is the fastest look at many.  Where one was replaced,
         # torch compares numbers, and refuses to say yes or no of many; so those of one number are compared by identity.
         self._empty = [table for table in tables if not table]
@@ -79,26 +79,39 @@ class Watch:
             if isinstance(tensor, Tensor) and tensor.numel() == 1
         ]
         self._shards = [(tensor, local(tensor)) for tensor in whole if is_sharded(tensor)]
+        #: Whether anything has changed.
+        self.is_stale = self._look()
 
-    def is_stale(self) -> bool:
-        """Whether anything has changed."""
-        try:
-            if any(self._empty) or self._filled != self._copies or self._forms_now() != self._forms:
+    def _look(self) -> Callable[[], bool]:
+        """A look at what may have changed, as one function of as few steps as there can be: it runs at each call."""
+        empty, filled, copies, single, shards = self._empty, self._filled, self._copies, self._single, self._shards
+        placed, places = self._placed, [*map(_place, self._placed)]
+        forms, forms_now, (is_alike, compared) = self._forms, self._forms_now, self._compiled
+
+        def is_stale() -> bool:
+            try:
+                if any(empty) or filled != copies or not (is_alike(*compared) or forms_now() == forms):
+                    return True
+            except (RuntimeError, TypeError):  # another tensor, of many numbers
                 return True
-        except (RuntimeError, TypeError):  # another tensor, of many numbers
-            return True
-        if any(table[name] is not tensor for table, name, tensor in self._single):
-            return True
-        if self._placed and self._places_now() != self._places:
-            return True
-        return bool(self._shards) and any(local(tensor) is not part for tensor, part in self._shards)
+            for table, name, tensor in single:
+                if table[name] is not tensor:
+                    return True
+            if placed and [*map(_place, placed)] != places:
+                return True
+            return bool(shards) and any(local(tensor) is not part for tensor, part in shards)
+
+        return is_stale
 
     def _forms_now(self) -> list[Any]:
-        return [*map(_count, self._counted), *map(_dimensions, self._numbered), *map(_shape, self._shaped)]
-
-    def _places_now(self) -> list[Any]:
         # With the strides, the count tells the shape, and costs less.
-        return [*map(_place, self._placed), *map(_stride, self._placed), *map(_count, self._placed)]
+        return [
+            *map(_count, self._counted),
+            *map(_dimensions, self._numbered),
+            *map(_shape, self._shaped),
+            *map(_stride, self._placed),
+            *map(_count, self._placed),
+        ]
 
     def mover(
         self, targets: list[Tensor], sources: list[Tensor], shares: Iterator[float], plain: bool
@@ -116,8 +129,8 @@ class Watch:
             plain: Whether the tensors were plain when the watch began: see :mod:`emacore.tensors.moves`.
         """
         empty, filled, copies, single, shards = self._empty, self._filled, self._copies, self._single, self._shards
-        counted, numbered, placed, forms = self._counted, self._numbered, self._placed, self._forms
-        is_alike, compared = self._compiled or (_no, [])
+        placed, is_stale = self._placed, self.is_stale
+        forms, forms_now, (is_alike, compared) = self._forms, self._forms_now, self._compiled
 
         def moved() -> bool:
             try:
@@ -130,9 +143,9 @@ class Watch:
                     return False
             alike = is_alike(*compared)
             # It is false inside inference mode, too, and of what was frozen or cast.
-            if not alike and [*map(_count, counted), *map(_dimensions, numbered)] != forms:
+            if not alike and forms_now() != forms:
                 return False
-            if (placed or shards) and self.is_stale():
+            if (placed or shards) and is_stale():
                 return False
             for share in shares:
                 if not alike:
@@ -151,10 +164,11 @@ class Watch:
         return moved
 
 
-def _compiled(tensors: list[Tensor]) -> tuple[Callable[..., bool], list[Tensor]] | None:
+def _compiled(tensors: list[Tensor]) -> tuple[Callable[..., bool], list[Tensor]]:
     """The look of torch's compiler at tensors: true if kind, dtype, device, shape and strides are as they were.
 
-    It takes less time for all of that than the sizes alone take one by one; nothing where this torch does not have it.
+    It takes less time for all of that than the sizes alone take one by one.  It may be false for other reasons, too,
+    and always is where this torch does not have it.
 
     Returns:
         The look, and the tensors that it has to be given.
@@ -166,9 +180,9 @@ def _compiled(tensors: list[Tensor]) -> tuple[Callable[..., bool], list[Tensor]]
 
         strides: list[Any] = [list(tensor.stride()) for tensor in distinct]
         look = TensorGuards(*distinct, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
-        return (look, distinct) if look(*distinct) else None
+        return (look, distinct) if look(*distinct) else (_no, [])
     except (ImportError, AttributeError, TypeError, RuntimeError):
-        return None
+        return _no, []
 
 
 def _no(*_: object) -> bool:

@@ -9,6 +9,12 @@ from emacore.tensors.watch import Watch
 from tests.helpers import Tied
 
 
+@pytest.fixture(autouse=True, params=[True, False], ids=["with the compiler's look", "without"])
+def compiled(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr("torch._C._dynamo.guards.TensorGuards", None)
+
+
 def swap_data(module):
     module.first.weight.data = torch.zeros(3, 2)
 
@@ -102,12 +108,9 @@ def test_data_swapped_in_the_second_module_is_noticed():
     assert aliases
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["as it is", "without the compiler's look"])
 @pytest.mark.parametrize("change", [None, swap_data, slice_data, replace, add, add_a_module, remove, double])
-def test_a_move_moves_or_leaves_all_as_it_is(monkeypatch, change, plain):
+def test_a_move_moves_or_leaves_all_as_it_is(change):
     """Tensors move if they are those that were looked up, in whatever memory; otherwise no share is taken."""
-    if plain:
-        monkeypatch.setattr("torch._C._dynamo.guards.TensorGuards", None)
     model, average = Tied(), Tied().requires_grad_(False)
     sources, targets = [list(some.parameters()) for some in (model, average)]
     shares = iter([0.25, 0.75])
