@@ -23,7 +23,7 @@ from emacore.formatting import counted, duration, number
 if TYPE_CHECKING:
     from emacore.checkpoints.planning import Plan
     from emacore.checkpoints.reading import Checkpoints
-    from emacore.checkpoints.soups import Tried
+    from emacore.checkpoints.soups import Evaluation, Tried
 
 
 class MergeCode(click.ParamType[Merge]):
@@ -100,7 +100,11 @@ _KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the
 @click.option("--as", "form", type=click.Choice(["safetensors", "pt"]), default="safetensors", show_default=True)
 @click.option("--sigma-rel", type=float, multiple=True, help="Of ema-pytorch's PostHocEMA files, in their order.")
 @click.option("--evaluate", help="module:function, from tensors by name to a number; of each result, and for --soup.")
-@click.option("--lower-is-better", is_flag=True, help="Of what --evaluate gives.")
+@click.option(
+    "--lower-is-better/--higher-is-better",
+    default=None,
+    help="Of what --evaluate gives: by default as the function's metrics say, else higher.",
+)
 @click.option(
     "--soup",
     "soups",
@@ -123,7 +127,7 @@ def merge(
     form: str,
     sigma_rel: tuple[float, ...],
     evaluate: str | None,
-    lower_is_better: bool,
+    lower_is_better: bool | None,
     soups: tuple[str, ...],
     update_every: int,
 ) -> None:
@@ -163,8 +167,9 @@ def merge(
             if "uniform" in soups:
                 named["uniform-soup"] = LastFiles(last or len(found))
             if "greedy" in soups and measured is not None:
+                higher = _higher_is_better(measured, lower_is_better)
                 named["greedy-soup"], _ = greedy_soup(
-                    found, measured, higher_is_better=not lower_is_better, section=section, last=last, tell=_tell_tried
+                    found, measured, higher_is_better=higher, section=section, last=last, tell=_tell_tried
                 )
             plan = plan_merge(
                 found,
@@ -197,6 +202,18 @@ def merge(
             if measured is not None:
                 _tell(f"{result.name}: {evaluate} is {number(measured(place))}")
             click.echo(place)
+
+
+def _higher_is_better(measured: Evaluation, lower_is_better: bool | None) -> bool:
+    """As asked for, else as the function itself says, else told."""
+    if lower_is_better is not None:
+        return not lower_is_better
+    if measured.higher_is_better is None:
+        _tell(
+            f"{measured.function} does not say which is better by its metrics: higher is taken for it; of a loss give "
+            "--lower-is-better"
+        )
+    return measured.higher_is_better is not False
 
 
 def _tell_tried(tried: Tried) -> None:
