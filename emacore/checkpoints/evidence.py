@@ -161,8 +161,12 @@ class Evidence:
         """Distance of the average from the raw weights at the end of a stretch, as a share of how far those went."""
         total = sum((one.products[:, stretch].sum(axis=0) for one in self._of_weights()), np.zeros((4, 4)))
         signs = np.array([1.0, -1.0, 1.0, 0.0])  # e_b - w_b from e_a - w_a, w_b - w_a and e_b - e_a
-        apart = float(signs @ total @ signs)
-        return float(np.sqrt(max(apart, 0.0) / total[1, 1])) if total[1, 1] > 0 else float("nan")
+        return _share(float(signs @ total @ signs), total)
+
+    def lag_before(self, stretch: int) -> float:
+        """The same at the begin of a stretch, as a share of how far the raw weights went after it."""
+        total = sum((one.products[:, stretch].sum(axis=0) for one in self._of_weights()), np.zeros((4, 4)))
+        return _share(float(total[0, 0]), total)
 
     @cached_property
     def stuck(self) -> float | None:
@@ -188,6 +192,10 @@ class Evidence:
 
     def _of_weights(self) -> list[_Sums]:
         return [self.sums[one.name] for one in self.weights]
+
+
+def _share(apart: float, total: Floats) -> float:
+    return float(np.sqrt(max(apart, 0.0) / total[1, 1])) if total[1, 1] > 0 else float("nan")
 
 
 def evidence_in(checkpoints: Checkpoints, average: str | None = None, raw: str | None = None) -> Evidence:
