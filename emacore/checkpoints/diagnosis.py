@@ -617,7 +617,7 @@ def _told_of_scale(evidence: Evidence, *, sought: bool) -> str | None:
     """
     scales = evidence.scales
     low, high = (0.9, 1.1) if sought else (0.5, 2.0)
-    if not scales or low <= scales[-1] <= high:
+    if not scales or not np.isfinite(scales).all() or low <= scales[-1] <= high:
         return None
     return (
         f"The average is {number(min(scales), 3)} to {number(max(scales), 3)} times as large as the raw weights in "
@@ -659,7 +659,10 @@ def _notes(case: _Case, stretches: Sequence[Stretch], found: Sequence[Finding]) 
             "Where nothing is left of the average before, a reset and a short memory look alike: files at most half a "
             f"memory of the average apart{_half_memory(case)} would tell."
         )
-    narrow = {str(one.coarse).removeprefix("torch.") for one in case.evidence.weights}
+    narrow = {
+        str(one.coarse if one.coarse is None or one.dtype.itemsize > 1 else one.dtype).removeprefix("torch.")
+        for one in case.evidence.weights
+    }
     if "None" not in narrow and not any(one.names("dtype") for one in found):
         yield (
             f"All numbers of the average are {listed(narrow)}: if it is kept in that, and not only stored, steps of "

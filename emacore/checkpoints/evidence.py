@@ -287,6 +287,9 @@ def _paired(raw: Section, average: Section) -> dict[str, tuple[StoredTensor, Sto
             raise CheckpointError(
                 f"{name!r} has shape {raw.tensors[owner].shape} in {raw.name} and {tensor.shape} in {average.name}"
             )
+        if raw.tensors[owner].dtype.is_complex != tensor.dtype.is_complex:
+            one, other = (str(part.dtype).removeprefix("torch.") for part in (raw.tensors[owner], tensor))
+            raise CheckpointError(f"{name!r} is {one} in {raw.name} and {other} in {average.name}")
         pairs[owner] = raw.tensors[owner], tensor
     if not pairs:
         raise CheckpointError(
@@ -318,8 +321,10 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
             raw_moved[stretch] |= not torch.equal(w[stretch], w[stretch + 1])
             moved[stretch] |= not torch.equal(e[stretch], e[stretch + 1])
         raw, average = (np.stack([_numbers(one) for one in tensors]) for tensors in (w, e))
-        squares += [(raw**2).sum(axis=1), (average**2).sum(axis=1)]
-        whole = np.isfinite(raw).all(axis=1) & np.isfinite(average).all(axis=1)
+        with np.errstate(over="ignore"):
+            of_part = np.array([(raw**2).sum(axis=1), (average**2).sum(axis=1)])
+        squares += of_part
+        whole = np.isfinite(of_part).all(axis=0)  # beyond 1e154 no square is
         if not whole.all():
             broken = min(broken, int(np.argmin(whole)))
         elif files > 1:

@@ -239,6 +239,9 @@ def check_alike(one: Section, other: Section, first: str, second: str) -> None:
         gained = sorted(other.tensors.keys() - one.tensors.keys())
         lost = sorted(one.tensors.keys() - other.tensors.keys())
         changes = [f"has {listed(gained)} more"] * bool(gained) + [f"lacks {listed(lost)}"] * bool(lost)
+        ties = {**{name: one.ties.get(name) for name in gained}, **{name: other.ties.get(name) for name in lost}}
+        if tied := [f"{name!r} is another name of {owner!r}" for name, owner in ties.items() if owner]:
+            changes[-1] += f" ({tied[0]} in one of the two: untie it there)"
         raise CheckpointError(f"{first} and {second} do not have the same tensors: the second {' and '.join(changes)}")
     for name, tensor in one.tensors.items():
         if other.tensors[name].shape != tensor.shape:

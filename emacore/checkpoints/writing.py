@@ -79,9 +79,6 @@ class SafetensorsFile:
             raise CheckpointError(
                 "no tensor of a safetensors file can have the name '__metadata__': write .pt (--as pt)"
             )
-        if strange := [name for name, (_, dtype) in layout.items() if dtype not in DTYPE_NAMES]:
-            kind = str(layout[strange[0]][1]).removeprefix("torch.")
-            raise CheckpointError(f"{strange[0]!r} is {kind}, which cannot be written: cast it in the files first")
         # Wide dtypes first, as the library does, so that all lie aligned.
         order = sorted(layout, key=lambda name: -layout[name][1].itemsize)
         self._entries: dict[str, dict[str, Any]] = {}

@@ -251,6 +251,13 @@ def test_exchanged_sections_are_found_and_little_evidence_is_no_all_clear(tmp_pa
     assert one.sentences[0] == "These files do not tell whether something is wrong."
 
 
+def test_numbers_that_cannot_be_squared_count_as_not_finite():
+    numbers = torch.arange(1.0, 100, dtype=torch.float64) * 1e200
+    raws = [section_of({"w": numbers * step}) for step in (1, 2)]
+    averages = [section_of({"w": numbers * step * 3}, "average") for step in (1, 2)]
+    assert kinds(diagnosed(gathered(STEPS[:2], raws, averages))) == [("broken",)]
+
+
 def test_numbers_that_are_not_finite_are_found_but_masks_are_not():
     whole = {"w": torch.arange(100.0), "mask": torch.tensor([0.0, -torch.inf])}
     raws = [section_of({"w": whole["w"] + step, "mask": whole["mask"]}) for step in (1, 2, 3)]

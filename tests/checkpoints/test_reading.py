@@ -196,6 +196,14 @@ def test_files_of_another_model_are_told(folder):
         open_checkpoints(path).rows()
 
 
+def test_a_tie_that_is_in_some_files_only_is_told(tmp_path):
+    weight = torch.ones(2)
+    torch.save({"a": weight, "b": weight}, tmp_path / "step_1.pt")
+    torch.save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "step_2.pt")
+    with pytest.raises(CheckpointError, match="has 'b' more .'b' is another name of 'a' in one of the two"):
+        open_checkpoints(tmp_path).rows()
+
+
 def test_initial_weights_make_all_rows_one_later(tmp_path):
     for step in (0, 10):
         save_file({"w": torch.full((2,), float(step))}, tmp_path / f"step_{step}.safetensors")
