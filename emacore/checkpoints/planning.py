@@ -175,6 +175,8 @@ def plan_merge(
         check_choice("fit", fit, FITS)
     if last is not None:
         check_whole("last", last, 1)
+    if update_every != 1 and not sigma_rel:
+        raise ValueError(f"update_every={update_every} is of stored averages whose widths sigma_rel tells: give both")
     if checkpoints.damaged:
         raise CheckpointError(
             f"a file cannot be read, and a merge without it would be another: {checkpoints.damaged[0]}; move it away, "

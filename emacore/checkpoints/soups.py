@@ -87,8 +87,8 @@ def evaluation(function: str) -> Iterator[Evaluation]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, function, str(Path.cwd())))
 
+    process.start()
     try:
-        process.start()
         there.close()
         yield Evaluation(function, here)
     except BaseException:
@@ -120,6 +120,7 @@ def greedy_soup(
     higher_is_better: bool = True,
     section: str | None = None,
     last: int | None = None,
+    at: int | None = None,
     tell: Callable[[Tried], None] | None = None,
 ) -> tuple[Coefficients, list[Tried]]:
     """The greedy soup: from the best file on, each further one is kept if with it the plain mean is no worse.
@@ -131,7 +132,7 @@ def greedy_soup(
 
     Args:
         evaluate: From a file or folder of weights to a number, as of :func:`evaluation`.
-        section, last: As of :func:`~emacore.checkpoints.merging.merge`.
+        section, last, at: As of :func:`~emacore.checkpoints.merging.merge`.
         tell: Called with each candidate.
 
     Returns:
@@ -140,7 +141,7 @@ def greedy_soup(
     Raises:
         EvaluationError: if no file has a number.
     """
-    plain = plan_merge(checkpoints, {"all": Coefficients((1.0,))}, section=section, last=last)
+    plain = plan_merge(checkpoints, {"all": Coefficients((1.0,))}, section=section, last=last, at=at)
     steps, count = [source.checkpoint.step for source in plain.sources], len(plain.sources)
     tried: list[Tried] = []
 
@@ -148,7 +149,7 @@ def greedy_soup(
         factors = np.zeros(count)
         factors[members] = 1 / len(members)
         candidate = {"candidate": Coefficients(tuple(factors.tolist()))}
-        plan = plan_merge(checkpoints, candidate, section=section, last=last)
+        plan = plan_merge(checkpoints, candidate, section=section, last=last, at=at)
         with tempfile.TemporaryDirectory() as folder:
             [path] = carry_out(plan, checkpoints, Path(folder) / "soup", hashed=False)
             return evaluate(path)

@@ -183,6 +183,15 @@ def targets_of(plan: Plan, out: Path, form: str) -> list[Path]:
     suffix = ".pt" if form == "pt" else ".safetensors"
     if len(plan.results) == 1 and out.suffix == suffix and not _is_folder(plan):
         return [out]
+    if out.suffix in (".pt", ".safetensors") and not out.exists():
+        why = (
+            f"the results are written as {suffix}"
+            if out.suffix != suffix
+            else "each result is a folder, as the files are"
+            if _is_folder(plan)
+            else f"there are {len(plan.results)} results"
+        )
+        raise ValueError(f"{out} is named like a file, but {why}: name a folder, or another form")
     for result in plan.results:
         if Path(result.name).name != result.name or result.name.startswith("."):
             raise ValueError(f"a result's name must be that of a file, got {result.name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from emacore.formatting import counted, duration, number
 
 # Files of weights are opened by torch, which takes seconds to come: --help goes without.
 if TYPE_CHECKING:
-    from emacore.checkpoints.planning import Plan
+    from emacore.checkpoints.planning import Options, Plan
     from emacore.checkpoints.reading import Checkpoints
     from emacore.checkpoints.soups import Evaluation, Tried
 
@@ -97,7 +98,9 @@ _KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the
 )
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "float64"]), help="By default as stored.")
 @click.option("--float64", is_flag=True, help="Add up in float64, not float32.")
-@click.option("--as", "form", type=click.Choice(["safetensors", "pt"]), default="safetensors", show_default=True)
+@click.option(
+    "--as", "form", type=click.Choice(["safetensors", "pt"]), help="By default safetensors, or as --out ends."
+)
 @click.option("--sigma-rel", type=float, multiple=True, help="Of ema-pytorch's PostHocEMA files, in their order.")
 @click.option("--evaluate", help="module:function, from tensors by name to a number; of each result, and for --soup.")
 @click.option(
@@ -124,7 +127,7 @@ def merge(
     fit: Any,
     dtype: str | None,
     float64: bool,
-    form: str,
+    form: str | None,
     sigma_rel: tuple[float, ...],
     evaluate: str | None,
     lower_is_better: bool | None,
@@ -144,9 +147,8 @@ def merge(
     """
     import torch
 
-    from emacore.checkpoints.beside import clear_left
     from emacore.checkpoints.distances import expected_of
-    from emacore.checkpoints.merging import carry_out
+    from emacore.checkpoints.merging import carry_out, check_place
     from emacore.checkpoints.planning import plan_merge
     from emacore.checkpoints.soups import evaluation, greedy_soup
 
@@ -156,6 +158,9 @@ def merge(
         raise click.UsageError("say what to merge by: --scheme, or --soup")
     if "greedy" in soups and evaluate is None:
         raise click.UsageError("a greedy soup needs --evaluate module:function")
+    if lower_is_better is not None and evaluate is None:
+        raise click.UsageError("which way is better is said of --evaluate, and there is none")
+    form = form or ("pt" if Path(str(out)).suffix == ".pt" else "safetensors")
     named = {_file_name(merge_to_code(scheme)): scheme for scheme in schemes}
     if len(named) < len(schemes):
         raise click.UsageError("the same scheme is given twice")
@@ -163,25 +168,29 @@ def merge(
     _tell_of(found)
     measuring = nullcontext() if evaluate is None else evaluation(evaluate)
     with _ending_by_exceptions(), measuring as measured:
+        options: Options = {
+            "section": section,
+            "last": last,
+            "at": at,
+            "fit": fit,
+            "sigma_rel": sigma_rel,
+            "update_every": update_every,
+            "dtype": None if dtype is None else getattr(torch, dtype),
+        }
         try:
             if "uniform" in soups:
                 named["uniform-soup"] = LastFiles(last or len(found))
+            if "greedy" in soups:
+                named["greedy-soup"] = LastFiles(1)  # until it is known
+            plan = plan_merge(found, named, **options)
+            if not dry_run:
+                check_place(plan, Path(str(out)), form)  # before anything that takes long
             if "greedy" in soups and measured is not None:
                 higher = _higher_is_better(measured, lower_is_better)
                 named["greedy-soup"], _ = greedy_soup(
-                    found, measured, higher_is_better=higher, section=section, last=last, tell=_tell_tried
+                    found, measured, higher_is_better=higher, section=section, last=last, at=at, tell=_tell_tried
                 )
-            plan = plan_merge(
-                found,
-                named,
-                section=section,
-                last=last,
-                at=at,
-                fit=fit,
-                sigma_rel=sigma_rel,
-                update_every=update_every,
-                dtype=None if dtype is None else getattr(torch, dtype),
-            )
+                plan = plan_merge(found, named, **options)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         if "greedy" in soups:
@@ -193,11 +202,9 @@ def merge(
         if dry_run:
             _write_csv(_coefficients(plan), None)
             return
-        for words in clear_left(Path(str(out)).parent):
-            _tell(words)
         with _Progress() as progress:
             accumulate = torch.float64 if float64 else torch.float32
-            places = carry_out(plan, found, Path(str(out)), accumulate, form, progress.tell)
+            places = carry_out(plan, found, Path(str(out)), accumulate, form, progress.tell, say=_tell)
         for place, result in zip(places, plan.results, strict=True):
             if measured is not None:
                 _tell(f"{result.name}: {evaluate} is {number(measured(place))}")
@@ -269,9 +276,16 @@ def _write_csv(rows: Sequence[Mapping[str, Any]], output: str | None) -> None:
         writer.writerows(rows)
 
 
+#: Letters of a result's name; file systems take 255, and more is put behind and before it.
+_LONGEST = 120
+
+
 def _file_name(code: str) -> str:
-    """A scheme's code as the name of a file: without quotes and spaces."""
-    return "".join(letter for letter in code if letter not in "'\" ")
+    """A scheme's code as the name of a file: without quotes and spaces, and not too long for one."""
+    name = "".join(letter for letter in code if letter not in "'\" ")
+    return (
+        name if len(name) <= _LONGEST else f"{name[: _LONGEST - 12]}...-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )
 
 
 def _bytes(count: int) -> str:

@@ -81,6 +81,9 @@ def test_lower_may_be_better_and_what_has_no_number_is_left_out(folder):
         higher_is_better=False, last=3,
     )  # fmt: skip
     assert coefficients.values == (0, 0.5, 0.5)
+    coefficients, tried = greedy_soup(open_checkpoints(folder), value_at, at=3)
+    assert coefficients.values == (0.5, 0, 0.5)
+    assert max(step for one in tried for step in one.steps) == 3
     with pytest.raises(EvaluationError, match="no number for any"):
         greedy_soup(open_checkpoints(folder), lambda path: float("nan"))
 
