@@ -645,7 +645,7 @@ def _notes(case: _Case, stretches: Sequence[Stretch], found: Sequence[Finding]) 
                 f"All files together: {words}; one call every k steps whose decay is the k-th power of that does the "
                 "same, and the files cannot tell them apart."
             )
-        yield "Without --configured nothing says what the decay was to be."
+        yield "Without the configured schedule nothing says what the decay was to be."
     elif not found:
         every = case.configured.update_every
         yield (
