@@ -18,6 +18,7 @@ from emacore.checkpoints.sections import (
     NoWeightsError,
     Section,
     counter_of,
+    left_beside,
     odd_step,
     sections_of,
     step_beside,
@@ -223,6 +224,12 @@ def open_checkpoints(path: str | Path | Sequence[str | Path]) -> Checkpoints:
     if not found:
         why = "; ".join([*damaged, *told]) or "there is no file of weights in it"
         raise CheckpointError(f"{place} has no checkpoint that can be read: {why}")
+    if apart := [(unit.path.name, more) for unit, *_ in found if (more := left_beside(unit))]:
+        name, tensors = apart[0]
+        told.append(
+            f"{name}: left out, because they stand beside the sets of weights, in none of them: {listed(tensors)} (so "
+            f"it is in {len(apart)} of {counted(len(found), 'file')})"
+        )
     checkpoints, more = _by_step(found)
     return Checkpoints(place, checkpoints, told + more, damaged)
 

@@ -72,6 +72,17 @@ def sections_of(unit: Unit) -> list[Section]:
     return _with_names(found)
 
 
+def left_beside(unit: Unit) -> list[str]:
+    """The tensors of several floating-point numbers that stand beside the sets of weights in a file."""
+    if "emacore" in unit.metadata or _is_weights(unit.content):
+        return []
+    return [
+        name
+        for name, one in unit.content.items()
+        if isinstance(one, StoredTensor) and one.is_averaged and one.numel > 1
+    ]
+
+
 def step_of(unit: Unit) -> tuple[int, str] | None:
     """After which step a file was written by what it says itself, and what said so; an epoch only if there is no step.
 
