@@ -20,7 +20,7 @@ from emacore.averaging.coefficients import Merge
 from emacore.checkpoints.beside import whole_or_nothing
 from emacore.checkpoints.lanes import Block, blocks_of, lanes_of
 from emacore.checkpoints.planning import Options, Plan, is_copied, plan_merge, provenance
-from emacore.checkpoints.reading import Checkpoints
+from emacore.checkpoints.reading import Checkpoints, open_checkpoints
 from emacore.checkpoints.stored import CheckpointError
 from emacore.checkpoints.writing import Writer, targets_of, told_beside
 from emacore.checks import check_choice
@@ -31,7 +31,7 @@ _ONE_BY_ONE = threading.Lock()
 
 
 def merge(
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | str | Path,
     merges: Mapping[str, Merge],
     out: str | Path,
     *,
@@ -46,6 +46,7 @@ def merge(
     it, by their distances.  Means of windows and stored averages are combined by least squares.
 
     Args:
+        checkpoints: What :func:`~emacore.checkpoints.open_checkpoints` returned, or what it takes.
         merges: Schedules and windows of steps, :class:`~emacore.averaging.coefficients.RateDecay`,
             :class:`~emacore.averaging.coefficients.LastFiles` or
             :class:`~emacore.averaging.coefficients.Coefficients`, by the names of the results.
@@ -78,8 +79,9 @@ def merge(
     check_choice("form", form, ("safetensors", "pt"))
     if accumulate not in (torch.float32, torch.float64):
         raise ValueError(f"accumulate must be torch.float32 or torch.float64, got {accumulate}")
-    plan = plan_merge(checkpoints, merges, **options)
-    return carry_out(plan, checkpoints, Path(out), accumulate, form, tell)
+    opened = checkpoints if isinstance(checkpoints, Checkpoints) else open_checkpoints(checkpoints)
+    plan = plan_merge(opened, merges, **options)
+    return carry_out(plan, opened, Path(out), accumulate, form, tell)
 
 
 def carry_out(

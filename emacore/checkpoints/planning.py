@@ -175,6 +175,10 @@ def plan_merge(
         check_choice("fit", fit, FITS)
     if last is not None:
         check_whole("last", last, 1)
+    if at is not None:
+        check_whole("at", at, 0)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be one of floating-point numbers, such as torch.float32, got {dtype!r}")
     if update_every != 1 and not sigma_rel:
         raise ValueError(f"update_every={update_every} is of stored averages whose widths sigma_rel tells: give both")
     if checkpoints.damaged:

@@ -193,7 +193,9 @@ def targets_of(plan: Plan, out: Path, form: str) -> list[Path]:
         )
         raise ValueError(f"{out} is named like a file, but {why}: name a folder, or another form")
     for result in plan.results:
-        if Path(result.name).name != result.name or result.name.startswith("."):
+        if len(result.name.encode()) > 200:
+            raise ValueError(f"a result's name must be one of at most 200 bytes, got {result.name[:60]!r}...")
+        if Path(result.name).name != result.name or result.name.startswith(".") or not result.name:
             raise ValueError(f"a result's name must be that of a file, got {result.name!r}")
     return [out / (result.name if _is_folder(plan) else f"{result.name}{suffix}") for result in plan.results]
 

@@ -240,6 +240,24 @@ def test_double_precision_is_not_added_up_in_less(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dtype": torch.int8}, "dtype must be one of floating-point numbers, .* got torch.int8"),
+        ({"dtype": "float32"}, "dtype must be one of floating-point numbers, .* got 'float32'"),
+        ({"at": 2.5}, "at must be a whole number"),
+        ({"update_every": 2}, "sigma_rel tells: give both"),
+        ({"merges": {"": LastFiles(1)}}, "name must be that of a file, got ''"),
+        ({"merges": {"n" * 300: LastFiles(1)}}, "name must be one of at most 200 bytes"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tmp_path, settings, words):
+    torch.save({"w": torch.ones(2)}, tmp_path / "1.pt")
+    with pytest.raises(ValueError, match=words):
+        merge(tmp_path, **({"merges": {"a": LastFiles(1)}, "out": tmp_path / "out"} | settings))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("dtype", "cure"),
     [(torch.complex128, "cast it in the files first"), (torch.float8_e8m0fnu, "write another dtype, such as float32")],
 )
