@@ -61,7 +61,7 @@ class Snapshots:
         kind: ``windows`` or ``power``.
         sigma_rel: The relative widths of the power-function averages.
         resume: Whether the folder is that of a run which goes on: then :meth:`load_state_dict` comes next, and what was
-            written after that state gives way to the first file that is written now.  Without a state the run begins again.
+            written after that state gives way to the first file that is written now.  Without it the run begins again.
         names, trainable_only, device: As of :class:`emacore.EMA`.
 
     Attributes:
