@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import signal
 import sys
 import time
@@ -17,7 +18,8 @@ import click
 
 from emacore.averaging.code import merge_from_code, merge_to_code
 from emacore.averaging.coefficients import FITS, LastFiles, Merge
-from emacore.cli.terminal import SIGNALS
+from emacore.cli.options import output
+from emacore.cli.terminal import SIGNALS, write_text
 from emacore.formatting import counted, duration, number
 
 # Files of weights are opened by torch, which takes seconds to come: --help goes without.
@@ -44,7 +46,7 @@ paths = click.argument("paths", type=click.Path(exists=True), nargs=-1, required
 
 @click.command()
 @paths
-@click.option("--output", "-o", type=click.Path(dir_okay=False, writable=True), help="CSV; else to the screen.")
+@output
 def checkpoints(paths: tuple[str, ...], output: str | None) -> None:
     """Say what is in a folder of checkpoints: steps, sizes, dtypes, and which sections hold an average.
 
@@ -270,10 +272,11 @@ def _coefficients(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _write_csv(rows: Sequence[Mapping[str, Any]], output: str | None) -> None:
-    with Path(output).open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(text.getvalue(), output)
 
 
 #: Letters of a result's name; file systems take 255, and more is put behind and before it.

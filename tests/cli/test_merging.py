@@ -47,6 +47,10 @@ def test_what_is_in_a_folder(run, folder):
         "cannot be read: c400.pt is truncated",
     ):
         assert words in found.stderr
+    assert run("checkpoints", folder, "-o", folder / "table.csv").stdout == ""
+    assert (folder / "table.csv").read_text() == found.stdout
+    told = run("checkpoints", folder, "-o", folder / "nowhere" / "table.csv")
+    assert (told.exit_code, "table.csv cannot be written: No such file" in told.output) == (2, True)
 
 
 def test_a_dry_run_prints_coefficients_and_writes_nothing(run, folder):
