@@ -260,7 +260,9 @@ place, folder = sys.argv[1:]
 child = os.fork()
 rank = int(child == 0)
 dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-model = fully_shard(nn.Linear(3, 5), mesh=init_device_mesh("cpu", (2,)))
+model = nn.Linear(3, 5)
+model.tied = model.weight
+fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
 both = [Snapshots(model, f"{folder}/{kind}", 2, kind) for kind in ("windows", "power")]
 for step in range(1, 5):
     with torch.no_grad():
@@ -298,7 +300,9 @@ def test_each_process_of_a_sharded_model_writes_its_part(tmp_path):
     assert (found.steps.tolist(), found.names("window")) == ([2, 4], ["model"])
     assert {"__0_0.distcp", "__1_0.distcp"} <= {file.name for file in found[0].files}
     [place] = merge(found, {"mean": Window(4)}, tmp_path / "out", form="pt")
-    assert torch.equal(torch.load(place)["weight"], torch.full((5, 3), (1 + 4 + 9 + 16) / 4))
+    state = torch.load(place)
+    assert torch.equal(state["weight"], torch.full((5, 3), (1 + 4 + 9 + 16) / 4))
+    assert state["tied"].data_ptr() == state["weight"].data_ptr()
     power = open_checkpoints(tmp_path / "power")
     assert power.names("average") == ["step_*.power-0.050", "step_*.power-0.100"]
     assert plan_merge(power, {"a": Constant(0.5)}).results[0].coefficients.sum() == pytest.approx(1)
