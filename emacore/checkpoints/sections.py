@@ -74,7 +74,7 @@ def sections_of(unit: Unit) -> list[Section]:
 
 def left_beside(unit: Unit) -> list[str]:
     """The tensors of several floating-point numbers that stand beside the sets of weights in a file."""
-    if "emacore" in unit.metadata or _is_weights(unit.content):
+    if _is_weights(unit.content):
         return []
     return [
         name
