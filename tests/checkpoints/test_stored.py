@@ -207,6 +207,9 @@ def test_what_is_no_file_or_too_deep_is_a_sentence(tmp_path):
     }
     found = open_checkpoints(tmp_path)
     assert found.steps.tolist() == [4]
+    dcp.save(deep, checkpoint_id=tmp_path / "deep", no_dist=True)
+    with pytest.raises(CheckpointError, match="more than 100 deep"):
+        open_distributed(tmp_path / "deep")
     assert len(found.damaged) == 3
     for (name, words), told in zip(damaged.items(), found.damaged, strict=True):
         assert told.startswith(f"{name} is {words}")
