@@ -6,7 +6,7 @@ import streamlit as st
 from emacore.averaging.filters import half_life
 from emacore.averaging.views import change_in_words
 from emacore.experiments.article_study import shipped_words
-from emacore.formatting import number
+from emacore.formatting import bounded, counted, number
 from emacore.widgets.overview import (
     CURVATURES,
     DEFAULTS,
@@ -17,6 +17,7 @@ from emacore.widgets.overview import (
     losses_of,
     path_of,
     show_circling,
+    what_a_decay_leaves,
 )
 from emacore.widgets.page import BOUND, csv_button, number_text, query_of, reset_button, show_table, through_app
 from emacore.widgets.schedules import schedule_defaults
@@ -24,6 +25,10 @@ from emacore.widgets.schedules import schedule_defaults
 
 def replay() -> None:
     st.session_state["replays"] = st.session_state.get("replays", 0) + 1
+
+
+def short(loss: float) -> str:
+    return bounded(loss, 3).replace("less than", "<")  # a metric is cut where it is longer
 
 
 through_app()
@@ -37,7 +42,7 @@ picture, numbers = st.columns([1.7, 1], gap="medium")
 with numbers:
     st.markdown("`average = decay * average + (1 - decay) * weights`")
     learning_rate, noise, beta = circling_controls()
-    st.caption(f"It forgets half in {number(half_life(beta), 3)} steps.")
+    st.caption(f"It forgets half in {counted(half_life(beta), 'step', digits=3)}.")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Play again", on_click=replay, icon=":material/replay:")
         reset_button(DEFAULTS)
@@ -52,17 +57,17 @@ with picture:
         csv_button(pd.DataFrame(path.table()), "paths")
         csv_button(pd.DataFrame(found.table()), "loss_by_decay")
     st.caption(
-        "Above, a unit is as long across as it is up; grey: lines of equal loss around the minimum. Below: too small a "
-        "decay leaves the noise in the average, too large a one the start. Dots are simulated. "
-        f"Lowest of these: {number(expected[best], 3)}, at decay {number(found.decays[best], 6)}."
+        "Above, a unit is as long across as it is up; grey: lines of equal loss around the minimum. "
+        f"Below: {what_a_decay_leaves(noise)} Dots are simulated. "
+        f"Lowest of these: {bounded(expected[best], 3)}, at decay {number(found.decays[best], 6)}."
     )
 with numbers:
     st.header(change_in_words(expected[last], expected[now]))
     one, two = st.columns(2)
-    one.metric("SGD's last step", number(expected[last], 3), help="Its expected loss: the mean over all noise.")
+    one.metric("SGD's last step", short(expected[last]), help="Its expected loss: the mean over all noise.")
     two.metric(
         "Its average",
-        number(expected[now], 3),
+        short(expected[now]),
         help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
     )
 

@@ -25,7 +25,7 @@ from emacore.averaging.weights import (
     weights,
 )
 from emacore.averaging.windows import Scheme, decays_at_end
-from emacore.formatting import number, percent
+from emacore.formatting import bounded, percent
 
 Floats = NDArray[np.float64]
 #: Columns by their names, all of one length.
@@ -150,6 +150,10 @@ def loss_by_decay(
         return LossByDecay(decays, expected, losses.mean(axis=0), losses.std(axis=0, ddof=1) / math.sqrt(runs))
 
 
+#: A loss so near to that of the minimum, 0, is told to be there.
+AT_MINIMUM = 1e-4
+
+
 def change_in_words(before: float, after: float) -> str:
     """What averaging does to the expected loss of a run, from ``before`` to ``after``, as a headline."""
     if not math.isfinite(before):
@@ -161,7 +165,9 @@ def change_in_words(before: float, after: float) -> str:
         return f"Averaging lowers the expected loss of this run by {percent(by) if by < 0.995 else 'more than 99.5 %'}"
     if after < 10 * before:
         return f"Averaging raises the expected loss of this run by {percent(after / before - 1)}"
-    return f"Averaging raises the expected loss of this run from {number(before, 3)} to {number(after, 3)}"
+    if after < AT_MINIMUM:
+        return "This run ends practically at the minimum, with and without averaging"
+    return f"Averaging raises the expected loss of this run from {bounded(before, 3)} to {bounded(after, 3)}"
 
 
 def acting_calls(num_steps: int, scheme: Scheme) -> NDArray[np.int64]:

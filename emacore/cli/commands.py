@@ -142,7 +142,7 @@ def replicate(
             done = _carried_out(
                 study,
                 by_hand,
-                lambda rows: progress.step(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train"),
+                lambda rows: progress.step(f"epoch {rows[0]['epoch']}: {len(rows)} of {counted(seeds, 'seed')} train"),
             )
         if len(done.history):
             seeds_table = per_seed(done.history, patience=patience_of(study.config))
@@ -266,8 +266,8 @@ def _whole(schedule: Schedule, steps: int) -> Columns:
     """Steps, decays, weights, and figures in words, of every step of a run."""
     decays = schedule.decays(steps)
     told = (
-        f"mean age {number(mean_age(decays))} steps, counts as {number(effective_count(decays))} snapshots, relative "
-        f"width {percent(relative_width(decays))}, start still in it "
+        f"mean age {counted(mean_age(decays), 'step')}, counts as {counted(effective_count(decays), 'snapshot')}, "
+        f"relative width {percent(relative_width(decays))}, start still in it "
         f"{percent(start_share(decays, start=schedule.start))}"
     )
     return np.arange(steps), decays, weights(decays), told
@@ -279,8 +279,8 @@ def _sampled(schedule: Schedule, steps: int) -> Columns:
     decays, found = schedule.at(calls), memory(schedule, steps)
     _tell(f"{counted(len(calls), 'step')} of {steps:,} are printed: even in the steps and in their logarithms")
     told = (
-        f"mean age {number(found.mean_age)} steps, relative width {percent(found.relative_width)}, start still in it "
-        f"{percent(found.start_share)}"
+        f"mean age {counted(found.mean_age, 'step')}, relative width {percent(found.relative_width)}, start still in "
+        f"it {percent(found.start_share)}"
     )
     return calls, decays, (1 - decays) * remaining(schedule, steps, calls), told
 

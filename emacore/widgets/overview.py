@@ -137,6 +137,16 @@ def show_circling(rate: float, noise: float, beta: float, *, plays: bool, again:
     )
 
 
+def what_a_decay_leaves(noise: float) -> str:
+    """What to look for in the picture of the losses."""
+    if not noise:
+        return (
+            "there is no noise to average out, so an average only keeps what is left of the start; SGD's last step "
+            "may lie below the picture."
+        )
+    return "too small a decay leaves the noise in the average, too large a one the start."
+
+
 def _label(beta: float) -> str:
     return f"decay {decay_text(beta)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import tempfile
@@ -144,7 +145,8 @@ def stop_with(message: str) -> NoReturn:
 
 def number_text(value: float) -> str:
     """A number as a label and as it stands in the URL: all digits that matter, none that do not."""
-    return f"{value:.12g}"
+    text = f"{value:.12g}"
+    return f"{value:.{11 - math.floor(math.log10(abs(value)))}f}".rstrip("0") if "e-0" in text else text
 
 
 def query_of(state: Mapping[str, Any]) -> dict[str, Any]:

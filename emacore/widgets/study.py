@@ -33,8 +33,8 @@ from emacore.experiments.evidence import (
 from emacore.experiments.statistics import BCA, CLASSICAL
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study
+from emacore.formatting import counted, number
 from emacore.formatting import duration as time_text
-from emacore.formatting import number
 from emacore.tasks.regression.article import LAST_EPOCH, STEADINESS_RATIO, is_article
 from emacore.widgets.jobs import duration, json_button, say_shipped, show_state, stored
 from emacore.widgets.page import BOUND, csv_button, loss_axis, show_chart, show_table
@@ -61,7 +61,7 @@ def draw_study(study_id: str) -> StoredRun:
 def draw_shipped_study() -> None:
     """The study that comes with the package, drawn as one's own."""
     run, history = shipped.study()
-    say_shipped(f"{len(shipped.SEEDS)} seeds of the article's run", shipped.STUDY_FILE)
+    say_shipped(f"{counted(len(shipped.SEEDS), 'seed')} of the article's run", shipped.STUDY_FILE)
     _evidence(run, shipped.STUDY, history)
 
 
@@ -70,7 +70,7 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
     epoch, seeds = so_far.epoch, len(study.seeds)
     left = "starting"
     if so_far.left is not None:
-        left = f"{so_far.training} of {seeds} seeds still train, {so_far.left.in_words('at most')}"
+        left = f"{so_far.training} of {counted(seeds, 'seed')} still train, {so_far.left.in_words('at most')}"
         if run.config.stopping.curve != "none":
             left += "; each ends sooner by its own early stop"
     why = "you stopped it" if run.stopped == "stopped" else "every seed has ended"
@@ -78,8 +78,8 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
         run,
         so_far.share,
         progress=f"Epoch {epoch} of at most {run.config.max_epochs:,}: {left}.",
-        so_far=f"{epoch} epochs",
-        ended=f"{seeds} seeds, {epoch} epochs, {time_text(duration(run))}: {why}.",
+        so_far=f"{counted(epoch, 'epoch')}",
+        ended=f"{counted(seeds, 'seed')}, {counted(epoch, 'epoch')}, {time_text(duration(run))}: {why}.",
         what="study",
         empty=not epoch,
     )

@@ -13,8 +13,8 @@ from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 from emacore.experiments.evidence import rules_in_words
 from emacore.experiments.listing import measured_alike
 from emacore.experiments.store import FINAL_STATES, StoredRun
+from emacore.formatting import counted, number
 from emacore.formatting import duration as time_text
-from emacore.formatting import number
 from emacore.replay.measure import Metric
 from emacore.tasks.regression.article import STEADINESS, is_article
 from emacore.tasks.regression.config import RunConfig
@@ -107,7 +107,7 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
     """Progress, remaining time, and how the run ended or may end."""
     most, epoch, stopping = run.config.max_epochs, len(history), run.config.stopping
     patience = (
-        f"{stopping.patience} epochs without a new best validation loss of the "
+        f"{counted(stopping.patience, 'epoch')} without a new best validation loss of the "
         f"{'EMA' if stopping.curve == 'ema' else 'original'}"
     )
     left = "starting"
@@ -128,8 +128,8 @@ def _headline(run: StoredRun, history: pd.DataFrame) -> None:
         run,
         epoch / most,
         progress=f"Epoch {epoch} of at most {most:,}: {left}.",
-        so_far=f"{epoch} epochs",
-        ended=f"Ended after {epoch} epochs and {time_text(duration(run))}: {why}.",
+        so_far=f"{counted(epoch, 'epoch')}",
+        ended=f"Ended after {counted(epoch, 'epoch')} and {time_text(duration(run))}: {why}.",
         what="run",
         empty=not epoch,
     )
@@ -158,7 +158,7 @@ def _curves(run: StoredRun, history: pd.DataFrame) -> None:
             y_scale=scale,
             faint=["train", *OVERLAID],
         ),
-        alt_text=f"Train, original and EMA loss over {len(history)} epochs",
+        alt_text=f"Train, original and EMA loss over {counted(len(history), 'epoch')}",
         table=table,
         name=f"losses-{run.id}",
         look_for=f"**Look for** where blue stays below orange, and how much less it moves. "
@@ -193,9 +193,9 @@ def _other_run(run: StoredRun) -> pd.DataFrame | None:
 def _rates(run: StoredRun, history: pd.DataFrame) -> None:
     """The learning rate and 1 - decay, each on an axis of its own: they differ by orders of magnitude."""
     table = rates(history)
-    for name, colour, words in (
-        (LEARNING_RATE, ORIGINAL, "Lower: smaller steps, less to average."),
-        (ONE_MINUS_DECAY, AVERAGED, "Lower: the average reaches further back."),
+    for name, colour, file, words in (
+        (LEARNING_RATE, ORIGINAL, "learning_rate", "Lower: smaller steps, less to average."),
+        (ONE_MINUS_DECAY, AVERAGED, "one_minus_decay", "Lower: the average reaches further back."),
     ):
         own = table[table["rate"] == name]
         show_chart(
@@ -212,7 +212,7 @@ def _rates(run: StoredRun, history: pd.DataFrame) -> None:
             ),
             alt_text=f"{name} over epochs",
             table=own,
-            name=f"{name.replace(' ', '_')}-{run.id}",
+            name=f"{file}-{run.id}",
             look_for=words,
         )
 

@@ -102,7 +102,7 @@ def test_how_runs_end_is_told(open_page, home):
     failed = enter(home, epochs=2, state="failed", error="The disk is full.")
     assert "The run failed after 2 epochs: The disk is full." in texts(open_page("train", run=failed))
     interrupted = enter(home, epochs=1, state="interrupted")
-    assert "interrupted after 1 epochs" in texts(open_page("train", run=interrupted))
+    assert "interrupted after 1 epoch," in texts(open_page("train", run=interrupted))
 
 
 @pytest.mark.parametrize(
