@@ -163,8 +163,8 @@ def main(device: str) -> None:
     """Print the tables."""
     torch.set_num_threads(1)
     compare("The article's network", article_network, rounds=200, calls=40, device=device)
-    compare("ResNet-50's shapes", ResNet50Shapes, rounds=15, calls=1 if device == "cpu" else 20, device=device)
-    compare("GPT-2's shapes", GPT2Shapes, rounds=7, calls=1 if device == "cpu" else 20, device=device)
+    compare("ResNet-50's shapes", ResNet50Shapes, rounds=41, calls=1 if device == "cpu" else 20, device=device)
+    compare("GPT-2's shapes", GPT2Shapes, rounds=13, calls=1 if device == "cpu" else 20, device=device)
     if device == "cpu":
         compare_memory()
         compare_many()

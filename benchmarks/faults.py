@@ -4,12 +4,13 @@
     python -m benchmarks.faults --kills 3       # the short form
 
 Nothing that was told as kept may be lost (the last epoch that the store had said it has), the database must be whole,
-no process may be left, and the queue must go on.  A full disk is a small tmpfs in a user namespace; where such are not
-allowed that row says so.
+no process may be left, and the queue must go on.  A full disk, and one that is mounted read-only, is a small tmpfs in a
+user namespace; where such are not allowed these rows say so.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +58,39 @@ echo "exit $?" >"$5/code"
 EMACORE_HOME="$1/store" "$4" -m emacore runs -o "$5/runs.csv" 2>>"$5/err"
 EMACORE_HOME="$1/store" "$4" -m emacore export "$(cut -d: -f1 "$5/err" | head -1)" -o "$5/kept.csv" 2>>"$5/err"
 du -sk "$1/store/recordings" | cut -f1 >"$5/recorded"
+"""
+#: Mounts a small disk, copies a store onto it, and has Python look at it once nobody can write it, root neither.
+READ_ONLY_DISK = """
+mkdir -p "$1" && mount -t tmpfs -o size=64m small "$1" && cp -r "$2/." "$1" && mount -o remount,ro "$1" || exit 77
+! touch "$1/probe" 2>/dev/null || exit 77
+exec "$3" -c "$4" "${@:5}"
+"""
+#: The exit code where a namespace may not mount.
+NOT_ALLOWED = 77
+#: The pages that show jobs of the store; a run is among those of the first ones.
+WITH_JOBS = ("train", "what_if", "runs", "evidence", "where_it_helps")
+WITH_RUNS = WITH_JOBS[:3]
+LOOK_AND_TRY = """
+import json, sys
+from click.testing import CliRunner
+from streamlit.testing.v1 import AppTest
+from emacore.cli.commands import cli
+app, run, *pages_with_jobs = sys.argv[1:]
+train = "train --set max_epochs=1 --set stopping.curve=none"
+tried = ["runs", f"export {run}", f"runs rename {run} x", f"runs delete {run} --yes", "runs prune --yes", train]
+commands = {one: CliRunner().invoke(cli, one.split()) for one in tried}
+pages = {}
+seen = AppTest.from_file(app, default_timeout=120).run()
+for page in pages_with_jobs:
+    seen.switch_page(f"pages/{page}.py").run()
+    pages[page] = {
+        "failed": [one.value for one in seen.exception] + [one.value for one in seen.error],
+        "told": any("cannot be written" in one.value for one in seen.warning),
+        "shown": any("inverse power" in str(one.value) + str(getattr(one, "options", ""))
+                     for one in (*seen.dataframe, *seen.selectbox, *seen.main.get("table"))),
+    }
+commands = {one: (found.exit_code, found.output, str(found.exception)) for one, found in commands.items()}
+print(json.dumps({"pages": pages, "commands": commands}))
 """
 
 Row = dict[str, object]
@@ -266,19 +301,45 @@ def replaced(folder: Path) -> Row:
 
 
 def read_only(folder: Path) -> Row:
-    """A store that cannot be written is told as that, and can be read."""
-    from emacore.experiments.store import RunStore
+    """A store on a disk that is mounted read-only: pages and terminal show what is there, and say what cannot be.
 
-    kept = len(RunStore(folder).runs())
-    command = [sys.executable, "-m", "emacore", "runs", "rename", RunStore(folder).runs()["id"][0], "x"]
-    (folder / "runs.sqlite").chmod(0o444)
-    if os.access(folder / "runs.sqlite", os.W_OK):  # as root is allowed to
-        return {"fault": "store read-only", "times": 0, "note": "skipped: this user may write everything"}
-    told = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"EMACORE_HOME": str(folder)}, check=False
+    ``folder`` is made, with one finished run, and copied onto that disk: root is refused there as well.
+    """
+    from emacore import RunConfig
+    from emacore.experiments.jobs import carry_out
+    from emacore.experiments.store import RunStore
+    from emacore.training.config import StoppingConfig
+
+    store, job = RunStore(folder), RunConfig(max_epochs=2, stopping=StoppingConfig("none"))
+    run = store.enter(job, "here")
+    carry_out(store, run, "here", job, threading.Event())
+    mount = folder.with_name(f"{folder.name}-read-only")
+    arguments = [mount, folder, sys.executable, LOOK_AND_TRY, ROOT / "app.py", run, *WITH_JOBS]
+    result = subprocess.run(
+        ["unshare", "-Urm", "bash", "-c", READ_ONLY_DISK, "read-only-disk", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"EMACORE_HOME": str(mount), "OMP_NUM_THREADS": "1"},
+        check=False,
     )
-    lost = "cannot be written" not in told.stderr or len(RunStore(folder).runs()) != kept
-    return {"fault": "store read-only", "times": 1, "epochs lost": int(lost)}
+    fault = "store mounted read-only"
+    if result.returncode == NOT_ALLOWED or result.stderr.startswith("unshare:"):
+        return {"fault": fault, "times": 0, "note": f"skipped: no user namespace here ({result.stderr.strip()[-80:]})"}
+    if result.returncode:
+        raise RuntimeError(result.stderr[-2000:])
+    found = json.loads(result.stdout.splitlines()[-1])
+    pages, commands = found["pages"], found["commands"]
+    reading = ("runs", f"export {run}")
+    shown = [pages[page]["shown"] for page in WITH_RUNS] + [commands[name][0] == 0 for name in reading]
+    wrong = [name for name, (_, _, said) in commands.items() if name not in reading and "cannot be" not in said]
+    wrong += [page for page, one in pages.items() if one["failed"] or not one["told"]]
+    return {
+        "fault": fault,
+        "times": 1,
+        "epochs lost": shown.count(False),
+        "note": f"not told by {', '.join(wrong)}" if wrong else "all is shown, and that nothing can be kept is told",
+    }
 
 
 def full_disk(folder: Path, size: str) -> Row:
@@ -313,7 +374,7 @@ def table(count: int, seed: int = 0) -> list[Row]:
         rows = list(kills(folder / "kills", count, random.Random(seed)))
         rows += [two_servers(folder / "two"), stopped_for_long(folder / "sleep"), deleted(folder / "deleted")]
         rows.append(replaced(folder / "replaced"))
-        rows += [read_only(folder / "two"), *(full_disk(folder, size) for size in ("3m", "8m"))]
+        rows += [read_only(folder / "read"), *(full_disk(folder, size) for size in ("3m", "8m"))]
     return rows
 
 

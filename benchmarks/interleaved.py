@@ -17,11 +17,14 @@ def medians(
 ) -> dict[str, float]:
     """Median seconds per call over ``rounds`` rounds of ``calls`` calls, after one round that is not counted.
 
-    With ``between``, it runs before each call and is not timed.
+    Each round begins with the next candidate, because what ran before one decides what it finds in the caches.  With
+    ``between``, it runs before each call and is not timed.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds + 1):
-        for name, run in candidates.items():
+    order = list(candidates.items())
+    for turn in range(rounds + 1):
+        first = turn % len(order)
+        for name, run in order[first:] + order[:first]:
             times[name].append(_seconds(run, calls, clock) if between is None else _apart(run, calls, clock, between))
     return {name: statistics.median(values[1:]) / calls for name, values in times.items()}
 

@@ -11,7 +11,8 @@ costly to read (a link, an upload), the server is asked for its health again and
 and again: the longest answers say for how long it held all others up.
 
 A cold start has Python's compiled files, as every start but the first one has.  Over the websocket it ends with the run
-of the first page; with ``--chromium`` it goes from the command to what is drawn in a browser that is open already.
+of the first page; with ``--chromium`` it goes from the command to the title, and to the picture, in a browser that is
+open already.
 """
 
 from __future__ import annotations
@@ -28,14 +29,19 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 ROOT = Path(__file__).parents[1]
 #: What Streamlit itself takes: for nothing, and for a chart, for which it loads pandas, Arrow and Altair.
+EMPTY = "empty app"
 LEAST = {
-    "empty app": "st.title('Nothing')",
+    EMPTY: "st.title('Nothing')",
     "app with a chart": "st.title('A chart'); st.line_chart([1, 2])",
 }
 SECONDS_BETWEEN_MOVES = 10.0
@@ -339,37 +345,48 @@ def table(sessions: list[int], moves: int, pause: float) -> list[dict[str, objec
     return rows
 
 
-def seen(times: int = 3) -> list[dict[str, object]]:
-    """Seconds from the command to a page's title and to its picture in Chromium, beside Streamlit's own: medians."""
+def seen(times: int) -> list[dict[str, object]]:
+    """Seconds from the command to a page's title and to its picture in Chromium, and the server's CPU time by then.
+
+    Medians of so many starts, of Streamlit's own least and of this app by turns; beside the empty app: the median ratio
+    of each start's title, or picture, to the title of the empty app's start just before.
+    """
     from playwright.sync_api import sync_playwright
 
     from tests.browser.conftest import FLAGS
 
-    rows: list[dict[str, object]] = []
+    found: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        for name, script in {**_least(home), "this app": ROOT / "app.py"}.items():
-            found: list[tuple[float, float, float]] = []
-            for _ in range(times):
-                context, begin = browser.new_context(), time.monotonic()
-                with served(script, home) as (address, pid, _seconds):
-                    page = context.new_page()
-                    page.goto(address.replace("ws://", "http://").removesuffix("/_stcore/stream"))
-                    page.locator("h1").first.wait_for(timeout=60_000)
-                    title = time.monotonic() - begin
-                    if name != "empty app":
-                        page.locator(".stVegaLiteChart :is(canvas, svg.marks)").first.wait_for(timeout=60_000)
-                    found.append((title, time.monotonic() - begin, cpu_seconds(pid)))
-                context.close()
-            title, drawn, computed = np.median(found, axis=0).tolist()
-            rows.append(
-                {"what": f"title in Chromium, {name}", "median (s)": title}
-                if name == "empty app"
-                else {"what": f"picture in Chromium, {name} (title: {title:.1f} s)", "median (s)": drawn}
-            )
-            rows[-1]["CPU a move (s)"] = computed
+        for _ in range(times):
+            for name, script in {**_least(home), "this app": ROOT / "app.py"}.items():
+                starts = found.setdefault(name, [])
+                starts.append(_seen_once(browser, script, home, picture=name != EMPTY))
         browser.close()
+    rows: list[dict[str, object]] = []
+    for name, starts in found.items():
+        title, drawn, computed = np.median(starts, axis=0).tolist()
+        ratios = np.median(np.array(starts)[:, :2] / np.array(found[EMPTY])[:, :1], axis=0)
+        rows.append({"what": f"title in Chromium, {name}", "median (s)": title, "beside an empty app": ratios[0]})
+        if name != EMPTY:
+            rows.append({"what": f"picture in Chromium, {name}", "median (s)": drawn, "beside an empty app": ratios[1]})
+        rows[-1]["CPU a move (s)"] = computed
     return rows
+
+
+def _seen_once(browser: Browser, script: Path, home: str, *, picture: bool) -> list[float]:
+    context, begin = browser.new_context(), time.monotonic()
+    try:
+        with served(script, home) as (address, pid, _):
+            page = context.new_page()
+            page.goto(address.replace("ws://", "http://").removesuffix("/_stcore/stream"))
+            page.locator("h1").first.wait_for(timeout=60_000)
+            title = time.monotonic() - begin
+            if picture:
+                page.locator(".stVegaLiteChart :is(canvas, svg.marks)").first.wait_for(timeout=60_000)
+            return [title, time.monotonic() - begin, cpu_seconds(pid)]
+    finally:
+        context.close()
 
 
 def _least(folder: str) -> dict[str, Path]:
@@ -396,13 +413,14 @@ async def first_page(address: str, page: str = "") -> float:
 @click.option("--pause", default=SECONDS_BETWEEN_MOVES, show_default=True, help="Seconds from one move to the next.")
 @click.option("--costly", "alone", is_flag=True, help="What could hold everybody up.")
 @click.option("--chromium", is_flag=True, help="A cold start as a person sees it.")
+@click.option("--starts", default=5, show_default=True, help="Of each app, with --chromium.")
 @click.option("--long", "of_long", is_flag=True, help="Ten sessions that look at runs of a million steps.")
-def main(sessions: str, moves: int, pause: float, alone: bool, chromium: bool, of_long: bool) -> None:
+def main(sessions: str, moves: int, pause: float, alone: bool, chromium: bool, starts: int, of_long: bool) -> None:
     """Print the table."""
     import pandas as pd
 
     rows = table([int(count) for count in sessions.split(",")], moves, pause) if sessions else []
-    rows += seen() if chromium else []
+    rows += seen(starts) if chromium else []
     rows += long_runs(moves, pause, SECONDS_OF_SESSIONS) if of_long else []
     found = pd.DataFrame(rows + (costly() if alone else []))
     click.echo(found.to_string(index=False, na_rep="", float_format=lambda number: f"{number:.3g}"))

@@ -19,11 +19,10 @@ from emacore.checks import check_whole
 from emacore.tensors.ahead import BLOCK, STRETCH, Ahead, counted
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import Policy, copied_buffers, holds, marks, put_buffers
-from emacore.tensors.chosen import chosen
+from emacore.tensors.chosen import chosen, tell_late
 from emacore.tensors.lending import OPEN, Lending, check_not_lent
 from emacore.tensors.pairing import (
     Tie,
-    Watch,
     check_has_values,
     distinct,
     in_plain_memory,
@@ -31,6 +30,7 @@ from emacore.tensors.pairing import (
     layout,
     listed,
     paired,
+    real_count,
     reals,
     restore,
     slots,
@@ -43,6 +43,7 @@ from emacore.tensors.rows import by_name, in_rows, rows_of_state
 from emacore.tensors.settings import OnNonfinite
 from emacore.tensors.sharded import alike, anywhere, is_sharded, laid_out, local
 from emacore.tensors.steps import after_each_step
+from emacore.tensors.watch import Watch
 
 # What is not derived.
 _KEPT = (
@@ -56,6 +57,7 @@ _KEPT = (
     "_rows",
     "_owed",
     "_is_partial",
+    "_trainable_only",
     "_layout",
     "_copied",
     "_copied_buffers",
@@ -71,10 +73,6 @@ class Averages:
     float64 if one of them has it; others (BatchNorm's counter, and the buffers that EMA copies) are copied at every
     move, and may come, go and grow.  Each average equals that of :class:`emacore.EMA` with the same schedule.  All
     tensors of the module must be on one device.
-
-    Of a sharded module (FSDP2, or another whose parameters are ``DTensor``) each process averages what it holds, and
-    all of them make the same calls.  :meth:`state_dict` is for ``torch.distributed.checkpoint`` then, by which another
-    number of processes can go on.
 
     Of a sharded module (FSDP2, or another whose parameters are ``DTensor``), each process averages the parts that it
     holds, and all of them make the same calls.  Then ``state_dict()`` holds tensors that are sharded likewise, for
@@ -143,7 +141,8 @@ class Averages:
         self._writes = Writes()
         online = unwrapped(module)
         self._policy = buffers
-        self._is_partial = names is not None or trainable_only
+        self._is_partial, self._trainable_only = names is not None or trainable_only, trainable_only
+        self._told: frozenset[str] = frozenset()
         wanted = chosen(online, names, trainable_only)
         self._layout = {name: tie for name, tie in layout(online).items() if tie.first_name in wanted}
         tensors = {name: tensor for name, tensor in distinct(online).items() if name in wanted}
@@ -261,6 +260,7 @@ class Averages:
             raise RuntimeError(f"average_parameters({self._inside!r}) is already open: leave its with block first")
         online = unwrapped(self.module)
         left_out = self._left_out(online)
+        self._tell_late(online, left_out)
         free = self._copied_now(online) | left_out
         pairs = paired(self._layout, ties(online), "module", free)
         kept = {key: tensor.clone() for key, tensor in writable(online).items() if key not in left_out}
@@ -396,6 +396,10 @@ class Averages:
             return self._copied_buffers
         return self._copied_buffers | (copied_buffers(online, self._policy) - self._layout.keys())
 
+    def _tell_late(self, online: nn.Module, left_out: Collection[str]) -> None:
+        if self._trainable_only:
+            self._told = tell_late(online, left_out, self._told, "no averages of them are kept")
+
     def _left_out(self, online: nn.Module) -> set[str]:
         return (set(ties(online)) - set(self._layout)) if self._is_partial else set()
 
@@ -421,7 +425,8 @@ class Averages:
         is_finite = not flat.numel() or bool(torch.stack(torch.aminmax(flat)).isfinite().all())
         if not anywhere(not is_finite, self._averaged_layout().values()):
             return False
-        what = f"call {self.step}: the module has weights that are not finite"
+        where = "a part of a tensor on another process" if is_finite else repr(self._name_at(_first_bad(flat)))
+        what = f"call {self.step}: the module's {where} holds values that are not finite"
         if self.on_nonfinite == "raise":
             raise RuntimeError(f"{what}; the averages have not taken them")
         if not self.nonfinite_calls:
@@ -430,6 +435,12 @@ class Averages:
         copies = (ahead.moves & (ahead.decays == 0))[:, offset].tolist()
         self._owed = [owed or skipped for owed, skipped in zip(self._owed, copies, strict=True)]
         return True
+
+    def _name_at(self, place: int) -> str:
+        """Which tensor has a number of a row."""
+        layout = self._averaged_layout()
+        ends = np.cumsum([real_count(local(tensor)) for tensor in layout.values()])
+        return list(layout)[int(np.searchsorted(ends, place, side="right"))]
 
     def _look_ahead(self) -> Ahead:
         """The decays of the block of calls that this one is in, for all schedules."""
@@ -442,6 +453,7 @@ class Averages:
         found = ties(online)
         self._copied_buffers = self._copied_now(online)
         left_out = self._left_out(online)
+        self._tell_late(online, left_out)
         pairs = paired(self._layout, found, "module", self._copied_buffers | left_out)
         self._lay_out(found)
         averaged = _on_one_device([local(found[name].tensor.detach()) for name in pairs if self._is_averaged_one(name)])
@@ -549,7 +561,12 @@ class Averages:
             if self._watch is None or self._watch.is_stale():
                 self._look_up()
             averages[row] += alpha * (self._flat_now() - averages[names.index(first)])
-        return {**self._copied[row], **by_name(averages[row : row + 1], self._averaged_layout())[0]}
+        values = by_name(averages[row : row + 1], self._averaged_layout())[0]
+        online = unwrapped(self.module)
+        found = ties(online)
+        # Of what has come to hold infinities since it was averaged, there is no average.
+        marks = (copied_buffers(online, self._policy) & values.keys()) if self._inside is None else set()
+        return {**self._copied[row], **values, **{key: found[key].tensor.detach().clone() for key in marks}}
 
     def __getstate__(self) -> dict[str, Any]:
         if self._inside is not None:
@@ -559,8 +576,13 @@ class Averages:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._inside = None
+        self._told = frozenset()
         self._writes = Writes()
         self._reset()
+
+
+def _first_bad(flat: Tensor) -> int:
+    return int((~flat.isfinite()).nonzero()[0])
 
 
 def _check_schedules(schedules: Mapping[str, Schedule]) -> None:

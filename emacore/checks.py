@@ -16,7 +16,8 @@ def check_whole(name: str, value: object, minimum: int, maximum: int | None = No
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {shown(value)}")
     if maximum is not None and value > maximum:
-        raise ValueError(f"{name} must be a whole number from {minimum} to {maximum:,}, got {shown(value)}")
+        told = f"{value:,}" if value < 10**20 else shown(value)
+        raise ValueError(f"{name} must be a whole number from {minimum:,} to {maximum:,}, got {told}")
 
 
 def check_unit(name: str, value: object) -> None:

@@ -40,10 +40,6 @@ from emacore.tensors.shadowed import Shadowed
 from emacore.tensors.sharded import copy_each, laid_out, local
 from emacore.tensors.steps import after_each_step
 
-# As torch.no_grad() does it, which costs as much as averaging a small tensor.
-_set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
-_is_grad_enabled, _foreach_lerp_ = torch.is_grad_enabled, torch._foreach_lerp_
-
 
 class EMA(Shadowed):
     """Keeps a shadow copy of a module whose weights follow the module's as a moving average.
@@ -213,20 +209,15 @@ class EMA(Shadowed):
                 ``on_nonfinite="raise"``, if a weight is not finite.
         """
         # Most calls are moves and nothing else: then this is all there is.
-        now = self._now
-        offset = now.step - now.block_start
-        if offset >= len(now.shares) or OPEN or (plan := now.plan) is None or plan.is_stale():
-            self._update()
-            return
-        enabled = _is_grad_enabled()
-        _set_grad_enabled(False)
-        try:
-            _foreach_lerp_(plan.moved_shadow, plan.moved_model, now.shares[offset])
-        except RuntimeError:
-            self._move_again(plan, now.block[offset])
-        finally:
-            _set_grad_enabled(enabled)
-        now.step += 1
+        move = self._now.move
+        if move is not None:
+            try:
+                if move():
+                    return
+            except RuntimeError:
+                self._repeat_call()
+                return
+        self._update()
 
     def _update(self) -> None:
         now, call = self._now, self._now.step
@@ -238,7 +229,7 @@ class EMA(Shadowed):
         if not 0 <= offset < len(now.block):
             offset = 0
             now.look_ahead(self._schedule)
-        decay = now.block[offset]
+        decay, simple = now.block[offset], False
         if decay != 1.0 or call % self._schedule.update_every == 0:
             plan = self._current_plan()
             if self._on_nonfinite != "take" and self._is_not_finite(plan):
@@ -253,12 +244,15 @@ class EMA(Shadowed):
                 now.initted = call >= self._schedule.start
             simple = plan.is_simple and now.initted and self._on_nonfinite == "take"
             simple = simple and self.update_model_with_ema_every is None and not now.writes.waiting
-            now.after(offset, simple)
         now.step = call + 1
+        if simple:
+            now.go_on(plan)
         if now.writes.waiting:
             now.writes.after_update(local(next(iter(self._weights_now().values()))))
         if not call % LOOK:
             self._tell_attributes()
+            if now.plan is not None and now.plan.has_buffers:
+                now.forget_plan()
         every = self.update_model_with_ema_every
         if every and not call % every and now.initted and call > self._schedule.start:
             self.update_model_with_ema()
@@ -270,6 +264,10 @@ class EMA(Shadowed):
         With several optimisers, attach to the one that steps last.  See :func:`emacore.tensors.steps.after_each_step`.
         """
         return after_each_step(optimizer, unwrapped(self.model), self.update)
+
+    def add_to_optimizer_post_step_hook(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """As :meth:`attach`, by its name in ema-pytorch."""
+        return self.attach(optimizer)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -314,6 +312,7 @@ class EMA(Shadowed):
         To go on training, keep :meth:`state_dict`.  The processes of a sharded model call it together; the first
         writes.
         """
+        self._look_again()
         about = {"step": str(self._now.step), "initted": str(int(self._now.initted))}
         save_tensors(self.ema_model, path, self._rules.left_out, about)
 
@@ -348,7 +347,16 @@ class EMA(Shadowed):
             raise
         new = self._now.plan = self._make_plan()
         new.move(decay, done)
-        self._now.shares = []
+        self._now.move = None
+
+    def _repeat_call(self) -> None:
+        """After a move that failed when it was counted already."""
+        now = self._now
+        now.step -= 1
+        if now.plan is None:
+            raise
+        self._move_again(now.plan, now.block[now.step - now.block_start])
+        now.step += 1
 
     def _is_not_finite(self, plan: Plan) -> bool:
         now = self._now
@@ -363,6 +371,12 @@ class EMA(Shadowed):
         now.nonfinite_calls += 1
         now.step += 1
         return True
+
+    def _look_again(self) -> None:
+        """Have buffers copied that have come to hold what cannot be averaged."""
+        if self._now.plan is not None and self._now.plan.has_buffers and not OPEN:
+            self._now.forget_plan()
+            self._current_plan()
 
     def _tell_attributes(self) -> None:
         now, online = self._now, unwrapped(self.model)
@@ -391,7 +405,7 @@ class EMA(Shadowed):
         plan = now.plan = self._make_plan()
         online = unwrapped(self.model)
         lent = now.lent = Exchange(online, plan.pairs, rules.left_out, swap)
-        now.shares = []
+        now.move = None
         free = self._free_names()
         changed: list[str] = []
         with Lending(online, rules.left_out, unwatched=lent.loans) as lending:
@@ -418,6 +432,7 @@ class EMA(Shadowed):
         """
         target = unwrapped(module)
         self._tell_attributes()
+        self._look_again()
         follow_buffers(target, self.ema_model, self._rules.copied, new=False)
         pairs = paired(ties(self.ema_model), ties(target), "module", self._free_names() & slots(target))
         copy_each([to for _, to in pairs.values()], [source for source, _ in pairs.values()])
@@ -483,6 +498,11 @@ class EMA(Shadowed):
         }
         return torch.func.functional_call(self.ema_model, rounded, args, kwargs)
 
+    @torch.no_grad()
+    def forward_eval(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the shadow model, which is in eval mode always, without gradients."""
+        return self(*args, **kwargs)
+
     def _is_recomputing(self) -> bool:
         """Whether ``update_bn`` is at work: it takes the momentum from the shadow's normalisation, not the model's."""
         if self._now.norms is None:
@@ -501,7 +521,8 @@ class EMA(Shadowed):
         self._finish()
         now = self._now
         if now.plan is None or now.plan.is_stale():
-            now.plan, now.norms = self._make_plan(), None
+            now.forget_plan()
+            now.plan = self._make_plan()
         return now.plan
 
 

@@ -43,6 +43,14 @@ def number(value: float, digits: int = 4) -> str:
     return text.rstrip("0").rstrip(".") if places else text
 
 
+def bounded(value: float, digits: int = 4) -> str:
+    """The same in words where a number would have an exponent: "less than 0.0001", "more than 10^15"; of what cannot
+    be below 0."""
+    if 0 < value < _SMALL:
+        return f"less than {_SMALL:.4f}"
+    return "more than 10^15" if _LARGE <= value < math.inf else number(value, digits)
+
+
 def plain(value: float, digits: int = 4) -> str:
     """The same without an exponent near 0, for what is looked at beside larger numbers: 0.0000025, and "< 0.0000001"
     below that."""
@@ -104,6 +112,7 @@ def megabytes(count: float) -> str:
     return f"{number(size, 2 if size < 100 else 3)} {unit}"
 
 
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """As "1 schedule", "2 schedules", "20,000 steps"."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+def counted(count: float, noun: str, plural: str | None = None, digits: int = 4) -> str:
+    """As "1 schedule", "2 schedules", "20,000 steps", "0.35 epochs", "less than 0.0001 epochs"."""
+    text = bounded(count, digits)
+    return f"{text} {noun if text == '1' else plural or noun + 's'}"

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emacore.averaging.smoothing import Settled, Smoothing
+from emacore.formatting import counted
 from emacore.readers import plain, read_any, widened
 from emacore.tables import DATE, Table, TableError, content_of
 
@@ -39,6 +40,7 @@ COUNTER = re.compile(
 )
 #: Hours, minutes and seconds; and dates that two countries read differently.
 _CLOCK = re.compile(r"(?:\d+ days?,? )?\d+:\d\d:\d\d(?:\.\d+)?")
+_POINTED = re.compile(r"^(\d{1,2})\.(\d{1,2})\.(\d{4})(?=\D|$)")
 _AMBIGUOUS = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}(?: .*)?")
 
 _COUNTER, _TIME, _METRIC = "a counter", "a time", "metric"
@@ -121,7 +123,7 @@ class MetricFile(NamedTuple):
     def told(self) -> list[str]:
         """What was taken, in sentences."""
         x = f"x is {self.step}" if self.step is not None else "x is the number of the row"
-        lines = [f"{self.format}, {len(self.frame):,} rows; {x}; metrics: {', '.join(self.metrics) or 'none'}"]
+        lines = [f"{self.format}, {counted(len(self.frame), 'row')}; {x}; metrics: {', '.join(self.metrics) or 'none'}"]
         if self.step is not None and self.unit() != self.step:
             lines.append(f"{self.step} is counted in {self.unit()}")
         lines += [f"{metric}: x is {name}, as {self.step} is blank there" for metric, name in self.own_steps.items()]
@@ -129,11 +131,11 @@ class MetricFile(NamedTuple):
             lines.append("left out: " + "; ".join(f"{name} ({why})" for name, why in self.left_out.items()))
         for name in self.metrics:
             values = self.frame[name].to_numpy(dtype=np.float64)
-            for kind, what in ((np.isnan(values), "are blank or no number"), (np.isinf(values), "are infinite")):
+            for kind, what in ((np.isnan(values), "blank or no number"), (np.isinf(values), "infinite")):
                 if count := int(kind.sum()):
                     first = self.lines[int(np.argmax(kind))]
                     lines.append(
-                        f"{name}: {count:,} of {len(values):,} rows {what}, first in line {first}; they stay so"
+                        f"{name}: {what} in {count:,} of {counted(len(values), 'row')}, first in line {first}; left so"
                     )
         return [*lines, *self.notes, *self._steps_in_words()]
 
@@ -160,13 +162,13 @@ class MetricFile(NamedTuple):
                 continue
             steps = self.steps(name)[self.frame[name].notna().to_numpy()]
             if blank := int((~np.isfinite(steps)).sum()):
-                lines.append(f"{name}: {step} is blank in {blank:,} rows that have values: these are not smoothed")
+                lines.append(f"{name}: {step} is blank at {counted(blank, 'value')}: not smoothed")
             steps = steps[np.isfinite(steps)]
             gaps, ordered = np.diff(steps), np.diff(np.sort(steps))
             if np.any(gaps < 0):
-                lines.append(f"{name}: {step} goes back {int((gaps < 0).sum()):,} times")
-            if np.any(ordered == 0):
-                lines.append(f"{name}: {int((ordered == 0).sum()):,} values stand at a {step} that has one already")
+                lines.append(f"{name}: {step} goes back {counted(int((gaps < 0).sum()), 'time')}")
+            if again := int((ordered == 0).sum()):
+                lines.append(f"{name}: {counted(again, 'value')} where {step} has one already")
             above = ordered[ordered > 0]
             if len(above) and not np.allclose(above, above[0], rtol=1e-6):
                 lines.append(f"{name}: the distances of {step} are uneven, from {above.min():g} to {above.max():g}")
@@ -296,6 +298,7 @@ def as_places(values: Any) -> tuple[NDArray[np.float64], str]:
         if not DATE.fullmatch(first):
             return np.full(len(values), np.nan), ""
         texts = texts.str.replace("/", "-").str.replace(",", ".")
+        texts = texts.str.replace(_POINTED, lambda date: f"{date[3]}-{date[2]:0>2}-{date[1]:0>2}", regex=True)
         values = pd.to_datetime(texts, utc=True, errors="coerce", format="ISO8601")
     if values.notna().sum() == 0:
         return np.full(len(values), np.nan), ""

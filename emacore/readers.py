@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from emacore import limits
+from emacore.formatting import counted
 from emacore.tables import (
     COMMA_NUMBER,
     POINT_NUMBER,
@@ -37,7 +38,9 @@ from emacore.tables import (
 #: Columns that say which metric a row is of, where each row has one value.
 METRIC_NAMES = ("metric", "key", "tag", "metricname", "metric_name", "name", "metric_key")
 VALUE_NAMES = ("value", "metricvalue", "metric_value", "scalar")
-_RUN_NAMES = ("run_id", "run", "run_uuid", "run_name", "experimentkey")
+_RUN_NAMES = ("run_id", "run", "run_hash", "run_uuid", "run_name", "experimentkey")
+#: Columns that say on which part of the data a value was found.
+_PART_NAMES = ("context_subset", "subset", "runcontext", "run_context", "context", "split", "phase", "stage", "mode")
 
 
 class Reader(NamedTuple):
@@ -96,9 +99,13 @@ def widened(table: Table, steps: tuple[str, ...], times: tuple[str, ...]) -> Tab
     if kind is None or value is None or pd.api.types.is_numeric_dtype(frame[kind]):
         return table
     labels, used = frame[kind].astype(object).fillna("(no name)").astype(str), [kind, value]
+    part = next((names[word] for word in _PART_NAMES if word in names), None)
+    if part is not None and (frame[part].groupby(labels).nunique() > 1).any():  # else it says what the name says
+        labels = frame[part].astype(object).fillna("(no name)").astype(str) + "/" + labels
+        used.append(part)
     run = next((names[word] for word in _RUN_NAMES if word in names), None)
     if run is not None and frame[run].nunique() > 1:
-        label = names.get("run", run)
+        label = names.get("run", names.get("run_name", run))
         label = label if frame[label].nunique() == frame[run].nunique() else run
         labels = frame[label].astype(object).fillna("(no name)").astype(str) + " - " + labels
         used.append(label)
@@ -117,7 +124,7 @@ def widened(table: Table, steps: tuple[str, ...], times: tuple[str, ...]) -> Tab
         wide.insert(0, time, clock.reindex(wide.index))
     wide = wide.reset_index().drop(columns="again").rename(columns={"x": step if step is not None else "index"})
     wide.columns.name = None
-    notes = [f"one column for each of {labels.nunique():,} metrics of {kind}"]
+    notes = [f"one column for each of {counted(labels.nunique(), 'metric')} of {kind}"]
     if left := [str(name) for name in frame.columns if name not in (*used, step, time)]:
         notes.append(f"left out of it: {', '.join(left[:8])}{' and more' if len(left) > 8 else ''}")
     return Table(wide, np.asarray(lines, dtype=np.int64), (*table.notes, *notes))
@@ -249,15 +256,15 @@ def _json(text: str) -> Any:
 
 
 def _is_json_lines(text: str) -> bool:
-    """Whether the first line is a whole object, and not of one that goes on."""
+    """Whether the first line is a whole object, or list, and not of one that goes on."""
     first = text.lstrip().split("\n", 1)[0]
-    if not first.startswith("{"):
+    if not first.startswith(("{", "[")):
         return False
     try:
         found = json.loads(first)
     except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and "\n" in text.strip()
+    return isinstance(found, (dict, list)) and "\n" in text.strip()
 
 
 def _json_lines(text: str) -> Table:
@@ -273,6 +280,8 @@ def _json_lines(text: str) -> Table:
             raise TableError(
                 f"Line {place} is not valid JSON: {getattr(error, 'msg', 'nested too deeply')}."
             ) from error
+        if isinstance(record, list) and full[0][1].lstrip().startswith("["):
+            record = {f"column {number}": value for number, value in enumerate(record, start=1)}
         if not isinstance(record, dict):
             raise TableError(f"Line {place} is no JSON object: {line[:40]!r}. Each line needs to be one.")
         records.append(record)
@@ -347,7 +356,9 @@ def _of_pandas(found: Mapping[str, Any]) -> list[Any] | None:
     if not inner or not all(isinstance(value, dict) and value for value in inner):
         return None
     if all(name.isdecimal() for name in found):
-        return inner
+        if list(found) == [str(place) for place in range(len(found))]:
+            return inner
+        return [{"index": int(number), **row} for number, row in found.items()]
     if all(number.isdecimal() for value in inner for number in value):
         numbers = dict.fromkeys(number for value in inner for number in value)
         _check_shape(len(numbers), len(found), sum(map(len, inner)))
@@ -478,6 +489,31 @@ def _markdown(text: str) -> Table:
     return table._replace(notes=tuple(note for note in table.notes if "blank lines" not in note))
 
 
+#: What a line is of that only draws, and what such a line has where columns meet; and what stands between columns.
+_DRAWN = re.compile(r"[\s|+=\-:\u2500-\u257f]*")
+_CROSSING = re.compile(r"[-=]\+[-=]|\+[-=]+\+|[\u250c-\u254b\u2552-\u256c]")
+_BAR = re.compile(r"[\u2502\u2503\u2551]")
+_COUNTED_ROWS = re.compile(r"\(\d+ rows?\)|\d+ rows? in set.*")
+
+
+def _is_drawn(text: str) -> bool:
+    """A table as databases and terminals draw it: lines that only draw, which cross, among rows with bars."""
+    lines = [line for line in text[: 2**14].split("\n") if line.strip()][:4]
+    only = [_DRAWN.fullmatch(line) is not None for line in lines]
+    crossing = any(_CROSSING.search(line) for line, drawn in zip(lines, only, strict=True) if drawn)
+    return crossing and any("|" in _BAR.sub("|", line) for line, drawn in zip(lines, only, strict=True) if not drawn)
+
+
+def _drawn(text: str) -> Table:
+    rows = []
+    for line in text.split("\n"):
+        bare = _BAR.sub("|", line).strip()
+        left_out = _DRAWN.fullmatch(line) is not None or _COUNTED_ROWS.fullmatch(bare) is not None
+        rows.append("" if left_out else bare.removeprefix("|").removesuffix("|"))
+    table = read_table("\n".join(rows))
+    return table._replace(notes=tuple(note for note in table.notes if "blank lines" not in note))
+
+
 #: Words that stand before a metric's name in a log and belong to it.
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev"}
 # The bounds keep a search linear, whatever the text.
@@ -499,6 +535,14 @@ _LIST_GOES_ON = re.compile(r"[\"']?[ \t]{0,5},")
 ITERATION = "iteration"
 #: Counters that may stand alone above what they count.
 _HEADINGS = ("epoch", "step", "global_step", "iter", "iteration", "round")
+
+
+#: Where in a program a line was written, and by which process, as loggers put it before what was said.
+_SOURCE = re.compile(
+    r"[\w/.<>-]{1,80}\.py:\d{1,7}(?::[\w<>]{1,60})?|(?<![\w.])[\w.]{1,80}:[\w<>]{1,60}:\d{1,7}(?= - )"
+    r"|\[rank ?\d{1,6}\]",
+    re.IGNORECASE,
+)
 
 
 def _out_of_bars(line: str) -> str:
@@ -554,9 +598,9 @@ def _log(text: str) -> Table:
         whole = several
     if not records:
         raise TableError("The log has no line with a name and a number.")
-    notes = [f"{without:,} lines without a name and a number were skipped"] if without else []
+    notes = [f"skipped: {counted(without, 'line')} without a name and a number"] if without else []
     if again:
-        notes.append(f"{again:,} numbers were left out, because their line has their name already")
+        notes.append(f"left out: {counted(again, 'number')} whose line has their name already")
     if lists:
         notes.append(f"lists of numbers were left out: {', '.join(list(lists)[:8])}")
     numbered = [int(record[ITERATION]) for record in records if ITERATION in record]
@@ -570,7 +614,7 @@ def _pairs(line: str, lists: dict[str, None]) -> tuple[dict[str, str], int]:
     """The numbers of a line by their names, and how many have a name that is there already; ``lists`` takes the names
     of those that a list begins with."""
     found: dict[str, str] = {}
-    end = twice = 0
+    line, end, twice = _SOURCE.sub(" ", line), 0, 0
     for match in PAIR.finditer(line):
         before = line[max(end, match.start() - 100) : match.start()]
         name, end = _whole_name(match[1], before, found), match.end()
@@ -627,6 +671,7 @@ READERS = (
     Reader("monitor of episodes", _is_monitor, _monitor),
     Reader("MLflow metric file", _is_mlflow, _mlflow),
     Reader("Markdown table", _is_markdown, _markdown),
+    Reader("drawn table", _is_drawn, _drawn),
     LOG,
     Reader("delimited text", lambda text: True, read_table),
 )

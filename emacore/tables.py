@@ -11,7 +11,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emacore import limits
+from emacore.formatting import counted
 from emacore.limits import check_bytes, check_most
 
 #: What the sniff looks at: so many characters and lines of a file's start.
@@ -36,8 +37,10 @@ THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 GROUPS = re.compile(r"[+-]?\d{1,3}(?:[ '\u2019\u00a0\u2009\u202f]\d{3})+(?:[.,]\d+)?")
 _BETWEEN_GROUPS = str.maketrans("", "", " '\u2019\u00a0\u2009\u202f")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-#: A date in the order of ISO 8601, with or without a time of day.
-DATE = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}(?:[T ][\d:.,]+(?: ?(?:Z|[+-]\d\d:?\d\d))?)?")
+#: A date in the order of ISO 8601, or with points, where the day comes first; with or without a time of day.
+DATE = re.compile(
+    r"(?:\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}\.\d{1,2}\.\d{4})(?:[T ][\d:.,]+(?: ?(?:Z|[+-]\d\d:?\d\d))?)?"
+)
 THOUSANDS_POINT = re.compile(r"(?<=\d)\.(?=\d{3}(?:\D|$))")
 _POINT_GROUPS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+")
 #: A number as Python prints it within a tensor, an array or a list of one.
@@ -45,6 +48,12 @@ _WITHIN = re.compile(
     r"^(?:[a-z]+\.)?(?:tensor|[Aa]rray|float\d*|u?int\d*)\(\[?([^\s,()\[\]]{1,40})\]?(?:,[^()]{0,80})?\)$"
     r"|^\[([^\s,()\[\]]{1,40})\]$"
 )
+#: A number and its unit, as what watches a machine writes them.
+_WITH_UNIT = re.compile(
+    r"([+-]?[\d.,]{1,30}(?:[eE][+-]?\d{1,3})?) ?"
+    r"([KMGT]i?B|kB|[kM]?W|[kMG]?Hz|[mu\u00b5n]?s|sec|min|h|\u00b0?C|dB|px|ppm)"
+)
+_MARKUP = re.compile(r"\s{0,99}<(?:!doctype|\?xml|html|head|body|table|svg)\b", re.IGNORECASE)
 _COMMENTS = ("#", "%", "//")
 
 
@@ -168,9 +177,13 @@ def text_of(content: bytes) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         name = "UTF-16" if encoding == "utf-16" else "UTF-8"
-        raise TableError(f"The file is not {name} text (byte {error.start}). Save it as CSV UTF-8.") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        where = f"byte 0x{content[error.start]:02x} in line {line:,}"
+        raise TableError(f"The file is not {name} text: {where}. Save it as CSV UTF-8.") from error
     if not text.strip() or "\0" in text:
         raise TableError("The file is empty or binary. A header row and rows of numbers are needed.")
+    if _MARKUP.match(text):
+        raise TableError("The file is HTML or XML, perhaps a page instead of what it leads to. Save the table as CSV.")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _COLOURS.sub("", text) if "\x1b" in text else text
 
@@ -488,11 +501,12 @@ def _checked_lengths(
                     "Every row needs as many fields as the header; a decimal comma needs semicolons between fields."
                 )
             before = reader.line_num
-        notes.append(f"{len(longer):,} rows end in a delimiter: the blank fields after the last column are left out")
+        rows_of_it = counted(len(longer), "row")
+        notes.append(f"{rows_of_it} with a delimiter at the end: the blank fields after the last column are left out")
     shorter = rows[lengths[rows] < width]
     if len(shorter):
         notes.append(
-            f"{len(shorter):,} rows have fewer fields than the header (the first is row {_place(rows, shorter[0])}): "
+            f"{counted(len(shorter), 'row')} with fewer fields than the header (row {_place(rows, shorter[0])} first): "
             "what is missing is blank"
         )
     return notes
@@ -540,10 +554,18 @@ def _parsed(
     return table[names]
 
 
+def _but(signed: Collection[int], full: dict[int, str], lines: NDArray[np.int64]) -> str:
+    """Which numbers of a column had no sign or unit where others had."""
+    bare = [row for row, text in full.items() if row not in signed and _is_number(text)]
+    if not bare:
+        return ""
+    return f"; {counted(len(bare), 'number')} had none, the first {full[bare[0]]!r} in line {lines[bare[0]]}"
+
+
 def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") -> tuple[pd.Series, list[str]]:
     """A column of text as numbers where most of it is numbers, with NaN for what is none; and notes on it.
 
-    Percent signs are taken off.  A comma is the sign of ``decimal``, or else one of thousands.
+    Percent signs and units are taken off.  A comma is the sign of ``decimal``, or else one of thousands.
     """
     if pd.api.types.infer_dtype(column, skipna=True) == "integer" and not pd.api.types.is_numeric_dtype(column):
         numbers = np.array([np.nan if is_missing(value) else _as_float(value) for value in column.tolist()])
@@ -558,9 +580,13 @@ def as_numbers(column: pd.Series, lines: NDArray[np.int64], decimal: str = ".") 
     if any(_WITHIN.fullmatch(text) for text in bare.values()):
         bare = {row: _WITHIN.sub(r"\1\2", text) for row, text in bare.items()}
         told.append(f"{column.name}: numbers were taken out of what Python prints around them")
-    if any(text.endswith("%") for text in bare.values()):
+    if signs := [row for row, text in bare.items() if text.endswith("%")]:
+        told.append(f"{column.name}: percent signs were taken off{_but(signs, full, lines)}")
         bare = {row: text.removesuffix("%").strip() for row, text in bare.items()}
-        told.append(f"{column.name}: percent signs were taken off")
+    units = {row: found[2] for row, text in bare.items() if (found := _WITH_UNIT.fullmatch(text))}
+    if len(set(units.values())) == 1:
+        told.append(f"{column.name}: {next(iter(units.values()))} was taken off{_but(units, full, lines)}")
+        bare = {row: _WITH_UNIT.sub(r"\1", text) for row, text in bare.items()}
     if any(GROUPS.fullmatch(text) for text in bare.values()):
         bare = {row: text.translate(_BETWEEN_GROUPS) if GROUPS.fullmatch(text) else text for row, text in bare.items()}
         told.append(f"{column.name}: blanks or apostrophes between groups of three digits were taken out")

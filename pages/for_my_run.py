@@ -8,7 +8,7 @@ from emacore.averaging.advice import PUBLISHED, advise, rescaling_remarks, setti
 from emacore.averaging.code import scheme_from_code, to_code
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, palette
-from emacore.formatting import number
+from emacore.formatting import counted
 from emacore.widgets.my_run import (
     RUN_DEFAULTS,
     carried_over,
@@ -49,7 +49,7 @@ with picture_above("run"):
         names = [setting.name for setting in settings]
         table = parts_of({setting.name: to_code(setting.schedule) for setting in settings}, run.steps)
         zoomed = table["run_percent"].min() > 99
-        size = number(float((table["to_step"] - table["from_step"]).max()), 3)
+        size = float((table["to_step"] - table["from_step"]).max())
         show_chart(
             lines(
                 table,
@@ -58,10 +58,10 @@ with picture_above("run"):
                 series="series",
                 colours=palette(names, {names[0]: AVERAGED}),
                 x_title="steps to the end of the run" if zoomed else "part of the run (%)",
-                y_title=f"weight (%) per {size} steps",
+                y_title=f"weight (%) per {counted(size, 'step', digits=3)}",
                 height=250,
             ),
-            alt_text=f"What each part of a run of {number(run.steps)} steps weighs in the final average, for "
+            alt_text=f"What each part of a run of {counted(run.steps, 'step')} weighs in the final average, for "
             f"{', '.join(names)}",
             table=table,
             name="parts",

@@ -8,7 +8,7 @@ from emacore.averaging.code import to_code
 from emacore.averaging.schedules import BETA
 from emacore.averaging.views import CORRECTED, DELAY, FILTERS, FIRST, NOISE, SCHEDULE, ZERO
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
-from emacore.formatting import number
+from emacore.formatting import counted
 from emacore.widgets.own_curves import OWN_DEFAULTS, SYNTHETIC, show_own, source_controls
 from emacore.widgets.page import BOUND, beside_controls, csv_button, presets, reset_button, show_table, through_app
 from emacore.widgets.schedules import schedule_controls
@@ -79,8 +79,8 @@ with controls:
         **BOUND,
     )
     st.caption(
-        f"Half-life {number(filters.half_life(beta))} steps; like a moving average of "
-        f"{number(filters.equivalent_window(beta))} steps"
+        f"Half-life {counted(filters.half_life(beta), 'step')}; like a moving average of "
+        f"{counted(filters.equivalent_window(beta), 'step')}"
     )
     chosen = st.pills(
         "Filters",
@@ -114,7 +114,7 @@ with charts:
         beta,
         schedule,
         colours,
-        alt_text=f"A noisy sequence of {len(noisy):,} steps (orange) and its averages: "
+        alt_text=f"A noisy sequence of {counted(len(noisy), 'step')} (orange) and its averages: "
         f"{', '.join(chosen) or 'none chosen'}",
     )
     csv_button(pd.DataFrame({"step": range(len(noisy)), **answers}), "smoothed")
@@ -125,7 +125,7 @@ with charts:
     for name, size in shown.items():
         same = sequence.autocorrelation == 0 and len(shown) == 2 and name == NOISE
         st.caption(
-            f"{name[0].upper()}{name[1:]}: a window of {size:,} steps"
+            f"{name[0].upper()}{name[1:]}: a window of {counted(size, 'step')}"
             + ("; for white noise the two are one and the same." if same else ".")
         )
     if schedule is not None:

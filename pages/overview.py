@@ -1,22 +1,20 @@
 """Overview: SGD circling a minimum, its average, and what the formulas say of both."""
 
-import pandas as pd
 import streamlit as st
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.views import change_in_words
-from emacore.experiments.article_study import shipped_words
-from emacore.formatting import number
+from emacore.formatting import bounded, counted, number
+from emacore.memory import uncollected
 from emacore.widgets.overview import (
     CURVATURES,
     DEFAULTS,
     DRAWN,
     RUNS,
     circling_controls,
-    compared,
     losses_of,
     path_of,
-    show_circling,
+    what_a_decay_leaves,
 )
 from emacore.widgets.page import BOUND, csv_button, number_text, query_of, reset_button, show_table, through_app
 from emacore.widgets.schedules import schedule_defaults
@@ -24,6 +22,10 @@ from emacore.widgets.schedules import schedule_defaults
 
 def replay() -> None:
     st.session_state["replays"] = st.session_state.get("replays", 0) + 1
+
+
+def short(loss: float) -> str:
+    return bounded(loss, 3).replace("less than", "<")  # a metric is cut where it is longer
 
 
 through_app()
@@ -37,7 +39,7 @@ picture, numbers = st.columns([1.7, 1], gap="medium")
 with numbers:
     st.markdown("`average = decay * average + (1 - decay) * weights`")
     learning_rate, noise, beta = circling_controls()
-    st.caption(f"It forgets half in {number(half_life(beta), 3)} steps.")
+    st.caption(f"It forgets half in {counted(half_life(beta), 'step', digits=3)}.")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Play again", on_click=replay, icon=":material/replay:")
         reset_button(DEFAULTS)
@@ -46,24 +48,28 @@ with numbers:
 path, found = path_of(learning_rate, noise, beta), losses_of(learning_rate, noise, beta)
 last, now, best = found.at(0.0), found.at(beta), found.lowest
 expected = found.expected.total
+with numbers:
+    st.header(change_in_words(expected[last], expected[now]))
+    one, two = st.columns(2)
+    one.metric("SGD's last step", short(expected[last]), help="Its expected loss: the mean over all noise.")
+    two.metric(
+        "Its average",
+        short(expected[now]),
+        help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
+    )
+with picture, uncollected():  # what draws takes a second to load; all above is seen meanwhile
+    import pandas as pd
+
+    from emacore.widgets.circling import compared, show_circling
 with picture:
     finish = show_circling(learning_rate, noise, beta, plays=plays, again=st.session_state.get("replays", 0))
     with st.container(horizontal=True):
         csv_button(pd.DataFrame(path.table()), "paths")
         csv_button(pd.DataFrame(found.table()), "loss_by_decay")
     st.caption(
-        "Above, a unit is as long across as it is up; grey: lines of equal loss around the minimum. Below: too small a "
-        "decay leaves the noise in the average, too large a one the start. Dots are simulated. "
-        f"Lowest of these: {number(expected[best], 3)}, at decay {number(found.decays[best], 6)}."
-    )
-with numbers:
-    st.header(change_in_words(expected[last], expected[now]))
-    one, two = st.columns(2)
-    one.metric("SGD's last step", number(expected[last], 3), help="Its expected loss: the mean over all noise.")
-    two.metric(
-        "Its average",
-        number(expected[now], 3),
-        help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
+        "Above, a unit is as long across as it is up; grey: lines of equal loss around the minimum. "
+        f"Below: {what_a_decay_leaves(noise)} Dots are simulated. "
+        f"Lowest of these: {bounded(expected[best], 3)}, at decay {number(found.decays[best], 6)}."
     )
 
 agrees = all(found.agrees(decay) for decay in (0.0, beta))
@@ -86,6 +92,8 @@ st.markdown(
 @st.cache_data(max_entries=1)
 def evidence() -> str:
     """What the shipped study says."""
+    from emacore.experiments.article_study import shipped_words
+
     sentences, made = shipped_words()
     told = "\n".join(f"- {sentence}" for sentence in sentences)
     return f"{told}\n\nMade by `{made.partition(',')[0]}`,{made.partition(',')[2]}."

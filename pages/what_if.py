@@ -8,7 +8,7 @@ from emacore.averaging.remarks import remarks
 from emacore.charts.style import AVERAGED, CHOSEN, CLEAN, ORIGINAL, palette
 from emacore.formatting import counted
 from emacore.memory import uncollected
-from emacore.widgets.jobs import begin_example, job_queue, show_problem
+from emacore.widgets.jobs import begin_example, job_queue, show_problem, tell_of
 from emacore.widgets.page import BOUND, beside_controls, csv_button, loss_axis, show_table, through_app, told
 from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_defaults
 
@@ -43,6 +43,7 @@ torch.set_num_threads(1)
 with told():
     store = job_queue().store
     job_queue().tend()
+    tell_of(store)
     show_problem()
     with picker:
         run = chosen_run(store)

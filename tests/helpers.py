@@ -171,3 +171,15 @@ def check_in_two_processes(run, folder):
         for process in both.processes:
             process.kill()
     assert {path.name for path in folder.glob("right*")} == {"right0", "right1"}
+
+
+class Tied(nn.Module):
+    """Two names of one parameter, a complex one, and a buffer of whole numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 3)
+        self.second = nn.Linear(2, 3)
+        self.second.weight = self.first.weight
+        self.wave = nn.Parameter(torch.tensor([1 + 2j, 3 - 4j]))
+        self.register_buffer("count", torch.tensor(7))

@@ -60,12 +60,13 @@ SWAPS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A part of a source file, from ``start`` to ``end`` in bytes, and what stands there instead."""
+    """A part of a source file, from ``start`` to ``end`` in bytes, what stands there instead, and whose part it is."""
 
     line: int
     start: int
     end: int
     text: str
+    owner: str
 
 
 def mutants(source: str) -> list[Mutant]:
@@ -78,7 +79,7 @@ def mutants(source: str) -> list[Mutant]:
     def enter(node: ast.AST, broken: ast.AST | str) -> None:
         text = broken if isinstance(broken, str) else f"({ast.unparse(broken)})"
         begin = starts[node.lineno - 1] + node.col_offset
-        found.append(Mutant(node.lineno, begin, starts[node.end_lineno - 1] + node.end_col_offset, text))
+        found.append(Mutant(node.lineno, begin, starts[node.end_lineno - 1] + node.end_col_offset, text, owner))
 
     def changed(node: ast.AST, **fields: object) -> ast.AST:
         other = copy.copy(node)
@@ -112,7 +113,10 @@ def mutants(source: str) -> list[Mutant]:
                     if isinstance(child, ast.AST) and not hidden(child):
                         walk(child)
 
-    walk(ast.parse(source))
+    owner = ""
+    for statement in ast.parse(source).body:
+        owner = getattr(statement, "name", "")
+        walk(statement)
     return found
 
 
@@ -121,13 +125,15 @@ def hidden(node: ast.AST) -> bool:
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.keyword) and node.arg == "strict")
 
 
-def test_files(module: Path, root: Path) -> list[str]:
-    """The test files that belong to a module by the layout, and those beside them that name it.
+def test_files(module: Path, owner: str, root: Path) -> tuple[list[str], list[str]]:
+    """The test files that belong to a module by the layout, with those beside them that name it; and others.
 
-    Where the layout has none these are all that name it; for widgets, those of the pages.
+    Where the layout has none these are all that name it; for widgets, those of the pages that use it.  The others,
+    which are asked where the first notice nothing, name the module or import the function or class that is broken
+    (``owner``).
     """
     if module.parts[0] == "pages":
-        return [f"tests/pages/test_{module.stem}.py"]
+        return [f"tests/pages/test_{module.stem}.py"], ["tests/pages/test_app.py", "tests/pages/test_link.py"]
     mirrored = root / "tests" / Path(*module.parts[1:-1])
     dotted = ".".join(module.with_suffix("").parts)
     named = re.compile(rf"{dotted}\b|from {dotted.rpartition('.')[0]} import .*\b{module.stem}\b")
@@ -135,9 +141,26 @@ def test_files(module: Path, root: Path) -> list[str]:
     naming = [path for path in everywhere if named.search(path.read_text())]
     own = [path for path in everywhere if path == mirrored / f"test_{module.stem}.py"]
     beside = [path for path in naming if path.parent == mirrored != root / "tests"]
-    pages = sorted((root / "tests/pages").glob("test_*.py")) if module.parts[1] == "widgets" else []
-    found = [*own, *beside, *pages] or naming
-    return list(dict.fromkeys(str(path.relative_to(root)) for path in found))
+    pages = [root / "tests/pages" / f"test_{page.stem}.py" for page in using_pages(module, root)]
+    found = list(dict.fromkeys([*own, *beside, *pages] or naming))
+    imported = re.compile(rf"from emacore\b.* import [^#\n]*\b{owner}\b")
+    using = [path for path in everywhere if owner and imported.search(path.read_text())]
+    others = [path for path in dict.fromkeys([*naming, *using]) if path not in found]
+    return [str(path.relative_to(root)) for path in found], [str(path.relative_to(root)) for path in others]
+
+
+def using_pages(module: Path, root: Path) -> list[Path]:
+    """The pages that import a module of widgets, or what imports it."""
+    if module.parts[1] != "widgets":
+        return []
+    widgets, pages = sorted((root / "emacore/widgets").glob("*.py")), sorted((root / "pages").glob("*.py"))
+    known = {module.stem}
+    while True:
+        named = re.compile(rf"emacore\.widgets\.({'|'.join(map(re.escape, sorted(known)))})\b")
+        more = {path.stem for path in widgets if named.search(path.read_text())} - known
+        if not more:
+            return [path for path in pages if named.search(path.read_text())]
+        known |= more
 
 
 def passed(files: list[str], root: Path, timeout: float) -> bool:
@@ -184,13 +207,13 @@ def timed(name: str) -> tuple[str, float | None]:
     return name, time.monotonic() - start if passed([name], own_copy(), 600) else None
 
 
-def tried(module: Path, mutant: Mutant, files: list[str], timeout: float) -> tuple[Path, Mutant, str, bool]:
-    """A mutant, what it takes the place of, and whether a test noticed it."""
+def tried(module: Path, mutant: Mutant, asked: list[list[str]], timeout: float) -> tuple[Path, Mutant, str, bool]:
+    """A mutant, what it takes the place of, and whether a test noticed it, of one list of files or the next."""
     root = own_copy()
     source = (root / module).read_bytes()
     try:
         (root / module).write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
-        noticed = bool(files) and not passed(files, root, timeout)
+        noticed = any(files and not passed(files, root, timeout) for files in asked)
     finally:
         (root / module).write_bytes(source)
     return module, mutant, source[mutant.start : mutant.end].decode(), noticed
@@ -223,21 +246,22 @@ def main() -> None:
     chosen = [
         (place[0], rng.choice(places[place])) for place in rng.sample(sorted(places), min(asked.lines, len(places)))
     ]
-    files = {module: test_files(module, ROOT) for module, _ in chosen}
+    files = {(module, mutant.owner): test_files(module, mutant.owner, ROOT) for module, mutant in chosen}
     unnoticed = 0
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("fork")) as pool,
     ):
         os.environ["MUTANTS"] = folder
-        seconds = dict(pool.map(timed, sorted({name for names in files.values() for name in names})))
+        named = {name for both in files.values() for names in both for name in names}
+        seconds = dict(pool.map(timed, sorted(named)))
         for name in [name for name, took in seconds.items() if took is None]:
             print(f"{name} fails as it is and is left out", flush=True)
         trying = []
         for module, mutant in chosen:
-            asked_of = [name for name in files[module] if seconds[name] is not None]
-            timeout = 60 + 4 * sum(seconds[name] or 0 for name in asked_of)
-            trying.append(pool.submit(tried, module, mutant, asked_of, timeout))
+            both = [[name for name in names if seconds[name] is not None] for names in files[module, mutant.owner]]
+            timeout = 60 + 4 * sum(seconds[name] or 0 for names in both for name in names)
+            trying.append(pool.submit(tried, module, mutant, both, timeout))
         for number, done in enumerate(as_completed(trying), 1):
             module, mutant, was, noticed = done.result()
             unnoticed += not noticed

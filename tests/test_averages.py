@@ -388,3 +388,19 @@ def test_an_average_that_has_not_begun_begins_with_a_copy_under_another_schedule
     second.load_state_dict(first.state_dict(), strict_schedule=False)
     run(second, 5, 6)
     assert_same(shadows(second)["a"], tensors(model))
+
+
+@pytest.mark.parametrize("build", [Network, lambda: Network().double(), lambda: Network().bfloat16()])
+def test_the_tensor_that_is_not_finite_is_named(build):
+    model = build()
+    averages = Averages(model, {"a": Constant(0.5)}, on_nonfinite="raise")
+    averages.update()
+    before = averages.averages
+    for name, parameter in model.named_parameters():
+        for place in (0, -1):
+            kept = parameter.detach().clone()
+            parameter.detach().view(-1)[place] = torch.nan
+            with pytest.raises(RuntimeError, match=f"call 1: the module's '{name}' holds values that are not finite"):
+                averages.update()
+            parameter.detach().copy_(kept)
+    assert torch.equal(averages.averages, before)

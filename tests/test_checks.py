@@ -33,7 +33,7 @@ def test_what_is_no_such_number_is_refused_by_name_and_value(value):
 def test_a_whole_number_between_two():
     check_whole("steps", 1, 1, 5000)
     check_whole("steps", 5000, 1, 5000)
-    with pytest.raises(ValueError, match=r"steps must be a whole number from 1 to 5,000, got 5001"):
+    with pytest.raises(ValueError, match=r"steps must be a whole number from 1 to 5,000, got 5,001"):
         check_whole("steps", 5001, 1, 5000)
 
 

@@ -10,6 +10,7 @@ from ema_pytorch import EMA as EMAPytorch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import update_bn
 
 import emacore
@@ -337,6 +338,87 @@ def test_models_without_values_or_copies_are_errors():
     with pytest.raises(TypeError, match="Uncopyable cannot be copied .a handle is open.; .*ema_model"):
         EMA(Uncopyable(2, 2))
     assert EMA(Uncopyable(2, 2), nn.Linear(2, 2)) is not None
+
+
+class Itself(nn.Linear):
+    """What is frozen is sometimes copied so."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class ItsWeight(nn.Linear):
+    def __deepcopy__(self, memo):
+        other = ItsWeight(2, 2)
+        other.weight = self.weight
+        return other
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [(Itself, "its module '1' is '1' of it"), (ItsWeight, "'1.weight' shares")]
+)
+def test_a_copy_that_shares_with_the_model_is_an_error_and_leaves_it_alone(part, message):
+    model = nn.Sequential(nn.Linear(2, 2), part(2, 2))
+    with pytest.raises(ValueError, match=f"the copy of Sequential, as its __deepcopy__ makes it, .*{message}"):
+        EMA(model)
+    assert model[1].training
+    assert model[1].weight.requires_grad
+
+
+def normed():
+    return nn.utils.weight_norm(nn.Linear(2, 2))
+
+
+def pruned():
+    return prune.random_unstructured(nn.Linear(2, 2), "weight", 0.5)
+
+
+def keeping_what_it_gave():
+    model = nn.Linear(2, 2)
+    model.register_forward_hook(lambda module, inputs, output: module.__dict__.update(given=[{"last": output}]))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("build", [normed, pruned, keeping_what_it_gave])
+def test_a_model_that_keeps_what_it_computed_is_copied_after_a_forward_pass(build):
+    """Torch does not copy such tensors, which the next forward pass replaces."""
+    model, x = build(), torch.randn(3, 2)
+    model(x)
+    ema = EMA(model, schedule=Constant(0.5))
+    run(ema, 0, 3)
+    with ema.average_parameters():
+        expected = model(x)
+    torch.testing.assert_close(ema(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*(quantized tensor|ComplexHalf|TypedStorage)")
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex32, torch.qint8])
+@pytest.mark.parametrize("build", [EMA, Averages])
+def test_kinds_of_numbers_that_torch_can_do_little_with(kind, build):
+    def numbers(value):
+        full = torch.full((4,), float(value))
+        return torch.quantize_per_tensor(full, 0.5, 0, kind) if kind == torch.qint8 else full.to(kind)
+
+    model = nn.Linear(2, 2)
+    model.register_buffer("numbers", numbers(0))
+    if kind != torch.qint8:
+        model.weights = nn.Parameter(numbers(0), requires_grad=False)
+    average = EMA(model, schedule=Constant(0.5)) if build is EMA else Averages(model, {"a": Constant(0.5)})
+    for value in (0, 4, 8):
+        model.numbers.copy_(numbers(value))
+        if kind != torch.qint8:
+            model.weights.data = numbers(value)
+        average.update()
+    average.load_state_dict(copy.deepcopy(average.state_dict()))
+    average.on_nonfinite = "raise"
+    with average.average_parameters(*([] if build is EMA else ["a"])):
+        found = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    expected = {"numbers": 8 if kind == torch.qint8 else 5, "weights": 5}
+    for name in found.keys() & expected.keys():
+        values = found[name].dequantize() if found[name].is_quantized else found[name].to(torch.complex64).real
+        assert values.tolist() == [expected[name]] * 4
+    average.update()
 
 
 @pytest.mark.parametrize(
@@ -838,6 +920,20 @@ def test_copied_buffers_may_come_into_being_grow_and_be_shared(arguments):
     assert "angles" not in ema.state_dict()
 
 
+def test_a_copied_buffer_that_becomes_a_parameter_is_averaged():
+    model = nn.Linear(1, 1)
+    model.register_buffer("mask", torch.ones(1))
+    ema = EMA(model, schedule=Constant(0.5))
+    for _ in range(4):
+        ema.update()
+    del model.mask
+    model.mask = nn.Parameter(torch.ones(1))
+    for value in (1.0, 3.0, 4.0):
+        nn.init.constant_(model.mask, value)
+        ema.update()
+    assert ema.ema_model.mask.item() == 3.0
+
+
 @pytest.mark.parametrize("names", [{"ignore_names": ["positions"]}, {"ignore_startswith_names": ["pos"]}])
 def test_ignored_names_may_grow_and_vanish(names):
     model = nn.Linear(2, 2)
@@ -1041,6 +1137,16 @@ def test_the_other_methods_do_what_they_do_in_ema_pytorch():
     for iterate in ("get_params_iter", "get_buffers_iter"):
         expected = [name for name, _ in getattr(theirs, iterate)(theirs.model)]
         assert [name for name, _ in getattr(ours, iterate)(model)] == expected
+    x = torch.randn(5, 3)
+    theirs.ema_model.eval()  # which it leaves to others
+    given = [ema.forward_eval(x) for ema in (ours, theirs)]
+    torch.testing.assert_close(*given)
+    assert not given[0].requires_grad
+    for ema in (ours, theirs):
+        optimizer = torch.optim.SGD(ema.model.parameters(), lr=0.1)
+        ema.add_to_optimizer_post_step_hook(optimizer)
+        optimizer.step()
+        assert int(ema.step) == 5
     assert ours.get_parameter is not None
     assert ours.extra_repr() == ours.ema_model.extra_repr()
     with pytest.raises(ValueError, match="Network has no method 'generate'"):
@@ -1246,7 +1352,7 @@ def test_settings_that_change_the_way_of_a_call_act_at_the_next_one():
     ema = EMA(model, schedule=Constant(0.5))
     for _ in range(4):
         ema.update()
-    assert ema._now.shares, "calls are moves and nothing else"
+    assert ema._now.move, "calls are moves and nothing else"
     nn.init.constant_(model.weight, 4.0)
     ema.ema_model.weight.data.zero_()
     ema.schedule = Constant(0.25)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from benchmarks.faults import full_disk, kills, table
+from benchmarks.faults import full_disk, kills, read_only, table
 
 
 @pytest.mark.slow
@@ -22,6 +22,15 @@ def test_a_run_on_a_full_disk_ends_well(tmp_path, size):
         pytest.skip(row["note"])
     assert (row["epochs lost"], row["not whole"]) == (0, 0), row
     assert "the disk is nearly full" in row["note"]
+
+
+@pytest.mark.slow
+def test_a_store_that_is_mounted_read_only_is_shown_and_tells_that_nothing_can_be_kept(tmp_path):
+    row = read_only(tmp_path / "store")
+    if not row["times"]:
+        pytest.skip(row["note"])
+    assert row["epochs lost"] == 0, row
+    assert row["note"] == "all is shown, and that nothing can be kept is told"
 
 
 @pytest.mark.long

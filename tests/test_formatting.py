@@ -128,6 +128,15 @@ def test_times_have_the_units_that_matter(seconds, text):
 def test_nouns_follow_their_number():
     assert [formatting.counted(n, "schedule") for n in (0, 1, 2)] == ["0 schedules", "1 schedule", "2 schedules"]
     assert formatting.counted(20000, "entry", "entries") == "20,000 entries"
+    assert formatting.counted(1.00001, "epoch") == "1 epoch"
+    assert formatting.counted(0.9994, "epoch", digits=3) == "0.999 epochs"
+    assert formatting.counted(2.4e-5, "epoch") == "less than 0.0001 epochs"
+    assert formatting.counted(2.41e15, "epoch") == "more than 10^15 epochs"
+
+
+@given(st.floats(0, 1e300))
+def test_in_words_no_number_has_an_exponent(value):
+    assert "e" not in formatting.bounded(value).replace("less", "").replace("more", "")
 
 
 @pytest.mark.parametrize(

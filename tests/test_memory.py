@@ -5,6 +5,7 @@ import subprocess
 import sys
 import weakref
 from importlib import import_module
+from types import ModuleType
 
 import pytest
 
@@ -18,7 +19,7 @@ def thawed():
     gc.enable()
 
 
-def test_nothing_is_collected_within_and_what_is_there_is_left_alone_afterwards():
+def test_nothing_is_collected_within_and_what_is_there_is_left_alone_afterwards(monkeypatch):
     before = gc.get_freeze_count()
     with uncollected():
         assert not gc.isenabled()
@@ -26,8 +27,17 @@ def test_nothing_is_collected_within_and_what_is_there_is_left_alone_afterwards(
             pass
         assert not gc.isenabled()
         kept = [[] for _ in range(1000)]
+        monkeypatch.setitem(sys.modules, "loaded_within", ModuleType("loaded_within"))
     assert gc.isenabled()
     assert gc.get_freeze_count() > before + len(kept)
+
+
+def test_where_nothing_was_left_to_import_nothing_is_left_alone():
+    before = gc.get_freeze_count()
+    with uncollected():
+        import_module("json")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == before
 
 
 def test_it_goes_on_after_an_import_that_fails():

@@ -56,7 +56,7 @@ def test_every_file_gives_the_curve_that_was_written(name):
     missing = 40 - len(np.unique(places[finite]))
     assert missing in (0, 1, 5, 7, 8, 10)
     if missing:
-        assert re.search(r"rows are (blank or no number|infinite), first in line \d+", told)
+        assert re.search(r"(blank or no number|infinite) in \d+ of 4\d rows, first in line \d+", told)
 
 
 ROUNDED = (
@@ -71,12 +71,16 @@ def test_the_others_give_their_own():
     acc = read_metrics(FILES / "percent.csv")
     assert acc.values("acc").values[:4].tolist() == [24.7, 30.9, 34.0, 37.4]
     assert "acc: percent signs were taken off" in acc.told()
+    mixed = read_metrics(b"epoch,acc,power\n1,10%,250 W\n2,20 %,260 W\n3,0.3,255\n").told()
+    assert "acc: percent signs were taken off; 1 number had none, the first '0.3' in line 4" in mixed
+    assert "power: W was taken off; 1 number had none, the first '255' in line 4" in mixed
+    assert read_metrics(b"epoch,acc,memory\n1,10,512 MB\n2,20,1 GB\n").left_out["memory"].startswith("no numbers")
     again = read_metrics(FILES / "restart_dup_steps.csv")
     assert len(again.values("loss").values) == 40
     last = again.values("loss", last_of_step_only=True)
     assert len(last.values) == 32
     assert last.values[last.steps == 12] == 1.2357588823428847
-    assert {"loss: step goes back 1 times", "loss: 8 values stand at a step that has one already"} <= set(again.told())
+    assert {"loss: step goes back 1 time", "loss: 8 values where step has one already"} <= set(again.told())
     assert any("uneven, from 1 to 13" in words for words in read_metrics(FILES / "uneven.csv").told())
     board = read_metrics(FILES / "tb_real.csv")
     assert board.values("Value").steps[:3].tolist() == [0, 5, 10]
@@ -124,14 +128,16 @@ def test_x_is_a_choice():
     assert found.with_x(None).values("loss").steps.tolist() == [0, 1, 2]
     with pytest.raises(TableError, match="'loss' cannot be x; what counts or tells a time is step, when"):
         found.with_x("loss")
+    pointed = read_metrics(b"day;loss\n31.12.2025 12:00;2,5\n1.1.2026 12:00;1,5\n")
+    assert pointed.values("loss").steps.tolist() == [0, 86400]
     alone = read_metrics(b"2026-01-01,2.5\n2026-01-02,1.5\n")
     assert alone.values("column 2").steps.tolist() == [0, 86400]
 
 
 def test_what_is_left_out_says_why_with_row_and_value():
-    text = "step,loss,cost,day,flag,word\n0,1,12ms,01/02/2026,True,\n1,2,13ms,02/02/2026,False,x\n"
+    text = "step,loss,cost,day,flag,word\n0,1,$12,01/02/2026,True,\n1,2,$13,02/02/2026,False,x\n"
     left = read_metrics(text.encode()).left_out
-    assert left["cost"] == "no numbers: '12ms' in line 2"
+    assert left["cost"] == "no numbers: '$12' in line 2"
     assert left["word"] == "no numbers: 'x' in line 3"
     assert left["flag"] == "truth values, no numbers"
     assert read_metrics(b"step,loss,date\n0,1,01/02/2026\n").left_out["date"] == (

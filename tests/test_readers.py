@@ -104,6 +104,15 @@ FILES = {
     "comments of other tongues": "% a run\nstep,loss\n" + lines("{s},{v}\n// here\n"),
     "tensors": "step,loss\n" + lines("{s},\"tensor({v}, device='cuda:0')\"\n"),
     "NumPy's numbers": "step,loss\n" + lines("np.int64({s}),[{v}]\n"),
+    "lists in lines": lines("[{s}, {v}]\n"),
+    "JSON by step": json.dumps({str(s): {"loss": v} for s, v in ROWS}),
+    "units": "step,loss\n" + lines("{s},{v} MiB\n"),
+    "psql": " step | loss\n------+------\n" + lines("   {s} |  {v}\n") + "(3 rows)\n",
+    "a grid": "+------+------+\n| step | loss |\n+======+======+\n" + lines("| {s} | {v} |\n+------+------+\n"),
+    "a terminal's box": "┏━━━━━━┳━━━━━━┓\n┃ step ┃ loss ┃\n┡━━━━━━╇━━━━━━┩\n" + lines("│ {s} │ {v} │\n") + "└──┴──┘\n",
+    "log, loguru's": lines("2026-01-01 12:00:00.123 | INFO     | __main__:train:42 - step {s} loss={v}\n"),
+    "log, absl's": lines("I0105 10:00:00.123456 140000 train.py:42] step={s}, loss={v}\n"),
+    "log, of ranks": lines("[INFO] [logging.py:96:log_dist] [Rank 0] step={s}, loss={v}, lr=[0.1]\n"),
     "log, after a long start": "".join(f"loading shard {w}\n" for w in "abcdefgh" * 20) + lines("step {s} loss {v}\n"),
 }
 ENCODED = {
@@ -128,6 +137,16 @@ def test_the_same_curve_from_every_writer(content):
 def test_the_first_reader_that_knows_a_file_reads_it():
     names = {read_metrics(content).format for content in ENCODED.values()}
     assert names == {reader.name for reader in READERS} - {"TensorBoard event file"}
+
+
+def test_parts_of_the_data_are_told_apart_where_a_metric_has_several():
+    rows = "".join(f"a,loss,{part},{s},{v + (part == 'val')}\n" for s, v in ROWS for part in ("train", "val"))
+    found = read_metrics(f"run.hash,name,context.subset,step,value\n{rows}".encode())
+    assert found.metrics == ("train/loss", "val/loss")
+    assert found.values("train/loss").values.tolist() == LOSSES
+    assert found.values("val/loss").values.tolist() == [v + 1 for v in LOSSES]
+    named = "".join(f"loss,train,{s},{v}\nval_loss,validate,{s},{v}\n" for s, v in ROWS)
+    assert read_metrics(f"metricName,runContext,step,metricValue\n{named}".encode()).metrics == ("loss", "val_loss")
 
 
 def event_file(tmp_path, tags=("train/loss",), tensors=False):
@@ -180,7 +199,7 @@ def test_names_that_come_twice_in_a_line_of_a_log():
     assert found.frame["val loss"].tolist() == [4.5, 4]
     found = read_metrics(b"step 0 box loss 1 cls loss 2 loss 3\nstep 9 box loss 4 cls loss 5 loss 6\n")
     assert found.frame[["loss", "cls loss"]].to_numpy().tolist() == [[1, 2], [4, 5]]
-    assert any("2 numbers were left out" in note for note in found.notes)
+    assert any("left out: 2 numbers" in note for note in found.notes)
     assert read_metrics(b"step 1,000 loss 2.5\nstep 12,000 loss 1.5\n").steps().tolist() == [1000, 12000]
 
 

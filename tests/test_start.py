@@ -23,6 +23,18 @@ def test_it_is_the_command_line_and_ctrl_c_just_ends_it():
     assert result.stdout.startswith("emacore, version ")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_closed_is_printed_to_by_nobody(tmp_path, closed):
+    """Neither is it the end of the command, nor does a file that is opened later take its place."""
+    command = f'"{sys.executable}" -m emacore schedule "Constant(beta=0.9)" --steps 5 -o "$1/kept.csv" {closed}'
+    command += f' && "{sys.executable}" -m emacore schedule "Constant(beta=0.9)" --steps 5 {closed}'
+    result = subprocess.run(["sh", "-c", command, "sh", tmp_path], capture_output=True, text=True, check=False)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr[-1000:]
+    lines = (tmp_path / "kept.csv").read_text().splitlines()
+    assert (lines[0], len(lines)) == ("step,decay,weight", 6)
+
+
 #: How far the loading has come: the package's first line, and modules between that and the first epoch.
 LOADED = ("emacore", "numpy", "click", "emacore.averaging.smoothing", "emacore.cli.options", "pandas", "torch")
 

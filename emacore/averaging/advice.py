@@ -17,8 +17,8 @@ from emacore.averaging.parts import remaining
 from emacore.averaging.schedules import Schedule, final_half_life, last_move
 from emacore.averaging.solving import at_batch_size, at_length
 from emacore.checks import check_positive, check_whole
+from emacore.formatting import bounded, counted, number, percent
 from emacore.formatting import decay as decay_text
-from emacore.formatting import number, percent
 
 #: The longest run that is asked about.
 MOST_STEPS = 10**10
@@ -32,15 +32,17 @@ WISHES: tuple[Wish, ...] = ("noisy evaluation", "final quality", "several length
 
 #: By how much rounding may change a half-life.
 ROUNDING = 0.05
+#: An average that is so much of its newest snapshot is a copy of it.
+_COPY = 0.95
 
 
 class Source(NamedTuple):
-    """Where something comes from: a formula, our own study, a paper, or the code that belongs to one.
+    """Where something comes from: a formula, our own study, a paper, the code that belongs to one, or plain reasoning.
 
     ``name`` is short, ``text`` says where in it the thing stands.
     """
 
-    kind: Literal["formula", "our study", "paper", "code"]
+    kind: Literal["formula", "our study", "paper", "code", "reasoning"]
     name: str
     text: str
     url: str = ""
@@ -118,6 +120,12 @@ FRACTION = Source(
 LOW_PASS = Source(
     "formula", "low-pass filter", "an EMA as a low-pass filter: variance (1 - d) / (1 + d), lag d / (1 - d)"
 )
+REPLAYED = Source(
+    "reasoning", "what a replay is", "a replay averages recorded weights, and other averages would have changed these"
+)
+LOOKED_AT = Source(
+    "reasoning", "what update_every is", "the average moves at steps 0, update_every, 2 update_every ..."
+)
 PRODUCT = Source("formula", "product of decays", "the decays of this schedule, and their product")
 
 
@@ -186,7 +194,7 @@ class Run:
     def rescaled(self, batch: float = 1.0, length: float = 1.0) -> Run:
         """The run at ``batch`` times the batch size and ``length`` times as many samples."""
         return Run(
-            max(2, round(self.steps * length / batch)),
+            round(self.steps * length / batch),
             self.update_every,
             self.trained,
             self.rate,
@@ -196,13 +204,30 @@ class Run:
         )
 
 
+class Usual(NamedTuple):
+    """The batch size (if known) at which a decay is usual, and by how much a click changed it since."""
+
+    batch: float | None
+    factor: float = 1.0
+
+
 class Setting(NamedTuple):
-    """A schedule for a run, why, and who says so."""
+    """A schedule for a run, why, and who says so; ``usual`` where the reason names the decay of another batch size."""
 
     name: str
     schedule: Schedule
     reason: str
     source: Source
+    usual: Usual | None = None
+
+
+def reason_in(run: Run, setting: Setting) -> str:
+    """Why a setting, with the batch size that it was carried over to."""
+    usual = setting.usual
+    if usual is None or (usual.factor == 1 and run.batch in (None, usual.batch)):
+        return setting.reason
+    where = f"{number(usual.factor)} times the batch" if run.batch is None else f"batch {number(run.batch)}"
+    return f"{setting.reason}; carried over to {where}"
 
 
 class Remark(NamedTuple):
@@ -237,7 +262,7 @@ def steps_of_samples(samples: int, batch: int, epochs: int) -> int:
     for name, value in (("samples", samples), ("batch", batch), ("epochs", epochs)):
         check_whole(name, value, 1)
     if batch > samples:
-        raise ValueError(f"a batch of {number(batch)} is larger than the {number(samples)} samples")
+        raise ValueError(f"a batch of {number(batch)} is larger than the {counted(samples, 'sample')}")
     return -(-samples // batch) * epochs
 
 
@@ -246,17 +271,20 @@ def steps_of_tokens(tokens: int, batch: int, epochs: int = 1) -> int:
     for name, value in (("tokens", tokens), ("batch", batch), ("epochs", epochs)):
         check_whole(name, value, 1)
     if batch > tokens * epochs:
-        raise ValueError(f"a batch of {number(batch)} is larger than the {number(tokens * epochs)} tokens")
+        raise ValueError(f"a batch of {number(batch)} is larger than the {counted(tokens * epochs, 'token')}")
     return -(-tokens * epochs // batch)
 
 
 def rounded_decay(decay: float) -> float:
     """A decay with as few digits as leave its half-life within :data:`ROUNDING`; 0 and 1 stay.
 
-    They are counted in 1 - decay where that is the smaller one: 0.9998 has one.
+    They are counted in 1 - decay where that is the smaller one: 0.9998 has one.  Below 0.0001 nothing is left of what
+    was averaged before, and 0 says so.
     """
     if not 0 < decay < 1:
         return decay
+    if decay < 1e-4:
+        return 0.0
     small = min(decay, 1 - decay)
     for digits in range(1, 17):
         rounded = float(f"{small:.{digits}g}")
@@ -324,11 +352,8 @@ class HalfLife(NamedTuple):
     share: float
 
     def __str__(self) -> str:
-        epochs = ""
-        if self.epochs is not None:
-            epochs = f", {number(self.epochs, 3) if self.epochs >= 1e-4 else 'less than 0.0001'} epochs"
-        share = percent(self.share) if self.share >= 1e-6 else "less than 0.0001 %"
-        return f"{number(self.steps)} steps, {share} of the run{epochs}"
+        epochs = "" if self.epochs is None else f", {counted(self.epochs, 'epoch', digits=3)}"
+        return f"{counted(self.steps, 'step')}, {bounded(100 * self.share, 3)} % of the run{epochs}"
 
 
 def half_life_in(run: Run, schedule: Schedule) -> HalfLife:
@@ -347,7 +372,7 @@ def settings_table(run: Run, settings: list[Setting]) -> dict[str, list[object]]
         "half_life_steps": [memory.steps for _, memory in rows],
         "half_life_epochs": [memory.epochs for _, memory in rows],
         "half_life_percent": [100 * memory.share for _, memory in rows],
-        "reason": [one.reason for one, _ in rows],
+        "reason": [reason_in(run, one) for one, _ in rows],
         "source": [one.source.text for one, _ in rows],
     }
 
@@ -363,7 +388,8 @@ def rescaled_settings(settings: list[Setting], batch: float = 1.0, length: float
     found = []
     for setting in settings:
         schedule = at_length(at_batch_size(setting.schedule, batch), length)
-        found.append(setting._replace(schedule=rounded_schedule(schedule)))
+        usual = setting.usual and setting.usual._replace(factor=setting.usual.factor * batch)
+        found.append(setting._replace(schedule=rounded_schedule(schedule), usual=usual))
     return found
 
 
@@ -388,7 +414,7 @@ def _window(run: Run) -> Setting:
     return Setting(
         "Window of 1 %",
         constant_of_window(window, run.update_every),
-        f"the delay and noise of a plain mean of the last 1 % of the run ({number(round(window))} steps): windows of "
+        "the delay and noise of a plain mean of the last 1 % of the run: windows of "
         "about that length did well on the tasks of AlgoPerf",
         LAWA,
     )
@@ -404,12 +430,8 @@ def _convention(run: Run, decay: float, batch: float | None, name: str, source: 
     """A decay that is usual at a batch size, as it is at the run's."""
     factor = run.update_every * (1.0 if batch is None or run.batch is None else run.batch / batch)
     schedule = Constant(rounded_decay(decay**factor), update_every=run.update_every)
-    told = f"{decay_text(decay)} a step"
-    if batch is not None:
-        told += f" at batch {number(batch)}" + (
-            f", carried over to {number(run.batch)}" if run.batch not in (None, batch) else ""
-        )
-    return Setting(name, schedule, told, source)
+    told = f"{decay_text(decay)} a step" + ("" if batch is None else f" at batch {number(batch)}")
+    return Setting(name, schedule, told, source, Usual(batch or run.batch))
 
 
 def _tail(run: Run) -> Setting:
@@ -436,8 +458,10 @@ def _fraction(run: Run) -> Setting:
 def _settings(run: Run) -> list[Setting]:
     lowered = run.rate == "cosine or linear to zero"
     if run.trained == "teacher of a student":
+        dino = _convention(run, 0.9995, 256, "DINO's advice", DINO)
+        begins = f"{dino.reason} at the start; DINO raises it to 1 over the run, by a cosine"
         return [
-            _convention(run, 0.9995, 256, "DINO's advice", DINO),
+            dino._replace(reason=begins),
             _convention(run, 0.999, 256, "MoCo's momentum", MOCO),
         ]
     if run.wish == "several lengths to choose from later":
@@ -466,8 +490,8 @@ def _expected(run: Run, settings: list[Setting], measured: dict[str, Measured]) 
         lag = run.update_every * decay / (1 - decay) if decay < 1 else math.inf
         found.append(
             Remark(
-                f"{settings[0].name} leaves {percent((1 - decay) / (1 + decay), 2)} of the variance of noise that is "
-                f"independent from update to update, and is {number(lag, 3)} steps late.",
+                f"{settings[0].name} leaves {bounded(100 * (1 - decay) / (1 + decay), 2)} % of the variance of noise "
+                f"that is independent from update to update, and is {counted(lag, 'step', digits=3)} late.",
                 LOW_PASS,
             )
         )
@@ -489,10 +513,11 @@ def _expected(run: Run, settings: list[Setting], measured: dict[str, Measured]) 
 
 
 def _study(what: str, one: Measured) -> Remark:
+    seeds = counted(one.seeds, "seed")
     return Remark(
-        f"In our study {what} in {one.wins} of {one.seeds} seeds (median gain {percent(one.gain)}, 95 % interval "
+        f"In our study {what} in {one.wins} of {seeds} (median gain {percent(one.gain)}, 95 % interval "
         f"{percent(one.low)} to {percent(one.high)}).",
-        Source("our study", f"{one.task}, {one.seeds} seeds", f"{one.task}, {one.seeds} seeds; page Evidence"),
+        Source("our study", f"{one.task}, {seeds}", f"{one.task}, {seeds}; page Evidence"),
     )
 
 
@@ -504,7 +529,7 @@ def warnings(run: Run, settings: list[Setting]) -> list[Remark]:
             Remark(
                 "This average feeds back into the training: the student learns from it. A recorded run cannot be "
                 "replayed with another one, so each setting needs a training of its own.",
-                PRODUCT,
+                REPLAYED,
             )
         )
     if run.rate == "cosine or linear to zero" and run.trained != "teacher of a student":
@@ -524,12 +549,12 @@ def own_warnings(run: Run, settings: list[Setting]) -> list[Remark]:
     if every >= run.steps:
         return [
             Remark(
-                f"update_every = {number(every)} is as long as the run ({number(run.steps)} steps): only the first "
+                f"update_every = {number(every)} is as long as the run ({counted(run.steps, 'step')}): only the first "
                 "step is looked at, and nothing is averaged.",
-                PRODUCT,
+                LOOKED_AT,
             )
         ]
-    return [*_capped(run, settings), *_starts(run, settings), *_coarse(run, settings)]
+    return [*_capped(run, settings), *_copies(run, settings), *_starts(run, settings), *_coarse(run, settings)]
 
 
 def _never(run: Run) -> list[Remark]:
@@ -544,8 +569,8 @@ def _never(run: Run) -> list[Remark]:
     return [
         Remark(
             f"With the defaults of ema-pytorch (beta 0.9999, power 2/3, update_every 10) beta never acts: that takes "
-            f"{number(call or math.inf)} steps. This run would end at a half-life of {number(half_life, 3)} steps, "
-            f"{percent(half_life / run.steps)} of it.",
+            f"{counted(call or math.inf, 'step')}. This run would end at a half-life of "
+            f"{counted(half_life, 'step', digits=3)}, {percent(half_life / run.steps)} of it.",
             PRODUCT,
         )
     ]
@@ -587,12 +612,28 @@ def _starts(run: Run, settings: list[Setting]) -> list[Remark]:
     return found
 
 
+def _copies(run: Run, settings: list[Setting]) -> list[Remark]:
+    """Averages that are none, because a step (or a call) is as long as their memory."""
+    found = []
+    for name, schedule, *_ in settings:
+        last = last_move(schedule, run.steps)
+        if last > schedule.start and (share := 1 - float(schedule.at([last])[0])) > _COPY:
+            found.append(
+                Remark(
+                    f"{name}: {percent(share, 4)} of the final average are the last weights it looked at, so nothing "
+                    "is averaged: a step (times update_every) is as long as this memory.",
+                    PRODUCT,
+                )
+            )
+    return found
+
+
 def _coarse(run: Run, settings: list[Setting]) -> list[Remark]:
     found = [(one.name, one.schedule.update_every, final_half_life(one.schedule, run.steps)) for one in settings]
     coarse = [(name, every, steps) for name, every, steps in found if every > 1 and 0 < steps < 10 * every]
     if not coarse:
         return []
-    told = " and ".join(f"{number(steps, 3)} steps ({name})" for name, _, steps in coarse)
+    told = " and ".join(f"{counted(steps, 'step', digits=3)} ({name})" for name, _, steps in coarse)
     return [
         Remark(
             f"update_every = {number(max(every for _, every, _ in coarse))} is not small against a half-life of "

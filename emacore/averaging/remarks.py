@@ -7,7 +7,7 @@ import numpy as np
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import Schedule, final_half_life, last_move
 from emacore.averaging.weights import start_share
-from emacore.formatting import decay, number, percent
+from emacore.formatting import counted, decay, number, percent
 
 
 def remarks(schedule: Schedule, num_steps: int) -> list[str]:
@@ -42,7 +42,7 @@ def _cap(schedule: Schedule, num_steps: int, final: float) -> list[str]:
     # Near 1 a decay can be close to another and remember a tenth as long, so half-lives are compared.
     memory, capped = final_half_life(schedule, num_steps), half_life(beta) * schedule.update_every
     ends = f"the decay ends at {decay(final)}"
-    instead = f"a half-life of {number(memory)} steps, " + (
+    instead = f"a half-life of {counted(memory, 'step')}, " + (
         f"not the {number(capped)} of beta" if beta < 1 else "while that of beta has no end"
     )
     if schedule.attains_beta:

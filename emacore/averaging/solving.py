@@ -18,7 +18,7 @@ from emacore.averaging.parts import memory
 from emacore.averaging.schedules import LARGEST_DECAY, Schedule, final_half_life, last_move
 from emacore.averaging.weights import relative_width
 from emacore.checks import check_positive
-from emacore.formatting import number
+from emacore.formatting import counted, number
 
 S = TypeVar("S", bound=Schedule)
 
@@ -46,7 +46,7 @@ def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
         raise ValueError(
             f"no decay in double precision has a half-life of {steps:g} steps at update_every = {every}: "
             f"ask for one from {number(half_life(5e-324) * every, 2)} to "
-            f"{number(half_life(LARGEST_DECAY) * every, 2)} steps"
+            f"{counted(half_life(LARGEST_DECAY) * every, 'step', digits=2)}"
         )
     found = schedule.with_decay(last_move(schedule, num_steps), decay)
     if found is None:
@@ -57,7 +57,7 @@ def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
     usual = "ask for that" if nearest > steps else "ask for that, or make the run longer"
     raise ValueError(
         f"no {schedule.tuned} of {type(schedule).__name__} gives a half-life of {steps:g} steps at the end of "
-        f"{num_steps} steps; the nearest is {number(nearest)}: {schedule.cure(decay, usual)}"
+        f"{counted(num_steps, 'step')}; the nearest is {number(nearest)}: {schedule.cure(decay, usual)}"
     )
 
 

@@ -25,7 +25,7 @@ from emacore.averaging.weights import (
     weights,
 )
 from emacore.averaging.windows import Scheme, decays_at_end
-from emacore.formatting import number, percent
+from emacore.formatting import bounded, percent
 
 Floats = NDArray[np.float64]
 #: Columns by their names, all of one length.
@@ -150,6 +150,10 @@ def loss_by_decay(
         return LossByDecay(decays, expected, losses.mean(axis=0), losses.std(axis=0, ddof=1) / math.sqrt(runs))
 
 
+#: A loss so near to that of the minimum, 0, is told to be there.
+AT_MINIMUM = 1e-4
+
+
 def change_in_words(before: float, after: float) -> str:
     """What averaging does to the expected loss of a run, from ``before`` to ``after``, as a headline."""
     if not math.isfinite(before):
@@ -161,7 +165,9 @@ def change_in_words(before: float, after: float) -> str:
         return f"Averaging lowers the expected loss of this run by {percent(by) if by < 0.995 else 'more than 99.5 %'}"
     if after < 10 * before:
         return f"Averaging raises the expected loss of this run by {percent(after / before - 1)}"
-    return f"Averaging raises the expected loss of this run from {number(before, 3)} to {number(after, 3)}"
+    if after < AT_MINIMUM:
+        return "This run ends practically at the minimum, with and without averaging"
+    return f"Averaging raises the expected loss of this run from {bounded(before, 3)} to {bounded(after, 3)}"
 
 
 def acting_calls(num_steps: int, scheme: Scheme) -> NDArray[np.int64]:
@@ -208,15 +214,14 @@ def sampled_calls(num_steps: int, scheme: Scheme, most: int) -> NDArray[np.int64
     They are even in the steps and in the logarithms of the steps since the run's begin, since the start, and up to the
     run's end.
     """
-    calls = acting_calls(num_steps, scheme)
-    if len(calls) <= most:
-        return calls
-    start = -(-scheme.start // scheme.update_every) if isinstance(scheme, Schedule) else 0
-    count = len(calls)
+    every, first = (scheme.update_every, scheme.start) if isinstance(scheme, Schedule) else (1, 0)
+    count, start = -(-num_steps // every), -(-first // every)
+    if count <= most:
+        return acting_calls(num_steps, scheme)
     far = np.geomspace(1, count, most // 4).astype(np.int64) - 1
     even = np.linspace(0, count - 1, most // 4).astype(np.int64)
     places = np.unique(np.concatenate([even, far, start + far, count - 1 - far, [start, start + 1]]))
-    return np.asarray(calls[places[places < count]])
+    return places[places < count] * every
 
 
 def possible(schedule: Schedule, key: str, values: Iterable[float]) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,15 +17,20 @@ _LOCK = re.compile(r"(\..+\.partial-[0-9a-f]{8})\.lock")
 
 
 @contextmanager
-def whole_or_nothing(out: Path) -> Iterator[tuple[Path, list[tuple[Path, Path]]]]:
+def whole_or_nothing(
+    out: Path, say: Callable[[str], None] | None = None
+) -> Iterator[tuple[Path, list[tuple[Path, Path]]]]:
     """A folder beside ``out``, and a list for the moves from there: unless all goes well, nothing stays, no moved
     result, nor a folder that was made for it.
 
     An interruption can come between any two steps; one that comes when all is moved leaves all of it.  What is left
-    beside it of processes that were killed is removed, with a warning.
+    beside it of processes that were killed is removed, and ``say`` gets a sentence, by default as a warning.
     """
     for words in clear_left(out.parent):
-        warnings.warn(words, stacklevel=4)
+        if say is None:
+            warnings.warn(words, stacklevel=4)
+        else:
+            say(words)
     partial = out.parent / f".{out.name}.partial-{secrets.token_hex(4)}"  # known before it is made
     place = _lock_of(partial)
     lock = filelock.FileLock(place, timeout=0)
@@ -47,9 +52,13 @@ def whole_or_nothing(out: Path) -> Iterator[tuple[Path, list[tuple[Path, Path]]]
 
     try:
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            _hold(lock, place)
-            partial.mkdir()
+            try:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                _hold(lock, place)
+                partial.mkdir()
+            except OSError as error:
+                why = error.strerror or error
+                raise OSError(f"nothing can be written into {out.parent} ({why}): choose another place") from error
             yield partial, moves
             done = True
         finally:

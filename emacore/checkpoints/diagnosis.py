@@ -113,11 +113,14 @@ class Diagnosis:
         stretches: Between each two neighbouring files.
         findings: What is wrong, the gravest first; empty where all is as it should be, as far as the files tell.
         notes: What they cannot tell, and what else there is to know.
+        of_another_size: Whether the average is so much larger or smaller than the raw weights that its decays may mean
+            nothing.
     """
 
     stretches: tuple[Stretch, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    of_another_size: bool = False
 
     def names(self, fault: str) -> bool:
         """Whether a fault is one of the explanations of what was found."""
@@ -140,7 +143,7 @@ class Diagnosis:
     @property
     def tells(self) -> bool:
         """Whether the files tell anything of the decay, so that no finding means that all is well."""
-        return any(one.rate.has_low or one.rate.has_high for one in self.stretches)
+        return not self.of_another_size and any(one.rate.has_low or one.rate.has_high for one in self.stretches)
 
     @property
     def verdict(self) -> str:
@@ -190,12 +193,16 @@ def diagnose(
     found = diagnosed(evidence, configured)
     if not found.findings and found.stretches and not any(one.rate.has_high for one in found.stretches):
         turned = diagnosed(evidence_in(opened, evidence.raw, evidence.average))
-        if not _told_of_scale(evidence) and all(one.rate.has_low and one.rate.has_high for one in turned.stretches):
+        if not found.of_another_size and all(one.rate.has_low and one.rate.has_high for one in turned.stretches):
+            alone = len(found.stretches) == 1
             sentence = (
                 f"The two seem to be exchanged: {evidence.raw} moves as an average of {evidence.average} would, and "
-                "not the other way round. Name them by --average and --raw."
+                "not the other way round: then name them by --average and --raw. Or the average "
+                f"{'was begun anew between the files, or ' if alone else ''}has a memory so short that nothing of it "
+                "is left from file to file: files nearer together would tell."
             )
-            found = replace(found, findings=(Finding("exchanged", sentence),))
+            others: tuple[Fault, ...] = ("reset", "decay") if alone else ("decay",)
+            found = replace(found, findings=(Finding("exchanged", sentence, others),))
     return replace(found, notes=(*notes, *found.notes))
 
 
@@ -210,28 +217,31 @@ def diagnosed(evidence: Evidence, configured: Schedule | None = None) -> Diagnos
     stretches: tuple[Stretch, ...] = ()
     of_decay: list[Finding] = []
     notes: list[str] = []
+    of_another_size = False
     if case.moving and not case.at_copies and not any(one.fault in ("equal", "dtype") for one in of_tensors):
         rates, expected = evidence.rates, case.expected
-        if words := _told_of_scale(evidence):
-            notes.append(words)
         stretches = tuple(
             Stretch(begin, end, rate, None if expected is None else expected[number])
             for number, ((begin, end), rate) in enumerate(zip(evidence.stretches, rates, strict=True))
         )
         of_decay = list(_of_decay(case, stretches))
-        notes += _notes(case, stretches, of_decay)
+        words = _told_of_scale(evidence, sought=bool(of_decay))
+        of_another_size = words is not None
+        notes += [*([words] if words else []), *_notes(case, stretches, of_decay)]
         if case.expected is None and (still := _still_stretches(case, [1.0] * len(stretches))):
             notes.append(
                 f"{counted(len(still), 'stretch', 'stretches')} of {len(stretches)} left the average as it was: its "
                 "update was not called there, or is called more rarely than files are stored."
             )
     elif "dtype" in faults:
-        notes = ["What the decay was cannot be told from weights that rounding held back."]
+        notes = [
+            "What the decay was, and whether it was begun anew, cannot be told from weights that rounding held back."
+        ]
     if masks := [one.name for one in evidence.tensors if not one.finite and one not in _broken(case)]:
         notes.append(f"Left out, because they are not finite: {listed(masks)}.")
     if lacking := [name for name in evidence.missing if not TensorFacts.named_as_statistic(name)]:
         notes.append(f"Not in the average, and so not looked at: {listed(lacking)}.")
-    return Diagnosis(stretches, (*of_tensors, *of_decay), tuple(notes))
+    return Diagnosis(stretches, (*of_tensors, *of_decay), tuple(notes), of_another_size)
 
 
 class _Case:
@@ -417,6 +427,17 @@ def _of_decay(case: _Case, stretches: Sequence[Stretch]) -> Iterator[Finding]:
 
 def _without_configuration(case: _Case, stretches: Sequence[Stretch]) -> Iterator[Finding]:
     if (trails := _most_trailing(case, stretches)) < 0.05:
+        first = stretches[0]
+        trailed = case.evidence.lag_before(0) * (first.end - first.begin)
+        if trailed > 3 * 0.05:  # a step may be some times as long as those after it, as under a cosine
+            yield Finding(
+                "reset",
+                f"The average was begun anew between step {first.begin:,} and {first.end:,}, or has a smaller decay "
+                f"since: it trails the raw weights by {number(trailed, 2)} of a step before, and by "
+                f"{number(trails, 2)} after. These files cannot tell the two apart: a later one would.",
+                ("decay", "flipped"),
+            )
+            return
         yield Finding(
             "flipped",
             f"The average trails the raw weights by only {number(trails, 2)} of a step, as at a decay of about "
@@ -427,7 +448,8 @@ def _without_configuration(case: _Case, stretches: Sequence[Stretch]) -> Iterato
     for number_of, stretch in enumerate(stretches[1:], 1):
         before = [one.rate.high / (one.end - one.begin) for one in stretches[:number_of]]
         if not stretch.rate.has_high and stretch.rate.low / (stretch.end - stretch.begin) > _SLACK * max(before):
-            yield Finding("reset", f"{_forgot(stretch)}, more than before: it was begun anew there.", ("decay",))
+            words = "it was begun anew there, or has a smaller decay since; a later file would tell"
+            yield Finding("reset", f"{_forgot(stretch)}, more than before: {words}.", ("decay",))
             return
 
 
@@ -435,7 +457,11 @@ def _beside_configuration(case: _Case, configured: Schedule, stretches: Sequence
     expected = case.forgotten(configured)
     fits = [one.rate.allows(rate, _SLACK) for one, rate in zip(stretches, expected, strict=True)]
     if (words := _flipped(case, configured, stretches)) is not None:
-        yield Finding("flipped", f"Not as configured: it is as if {words}.")
+        if case.equal[0] and len(stretches) == 1:
+            about = f"or it was begun anew shortly before step {stretches[0].end:,}: a third file would tell"
+            yield Finding("flipped", f"Not as configured: it is as if {words}; {about}.", ("reset",))
+        else:
+            yield Finding("flipped", f"Not as configured: it is as if {words}.")
         return
     if all(fits):
         beta, last = getattr(configured, "beta", None), case.last_decay()
@@ -472,6 +498,8 @@ def _explanations(
         yield "reset", f"it was begun anew {_between(stretches[forgets[0]])}, as at a resume"
         if forgets[0] == 0 and (rules := _warm_ups(case, configured, rates)):
             yield "never reached", _growing(rules)
+        if all(faster[forgets[0] :]) and (words := _other_decay(stretches[forgets[0] :])) is not None:
+            yield "decay", f"{words} from step {stretches[forgets[0]].begin:,} on, which a later file would tell"
         return
     if (words := _counted_otherwise(case, configured, rates, expected)) is not None:
         yield "update_every", words
@@ -501,8 +529,9 @@ def _flipped(case: _Case, configured: Schedule, stretches: Sequence[Stretch]) ->
         for number_of, (begin, end) in enumerate(case.evidence.stretches):
             ages = np.arange(end - begin)
             nearest = float((1 - last) * last**ages @ (ages / len(ages)) ** 3)
-            if not case.evidence.lag(number_of) <= min(3 * (1 - last), nearest / 3):
-                return None
+            most = min(3 * (1 - last), nearest / 3)
+            if not case.evidence.lag(number_of) <= most or (not number_of and case.evidence.lag_before(0) > most):
+                return None  # where only the first file trails them, it was begun anew since
     elif not all(one.rate.has_high for one in stretches) or all(
         one.rate.allows(rate, _SLACK) for one, rate in zip(stretches, case.forgotten(configured), strict=True)
     ):
@@ -580,16 +609,22 @@ def _other_decay(stretches: Sequence[Stretch]) -> str | None:
     return f"each step had a decay from {_decay(smallest, largest)} to {_decay(largest, smallest)}"
 
 
-def _told_of_scale(evidence: Evidence) -> str | None:
-    """A sentence where the average is of another size than the raw weights in every file."""
+def _told_of_scale(evidence: Evidence, *, sought: bool) -> str | None:
+    """A sentence where the average is of another size than the raw weights in the last file.
+
+    Args:
+        sought: Whether its decays need an explanation, so that a small difference counts.
+    """
     scales = evidence.scales
-    if not scales or not all(scale > 2 or scale < 0.5 for scale in scales):
+    low, high = (0.9, 1.1) if sought else (0.5, 2.0)
+    if not scales or not np.isfinite(scales).all() or low <= scales[-1] <= high:
         return None
     return (
         f"The average is {number(min(scales), 3)} to {number(max(scales), 3)} times as large as the raw weights in "
         "these files: as if the weights of its steps did not add to 1 (d * ema + c * weights, where c is not 1 - d), "
-        "which would look like another decay or update_every here; or it remembers weights of another size, such as "
-        "the initial ones. These files cannot tell the two apart."
+        "which looks like another decay, update_every or a reset here, and then the decays above mean nothing; or it "
+        "remembers weights of another size, such as the initial ones. These files cannot tell the two apart: one from "
+        "where the average began, and is the weights, would."
     )
 
 
@@ -610,7 +645,7 @@ def _notes(case: _Case, stretches: Sequence[Stretch], found: Sequence[Finding]) 
                 f"All files together: {words}; one call every k steps whose decay is the k-th power of that does the "
                 "same, and the files cannot tell them apart."
             )
-        yield "Without --configured nothing says what the decay was to be."
+        yield "Without the configured schedule nothing says what the decay was to be."
     elif not found:
         every = case.configured.update_every
         yield (
@@ -621,11 +656,28 @@ def _notes(case: _Case, stretches: Sequence[Stretch], found: Sequence[Finding]) 
         )
     if any(not one.rate.has_high for one in stretches):
         yield (
-            "Where nothing is left of the average before, a reset and a short memory look alike: store files that are "
-            "at most a few memories of the average apart."
+            "Where nothing is left of the average before, a reset and a short memory look alike: files at most half a "
+            f"memory of the average apart{_half_memory(case)} would tell."
+        )
+    narrow = {
+        str(one.coarse if one.coarse is None or one.dtype.itemsize > 1 else one.dtype).removeprefix("torch.")
+        for one in case.evidence.weights
+    }
+    if "None" not in narrow and not any(one.names("dtype") for one in found):
+        yield (
+            f"All numbers of the average are {listed(narrow)}: if it is kept in that, and not only stored, steps of "
+            "less than half their spacing are lost, which these files neither show nor exclude."
         )
     if len(stretches) == 1:
         yield "Two files are one stretch: a third would tell a lasting fault from a single event."
+
+
+def _half_memory(case: _Case) -> str:
+    """Of the configured average, as words in a sentence; empty where that has none."""
+    if case.configured is None or not 0 < (decay := case.last_decay()) < 1:
+        return ""
+    steps = max(round(case.configured.update_every / (1 - decay) / 2), 1)
+    return f" ({counted(steps, 'step')}, as configured)"
 
 
 def _forgot(stretch: Stretch) -> str:

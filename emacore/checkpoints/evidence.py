@@ -161,8 +161,12 @@ class Evidence:
         """Distance of the average from the raw weights at the end of a stretch, as a share of how far those went."""
         total = sum((one.products[:, stretch].sum(axis=0) for one in self._of_weights()), np.zeros((4, 4)))
         signs = np.array([1.0, -1.0, 1.0, 0.0])  # e_b - w_b from e_a - w_a, w_b - w_a and e_b - e_a
-        apart = float(signs @ total @ signs)
-        return float(np.sqrt(max(apart, 0.0) / total[1, 1])) if total[1, 1] > 0 else float("nan")
+        return _share(float(signs @ total @ signs), total)
+
+    def lag_before(self, stretch: int) -> float:
+        """The same at the begin of a stretch, as a share of how far the raw weights went after it."""
+        total = sum((one.products[:, stretch].sum(axis=0) for one in self._of_weights()), np.zeros((4, 4)))
+        return _share(float(total[0, 0]), total)
 
     @cached_property
     def stuck(self) -> float | None:
@@ -188,6 +192,10 @@ class Evidence:
 
     def _of_weights(self) -> list[_Sums]:
         return [self.sums[one.name] for one in self.weights]
+
+
+def _share(apart: float, total: Floats) -> float:
+    return float(np.sqrt(max(apart, 0.0) / total[1, 1])) if total[1, 1] > 0 else float("nan")
 
 
 def evidence_in(checkpoints: Checkpoints, average: str | None = None, raw: str | None = None) -> Evidence:
@@ -279,6 +287,9 @@ def _paired(raw: Section, average: Section) -> dict[str, tuple[StoredTensor, Sto
             raise CheckpointError(
                 f"{name!r} has shape {raw.tensors[owner].shape} in {raw.name} and {tensor.shape} in {average.name}"
             )
+        if raw.tensors[owner].dtype.is_complex != tensor.dtype.is_complex:
+            one, other = (str(part.dtype).removeprefix("torch.") for part in (raw.tensors[owner], tensor))
+            raise CheckpointError(f"{name!r} is {one} in {raw.name} and {other} in {average.name}")
         pairs[owner] = raw.tensors[owner], tensor
     if not pairs:
         raise CheckpointError(
@@ -310,8 +321,10 @@ def _examined(name: str, raws: Sequence[StoredTensor], averages: Sequence[Stored
             raw_moved[stretch] |= not torch.equal(w[stretch], w[stretch + 1])
             moved[stretch] |= not torch.equal(e[stretch], e[stretch + 1])
         raw, average = (np.stack([_numbers(one) for one in tensors]) for tensors in (w, e))
-        squares += [(raw**2).sum(axis=1), (average**2).sum(axis=1)]
-        whole = np.isfinite(raw).all(axis=1) & np.isfinite(average).all(axis=1)
+        with np.errstate(over="ignore"):
+            of_part = np.array([(raw**2).sum(axis=1), (average**2).sum(axis=1)])
+        squares += of_part
+        whole = np.isfinite(of_part).all(axis=0)  # beyond 1e154 no square is
         if not whole.all():
             broken = min(broken, int(np.argmin(whole)))
         elif files > 1:

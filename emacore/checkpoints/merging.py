@@ -20,7 +20,7 @@ from emacore.averaging.coefficients import Merge
 from emacore.checkpoints.beside import whole_or_nothing
 from emacore.checkpoints.lanes import Block, blocks_of, lanes_of
 from emacore.checkpoints.planning import Options, Plan, is_copied, plan_merge, provenance
-from emacore.checkpoints.reading import Checkpoints
+from emacore.checkpoints.reading import Checkpoints, open_checkpoints
 from emacore.checkpoints.stored import CheckpointError
 from emacore.checkpoints.writing import Writer, targets_of, told_beside
 from emacore.checks import check_choice
@@ -31,7 +31,7 @@ _ONE_BY_ONE = threading.Lock()
 
 
 def merge(
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | str | Path,
     merges: Mapping[str, Merge],
     out: str | Path,
     *,
@@ -46,6 +46,7 @@ def merge(
     it, by their distances.  Means of windows and stored averages are combined by least squares.
 
     Args:
+        checkpoints: What :func:`~emacore.checkpoints.open_checkpoints` returned, or what it takes.
         merges: Schedules and windows of steps, :class:`~emacore.averaging.coefficients.RateDecay`,
             :class:`~emacore.averaging.coefficients.LastFiles` or
             :class:`~emacore.averaging.coefficients.Coefficients`, by the names of the results.
@@ -78,8 +79,9 @@ def merge(
     check_choice("form", form, ("safetensors", "pt"))
     if accumulate not in (torch.float32, torch.float64):
         raise ValueError(f"accumulate must be torch.float32 or torch.float64, got {accumulate}")
-    plan = plan_merge(checkpoints, merges, **options)
-    return carry_out(plan, checkpoints, Path(out), accumulate, form, tell)
+    opened = checkpoints if isinstance(checkpoints, Checkpoints) else open_checkpoints(checkpoints)
+    plan = plan_merge(opened, merges, **options)
+    return carry_out(plan, opened, Path(out), accumulate, form, tell)
 
 
 def carry_out(
@@ -91,17 +93,17 @@ def carry_out(
     tell: Callable[[int, int], None] | None = None,
     *,
     hashed: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Read and write what a plan says; raises as :func:`merge`.
 
     Args:
+        say: Gets a sentence on each result that a killed merge left half written, and that is removed; by default it is
+            a warning.
         hashed: Whether what the results were made of is told with the files' hashes.
     """
-    targets = targets_of(plan, out, form)
-    _check_free(targets)
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file, and the results need a folder: choose another place")
-    with whole_or_nothing(out) as (partial, moves):
+    targets = check_place(plan, out, form)
+    with whole_or_nothing(out, say) as (partial, moves):
         free, needed = shutil.disk_usage(out.parent).free, plan.write_bytes * (2 if form == "pt" else 1)
         if needed > free:
             raise OSError(
@@ -123,6 +125,25 @@ def carry_out(
         for staged, place in moves:
             place.parent.mkdir(parents=True, exist_ok=True)
             staged.replace(place)
+    return targets
+
+
+def check_place(plan: Plan, out: Path, form: str = "safetensors") -> list[Path]:
+    """The file or folder of each result, if all of them can be written there.
+
+    Raises:
+        FileExistsError: if there is something already.
+        ValueError: if the place is named like a file, and is to be a folder.
+        OSError: if nothing can be written there.
+    """
+    targets = targets_of(plan, out, form)
+    _check_free(targets)
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists() or folder.is_symlink())
+    if not above.is_dir():
+        what = "a link to nothing" if above.is_symlink() and not above.exists() else "a file"
+        raise FileExistsError(f"{above} is {what}, and the results need a folder: choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"nothing can be written into {above}: choose another place")
     return targets
 
 

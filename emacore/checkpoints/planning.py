@@ -30,7 +30,7 @@ from emacore.averaging.families import PowerFunction
 from emacore.averaging.planned import planned
 from emacore.checkpoints.reading import Checkpoint, Checkpoints, check_alike
 from emacore.checkpoints.sections import Section
-from emacore.checkpoints.stored import CheckpointError, StoredTensor
+from emacore.checkpoints.stored import DTYPE_NAMES, CheckpointError, StoredTensor
 from emacore.checks import check_choice, check_whole
 from emacore.formatting import number, percent
 from emacore.limits import MERGED_STEPS, check_most
@@ -175,6 +175,12 @@ def plan_merge(
         check_choice("fit", fit, FITS)
     if last is not None:
         check_whole("last", last, 1)
+    if at is not None:
+        check_whole("at", at, 0)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be one of floating-point numbers, such as torch.float32, got {dtype!r}")
+    if update_every != 1 and not sigma_rel:
+        raise ValueError(f"update_every={update_every} is of stored averages whose widths sigma_rel tells: give both")
     if checkpoints.damaged:
         raise CheckpointError(
             f"a file cannot be read, and a merge without it would be another: {checkpoints.damaged[0]}; move it away, "
@@ -194,6 +200,7 @@ def plan_merge(
     calls = (at if at is not None else int(chosen.steps[-1])) - begin + (not chosen.steps[0])
     results = tuple(_result(name, one, sources, calls, fit) for name, one in merges.items())
     tensors = sources[-1].section.tensors
+    _check_writable(tensors, dtype)
     remarks += _remarks(sources, tensors)
     used = np.flatnonzero(np.any([result.coefficients != 0 for result in results], axis=0))
     size = sum(_stored_bytes(tensor, dtype) for tensor in tensors.values())
@@ -361,6 +368,13 @@ def _remarks(sources: Sequence[Source], tensors: Mapping[str, StoredTensor]) -> 
             yield "more than half of the bytes are whole numbers: these are quantised weights, which no merge averages"
     if statistics := [name for name in tensors if _STATISTICS.search(name)]:
         yield f"statistics of BatchNorm are not those of merged weights ({listed(statistics, 2)}): call {UPDATE_BN}"
+
+
+def _check_writable(tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> None:
+    for name, tensor in tensors.items():
+        if (kind := dtype_of(tensor, dtype)) not in DTYPE_NAMES:
+            cure = "write another dtype, such as float32" if kind.is_floating_point else "cast it in the files first"
+            raise CheckpointError(f"{name!r} is {str(kind).removeprefix('torch.')}, which cannot be written: {cure}")
 
 
 def is_copied(name: str, tensor: StoredTensor) -> bool:

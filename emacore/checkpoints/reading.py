@@ -18,6 +18,7 @@ from emacore.checkpoints.sections import (
     NoWeightsError,
     Section,
     counter_of,
+    left_beside,
     odd_step,
     sections_of,
     step_beside,
@@ -223,6 +224,12 @@ def open_checkpoints(path: str | Path | Sequence[str | Path]) -> Checkpoints:
     if not found:
         why = "; ".join([*damaged, *told]) or "there is no file of weights in it"
         raise CheckpointError(f"{place} has no checkpoint that can be read: {why}")
+    if apart := [(unit.path.name, more) for unit, *_ in found if (more := left_beside(unit))]:
+        name, tensors = apart[0]
+        told.append(
+            f"{name}: left out, because they stand beside the sets of weights, in none of them: {listed(tensors)} (so "
+            f"it is in {len(apart)} of {counted(len(found), 'file')})"
+        )
     checkpoints, more = _by_step(found)
     return Checkpoints(place, checkpoints, told + more, damaged)
 
@@ -239,6 +246,9 @@ def check_alike(one: Section, other: Section, first: str, second: str) -> None:
         gained = sorted(other.tensors.keys() - one.tensors.keys())
         lost = sorted(one.tensors.keys() - other.tensors.keys())
         changes = [f"has {listed(gained)} more"] * bool(gained) + [f"lacks {listed(lost)}"] * bool(lost)
+        ties = {**{name: one.ties.get(name) for name in gained}, **{name: other.ties.get(name) for name in lost}}
+        if tied := [f"{name!r} is another name of {owner!r}" for name, owner in ties.items() if owner]:
+            changes[-1] += f" ({tied[0]} in one of the two: untie it there)"
         raise CheckpointError(f"{first} and {second} do not have the same tensors: the second {' and '.join(changes)}")
     for name, tensor in one.tensors.items():
         if other.tensors[name].shape != tensor.shape:
@@ -317,7 +327,8 @@ def _reals_of(tensor: StoredTensor, start: int, stop: int) -> NDArray[np.float32
 def _by_step(found: list[tuple[Unit, Path, list[Section]]]) -> tuple[list[Checkpoint], list[str]]:
     """Sections of files, gathered by steps; and sentences on what was left out."""
     told: list[str] = []
-    steps, disagreement = _with_counters([(unit, root) for unit, root, _ in found])
+    inside = [step_of(unit) for unit, *_ in found]
+    steps, disagreement = _with_counters([(unit, root) for unit, root, _ in found], inside)
     if disagreement:
         told.append(disagreement)
     if all(step is None for step in steps):
@@ -327,7 +338,7 @@ def _by_step(found: list[tuple[Unit, Path, list[Section]]]) -> tuple[list[Checkp
             )
         order = sorted(range(len(found)), key=lambda n: natural(found[n][0].path.as_posix()))
         steps = [(order.index(n) + 1, "the order of the names", None) for n in range(len(found))]
-    told += _odd_steps([unit for unit, *_ in found], steps)
+    told += _odd_steps([unit for unit, *_ in found], steps, inside)
     of_epochs = [step is not None and "epoch" in step[1] for step in steps]
     if all(only or step is None for only, step in zip(of_epochs, steps, strict=True)):
         told.append("no file tells its step: epochs stand for steps, and settings in steps count epochs")
@@ -387,18 +398,22 @@ def _alike(some: Sequence[Section], others: Sequence[Section]) -> bool:
     return described(some) == described(others)
 
 
+#: A step, and what in a file told it.
+_Inside = tuple[int, str]
 #: A step, what told it, and where in a name, if it was that.
 _Told = tuple[int, str, re.Match[str] | None]
 
 
-def _with_counters(found: Sequence[tuple[Unit, Path]]) -> tuple[list[_Told | None], str | None]:
+def _with_counters(
+    found: Sequence[tuple[Unit, Path]], inside: Sequence[_Inside | None]
+) -> tuple[list[_Told | None], str | None]:
     """The steps of files; and a sentence where an average's own count of its calls and the names disagree.
 
     After an average was begun anew, or where it does not move at each step, its counter is no step.  Names that rise
     from file to file are believed then: those that say "step", and others if they can be steps, which are never fewer
     than the calls, or if the counters do not rise along them.
     """
-    steps = [_step(unit, root, len(found) == 1) for unit, root in found]
+    steps = [_step(unit.path, root, told, len(found) == 1) for (unit, root), told in zip(found, inside, strict=True)]
     counters: list[_Told | None] = [
         None if count is None or (step is not None and step[2] is None and "epoch" not in step[1]) else (*count, None)
         for step, count in zip(steps, (counter_of(unit) for unit, _ in found), strict=True)
@@ -434,14 +449,14 @@ def _with_counters(found: Sequence[tuple[Unit, Path]]) -> tuple[list[_Told | Non
     return [step if count is None else count for step, count in zip(steps, counters, strict=True)], sentence
 
 
-def _step(unit: Unit, root: Path, alone: bool) -> _Told | None:
+def _step(path: Path, root: Path, inside: _Inside | None, alone: bool) -> _Told | None:
     """The step of a file, but for what an average counts."""
-    if (inside := step_of(unit)) is not None and "epoch" not in inside[1]:
+    if inside is not None and "epoch" not in inside[1]:
         return *inside, None
-    if (beside := step_beside(unit.path, root)) is not None:
+    if (beside := step_beside(path, root)) is not None:
         return *beside, None
-    names = _names(unit.path, root)
-    for name in [*names, unit.path.parent.name] if alone else names:
+    names = _names(path, root)
+    for name in [*names, path.parent.name] if alone else names:
         if (found := _WORDS.search(name)) and (count := _count(found[1])) is not None:
             if inside is not None and count == inside[0] - 1:
                 break  # timm's checkpoint-3 is of epoch 3
@@ -464,9 +479,8 @@ def _count(digits: str) -> int | None:
     return None if count > MOST_STEPS else int(count)
 
 
-def _odd_steps(units: Sequence[Unit], steps: Sequence[_Told | None]) -> Iterator[str]:
+def _odd_steps(units: Sequence[Unit], steps: Sequence[_Told | None], inside: Sequence[_Inside | None]) -> Iterator[str]:
     """A sentence where files have something else in the place of a step."""
-    inside = [step_of(unit) for unit in units]
     odd = [
         (unit, words, step)
         for unit, step, told in zip(units, steps, inside, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -66,10 +66,21 @@ def sections_of(unit: Unit) -> list[Section]:
     names = ", ".join(map(repr, list(unit.content)[:6])) or "nothing"
     if _is_optimizer(unit.content) or not _holds_floats(unit.content):
         raise NoWeightsError(f"{unit.path.name}: left out, because it holds no weights of a model; it has {names}")
-    found = list(_sections(unit))
+    found = [replace(one, ties={**one.ties, **_aliases(one, unit)}) for one in _sections(unit)]
     if not found:
         raise CheckpointError(f"{unit.path.name} holds no tensors of a model; it has {names}")
     return _with_names(found)
+
+
+def left_beside(unit: Unit) -> list[str]:
+    """The tensors of several floating-point numbers that stand beside the sets of weights in a file."""
+    if _is_weights(unit.content):
+        return []
+    return [
+        name
+        for name, one in unit.content.items()
+        if isinstance(one, StoredTensor) and one.is_averaged and one.numel > 1
+    ]
 
 
 def step_of(unit: Unit) -> tuple[int, str] | None:
@@ -226,6 +237,15 @@ def _flat(
         yield _section(name, "average", _below(tensors, "module."), {**told, "updates": updates})
         return
     yield _section(name, kind, tensors, told)
+
+
+def _aliases(section: Section, unit: Unit) -> dict[str, str]:
+    """Other names of shared tensors, as a header tells them: those of a file of safetensors have one each."""
+    return {
+        name: owner
+        for name, owner in unit.metadata.items()
+        if name != "format" and owner in section.tensors and name not in section.tensors
+    }
 
 
 def _section(name: str, kind: Kind, tensors: Mapping[str, StoredTensor], about: Mapping[str, Any]) -> Section:

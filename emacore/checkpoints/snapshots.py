@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -60,7 +61,7 @@ class Snapshots:
         kind: ``windows`` or ``power``.
         sigma_rel: The relative widths of the power-function averages.
         resume: Whether the folder is that of a run which goes on: then :meth:`load_state_dict` comes next, and what was
-            written after that state gives way to the first file that is written now.
+            written after that state gives way to the first file that is written now.  Without it the run begins again.
         names, trainable_only, device: As of :class:`emacore.EMA`.
 
     Attributes:
@@ -98,6 +99,8 @@ class Snapshots:
     ) -> None:
         check_whole("every", every, 1)
         check_choice("kind", kind, ("windows", "power"))
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, got {module!r}")
         self.folder, self._every, self._kind = Path(folder), every, kind
         if not resume and any(self.folder.glob("step_*")):
             raise FileExistsError(
@@ -105,9 +108,12 @@ class Snapshots:
             )
         schedules: dict[str, Schedule] = {_WINDOW: _Windows(every)}
         if kind == "power":
-            if len(set(sigma_rel)) < 2:
-                raise ValueError(f"sigma_rel must be at least two different widths, got {sigma_rel!r}")
-            schedules = {f"power-{width:.3f}": PowerFunction(sigma_rel=width) for width in sorted(sigma_rel)}
+            widths = sorted(sigma_rel) if isinstance(sigma_rel, Sequence) else [sigma_rel]
+            schedules = {f"power-{width:.3f}": PowerFunction(sigma_rel=width) for width in widths}
+            if not len(schedules) == len(widths) > 1:
+                raise ValueError(
+                    f"sigma_rel must be at least two different widths, to three decimals; got {sigma_rel!r}"
+                )
         self._module = module
         self.averages = {
             name: EMA(
@@ -122,8 +128,12 @@ class Snapshots:
         }
         self.step = 0
         self.error: str | None = None
-        self._stale_after: int | None = None  # the step of the last file to keep, until the next one is written
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # The step of the last file to keep, until the next one is written; a run without a state begins again.
+        self._stale_after: int | None = 0 if resume else None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(f"{self.folder} cannot be a folder ({error.strerror}): choose another one") from error
 
     @property
     def every(self) -> int:
@@ -178,8 +188,11 @@ class Snapshots:
         that all files of the folder are of one course of the run at any time.
 
         Raises:
-            ValueError: if it is of other snapshots.
+            ValueError: if it is of other snapshots, or none of :meth:`state_dict`.
         """
+        if not (isinstance(state, Mapping) and {"step", "every", "averages"} <= state.keys()):
+            what = list(state)[:6] if isinstance(state, Mapping) else state
+            raise ValueError(f"the state is none of Snapshots.state_dict(), but {what!r:.200}")
         if state["every"] != self.every or state["averages"].keys() != self.averages.keys():
             raise ValueError(
                 f"the state is of snapshots every {state['every']} steps of {', '.join(state['averages'])}; these are "
@@ -197,6 +210,7 @@ class Snapshots:
             _remove_after(self._stale_after, self.folder)
         self._stale_after = None
         moves: list[tuple[Path, Path]] = []
+        error: str | None = None
         try:
             for name, average in self.averages.items():
                 about: dict[str, Any] = {"kind": "window", "begin": begin}
@@ -206,15 +220,24 @@ class Snapshots:
                 moves.append((path.with_name(f".{path.name}.partial"), path))
                 moves[-1] = _written(average, *moves[-1], {"step": str(self.step), "emacore": json.dumps(about)})
             _move(moves)
-            if any(map(is_sharded, next(iter(self.averages.values())).weights.values())):
-                dist.barrier()
-        except OSError as error:
-            self.error = f"the snapshots end before step {self.step}: {error.strerror or error}"
-            warnings.warn(self.error, stacklevel=3)
+        except (OSError, SafetensorError) as problem:  # the library tells of a full disk by its own exception
+            error = f"the snapshots end before step {self.step}: {getattr(problem, 'strerror', None) or problem}"
         finally:
             if _is_first():  # what an interruption or a full disk came between
                 for partial, _ in moves:
                     _remove(partial)
+        if any(map(is_sharded, next(iter(self.averages.values())).weights.values())):
+            error = _of_any(error)
+        if error is not None:
+            self.error = error
+            warnings.warn(error, stacklevel=3)
+
+
+def _of_any(error: str | None) -> str | None:
+    """The error of this process, or of another: all wait for each other, and end together."""
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, error)
+    return next((one for one in (error, *found) if one is not None), None)
 
 
 def _written(average: EMA, partial: Path, path: Path, about: Mapping[str, str]) -> tuple[Path, Path]:
@@ -224,20 +247,27 @@ def _written(average: EMA, partial: Path, path: Path, about: Mapping[str, str]) 
         name.removeprefix("accumulator."): value for name, value in state.items() if name.startswith("accumulator.")
     }
     kept = average.weights
+    aliases = {
+        name: tie.first_name
+        for name, tie in ties(average.ema_model).items()
+        if name not in kept and tie.first_name in kept
+    }
     tensors = {name: wide.get(name, tensor).detach() for name, tensor in kept.items()}
     if any(map(is_sharded, tensors.values())):
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        save({"model": tensors}, checkpoint_id=partial)
+        try:
+            save({"model": tensors}, checkpoint_id=partial)
+        except CheckpointException as error:  # of any process, and told to all
+            failures = [failure[0] for failure in error.failures.values()]
+            if not all(isinstance(one, (OSError, RuntimeError)) for one in failures):
+                raise
+            raise OSError(f"{getattr(failures[0], 'strerror', None) or failures[0]}") from error
         if _is_first():
-            (partial / "emacore.json").write_text(json.dumps(dict(about)))
+            (partial / "emacore.json").write_text(json.dumps({**aliases, **about}))
         return partial, path
     if _is_first():
-        aliases = {
-            name: tie.first_name
-            for name, tie in ties(average.ema_model).items()
-            if name not in kept and tie.first_name in kept
-        }
         plain = {name: _plain(tensor) for name, tensor in tensors.items()}
         save_file(plain, partial, {**aliases, "format": "pt", **about})
     return partial, path.with_name(f"{path.name}.safetensors")

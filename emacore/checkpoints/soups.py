@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import multiprocessing
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -21,6 +20,7 @@ from emacore.averaging.coefficients import Coefficients
 from emacore.checkpoints.merging import carry_out
 from emacore.checkpoints.planning import plan_merge
 from emacore.checkpoints.reading import Checkpoints, open_checkpoints
+from emacore.replay.measure import OneByOne, named_measure
 
 #: Seconds that the process which evaluates has to end by itself.
 _ENDS_WITHIN = 5.0
@@ -45,13 +45,39 @@ class Tried:
     kept: bool
 
 
+class Evaluation:
+    """A function from a merged file or folder to a number, which another process works out.
+
+    Attributes:
+        function: As it was named, ``module:function``.
+        higher_is_better: Whether more of it is better; ``None`` where it does not say so by its ``metrics``.
+    """
+
+    def __init__(self, function: str, pipe: Connection) -> None:
+        self.function, self._pipe = function, pipe
+        self.higher_is_better: bool | None = self._asked(None)
+
+    def __call__(self, path: Path) -> float:
+        return float(self._asked(path))
+
+    def _asked(self, path: Path | None) -> Any:
+        try:
+            self._pipe.send(path)
+            answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise EvaluationError(f"the process that evaluates {self.function} died") from error
+        if isinstance(answer, str):
+            raise EvaluationError(answer)
+        return answer
+
+
 @contextmanager
-def evaluation(function: str) -> Iterator[Callable[[Path], float]]:
-    """A function from a merged file or folder to a number, in a process of its own.
+def evaluation(function: str) -> Iterator[Evaluation]:
+    """What measures merged weights, in a process of its own.
 
     Args:
-        function: ``module:function``, looked up from the current folder, too.  It gets the tensors by name, as
-            ``load_state_dict`` takes them, and returns a number.
+        function: ``module:function``, looked up from the current folder, too: whatever
+            :func:`~emacore.replay.measure.named_measure` takes.  Of several numbers the first counts.
 
     Raises:
         EvaluationError: if it cannot be found, raises, or returns no number.
@@ -61,20 +87,10 @@ def evaluation(function: str) -> Iterator[Callable[[Path], float]]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, function, str(Path.cwd())))
 
-    def evaluate(path: Path) -> float:
-        try:
-            here.send(path)
-            answer: float | str = here.recv()
-        except (EOFError, OSError) as error:
-            raise EvaluationError(f"the process that evaluates {function} died") from error
-        if isinstance(answer, str):
-            raise EvaluationError(answer)
-        return answer
-
+    process.start()
     try:
-        process.start()
         there.close()
-        yield evaluate
+        yield Evaluation(function, here)
     except BaseException:
         process.terminate()  # an interruption may reach this process alone, and the function go on for hours
         raise
@@ -87,6 +103,7 @@ def evaluation(function: str) -> Iterator[Callable[[Path], float]]:
 def _serve(pipe: Connection, function: str, folder: str) -> None:
     """Evaluate what comes through a pipe until its other end is closed: a number, or in words why there is none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process has it, too, and ends this one
+    sys.stdout = sys.stderr  # where the other one prints its results, nothing else may stand
     with suppress(EOFError, OSError):
         while True:
             path = pipe.recv()
@@ -103,6 +120,7 @@ def greedy_soup(
     higher_is_better: bool = True,
     section: str | None = None,
     last: int | None = None,
+    at: int | None = None,
     tell: Callable[[Tried], None] | None = None,
 ) -> tuple[Coefficients, list[Tried]]:
     """The greedy soup: from the best file on, each further one is kept if with it the plain mean is no worse.
@@ -114,7 +132,7 @@ def greedy_soup(
 
     Args:
         evaluate: From a file or folder of weights to a number, as of :func:`evaluation`.
-        section, last: As of :func:`~emacore.checkpoints.merging.merge`.
+        section, last, at: As of :func:`~emacore.checkpoints.merging.merge`.
         tell: Called with each candidate.
 
     Returns:
@@ -123,7 +141,7 @@ def greedy_soup(
     Raises:
         EvaluationError: if no file has a number.
     """
-    plain = plan_merge(checkpoints, {"all": Coefficients((1.0,))}, section=section, last=last)
+    plain = plan_merge(checkpoints, {"all": Coefficients((1.0,))}, section=section, last=last, at=at)
     steps, count = [source.checkpoint.step for source in plain.sources], len(plain.sources)
     tried: list[Tried] = []
 
@@ -131,7 +149,7 @@ def greedy_soup(
         factors = np.zeros(count)
         factors[members] = 1 / len(members)
         candidate = {"candidate": Coefficients(tuple(factors.tolist()))}
-        plan = plan_merge(checkpoints, candidate, section=section, last=last)
+        plan = plan_merge(checkpoints, candidate, section=section, last=last, at=at)
         with tempfile.TemporaryDirectory() as folder:
             [path] = carry_out(plan, checkpoints, Path(folder) / "soup", hashed=False)
             return evaluate(path)
@@ -161,21 +179,23 @@ def greedy_soup(
     return Coefficients(tuple(factors.tolist())), tried
 
 
-def evaluated(function: str, path: Path, folder: str) -> float:
-    """What ``module:function``, makes of the weights at ``path``; ``folder`` is looked into, too."""
-    module, _, name = function.partition(":")
+def evaluated(function: str, path: Path | None, folder: str) -> float | bool | None:
+    """What ``module:function`` makes of the weights at ``path``; ``folder`` is looked into, too.
+
+    Without a path: whether more of it is better, as far as it says that by its ``metrics``.
+    """
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise EvaluationError(f"there is no function {function!r}, as module:function: {error}") from None
+        measure = named_measure(function)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from None
+    if path is None:
+        told = not isinstance(measure, OneByOne) or hasattr(measure.function, "metrics")
+        return measure.metrics[0].higher_is_better if told else None
     section = open_checkpoints(path)[0].sections[0]
-    tensors = {key: tensor.value() for key, tensor in section.tensors.items()}
+    tensors = {key: tensor.value().unsqueeze(0) for key, tensor in section.tensors.items()}
     try:
-        value: Any = found(tensors)
-        if isinstance(value, Mapping):
-            value = next(iter(value.values()))
-        return float(value)
-    except Exception as error:
+        return float(measure(tensors)[measure.metrics[0].column][0])
+    except (Exception, SystemExit) as error:
         raise EvaluationError(f"{function} failed: {type(error).__name__}: {error}") from None

@@ -236,6 +236,13 @@ def open_file(path: Path) -> Unit:
     suffix = suffix_of(path)
     if suffix is None:
         raise CheckpointError(f"{path.name} is no file of weights by its name; known are {', '.join(SUFFIXES)}")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path.name} is no file, but a pipe, a device or a folder")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        told = path.name.encode(errors="backslashreplace").decode()
+        raise CheckpointError(f"{told} or a folder above it has a name that is no UTF-8: rename it") from None
     stamp = Stamp.of(path)
     if not stamp.size:
         raise CheckpointError(f"{path.name} is empty")
@@ -285,6 +292,8 @@ def open_distributed(path: Path) -> Unit:
     content: dict[str, Any] = {}
     for name, stored in metadata.state_dict_metadata.items():
         *above, last = [str(part) for part in places.get(name, (name,))]
+        if len(above) > _DEEPEST:
+            raise CheckpointError(f"{path.name}/.metadata nests {name[:40]!r} more than {_DEEPEST} deep")
         node = content
         for part in above:
             node = node.setdefault(part, {})
@@ -397,6 +406,8 @@ def _dtype(path: Path, name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
+#: Dictionaries in dictionaries of one file.
+_DEEPEST = 100
 _OF_A_BAD_FILE = (RuntimeError, ValueError, EOFError, OSError, KeyError, TypeError, AttributeError, IndexError)
 
 
@@ -517,21 +528,24 @@ def _refusal(path: Path, error: Exception) -> str:
     return f"{path.name} is no whole file of torch.save: {_first_line(error).partition(' In PyTorch')[0]}"
 
 
-def _stored(value: Any, path: Path, place: Any, parts: PartsOf) -> Any:
+def _stored(value: Any, path: Path, place: Any, parts: PartsOf, depth: int = 0) -> Any:
     """The same with tensors as :class:`StoredTensor`; lists become dictionaries by number.
 
     Args:
         place: The same as :func:`_archive` has it.
     """
+    if depth > _DEEPEST:
+        raise CheckpointError(f"{path.name} is nested more than {_DEEPEST} deep: save the state_dict by itself")
     if isinstance(value, Tensor):
         return _of_archive(value, path, place, parts)
     if isinstance(value, Mapping):
         inner = place if isinstance(place, Mapping) else {}
-        return {str(key): _stored(one, path, inner.get(key), parts) for key, one in value.items()}
+        return {str(key): _stored(one, path, inner.get(key), parts, depth + 1) for key, one in value.items()}
     if isinstance(value, (list, tuple)) and any(isinstance(one, (Tensor, Mapping)) for one in value):
         places = place if isinstance(place, (list, tuple)) and len(place) == len(value) else [None] * len(value)
         return {
-            str(n): _stored(one, path, inner, parts) for n, (one, inner) in enumerate(zip(value, places, strict=True))
+            str(n): _stored(one, path, inner, parts, depth + 1)
+            for n, (one, inner) in enumerate(zip(value, places, strict=True))
         }
     return value
 

@@ -79,9 +79,6 @@ class SafetensorsFile:
             raise CheckpointError(
                 "no tensor of a safetensors file can have the name '__metadata__': write .pt (--as pt)"
             )
-        if strange := [name for name, (_, dtype) in layout.items() if dtype not in DTYPE_NAMES]:
-            kind = str(layout[strange[0]][1]).removeprefix("torch.")
-            raise CheckpointError(f"{strange[0]!r} is {kind}, which cannot be written: cast it in the files first")
         # Wide dtypes first, as the library does, so that all lie aligned.
         order = sorted(layout, key=lambda name: -layout[name][1].itemsize)
         self._entries: dict[str, dict[str, Any]] = {}
@@ -186,8 +183,19 @@ def targets_of(plan: Plan, out: Path, form: str) -> list[Path]:
     suffix = ".pt" if form == "pt" else ".safetensors"
     if len(plan.results) == 1 and out.suffix == suffix and not _is_folder(plan):
         return [out]
+    if out.suffix in (".pt", ".safetensors") and not out.exists():
+        why = (
+            f"the results are written as {suffix}"
+            if out.suffix != suffix
+            else "each result is a folder, as the files are"
+            if _is_folder(plan)
+            else f"there are {len(plan.results)} results"
+        )
+        raise ValueError(f"{out} is named like a file, but {why}: name a folder, or another form")
     for result in plan.results:
-        if Path(result.name).name != result.name or result.name.startswith("."):
+        if len(result.name.encode()) > 200:
+            raise ValueError(f"a result's name must be one of at most 200 bytes, got {result.name[:60]!r}...")
+        if Path(result.name).name != result.name or result.name.startswith(".") or not result.name:
             raise ValueError(f"a result's name must be that of a file, got {result.name!r}")
     return [out / (result.name if _is_folder(plan) else f"{result.name}{suffix}") for result in plan.results]
 

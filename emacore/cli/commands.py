@@ -32,6 +32,7 @@ from emacore.averaging.windows import Scheme
 from emacore.cli import diagnosing, merging, stored
 from emacore.cli.options import (
     Count,
+    Number,
     ScheduleCode,
     SchemeCode,
     Setting,
@@ -142,7 +143,7 @@ def replicate(
             done = _carried_out(
                 study,
                 by_hand,
-                lambda rows: progress.step(f"epoch {rows[0]['epoch']}: {len(rows)} of {seeds} seeds train"),
+                lambda rows: progress.step(f"epoch {rows[0]['epoch']}: {len(rows)} of {counted(seeds, 'seed')} train"),
             )
         if len(done.history):
             seeds_table = per_seed(done.history, patience=patience_of(study.config))
@@ -266,8 +267,8 @@ def _whole(schedule: Schedule, steps: int) -> Columns:
     """Steps, decays, weights, and figures in words, of every step of a run."""
     decays = schedule.decays(steps)
     told = (
-        f"mean age {number(mean_age(decays))} steps, counts as {number(effective_count(decays))} snapshots, relative "
-        f"width {percent(relative_width(decays))}, start still in it "
+        f"mean age {counted(mean_age(decays), 'step')}, counts as {counted(effective_count(decays), 'snapshot')}, "
+        f"relative width {percent(relative_width(decays))}, start still in it "
         f"{percent(start_share(decays, start=schedule.start))}"
     )
     return np.arange(steps), decays, weights(decays), told
@@ -279,8 +280,8 @@ def _sampled(schedule: Schedule, steps: int) -> Columns:
     decays, found = schedule.at(calls), memory(schedule, steps)
     _tell(f"{counted(len(calls), 'step')} of {steps:,} are printed: even in the steps and in their logarithms")
     told = (
-        f"mean age {number(found.mean_age)} steps, relative width {percent(found.relative_width)}, start still in it "
-        f"{percent(found.start_share)}"
+        f"mean age {counted(found.mean_age, 'step')}, relative width {percent(found.relative_width)}, start still in "
+        f"it {percent(found.start_share)}"
     )
     return calls, decays, (1 - decays) * remaining(schedule, steps, calls), told
 
@@ -293,13 +294,13 @@ def _sampled(schedule: Schedule, steps: int) -> Columns:
     type=click.Choice(list(WAYS), case_sensitive=False),
     help="As this tool smooths its curves, or a plain average.",
 )
-@click.option("--smoothing", type=click.FloatRange(0, 1, max_open=True), help="The slider of TensorBoard or W&B.")
-@click.option("--half-life", type=click.FloatRange(0, min_open=True), help="Of --like pandas, in the unit of x.")
-@click.option("--decay", type=click.FloatRange(0, 1), help="Of --like first and --like zero.")
+@click.option("--smoothing", type=Number(0, 1, max_open=True), help="The slider of TensorBoard or W&B.")
+@click.option("--half-life", type=Number(0, min_open=True), help="Of --like pandas, in the unit of x.")
+@click.option("--decay", type=Number(0, 1), help="Of --like first and --like zero.")
 @click.option("--window", type=click.IntRange(1), help="Of --like moving-average, in values.")
 @click.option(
     "--viewport-scale",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=1000,
     show_default=True,
     help="Of --like wandb, whose documentation names it without a number.",
@@ -564,7 +565,11 @@ def _end(done: CarriedOut, by_hand: Interruption, output: str | None, *, failed:
     """Write a job's history, and leave with the exit code of how it ended."""
     if done.recording_error is not None:
         _tell(f"weights: {done.recording_error}")
-    _write(done.history, output)
+    try:
+        _write(done.history, output)
+    except click.ClickException as error:
+        kept = f"what the store has of it: emacore export {done.run_id}"
+        raise click.ClickException(f"{error.message}; {kept}") from error
     if failed:
         raise click.ClickException("some cells could not be trained: see the column error")
     sys.exit(by_hand.exit_code("diverged" if done.diverged else done.ended))

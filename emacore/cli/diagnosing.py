@@ -23,7 +23,7 @@ def diagnose(
 ) -> None:
     """Say what an average really did, from files that hold raw and averaged weights: the decay, and what is wrong.
 
-    Two files of one run are the least; best they are less than a memory of the average apart. --output names a file for
+    Two files of one run are the least; best they are half a memory of the average apart. --output names a file for
     the decays between the files.
 
     \b

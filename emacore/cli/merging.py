@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import signal
 import sys
 import time
@@ -16,14 +18,15 @@ import click
 
 from emacore.averaging.code import merge_from_code, merge_to_code
 from emacore.averaging.coefficients import FITS, LastFiles, Merge
-from emacore.cli.terminal import SIGNALS
+from emacore.cli.options import output
+from emacore.cli.terminal import SIGNALS, write_text
 from emacore.formatting import counted, duration, number
 
 # Files of weights are opened by torch, which takes seconds to come: --help goes without.
 if TYPE_CHECKING:
-    from emacore.checkpoints.planning import Plan
+    from emacore.checkpoints.planning import Options, Plan
     from emacore.checkpoints.reading import Checkpoints
-    from emacore.checkpoints.soups import Tried
+    from emacore.checkpoints.soups import Evaluation, Tried
 
 
 class MergeCode(click.ParamType[Merge]):
@@ -43,7 +46,7 @@ paths = click.argument("paths", type=click.Path(exists=True), nargs=-1, required
 
 @click.command()
 @paths
-@click.option("--output", "-o", type=click.Path(dir_okay=False, writable=True), help="CSV; else to the screen.")
+@output
 def checkpoints(paths: tuple[str, ...], output: str | None) -> None:
     """Say what is in a folder of checkpoints: steps, sizes, dtypes, and which sections hold an average.
 
@@ -97,10 +100,16 @@ _KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the
 )
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "float64"]), help="By default as stored.")
 @click.option("--float64", is_flag=True, help="Add up in float64, not float32.")
-@click.option("--as", "form", type=click.Choice(["safetensors", "pt"]), default="safetensors", show_default=True)
+@click.option(
+    "--as", "form", type=click.Choice(["safetensors", "pt"]), help="By default safetensors, or as --out ends."
+)
 @click.option("--sigma-rel", type=float, multiple=True, help="Of ema-pytorch's PostHocEMA files, in their order.")
 @click.option("--evaluate", help="module:function, from tensors by name to a number; of each result, and for --soup.")
-@click.option("--lower-is-better", is_flag=True, help="Of what --evaluate gives.")
+@click.option(
+    "--lower-is-better/--higher-is-better",
+    default=None,
+    help="Of what --evaluate gives: by default as the function's metrics say, else higher.",
+)
 @click.option(
     "--soup",
     "soups",
@@ -120,10 +129,10 @@ def merge(
     fit: Any,
     dtype: str | None,
     float64: bool,
-    form: str,
+    form: str | None,
     sigma_rel: tuple[float, ...],
     evaluate: str | None,
-    lower_is_better: bool,
+    lower_is_better: bool | None,
     soups: tuple[str, ...],
     update_every: int,
 ) -> None:
@@ -140,9 +149,8 @@ def merge(
     """
     import torch
 
-    from emacore.checkpoints.beside import clear_left
     from emacore.checkpoints.distances import expected_of
-    from emacore.checkpoints.merging import carry_out
+    from emacore.checkpoints.merging import carry_out, check_place
     from emacore.checkpoints.planning import plan_merge
     from emacore.checkpoints.soups import evaluation, greedy_soup
 
@@ -152,6 +160,9 @@ def merge(
         raise click.UsageError("say what to merge by: --scheme, or --soup")
     if "greedy" in soups and evaluate is None:
         raise click.UsageError("a greedy soup needs --evaluate module:function")
+    if lower_is_better is not None and evaluate is None:
+        raise click.UsageError("which way is better is said of --evaluate, and there is none")
+    form = form or ("pt" if Path(str(out)).suffix == ".pt" else "safetensors")
     named = {_file_name(merge_to_code(scheme)): scheme for scheme in schemes}
     if len(named) < len(schemes):
         raise click.UsageError("the same scheme is given twice")
@@ -159,24 +170,29 @@ def merge(
     _tell_of(found)
     measuring = nullcontext() if evaluate is None else evaluation(evaluate)
     with _ending_by_exceptions(), measuring as measured:
+        options: Options = {
+            "section": section,
+            "last": last,
+            "at": at,
+            "fit": fit,
+            "sigma_rel": sigma_rel,
+            "update_every": update_every,
+            "dtype": None if dtype is None else getattr(torch, dtype),
+        }
         try:
             if "uniform" in soups:
                 named["uniform-soup"] = LastFiles(last or len(found))
+            if "greedy" in soups:
+                named["greedy-soup"] = LastFiles(1)  # until it is known
+            plan = plan_merge(found, named, **options)
+            if not dry_run:
+                check_place(plan, Path(str(out)), form)  # before anything that takes long
             if "greedy" in soups and measured is not None:
+                higher = _higher_is_better(measured, lower_is_better)
                 named["greedy-soup"], _ = greedy_soup(
-                    found, measured, higher_is_better=not lower_is_better, section=section, last=last, tell=_tell_tried
+                    found, measured, higher_is_better=higher, section=section, last=last, at=at, tell=_tell_tried
                 )
-            plan = plan_merge(
-                found,
-                named,
-                section=section,
-                last=last,
-                at=at,
-                fit=fit,
-                sigma_rel=sigma_rel,
-                update_every=update_every,
-                dtype=None if dtype is None else getattr(torch, dtype),
-            )
+                plan = plan_merge(found, named, **options)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         if "greedy" in soups:
@@ -188,15 +204,25 @@ def merge(
         if dry_run:
             _write_csv(_coefficients(plan), None)
             return
-        for words in clear_left(Path(str(out)).parent):
-            _tell(words)
         with _Progress() as progress:
             accumulate = torch.float64 if float64 else torch.float32
-            places = carry_out(plan, found, Path(str(out)), accumulate, form, progress.tell)
+            places = carry_out(plan, found, Path(str(out)), accumulate, form, progress.tell, say=_tell)
         for place, result in zip(places, plan.results, strict=True):
             if measured is not None:
                 _tell(f"{result.name}: {evaluate} is {number(measured(place))}")
             click.echo(place)
+
+
+def _higher_is_better(measured: Evaluation, lower_is_better: bool | None) -> bool:
+    """As asked for, else as the function itself says, else told."""
+    if lower_is_better is not None:
+        return not lower_is_better
+    if measured.higher_is_better is None:
+        _tell(
+            f"{measured.function} does not say which is better by its metrics: higher is taken for it; of a loss give "
+            "--lower-is-better"
+        )
+    return measured.higher_is_better is not False
 
 
 def _tell_tried(tried: Tried) -> None:
@@ -246,15 +272,23 @@ def _coefficients(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _write_csv(rows: Sequence[Mapping[str, Any]], output: str | None) -> None:
-    with Path(output).open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(text.getvalue(), output)
+
+
+#: Letters of a result's name; file systems take 255, and more is put behind and before it.
+_LONGEST = 120
 
 
 def _file_name(code: str) -> str:
-    """A scheme's code as the name of a file: without quotes and spaces."""
-    return "".join(letter for letter in code if letter not in "'\" ")
+    """A scheme's code as the name of a file: without quotes and spaces, and not too long for one."""
+    name = "".join(letter for letter in code if letter not in "'\" ")
+    return (
+        name if len(name) <= _LONGEST else f"{name[: _LONGEST - 12]}...-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )
 
 
 def _bytes(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -87,6 +88,16 @@ class JobId(click.ParamType[str]):
                 if job_id.startswith(incomplete)
             ]
         return []
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"must be a finite number, got {value}", param, ctx)
+        return number
 
 
 class Count(click.ParamType[int]):

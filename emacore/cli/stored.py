@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from emacore.cli.options import JobId, output
+from emacore.cli.options import JobId, Number, output
 from emacore.cli.terminal import print_out, tell, write_table, write_text
 from emacore.formatting import counted, megabytes
 from emacore.limits import CELLS_BYTES, RECORDINGS_BYTES, TABLES_BYTES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: Days that may be asked for: a century.
+_LONGEST = 36_525
 
 
 @click.command()
@@ -123,8 +126,8 @@ def delete(run_ids: tuple[str, ...], yes: bool) -> None:
 
 
 @runs.command()
-@click.option("--older-than", type=click.FloatRange(0), default=0, help="Days since the job was made.")
-@click.option("--larger-than", type=click.FloatRange(0), default=0, help="MB of its recorded weights.")
+@click.option("--older-than", type=Number(0, _LONGEST), default=0, help="Days since the job was made.")
+@click.option("--larger-than", type=Number(0), default=0, help="MB of its recorded weights.")
 @click.option("--state", "states", multiple=True, help="done, stopped, failed, interrupted; may be given many times.")
 @click.option("--whole", is_flag=True, help="Forget the jobs as well: settings, histories, tables and cells.")
 @click.option("--cells", is_flag=True, help="Forget the cells of all sweeps, too, so that they are trained anew.")

@@ -43,6 +43,9 @@ def print_out(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         silence(sys.stdout)
+    except OSError as error:
+        silence(sys.stdout)
+        raise click.ClickException(f"standard output cannot be written: {error.strerror}") from error
 
 
 def silence(stream: TextIO) -> None:
@@ -63,8 +66,11 @@ def write_text(text: str, output: str | None) -> None:
     if output is None:
         print_out(text)
     else:
-        with Path(output).open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        try:
+            with Path(output).open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+        except OSError as error:
+            raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
 
 
 def checked(make: Callable[[], Any], *, failed: bool = False) -> Any:

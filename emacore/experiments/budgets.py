@@ -65,13 +65,16 @@ class Budgeted(Database):
         """Forget the recorded weights of a run, and keep the rest.
 
         Raises:
-            StoreError: if it is running.
+            StoreError: if it is running, or they cannot be deleted.
         """
         with self._connected() as connection:
             row = connection.execute("SELECT state FROM runs WHERE id = ?", (run_id,)).fetchone()
         if row is not None and row["state"] == "running":
             raise StoreError("The run is still training: stop it before dropping its recording.")
-        shutil.rmtree(self.recording(run_id), ignore_errors=True)
+        folder = self.recording(run_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise StoreError(f"The recorded weights in {folder} cannot be deleted: check their permissions.")
 
     def add_table(self, content: bytes) -> Path:
         """Keep the bytes of a CSV beside the runs that train on it; the same bytes are kept once.
@@ -135,9 +138,16 @@ class Budgeted(Database):
         return {table: size for _, table, size in sorted(found)}
 
     def drop_tables(self) -> None:
-        """Forget the kept tables that no job trains on."""
+        """Forget the kept tables that no job trains on.
+
+        Raises:
+            StoreError: if one cannot be deleted.
+        """
         for table in self.unused_tables():
-            table.unlink(missing_ok=True)
+            try:
+                table.unlink(missing_ok=True)
+            except OSError as error:
+                raise StoreError(f"The table {table} cannot be deleted: {error.strerror}.") from error
 
     def cell(self, key: str) -> list[dict[str, Any]] | None:
         """What a sweep has found for a cell, if it has."""

@@ -98,6 +98,10 @@ class Database:
         self._file = _identity(self.path)
         self._keep_reserve()
 
+    def can_be_written(self) -> bool:
+        """Whether anything can be kept: not where the disk is mounted read-only, or the files are others'."""
+        return all(os.access(path, os.W_OK) for path in (self.folder, self.path) if path.exists())
+
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         if self._file != _identity(self.path):  # deleted, or another one in its place

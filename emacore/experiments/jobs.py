@@ -14,9 +14,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import joblib
 import pandas as pd
@@ -101,7 +101,8 @@ class JobQueue:
 
         It never keeps anybody waiting: see :meth:`~emacore.experiments.store.RunStore.create_once`.
         """
-        if example_wanted() and self.store.create_once("example", RunConfig()) is not None:
+        wanted = example_wanted() and self.store.can_be_written()
+        if wanted and self.store.create_once("example", RunConfig()) is not None:
             self.tend()
 
     def stop(self, run_id: str) -> None:
@@ -111,9 +112,13 @@ class JobQueue:
     def tend(self, *, warm: bool = False) -> None:
         """Look after the workers: report those that died, and start as many as there is work for.
 
+        In a store that cannot be written there is none, and what is there can be looked at all the same.
+
         Args:
             warm: Have one ready even if there is no work: importing torch takes seconds.
         """
+        if not self.store.can_be_written():
+            return
         with self._lock:
             self._bury_dead()
             self.store.interrupt_abandoned()
@@ -176,15 +181,12 @@ def _start_worker(folder: Path, limit: int) -> subprocess.Popen[bytes]:
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     # Not multiprocessing: its children run the parent's main module again, which under Streamlit is the whole app.
     token = os.urandom(6).hex()
-    path = _log(folder, token)
-    path.parent.mkdir(exist_ok=True)
-    _drop_oldest(path.parent)
-    with path.open("ab") as log:  # appended to, so that it can be shortened meanwhile
+    with _log_to_write(folder, token) as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "emacore.experiments.jobs", str(folder), str(limit), token],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=subprocess.DEVNULL if log is None else log,
             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is the server's; the worker then sees the pipe close
         )
@@ -212,6 +214,19 @@ def _say_ready() -> None:
 def _log(folder: Path, token: str) -> Path:
     """Where a worker's output is kept: one file each, for the next one starts before anybody can read it."""
     return folder / "workers" / f"{token}.log"
+
+
+@contextmanager
+def _log_to_write(folder: Path, token: str) -> Iterator[BinaryIO | None]:
+    """It, opened to be appended to, so that it can be shortened meanwhile; a worker does without on a full disk."""
+    path = _log(folder, token)
+    with ExitStack() as opened:
+        log = None
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            _drop_oldest(path.parent)
+            log = opened.enter_context(path.open("ab"))
+        yield log
 
 
 def _shorten(log: Path) -> None:

@@ -9,7 +9,6 @@ it was.  Imports no torch before it answers.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import time
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from emacore.averaging.held import squared_distances
 from emacore.experiments.opened import EVALUATE, evaluator_file, identity_of, opened, without_paths_in_json
 from emacore.limits import MEASURED_BYTES
-from emacore.replay.measure import Measure, Metric, OneByOne
+from emacore.replay.measure import Measure, named_measure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,28 +101,6 @@ def evaluator() -> str:
     file = evaluator_file(named.partition(":")[0])
     content = file.read_bytes() if file is not None and file.is_file() else b""
     return f"{named}@{hashlib.sha256(content).hexdigest()[:12]}"
-
-
-def named_measure(text: str) -> Measure:
-    """What ``module:function`` names: a :class:`~emacore.replay.measure.Measure`, or a function of one network's
-    tensors by name that returns its loss, or a mapping of numbers, which its attribute ``metrics`` then describes.
-
-    Raises:
-        ValueError: if there is no such thing; the message says what is wrong.
-    """
-    module, colon, name = text.strip().partition(":")
-    if not (module and colon and name):
-        raise ValueError(f"what evaluates must be given as module:function, such as my_eval:loss; got {text!r}")
-    try:
-        found: Any = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise ValueError(f"the module {module} cannot be imported: {error}") from error
-    measure: Any = found() if isinstance(found, type) and issubclass(found, Measure) else found
-    if isinstance(measure, Measure):
-        return measure
-    if not callable(measure):
-        raise ValueError(f"{module} has no function {name!r}")  # noqa: TRY004  not of this function's argument
-    return OneByOne(measure, getattr(measure, "metrics", (Metric("loss", "loss"),)))
 
 
 class Progress(NamedTuple):
@@ -260,7 +237,7 @@ class _Kept(Measure):
         if missing := [number for number, row in enumerate(rows) if row is None]:
             asked = {name: tensor[missing] for name, tensor in networks.items()}
             begun = time.monotonic()
-            found = self._measure(asked)
+            found = self._measured(asked)
             self._seconds.append((time.monotonic() - begun) / len(missing))
             for place, number in enumerate(missing):
                 rows[number] = [{m.column: float(found[m.column][place]) for m in self.metrics}]
@@ -269,6 +246,14 @@ class _Kept(Measure):
                 self.write()
         self._done += count
         return {m.column: np.array([row[0][m.column] for row in rows if row]) for m in self.metrics}
+
+    def _measured(self, networks: dict[str, Tensor]) -> Mapping[str, Any]:
+        try:
+            return self._measure(networks)
+        except (Exception, SystemExit) as error:
+            if not self._by:
+                raise
+            raise ValueError(f"{self._by.rpartition('@')[0]} failed: {type(error).__name__}: {error}") from error
 
     def write(self) -> None:
         """Keep what was measured; some at a time, because each time waits for the disk."""

@@ -256,10 +256,10 @@ def seeds_in_words(seeds: int, tests: int) -> str:
         return f"For {several} {fewest} seeds each are the least that can show anything, if no pair ties."
     holm_too = f", and {number(tests * least_p(seeds), 2)} after Holm's correction for {several}" if tests > 1 else ""
     return (
-        f"{seeds} seeds cannot show anything here, whatever they find: the least p-value that Wilcoxon's test has for "
-        f"them is 2/2^{seeds} = {number(least_p(seeds), 2)}{holm_too}. {several.capitalize()} need at least "
-        f"{fewest} seeds"
-        f"{' each' if tests > 1 else ''}."
+        f"{counted(seeds, 'seed')} cannot show anything here, whatever {'they find' if seeds > 1 else 'it finds'}: the "
+        f"least p-value that Wilcoxon's test has for {'them' if seeds > 1 else 'it'} is 2/2^{seeds} = "
+        f"{number(least_p(seeds), 2)}{holm_too}. {several.capitalize()} need{'' if tests > 1 else 's'} at least "
+        f"{fewest} seeds{' each' if tests > 1 else ''}."
     )
 
 

@@ -258,8 +258,6 @@ def _persistent(jobs: dict[int, str], should_stop: Callable[[], bool] | None = N
                 for index, found in _parallel(batch):
                     del left[index]
                     yield index, found
-            except GeneratorExit:
-                raise
             except Exception as problem:  # loky's and Dask's words for a dead worker have no common class
                 error = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'a worker died'}"
         if not left or (should_stop is not None and should_stop()):

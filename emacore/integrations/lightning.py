@@ -89,7 +89,9 @@ class AveragingCallback(pl.Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin(trainer, pl_module)
-        self._handles = [after_each_step(optimizer, pl_module, self._mark) for optimizer in trainer.optimizers]
+        self._handles = [
+            after_each_step(optimizer, pl_module, self._mark, several=True) for optimizer in trainer.optimizers
+        ]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if self._stepped and self._several is not None:

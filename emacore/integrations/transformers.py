@@ -51,7 +51,7 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
         averages: The averages by name, each an :class:`emacore.EMA`, from the start of the training on.
 
     Raises:
-        ValueError: for a trainer that shards by FSDP1, DeepSpeed or tensor parallelism.
+        ValueError: for a trainer that shards by FSDP1, DeepSpeed or tensor parallelism, or has an ``Averaging``.
 
     Example::
 
@@ -72,6 +72,8 @@ class Averaging(TrainerCallback):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         check_settings(validate, at_end, feed_back, options)
+        if any(isinstance(callback, Averaging) for callback in trainer.callback_handler.callbacks):
+            raise ValueError("the trainer has an Averaging already: give that one several schedules, by name")
         if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:
             raise ValueError(
                 "the trainer shards by FSDP1, which flattens weights and keeps pieces of them: choose FSDP2 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,8 +135,35 @@ class OneByOne(Measure):
             return {self.metrics[0].column: float(found)}
         missing = [metric.column for metric in self.metrics if metric.column not in found]
         if missing:
-            raise ValueError(f"the measure returned {sorted(found)}, where it is to return {self._columns()}")
+            raise ValueError(
+                f"the measure returned {sorted(found)}, where it is to return {self._columns()}: say what it returns "
+                "by its attribute metrics"
+            )
         return found
 
     def _columns(self) -> str:
         return ", ".join(metric.column for metric in self.metrics)
+
+
+def named_measure(text: str) -> Measure:
+    """What ``module:function`` names: a :class:`Measure`, or a function of one network's tensors by name that returns
+    its loss, or a mapping of numbers, which its attribute ``metrics`` then describes.
+
+    Raises:
+        ValueError: if there is no such thing; the message says what is wrong.
+    """
+    module, colon, name = text.strip().partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"what evaluates must be given as module:function, such as my_eval:loss; got {text!r}")
+    try:
+        found: Any = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"the module {module} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # a script whose lines run at its import, for instance
+        raise ValueError(f"the module {module} cannot be imported: {type(error).__name__}: {error}") from error
+    measure: Any = found() if isinstance(found, type) and issubclass(found, Measure) else found
+    if isinstance(measure, Measure):
+        return measure
+    if not callable(measure):
+        raise ValueError(f"{module} has no function {name!r}")  # noqa: TRY004  not of this function's argument
+    return OneByOne(measure, getattr(measure, "metrics", (Metric("loss", "loss"),)))

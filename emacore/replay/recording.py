@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +25,9 @@ from emacore.checks import check_whole
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
 from emacore.tensors.buffers import Policy, copied_buffers, marks
-from emacore.tensors.chosen import chosen
+from emacore.tensors.chosen import chosen, tell_late
 from emacore.tensors.lending import OPEN, check_not_lent
 from emacore.tensors.pairing import (
-    Watch,
     check_has_values,
     distinct,
     is_averaged,
@@ -40,6 +40,7 @@ from emacore.tensors.pairing import (
     unwrapped,
 )
 from emacore.tensors.sharded import anywhere, gathered, is_first, is_sharded
+from emacore.tensors.watch import Watch
 
 VERSION = 2
 _HEADER_BYTES = 128
@@ -80,7 +81,7 @@ class Recorder:
 
     Attributes:
         row_bytes: What a row takes on the disk, known before the first is written.
-        error: Why and where the recording ended before the run did; ``None`` while all is well.
+        error: Why and where the recording ended before the run did, which a warning tells; ``None`` while all is well.
 
     Raises:
         FileExistsError: if the folder already holds a recording.
@@ -122,6 +123,7 @@ class Recorder:
         self._module = unwrapped(module)
         self._every = every
         self._names = chosen(self._module, names, trainable_only)
+        self._trainable_only, self._told = trainable_only, frozenset[str]()
         self._all = names is None and not trainable_only
         if names is None:
             self._names -= _passing(self._module)
@@ -130,8 +132,9 @@ class Recorder:
         self._as_they_are = copied_buffers(self._module, buffers, **largest) | marks(self._module)
         wanted = {name: tensor for name, tensor in distinct(self._module).items() if name in self._names}
         for name, tensor in wanted.items():
-            if tensor.layout != torch.strided:
-                raise ValueError(f"{name!r} is of layout {tensor.layout}, which has no place in a row: see names")
+            if tensor.layout != torch.strided or tensor.is_quantized:
+                kind = tensor.dtype if tensor.is_quantized else f"layout {tensor.layout}"
+                raise ValueError(f"{name!r} is of {kind}, which has no place in a row: see names")
         self._layout = {name: tie for name, tie in layout(self._module).items() if tie.first_name in self._names}
         averaged = {name: tensor for name, tensor in wanted.items() if self._is_averaged(name, tensor)}
         copied = {name: tensor for name, tensor in wanted.items() if not self._is_averaged(name, tensor)}
@@ -205,10 +208,17 @@ class Recorder:
         elif averaged:
             row.copy_(_in_one([reals(tensor).to(self._dtype) for tensor in averaged]))
         if copied:
-            self._extra[self._filled].copy_(_in_one([tensor.reshape(-1).view(torch.uint8) for tensor in copied]))
+            self._extra[self._filled].copy_(
+                _in_one([tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in copied])
+            )
+
+    def _tell_late(self, left_out: Collection[str]) -> None:
+        if self._trainable_only:
+            self._told = tell_late(self._module, left_out, self._told, "they are not recorded")
 
     def end_epoch(self) -> None:
         """Mark the last row as the end of an epoch, and write all there is."""
+        self._tell_late(ties(self._module).keys() - self._layout.keys())
         self._flush()
         self._tell_end()
         ends, last = self._about["epoch_ends"], self._written - 1
@@ -229,6 +239,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write what is left, and close the files."""
+        self._tell_late(ties(self._module).keys() - self._layout.keys())
         self._flush()
         for file in self._files:
             file.close()
@@ -255,6 +266,7 @@ class Recorder:
     def _look_up(self) -> None:
         found = ties(self._module)
         left_out = found.keys() - self._layout.keys()
+        self._tell_late(left_out)
         if self._all:  # parameters and what is part of the state may not come unnoticed
             left_out -= self._module.state_dict().keys()
         try:
@@ -282,9 +294,10 @@ class Recorder:
         rows, self._filled = self._filled, 0
         if self.error is not None or not (rows and self._writes):
             return
-        if self._dtype == torch.float16 and not self._rows[:rows].isfinite().all():
-            self._end("a weight is above 65504 or not finite, which float16 cannot hold")
-            return
+        why = None
+        if self._dtype == torch.float16 and not (finite := self._rows[:rows].isfinite()).all():
+            rows, column = (~finite).nonzero()[0].tolist()
+            why = f"{self._name_at(column)!r} is above 65504 or not finite then, which float16 cannot hold"
         own = self._most_bytes - len(self._files) * _HEADER_BYTES - self._written * self.row_bytes
         try:
             left = _room(self.folder)
@@ -297,6 +310,18 @@ class Recorder:
             budget = f"it may take {self._most_bytes / 2**20:,.0f} MB at most"
             disk = "the disk is nearly full, and what is left of it is kept for histories"
             self._end(budget if own < left else disk)
+        if why is not None and self.error is None:
+            self._end(why)
+
+    def _name_at(self, column: int) -> str:
+        """Which tensor has a number of a row."""
+        averaged = {
+            name: tie.tensor
+            for name, tie in self._layout.items()
+            if tie.first_name == name and self._is_averaged(name, tie.tensor)
+        }
+        ends = np.cumsum([real_count(tensor) for tensor in averaged.values()])
+        return list(averaged)[int(np.searchsorted(ends, column, side="right"))]
 
     def _append(self, rows: int) -> None:
         try:
@@ -310,6 +335,7 @@ class Recorder:
     def _end(self, why: str) -> None:
         upto = f"the recording ends after step {self._written * self._every - 1}"
         self.error = f"{upto if self._written else 'nothing was recorded'}: {why}"
+        warnings.warn(self.error, stacklevel=4)
 
     def _write_about(self) -> None:
         partial = self.folder / "run.json.partial"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
+from enum import Enum
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from emacore.tensors.pairing import listed, named_parts
 
 #: Attributes that an average takes over: PEFT's factor of an adapter, and which adapters act or are merged.
-FOLLOWED = ("scaling", "merged_adapters", "_active_adapter", "_disable_adapters")
+FOLLOWED = ("scaling", "merged_adapters", "active_adapter", "_active_adapter", "_disable_adapters")
+# What is copied to be compared later is small.
+_ARRAY_BYTES = 2**16
 
 
 class Follower:
@@ -50,25 +55,29 @@ class Follower:
 
 
 class Attributes:
-    """Tells, once, which plain attributes of a model have changed without its average's following.
+    """Tells, once, which plain attributes and parts of a model have changed without its average's following.
 
-    Looked at are public attributes that hold numbers, text, truth values, tensors that are neither parameters nor
-    buffers, and lists and dictionaries of these; but not those of modules whose ``get_extra_state()`` says what counts,
-    and not those of torchmetrics' metrics, which measure and are no part of what is measured.
+    Looked at are public attributes that hold numbers, text, truth values, members of enumerations, small NumPy arrays,
+    tensors that are neither parameters nor buffers, and lists and dictionaries of these; but not those of modules whose
+    ``get_extra_state()`` says what counts, and not those of torchmetrics' metrics, which measure and are no part of
+    what is measured.  Of parts that came, went or were replaced, those with tensors are noticed elsewhere.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._told = False
+        self._told = self._told_kinds = False
+        self._kinds = {start: type(part) for start, part in named_parts(model).items()}
         self._first = {
             start: {name: _kept(value) for name, value in _plain_ones(part)}
             for start, part in named_parts(model).items()
         }
 
     def tell(self, average: nn.Module, model: nn.Module) -> None:
-        """Warn of attributes that have another value than at first, and another than the average's."""
+        """Warn of attributes that have another value than at first, and another than the average's; and of parts."""
+        ours = named_parts(model)
+        if not self._told_kinds:
+            self._tell_kinds(average, ours)
         if self._told:
             return
-        ours = named_parts(model)
         others = [
             (start, name, value)
             for start, values in self._first.items()
@@ -94,6 +103,31 @@ class Attributes:
                 stacklevel=3,
             )
 
+    def _tell_kinds(self, average: nn.Module, ours: Mapping[str, nn.Module]) -> None:
+        kinds = {start: type(part) for start, part in ours.items()}
+        # What shards a module makes a subclass of its class.
+        changed = {
+            start
+            for start in kinds.keys() | self._kinds.keys()
+            if not issubclass(kinds.get(start, type(None)), self._kinds.get(start, type(None)))
+        }
+        theirs = {start: type(part) for start, part in named_parts(average).items()} if changed else {}
+        if changed := {start for start in changed if theirs.get(start) != kinds.get(start)}:
+            self._told_kinds = True
+            told = [
+                f"{start.removesuffix('.')!r} ({_called(kinds, start)}, in the average {_called(theirs, start)})"
+                for start in sorted(changed)
+            ]
+            warnings.warn(
+                f"parts of the model were replaced, added or removed: {', '.join(told)}; an average follows tensors, "
+                "not parts: change it (ema.ema_model) in the same way",
+                stacklevel=4,
+            )
+
+
+def _called(kinds: Mapping[str, type], start: str) -> str:
+    return kinds[start].__name__ if start in kinds else "none"
+
 
 def _plain_ones(part: nn.Module) -> list[tuple[str, Any]]:
     if _says_itself(type(part)):
@@ -113,8 +147,10 @@ def _says_itself(kind: type[nn.Module]) -> bool:
 
 
 def _is_plain(value: object, depth: int = 3) -> bool:
-    if value is None or isinstance(value, (bool, int, float, complex, str)):
+    if value is None or isinstance(value, (bool, int, float, complex, str, Enum, np.generic)):
         return True
+    if isinstance(value, np.ndarray):
+        return value.dtype != object and value.nbytes <= _ARRAY_BYTES
     if isinstance(value, Tensor):
         return value.grad_fn is None and not value.is_meta
     if depth and isinstance(value, (list, tuple)):
@@ -135,6 +171,8 @@ def _kept(value: Any) -> Any:
     """As it is now, whatever becomes of it."""
     if isinstance(value, Tensor):
         return _Seen(value, _version(value))
+    if isinstance(value, np.ndarray):
+        return value.copy()
     if isinstance(value, dict):
         return {key: _kept(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -153,6 +191,8 @@ def _is_same(one: Any, other: Any) -> bool:
         if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
             return False
         return one is other or (one.shape == other.shape and torch.equal(one, other.to(one)))
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return type(one) is type(other) and np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_is_same(item, other[key]) for key, item in one.items())
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from emacore.tensors.pairing import is_averaged, is_expanded, named_parts, view_of_reals
+from emacore.tensors.pairing import comparable, is_averaged, is_expanded, named_parts
 from emacore.tensors.sharded import is_sharded
 
 #: ``"average"``, ``"copy"``, or a function of a buffer's name and the buffer that returns one of them, or ``None`` for
@@ -80,8 +80,7 @@ def marks(module: nn.Module) -> frozenset[str]:
         and not (parameter.requires_grad or is_sharded(parameter))
         and is_averaged(parameter)
         and parameter.numel()
-        and parameter.dtype.itemsize > 1  # float8 has nothing to look with
-        and not bool(torch.stack(torch.aminmax(view_of_reals(parameter.detach()))).isfinite().all())
+        and not bool(torch.stack(torch.aminmax(comparable(parameter.detach()))).isfinite().all())
     )
 
 
@@ -189,4 +188,4 @@ def _is_out_of_range(part: nn.Module, buffer: Tensor, largest: float) -> bool:
     """Whether a buffer holds marks (infinities, the least of all floats) rather than statistics."""
     if isinstance(part, _NormBase) or not buffer.numel():
         return False
-    return not bool(buffer.detach().abs().amax() <= largest)  # not a number compares as false
+    return not bool(comparable(buffer.detach()).abs().amax() <= largest)  # not a number compares as false

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,13 @@ from emacore.tensors.processes import Writes
 LOOK = 1024
 # The first block is short, for those who set the decay at each call; later ones are long, for those who do not.
 _FIRST, _LONGEST = 64, 4096
+_NO_SHARES: list[float] = []
 
 
 class Calls:
     """How many calls there have been; what is derived is neither copied nor pickled.
 
     Attributes:
-        step: The number of the next call.
         initted: Whether the warm-up is over and the average has begun.
         nonfinite_calls: How many calls were skipped for weights that are not finite.
         lent: The training weights inside ``average_parameters()``.
@@ -31,11 +33,12 @@ class Calls:
         norms: Of each normalisation layer the shadow's and the model's.
         writes: What has been written into the model, until all processes are known to have done it.
         block: The decays of calls from ``block_start`` on.
-        shares: ``1 - decay`` for each of them up to the next look, while calls are moves and nothing else; else empty.
+        move: All that a call does, while calls are moves and nothing else, up to the next look; see
+            :meth:`emacore.tensors.plan.Plan.mover`.
     """
 
     def __init__(self, step: int = 0, initted: bool = False, nonfinite_calls: int = 0) -> None:
-        self.step = step
+        self._shares, self._end = iter(_NO_SHARES), step
         self.initted = initted
         self.nonfinite_calls = nonfinite_calls
         self.lent: Exchange | None = None
@@ -43,36 +46,47 @@ class Calls:
         self.attributes: Attributes | None = None
         self.norms: list[tuple[Any, Any]] | None = None
         self.writes = Writes()
+        self.move: Callable[[], bool] | None = None
         self.forget_decays()
+
+    @property
+    def step(self) -> int:
+        """The number of the next call."""
+        return self._end - length_hint(self._shares)
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.move = None
+        self._shares, self._end = iter(_NO_SHARES), step
 
     def forget_decays(self) -> None:
         """Have them asked for again, because the schedule or the step is another."""
         self.block: list[float] = []
         self.block_start = self.step
-        self.shares: list[float] = []
+        self.move = None
         self._length = _FIRST
 
     def forget_plan(self) -> None:
         """Have tensors looked up again."""
-        self.plan = self.norms = None
-        self.shares = []
+        self.plan = self.norms = self.move = None
 
     def look_ahead(self, schedule: Schedule) -> None:
         """Ask for the decays of the calls from here on."""
         decays = schedule.at(np.arange(self.step, self.step + self._length))
         self._length = min(4 * self._length, _LONGEST)
         others = np.flatnonzero((decays <= 0) | (decays >= 1))
-        self.block_start, self.block, self.shares = self.step, decays.tolist(), []
+        self.block_start, self.block = self.step, decays.tolist()
         self._shares_of_block = (1.0 - decays).tolist()
         self._moves_from = int(others[-1]) + 1 if others.size else 0
 
-    def after(self, offset: int, simple: bool) -> None:
-        """Note whether the calls after this one of the block are ``simple``: moves and nothing else."""
-        if simple and self._moves_from <= offset + 1:
-            call = self.block_start + offset
-            self.shares = self._shares_of_block[: offset + LOOK - call % LOOK]
-        else:
-            self.shares = []
+    def go_on(self, plan: Plan) -> None:
+        """Have the calls from here on be moves and nothing else, as far as they are known to be."""
+        offset = self.step - self.block_start
+        if offset < self._moves_from or self.step % LOOK == 0:
+            return
+        shares = self._shares_of_block[offset : offset + LOOK - self.step % LOOK]
+        self._shares, self._end = iter(shares), self.step + len(shares)
+        self.move = plan.mover(self._shares)
 
     def __reduce__(self) -> tuple[type[Calls], tuple[int, bool, int]]:
         if self.lent is not None:

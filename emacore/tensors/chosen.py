@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -66,6 +67,26 @@ def trainable(module: nn.Module) -> set[str]:
     return found
 
 
+def tell_late(module: nn.Module, left_out: Collection[str], told: frozenset[str], kept: str) -> frozenset[str]:
+    """Warn of what was left out because it did not train, and trains by now: whoever asked for what trains may want it.
+
+    Args:
+        told: Of which it has been told.
+        kept: What is missing, for the message.
+
+    Returns:
+        Of which it has been told by now.
+    """
+    late = frozenset(trainable(module) & set(left_out)) - told
+    if late:
+        warnings.warn(
+            f"{listed(late)} train by now, but did not when trainable_only=True chose what to keep, so that {kept}; "
+            "build a new one to have it",
+            stacklevel=4,
+        )
+    return told | late
+
+
 def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.device | str | None = None) -> nn.Module:
     """A deep copy whose tensors of these names are those of the module itself, so that they cost nothing.
 
@@ -73,6 +94,8 @@ def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.devi
         device: Where the other tensors go, without a copy of them where they are; not for sharded modules.
     """
     memo: dict[int, Any] = {}
+    for part in module.modules():
+        _detach_results(vars(part), memo)
     for name, _, _, tensor in _places(module):
         if name in left_out:
             memo[id(tensor)] = _link(tensor)
@@ -85,6 +108,19 @@ def linked_copy(module: nn.Module, left_out: Collection[str], device: torch.devi
     link(shadow, module, left_out)
     fill(shadow, module)
     return shadow
+
+
+def _detach_results(value: Any, memo: dict[int, Any], depth: int = 3) -> None:
+    """Note copies of what an earlier forward pass has left in attributes, which torch refuses to copy.
+
+    The older weight normalisation and pruning leave the weight there that they have computed.
+    """
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    elif depth and isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _detach_results(item, memo, depth - 1)
 
 
 def link(shadow: nn.Module, module: nn.Module, left_out: Collection[str]) -> None:

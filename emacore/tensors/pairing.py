@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
-from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from emacore.tensors.sharded import check_not_flat, is_sharded, local, reshard
+from emacore.tensors.sharded import check_not_flat, local, reshard
 
 _COMPILED = "_orig_mod"
 
@@ -59,7 +58,12 @@ def ties(module: nn.Module) -> dict[str, Tie]:
 
 def layout(module: nn.Module) -> dict[str, Tie]:
     """The same without values: names, shapes, dtypes and ties."""
-    return {name: Tie(tie.tensor.detach().to("meta"), tie.first_name) for name, tie in ties(module).items()}
+    return {name: Tie(_outline(tie.tensor.detach()), tie.first_name) for name, tie in ties(module).items()}
+
+
+def _outline(tensor: Tensor) -> Tensor:
+    # Of quantised numbers there is no kind without values.
+    return torch.empty(tensor.shape, dtype=torch.uint8, device="meta") if tensor.is_quantized else tensor.to("meta")
 
 
 def distinct(module: nn.Module) -> dict[str, Tensor]:
@@ -182,6 +186,12 @@ def view_of_reals(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def comparable(tensor: Tensor) -> Tensor:
+    """A tensor's real numbers, in a precision in which torch can tell the largest of them."""
+    found = view_of_reals(tensor)
+    return found.float() if found.dtype.itemsize == 1 else found
+
+
 def reals(tensor: Tensor) -> Tensor:
     """A tensor's real numbers, flat."""
     return view_of_reals(tensor).reshape(-1)
@@ -234,7 +244,8 @@ def check_has_values(role: str, module: nn.Module) -> None:
         if isinstance(tensor, nn.Parameter) and tensor.shape == (0,):
             raise ValueError(
                 f"{role}: {name!r} has shape (0,), as DeepSpeed's ZeRO-3 leaves in place of weights that lie on other "
-                "processes; gather them (deepspeed.zero.GatheredParameters) around building and update(), or use ZeRO-2"
+                "processes; gather them (deepspeed.zero.GatheredParameters) around building and update(), or use "
+                "ZeRO-2; one that is to hold nothing may be a buffer"
             )
         if isinstance(tensor, nn.Parameter) and (tensor.layout != torch.strided or is_expanded(tensor)):
             kind = f"of layout {tensor.layout}" if tensor.layout != torch.strided else "expanded (some strides are 0)"
@@ -244,8 +255,12 @@ def check_has_values(role: str, module: nn.Module) -> None:
             )
 
 
-def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
-    """Raise ``ValueError`` if an average shares modules or memory with its model, which it would freeze."""
+def check_apart(role: str, average: nn.Module, model: nn.Module, left_out: Collection[str] = ()) -> None:
+    """Raise ``ValueError`` if an average shares modules or memory with its model, which it would freeze.
+
+    Args:
+        left_out: Names of tensors that it may have of the model.
+    """
     names = {id(part): name for name, part in model.named_modules()}
     for name, part in average.named_modules():
         if id(part) in names:
@@ -253,7 +268,7 @@ def check_apart(role: str, average: nn.Module, model: nn.Module) -> None:
             raise ValueError(f"{role} must be apart from the model, but {shared}: build a second one, or deepcopy it")
     owners = {_memory(local(tie.tensor)): name for name, tie in ties(model).items()}
     for name, tie in ties(average).items():
-        if (place := _memory(local(tie.tensor))) is not None and place in owners:
+        if name not in left_out and (place := _memory(local(tie.tensor))) is not None and place in owners:
             raise ValueError(
                 f"{role} must be apart from the model, but its tensor {name!r} shares memory with {owners[place]!r} "
                 "of it: clone it"
@@ -271,116 +286,3 @@ def listed(names: Collection[str], most: int = 6) -> str:
     """Some names for a message."""
     shown = [repr(name) for name in sorted(names)[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} others" if len(names) > most else "")
-
-
-class Watch:
-    """Notices when tensors of modules were replaced, added or removed since they were looked up.
-
-    Args:
-        modules: Whose tensors.
-        data: What to look at of each tensor's data, which may be swapped in it, as ``module.half()`` does.
-
-            - ``"places"``: where it lies, be it another view of the same memory.  Aliases of the looked-up tensors must
-              be kept alive meanwhile, so that no address is given away twice.
-            - ``"shapes"`` does for whoever reads the tensors themselves and no aliases, in half the time.
-            - ``"sizes"``: as much of the shapes as torch would not refuse by itself where the tensors of the second
-              module are written in place by those of the first.
-        linked: Names of tensors that the second module has of the first: only whether they still lie in one place.
-    """
-
-    #: Whether anything has changed.
-    is_stale: Callable[[], bool]
-
-    def __init__(
-        self,
-        *modules: nn.Module,
-        data: Literal["places", "shapes", "sizes"] = "places",
-        linked: Collection[str] = (),
-    ) -> None:
-        for module in modules:
-            reshard(module)
-        parts = [part for module in modules for part in module.modules()]
-        tables: list[dict[str, Any]] = [
-            table for part in parts for table in (part._parameters, part._buffers, part._modules)
-        ]
-        found = [[tie.tensor for tie in ties(module).values()] for module in modules]
-        whole = list(chain.from_iterable(found))
-        tensors = list(map(local, whole))
-        self._alive = whole, tensors
-        # Of those that are one object in both, nothing can differ; the others are aliases.
-        pairs = [[local(ties(module)[name].tensor) for module in modules] for name in linked]
-        aliases = [tensor for pair in pairs if pair[0] is not pair[-1] for tensor in pair]
-        left = set(map(id, chain.from_iterable(pairs)))
-        sources, targets = ([t for t in map(local, some) if id(t) not in left] for some in (found[0], found[-1]))
-        # What lies in no one place (sparse tensors) is told by identity alone.
-        placed = [tensor for tensor in tensors if tensor.layout == torch.strided]
-        if data == "sizes":
-            seen = _sizes(sources, targets)
-        elif data == "places" and placed:
-            seen = _places(placed)
-        else:
-            seen = _shapes([tensor for tensor in tensors if id(tensor) not in left])
-        if aliases:
-            seen = _both(seen, _places(aliases))
-        self.is_stale = _looks(
-            tables,
-            seen,
-            [(tensor, local(tensor)) for tensor in whole if is_sharded(tensor)],
-        )
-
-
-def _looks(
-    tables: list[dict[str, Any]], seen: Callable[[], object], shards: list[tuple[Tensor, Tensor]]
-) -> Callable[[], bool]:
-    """A look at what may have changed, as one function of as few steps as there can be: it runs at each call."""
-    empty = [table for table in tables if not table]
-    filled = [table for table in tables if table]
-    # Dictionaries compare values by identity first, which is the fastest look at many.  Where one was replaced, torch
-    # compares numbers, and refuses to say yes or no of many; so those of one number are compared by identity, too.
-    copies = [dict(table) for table in filled]
-    single = [
-        (table, name, tensor)
-        for table in filled
-        for name, tensor in table.items()
-        if isinstance(tensor, Tensor) and tensor.numel() == 1
-    ]
-    first_seen = seen()
-
-    def is_stale() -> bool:
-        try:
-            if any(empty) or filled != copies or seen() != first_seen:
-                return True
-        except (RuntimeError, TypeError):  # another tensor, of many numbers
-            return True
-        for table, name, tensor in single:
-            if table[name] is not tensor:
-                return True
-        return bool(shards) and any(local(tensor) is not part for tensor, part in shards)
-
-    return is_stale
-
-
-def _both(one: Callable[[], object], other: Callable[[], object]) -> Callable[[], object]:
-    return lambda: [one(), other()]
-
-
-def _shapes(tensors: list[Tensor]) -> Callable[[], object]:
-    return lambda: [*map(_shape, tensors)]
-
-
-def _sizes(sources: list[Tensor], targets: list[Tensor]) -> Callable[[], object]:
-    # Torch spreads a source over a target that has more numbers or dimensions, and refuses all else that differs.  A
-    # target grows where it had a 1; a source of as many numbers can only have lost dimensions of 1 at its beginning.
-    count, dimensions = Tensor.numel, Tensor.dim
-    counted = sources + [tensor for tensor in targets if 1 in tensor.shape]
-    numbered = targets + [tensor for tensor in sources if tensor.shape[:1] == (1,)]
-    return lambda: [*map(count, counted), *map(dimensions, numbered)]
-
-
-def _places(tensors: list[Tensor]) -> Callable[[], object]:
-    # With the strides, the count tells the shape, and costs less.
-    return lambda: [*map(Tensor.data_ptr, tensors), *map(Tensor.stride, tensors), *map(_count, tensors)]
-
-
-_shape = attrgetter("shape")
-_count = Tensor.numel

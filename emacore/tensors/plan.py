@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import follow_buffers
+from emacore.tensors.moves import is_plain, move
 from emacore.tensors.offload import Arrivals, is_offloaded
-from emacore.tensors.pairing import Watch, accumulator_dtype, paired, ties, view_of_reals
+from emacore.tensors.pairing import accumulator_dtype, comparable, paired, ties
 from emacore.tensors.rules import Rules
 from emacore.tensors.shadow import set_dtype
 from emacore.tensors.sharded import alike, anywhere, copy_each, is_sharded, laid_out, local
+from emacore.tensors.watch import Watch
 
 
 class Wide(NamedTuple):
@@ -77,11 +79,20 @@ class Plan:
             is_far = not is_sharded(source) and source.layout == torch.strided and is_offloaded(shadow, source)
             (self._far_copied if is_far else self._copied).append((shadow, source))
         self._follower = Follower(average, online)
+        tensors = [pairs[name][0] for name in moved] + [entry.shadow for entry in wide]
+        #: Whether a buffer is averaged, which may come to hold what cannot be.
+        self.has_buffers = not all(isinstance(tensor, nn.Parameter) for tensor in tensors)
         #: Whether a move is one call for all tensors, and nothing else.
         self.is_simple = bool(moved) and not (wide or copied or self._follower.needed)
-        #: Whether it is of tensors that are no more.
         data: Literal["sizes", "shapes"] = "sizes" if self.is_simple else "shapes"
-        self.is_stale = Watch(online, average, data=data, linked=linked).is_stale
+        self._watch = Watch(online, average, data=data, linked=linked)
+        self._is_plain = self.is_simple and is_plain(self.moved_shadow, self.moved_model)
+        #: Whether it is of tensors that are no more.
+        self.is_stale = self._watch.is_stale
+
+    def mover(self, shares: Iterator[float]) -> Callable[[], bool]:
+        """A move by the next share at each call, while the plan is simple and not stale; it says whether it moved."""
+        return self._watch.mover(self.moved_shadow, self.moved_model, shares, self._is_plain)
 
     @torch.no_grad()
     def copy_all(self) -> None:
@@ -111,7 +122,7 @@ class Plan:
             shadow, model = [shadow[n] for n in left], [model[n] for n in left]
         if shadow:
             if decay:
-                torch._foreach_lerp_(shadow, model, 1.0 - decay)
+                move(shadow, model, 1.0 - decay)
             else:  # a copy also replaces what is not finite
                 torch._foreach_copy_(shadow, model)
         for wide in self.wide:
@@ -154,7 +165,7 @@ class Plan:
         }
         parts = {name: local(tensor) for name, tensor in averaged.items() if local(tensor).numel()}
         # The least and the largest value are not finite if any is not; they take one pass and no memory.
-        ends = [torch.stack(torch.aminmax(view_of_reals(part))).isfinite().all() for part in parts.values()]
+        ends = [torch.stack(torch.aminmax(comparable(part))).isfinite().all() for part in parts.values()]
         # Looked at together, because each look waits for an accelerator.
         finite = torch.stack([end.to(ends[0].device) for end in ends]).tolist() if ends else []
         bad = next((name for name, is_finite in zip(parts, finite, strict=True) if not is_finite), None)
@@ -247,6 +258,8 @@ def follow_writes(accumulator: Tensor, shadow: Tensor) -> None:
     """Take over into an accumulator what has been written into its shadow, which it would undo otherwise."""
     accumulator, shadow = local(accumulator), local(shadow)
     rounded = accumulator.to(shadow.device, shadow.dtype)
+    if shadow.dtype.itemsize == 1 or shadow.dtype == torch.complex32:  # torch does not compare these
+        rounded, shadow = rounded.to(accumulator.dtype), shadow.to(accumulator.dtype)
     # To look first spares a pass on the CPU, and would wait for an accelerator.
     if not shadow.is_cpu or not torch.equal(rounded, shadow):
         accumulator.copy_(torch.where(rounded == shadow, accumulator.to(shadow.device), shadow.to(accumulator.dtype)))

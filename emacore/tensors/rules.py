@@ -30,6 +30,9 @@ class Rules:
     ignored: frozenset[str] = frozenset()
     ignored_starts: frozenset[str] = frozenset()
 
+    def __post_init__(self) -> None:
+        self._marks = self.copied
+
     def is_copied(self, name: str, tensor: Tensor) -> bool:
         """Whether a move copies this tensor of the shadow."""
         return name in self.no_ema or name in self.copied or not is_averaged(tensor)
@@ -44,7 +47,12 @@ class Rules:
         return {name for name in names if name in self.copied or self.is_ignored(name)} | self.left_out
 
     def look_again(self, model: nn.Module) -> frozenset[str]:
-        """Note the buffers that are to be copied by now; return those that were averaged before."""
+        """Note the buffers that are to be copied by now; return those that were averaged before.
+
+        One that has become a parameter is averaged as such.
+        """
+        parameters = {name for name, tie in ties(model).items() if isinstance(tie.tensor, nn.Parameter)}
+        self.copied -= parameters - self._marks
         new = copied_buffers(model, self.policy) - self.copied
         self.copied |= new
         return new

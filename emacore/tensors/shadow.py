@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from emacore.tensors.chosen import linked_copy
-from emacore.tensors.pairing import Tie, named_parts, ties
+from emacore.tensors.pairing import Tie, check_apart, named_parts, ties
 from emacore.tensors.sharded import is_sharded
 
 
@@ -46,7 +46,7 @@ def copy_of(model: nn.Module, left_out: Collection[str] = (), device: torch.devi
 
     Raises:
         TypeError: if it cannot be copied.
-        ValueError: for a device with a model that is sharded.
+        ValueError: for a device with a model that is sharded, or if what copies a part shares it instead.
     """
     sharded = any(is_sharded(parameter) for parameter in model.parameters())
     if sharded and device is not None:
@@ -57,6 +57,7 @@ def copy_of(model: nn.Module, left_out: Collection[str] = (), device: torch.devi
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({error}); build a second one and pass it as ema_model"
         ) from error
+    check_apart(f"the copy of {type(model).__name__}, as its __deepcopy__ makes it,", shadow, model, left_out)
     for name, tie in ties(shadow).items():
         if name not in left_out:
             tie.tensor.grad = None

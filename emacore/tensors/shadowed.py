@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Self
 
@@ -14,14 +13,13 @@ from emacore.averaging.schedules import Schedule
 from emacore.tensors.attributes import Attributes
 from emacore.tensors.buffers import Policy, marks
 from emacore.tensors.calls import Calls
-from emacore.tensors.chosen import left_out_names, link, trainable, unlink
+from emacore.tensors.chosen import left_out_names, link, tell_late, unlink
 from emacore.tensors.lending import OPEN, check_not_lent
 from emacore.tensors.pairing import (
     accumulator_dtype,
     check_apart,
     check_has_values,
     distinct,
-    listed,
     ties,
     unwrapped,
 )
@@ -196,7 +194,7 @@ class Shadowed(nn.Module):
         """Have the next calls of :meth:`update` look whether all processes have written into the model."""
         self._now.writes.note(self.model, call)
         if self._now.writes.waiting:
-            self._now.shares = []  # or else they look at nothing
+            self._now.move = None  # or else they look at nothing
 
     def _weights_now(self) -> dict[str, Tensor]:
         return distinct(unwrapped(self.model))
@@ -216,14 +214,8 @@ class Shadowed(nn.Module):
 
     def _link(self, online: nn.Module) -> None:
         link(self.ema_model, online, self._rules.left_out)
-        # Unfrozen since: whoever asked for what trains would not expect them to be left out.
-        if self._trainable_only and (late := trainable(online) & self._rules.left_out - self._told):
-            self._told |= late
-            warnings.warn(
-                f"{listed(late)} train by now, but did not when the EMA was built with trainable_only=True, so that no "
-                "average of them is kept; build a new one to have it",
-                stacklevel=3,
-            )
+        if self._trainable_only:
+            self._told = tell_late(online, self._rules.left_out, self._told, "no average of them is kept")
 
     @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

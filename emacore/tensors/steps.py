@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from emacore.tensors.pairing import ties
 from emacore.tensors.sharded import anywhere, local
 
+# What optimisers call at present: an optimiser keeps its hooks, and nothing else does.
+_ATTACHED: weakref.WeakSet[_AfterStep] = weakref.WeakSet()
 
-def after_each_step(optimizer: torch.optim.Optimizer, module: nn.Module, update: Callable[[], None]) -> RemovableHandle:
+
+def after_each_step(
+    optimizer: torch.optim.Optimizer, module: nn.Module, update: Callable[[], None], *, several: bool = False
+) -> RemovableHandle:
     """Have ``update`` called after each step of an optimiser, but not after those that AMP skips.
 
     Neither is it called after a step with learning rates and gradients of zero: ``torch.distributed.checkpoint`` makes
@@ -22,14 +29,15 @@ def after_each_step(optimizer: torch.optim.Optimizer, module: nn.Module, update:
     Args:
         optimizer: An optimiser of the module's weights, or accelerate's or Lightning's wrapper of one.
         module: What is averaged.
+        several: Whether ``update`` may be called after the steps of others, too.
 
     Returns:
         A handle whose ``remove()`` ends it.
 
     Raises:
         TypeError: if it is no optimiser of torch's kind.
-        ValueError: if it trains none of the module's weights, if ``update`` is called by it already, or if it is
-            schedule-free and so averages by itself.
+        ValueError: if it trains none of the module's weights, if ``update`` is called by it or by another one already,
+            or if it is schedule-free and so averages by itself.
     """
     optimizer = stepping(optimizer)
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -41,6 +49,13 @@ def after_each_step(optimizer: torch.optim.Optimizer, module: nn.Module, update:
     hooks = optimizer._optimizer_step_post_hooks.values()
     if any(isinstance(hook, _AfterStep) and hook.update == update for hook in hooks):
         raise ValueError("the average is attached to this optimizer already, and would move twice a step")
+    if not several and _is_attached(update):
+        gc.collect()  # an optimizer that is gone may wait for it
+        if _is_attached(update):
+            raise ValueError(
+                "the average is attached to another optimizer already, and would move at the steps of both: with "
+                "several, attach it to the one that steps last; to change it, call remove() of what attach() returned"
+            )
     return optimizer.register_step_post_hook(_AfterStep(update))
 
 
@@ -66,9 +81,14 @@ def averages_by_itself(optimizer: Any) -> bool:
     return hasattr(optimizer, "train_mode") or "weight_lr_power" in groups[0]
 
 
+def _is_attached(update: Callable[[], None]) -> bool:
+    return any(hook.update == update for hook in _ATTACHED)
+
+
 class _AfterStep:
     def __init__(self, update: Callable[[], None]) -> None:
         self.update = update
+        _ATTACHED.add(self)
 
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Fused optimisers are called at skipped steps, too, and look at this themselves.

@@ -60,8 +60,19 @@ def listed(kind: str) -> pd.DataFrame:
         store = queue.store
         lists = {"jobs": store.jobs, "runs": store.runs, "studies": store.studies, "sweeps": store.sweeps}
         found = lists[kind]()
-        _tell_if_replaced(store)
+        tell_of(store)
         return found
+
+
+def tell_of(store: RunStore) -> None:
+    """Where the store is not as one expects it: read-only, or not the one that it was."""
+    if not store.can_be_written():
+        st.warning(
+            "The run store cannot be written: what is there is shown, but nothing new can be kept, so nothing can be "
+            "trained, renamed or deleted.",
+            icon=":material/lock:",
+        )
+    _tell_if_replaced(store)
 
 
 def _tell_if_replaced(store: RunStore) -> None:

@@ -4,6 +4,7 @@ told."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from emacore.widgets.schedules import schedule_defaults
 
 #: Parameters of controls that take any text: "inf" may be the name of a column.
 FREE_TEXT = ("metrics", "own_x", "pins", "target", "features", "widths", "values_", "find_job", "picked")
+
+_SMALL = re.compile(r"\d+(\.\d+)?e-\d{1,2}", re.IGNORECASE)
 
 #: Parameters of controls of which nothing may be chosen.
 MAY_BE_EMPTY = ("filters", "kinds", "states", "ways")
@@ -127,8 +130,12 @@ def _told(refused: Mapping[str, tuple[str, Any]]) -> Iterator[str]:
 
 
 def _cleaned() -> dict[str, tuple[str, Any]]:
-    """Take what reads as a number but is not finite out of the link, before a control reads it; returns it by key."""
+    """Take what reads as a number but is not finite out of the link, before a control reads it; returns it by key.
+
+    Small numbers with an exponent are written without it.
+    """
     found = {}
+    rewritten = False
     with get_session_state().query_params() as link:
         for key in list(st.query_params):
             texts = link.get_all(key)
@@ -139,7 +146,10 @@ def _cleaned() -> dict[str, tuple[str, Any]]:
             elif (texts == [""] and key not in MAY_BE_EMPTY) or any(_is_endless(text) for text in texts):
                 found[key] = (", ".join(texts), None)
                 link.remove_param(key)
-        if found:
+            elif len(texts) == 1 and _SMALL.fullmatch(texts[0]):
+                st.query_params[key] = number_text(float(texts[0]))  # as sliders write it, which compare letters
+                rewritten = True
+        if found or rewritten:
             link.set_initial_query_params_from_current()
     return found
 

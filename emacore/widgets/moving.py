@@ -62,6 +62,24 @@ _STYLE = """<style>
 </style>"""
 
 
+#: Vega gives a handle the number of its mark; who hears it instead of seeing it should be told the value.
+_JS = """export default function ({data}) {
+  const chart = document.querySelector(".st-key-" + data.chart);
+  const say = (handle) => {
+    const text = data.labels[handle.name]?.[handle.value];
+    if (text !== undefined) handle.setAttribute("aria-valuetext", text);
+  };
+  const all = () => chart.querySelectorAll("input[type=range]").forEach(say);
+  const moved = (event) => say(event.target);
+  const made = new MutationObserver(all);
+  all();
+  made.observe(chart, {childList: true, subtree: true});
+  chart.addEventListener("input", moved, true);
+  return () => { made.disconnect(); chart.removeEventListener("input", moved, true); };
+}"""
+_spoken = st.components.v2.component("emacore_handle_values", js=_JS)
+
+
 class Setting(NamedTuple):
     """A setting that a handle moves: the key of the number input that holds it, what stands beside the handle, the
     handle's marks (increasing), and the value now, which may lie between two marks."""
@@ -184,6 +202,9 @@ def show_moving(
         )
         if picture.left_out:
             place.caption(escaped(picture.left_out))
+        with place:
+            labels = {handle.signal: handle.labels for handle in handles}
+            _spoken(data={"chart": f"moving-{name}", "labels": labels}, key=f"spoken-{name}")
 
     return finish
 

@@ -19,13 +19,14 @@ from emacore.averaging.advice import (
     Setting,
     Source,
     half_life_in,
+    reason_in,
     rescaled_settings,
     steps_of_samples,
     steps_of_tokens,
 )
 from emacore.experiments import article_study
 from emacore.experiments.statistics import PairedComparison
-from emacore.formatting import number
+from emacore.formatting import counted, number
 from emacore.snippets import explicit_code, snippets
 from emacore.widgets.page import BOUND, escaped, query_of, stop_with
 from emacore.widgets.schedules import MOST_STEPS as MOST_SHOWN
@@ -136,8 +137,8 @@ def carried_over(run: Run, settings: list[Setting]) -> tuple[Run, list[Setting],
 def run_in_words(run: Run) -> str:
     """The length of a run, its batch and its epochs."""
     batch = "" if run.batch is None else f" at batch {number(run.batch)}"
-    epochs = "" if run.epochs is None else f", {number(run.epochs, 3)} epochs"
-    return f"{number(run.steps)} steps in all{batch}{epochs}"
+    epochs = "" if run.epochs is None else f", {counted(run.epochs, 'epoch', digits=3)}"
+    return f"{counted(run.steps, 'step')} in all{batch}{epochs}"
 
 
 def show_settings(run: Run, settings: Iterable[Setting]) -> None:
@@ -146,7 +147,7 @@ def show_settings(run: Run, settings: Iterable[Setting]) -> None:
         with st.container(border=True, gap=None):
             st.markdown(f"**{escaped(setting.name)}** · half-life {half_life_in(run, setting.schedule)}")
             code = explicit_code(setting.schedule, timing=False)
-            st.caption(f"`{code}` · {escaped(setting.reason)} ({told_source(setting.source)})")
+            st.caption(f"`{code}` · {escaped(reason_in(run, setting))} ({told_source(setting.source)})")
 
 
 def show_remarks(remarks: Iterable[Remark], *, warn: bool) -> None:

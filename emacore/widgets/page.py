@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.pages_manager import PagesManager
 
-from emacore.experiments.store import StoreError, default_folder
 from emacore.formatting import decay, plain
 
-if TYPE_CHECKING:  # what draws and formats takes its time to load, and a page need not wait for it here
+if TYPE_CHECKING:  # what counts, draws and formats takes its time to load, and a title need not wait for it here
+    import pandas as pd
     from pandas.io.formats.style import Styler
 
     from emacore.charts.figure import Figure
     from emacore.charts.thin import Scale
+    from emacore.experiments.store import StoreError
 
 #: Arguments of every control.
 BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 
 
-Table = pd.DataFrame | Callable[[], pd.DataFrame]
+Table: TypeAlias = "pd.DataFrame | Callable[[], pd.DataFrame]"
 
 #: A download lies in the corner of what it holds: of a picture below, beside the axis' title; of a table in a margin of
 #: its own.  Its name stays, for those who do not see it, and comes up under the pointer.  Links to pages wrap, which
@@ -64,6 +65,8 @@ def through_app() -> None:
 @contextmanager
 def told(*, but: type[StoreError] | tuple[()] = ()) -> Iterator[None]:
     """Show what is wrong with the store in a sentence, and end the page there; ``but`` is left to the caller."""
+    from emacore.experiments.store import StoreError
+
     try:
         yield
     except but:
@@ -144,6 +147,8 @@ def without_folders(text: str) -> str:
 
 def _folders() -> list[tuple[str, str]]:
     """Folders that messages may name, the innermost first, and what they are called."""
+    from emacore.experiments.database import default_folder
+
     named = {
         str(default_folder()): "the store",
         str(Path(__file__).parents[2]): "the program",
@@ -162,7 +167,8 @@ def stop_with(message: str) -> NoReturn:
 
 def number_text(value: float) -> str:
     """A number as a label and as it stands in the URL: all digits that matter, none that do not."""
-    return f"{value:.12g}"
+    text = f"{value:.12g}"
+    return f"{value:.{11 - math.floor(math.log10(abs(value)))}f}".rstrip("0") if "e-0" in text else text
 
 
 def query_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,7 +280,7 @@ def csv_button(table: Table, name: str) -> None:
     """A download of ``table`` (or of what it returns, when asked) as ``name``.csv; pandas reads it back unchanged."""
 
     def content() -> bytes:
-        return (table if isinstance(table, pd.DataFrame) else table()).to_csv(index=False).encode()
+        return (table() if callable(table) else table).to_csv(index=False).encode()
 
     st.download_button(
         f"{escaped(name)}.csv",

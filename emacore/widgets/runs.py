@@ -317,7 +317,7 @@ def _optimizer_controls() -> OptimizerConfig:
         *ENDS["weight_decay"],
         default["weight_decay"],
         1e-5,
-        "%.2e",
+        "%.7f",
         key="weight_decay",
         help="Pulls all weights towards 0, the more the larger it is.",
         **BOUND,

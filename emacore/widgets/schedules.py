@@ -12,7 +12,7 @@ import streamlit as st
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import BETA, FAMILIES, TIMING, Control, Schedule, schedule_from_dict
-from emacore.formatting import number
+from emacore.formatting import counted, number
 from emacore.limits import PINS
 from emacore.widgets.page import BOUND, escaped, number_text, reset_button, stop_with
 
@@ -119,7 +119,7 @@ def _in_pairs(controls: Sequence[Control], typed: bool) -> dict[str, float]:
             values[control.name] = number_box(control) if typed else _slider(control)
     if not typed or "beta" not in values:
         return values
-    told = f"half-life {number(half_life(values['beta']))} moves"
+    told = f"half-life {counted(half_life(values['beta']), 'move')}"
     st.caption(f"1 - beta = {number_text(round(1 - values['beta'], 12))}, {told}")
     return values
 
@@ -163,7 +163,7 @@ def _slider(control: Control) -> float:
             value = beta_slider(control.title, control.key, control.default, *ends, help=control.help)
             if control == BETA:
                 st.caption(
-                    f"1 - beta = {number_text(round(1 - value, 12))}, half-life {number(half_life(value))} moves"
+                    f"1 - beta = {number_text(round(1 - value, 12))}, half-life {counted(half_life(value), 'move')}"
                 )
             return value
     digits = 0 if control.whole else max(0, -math.floor(math.log10(control.step)))
@@ -289,9 +289,9 @@ def run_length_controls() -> int:
             **BOUND,
         )
     if batch > rows:
-        stop_with(f"A batch of {batch:,} is larger than the {rows:,} rows: at most {rows:,} is possible.")
+        stop_with(f"A batch of {batch:,} is larger than the {counted(rows, 'row')}: at most {rows:,} is possible.")
     steps: int = -(-rows // batch) * epochs
-    st.caption(f"{-(-rows // batch):,} steps an epoch, {steps:,} in all")
+    st.caption(f"{counted(-(-rows // batch), 'step')} an epoch, {steps:,} in all")
     if not 2 <= steps <= MOST_STEPS:
         stop_with(f"That is a run of {steps:,} steps; this page shows runs of 2 to {MOST_STEPS:,}. Change the epochs.")
     return steps

@@ -14,8 +14,8 @@ from emacore.averaging.schedules import BETA, Schedule
 from emacore.charts.lines import lines
 from emacore.charts.moving import Floats, Frames, Handle, View, line_frames
 from emacore.charts.thin import Scale, axis_ends
+from emacore.formatting import counted
 from emacore.formatting import decay as decay_text
-from emacore.formatting import number
 from emacore.widgets.moving import Setting, show_moving
 from emacore.widgets.page import leave_if_run_anew, show_chart
 from emacore.widgets.signals import MOVED, Chosen
@@ -81,7 +81,7 @@ def show_smoothing(
 
     settings = _settings(chosen, len(shown), beta)
     if not settings:
-        st.caption(f"So long a sequence (above {MOST_STEPS:,} steps) is drawn anew once a value is typed.")
+        st.caption(f"So long a sequence (above {counted(MOST_STEPS, 'step')}) is drawn anew once a value is typed.")
     return show_moving("smoothing", settings, [view], frames_of, alt_text=alt_text)
 
 
@@ -209,7 +209,7 @@ def small_pictures(noisy: Floats, averaged: Floats, beta: float, windows: Mappin
             "answer (share of the jump)",
             "steps since the jump",
             times,
-            f"Answer of the average to a jump: half of it after {number(half_life)} steps",
+            f"Answer of the average to a jump: half of it after {counted(half_life, 'step')}",
         ),
         "expansion": Small(
             "What a value of each age weighs",

@@ -9,7 +9,7 @@ import streamlit as st
 from emacore.averaging import parts, solving
 from emacore.averaging.advice import PRODUCT, Run, Setting, own_warnings
 from emacore.averaging.code import from_code, to_code
-from emacore.formatting import decay, number, percent
+from emacore.formatting import counted, decay, number, percent
 from emacore.snippets import explicit_code
 from emacore.widgets.my_run import show_code, show_remarks
 from emacore.widgets.page import BOUND, escaped, put, sentence
@@ -39,8 +39,8 @@ def own_memory(run: Run) -> None:
         beta = getattr(found, "beta", None)
         lifted = found.tuned != "beta" and beta != getattr(schedule, "beta", None)
         st.caption(
-            f"At the end: half-life {number(memory.half_life)} steps, relative width "
-            f"{percent(memory.relative_width)}, mean age {number(memory.mean_age)} steps. Solved for the family's "
+            f"At the end: half-life {counted(memory.half_life, 'step')}, relative width "
+            f"{percent(memory.relative_width)}, mean age {counted(memory.mean_age, 'step')}. Solved for the family's "
             f"`{found.tuned}`; "
             + (f"`beta` was in the way, so it is {decay(beta)} now; " if lifted and beta is not None else "")
             + "the other settings are as on the left."
@@ -78,7 +78,7 @@ def _wanted(num_steps: int) -> tuple[str, float]:
             **BOUND,
         )
         steps = share / 100 * num_steps
-        st.caption(f"{number(steps)} of {number(num_steps)} steps")
+        st.caption(f"{number(steps)} of {counted(num_steps, 'step')}")
         return "half-life", float(steps)
     width = st.slider(
         "Relative width (% of the run)",

@@ -64,7 +64,7 @@ def draw_study(study_id: str) -> StoredRun:
 def draw_shipped_study() -> None:
     """The study that comes with the package, drawn as one's own."""
     run, history = shipped.study()
-    told = partial(say_shipped, f"{len(shipped.SEEDS)} seeds of the article's run", shipped.STUDY_FILE)
+    told = partial(say_shipped, f"{counted(len(shipped.SEEDS), 'seed')} of the article's run", shipped.STUDY_FILE)
     _evidence(run, shipped.STUDY, history, told)
 
 
@@ -73,7 +73,7 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
     epoch, seeds = so_far.epoch, len(study.seeds)
     left = "starting"
     if so_far.left is not None:
-        left = f"{so_far.training} of {seeds} seeds still train, {so_far.left.in_words('at most')}"
+        left = f"{so_far.training} of {counted(seeds, 'seed')} still train, {so_far.left.in_words('at most')}"
         if run.config.stopping.curve != "none":
             left += "; each ends sooner by its own early stop"
     why = "you stopped it" if run.stopped == "stopped" else "every seed has ended"
@@ -82,7 +82,7 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
         so_far.share,
         progress=f"Epoch {epoch} of at most {run.config.max_epochs:,}: {left}.",
         so_far=counted(epoch, "epoch"),
-        ended=f"{seeds} seeds, {counted(epoch, 'epoch')}, {time_text(duration(run))}: {why}.",
+        ended=f"{counted(seeds, 'seed')}, {counted(epoch, 'epoch')}, {time_text(duration(run))}: {why}.",
         what="study",
         empty=not epoch,
     )

@@ -199,9 +199,9 @@ def _other_run(run: StoredRun) -> pd.DataFrame | None:
 def _rates(run: StoredRun, history: pd.DataFrame) -> None:
     """The learning rate and 1 - decay, each on an axis of its own: they differ by orders of magnitude."""
     table = rates(history)
-    for name, colour, words in (
-        (LEARNING_RATE, ORIGINAL, "Lower: smaller steps, less to average."),
-        (ONE_MINUS_DECAY, AVERAGED, "Lower: the average reaches further back."),
+    for name, colour, file, words in (
+        (LEARNING_RATE, ORIGINAL, "learning_rate", "Lower: smaller steps, less to average."),
+        (ONE_MINUS_DECAY, AVERAGED, "one_minus_decay", "Lower: the average reaches further back."),
     ):
         own = table[table["rate"] == name]
         show_chart(
@@ -218,7 +218,7 @@ def _rates(run: StoredRun, history: pd.DataFrame) -> None:
             ),
             alt_text=f"{name} over epochs",
             table=own,
-            name=f"{name.replace(' ', '_')}-{run.id}",
+            name=f"{file}-{run.id}",
             look_for=words,
         )
 

@@ -65,6 +65,7 @@ def test_a_dragged_handle_bends_the_curve_without_the_server_and_on_release_all_
             wait_for(lambda: curves(page) not in seen)
             seen.append(curves(page))
         said = title.text_content()
+        assert f"power: {handle.get_attribute('aria-valuetext')} " in f"{said} "  # for those who hear it
         assert metric(page, "Mean age").inner_text() == age
         assert "power=" not in page.url
     finally:

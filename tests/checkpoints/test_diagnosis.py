@@ -17,13 +17,14 @@ from tests.helpers import section_of
 STEPS = (300, 340, 380)
 
 
-def walk(decays, files=STEPS, seed=0, keep=lambda average: average):
+def walk(decays, files=STEPS, seed=0, drift=0.0, keep=lambda average: average):
     """Evidence of weights that walk at random, and of an average with these decays, shape (steps,)."""
     generator = torch.Generator().manual_seed(seed)
     raw = torch.randn(2000, generator=generator, dtype=torch.float64)
     average, raws, averages = raw, [], []
+    straight = drift * torch.randn(2000, generator=generator, dtype=torch.float64)
     for step, decay in enumerate(decays, 1):
-        raw = raw + 0.02 * torch.randn(2000, generator=generator, dtype=torch.float64)
+        raw = raw + straight + 0.02 * torch.randn(2000, generator=generator, dtype=torch.float64)
         average = keep(decay * average + (1 - decay) * raw)
         if step in files:
             raws.append(section_of({"w": raw.float()}))
@@ -95,6 +96,46 @@ def test_a_reset_needs_no_configuration_where_a_file_before_shows_the_memory():
     assert "reset" in kinds(diagnosed(walk(decays, STEPS[1:]), Constant(0.99)))[0]
     decays[379] = 0  # just before the last file
     assert "equals the raw weights, as it did not before" in diagnosed(walk(decays)).findings[0].sentence
+
+
+@pytest.mark.parametrize("at", [343, 360, 376])
+@pytest.mark.parametrize("configured", [None, Constant(0.99)])
+def test_a_reset_is_told_beside_what_looks_the_same(at, configured):
+    decays = constant(0.99, 420)
+    decays[at] = 0
+    [found] = diagnosed(walk(decays), configured).findings
+    assert (found.fault, *found.or_else)[:2] == ("reset", "decay")
+    assert "a later file would tell" in found.sentence
+    two = diagnosed(walk(decays, STEPS[1:]), configured)
+    # Just before the last file it trails as little as with decay and 1 - decay exchanged, but not at the first.
+    assert all(one.fault != "flipped" for one in two.findings)
+    assert two.names("reset") or configured is None
+    half = "(50 steps, as configured) " if configured else ""
+    assert any(f"files at most half a memory of the average apart {half}would tell" in note for note in two.notes)
+    after = diagnosed(walk(decays, (300, 340, 380, 420)), configured)
+    assert kinds(after) == ([("reset",)] if configured else [("reset", "decay")])
+
+
+def test_a_reset_just_before_the_last_file_is_no_exchange_of_decays_unless_the_first_file_is_the_weights_too():
+    for configured, late, kept in ((Constant(0.99), slice(378, 380), (0, 0.5)), (None, 379, 1e-4)):
+        decays = constant(0.99)
+        decays[late] = kept
+        found = diagnosed(walk(decays, STEPS[1:], drift=0.5), configured)
+        assert found.findings[0].fault != "flipped"
+        assert found.names("reset")
+        assert diagnosed(walk(constant(0.01), STEPS[1:], drift=0.5), configured).findings[0].fault == "flipped"
+    decays = constant(0.99)
+    decays[[339, 378, 379]] = 0, 0, 0.5
+    assert kinds(diagnosed(walk(decays, STEPS[1:], drift=0.5), Constant(0.99))) == [("flipped", "reset")]
+
+
+def test_an_average_in_half_precision_may_have_lost_steps():
+    def half(average):
+        return average.bfloat16().double()
+
+    found = diagnosed(walk(constant(0.9), keep=half), Constant(0.9))
+    assert any("All numbers of the average are 'bfloat16'" in note for note in found.notes) != found.names("dtype")
+    assert not any("All numbers" in note for note in diagnosed(walk(constant(0.9)), Constant(0.9)).notes)
 
 
 def test_a_counter_that_fell_is_a_reset_and_one_that_lags_counts_updates():
@@ -203,11 +244,18 @@ def test_exchanged_sections_are_found_and_little_evidence_is_no_all_clear(tmp_pa
             torch.save({"model": {"w": average}, "ema": {"w": raw}}, tmp_path / f"step_{step}.pt")
     for configured in (None, Constant(0.99)):
         found = diagnose(tmp_path, configured)
-        assert kinds(found) == [("exchanged",)]
+        assert kinds(found) == [("exchanged", "reset", "decay") if len(files) == 2 else ("exchanged", "decay")]
         assert "model moves as an average of ema would" in found.findings[0].sentence
         assert diagnose(tmp_path, configured, average="model", raw="ema").sentences[0] == "Nothing wrong was found."
     one = diagnose(tmp_path / f"step_{STEPS[-1]}.pt")
     assert one.sentences[0] == "These files do not tell whether something is wrong."
+
+
+def test_numbers_that_cannot_be_squared_count_as_not_finite():
+    numbers = torch.arange(1.0, 100, dtype=torch.float64) * 1e200
+    raws = [section_of({"w": numbers * step}) for step in (1, 2)]
+    averages = [section_of({"w": numbers * step * 3}, "average") for step in (1, 2)]
+    assert kinds(diagnosed(gathered(STEPS[:2], raws, averages))) == [("broken",)]
 
 
 def test_numbers_that_are_not_finite_are_found_but_masks_are_not():
@@ -227,16 +275,19 @@ def test_weights_that_the_average_has_not_are_told():
     assert "Not in the average, and so not looked at: 'b'." in diagnosed(gathered(STEPS[:2], raws, averages)).notes
 
 
-@pytest.mark.parametrize(("factor", "told"), [(0.01, True), (0.0001, True), (0.001, False)])
-def test_weights_that_do_not_add_to_one_are_told_and_not_taken_for_exchanged_sections(tmp_path, factor, told):
+@pytest.mark.parametrize(
+    ("factor", "decay", "told"), [(10, 0.999, True), (0.1, 0.999, True), (1, 0.999, False), (1.5, 0.98, True)]
+)
+def test_weights_that_do_not_add_to_one_are_told_and_not_taken_for_exchanged_sections(tmp_path, factor, decay, told):
     generator = torch.Generator().manual_seed(0)
     raw = torch.randn(2000, generator=generator)
-    average = raw * factor / 0.001
+    average = raw * factor
     for step in range(1, 101):
         raw = raw + 0.02 * torch.randn(2000, generator=generator)
-        average = 0.999 * average + factor * raw
+        average = decay * average + factor * (1 - decay) * raw
         if step in (20, 60, 100):
             torch.save({"model": {"w": raw}, "model_ema": {"w": average}}, tmp_path / f"step_{step}.pt")
-    found = diagnose(tmp_path, Constant(0.999))
+    found = diagnose(tmp_path, Constant(decay))
     assert any("did not add to 1" in words and "cannot tell" in words for words in found.notes) == told
+    assert (found.verdict == "These files do not tell whether something is wrong.") == told
     assert not found.names("exchanged")

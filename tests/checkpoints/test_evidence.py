@@ -155,6 +155,11 @@ def test_of_two_copies_of_the_raw_weights_those_beside_the_average_are_taken(tmp
         ({"model": {"w": torch.ones(2)}}, {}, "holds no weights of an average; there are the sections 'model'"),
         ({"model_ema": {"w": torch.ones(2)}}, {}, "holds no raw weights"),
         ({"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(3)}}, {}, "'w' has shape"),
+        (
+            {"model": {"w": torch.ones(2, dtype=torch.complex64)}, "ema": {"w": torch.ones(2)}},
+            {},
+            "'w' is complex64 in model and float32 in ema",
+        ),
         ({"model": {"w": torch.ones(2)}, "ema": {"v": torch.ones(2)}}, {}, "have no tensor of the same name"),
         (
             {"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2)}, "ema2": {"w": torch.ones(2)}},

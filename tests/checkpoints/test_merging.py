@@ -239,10 +239,35 @@ def test_double_precision_is_not_added_up_in_less(tmp_path):
     assert abs(torch.load(place)["w"] - 1).item() == pytest.approx(2e-12, rel=1e-3)
 
 
-def test_a_dtype_that_cannot_be_written_is_a_sentence(tmp_path):
-    torch.save({"w": torch.ones(2, dtype=torch.complex128)}, tmp_path / "1.pt")
-    with pytest.raises(CheckpointError, match="'w' is complex128, which cannot be written"):
-        merge(open_checkpoints(tmp_path), {"a": LastFiles(1)}, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dtype": torch.int8}, "dtype must be one of floating-point numbers, .* got torch.int8"),
+        ({"dtype": "float32"}, "dtype must be one of floating-point numbers, .* got 'float32'"),
+        ({"at": 2.5}, "at must be a whole number"),
+        ({"update_every": 2}, "sigma_rel tells: give both"),
+        ({"merges": {"": LastFiles(1)}}, "name must be that of a file, got ''"),
+        ({"merges": {"n" * 300: LastFiles(1)}}, "name must be one of at most 200 bytes"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tmp_path, settings, words):
+    torch.save({"w": torch.ones(2)}, tmp_path / "1.pt")
+    with pytest.raises(ValueError, match=words):
+        merge(tmp_path, **({"merges": {"a": LastFiles(1)}, "out": tmp_path / "out"} | settings))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cure"),
+    [(torch.complex128, "cast it in the files first"), (torch.float8_e8m0fnu, "write another dtype, such as float32")],
+)
+def test_a_dtype_that_cannot_be_written_is_a_sentence_before_anything_is_read(tmp_path, dtype, cure):
+    torch.save({"w": torch.ones(2).to(dtype)}, tmp_path / "1.pt")
+    with pytest.raises(CheckpointError, match=f"'w' is {str(dtype)[6:]}, which cannot be written: {cure}"):
+        plan_merge(open_checkpoints(tmp_path), {"a": LastFiles(1)})
+    if not dtype.is_complex:
+        [place] = merge(open_checkpoints(tmp_path), {"a": LastFiles(1)}, tmp_path / "out", dtype=torch.float32)
+        assert load_file(place)["w"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,23 @@ def test_files_of_another_model_are_told(folder):
         open_checkpoints(path).rows()
 
 
+def test_tensors_beside_the_sets_of_weights_are_told(tmp_path):
+    for step in (1, 2):
+        state = {"w": torch.ones(2)}
+        torch.save({"model": state, "loss": torch.tensor(0.5), "class_weights": torch.ones(3)}, tmp_path / f"{step}.pt")
+    [told] = open_checkpoints(tmp_path).told
+    assert told.startswith("1.pt: left out, because they stand beside the sets of weights, in none of them: 'class_w")
+    assert told.endswith("(so it is in 2 of 2 files)")
+
+
+def test_a_tie_that_is_in_some_files_only_is_told(tmp_path):
+    weight = torch.ones(2)
+    torch.save({"a": weight, "b": weight}, tmp_path / "step_1.pt")
+    torch.save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "step_2.pt")
+    with pytest.raises(CheckpointError, match="has 'b' more .'b' is another name of 'a' in one of the two"):
+        open_checkpoints(tmp_path).rows()
+
+
 def test_initial_weights_make_all_rows_one_later(tmp_path):
     for step in (0, 10):
         save_file({"w": torch.full((2,), float(step))}, tmp_path / f"step_{step}.safetensors")

@@ -157,3 +157,9 @@ def test_weights_that_an_average_follows_count_where_there_are_no_others(tmp_pat
         torch.save(EMA(model).state_dict(), tmp_path / f"step_{step}.pt")
     found = open_checkpoints(tmp_path)
     assert found.names("raw") == [found.chosen()] == ["online_model"]
+
+
+def test_other_names_that_a_header_tells_are_ties_and_its_form_is_none(tmp_path):
+    save_file({"pt": torch.ones(2), "w": torch.ones(2)}, tmp_path / "a.safetensors", {"format": "pt", "tied": "w"})
+    [section] = sections_of(open_file(tmp_path / "a.safetensors"))
+    assert section.ties == {"tied": "w"}

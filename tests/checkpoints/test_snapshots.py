@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -182,8 +183,8 @@ def test_means_of_coarse_weights_are_kept_finer_and_ties_once(tmp_path):
     assert state["0.weight"].flatten().tolist() == pytest.approx([1 + 0.0078125 / 3] * 4, abs=1e-6)
 
 
-def test_they_follow_an_optimizer_and_end_with_the_disk(tmp_path, monkeypatch):
-    model = nn.Linear(2, 1)
+def test_they_follow_an_optimizer_and_end_with_the_disk(tmp_path):
+    model, tmp_path = nn.Linear(2, 1), tmp_path / "kept"
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     snapshots = Snapshots(model, tmp_path, 2)
     snapshots.attach(optimizer)
@@ -192,27 +193,58 @@ def test_they_follow_an_optimizer_and_end_with_the_disk(tmp_path, monkeypatch):
         optimizer.step()
     assert open_checkpoints(tmp_path).steps.tolist() == [2, 4]
 
-    def full(*arguments, **named):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("emacore.checkpoints.snapshots.save_file", full)
+    shutil.rmtree(tmp_path)  # the library tells of it by an exception of its own, as of a full disk
     optimizer.step()
-    with pytest.warns(UserWarning, match="the snapshots end before step 6: No space left on device"):
+    with pytest.warns(UserWarning, match="the snapshots end before step 6: .*No such file or directory"):
         optimizer.step()
     optimizer.step()
     optimizer.step()
-    assert (snapshots.step, snapshots.error) == (8, "the snapshots end before step 6: No space left on device")
+    assert snapshots.step == 8
+    assert snapshots.error.startswith("the snapshots end before step 6: ")
 
 
 @pytest.mark.parametrize(("settings", "words"), [({"every": 0}, "every must be"), ({"kind": "raw"}, "kind must be"),
-    ({"kind": "power", "sigma_rel": (0.1,)}, "at least two different widths")])  # fmt: skip
+    ({"kind": "power", "sigma_rel": (0.1,)}, "at least two different widths"),
+    ({"kind": "power", "sigma_rel": (0.05, 0.0501)}, "at least two different widths, to three"),
+    ({"kind": "power", "sigma_rel": 0.1}, "at least two different widths"),
+    ({"module": [nn.Linear(1, 1)]}, r"module must be a torch.nn.Module, got \[Linear"),
+    ({"folder": __file__}, "cannot be a folder .*: choose another one"),
+    ({"folder": f"{__file__}/below"}, "cannot be a folder .*: choose another one")])  # fmt: skip
 def test_what_cannot_be_kept_is_told(tmp_path, settings, words):
-    with pytest.raises(ValueError, match=words):
-        Snapshots(Network(), tmp_path, **({"every": 5} | settings))
+    with pytest.raises((ValueError, TypeError, OSError), match=words):
+        Snapshots(**({"module": Network(), "folder": tmp_path, "every": 5} | settings))
+
+
+@pytest.mark.parametrize("state", [None, {}, {"model": 1}, [1]])
+def test_a_state_of_something_else_is_told(tmp_path, state):
+    with pytest.raises(ValueError, match="none of Snapshots.state_dict"):
+        Snapshots(Network(), tmp_path, 5).load_state_dict(state)
+
+
+def test_a_run_that_begins_again_without_a_state_keeps_none_of_the_files_before(tmp_path):
+    model = nn.Linear(2, 1)
+    for length, steps in ((6, [2, 4, 6]), (2, [2])):
+        snapshots = Snapshots(model, tmp_path, 2, resume=True)
+        for _ in range(length):
+            snapshots.update()
+        assert open_checkpoints(tmp_path).steps.tolist() == steps
+
+
+@pytest.mark.parametrize("kind", ["windows", "power"])
+def test_tied_weights_have_all_their_names_in_what_is_merged(tmp_path, kind):
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    snapshots = Snapshots(model, tmp_path / "kept", 2, kind)
+    for _ in range(4):
+        snapshots.update()
+    [place] = merge(tmp_path / "kept", {"mean": UniformAverage()}, tmp_path / "merged.pt", form="pt")
+    state = torch.load(place)
+    assert state["0.weight"].data_ptr() == state["1.weight"].data_ptr()
+    model.load_state_dict(state)
 
 
 SHARDED = """
-import os, sys
+import os, sys, warnings
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -221,13 +253,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from emacore import Snapshots
+from emacore.checkpoints import snapshots as kept
 from emacore.tensors.sharded import laid_out
 
 place, folder = sys.argv[1:]
 child = os.fork()
 rank = int(child == 0)
 dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-model = fully_shard(nn.Linear(3, 5), mesh=init_device_mesh("cpu", (2,)))
+model = nn.Linear(3, 5)
+model.tied = model.weight
+fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
 both = [Snapshots(model, f"{folder}/{kind}", 2, kind) for kind in ("windows", "power")]
 for step in range(1, 5):
     with torch.no_grad():
@@ -235,6 +270,21 @@ for step in range(1, 5):
             tensor.copy_(laid_out(torch.full(tensor.shape, float(step**2)), tensor.detach()))
     for snapshots in both:
         snapshots.update()
+# What only one process cannot do ends the snapshots of all, and no process waits for another.
+def full(moves):
+    raise OSError(28, "No space left on device")
+if rank == 0:
+    kept.__dict__["_move"] = full
+for words, snapshots, lost in (("No space left", both[1], None), ("director", both[0], f"{folder}/windows")):
+    if lost and rank == 0:
+        os.rename(lost, f"{folder}/away")
+        open(lost, "w").close()
+    dist.barrier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(4):
+            snapshots.update()
+    assert words in snapshots.error, snapshots.error
 dist.destroy_process_group()
 if child:
     assert os.waitpid(child, 0)[1] == 0
@@ -246,11 +296,13 @@ def test_each_process_of_a_sharded_model_writes_its_part(tmp_path):
     own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", SHARDED, tmp_path / "meet", tmp_path]
     subprocess.run(command, env={**os.environ, **own}, check=True, timeout=300)
-    found = open_checkpoints(tmp_path / "windows")
+    found = open_checkpoints(tmp_path / "away")
     assert (found.steps.tolist(), found.names("window")) == ([2, 4], ["model"])
     assert {"__0_0.distcp", "__1_0.distcp"} <= {file.name for file in found[0].files}
     [place] = merge(found, {"mean": Window(4)}, tmp_path / "out", form="pt")
-    assert torch.equal(torch.load(place)["weight"], torch.full((5, 3), (1 + 4 + 9 + 16) / 4))
+    state = torch.load(place)
+    assert torch.equal(state["weight"], torch.full((5, 3), (1 + 4 + 9 + 16) / 4))
+    assert state["tied"].data_ptr() == state["weight"].data_ptr()
     power = open_checkpoints(tmp_path / "power")
     assert power.names("average") == ["step_*.power-0.050", "step_*.power-0.100"]
     assert plan_merge(power, {"a": Constant(0.5)}).results[0].coefficients.sum() == pytest.approx(1)

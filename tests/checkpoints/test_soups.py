@@ -11,12 +11,26 @@ from emacore.checkpoints.soups import EvaluationError, Tried, evaluated, evaluat
 from tests.helpers import wait_for
 
 EVALUATION = """
+from emacore.replay.measure import Metric
+
+
 def near_ten(tensors):
     return -abs(float(tensors["w"][0]) - 10)
 
 
 def broken(tensors):
     raise KeyError("labels")
+
+
+def exits(tensors):
+    raise SystemExit(3)
+
+
+def both(tensors):
+    return {"accuracy": 0.5, "loss": near_ten(tensors)}
+
+
+both.metrics = [Metric("accuracy", "accuracy", higher_is_better=True), Metric("loss", "loss")]
 """
 
 ENDLESS = """
@@ -67,6 +81,9 @@ def test_lower_may_be_better_and_what_has_no_number_is_left_out(folder):
         higher_is_better=False, last=3,
     )  # fmt: skip
     assert coefficients.values == (0, 0.5, 0.5)
+    coefficients, tried = greedy_soup(open_checkpoints(folder), value_at, at=3)
+    assert coefficients.values == (0.5, 0, 0.5)
+    assert max(step for one in tried for step in one.steps) == 3
     with pytest.raises(EvaluationError, match="no number for any"):
         greedy_soup(open_checkpoints(folder), lambda path: float("nan"))
 
@@ -75,11 +92,22 @@ def test_what_cannot_evaluate_is_told(folder, monkeypatch):
     (folder / "mine.py").write_text(EVALUATION)
     monkeypatch.setattr(sys, "path", list(sys.path))
     path = folder / "step_3.pt"
+    (folder / "script.py").write_text("import os\n\nos.mkdir('made')\n")
+    (folder / "ends.py").write_text("raise SystemExit(1)\n")
+    (folder / "made").mkdir()
+    monkeypatch.chdir(folder)
     assert evaluated("mine:near_ten", path, str(folder)) == -3
+    assert evaluated("mine:near_ten", None, str(folder)) is None
+    assert evaluated("mine:both", path, str(folder)) == 0.5
+    assert evaluated("mine:both", None, str(folder)) is True
     for function, words in [
         ("mine:broken", r"mine:broken failed: KeyError: 'labels'"),
-        ("mine:nothing", "there is no function 'mine:nothing', as module:function"),
+        ("mine:exits", "mine:exits failed: SystemExit: 3"),
+        ("mine:nothing", "mine has no function 'nothing'"),
         ("nowhere:f", "No module named 'nowhere'"),
+        ("nowhere", "must be given as module:function"),
+        ("script:f", "the module script cannot be imported: FileExistsError: .*made"),
+        ("ends:f", "the module ends cannot be imported: SystemExit: 1"),
     ]:
         with pytest.raises(EvaluationError, match=words):
             evaluated(function, path, str(folder))

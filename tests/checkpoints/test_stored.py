@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemReader
 
-from emacore.checkpoints import stored
+from emacore.checkpoints import open_checkpoints, stored
 from emacore.checkpoints.stored import CheckpointError, find_units, open_distributed, open_file, open_index, parts_of
 
 STATE = {
@@ -190,6 +190,36 @@ def test_a_whole_module_is_not_unpickled(tmp_path):
         CheckpointError, match=r"holds a whole object \(torch.nn.modules.linear.Linear\), not its tensors"
     ):
         open_file(tmp_path / "a.pt")
+
+
+def test_what_is_no_file_or_too_deep_is_a_sentence(tmp_path):
+    os.mkfifo(tmp_path / "step_1.pt")
+    os.mkfifo(tmp_path / "step_2.safetensors")
+    deep = {"w": torch.zeros(2)}
+    for _ in range(300):
+        deep = {"model": deep}
+    torch.save(deep, tmp_path / "step_3.pt")
+    torch.save({"w": torch.zeros(2)}, tmp_path / "step_4.pt")
+    damaged = {
+        "step_1.pt": "no file, but a pipe",
+        "step_2.safetensors": "no file, but a pipe",
+        "step_3.pt": "nested more",
+    }
+    found = open_checkpoints(tmp_path)
+    assert found.steps.tolist() == [4]
+    dcp.save(deep, checkpoint_id=tmp_path / "deep", no_dist=True)
+    with pytest.raises(CheckpointError, match="more than 100 deep"):
+        open_distributed(tmp_path / "deep")
+    assert len(found.damaged) == 3
+    for (name, words), told in zip(damaged.items(), found.damaged, strict=True):
+        assert told.startswith(f"{name} is {words}")
+    try:
+        odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/step_\xff.pt"))
+        (tmp_path / "step_4.pt").rename(odd)
+    except OSError:
+        return  # no such names here
+    with pytest.raises(CheckpointError, match=r"step_.*has a name that is no UTF-8: rename it"):
+        open_file(odd)
 
 
 def test_links_in_circles_are_followed_once(tmp_path):

@@ -196,7 +196,7 @@ def test_a_long_run_is_sampled():
     assert "of 1,000,001 are printed" in sampled.stderr
     np.testing.assert_array_equal(found["decay"], decays[found.index])
     np.testing.assert_allclose(found["weight"], weights(decays)[found.index], rtol=1e-6, atol=1e-15)
-    assert len(table(emacore("schedule", code, "--steps", "1e9"))) < 3000
+    assert len(table(emacore("schedule", code, "--steps", "1e10"))) < 3000  # which all take 80 GB
 
 
 def test_the_help_has_every_family_and_setting():
@@ -334,8 +334,8 @@ def test_the_order_of_steps_and_a_restart_are_choices():
     smoothing = ["smooth", "restart.csv", "Constant(beta=0.5)"]
     result = emacore(*smoothing)
     assert table(result)["loss_smoothed"].tolist() == [4, 4, 6, 2]
-    assert "step goes back 1 times" in result.stderr
-    assert "1 values stand at a step that has one already" in result.stderr
+    assert "step goes back 1 time" in result.stderr
+    assert "1 value where step has one already" in result.stderr
     assert "smoothed in the order of the step" in result.stderr
     assert table(emacore(*smoothing, "--order", "file"))["loss_smoothed"].tolist() == [4, 3, 5.5, 2.75]
     kept = table(emacore(*smoothing, "--repeats", "last"))["loss_smoothed"]
@@ -438,6 +438,10 @@ def test_the_app_opens_what_its_command_names(tmp_path, monkeypatch):
         (["sweep", "--grid", "max_epochs=[1]", "--scheduler", "tcp://a b:1"], 2, "has a host and a port"),
         (["sweep", "--grid", "max_epochs=[1]", "--scheduler", "tcp://127.0.0.1:9"], 1, "cannot be reached"),
         (["sweep", "--grid", "max_epochs=many.json"], 2, "max_epochs"),
+        (["train", *SMALL, "-o", "/dev/full"], 1, "/dev/full cannot be written: No space left on device; what"),
+        (["runs", "prune", "--older-than", "nan"], 2, "must be a finite number, got nan"),
+        (["runs", "prune", "--older-than", "1e30"], 2, "is not in the range 0<=x<=36525"),
+        (["smooth", "steps.csv", "--like", "wandb", "--smoothing", "nan"], 2, "must be a finite number, got nan"),
         (["sweep", "--grid", "seed=[1]"], 2, "the seeds are those of every cell"),
     ],
 )

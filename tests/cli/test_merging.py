@@ -1,7 +1,10 @@
 import csv
+import os
+import re
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,8 +17,8 @@ from tests.helpers import wait_for
 
 @pytest.fixture
 def run():
-    def run(*arguments):
-        return CliRunner().invoke(cli, [str(one) for one in arguments])
+    def run(*arguments, **options):
+        return CliRunner().invoke(cli, [str(one) for one in arguments], **options)
 
     return run
 
@@ -45,6 +48,10 @@ def test_what_is_in_a_folder(run, folder):
         "cannot be read: c400.pt is truncated",
     ):
         assert words in found.stderr
+    assert run("checkpoints", folder, "-o", folder / "table.csv").stdout == ""
+    assert (folder / "table.csv").read_text() == found.stdout
+    told = run("checkpoints", folder, "-o", folder / "nowhere" / "table.csv")
+    assert (told.exit_code, "table.csv cannot be written: No such file" in told.output) == (2, True)
 
 
 def test_a_dry_run_prints_coefficients_and_writes_nothing(run, folder):
@@ -89,12 +96,54 @@ def test_two_schemes_are_merged_at_once(run, folder):
             "no section 'ema'; there are 'model', 'model_ema'",
         ),
         (["--scheme", "RateDecay(steps=1000)", "--dry-run"], "would begin before the first file"),
+        (["--scheme", "Window(5)", "--update-every", 7, "--dry-run"], "of stored averages whose widths sigma_rel"),
+        (["--scheme", "Window(5)", "--lower-is-better", "--dry-run"], "said of --evaluate, and there is none"),
+        (["--scheme", "Window(5)", "--as", "pt", "-o", "a.safetensors"], "is named like a file, but .* written as .pt"),
+        (
+            ["--scheme", "Window(5)", "--scheme", "Window(6)", "-o", "a.pt"],
+            "named like a file, but there are 2 results",
+        ),
     ],
 )
 def test_what_cannot_be_merged_is_told(run, folder, arguments, words):
     found = run("merge", folder, *arguments)
     assert found.exit_code != 0
-    assert words in found.output
+    assert re.search(words, found.output)
+
+
+def test_where_nothing_can_be_written_is_told_before_anything_is_evaluated(run, folder, monkeypatch):
+    monkeypatch.setattr("emacore.checkpoints.soups.greedy_soup", None)
+    monkeypatch.setattr("emacore.checkpoints.soups.evaluation", nullcontext)
+    monkeypatch.chdir(folder)
+    (folder / "link").symlink_to("nowhere/there")
+    for out, words in [
+        ("c200.pt/a", "c200.pt is a file, and the results need a folder"),
+        ("link", "link is a link to nothing, and"),
+        ("/proc/here", r"nothing can be written into /proc \(.*\): choose another place"),
+    ]:
+        with pytest.raises(OSError, match=words):
+            run("merge", folder, "--section", "model", "--scheme", "Window(5)", "-o", out, catch_exceptions=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda place, mode: mode == os.R_OK)
+        with pytest.raises(PermissionError, match=r"nothing can be written into .*: choose another place"):
+            run("merge", folder, "--section", "model", "--scheme", "Window(5)", "-o", "out", catch_exceptions=False)
+    (folder / "out").mkdir()
+    (folder / "out/greedy-soup.safetensors").touch()
+    soup = ("--soup", "greedy", "--evaluate", "judge:near", "--section", "model")
+    with pytest.raises(FileExistsError, match="greedy-soup.safetensors is there already"):
+        run("merge", "c200.pt", "c300.pt", *soup, "-o", "out", catch_exceptions=False)
+
+
+def test_a_scheme_that_is_too_long_for_a_name_has_a_short_one(run, folder):
+    many = [f"Coefficients({'0.1000000001, ' * 20}{last})" for last in (1, 2)]
+    for step in range(30):
+        torch.save({"w": torch.ones(2)}, folder / f"one_{step}.pt")
+    ones = [folder / f"one_{step}.pt" for step in range(30)]
+    found = run("merge", *ones, "--scheme", many[0], "--scheme", many[1], "-o", folder / "out")
+    assert found.exit_code == 0, found.output
+    names = {place.rpartition("/")[2] for place in found.stdout.splitlines()}
+    assert len(names) == 2
+    assert all(name.startswith("Coefficients(0.1") and len(name) < 140 for name in names)
 
 
 @pytest.mark.slow

@@ -257,6 +257,16 @@ def test_a_worker_that_says_nothing_leaves_no_log(tmp_path, monkeypatch):
     assert not list((tmp_path / "store" / "workers").iterdir())
 
 
+def test_a_worker_does_without_a_log_that_cannot_be_made(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, "echo wrong >&2; exit 3")
+    (tmp_path / "no folder").write_text("")
+    monkeypatch.setattr(jobs, "_log", lambda folder, token: tmp_path / "no folder" / f"{token}.log")
+    run_id = queue.submit(QUICK)
+    buried(queue)
+    assert queue.store.result(run_id).error == "No worker process could be started (exit status 3); it said nothing."
+    queue.close()
+
+
 def test_a_log_is_bounded_while_its_worker_lives(tmp_path, monkeypatch):
     script = "head -c 999999 /dev/zero | tr '\\0' x >&2; echo told >&2; read end; echo the end >&2"
     queue = saying(tmp_path, monkeypatch, script)

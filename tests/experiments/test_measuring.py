@@ -15,10 +15,10 @@ from emacore.averaging.families import PowerFunction
 from emacore.checkpoints import open_checkpoints
 from emacore.experiments import measuring
 from emacore.experiments.jobs import JobQueue, work_off
-from emacore.experiments.measuring import Question, answer, evaluator, named_measure, question_from_json, read
+from emacore.experiments.measuring import Question, answer, evaluator, question_from_json, read
 from emacore.experiments.opened import identity_of
 from emacore.experiments.store import RunStore
-from emacore.replay.measure import Metric
+from emacore.replay.measure import Metric, named_measure
 from emacore.tasks import open_run
 from emacore.training.loop import train
 from tests.experiments.opened_folders import MEASURE, small_run, stored_rows
@@ -237,6 +237,16 @@ def test_what_measures_is_a_function_or_a_measure(place, store):
     for wrong in ("small_eval", "small_eval:none", "small_eval_none:loss", "small_eval:calls"):
         with pytest.raises(ValueError, match=r"small_eval"):
             named_measure(wrong)
+
+
+@pytest.mark.parametrize("error", [KeyError("labels"), SystemExit(2)])
+def test_whatever_the_own_function_does_is_told_with_its_name(place, store, monkeypatch, error):
+    def broken(tensors):
+        raise error
+
+    monkeypatch.setattr(__import__("small_eval"), "distance", broken)
+    ended = carried_out(store, asking(place, "merges", {"coefficients": [[0, 0, 0, 0, 0, 1.0]]}))
+    assert (ended.state, ended.error) == ("failed", f"small_eval:distance failed: {type(error).__name__}: {error}")
 
 
 def test_an_average_is_diagnosed(place, store):

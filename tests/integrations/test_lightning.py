@@ -181,6 +181,94 @@ def test_checkpoints_hold_the_average(alone, tmp_path):
     )
 
 
+class ByHand(Model):
+    """Two optimisers, which it steps itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.net[n].parameters(), 0.05) for n in (0, 3)]
+
+    def training_step(self, batch, index):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, index))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+class Diverges(Model):
+    """One batch's loss is not a number, and the weights are put back then."""
+
+    def training_step(self, batch, index):
+        return super().training_step(batch, index) * (torch.nan if index == 3 else 1)
+
+    def on_train_batch_start(self, batch, index):
+        self.kept = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+
+    def on_train_batch_end(self, outputs, batch, index):
+        if not all(parameter.isfinite().all() for parameter in self.parameters()):
+            self.load_state_dict(self.kept)
+
+
+def test_two_optimisers_of_a_batch_are_one_call(tmp_path):
+    averaging = AveragingCallback(SCHEDULES)
+    _, notes, trainer = fit(tmp_path, averaging, ByHand())
+    assert trainer.global_step == 2 * len(notes.weights)
+    assert_close(weights(averaging.averages["slow"].ema_model), averaged(notes.weights, SCHEDULES["slow"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*not finite")
+def test_steps_that_are_not_finite_are_skipped(tmp_path):
+    averaging = AveragingCallback(Constant(0.5), on_nonfinite="skip")
+    model = Diverges(torch.optim.SGD)
+    fit(tmp_path, averaging, model, epochs=1)
+    ema = averaging.averages["average"]
+    assert ema.step.item() == 6
+    assert ema.nonfinite_calls == 1
+    assert all(tensor.isfinite().all() for tensor in ema.weights.values())
+
+
+def test_an_error_in_the_validation_leaves_the_training_weights(tmp_path):
+    class Fails(Model):
+        def validation_step(self, batch, index):
+            if not self.trainer.sanity_checking:
+                raise ZeroDivisionError
+
+    averaging, model = AveragingCallback(Constant(0.9)), Fails()
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, averaging, model)
+    assert not torch.equal(model.net[0].weight, averaging.averages["average"].ema_model.net[0].weight)
+    averaging.averages["average"].update()  # nothing stands open
+
+
+def test_an_accumulated_run_goes_on_in_the_middle_of_an_epoch(tmp_path):
+    whole, resumed = AveragingCallback(SCHEDULES), AveragingCallback(SCHEDULES)
+    _, notes, _ = fit(tmp_path / "whole", whole, every=2)
+    began = {}
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, module):
+            began.update(weights(module), average=weights(resumed.averages["fast"].ema_model))
+
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        accelerator="cpu",
+        callbacks=[resumed, Look()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Model(), DataLoader(DATA, 4), DataLoader(DATA, 8), ckpt_path=tmp_path / "whole" / "step=2.ckpt")
+    assert_close(began.pop("average"), averaged(notes.weights[1:4:2], SCHEDULES["fast"]))
+    assert_same(began, notes.weights[3])
+    assert resumed.averages["slow"].step.item() == trainer.global_step == 6
+
+
 def test_training_goes_on_from_a_checkpoint_of_after_the_end(tmp_path):
     whole = AveragingCallback(Constant(0.9))
     fit(tmp_path / "whole", whole, epochs=3)

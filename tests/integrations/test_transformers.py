@@ -248,6 +248,23 @@ def test_a_checkpoint_without_averages_is_told(tmp_path):
     assert json.loads((path / "trainer_state.json").read_text())["global_step"] == 8
 
 
+def test_an_accumulated_run_goes_on_in_the_middle_of_an_epoch(tmp_path):
+    arguments = {"gradient_accumulation_steps": 2, "save_steps": 2, "eval_strategy": "no"}
+    whole, averaging, notes = trained(tmp_path, arguments=arguments)
+    assert averaging.averages["fast"].step.item() == len(notes.weights) == 6
+    resumed, again, _ = trained(tmp_path, resume=str(tmp_path / "checkpoint-2"), arguments=arguments)
+    assert_same(tensors(resumed.model), tensors(whole.model))
+    for name in SCHEDULES:
+        assert_same(again.averages[name].weights, averaging.averages[name].weights)
+
+
+def test_a_trainer_has_one(tmp_path):
+    trainer = Trainer(made(), TrainingArguments(tmp_path, report_to="none", use_cpu=True))
+    Averaging(trainer, Constant(0.9))
+    with pytest.raises(ValueError, match="has an Averaging already: give that one several schedules"):
+        Averaging(trainer, Constant(0.5))
+
+
 def test_schedule_free_training_is_told_apart(tmp_path):
     with pytest.raises(ValueError, match="AdamWScheduleFree is schedule-free"):
         trained(tmp_path, arguments={"optim": "schedule_free_adamw"})

@@ -130,6 +130,14 @@ def test_a_part_of_a_number_is_told_and_another_page_forgets():
     assert told(run(app)) == ""
 
 
+@pytest.mark.parametrize("text", ["1e-05", "2E-5", "3.5e-4", "0.00001"])
+def test_a_small_number_may_have_an_exponent_and_is_written_without(open_page, home, text):
+    app = open_page("train", lr=text)
+    assert app.get_by_key("lr").value == float(text)
+    assert app.query_params["lr"] == f"{float(text):.6f}".rstrip("0")
+    assert told(app) == ""
+
+
 def test_what_is_taken_is_not_told(open_page):
     taken = {"steps": "1e3", "power": "0.5", "beta": "0.98765", "x": "log", "pins": ["Constant(beta=0.9)"], "at": "50"}
     app = open_page("decay_schedule", **taken)

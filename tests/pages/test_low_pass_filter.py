@@ -255,7 +255,7 @@ def test_bad_files_are_told_in_a_sentence(open_page, content, message):
 
 def test_gaps_are_told_and_spoil_nothing(open_page):
     app = own(open_page, b"loss\n1\n\n3\nnan\n7\n", ways=["EMA from the first value"], first_decay="0.5")
-    assert "loss: 1 of 4 rows are blank or no number, first in line 5" in texts(app)
+    assert "loss: blank or no number in 1 of 4 rows, first in line 5" in texts(app)
     lines = {name: line["value"].tolist() for name, line in drawn(app)[0].groupby("line")}
     assert lines["EMA from the first value"] == [1, 2, 4.5]
 

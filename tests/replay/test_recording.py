@@ -209,20 +209,25 @@ def test_weights_that_do_not_lie_flat_and_a_replaced_tensor(tmp_path):
     np.testing.assert_array_equal(rows[1], np.full(24, 5.0))
 
 
-def test_what_half_precision_cannot_hold_ends_the_recording(tmp_path):
-    model = nn.Linear(1, 1)
-    with Recorder(model, tmp_path, float16=True) as recorder:
+@pytest.mark.parametrize("value", [1e5, torch.inf, torch.nan])
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_what_half_precision_cannot_hold_ends_the_recording_and_is_named(tmp_path, value, rows):
+    """Up to there it is kept, though it was not written yet."""
+    model = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1))
+    why = "'1.weight' is above 65504 or not finite then, which float16 cannot hold"
+    recorder = Recorder(model, tmp_path, float16=True)
+    for _ in range(rows):
         recorder.record()
+    nn.init.constant_(model[1].weight, value)
+    recorder.record()
+    with pytest.warns(UserWarning, match=why):
         recorder.end_epoch()
-        nn.init.constant_(model.weight, 1e5)
-        recorder.record()
-        recorder.end_epoch()
-        recorder.record()
-    assert (
-        recorder.error
-        == "the recording ends after step 0: a weight is above 65504 or not finite, which float16 cannot hold"
-    )
-    assert len(Trajectory.open(tmp_path).weights) == 1
+    recorder.record()
+    recorder.close()
+    upto = f"the recording ends after step {rows - 1}" if rows else "nothing was recorded"
+    assert recorder.error == f"{upto}: {why}"
+    if rows:
+        assert len(Trajectory.open(tmp_path).weights) == rows
 
 
 def test_a_module_that_does_not_fit_is_told(tmp_path):
@@ -319,11 +324,20 @@ def test_a_policy_says_which_buffers_are_kept_as_they_are_and_which_are_taken_so
     assert found == [3.75, 6.0, 6.0, 6.0, 6.0, 6.0]
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized tensor")
 def test_what_has_no_place_in_a_row_is_told_with_the_way_out(tmp_path):
     model = nn.Linear(1, 1)
     model.register_buffer("edges", torch.eye(2).to_sparse())
     with pytest.raises(ValueError, match="'edges' is of layout torch.sparse_coo, which has no place in a row"):
         Recorder(model, tmp_path / "all")
+    quantised = nn.Linear(1, 1)
+    quantised.register_buffer("codes", torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8))
+    with pytest.raises(ValueError, match="'codes' is of torch.qint8, which has no place in a row"):
+        Recorder(quantised, tmp_path / "all")
+    spread = nn.Linear(1, 1)
+    spread.register_buffer("offset", torch.tensor([3.0]).expand(2))  # has one, though its numbers share theirs
+    with Recorder(spread, tmp_path / "spread") as recorder:
+        recorder.record()
     with Recorder(model, tmp_path / "some", names=["weight"]) as recorder:
         model.edges = torch.eye(3).to_sparse()
         recorder.record()

@@ -1,11 +1,17 @@
 import copy
 import warnings
+from enum import Enum
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from emacore.tensors.attributes import FOLLOWED, Attributes, Follower
+
+
+class Kind(Enum):
+    FIRST, SECOND = 1, 2
 
 
 class Keeper(nn.Module):
@@ -15,8 +21,9 @@ class Keeper(nn.Module):
         super().__init__()
         self.linear = nn.Linear(2, 2)
         self.temperature, self.sizes, self.plain = 1.0, {"a": [1, 2]}, torch.zeros(2)
+        self.array, self.kind = np.array([1.0, np.nan]), Kind.FIRST
         self.scaling, self.merged_adapters = {"default": 1.0}, []
-        self._active_adapter, self._disable_adapters = ["default"], False
+        self.active_adapter, self._active_adapter, self._disable_adapters = "default", ["default"], False
 
 
 class WithExtraState(Keeper):
@@ -38,7 +45,7 @@ def test_extra_state_and_the_listed_attributes_follow_as_copies():
     average, attributes = copy.deepcopy(model), Attributes(model)
     follower = Follower(average, model)
     assert follower.needed
-    for name, value in zip(FOLLOWED, ({"default": 3.0}, ["default"], ["other"], True), strict=True):
+    for name, value in zip(FOLLOWED, ({"default": 3.0}, ["default"], "other", ["other"], True), strict=True):
         assert getattr(model[0], name) != value
         setattr(model[0], name, value)
     model[0].state["codes"].fill_(4.0)
@@ -71,7 +78,18 @@ def replace_tensor(part):
     part.plain = torch.ones(2)
 
 
-@pytest.mark.parametrize("change", [set_number, set_inside, write_tensor, replace_tensor])
+def write_array(part):
+    part.array[0] = 2.0
+
+
+def set_member(part):
+    part.kind = Kind.SECOND
+
+
+CHANGES = [set_number, set_inside, write_tensor, replace_tensor, write_array, set_member]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_other_attributes_that_change_are_told_once_and_not_where_the_average_has_them_too(change):
     model = nn.Sequential(Keeper())
     average = copy.deepcopy(model)
@@ -98,10 +116,55 @@ def test_other_attributes_that_change_are_told_once_and_not_where_the_average_ha
         attributes.tell(average, model)
 
 
-@pytest.mark.parametrize("change", [set_number, set_inside, write_tensor, replace_tensor])
+@pytest.mark.parametrize("change", CHANGES)
 def test_each_kind_of_change_is_told(change):
     model = nn.Sequential(Keeper())
     average, attributes = copy.deepcopy(model), Attributes(model)
     change(model[0])
     with pytest.warns(UserWarning, match="changed, and the average keeps its own"):
         attributes.tell(average, model)
+
+
+def replace_part(model):
+    model[1] = nn.Sigmoid()
+
+
+def add_part(model):
+    model.append(nn.ReLU())
+
+
+def remove_part(model):
+    del model[1]
+
+
+class Sharded(nn.ReLU):
+    """As fully_shard makes them."""
+
+
+def make_subclass(model):
+    model[1].__class__ = Sharded
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (replace_part, r"'1' \(Sigmoid, in the average ReLU\)"),
+        (add_part, r"'2' \(ReLU, in the average none\)"),
+        (remove_part, r"'1' \(none, in the average ReLU\)"),
+    ],
+)
+def test_parts_without_tensors_that_come_go_or_are_replaced_are_told_once(change, told):
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    average, attributes = copy.deepcopy(model), Attributes(model)
+    make_subclass(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attributes.tell(average, model)
+    change(model)
+    with pytest.warns(UserWarning, match=f"were replaced, added or removed: {told}; .*change it"):
+        attributes.tell(average, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attributes.tell(average, model)
+        attributes = Attributes(copy.deepcopy(average))
+        attributes.tell(copy.deepcopy(model), model)  # the average was changed in the same way

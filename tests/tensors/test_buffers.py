@@ -2,10 +2,12 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from emacore import EMA, Averages, Constant
 from emacore.tensors.buffers import copied_buffers, follow_buffers, holds, marks, put_buffers
+from emacore.tensors.calls import LOOK
 
 
 class Buffers(nn.Module):
@@ -160,13 +162,39 @@ def test_a_frozen_parameter_that_is_not_finite_is_a_mark():
         assert torch.equal(found.mask, model.mask)
 
 
-def test_a_buffer_that_became_a_mask_meanwhile_is_one_at_the_next_evaluation():
+def swapped(average, model, folder):
+    with average.average_parameters(*(["a"] if isinstance(average, Averages) else [])):
+        return model.bias_of_places.clone()
+
+
+def copied(average, model, folder):
+    other = copy.deepcopy(model)
+    average.copy_to(other, *(["a"] if isinstance(average, Averages) else []))
+    return other.bias_of_places
+
+
+def saved(ema, model, folder):
+    ema.save(folder / "average.safetensors")
+    return load_file(folder / "average.safetensors")["bias_of_places"]
+
+
+def looked_at_later(ema, model, folder):
+    for _ in range(LOOK):
+        ema.update()
+    return ema.ema_model.bias_of_places
+
+
+@pytest.mark.parametrize(
+    ("build", "read"),
+    [(EMA, swapped), (EMA, copied), (EMA, saved), (EMA, looked_at_later), (Averages, swapped), (Averages, copied)],
+)
+def test_a_buffer_that_became_a_mask_meanwhile_is_one_at_the_next_evaluation(build, read, tmp_path):
     model = nn.Linear(2, 2)
     model.register_buffer("bias_of_places", torch.zeros(2))
-    ema = EMA(model, schedule=Constant(0.5))
+    average = EMA(model, schedule=Constant(0.5)) if build is EMA else Averages(model, {"a": Constant(0.5)})
     for _ in range(3):
-        ema.update()
+        average.update()
     model.bias_of_places[1] = -float("inf")
-    ema.update()
-    with ema.average_parameters():
-        assert torch.equal(model.bias_of_places, torch.tensor([0.0, -float("inf")]))
+    for _ in range(2):
+        average.update()
+    assert torch.equal(read(average, model, tmp_path), torch.tensor([0.0, -float("inf")]))

@@ -6,30 +6,41 @@ from emacore.averaging.families import Constant
 from emacore.tensors.calls import LOOK, Calls
 
 
-def test_shares_are_known_while_calls_are_moves_and_nothing_else():
-    calls = Calls(step=5)
+class Plan:
+    """Tells what is left of the shares that it is given."""
+
+    def mover(self, shares):
+        self.shares = shares
+        return lambda: next(shares, None)
+
+
+def test_calls_go_on_while_they_are_moves_and_nothing_else():
+    calls, plan = Calls(step=5), Plan()
     calls.look_ahead(Constant(0.75, update_after_step=6))
     assert calls.block[:3] == [0.0, 0.0, 0.75]  # calls 5, 6 and 7
-    calls.after(0, simple=True)
-    assert calls.shares == []
-    calls.after(1, simple=False)
-    assert calls.shares == []
-    calls.after(1, simple=True)
-    assert calls.shares[2] == 0.25
+    for call in (5, 6):
+        calls.step = call
+        calls.go_on(plan)
+        assert calls.move is None
+    calls.step = 7
+    calls.go_on(plan)
+    assert calls.move() == 0.25
+    assert calls.step == 8, "who takes a share counts a call"
     calls.forget_plan()
-    assert calls.shares == []
+    assert calls.move is None
+    assert calls.step == 8
 
 
-@pytest.mark.parametrize("step", [1, 5, 1000, 3000])
+@pytest.mark.parametrize("step", [1, 5, 1000, 1024, 3000])
 def test_shares_end_at_the_next_look_or_with_the_block(step):
-    calls, ends = Calls(step), []
+    calls, plan, ends = Calls(step), Plan(), []
     while calls.step < step + 9 * LOOK:
         if not calls.step < calls.block_start + len(calls.block):
             calls.look_ahead(Constant(0.75))
-        offset = calls.step - calls.block_start
-        calls.after(offset, simple=True)
-        assert offset >= len(calls.shares) or calls.shares[offset:] == [0.25] * (len(calls.shares) - offset)
-        calls.step = max(calls.step + 1, calls.block_start + len(calls.shares))
+        calls.step += 1
+        calls.go_on(plan)
+        if calls.move is not None:
+            assert set(plan.shares) == {0.25}
         ends.append(calls.step)
     looks = range(step // LOOK * LOOK + LOOK, ends[-1], LOOK)
     assert set(looks) <= set(ends), "each is the number of a call that is not one of many"

@@ -3,13 +3,14 @@
 import copy
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 from emacore import EMA, Averages, Constant, Recorder, Trajectory, UniformAverage
-from emacore.tensors import pairing
+from emacore.tensors import watch
 from emacore.tensors.chosen import chosen, trainable
 from tests.helpers import Network, assert_same, change, tensors
 
@@ -169,15 +170,16 @@ def test_casting_the_wrapper_leaves_the_model_alone():
 
 def test_what_is_frozen_costs_nothing(monkeypatch):
     """However much there is of it: no memory, no move, and no look at its shape."""
-    looked, sizes = [], pairing._sizes
-    monkeypatch.setattr(pairing, "_sizes", lambda *some: looked.append(sum(map(len, some))) or sizes(*some))
+    looked, sizes, compiled = [], watch._sizes, watch._compiled
+    monkeypatch.setattr(watch, "_sizes", lambda *some: looked.append(sum(map(len, some))) or sizes(*some))
+    monkeypatch.setattr(watch, "_compiled", lambda some: looked.append(len(some)) or compiled(some))
     for count in (0, 9):
         model = nn.Sequential(Adapted(), *(nn.Linear(512, 512).requires_grad_(False) for _ in range(count)))
         ema = EMA(model, trainable_only=True, schedule=Constant(0.5))
         move(model, ema)
         assert own_bytes(ema.ema_model, model) == 4 * 2 * (256 + 512)
         assert ema._now.plan.moved == ["0.down.weight", "0.up.weight"]
-        assert looked.pop() == 2 * 2
+        assert set(looked) == {2 * 2}
 
 
 @pytest.mark.parametrize("include", [True, False])
@@ -198,18 +200,35 @@ def test_a_part_is_saved_and_goes_on(include):
         EMA(Network(), **options).load_state_dict({k: v for k, v in ema.state_dict().items() if "last" not in k})
 
 
-def test_what_is_unfrozen_later_is_told_once():
-    model = Adapted()
+def of_an_ema(model, folder):
     ema = EMA(model, trainable_only=True)
+    return ema.update, ema.average_parameters
+
+
+def of_averages(model, folder):
+    averages = Averages(model, {"a": Constant(0.5)}, trainable_only=True)
+    return averages.update, lambda: averages.average_parameters("a")
+
+
+def of_a_recording(model, folder):
+    recorder = Recorder(model, folder, trainable_only=True)
+    return recorder.record, lambda: nullcontext(recorder.end_epoch())
+
+
+@pytest.mark.parametrize("build", [of_an_ema, of_averages, of_a_recording])
+def test_what_is_unfrozen_later_is_told_once(build, tmp_path):
+    model = Adapted()
+    update, read = build(model, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ema.update()
+        update()
     model.base.requires_grad_(True)
-    with pytest.warns(UserWarning, match=r"'base\.bias', 'base\.weight' train by now"), ema.average_parameters():
+    with pytest.warns(UserWarning, match=r"'base\.bias', 'base\.weight' train by now"), read():
         pass
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with ema.average_parameters():
+        update()
+        with read():
             pass
 
 

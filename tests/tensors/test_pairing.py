@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from emacore.tensors.pairing import (
-    Watch,
     check_has_values,
     distinct,
     from_reals,
@@ -18,19 +17,7 @@ from emacore.tensors.pairing import (
     ties,
     unwrapped,
 )
-
-
-class Tied(nn.Module):
-    """Two names of one parameter, a complex one, and a buffer of whole numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(2, 3)
-        self.second = nn.Linear(2, 3)
-        self.second.weight = self.first.weight
-        self.wave = nn.Parameter(torch.tensor([1 + 2j, 3 - 4j]))
-        self.register_buffer("count", torch.tensor(7))
-
+from tests.helpers import Tied
 
 NAMES = ["wave", "first.weight", "first.bias", "second.weight", "second.bias", "count"]
 
@@ -131,92 +118,3 @@ def test_names_are_listed_in_order_and_not_all():
     assert listed({"b", "a"}) == "'a', 'b'"
     assert listed(set("fedcba")) == "'a', 'b', 'c', 'd', 'e', 'f'"
     assert listed(set("hgfedcba")) == "'a', 'b', 'c', 'd', 'e', 'f' and 2 others"
-
-
-def swap_data(module):
-    module.first.weight.data = torch.zeros(3, 2)
-
-
-def replace(module):
-    module.first.bias = nn.Parameter(torch.zeros(3))
-
-
-def add(module):
-    module.first.register_buffer("more", torch.zeros(1))
-
-
-def add_a_module(module):
-    module.third = nn.Linear(1, 1)
-
-
-def remove(module):
-    del module.wave
-
-
-def slice_data(module):
-    module.first.weight.data = module.first.weight.data[:2]
-
-
-def transpose_data(module):
-    module.square.data = module.square.data.t()
-
-
-def unsqueeze_data(module):
-    module.square.data = module.square.data.unsqueeze(0)
-
-
-def reshape_data(module):
-    module.first.weight.data = module.first.weight.data.view(2, 3)
-
-
-@pytest.mark.parametrize("in_average", [False, True])
-@pytest.mark.parametrize("change", [slice_data, transpose_data, unsqueeze_data, reshape_data])
-def test_another_view_of_the_same_memory_is_noticed(change, in_average):
-    model, average = Tied(), Tied()
-    for module in (model, average):
-        module.square = nn.Parameter(torch.randn(2, 2))
-    aliases, watch = [distinct(model), distinct(average)], Watch(model, average)
-    assert not watch.is_stale()
-    change(average if in_average else model)
-    assert watch.is_stale()
-    assert aliases
-
-
-@pytest.mark.parametrize("change", [swap_data, replace, add, add_a_module, remove])
-def test_changed_tensors_are_noticed(change):
-    module = Tied()
-    aliases, watch = distinct(module), Watch(module)
-    assert not watch.is_stale()
-    with torch.no_grad():
-        module.first.weight.mul_(2)
-    assert not watch.is_stale(), "other values are no other tensor"
-    change(module)
-    assert watch.is_stale()
-    assert aliases
-
-
-@pytest.mark.parametrize(
-    "shape", [(1, 4), (4, 3), (3, 4), (4,), (1, 1), (1,), (), (2, 3), (3, 1, 2), (1, 2, 3)], ids=str
-)
-@pytest.mark.parametrize("other", [(1, 4), (3, 4), (1,), (4,), (5, 1)], ids=str)
-@pytest.mark.parametrize("in_target", [False, True])
-def test_of_shapes_what_torch_would_not_refuse_is_noticed(shape, other, in_target):
-    """Of a source that writes a target of its shape, one of the two takes another."""
-    source, target = nn.ParameterList([torch.zeros(shape)]), nn.ParameterList([torch.ones(shape)])
-    watch = Watch(source, target, data="sizes")
-    assert not watch.is_stale()
-    (target if in_target else source)[0].data = torch.zeros(other)
-    try:
-        target[0].detach().lerp_(source[0].detach(), 0.5)
-    except RuntimeError:
-        return
-    assert watch.is_stale() == (shape != other)
-
-
-def test_data_swapped_in_the_second_module_is_noticed():
-    model, average = Tied(), Tied()
-    aliases, watch = distinct(average), Watch(model, average)
-    assert not watch.is_stale()
-    swap_data(average)
-    assert watch.is_stale()
-    assert aliases

@@ -20,6 +20,19 @@ def test_each_name_is_averaged_copied_ignored_or_left_out():
     assert {name for name in state if rules.is_ignored(name)} == {"1.weight", "1.running_mean", "1.running_var"}
 
 
+def test_a_copied_buffer_that_becomes_a_parameter_is_averaged_and_a_mark_stays_one():
+    model = nn.Module()
+    model.register_buffer("scale_mask", torch.ones(2))
+    model.mark = nn.Parameter(torch.tensor([0.0, -torch.inf]), requires_grad=False)
+    rules = Rules(None, frozenset(), frozenset({"mark"}))
+    rules.look_again(model)
+    assert rules.copied == {"mark", "scale_mask"}
+    del model.scale_mask
+    model.scale_mask = nn.Parameter(torch.ones(2))
+    rules.look_again(model)
+    assert rules.copied == {"mark"}
+
+
 def test_a_string_is_no_collection_of_names():
     assert as_names("names", ["a", "b", "a"]) == {"a", "b"}
     with pytest.raises(TypeError, match="names must be a collection of names, got the string 'ab'"):

@@ -81,6 +81,25 @@ def test_what_cannot_be_attached_to_is_told():
         ema.attach(3)
 
 
+def test_two_optimisers_are_not_counted_both():
+    model = nn.Linear(3, 2)
+    first, second = torch.optim.SGD([model.weight], lr=0.1), torch.optim.SGD([model.bias], lr=0.1)
+    ema = EMA(model)
+    handle = ema.attach(first)
+    with pytest.raises(
+        ValueError, match=r"attached to another optimizer already, .* attach it to the one .* remove\(\)"
+    ):
+        ema.attach(second)
+    handle.remove()
+    ema.attach(second)
+    for optimizer in (first, second):
+        optimizer.step()
+    assert ema.step.item() == 1
+    second.itself = second
+    del second, optimizer
+    ema.attach(first)  # the other one is gone
+
+
 def schedule_free():
     def model():
         return nn.Linear(3, 2).parameters()

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from emacore import train
+from emacore import Recorder, train
 from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.experiments.evidence import answers, per_seed
 from emacore.experiments.store import RunStore
@@ -159,3 +159,12 @@ def test_its_settings_go_through_json_store_and_sweep(tmp_path):
     assert table["error"].isna().all()
     assert isinstance(job_from_json(Sweep(CONFIG, {"max_epochs": [1, 2]}, (0,)).to_json()).config, DigitsConfig)
     assert json.loads(CONFIG.to_json())["task"] == "digits in a test"
+
+
+def test_a_recording_of_another_loop_is_told_how_it_is_opened(tmp_path):
+    model = nn.Linear(2, 1)
+    recorder = Recorder(model, tmp_path / "rows")
+    recorder.record()
+    recorder.close()
+    with pytest.raises(ValueError, match="open others by Trajectory.open"):
+        open_run(tmp_path / "rows")
