@@ -339,6 +339,8 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
     """
     found = known_gains(table["final_original"], table["final_ema"])
     found = found[~np.isnan(found)]
+    if not len(found):
+        return "No seed has a finite loss, of the original or of the average, so there is no gain to tell of."
     told = []
     if comparison.infinite:
         told.append(f"Drawn are {over_pairs(comparison)}; the others have no finite gain.")
@@ -348,11 +350,12 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
             f"The mean gain is {signed_percent(mean.estimate)} ({interval_in_words(mean)}), over "
             f"{over_pairs(comparison)}."
         )
-    if is_article and len(found):
+    if is_article:
         theirs = float(FINAL["improvement"][0])
         less = scipy.stats.percentileofscore(100 * found, theirs, kind="mean")
         told.append(
-            f"The article's one run gained {theirs:g} %: {number(less, 3)} % of these {len(found)} seeds gained less."
+            f"The article's one run gained {theirs:g} %: {number(less, 3)} % of the {counted(len(found), 'seed')} "
+            "gained less."
         )
     chance, wanted = comparison.chance, percent(comparison.wanted_gain)
     told.append(

@@ -312,7 +312,7 @@ def test_many_seeds_give_a_verdict_and_a_higher_rate_turns_it(server, page):
     verdict.wait_for()
     assert "averaging lowers" not in verdict.inner_text()
     page.get_by_text("Asked in other ways").click()
-    page.get_by_text(re.compile(r"one run gained 20 %: [\d.]+ % of these 16 seeds gained less")).first.wait_for()
+    page.get_by_text(re.compile(r"one run gained 20 %: [\d.]+ % of the 16 seeds gained less")).first.wait_for()
     page.get_by_role("button", name="A higher learning rate").click()
     page.wait_for_url(re.compile("max_epochs=60"))  # a click that comes before it would start the settings of before
     settled(page)

@@ -110,7 +110,7 @@ def test_what_each_answer_was_chosen_on_is_told():
     table = per_seed(history(LOSSES), steady_from=2, patience=1)
     said = chosen_in_words(table, answers(table), RunConfig(stopping=StoppingConfig("ema", 1)))
     assert "Fixed: epoch 2 of every run" in said
-    assert "an early stop (1 epochs without a new best) that looks at itself" in said
+    assert "an early stop (1 epoch without a new best) that looks at itself" in said
     assert "0 of 2" not in said
     longer = history(LOSSES | {3: ([4.0, 5.0, 6.0], [4.0, 3.0, 2.0])})
     patient = per_seed(longer, patience=2)
@@ -266,7 +266,16 @@ def test_the_articles_one_run_stands_beside_its_own_settings_only():
     table = pd.DataFrame({"seed": range(4), "final_original": 1.0, "final_ema": [0.7, 0.9, 0.9, 1.0]})
     one = answers(table)["final"]
     assert "article" not in gains_in_words(table, one)
-    assert "one run gained 20 %: 75 % of these 4 seeds gained less" in gains_in_words(table, one, is_article=True)
+    assert "one run gained 20 %: 75 % of the 4 seeds gained less" in gains_in_words(table, one, is_article=True)
+
+
+def test_seeds_that_diverged_on_both_sides_are_no_gains_of_nothing():
+    table = pd.DataFrame(
+        {"seed": range(3), "final_original": [np.nan, 1.0, np.inf], "final_ema": [np.inf, 0.7, np.nan]}
+    )
+    assert "0 % of the 1 seed gained less" in gains_in_words(table, answers(table)["final"], is_article=True)
+    lost = table[table["seed"] != 1]
+    assert gains_in_words(lost, answers(lost)["final"], is_article=True).startswith("No seed has a finite loss")
 
 
 def test_what_one_would_write():
