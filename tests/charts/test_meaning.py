@@ -164,10 +164,10 @@ def dashes(figure):
     return figure.spec["layer"][0]["encoding"]["strokeDash"]["scale"]["range"]
 
 
-def test_rules_are_labelled_below_each_other():
+def test_rules_are_labelled_above_the_plot_and_each_other():
     chart = line_chart(x_rules={"cut-off": 1.0, "end": 2.0}).spec
     for layer in chart["layer"][3:]:
-        assert [rule["height"] for rule in layer["data"]["values"]] == [8, 22]
+        assert [rule["height"] for rule in layer["data"]["values"]] == [-6, -20]
         assert [rule["label"] for rule in layer["data"]["values"]] == ["cut-off", "end"]
     assert [layer["mark"]["type"] for layer in chart["layer"][3:]] == ["rule", "text"]
     assert chart["layer"][4]["encoding"]["y"]["scale"] is None
@@ -192,7 +192,7 @@ def test_bands_show_the_spread_faintly_and_the_median_clearly():
     assert (area["encoding"]["y"]["field"], area["encoding"]["y2"]["field"]) == ("low", "high")
     assert line["encoding"]["y"]["field"] == "median"
     assert line["encoding"]["color"]["scale"] == {"domain": ["a", "b"], "range": [ORIGINAL, AVERAGED]}
-    assert line["encoding"]["y"]["scale"] == {"type": "log"}
+    assert line["encoding"]["y"]["scale"] == {"type": "log", "nice": False}
     straight = bands(table, {"a": ORIGINAL}, y_title="loss", y_scale="linear").spec["layer"][0]["layer"][1]
     assert straight["encoding"]["y"]["scale"] == {"type": "linear", "zero": False}
 
@@ -207,7 +207,7 @@ def test_dots_of_seeds_are_blue_where_averaging_won_and_nothing_is_no_win():
     assert zero["data"]["values"] == [{"at": 0.0}]
     assert (interval["encoding"]["x"]["field"], interval["encoding"]["x2"]["field"]) == ("low", "high")
     assert 0 < interval["mark"]["opacity"] < 0.5
-    assert [rule["height"] for rule in labels["data"]["values"]] == [8, 22]
+    assert [rule["height"] for rule in labels["data"]["values"]] == [-6, -20]
     assert rules["data"] == labels["data"]
     assert figure.spec["height"] == 200
     assert differences(table, x_title="", interval=(0.0, np.inf), rules={}).spec["layer"][1]["data"]["values"] == []
