@@ -57,6 +57,8 @@ def test_handles_start_at_their_marks_and_say_their_values():
     said = shown.spec["title"]["text"]["expr"]
     assert '["0.5", "0.75", "1"][drag_power_mark]' in said
     assert "it\\'s size" in said
+    slashed = picture([SIZE._replace(title="a\\b")])[0].spec["title"]["text"]["expr"]
+    assert slashed.startswith("'a\\\\b: '")
     assert said.startswith("width < "), "on a short line they stand below each other"
     assert not picture([POWER])[0].spec["title"]["text"]["expr"].startswith("width")
 

@@ -196,6 +196,17 @@ def test_a_frame_of_a_file_is_its_curve_smoothed_at_that_mark(open_page):
     np.testing.assert_allclose(table["value_0_4"], expected, rtol=1e-9)
 
 
+def test_the_pictures_of_a_file_are_in_its_steps(open_page):
+    values = np.random.default_rng(5).normal(size=200)
+    content = pd.DataFrame({"step": 10 * np.arange(200), "loss": values}).to_csv(index=False).encode()
+    app = own(open_page, content, ways=[own_curves.SCHEDULE])
+    assert "`InversePower(beta=0.999, update_every=1)`" in texts(app)
+    tables = {list(table)[1]: table for table in drawn(app)}
+    assert tables["gain"]["frequency"].max() == pytest.approx(0.05)  # half a cycle in ten steps
+    assert tables["density"]["frequency"].max() == pytest.approx(0.05)
+    assert tables["answer"]["age"].iloc[1] == 10
+
+
 def test_x_and_what_stands_twice_are_choices(open_page):
     app = own(
         open_page, b"step,when,loss\n0,5,4\n2,6,2\n1,7,8\n2,9,0\n", ways=["EMA from the first value"], first_decay="0.5"
