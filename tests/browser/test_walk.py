@@ -60,8 +60,8 @@ def act(page, kind, chance, kinds):
     elif kind == "list":
         one.click()
         options = page.locator("[role=option]")
-        if options.count():
-            options.nth(chance.randrange(options.count())).click()
+        if there_are := options.count():  # once: a page that is drawn anew takes an open list away
+            options.nth(chance.randrange(there_are)).click()
         page.keyboard.press("Escape")
     elif kind == "picture":
         one.scroll_into_view_if_needed()
