@@ -25,7 +25,8 @@ if table.empty:
 jobs = shown(table)
 found = found_jobs(jobs)
 if found.empty:
-    st.info(f"None of the {len(jobs)} jobs is like that: take a filter away.", icon=":material/filter_alt_off:")
+    whose = f"None of the {len(jobs):,} jobs is" if len(jobs) > 1 else "The one job is not"
+    st.info(f"{whose} like that: take a filter away.", icon=":material/filter_alt_off:")
 else:
     st.caption(f"{len(found)} of {counted(len(jobs), 'job')}." if len(found) < len(jobs) else counted(len(jobs), "job"))
     picked = picked_jobs(found)
