@@ -263,7 +263,7 @@ def test_metrics_are_smoothed_and_counters_are_not():
     np.testing.assert_array_equal(found["val_loss_smoothed"], [np.nan, np.nan, 3, 2])
     assert "4 rows; x is step; metrics: train_loss" in result.stderr
     assert "epoch (a counter); wall_time (a time)" in result.stderr
-    assert "2 of 4 rows are blank" in result.stderr
+    assert "blank or no number in 2 of 4 rows" in result.stderr
     chosen = table(emacore("smooth", "metrics.csv", "Constant(beta=0.5)", "--column", "epoch", "--suffix", "_ema"))
     assert chosen["epoch_ema"].tolist() == [0, 0, 0, 0.5]
 

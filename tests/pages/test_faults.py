@@ -83,7 +83,7 @@ def test_what_if_of_a_run_that_diverged_says_so(open_page, home):
     store.finish(run_id, ME, "done", stopped="diverged")
     for view in ("Atlas", "Weight space"):
         app = open_page("what_if", replayed=run_id, view=view)
-        assert any("This run diverged in epoch" in one.value for one in app.warning)
+        assert any("diverged in its first epoch: no loss is finite" in one.value for one in app.warning)
 
 
 def test_a_store_that_is_deleted_under_the_server_begins_anew(open_page, home):
