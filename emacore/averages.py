@@ -29,8 +29,8 @@ from emacore.tensors.pairing import (
     is_averaged,
     layout,
     listed,
+    name_at,
     paired,
-    real_count,
     reals,
     restore,
     slots,
@@ -425,7 +425,7 @@ class Averages:
         is_finite = not flat.numel() or bool(torch.stack(torch.aminmax(flat)).isfinite().all())
         if not anywhere(not is_finite, self._averaged_layout().values()):
             return False
-        where = "a part of a tensor on another process" if is_finite else repr(self._name_at(_first_bad(flat)))
+        where = "a part of a tensor on another process" if is_finite else repr(self._first_bad(flat))
         what = f"call {self.step}: the module's {where} holds values that are not finite"
         if self.on_nonfinite == "raise":
             raise RuntimeError(f"{what}; the averages have not taken them")
@@ -436,11 +436,9 @@ class Averages:
         self._owed = [owed or skipped for owed, skipped in zip(self._owed, copies, strict=True)]
         return True
 
-    def _name_at(self, place: int) -> str:
-        """Which tensor has a number of a row."""
-        layout = self._averaged_layout()
-        ends = np.cumsum([real_count(local(tensor)) for tensor in layout.values()])
-        return list(layout)[int(np.searchsorted(ends, place, side="right"))]
+    def _first_bad(self, flat: Tensor) -> str:
+        place = int((~flat.isfinite()).nonzero()[0])
+        return name_at(place, {name: local(tensor) for name, tensor in self._averaged_layout().items()})
 
     def _look_ahead(self) -> Ahead:
         """The decays of the block of calls that this one is in, for all schedules."""
@@ -579,10 +577,6 @@ class Averages:
         self._told = frozenset()
         self._writes = Writes()
         self._reset()
-
-
-def _first_bad(flat: Tensor) -> int:
-    return int((~flat.isfinite()).nonzero()[0])
 
 
 def _check_schedules(schedules: Mapping[str, Schedule]) -> None:

@@ -32,6 +32,7 @@ from emacore.tensors.pairing import (
     distinct,
     is_averaged,
     layout,
+    name_at,
     named_parts,
     paired,
     real_count,
@@ -320,8 +321,7 @@ class Recorder:
             for name, tie in self._layout.items()
             if tie.first_name == name and self._is_averaged(name, tie.tensor)
         }
-        ends = np.cumsum([real_count(tensor) for tensor in averaged.values()])
-        return list(averaged)[int(np.searchsorted(ends, column, side="right"))]
+        return name_at(column, averaged)
 
     def _append(self, rows: int) -> None:
         try:

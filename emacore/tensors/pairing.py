@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from itertools import chain
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -200,6 +200,12 @@ def reals(tensor: Tensor) -> Tensor:
 def real_count(tensor: Tensor) -> int:
     """How many real numbers a tensor holds."""
     return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def name_at(place: int, like: Mapping[str, Tensor]) -> str:
+    """Which of tensors that lie one after the other in a row has the real number at a place."""
+    ends = accumulate(map(real_count, like.values()))
+    return next(name for name, end in zip(like, ends, strict=True) if place < end)
 
 
 def from_reals(flat: Tensor, layout: Mapping[str, Tensor]) -> dict[str, Tensor]:

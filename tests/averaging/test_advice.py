@@ -398,6 +398,16 @@ def test_a_reason_says_to_which_batch_it_was_carried_over():
     assert reason_in(unknown.rescaled(8), moved).endswith("carried over to 8 times the batch")
 
 
+def test_a_teachers_decay_is_told_as_where_it_begins_and_what_follows_from_no_formula_as_that():
+    found = advise(Run(400_000, batch=256, trained="teacher of a student"))
+    assert (
+        found.settings[0].reason
+        == "0.9995 a step at batch 256 at the start; DINO raises it to 1 over the run, by a cosine"
+    )
+    for run in (Run(400_000, trained="teacher of a student"), Run(100, 1000)):
+        assert advise(run).warnings[0].source.kind == "reasoning"
+
+
 def test_what_is_said_of_a_setting_holds_at_another_length():
     for trained, rate, wish in ANSWERS:
         run = Run(20_000, 1, trained, rate, wish, 512, 3)

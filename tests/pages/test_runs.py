@@ -109,6 +109,11 @@ def test_filters_and_orders_are_in_the_link(open_page, jobs, query, names):
         assert "None of the 6 jobs is like that" in texts(app)
 
 
+def test_one_job_that_a_filter_leaves_out_is_one(open_page, home):
+    RunStore(home).create(RunConfig())
+    assert "The one job is not like that" in texts(open_page("runs", find_job="nothing like it"))
+
+
 def test_curves_of_several_are_overlaid_and_their_differences_told(open_page, home, jobs):
     app = pick(open_page("runs"), "one", "two")
     assert app.query_params["picked"] == f"{jobs['one']},{jobs['two']}"
