@@ -1,4 +1,4 @@
-"""A grid of two settings on a page: the controls that choose it, and a stored sweep with its map and one cell."""
+"""A sweep on the page Where it helps: the controls of its grid, and a stored one with its map and one cell."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from emacore.widgets.runs import RUN_DEFAULTS, run_state
 from emacore.widgets.verdicts import show_differences, show_verdicts
 
 DECAYS = f"{to_code(article_schedule())}, Constant(beta=0.99), Constant(beta=0.999), Constant(beta=0.9999)"
-#: Settings that an axis can have, and the values it starts with.
+#: The settings that an axis can have, by their dotted names, and the values that each starts with.
 SUGGESTED = {
     "optimizer.learning_rate": "0.001, 0.003, 0.01, 0.03",
     "schedule": f"{DECAYS}, PowerFunction(sigma_rel=0.1)",
@@ -64,7 +64,7 @@ def _values_key(name: str) -> str:
     return f"values_{name.replace('.', '_')}"
 
 
-#: The controls' values at first.
+#: The first values of all controls of the page, by key.
 SWEEP_DEFAULTS = {
     **RUN_DEFAULTS,
     **{_values_key(name): text for name, text in SUGGESTED.items()},
@@ -82,7 +82,11 @@ def sweep_state(config: RunConfig, axes: dict[str, str]) -> dict[str, Any]:
 
 
 def grid_controls() -> dict[str, list[Any]]:
-    """The two settings and their values."""
+    """The controls of the two settings, and their values: by dotted name, the one across the map first.
+
+    Raises:
+        ValueError: for the same setting twice, a list that cannot be read, or too many cells.
+    """
     names = list(SUGGESTED)
     x = st.selectbox(
         "Across",
@@ -116,15 +120,15 @@ def _values_of(name: str, label: str) -> list[Any]:
         SWEEP_DEFAULTS[_values_key(name)],
         height="content",
         key=_values_key(name),
-        help="With commas between them. A schedule is written as code, with the names the sliders have; a bare decay "
-        "such as 0.99 is Constant(beta=0.99).",
+        help="With commas between them; each value adds a column or row of cells. A schedule is written as code, with "
+        "the names that the sliders have; a bare decay such as 0.99 is Constant(beta=0.99).",
         **BOUND,
     )
     return json_values(text or "")
 
 
 def draw_sweep(sweep_id: str) -> StoredRun:
-    """All that there is of a sweep now."""
+    """Draw what the store has of a sweep: how far it is, and what its cells show so far."""
     run, table = stored(sweep_id)
     sweep = run.job
     if not isinstance(sweep, Sweep):
@@ -161,8 +165,11 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
 
 
 def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Callable[[], None] = lambda: None) -> None:
-    """What the cells of a sweep's table say: a sentence and a map, where they are from, one cell if it is chosen, and
-    the rest folded."""
+    """Draw what the cells of a sweep's table say: a sentence, a map, the cell that is chosen, and the rest folded.
+
+    Args:
+        say_whence: Draws, below the map, where the sweep is from.
+    """
     names = list(sweep.grid)
     complete = run.state in FINAL_STATES
     found = summary(table, names)
@@ -233,7 +240,7 @@ def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: st
         index=None,
         key="sweep_cell",
         placeholder="Click a cell, or choose one here",
-        help="The cell whose seeds are shown below the map, as a click on it chooses.",
+        help="The cell whose seeds are shown below; a click on the map chooses one, too.",
         **BOUND,
     )
     if code is None:
