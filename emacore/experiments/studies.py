@@ -21,7 +21,7 @@ from emacore.checks import check_whole
 from emacore.limits import CELLS, LETTERS, SEEDS, TRAININGS, VALUES, check_most
 from emacore.training.acting import acting
 from emacore.training.config import TaskConfig, dotted, json_object
-from emacore.training.names import in_words
+from emacore.training.names import in_words, setting_in_words
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Sweep:
 
     def in_words(self) -> str:
         """What it trains, in a few words: the beginning of its name."""
-        axes = [name.rpartition(".")[2].replace("_", " ") for name in self.grid]
+        axes = [setting_in_words(name) for name in self.grid]
         over = " and ".join(filter(None, [", ".join(axes[:-1]), *axes[-1:]])) or "no setting"
         return f"map of {over}, {_seeds_in_words(self.seeds)}: {in_words(self.config, but=['seed', *self.grid])}"
 

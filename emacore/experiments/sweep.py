@@ -41,6 +41,7 @@ from emacore.formatting import counted, number, percent
 from emacore.training.acting import acting, idle_settings
 from emacore.training.config import TaskConfig, article_schedule
 from emacore.training.history import MODELS, TimeLeft, time_left, training_follows_average
+from emacore.training.names import setting_in_words
 
 if TYPE_CHECKING:
     from emacore.training.replicas import ReplicaResult
@@ -610,12 +611,14 @@ def _most(found: pd.DataFrame, verdict: str) -> dict[str, Any]:
 def _place(same: pd.DataFrame, found: pd.DataFrame, grid: Sequence[str]) -> str:
     """Where in the grid cells lie that are the same."""
     if len(same) < math.prod(same[name].nunique(dropna=False) for name in grid):
-        return " or at ".join(", ".join(f"{name} {row[name]}" for name in grid) for row in same.to_dict("records"))
+        return " or at ".join(
+            ", ".join(f"{setting_in_words(name)} {row[name]}" for name in grid) for row in same.to_dict("records")
+        )
     parts = []
     for name in grid:
-        values = same[name].unique()
+        values, words = same[name].unique(), setting_in_words(name)
         everywhere = len(values) > 1 and len(values) == found[name].nunique(dropna=False)
-        parts.append(f"any {name}" if everywhere else f"{name} {' or '.join(map(str, values))}")
+        parts.append(f"any {words}" if everywhere else f"{words} {' or '.join(map(str, values))}")
     return ", ".join(parts)
 
 
@@ -668,7 +671,7 @@ def _why_alike(sweep: Sweep, groups: Sequence[Sequence[int]]) -> str:
             idle = sum(reason is not None for reason in reasons)
             where = "" if idle == len(cells) else f" in {idle} of the cells"
             why = ", ".join(dict.fromkeys(filter(None, reasons)))
-            told.append(f"{name} acts on nothing{where} ({why})")
+            told.append(f"{setting_in_words(name)} acts on nothing{where} ({why})")
             explained.add(name)
     alike: dict[tuple[str, ...], None] = {}
     for group in groups:
@@ -676,7 +679,8 @@ def _why_alike(sweep: Sweep, groups: Sequence[Sequence[int]]) -> str:
         differing = [name for name in sweep.grid if len({json.dumps(one[name]) for one in chosen}) > 1]
         if differing and not explained & set(differing):
             values = ("/".join(dict.fromkeys(str(one[name]) for one in chosen)) for name in differing)
-            alike[tuple(f"{name} {value}" for name, value in zip(differing, values, strict=True))] = None
+            words = map(setting_in_words, differing)
+            alike[tuple(f"{name} {value}" for name, value in zip(words, values, strict=True))] = None
     told += [f"{' with '.join(values)} do the same in these runs" for values in alike]
     return "; ".join(told)
 

@@ -16,6 +16,7 @@ from emacore.limits import PINS
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import TaskConfig
 from emacore.training.history import finite_epochs
+from emacore.training.names import setting_in_words
 from emacore.widgets.jobs import job_queue, submit
 from emacore.widgets.page import put, sentence, told
 from emacore.widgets.runs import run_state
@@ -50,7 +51,8 @@ def job_state(job: Job) -> dict[str, Any]:
     elif isinstance(job, Sweep):
         _check_seeds(job.seeds, SWEEP_SEEDS, first=0)
         if len(job.grid) != 2 or set(job.grid) - set(SUGGESTED):
-            raise ValueError(f"a map has two of the settings it can choose, this sweep varies {', '.join(job.grid)}")
+            varied = ", ".join(map(setting_in_words, job.grid))
+            raise ValueError(f"a map has two of the settings it can choose, this sweep varies {varied}")
         axes = {name: ", ".join(map(_typed, values)) for name, values in job.grid.items()}
         state = {**sweep_state(config, axes), "sweep_seeds": len(job.seeds)}
     else:

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from emacore.experiments.store import RunStore
+from emacore.formatting import number
 from emacore.limits import EPOCHS, ROWS
 from emacore.tasks.regression.config import DATA_KINDS, SCALED_ON, DataConfig, RunConfig
 from emacore.training.config import (
@@ -41,6 +42,17 @@ ENDS: dict[str, tuple[float, float]] = {
     "patience": (1, 100_000),
     "run_seed": (0, 10**9),
     "max_epochs": (1, EPOCHS),
+}
+#: What sentences call those controls whose keys are not their names.
+_NAMES = {
+    "n_samples": "rows",
+    "n_features": "features",
+    "n_informative": "informative features",
+    "noise_sd": "noise in y",
+    "test_size": "validation share",
+    "lr": "learning rate",
+    "run_seed": "seed",
+    "max_epochs": "most epochs",
 }
 
 
@@ -81,7 +93,8 @@ def run_state(config: RunConfig) -> dict[str, Any]:
     }
     for key, (low, high) in ENDS.items():
         if not low <= state[key] <= high:
-            raise ValueError(f"{key} = {state[key]} is outside its control's range, {low:g} to {high:g}")
+            name = _NAMES.get(key, key.replace("_", " "))
+            raise ValueError(f"{name} = {number(state[key])} is outside its control's range, {low:g} to {high:g}")
     return {**state, **state_of(config.schedule)}
 
 

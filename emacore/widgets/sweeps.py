@@ -35,6 +35,7 @@ from emacore.limits import MAP_CELLS, check_most
 from emacore.tasks.regression.article import is_article
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import article_schedule
+from emacore.training.names import setting_in_words
 from emacore.widgets.jobs import duration, job_queue, json_button, say_shipped, show_state, stored
 from emacore.widgets.page import BOUND, csv_button, escaped, picture, show_table, told
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
@@ -108,7 +109,7 @@ def grid_controls() -> dict[str, list[Any]]:
         **BOUND,
     )
     if x == y:
-        raise ValueError(f"Choose two different settings; both are {x}")
+        raise ValueError(f"Choose two different settings; both are the {setting_in_words(x)}")
     y_values = _values_of(y, "And its values")
     check_most("cells of a map", len(x_values) * len(y_values), MAP_CELLS)
     return {x: x_values, y: y_values}
@@ -197,12 +198,13 @@ def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Cal
 
 def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> None:
     x, y = sweep.grid
+    across, up = setting_in_words(x), setting_in_words(y)
     drawn = evidence_map(
         cells,
         [value_label(value) for value in sweep.grid[x]],
         [value_label(value) for value in sweep.grid[y]],
-        x_title=x,
-        y_title=y,
+        x_title=across,
+        y_title=up,
         dark=st.context.theme.type == "dark",
     )
     key = f"map-{sweep_id}"
@@ -210,7 +212,7 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> N
         st.vega_lite_chart(
             drawn.data,
             drawn.spec,
-            alt=f"The median gain of averaging in the final loss over {x} and {y}: {words}",
+            alt=f"The median gain of averaging in the final loss over {across} and {up}: {words}",
             width="stretch",
             on_select=partial(_take_cell, key),
             selection_mode=CELL,

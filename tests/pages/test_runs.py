@@ -322,7 +322,7 @@ def test_the_controls_show_a_job_as_it_was(open_page, home, job):
         (DIGITS, "no controls for digits"),
         (
             RunConfig(data=DataConfig(n_samples=10), optimizer=OptimizerConfig(batch_size=4)),
-            "n_samples = 10 is outside its control's range, 20 to 200000",
+            "rows = 10 is outside its control's range, 20 to 200000",
         ),
         (RunConfig(schedule=Constant(0.1)), "outside the slider's range"),
         (Study(RunConfig(), (1, 2)), "8 to 256 seeds, in steps of 8, that follow each other; these are 2 from 1"),
