@@ -140,18 +140,17 @@ def evidence_map(
     """What many seeds show in each cell: blue where averaging won, orange where it lost, hatched without evidence.
 
     Args:
-        table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code, median_gain (a share
-            of the original), low, high, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
+        table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code,
+            median_gain_percent, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
         dark: Whether the page is dark; a cell lets the more of the page through the less it shows.
     """
     with np.errstate(invalid="ignore"):
-        ratio = np.maximum(1 - table["median_gain"].astype(float), 2.0**-9)
+        ratio = np.maximum(1 - table["median_gain_percent"].astype(float) / 100, 2.0**-9)
     shown = table.assign(
         change=np.log2(ratio).clip(-2, 2),
-        percent=100 * table["median_gain"],
         text=[
-            f"{_gain(gain)}\n{wins} of {seeds}"
-            for gain, wins, seeds in zip(table["median_gain"], table["wins"], table["seeds"], strict=True)
+            f"{_gain(gain / 100)}\n{wins} of {seeds}"
+            for gain, wins, seeds in zip(table["median_gain_percent"], table["wins"], table["seeds"], strict=True)
         ],
     )
     page = DARK_PAGE if dark else LIGHT_PAGE
@@ -194,7 +193,7 @@ def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title:
             tooltip=[
                 alt.Tooltip("x:N", title=x_title),
                 alt.Tooltip("y:N", title=y_title),
-                alt.Tooltip("percent:Q", title="median gain in the final loss (%)", format="+,.3~r"),
+                alt.Tooltip("median_gain_percent:Q", title="median gain in the final loss (%)", format="+,.3~r"),
                 alt.Tooltip("wins:Q", title="seeds in which averaging won"),
                 alt.Tooltip("seeds:Q", title="of"),
                 alt.Tooltip("pairs:Q", title="seeds with a finite gain, of which the median is"),

@@ -74,7 +74,7 @@ def _gain(metric: Metric) -> Callable[[pd.DataFrame], float]:
 
 
 def _final(metric: Metric) -> Claim:
-    improvement = float(FINAL.loc[FINAL["metric"] == metric.name.lower(), "improvement"].iloc[0])
+    improvement = float(FINAL.loc[FINAL["metric"] == metric.name.lower(), "gain_percent"].iloc[0])
     return Claim(
         f"Its {metric.name} at the end is better by {number(improvement)} %",
         f"+{number(improvement)} %",

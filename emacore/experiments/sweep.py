@@ -487,8 +487,9 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
     """A row for each cell: what its seeds say of the final loss.
 
     Returns:
-        The grid's columns (lists as text), ``seeds``, ``pairs`` (those with a finite gain), ``wins``, ``median_gain``
-        (a share, of the pairs) with its 95 % interval ``low`` to ``high``, ``wilcoxon_p`` (of the cell alone), ``p``
+        The grid's columns (lists as text), ``seeds``, ``pairs`` (those with a finite gain), ``wins``,
+        ``median_gain_percent`` (of the pairs, in percent of the original's loss) with its 95 % interval ``low_percent``
+        to ``high_percent``, ``wilcoxon_p`` (of the cell alone), ``p``
         (the same after Holm's correction for all tests, by which the verdict goes), ``test`` (cells with the same
         number have the same pairs and are one test) and ``verdict``.  Cells that could not be trained cannot tell.
     """
@@ -502,9 +503,9 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
                 "seeds": len(cell.rows),
                 "pairs": 0 if one is None else one.pairs,
                 "wins": 0 if one is None else one.wins,
-                "median_gain": median.estimate,
-                "low": median.low,
-                "high": median.high,
+                "median_gain_percent": 100 * median.estimate,
+                "low_percent": 100 * median.low,
+                "high_percent": 100 * median.high,
                 "wilcoxon_p": math.nan if one is None else one.wilcoxon_p,
                 "p": math.nan if among is None else among.p,
                 "test": cell.test,
@@ -553,7 +554,7 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
         if count := int((different["verdict"] == kind).sum()):
             most = _most(different, kind)
             place = _place(found[found["test"] == most["test"]], found, grid)
-            gain = _beside(most["median_gain"])
+            gain = _beside(most["median_gain_percent"] / 100)
             parts.append(f"{kind} in {count}, most at {place} (median final loss {gain})")
     if not parts:
         return f"{begin} none shows whether averaging helps or hurts."
@@ -595,16 +596,19 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
             cell = _most(different, verdict)
             same = found[found["test"] == cell["test"]]
             over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
+            gain = _beside(cell["median_gain_percent"] / 100)
             sentences.append(
                 f"It {verdict} most at {_place(same, found, grid)}: in the median{over} the final loss is "
-                f"{_beside(cell['median_gain'])}, and averaging won in {cell['wins']} of {cell['seeds']} seeds."
+                f"{gain}, and averaging won in {cell['wins']} of {cell['seeds']} seeds."
             )
     return " ".join(sentences)
 
 
 def _most(found: pd.DataFrame, verdict: str) -> dict[str, Any]:
     """The cell with a verdict of "helps" or "hurts" that does it most."""
-    cells = found[found["verdict"] == verdict].sort_values("median_gain", ascending=verdict == "hurts", kind="stable")
+    cells = found[found["verdict"] == verdict].sort_values(
+        "median_gain_percent", ascending=verdict == "hurts", kind="stable"
+    )
     return {str(name): value for name, value in cells.iloc[0].items()}
 
 

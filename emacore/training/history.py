@@ -53,9 +53,9 @@ def finite_epochs(history: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def summarise(history: pd.DataFrame, metrics: Sequence[Metric], epoch: int | None = None) -> pd.DataFrame:
-    """The metrics of both models after an epoch (the last by default): metric, original, ema, improvement.
+    """The metrics of both models after an epoch (the last by default): metric, original, ema, gain_percent.
 
-    ``improvement`` is in percent of the original's value, above 0 where the averaged model is better.  An empty
+    ``gain_percent`` is in percent of the original's value, above 0 where the averaged model is better.  An empty
     history gives an empty table.
     """
     rows = history if epoch is None else history[history["epoch"] == epoch]
@@ -63,7 +63,7 @@ def summarise(history: pd.DataFrame, metrics: Sequence[Metric], epoch: int | Non
     for metric in metrics if len(rows) else ():
         original, ema = (float(rows[f"val_{metric.column}_{model}"].iloc[-1]) for model in MODELS)
         table.append((metric.name.lower(), original, ema, 100 * float(metric.gain(original, ema))))
-    return pd.DataFrame(table, columns=["metric", *MODELS, "improvement"])
+    return pd.DataFrame(table, columns=["metric", *MODELS, "gain_percent"])
 
 
 def curve(history: pd.DataFrame, metrics: Sequence[Metric], model: str) -> dict[str, NDArray[Any]]:

@@ -34,7 +34,7 @@ class RunResult:
 
     Args:
         history: One row an epoch, the columns of :func:`emacore.training.history.columns`.
-        summary: The final metrics: metric, original, ema, improvement (percent).
+        summary: The final metrics: metric, original, ema, gain_percent (above 0 where the average is better).
         stopped: "early stop", "max epochs", "stopped" or "diverged".
         ema: The trained model and its average.
         recording_error: Why the recording ended before the run did, if it did.

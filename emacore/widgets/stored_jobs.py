@@ -117,7 +117,9 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
             "created": st.column_config.DatetimeColumn("age", format="distance"),
             "original": st.column_config.Column("loss, original"),
             "ema": st.column_config.Column("loss, EMA"),
-            "gain": st.column_config.Column("better (%)", help="Above 0 where the average is better."),
+            "gain_percent": st.column_config.Column(
+                "better (%)", help="The gain in percent of the original's loss, above 0 where the average is better."
+            ),
             "seconds": st.column_config.Column("took (s)"),
         },
     )
@@ -129,7 +131,7 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(found: pd.DataFrame) -> pd.DataFrame:
-    table = found[["name", "kind", "state", "created", "epochs", "original", "ema", "gain", "seconds"]]
+    table = found[["name", "kind", "state", "created", "epochs", "original", "ema", "gain_percent", "seconds"]]
     return table.assign(state=table["state"].str.split(" ").str[0]).reset_index(drop=True)
 
 

@@ -191,9 +191,28 @@ def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Cal
         st.markdown(escaped(words))
         st.markdown(p_values_in_words(number_of_tests(found), final=complete))
     with st.expander("Every cell", icon=":material/table_rows:", expanded=len(names) != 2):
-        show_table(found, name=f"cells-{run.id}")
+        show_table(found, name=f"cells-{run.id}", column_config=_COLUMNS)
         csv_button(table, f"sweep-{run.id}")
         json_button(sweep, "sweep")
+
+
+#: The columns of the table of all cells: their titles and what they say.
+_COLUMNS = {
+    name: st.column_config.Column(title, help=told)
+    for name, (title, told) in {
+        "pairs": ("pairs", "Seeds with a finite gain, of which the median is."),
+        "wins": ("wins", "Seeds in which the average ended with the lower loss."),
+        "median_gain_percent": (
+            "median gain (%)",
+            "The median over the pairs, in percent of the original's final loss; above 0 the average is better.",
+        ),
+        "low_percent": ("from (%)", "Where the 95 % interval of the median begins."),
+        "high_percent": ("to (%)", "Where the 95 % interval of the median ends."),
+        "wilcoxon_p": ("Wilcoxon p", "Of this cell alone."),
+        "p": ("p", "The same after Holm's correction for all tests: by it the verdict goes."),
+        "test": ("test", "Cells with the same number have the same losses, and are one test."),
+    }.items()
+}
 
 
 def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> None:

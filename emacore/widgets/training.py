@@ -259,7 +259,9 @@ def _figures(run: StoredRun, history: pd.DataFrame) -> None:
         name=f"metrics-{run.id}",
         column_config={
             "ema": st.column_config.NumberColumn("EMA"),
-            "improvement": st.column_config.NumberColumn("better (%)"),
+            "gain_percent": st.column_config.NumberColumn(
+                "better (%)", help="The gain in percent of the original's value, above 0 where the average is better."
+            ),
         },
     )
     csv_button(history, f"history-{run.id}")

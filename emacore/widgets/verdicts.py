@@ -63,9 +63,9 @@ def show_differences(table: pd.DataFrame, comparison: PairedComparison, name: st
         is_article: Whether the settings are the article's, so that its one run belongs among them.
     """
     gain = 100 * known_gains(table["final_original"], table["final_ema"])
-    shown = pd.DataFrame({"seed": table["seed"], "gain": gain})
+    shown = pd.DataFrame({"seed": table["seed"], "gain_percent": gain})
     median = comparison.median
-    rules = {"the article's run": float(FINAL["improvement"][0])} if is_article else {}
+    rules = {"the article's run": float(FINAL["gain_percent"][0])} if is_article else {}
     if comparison.pairs:
         rules["median"] = 100 * median.estimate
     shaded = "" if np.isnan(median.low) else ", and whether the shaded 95 % interval of the median holds it"

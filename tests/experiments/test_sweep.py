@@ -192,15 +192,17 @@ def test_a_summary_of_the_cells():
         "Of 3 cells of 12 seeds, averaging helps in 1 and hurts in 1; no difference is shown in 1 (p"
     )
     assert "corrected for 3 tests" in said
-    assert f"It helps most at a 1: in the median the final loss is {100 * found['median_gain'][0]:.3g} % lower" in said
+    assert (
+        f"It helps most at a 1: in the median the final loss is {found['median_gain_percent'][0]:.3g} % lower" in said
+    )
     assert "averaging won in 0 of 12 seeds" in said
-    ruined = found.assign(median_gain=[0.3, 0.0, -99.0])
+    ruined = found.assign(median_gain_percent=[30, 0.0, -9900])
     assert "the final loss is 100 times the original's" in in_words(ruined, ["a"])
 
 
 def test_the_cells_in_one_sentence():
     columns = {"a": [1, 2, 3], "b": 5, "seeds": 12, "test": [1, 2, 3], "wilcoxon_p": 0.01}
-    found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain": [0.1, 0.6, -99.0]})
+    found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain_percent": [10, 60, -9900]})
     assert headline(found, ["a", "b"]) == (
         "Of 3 cells, 12 seeds each, averaging helps in 2, most at a 2, b 5 (median final loss 60 % lower) and hurts in "
         "1, most at a 3, b 5 (median final loss 100 times the original's)."
@@ -380,7 +382,7 @@ def test_a_setting_that_acts_on_nothing_is_told_before_and_after(monkeypatch):
     found = summary(table, list(grid))
     assert found["test"].tolist() == [1, 1, 1, 2, 2, 2]
     assert found["p"].tolist() == pytest.approx(np.repeat(holm(found["wilcoxon_p"][::3]), 3))
-    made = found.assign(verdict="hurts", median_gain=[-0.5] * 3 + [-0.1] * 3)
+    made = found.assign(verdict="hurts", median_gain_percent=[-50] * 3 + [-10] * 3)
     said = in_words(made, list(grid))
     assert "6 cells of 6 seeds are 2 different ones" in said
     assert "hurts most at learning rate 0.001, any momentum: in the median" in said

@@ -82,7 +82,9 @@ def test_it_lists_all_kinds_with_their_numbers(open_page, home, jobs):
     for name in ("one", "two"):
         last = RunStore(home).history(jobs[name]).iloc[-1]
         assert table.loc[name, ["original", "ema"]].tolist() == last[["val_loss_original", "val_loss_ema"]].tolist()
-        assert table.loc[name, "gain"] == pytest.approx(100 * (1 - last["val_loss_ema"] / last["val_loss_original"]))
+        assert table.loc[name, "gain_percent"] == pytest.approx(
+            100 * (1 - last["val_loss_ema"] / last["val_loss_original"])
+        )
     last = RunStore(home).history(jobs["study"]).query("epoch == 3")
     assert table.loc["study", "ema"] == np.median(last["val_loss_ema"])
     assert table.loc["sweep", "epochs"] == 4
