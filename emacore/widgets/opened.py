@@ -300,7 +300,10 @@ def show_command(name: str, found: Contents, series: Series, codes: Sequence[str
         return
     section = None if series.name == found.default else series.name
     st.code(merge_command(name, list(dict.fromkeys(codes)), section, fit), language="bash")
-    st.caption("In the folder that holds it. `--dry-run` shows files, coefficients and bytes, and writes nothing.")
+    st.caption(
+        "Run it in the folder that holds what you opened. `--dry-run` shows files, coefficients and bytes, and writes "
+        "nothing."
+    )
 
 
 def show_diagnosis(name: str, found: Contents, configured: str) -> None:

@@ -110,8 +110,9 @@ def show_merges_moving(
             "the weights of one of them add up over the steps of the run, beside those of the average over all steps",
         )
     st.caption(
-        "Above, which files a merge takes, and whether some are below 0: those amplify rounding. Below, between the "
-        "two lines lies what the files cannot give: raw ones take steps at a time, means of windows follow it."
+        "Above, which files a merge takes, and whether some coefficients are below 0: those amplify rounding. Below, "
+        "the gap between the two lines is what these files cannot give: with raw ones the weights add up in large "
+        "steps, with means of windows they follow the average."
     )
     return finish
 

@@ -154,9 +154,9 @@ def show_own(file: MetricFile, controls: Any, charts: Any) -> Callable[[], None]
         st.header("What each smoothing does")
         show_table(figures_table(found), name="smoothings", column_config=_COLUMNS)
         st.caption(
-            "Where values stand at the usual distance (the median), once the smoothing has settled; lag and half-life "
-            "in the unit of x, the cut-off in cycles per unit, and what is left of white noise as a share of its "
-            "standard deviation. The lag is by how much slow changes come out late."
+            "Each figure is of values at the usual distance (the median), once the smoothing has settled: lag and "
+            "half-life in the unit of x, the cut-off in cycles per unit, and what is left of white noise as a share of "
+            "its standard deviation. The lag is by how much slow changes come out late."
         )
         _small_pictures(found[0], smoothings, colours)
     return finish
