@@ -96,7 +96,7 @@ def names_apart(
 
 
 def room_for(names: Iterable[str]) -> int:
-    """Pixels to keep free for such names to the right of the curves, in steps of 20, since each makes another chart."""
+    """Pixels to keep free for names to the right of the curves: in steps of 20, since each makes another chart."""
     longest = max(map(len, names), default=0)
     return min(_MOST_ROOM, 20 * math.ceil((_LETTER * longest + 12) / 20))
 

@@ -521,7 +521,7 @@ def _said(handles: Sequence[Handle]) -> str:
     if len(parts) < 2:
         return parts[0]
     line = " + '   \u00b7   ' + ".join(parts)
-    # Of three spaces one is drawn; the axis beside the plot has the title's place, too.
+    # Of three spaces the browser draws one; the title begins above the y axis, so the axis' room is the title's, too.
     room = f"{_LETTER} * (length({line}) - {4 * (len(parts) - 1)}) - {_AXIS}"
     return f"width < {room} ? [{', '.join(parts)}] : {line}"
 

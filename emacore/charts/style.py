@@ -43,7 +43,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def readable(letters: Iterable[str], on: str) -> str:
-    """That one of some colours of letters which stands out most on a colour."""
+    """The one of the colours ``letters`` that stands out most ``on`` a colour."""
     return max(letters, key=lambda colour: contrast(colour, on))
 
 

@@ -45,8 +45,8 @@ def kept_rows(
         x: Shape (rows,).
         y: Shape (rows,), or (rows, lines) for lines that share their rows: each keeps its own extremes and corners.
         max_points: As many rows are kept at most, but never fewer than the ends and one column's extremes.
-        x_scale, y_scale: Of the axes.  Rows that :func:`drawable` excludes are never kept; where there are few gaps,
-            the rows at their borders are.
+        x_scale, y_scale: The scales of the axes.  Rows that :func:`drawable` excludes are never kept; where there are
+            few gaps, the rows at their borders are.
         y_range: The ends of the y axis, in units of ``y``; those of this line by default.
 
     Returns:

@@ -443,7 +443,11 @@ for command in (merging.checkpoints, merging.merge, diagnosing.diagnose, stored.
 
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.option(
-    "--open", "paths", multiple=True, type=click.Path(exists=True), help="Checkpoints or a recording to look at."
+    "--open",
+    "paths",
+    multiple=True,
+    type=click.Path(exists=True),
+    help="A file or folder of checkpoints, or a recording, to look at.",
 )
 @click.option(
     "--evaluate",

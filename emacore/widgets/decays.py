@@ -275,7 +275,7 @@ def _around(values: pd.Series, scale: Scale, ends: Ends) -> Ends:
 
 
 def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:
-    """From 0 to above the highest that is drawn; on a log axis from a millionth of an even share to 1."""
+    """The ends of the axis of weights: 0 and more than the highest; on a log axis a millionth of an even share, 1."""
     if scale == "log":
         return 1e-6 / num_steps, 1.0
     return 0.0, float(weights.max()) / _FILLED

@@ -355,7 +355,7 @@ def _watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, sec
 
 
 def follow_states(table: pd.DataFrame, seconds: float) -> None:
-    """While jobs are under way, look every so many ``seconds``, and draw the page again where one has gone on."""
+    """While jobs are under way, look every ``seconds``, and run the page again once a state or an epoch is another."""
     if table["state"].isin(["queued", "running"]).any():
         seen = table[["id", "state", "epochs"]]
 

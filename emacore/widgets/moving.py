@@ -137,7 +137,7 @@ def schedule_settings(schedule: Schedule, calls: int = 1) -> list[Setting]:
 
 
 def marks_for(calls: int, settings: int) -> int:
-    """How many marks each of so many settings may have where a frame costs so many calls."""
+    """How many marks each of ``settings`` handles may have, where ``calls`` calls have to be computed for one frame."""
     return int(min(max(_MOST_CALLS / max(calls * settings, 1), _FEWEST_MARKS), _MOST_MARKS))
 
 

@@ -119,9 +119,9 @@ def chosen_fit(series: Series) -> Any:
         default="default",
         key="fit",
         required=True,
-        help="By default the weight of a step that is not stored is split between the files beside it (linear), and "
-        "means of windows or averages get the coefficients whose profile comes nearest. nonnegative and free look for "
-        "the nearest in any case; free ones may be below 0, and amplify rounding.",
+        help="default: of raw files the two beside a step that is not stored share its weight (linear); means of "
+        "windows, and averages, get the coefficients that come nearest to the weights wanted. nonnegative and free "
+        "look for the nearest in any case; with free, some may be below 0, which amplifies rounding.",
         **BOUND,
     )
     return None if fit == "default" else fit

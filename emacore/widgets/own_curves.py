@@ -104,7 +104,7 @@ def source_controls() -> MetricFile | None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(f"From {escaped(upload.name)}")
         if st.session_state.get("own") is None:  # the page was left meanwhile, and the uploader has forgotten it
-            st.button("Forget it", on_click=_forget, key="forget_own", type="tertiary", help="Ask for another file.")
+            st.button("Forget it", on_click=_forget, key="forget_own", type="tertiary", help="Drop it, to use another.")
     return upload.file
 
 

@@ -200,7 +200,7 @@ def space_of(folder: str, epochs: int, code: str, kind: str, from_percent: int) 
 
 @st.cache_data(max_entries=64, show_spinner="Solving")
 def carried(code: str, steps: int, width: float) -> str:
-    """The code of the schedule that has this relative width (a share) in a run of so many steps, others as in ``code``.
+    """The code of a schedule like that of ``code``, with this relative width (a share) in a run of so many steps.
 
     Raises:
         ValueError: if there is none.
