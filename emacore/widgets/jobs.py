@@ -334,7 +334,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 @st.cache_data(max_entries=2000, show_spinner=False)
 def _numbers(folder: str, job_id: str) -> Numbers:
-    """The final numbers of a study that has ended; what its history is read for is kept."""
+    """The final numbers of a study that has ended; they are kept, because its whole history is read for them."""
     store = RunStore(folder)
     return final_numbers(store.result(job_id).job, store.history(job_id))
 

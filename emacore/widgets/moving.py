@@ -166,8 +166,8 @@ def show_moving(
 
     Returns:
         A function that makes the frames, to be called at the end of the page: until then a page that was just opened
-        shows the picture that stands still.  Layers whose own rows take as long to make get them here, by the numbers
-        of view and layer.
+        shows the picture that stands still.  It takes the rows of layers that draw rows of their own, where those take
+        long to make, too: by the numbers of view and layer.
     """
     values = {setting.key: setting.value for setting in settings}
     fixed = fixed_part(views) + str(plays) + str([(setting.key, setting.title, setting.marks) for setting in settings])
