@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-#: So many steps, and columns, are few.
+#: Up to this many steps a plain loop is faster than LAPACK, up to this many columns one over Python's own numbers.
 _SHORT, _NARROW = 400, 8
 
 

@@ -245,7 +245,7 @@ def _numbers(row: Any, found: Mapping[str, Numbers]) -> Numbers:
 
 
 def _median(values: NDArray[np.float64]) -> float:
-    """Of those that are finite; NaN where none is."""
+    """The median of the finite values; NaN where none is."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if finite.size else math.nan
 

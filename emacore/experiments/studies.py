@@ -113,7 +113,7 @@ class Sweep:
         return sorted(rows, key=lambda row: place[json.dumps([row[name] for name in self.grid])])
 
     def cell_keys(self) -> list[str]:
-        """Of each cell, what decides its numbers; a store keeps what it found under that key."""
+        """A key for each cell, made of all that decides its numbers; a store keeps what it found under that key."""
         made_by = f"{emacore.__version__} {version('torch')}"
         studies = (Study(cell, self.seeds).to_json(indent=None) for _, cell in self.cells())
         return [hashlib.sha256(f"{study} {made_by}".encode()).hexdigest() for study in studies]

@@ -404,7 +404,7 @@ class Trajectory:
 
 
 def _batches(networks: Iterable[tuple[NDArray[Any], int]], size: int) -> Iterator[list[tuple[NDArray[Any], int]]]:
-    """Lists of at most ``size``."""
+    """The networks in lists of at most ``size``."""
     kept: list[tuple[NDArray[Any], int]] = []
     for network in networks:
         kept.append(network)

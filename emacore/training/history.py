@@ -13,7 +13,7 @@ from emacore.formatting import duration, number, percent
 from emacore.replay.measure import Metric, lead_in_words, trailing
 from emacore.training.config import TaskConfig
 
-#: Of the two models that each epoch measures, in columns and settings.
+#: What the two models that each epoch measures are called in columns and settings.
 MODELS = ("original", "ema")
 #: The rates of :func:`rates`.
 LEARNING_RATE, ONE_MINUS_DECAY = "learning rate", "1 - decay of the EMA"
@@ -152,7 +152,7 @@ class TimeLeft(NamedTuple):
     slower: bool
 
     def in_words(self, bound: str = "about") -> str:
-        """As "about 38 s left", or, where it has become slower, "more than 38 s left"."""
+        """The time left in words: "about 38 s left", or, where it has become slower, "more than 38 s left"."""
         return f"{'more than' if self.slower else bound} {duration(self.seconds)} left"
 
 
