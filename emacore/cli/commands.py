@@ -140,7 +140,9 @@ def replicate(
     from emacore.experiments.statistics import seeds_in_words, verdict
     from emacore.experiments.studies import Study
 
-    study = _checked(lambda: Study(_config(config, changes), tuple(range(first_seed, first_seed + seeds)), further))
+    study = _checked(
+        lambda: Study(_config(config, changes, own_seed=False), tuple(range(first_seed, first_seed + seeds)), further)
+    )
     _tell(seeds_in_words(seeds, 1))
     with Interruption() as by_hand:
         with Progress("epoch", study.config.max_epochs, each=verbose) as progress:
@@ -199,7 +201,7 @@ def sweep(
 
     def read() -> Sweep:
         grid = {name: values if isinstance(values, list) else [values] for name, values in axes}
-        return Sweep(_config(config, changes), grid, tuple(range(first_seed, first_seed + seeds)))
+        return Sweep(_config(config, changes, own_seed=False), grid, tuple(range(first_seed, first_seed + seeds)))
 
     job: Sweep = _checked(read)
     address = _checked(lambda: address_of(scheduler))
@@ -532,7 +534,12 @@ def main() -> None:
         sys.exit(FAILED)
 
 
-def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfig:
+def _config(file: str | None, changes: tuple[tuple[str, Any], ...], *, own_seed: bool = True) -> TaskConfig:
+    """The settings of a file, or the default ones, with changes; those that change nothing are told.
+
+    Args:
+        own_seed: Whether the seed among them is that of what is trained: of a run, not of a study or sweep.
+    """
     from emacore.experiments.studies import Study, Sweep, job_from_json, with_settings
     from emacore.limits import SETTINGS_BYTES, check_most
     from emacore.tasks.regression.config import RunConfig
@@ -554,8 +561,9 @@ def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfi
     if "data.path" in idle and any(name == "data.path" for name, _ in changes):
         raise click.UsageError(f"data.path needs data.kind=csv and data.target=COLUMN beside it: {idle['data.path']}")
     for name, _ in changes:
-        if name in idle and name != "seed":  # idle in a study only, and this may be for a run
-            _tell(f"{name} changes nothing here: {idle[name]}")
+        if name in idle and not (name == "seed" and own_seed):
+            instead = "; --seeds and --first-seed say which" if name == "seed" else ""
+            _tell(f"{name} changes nothing here: {idle[name]}{instead}")
     return config
 
 

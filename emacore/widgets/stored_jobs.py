@@ -379,7 +379,7 @@ def _curves(ids: dict[str, str], runs: dict[str, StoredRun]) -> None:
             y_scale=scale,
             faint=[curve_name(name, "original", models) for name in short.values()] if len(models) > 1 else (),
         ),
-        alt_text=f"Validation losses of {len(first)} jobs: {', '.join(first)}",
+        alt_text=f"Validation losses of {counted(len(first), 'job')}: {', '.join(first)}",
         table=table,
         name="overlay",
     )

@@ -157,9 +157,9 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
     show_state(
         run,
         so_far.share,
-        progress=f"{cells} of {len(sweep.cells())} cells, {time_text(seconds)} so far{left}.",
+        progress=f"{cells} of {counted(len(sweep.cells()), 'cell')}, {time_text(seconds)} so far{left}.",
         so_far=counted(cells, "cell"),
-        ended=f"{counted(cells, 'cell')} of {len(sweep.seeds)} seeds, {time_text(duration(run))}: {why}.",
+        ended=f"{counted(cells, 'cell')} of {counted(len(sweep.seeds), 'seed')}, {time_text(duration(run))}: {why}.",
         what="sweep",
         empty=not cells,
     )

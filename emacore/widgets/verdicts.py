@@ -12,6 +12,7 @@ from emacore.averaging.schedules import Schedule
 from emacore.charts.seeds import differences
 from emacore.experiments.evidence import QUESTIONS, chosen_in_words, rules_in_words
 from emacore.experiments.statistics import Corrected, PairedComparison, kind_of, known_gains, verdict
+from emacore.formatting import counted
 from emacore.tasks.regression.article import FINAL
 from emacore.training.config import TaskConfig
 from emacore.widgets.page import show_chart
@@ -76,7 +77,8 @@ def show_differences(table: pd.DataFrame, comparison: PairedComparison, name: st
             interval=(100 * median.low, 100 * median.high),
             rules=rules,
         ),
-        alt_text=f"The gain in the final loss of each of {len(shown)} seeds, in order; {comparison.wins} above zero",
+        alt_text=f"The gain in the final loss of each of {counted(len(shown), 'seed')}, in order; {comparison.wins} "
+        "above zero",
         table=shown,
         name=f"differences-{name}",
         look_for=f"Each dot is a seed. **Look for** how many lie to the right of 0 (blue: its average ended "

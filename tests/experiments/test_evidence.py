@@ -173,7 +173,8 @@ def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
                 won = known["val_loss_ema"].fillna(np.inf) < known["val_loss_original"].fillna(np.inf)
                 assert share.loc[epoch].tolist() == pytest.approx([won.mean(), len(known)])
         said = training_in_words(rows)
-        assert said.startswith(f"All {len(ends)} seeds train up to epoch {ends.min()}")
+        whose = f"All {len(ends)} seeds train" if len(ends) > 1 else "The one seed trains"
+        assert said.startswith(f"{whose} up to epoch {ends.min()}")
         if ends.min() < ends.max():
             assert f"{(ends == ends.max()).sum()} up to the last, {ends.max()}" in said
             half = sorted(ends)[len(ends) // 2]

@@ -13,8 +13,8 @@ from emacore import RunConfig
 from emacore.averaging.code import to_code
 from emacore.averaging.families import Constant, InversePower
 from emacore.experiments import sweep as sweep_module
-from emacore.experiments.evidence import per_seed
-from emacore.experiments.statistics import holm, kind_of
+from emacore.experiments.evidence import per_seed, training_in_words
+from emacore.experiments.statistics import holm, kind_of, verdict
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json, with_settings
 from emacore.experiments.sweep import (
@@ -35,6 +35,7 @@ from emacore.experiments.sweep import (
     value_label,
 )
 from emacore.tasks.regression.config import DataConfig
+from emacore.training.acting import idle_settings
 from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from emacore.training.replicas import replicate
 from tests.experiments.conftest import no_empty_words
@@ -216,6 +217,24 @@ def test_the_cells_in_one_sentence():
     assert headline(none, ["a", "b"]) == "Of 3 cells, 12 seeds each, none shows whether averaging helps or hurts."
     same = found.assign(test=[1, 1, 2], verdict=["helps", "helps", "hurts"])
     assert headline(same, ["a", "b"]).startswith("Of 2 different cells, 12 seeds each, averaging helps in 1, most at")
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_cell_and_one_seed_are_told_in_the_singular(cells, seeds):
+    rows = [
+        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 0.5} for a in range(cells) for seed in range(seeds)
+    ]
+    table = pd.DataFrame(rows)
+    found = summary(table, ["a"])
+    job = Sweep(replace(CONFIG, max_epochs=1), {"network.dropout": [0, 0.1][:cells]}, tuple(range(seeds)))
+    written = [headline(found, ["a"]), in_words(found, ["a"]), trainings_in_words(job), *before_start(job)]
+    written += [verdict(cell.comparison, "the final loss", cell.among) for cell in cells_of(table, ["a"])]
+    looking = replace(job.config, stopping=StoppingConfig("ema"))
+    written += [training_in_words(pd.DataFrame({"epoch": [1, 2] * seeds})), *idle_settings(looking).values()]
+    for words in written:
+        no_empty_words(words)
+    assert written[0].startswith("Of 1 cell, " if cells == 1 else "Of 1 different cell, ")
 
 
 def test_cells_of_a_sweep_that_still_trains_say_so():
