@@ -18,7 +18,7 @@ from emacore.averaging.trackers import VIEWPORT_SCALE
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
-from emacore.charts.thin import axis_ends, kept_rows
+from emacore.charts.thin import Floats, Scale, axis_ends, left_out, rows_with_gaps
 from emacore.formatting import decay as decay_text
 from emacore.formatting import megabytes, number
 from emacore.limits import TABLE_BYTES
@@ -332,7 +332,7 @@ def _pictures(
         edge = 0.04 * (high - low)
         ends = (low - edge, high + edge) if scale == "linear" and high > low else (low, high)
         figure = lines(
-            _drawn(curve),
+            _drawn(curve, scale),
             x="x",
             y="value",
             series="line",
@@ -343,6 +343,9 @@ def _pictures(
             faint=["value"],
             height=300 if len(found) == 1 else 200,
         )
+        if figure.left_out:  # of all rows, of which a long curve's were thinned
+            whole = _table_of(curve, lambda _: slice(None))
+            figure = figure._replace(left_out=left_out(whole, {"x": "linear", "value": scale}, "line"))
         drawn.append(View(figure, ends={"y": ends} if high > low else {}))
     settings = _settings(found, smoothings, span) if scale == "linear" else []
 
@@ -359,14 +362,18 @@ def _pictures(
     )
 
 
-def _drawn(curve: Curve) -> pd.DataFrame:
-    """A curve and its smoothed ones as a long table; of a long one the rows that show it."""
+def _drawn(curve: Curve, scale: Scale) -> pd.DataFrame:
+    """A curve and its smoothed ones as a long table; of a long one the rows that show it on an axis of this scale."""
+    if len(curve.values) <= _LONG:
+        return _table_of(curve, lambda _: slice(None))
+    ends = axis_ends(np.concatenate([curve.values, *curve.smoothed.values()]), scale)
+    return _table_of(curve, lambda values: rows_with_gaps(curve.steps, values, y_scale=scale, y_range=ends))
+
+
+def _table_of(curve: Curve, rows_of: Callable[[Floats], Any]) -> pd.DataFrame:
     parts = []
     for label, values in {"value": curve.values, **curve.smoothed}.items():
-        rows: Any = slice(None)
-        if len(values) > _LONG and (finite := np.isfinite(values)).any():
-            places = np.flatnonzero(finite)
-            rows = places[kept_rows(curve.steps[places], values[places], _LONG // 4)]
+        rows = rows_of(values)
         parts.append(pd.DataFrame({"x": curve.steps[rows], "line": label, "value": values[rows]}))
     return pd.concat(parts, ignore_index=True)
 
