@@ -321,8 +321,8 @@ def verdict(comparison: PairedComparison, what: str = "the final loss", among: C
     if math.isnan(median.low):
         only = f"only {comparison.pairs} of the pairs have a finite gain, and " if comparison.infinite else ""
         return (
-            f"Cannot tell from {comparison.seeds} seeds whether averaging changes {what}: {only}{FEWEST_SEEDS} are the "
-            f"least; {won}."
+            f"Cannot tell from {counted(comparison.seeds, 'seed')} whether averaging changes {what}: {only}"
+            f"{FEWEST_SEEDS} are the least; {won}."
         )
     if kind == "no difference shown" and median.low == median.high:
         return f"No difference shown for {what} {over}: {comparison.ties} of {comparison.seeds} tie; {won}.{rest}"
@@ -365,7 +365,8 @@ def interval_in_words(found: Interval) -> str:
 
 def over_pairs(comparison: PairedComparison) -> str:
     """The pairs on which median and mean rest: "8 seeds", or "5 of 8 seeds"."""
-    return f"{comparison.pairs} of {comparison.seeds} seeds" if comparison.infinite else f"{comparison.seeds} seeds"
+    seeds = counted(comparison.seeds, "seed")
+    return f"{comparison.pairs} of {seeds}" if comparison.infinite else seeds
 
 
 def median_ends(values: Floats) -> tuple[Floats, Floats]:

@@ -544,9 +544,9 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
         complete: Whether these are all cells that there will be.
     """
     different = found.drop_duplicates("test")
-    seeds = " or ".join(map(str, sorted(set(found["seeds"]))))
+    seeds = _seeds(found)
     cells = f"{counted(len(different), 'cell' if len(different) == len(found) else 'different cell')}"
-    begin = f"Of {cells if complete else f'the {cells} so far'}, {seeds} seeds each,"
+    begin = f"Of {cells if complete else f'the {cells} so far'}, {seeds} each,"
     parts = []
     for kind in ("helps", "hurts"):
         if count := int((different["verdict"] == kind).sum()):
@@ -561,6 +561,12 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
     return f"{begin} averaging {' and '.join(parts)}{nothing}."
 
 
+def _seeds(found: pd.DataFrame) -> str:
+    """How many seeds each cell has: "32 seeds", "8 or 32 seeds"."""
+    *others, most = sorted(set(found["seeds"]))
+    return " or ".join([*map(str, others), counted(most, "seed")])
+
+
 def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
     """What :func:`summary` says of the cells together, in sentences that the numbers bear out.
 
@@ -569,18 +575,18 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
     """
     different = found.drop_duplicates("test")
     counts = different["verdict"].value_counts()
-    seeds = " or ".join(map(str, sorted(set(found["seeds"]))))
-    begin = f"Of {len(found)} cells of {seeds} seeds"
+    seeds = _seeds(found)
+    begin = f"Of {counted(len(found), 'cell')} of {seeds}"
     if len(different) < len(found):
         begin = (
-            f"{len(found)} cells of {seeds} seeds are {len(different)} different ones, for some show exactly the same "
+            f"{len(found)} cells of {seeds} are {len(different)} different ones, for some show exactly the same "
             f"as others. Of the {len(different)}"
         )
     told = [f"{begin}, averaging helps in {counts.get('helps', 0)} and hurts in {counts.get('hurts', 0)}"]
     for kind, words in (
         ("no difference shown", "no difference is shown in"),
         ("unclear", "interval and test disagree in"),
-        ("cannot tell", f"{seeds} seeds cannot tell in"),
+        ("cannot tell", f"{seeds} cannot tell in"),
     ):
         if kind in counts:
             told.append(f"{words} {counts[kind]}")
@@ -596,7 +602,8 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
             over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
             sentences.append(
                 f"It {verdict} most at {_place(same, found, grid)}: in the median{over} the final loss is "
-                f"{_beside(cell['median_gain'])}, and averaging won in {cell['wins']} of {cell['seeds']} seeds."
+                f"{_beside(cell['median_gain'])}, and averaging won in {cell['wins']} of "
+                f"{counted(cell['seeds'], 'seed')}."
             )
     return " ".join(sentences)
 
@@ -633,7 +640,8 @@ def trainings_in_words(sweep: Sweep) -> str:
     """How many trainings a sweep takes, and why they may be fewer than its cells."""
     cells = [config for _, config in sweep.cells()]
     return (
-        f"{len(cells)} cells in {len(sharing(dict(enumerate(cells))))} trainings of {len(sweep.seeds)} seeds. Cells "
+        f"{counted(len(cells), 'cell')} in {counted(len(sharing(dict(enumerate(cells)))), 'training')} of "
+        f"{counted(len(sweep.seeds), 'seed')}. Cells "
         "that differ in their average only share a training, unless its early stop or learning rate looks at the "
         "average, as the article's do."
     )

@@ -154,7 +154,7 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
         so_far.share,
         progress=f"{cells} of {len(sweep.cells())} cells, {time_text(seconds)} so far{left}.",
         so_far=counted(cells, "cell"),
-        ended=f"{counted(cells, 'cell')} of {len(sweep.seeds)} seeds, {time_text(duration(run))}: {why}.",
+        ended=f"{counted(cells, 'cell')} of {counted(len(sweep.seeds), 'seed')}, {time_text(duration(run))}: {why}.",
         what="sweep",
         empty=not cells,
     )

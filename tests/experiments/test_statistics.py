@@ -29,7 +29,7 @@ from emacore.experiments.statistics import (
 )
 from emacore.experiments.statistics import _mean as mean_interval
 from emacore.experiments.statistics import _median as median_interval
-from emacore.formatting import p_value
+from emacore.formatting import counted, p_value
 from tests.experiments.conftest import INF, NAN, drawn_pairs, no_empty_words
 
 
@@ -254,11 +254,11 @@ def test_words_never_contradict_the_numbers(intervals):
         assert f"averaging won {found.wins} of {found.seeds}" in words
         assert found.pairs == found.seeds - found.infinite
         if kind == "cannot tell":
-            assert f"from {found.seeds} seeds" in words
+            assert f"from {counted(found.seeds, 'seed')} whether" in words
             assert found.pairs < 6
             assert not found.infinite or f"only {found.pairs} of the pairs" in words
             continue
-        assert f"over {found.pairs} of {found.seeds} seeds" in words or not found.infinite
+        assert f"over {found.pairs} of {counted(found.seeds, 'seed')}" in words or not found.infinite
         if "tie;" in words:
             assert found.median.low == found.median.estimate == found.median.high == 0
             continue
