@@ -384,7 +384,8 @@ def median_ends(values: Floats) -> tuple[Floats, Floats]:
 
 @cache
 def _order_statistics(n: int) -> tuple[int, float]:
-    """Of n values: the k-th from each end, and which share of the next one, hold the median in 95 %."""
+    """Where among ``n`` ordered values a 95 % interval of the median ends: at the k-th from each end, moved by a share
+    towards the next one."""
     covered = 1 - 2 * scipy.stats.binom.cdf(np.arange(n // 2), n, 0.5)  # by the k-th value from both ends
     k = int(np.flatnonzero(covered >= LEVEL)[-1]) + 1
     rest = (covered[k - 1] - LEVEL) / (covered[k - 1] - covered[k]) if k < len(covered) else 0.0

@@ -390,7 +390,7 @@ class RowFile:
             self._file.close()
 
     def _header(self) -> bytes:
-        """Of version 1.0, always of the same length so that it can be written again."""
+        """The file's header in NumPy's format 1.0, always of the same length, so that it can be written again."""
         described = (
             f"{{'descr': '{self._descr}', 'fortran_order': False, 'shape': ({self._written}, {self._columns}), }}"
         )

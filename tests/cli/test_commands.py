@@ -488,6 +488,6 @@ def test_jobs_are_listed_and_named():
 
 
 def test_the_end_of_a_training_says_what_it_was():
-    assert "(regression, Adam 0.001 plateau, inverse power 0.999, 3 epochs, n samples 100): max epochs" in (
+    assert "(regression, Adam 0.001 plateau, inverse power 0.999, 3 epochs, number of samples 100): max epochs" in (
         emacore("train", *SMALL).stderr
     )

@@ -173,7 +173,7 @@ def test_a_csv_with_fewer_rows_than_a_batch_is_told(tmp_path):
         train(config)
 
 
-def test_summary_improvement_is_that_of_the_article():
+def test_the_gain_of_a_summary_is_that_of_the_article():
     history = pd.DataFrame(
         {
             "epoch": [97],
@@ -187,7 +187,7 @@ def test_summary_improvement_is_that_of_the_article():
     )
     table = summarise(history, RunConfig.metrics)
     assert table["metric"].tolist() == ["mse", "mae", "r2"]
-    assert table["improvement"].tolist() == pytest.approx([20.0, 9.5, 0.11], abs=0.05)
+    assert table["gain_percent"].tolist() == pytest.approx([20.0, 9.5, 0.11], abs=0.05)
     assert math.isnan(steadiness(history, 1)[0])
 
 
