@@ -13,7 +13,7 @@ from emacore.apart import call_apart
 from emacore.averaging import views
 from emacore.averaging.code import to_code
 from emacore.averaging.schedules import Schedule
-from emacore.averaging.smoothing import WAYS, Settled, Smoothing
+from emacore.averaging.smoothing import WAYS, Smoothing
 from emacore.averaging.trackers import VIEWPORT_SCALE
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
@@ -436,8 +436,7 @@ def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: 
         weights.append(table[["age", "weight", "filter"]])
         answers.append(table[["age", "answer", "filter"]])
         if len(smoothings) == 1:
-            rules = {} if settled.cutoff is None else {"cut-off, -3 dB": settled.cutoff}
-            times = _times(settled)
+            rules, times = settled.frequencies, settled.times
     of = f"of {curve.name}, whose values usually stand {number(next(iter(curve.settled.values())).distance)} apart"
     pictures = [
         _small(
@@ -455,10 +454,6 @@ def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: 
                     picture.show(own, picture.name)
                 else:
                     st.info(picture, icon=":material/info:")
-
-
-def _times(settled: Settled) -> dict[str, float]:
-    return {"lag": settled.lag} | ({} if np.isnan(settled.half_life) else {"half-life": settled.half_life})
 
 
 def _small(
