@@ -185,8 +185,6 @@ def _columns(file: MetricFile) -> tuple[MetricFile, list[str]]:
         stop_with("Choose a metric to draw.")
     row = "number of the row"
     xs = [*file.xs, row]
-    if state.get("own_x") not in xs:
-        state.pop("own_x", None)
     x = st.selectbox(
         "x",
         xs,

@@ -222,8 +222,13 @@ def test_the_pictures_of_a_file_are_in_its_steps(open_page):
 
 def test_x_and_what_stands_twice_are_choices(open_page):
     app = own(
-        open_page, b"step,when,loss\n0,5,4\n2,6,2\n1,7,8\n2,9,0\n", ways=["EMA from the first value"], first_decay="0.5"
+        open_page,
+        b"step,when,loss\n0,5,4\n2,6,2\n1,7,8\n2,9,0\n",
+        ways=["EMA from the first value"],
+        first_decay="0.5",
+        own_x="a column of another file",
     )
+    assert app.get_by_key("own_x").value == "step"
     assert app.get_by_key("metrics").value == ["when", "loss"]
     app.get_by_key("metrics").set_value(["loss"])
     lines = {name: line["value"].tolist() for name, line in drawn(run(app))[0].groupby("line")}

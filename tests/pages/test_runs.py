@@ -377,12 +377,15 @@ def test_the_list_goes_home_as_csv_with_all_digits(open_page, home, jobs):
     assert "jobs.csv" in [b.proto.label for b in open_page("runs").get("download_button")]
 
 
-def test_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
+def test_recordings_of_ended_jobs_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
     store = RunStore(home)
-    store.create(FREE)
+    ended, training = enter_recorded(home, SHORT), enter_recorded(home, SHORT, state="running")
     table = store.add_table(b"a,b\n1,2\n")
     store.add_cell("key", [{"seed": 0}])
-    app = open_page("runs")
+    app = open_page("runs", free_days="0")
+    app.button(key="free").click()
+    run(app)
+    assert [store.recording(job).exists() for job in (ended, training)] == [False, True]
     app.button(key="free_tables").click()
     run(app)
     assert (table.exists(), store.cell("key")) == (False, [{"seed": 0}])
@@ -390,5 +393,5 @@ def test_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
     run(app)
     assert store.cell("key") is None
     assert app.button(key="free_tables").disabled
-    assert app.button(key="free_cells").disabled
-    assert len(store.jobs()) == 1
+    assert [app.button(key=key).disabled for key in ("free", "free_cells")] == [True, True]
+    assert len(store.jobs()) == 2
