@@ -405,7 +405,7 @@ def test_the_app_opens_what_its_command_names(tmp_path, monkeypatch):
         (["smooth", "smoothed.csv", "--like", "pandas"], 2, "--like pandas needs --half-life"),
         (["smooth", ".", "Constant()"], 2, "is a directory"),
         (["smooth", "smoothed.csv", "--like", "moving-average", "--window", "0"], 2, "--window"),
-        (["smooth", "smoothed.csv", "--like", "wandb", "--viewport-scale", "0"], 2, "--viewport-scale"),
+        (["smooth", "smoothed.csv", "--like", "wandb", "--smoothing", "0.5", "--viewport-scale", "0"], 2, "x>0"),
         (["smooth", "smoothed.csv", "Constant()", "--column", "nope"], 2, "there are loss, loss_smoothed"),
         (["smooth", "steps.csv", "Constant()"], 1, "no column looks like a metric: choose by --column among step"),
         (["smooth", "broken.jsonl", "Constant()"], 1, "Line 2 is not valid JSON"),

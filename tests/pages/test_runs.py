@@ -307,6 +307,8 @@ def test_the_controls_show_a_job_as_it_was(open_page, home, job):
     for key, value in job_state(job).items():
         app.session_state[key] = value
     button(run(app), "Start").click()
+    if kind != "run":
+        assert app.get_by_key({"study": "seeds", "sweep": "sweep_seeds"}[kind]).step == 8, "others are not shown again"
     found = RunStore(home).result(run(app).session_state[kind]).job
     expected = (
         replace(job, seed=found.seed)
