@@ -9,9 +9,12 @@ IN_GATE = bool(os.environ.get("CI"))
 settings.register_profile("house", deadline=None, derandomize=IN_GATE, max_examples=30 if IN_GATE else 100)
 settings.load_profile("house")
 
-# A shell has what it starts in the background ignore Ctrl-C, and whatever tests start would inherit that.
+# A shell has what it starts in the background ignore Ctrl-C, as nohup does a closed terminal; whatever tests start
+# would inherit that, and not end where it is asked to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No test trains what it did not ask for, nor do the servers that tests start; those of the example say otherwise.
 os.environ["EMACORE_EXAMPLE"] = "0"
