@@ -13,7 +13,7 @@ from emacore.apart import call_apart
 from emacore.averaging import views
 from emacore.averaging.code import to_code
 from emacore.averaging.schedules import Schedule
-from emacore.averaging.smoothing import WAYS, Settled, Smoothing
+from emacore.averaging.smoothing import WAYS, Smoothing
 from emacore.averaging.trackers import VIEWPORT_SCALE
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
@@ -189,8 +189,6 @@ def _columns(file: MetricFile) -> tuple[MetricFile, list[str]]:
         stop_with("Choose a metric to draw.")
     row = "number of the row"
     xs = [*file.xs, row]
-    if state.get("own_x") not in xs:
-        state.pop("own_x", None)
     x = st.selectbox(
         "x",
         xs,
@@ -369,7 +367,7 @@ def _pictures(
 
 
 def _drawn(curve: Curve, scale: Scale) -> pd.DataFrame:
-    """A curve and its smoothed ones as a long table: x, line, value; of a long line the rows that show it on this scale."""
+    """A curve and its smoothed ones as a long table: x, line, value; of a long line the rows that show it so."""
     if len(curve.values) <= _LONG:
         return _table_of(curve, lambda _: slice(None))
     ends = axis_ends(np.concatenate([curve.values, *curve.smoothed.values()]), scale)
@@ -449,8 +447,7 @@ def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: 
         weights.append(table[["age", "weight", "filter"]])
         answers.append(table[["age", "answer", "filter"]])
         if len(smoothings) == 1:
-            rules = {} if settled.cutoff is None else {"cut-off, -3 dB": settled.cutoff}
-            times = _times(settled)
+            rules, times = settled.frequencies, settled.times
     of = f"of {curve.name}, whose values usually stand {number(next(iter(curve.settled.values())).distance)} apart"
     pictures = [
         _small(
@@ -468,10 +465,6 @@ def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: 
                     picture.show(own, picture.name)
                 else:
                     st.info(picture, icon=":material/info:")
-
-
-def _times(settled: Settled) -> dict[str, float]:
-    return {"lag": settled.lag} | ({} if np.isnan(settled.half_life) else {"half-life": settled.half_life})
 
 
 def _small(
