@@ -17,6 +17,8 @@ WHOLE_IN_CHARTS = ",d"
 _SMALL, _LARGE = 1e-4, 1e15
 #: Nearer to 0 what stands beside larger numbers is told to be.
 _SMALLEST = 1e-7
+#: What is nearer to all than this is so by rounding.
+_WHOLE = 1 - 1e-9
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -71,9 +73,14 @@ def decay(value: float) -> str:
 
 
 def percent(share: float, digits: int = 3) -> str:
-    """A share as "12.3 %"."""
+    """A share as "12.3 %"; what is not quite all is not "100 %" but "99.96 %"."""
     text = number(100 * share, digits)
-    return f"{text} %" if math.isfinite(share) else text
+    if not math.isfinite(share):
+        return text
+    if text.lstrip("-") == "100" and abs(share) < _WHOLE:
+        places = max(1, -math.floor(math.log10(100 * (1 - abs(share))) + 1e-9))
+        text = f"{100 * share:.{places}f}".rstrip("0")
+    return f"{text} %"
 
 
 def signed_percent(share: float, digits: int = 3) -> str:

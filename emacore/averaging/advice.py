@@ -548,9 +548,10 @@ def own_warnings(run: Run, settings: list[Setting]) -> list[Remark]:
     """What could go wrong with settings, whoever chose them: no move, a cap that never acts, a start that stays."""
     every = max(one.schedule.update_every for one in settings)
     if every >= run.steps:
+        so_long = "as long as" if every == run.steps else "longer than"
         return [
             Remark(
-                f"update_every = {number(every)} is as long as the run ({counted(run.steps, 'step')}): only the first "
+                f"update_every = {number(every)} is {so_long} the run ({counted(run.steps, 'step')}): only the first "
                 "step is looked at, and nothing is averaged.",
                 LOOKED_AT,
             )

@@ -170,8 +170,9 @@ class InversePower(Schedule):
             return []
         shares = weights(decays)[self.start :: self.update_every]
         factor = float(shares[0] * len(shares))
-        if factor < 2:
-            return []
+        counting = replace(self, inv_gamma=min(self.inv_gamma * self.update_every, LARGEST))
+        if factor < 2 or weights(counting.decays(len(decays)))[self.start] > shares[0] / 2:
+            return []  # or what makes it heavy is another setting: beta, min_value or the power
         return [
             f"The rule counts steps, not moves: with update_every = {self.update_every} the first of the "
             f"{len(shares):,} snapshots weighs {number(factor, 3)} times an equal share. inv_gamma = "

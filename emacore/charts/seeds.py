@@ -62,12 +62,12 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
             color=colour,
         )
     )
-    area = base.mark_area(clip=True).encode(
+    area = base.mark_area().encode(
         y=alt.Y("low:Q", title=y_title, scale=scale),
         y2=alt.Y2("high:Q"),
         opacity=alt.OpacityValue(**alt.when(highlight).then(alt.value(0.22)).otherwise(alt.value(0.04))),
     )
-    line = base.mark_line(clip=True, strokeWidth=2.2).encode(
+    line = base.mark_line(strokeWidth=2.2).encode(
         y=alt.Y("median:Q", title=y_title, scale=scale),
         opacity=alt.OpacityValue(**alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12))),
     )

@@ -75,6 +75,20 @@ def kept_rows(
     return rows[_with_corners(u, lines, kept, max_points)]
 
 
+def rows_with_gaps(x: ArrayLike, y: ArrayLike, *, y_scale: Scale, y_range: tuple[float, float]) -> Positions:
+    """What :func:`kept_rows` keeps of a long line before it becomes a table, and of each gap between those one row.
+
+    So :func:`thin` draws of these rows what it draws of all: a gap stays one, and nothing is thinned twice, which would
+    lose extremes of the pixel columns.  Arguments as there, but for the scale of x, which is linear.
+    """
+    missing = np.flatnonzero(~(drawable(x, "linear") & drawable(y, y_scale)))
+    kept = kept_rows(x, y, y_scale=y_scale, y_range=y_range)
+    if not len(missing):
+        return kept
+    _, first = np.unique(np.searchsorted(np.sort(kept), missing), return_index=True)
+    return np.union1d(kept, missing[first])
+
+
 def common_rows(
     x: ArrayLike,
     lines: Iterable[ArrayLike],

@@ -133,8 +133,9 @@ class Evidence:
     def weights(self) -> list[TensorFacts]:
         """The tensors that tell the decay: that move, and are averaged, and no running statistics."""
         plain = [one for one in self.tensors if one.trains and one.finite and not (one.is_copied or one.is_frozen)]
-        # A bias before BatchNorm, for instance, has no gradient but rounding.
-        return [one for one in plain if one.far and not one.is_statistic] or plain
+        plain = [one for one in plain if not one.is_statistic] or plain
+        # A bias before BatchNorm, for instance, has no gradient but rounding; in some runs all weights hardly move.
+        return [one for one in plain if one.far] or plain
 
     @property
     def scales(self) -> list[float]:

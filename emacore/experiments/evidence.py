@@ -177,9 +177,8 @@ def chosen_in_words(table: pd.DataFrame, found: Mapping[str, PairedComparison], 
     if "own" in found:
         ended = {"the original": table["own_ended_original"], "the average": table["own_ended_ema"]}
         short = {name: int((~flags.astype(bool)).sum()) for name, flags in ended.items()}
-        runs = counted(len(table), "run")
         early = [
-            f"{n} of {runs} {'was' if n == 1 else 'were'} over before {name}'s could act"
+            f"{n} of {counted(len(table), 'run')} {'was' if n == 1 else 'were'} over before {name}'s could act"
             for name, n in short.items()
             if n
         ]
@@ -260,7 +259,9 @@ def training_in_words(history: pd.DataFrame) -> str:
     training = history.groupby("epoch").size()
     seeds, last = int(training.max()), int(training.index[-1])
     if training.iloc[-1] == seeds:
-        return f"{f'All {seeds} seeds train' if seeds > 1 else 'The one seed trains'} up to epoch {last}."
+        return (
+            f"All {seeds} seeds train up to epoch {last}." if seeds > 1 else f"The one seed trains up to epoch {last}."
+        )
     all_of_them, half = (int(training.index[training >= least][-1]) for least in (seeds, seeds / 2))
     return (
         f"All {seeds} seeds train up to epoch {all_of_them}, {int(training[half])} up to epoch {half}, and "
@@ -381,10 +382,11 @@ def in_markdown(study: Study, found: Mapping[str, PairedComparison], schedule: s
         found: The answers from ``table``, which is :func:`per_seed`'s.
         schedule: Of the average, as code.
     """
+    first_to_last = " to ".join(map(str, sorted({min(study.seeds), max(study.seeds)})))
     intervals = " and ".join(dict.fromkeys(one.intervals for one in found.values()))
     lines = [
         f"We compared the trained weights with their average, `{schedule}`, over {counted(len(study.seeds), 'seed')} "
-        f"({min(study.seeds)} to {max(study.seeds)}) of the same experiment. Gains are relative to the original; "
+        f"({first_to_last}) of the same experiment. Gains are relative to the original; "
         f"medians, means and their 95 % intervals ({intervals}) are of the seeds with a finite gain, wins and p-values "
         "(two-sided, Wilcoxon's signed ranks) of all.",
         *filter(None, [rules_in_words(study.config, from_code(schedule))]),

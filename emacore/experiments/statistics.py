@@ -359,7 +359,8 @@ def interval_in_words(found: Interval) -> str:
         return "too few finite pairs for an interval"
     if found.low == found.high:
         return "its 95 % interval is this value alone"
-    return f"95 % interval {signed_percent(found.low)} to {signed_percent(found.high)}"
+    low, high = signed_percent(found.low), signed_percent(found.high)
+    return f"95 % interval {low} to {high}" if low != high else f"both ends of its 95 % interval are {low}"
 
 
 def over_pairs(comparison: PairedComparison) -> str:

@@ -17,10 +17,9 @@ import emacore.tasks  # settings are read back by the task that they name
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.families import Constant
 from emacore.averaging.schedules import FAMILIES, Schedule, schedule_from_dict
-from emacore.checks import check_whole
 from emacore.limits import CELLS, LETTERS, SEEDS, TRAININGS, VALUES, check_most
 from emacore.training.acting import acting
-from emacore.training.config import TaskConfig, dotted, json_object
+from emacore.training.config import TaskConfig, checked_seeds, dotted, json_object
 from emacore.training.names import in_words, setting_in_words
 
 
@@ -291,12 +290,6 @@ def _seeds_in_words(seeds: Sequence[int]) -> str:
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(seeds, Sequence) or isinstance(seeds, str | bytes):
-        raise TypeError(f"seeds must be a list of whole numbers, got {seeds!r}")
-    check_most("seeds", len(seeds), SEEDS)
-    for seed in seeds:
-        check_whole("seeds", seed, 0, 2**63 - 1)
-    found = tuple(seeds)
-    if not found or len(set(found)) != len(found):
-        raise ValueError(f"seeds must be different numbers, at least one; got {list(found)!r}")
+    found = checked_seeds(seeds)
+    check_most("seeds", len(found), SEEDS)
     return found

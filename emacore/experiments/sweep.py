@@ -546,7 +546,7 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
         complete: Whether these are all cells that there will be.
     """
     different = found.drop_duplicates("test")
-    seeds = _seeds_in_words(found)
+    seeds = _seeds(found)
     cells = f"{counted(len(different), 'cell' if len(different) == len(found) else 'different cell')}"
     begin = f"Of {cells if complete else f'the {cells} so far'}, {seeds} each,"
     parts = []
@@ -563,6 +563,12 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
     return f"{begin} averaging {' and '.join(parts)}{nothing}."
 
 
+def _seeds(found: pd.DataFrame) -> str:
+    """How many seeds each cell has: "32 seeds", "8 or 32 seeds"."""
+    *others, most = sorted(set(found["seeds"]))
+    return " or ".join([*map(str, others), counted(most, "seed")])
+
+
 def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
     """What :func:`summary` says of the cells together, in sentences that the numbers bear out.
 
@@ -571,12 +577,12 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
     """
     different = found.drop_duplicates("test")
     counts = different["verdict"].value_counts()
-    seeds, cells = _seeds_in_words(found), counted(len(found), "cell")
-    begin = f"Of {cells} of {seeds}"
+    seeds = _seeds(found)
+    begin = f"Of {counted(len(found), 'cell')} of {seeds}"
     if len(different) < len(found):
         begin = (
-            f"{cells} of {seeds} are {counted(len(different), 'different one')}, for some show exactly the same as "
-            f"others. Of the {len(different)}"
+            f"{len(found)} cells of {seeds} are {counted(len(different), 'different one')}, for some show exactly the "
+            f"same as others. Of the {len(different)}"
         )
     told = [f"{begin}, averaging helps in {counts.get('helps', 0)} and hurts in {counts.get('hurts', 0)}"]
     for kind, words in (
@@ -602,12 +608,6 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
                 f"{gain}, and averaging won in {cell['wins']} of {counted(cell['seeds'], 'seed')}."
             )
     return " ".join(sentences)
-
-
-def _seeds_in_words(found: pd.DataFrame) -> str:
-    """How many seeds cells have: "32 seeds", or "31 or 32 seeds" where some could not be trained."""
-    *fewer, most = sorted(set(found["seeds"]))
-    return " or ".join([*map(str, fewer), counted(most, "seed")])
 
 
 def _most(found: pd.DataFrame, verdict: str) -> dict[str, Any]:

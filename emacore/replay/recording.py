@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.checks import check_whole
+from emacore.checks import check_whole, shown
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
 from emacore.tensors.buffers import Policy, copied_buffers, marks
@@ -451,7 +451,7 @@ def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
         raise _foreign(folder, error) from error
     if epochs is not None:
         if epochs > len(ends):
-            raise ValueError(f"epochs must be at most the {len(ends)} that are whole, got {epochs}")
+            raise ValueError(f"epochs must be at most the {len(ends)} that are whole, got {shown(epochs)}")
         ends = ends[:epochs]
         whole = ends[-1] + 1
     steps = np.arange(1, whole + 1) * every - 1

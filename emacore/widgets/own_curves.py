@@ -13,12 +13,12 @@ from emacore.apart import call_apart
 from emacore.averaging import views
 from emacore.averaging.code import to_code
 from emacore.averaging.schedules import Schedule
-from emacore.averaging.smoothing import WAYS, Settled, Smoothing
+from emacore.averaging.smoothing import WAYS, Smoothing
 from emacore.averaging.trackers import VIEWPORT_SCALE
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
-from emacore.charts.thin import axis_ends, kept_rows
+from emacore.charts.thin import Floats, Scale, axis_ends, left_out, rows_with_gaps
 from emacore.formatting import decay as decay_text
 from emacore.formatting import megabytes, number
 from emacore.limits import TABLE_BYTES
@@ -189,8 +189,6 @@ def _columns(file: MetricFile) -> tuple[MetricFile, list[str]]:
         stop_with("Choose a metric to draw.")
     row = "number of the row"
     xs = [*file.xs, row]
-    if state.get("own_x") not in xs:
-        state.pop("own_x", None)
     x = st.selectbox(
         "x",
         xs,
@@ -338,7 +336,7 @@ def _pictures(
         edge = 0.04 * (high - low)
         ends = (low - edge, high + edge) if scale == "linear" and high > low else (low, high)
         figure = lines(
-            _drawn(curve),
+            _drawn(curve, scale),
             x="x",
             y="value",
             series="line",
@@ -349,6 +347,9 @@ def _pictures(
             faint=["value"],
             height=300 if len(found) == 1 else 200,
         )
+        if figure.left_out:  # of all rows, of which a long curve's were thinned
+            whole = _table_of(curve, lambda _: slice(None))
+            figure = figure._replace(left_out=left_out(whole, {"x": "linear", "value": scale}, "line"))
         drawn.append(View(figure, ends={"y": ends} if high > low else {}))
     settings = _settings(found, smoothings, span) if scale == "linear" else []
 
@@ -365,14 +366,18 @@ def _pictures(
     )
 
 
-def _drawn(curve: Curve) -> pd.DataFrame:
-    """A curve and its smoothed ones as a long table: x, line, value; of a long line the rows that show it."""
+def _drawn(curve: Curve, scale: Scale) -> pd.DataFrame:
+    """A curve and its smoothed ones as a long table: x, line, value; of a long line the rows that show it so."""
+    if len(curve.values) <= _LONG:
+        return _table_of(curve, lambda _: slice(None))
+    ends = axis_ends(np.concatenate([curve.values, *curve.smoothed.values()]), scale)
+    return _table_of(curve, lambda values: rows_with_gaps(curve.steps, values, y_scale=scale, y_range=ends))
+
+
+def _table_of(curve: Curve, rows_of: Callable[[Floats], Any]) -> pd.DataFrame:
     parts = []
     for label, values in {"value": curve.values, **curve.smoothed}.items():
-        rows: Any = slice(None)
-        if len(values) > _LONG and (finite := np.isfinite(values)).any():
-            places = np.flatnonzero(finite)
-            rows = places[kept_rows(curve.steps[places], values[places], _LONG // 4)]
+        rows = rows_of(values)
         parts.append(pd.DataFrame({"x": curve.steps[rows], "line": label, "value": values[rows]}))
     return pd.concat(parts, ignore_index=True)
 
@@ -442,8 +447,7 @@ def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: 
         weights.append(table[["age", "weight", "filter"]])
         answers.append(table[["age", "answer", "filter"]])
         if len(smoothings) == 1:
-            rules = {} if settled.cutoff is None else {"cut-off, -3 dB": settled.cutoff}
-            times = _times(settled)
+            rules, times = settled.frequencies, settled.times
     of = f"of {curve.name}, whose values usually stand {number(next(iter(curve.settled.values())).distance)} apart"
     pictures = [
         _small(
@@ -461,10 +465,6 @@ def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: 
                     picture.show(own, picture.name)
                 else:
                     st.info(picture, icon=":material/info:")
-
-
-def _times(settled: Settled) -> dict[str, float]:
-    return {"lag": settled.lag} | ({} if np.isnan(settled.half_life) else {"half-life": settled.half_life})
 
 
 def _small(

@@ -125,6 +125,8 @@ def test_run_length_in_epochs(open_page):
     assert "A batch of 64 is larger than the 10 rows" in app.error[0].value
     app = open_page("decay_schedule", length="Epochs", rows="1000000", batch="1", epochs="100")
     assert "100,000,000 steps" in app.error[0].value
+    app = open_page("decay_schedule", length="Epochs", rows="1", batch="1", epochs="1")
+    assert "a run of 1 step; this page shows 2 to" in app.error[0].value
 
 
 def test_the_smallest_and_the_longest_run(open_page):

@@ -309,6 +309,8 @@ def test_the_controls_show_a_job_as_it_was(open_page, home, job):
     for key, value in job_state(job).items():
         app.session_state[key] = value
     button(run(app), "Start").click()
+    if kind != "run":
+        assert app.get_by_key({"study": "seeds", "sweep": "sweep_seeds"}[kind]).step == 8, "others are not shown again"
     found = RunStore(home).result(run(app).session_state[kind]).job
     expected = (
         replace(job, seed=found.seed)
@@ -379,12 +381,15 @@ def test_the_list_goes_home_as_csv_with_all_digits(open_page, home, jobs):
     assert "jobs.csv" in [b.proto.label for b in open_page("runs").get("download_button")]
 
 
-def test_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
+def test_recordings_of_ended_jobs_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
     store = RunStore(home)
-    store.create(FREE)
+    ended, training = enter_recorded(home, SHORT), enter_recorded(home, SHORT, state="running")
     table = store.add_table(b"a,b\n1,2\n")
     store.add_cell("key", [{"seed": 0}])
-    app = open_page("runs")
+    app = open_page("runs", free_days="0")
+    app.button(key="free").click()
+    run(app)
+    assert [store.recording(job).exists() for job in (ended, training)] == [False, True]
     app.button(key="free_tables").click()
     run(app)
     assert (table.exists(), store.cell("key")) == (False, [{"seed": 0}])
@@ -392,5 +397,5 @@ def test_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
     run(app)
     assert store.cell("key") is None
     assert app.button(key="free_tables").disabled
-    assert app.button(key="free_cells").disabled
-    assert len(store.jobs()) == 1
+    assert [app.button(key=key).disabled for key in ("free", "free_cells")] == [True, True]
+    assert len(store.jobs()) == 2

@@ -63,6 +63,7 @@ def test_controls_make_the_config(open_page):
         run_seed="7",
         max_epochs="12",
     )
+    assert app.get_by_key("beta").type == "select_slider", "where no chart has its handle"
     button(app, "Start").click()
     config = RunStore().result(run(app).session_state["run"]).config
     assert config.data == DataConfig("friedman1", 300, 7)

@@ -7,6 +7,7 @@ import pytest
 
 from emacore import RunConfig
 from emacore.averaging.code import to_code
+from emacore.charts.heatmap import evidence_map
 from emacore.experiments import shipped
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json
@@ -56,6 +57,10 @@ def test_an_empty_store_shows_the_shipped_sweep_as_ones_own(open_page, home):
     _, table = shipped.sweep()
     wins = (table["final_ema"] < table["final_original"]).groupby(table.index // 32).sum()
     assert cells["wins"].tolist() == wins.tolist()
+    light, dark = (
+        evidence_map(cells, [], [], x_title="", y_title="", dark=dark).data["letters"] for dark in (False, True)
+    )
+    assert cells["letters"].tolist() == light.tolist() != dark.tolist(), "numbers are readable on a light page"
     best = cells.loc[cells["median_gain_percent"].idxmax()]
     assert best["verdict"] == "helps"
     place = best["code"].replace("optimizer.learning_rate", "learning rate")
