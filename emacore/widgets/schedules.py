@@ -293,5 +293,8 @@ def run_length_controls() -> int:
     steps: int = -(-rows // batch) * epochs
     st.caption(f"{counted(-(-rows // batch), 'step')} an epoch, {steps:,} in all")
     if not 2 <= steps <= MOST_STEPS:
-        stop_with(f"That is a run of {steps:,} steps; this page shows runs of 2 to {MOST_STEPS:,}. Change the epochs.")
+        stop_with(
+            f"That is a run of {counted(steps, 'step')}; this page shows runs of 2 to {MOST_STEPS:,}. "
+            "Change the epochs."
+        )
     return steps
