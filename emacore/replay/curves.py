@@ -327,7 +327,7 @@ def _against(value: float, reference: float) -> str:
     if value == reference:
         return f"equal to the original's ({number(value)})"
     if number(value) == number(reference):
-        return f"in four digits the same as the original's ({number(value)})"
+        return f"equal in four digits to the original's ({number(value)})"
     if reference == 0:
         return f"above the original's ({number(value)} and 0)"
     change = value / reference - 1

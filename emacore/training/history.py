@@ -197,7 +197,7 @@ def _beside(averaged: float, original: float) -> str:
     if averaged == original:
         return "equal to"
     if number(averaged) == number(original):
-        return "in four digits the same as"
+        return "equal in four digits to"
     if original == 0:
         return "higher than"
     return f"{percent(abs(averaged / original - 1))} {'lower' if averaged < original else 'higher'} than"

@@ -105,7 +105,7 @@ def test_a_path_that_does_not_move_has_no_share_of_variance():
 def test_a_difference_of_rounding_is_none():
     found = curve_figures(table([0.07, 0.0619], [0.0619 * (1 + 2e-8), 0.0619 * (1 - 2e-8)]), METRICS, "original", 1)
     told = curve_in_words(found, "original", "a")
-    assert told.count("in four digits the same as the original's (0.0619)") == 2
+    assert told.count("equal in four digits to the original's (0.0619)") == 2
 
 
 def test_a_curve_in_words():

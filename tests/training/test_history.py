@@ -52,7 +52,7 @@ def test_words_are_of_this_run_and_follow_its_numbers():
 @pytest.mark.parametrize(
     ("original", "averaged", "words"),
     [
-        (0.0619, 0.0619 * (1 + 2e-8), "in four digits the same as the original's (0.0619 against 0.0619)"),
+        (0.0619, 0.0619 * (1 + 2e-8), "equal in four digits to the original's (0.0619 against 0.0619)"),
         (0.0619, 0.0619, "equal to the original's"),
         (0.0, 0.0, "equal to the original's"),
         (0.0, 0.5, "higher than the original's (0.5 against 0)"),
