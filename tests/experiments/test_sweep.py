@@ -404,6 +404,9 @@ def test_a_setting_that_acts_on_nothing_is_told_before_and_after(monkeypatch):
     made = found.assign(verdict="hurts", median_gain_percent=[-50] * 3 + [-10] * 3)
     said = in_words(made, list(grid))
     assert "6 cells of 6 seeds are 2 different ones" in said
+    assert in_words(made.iloc[:3], list(grid)).startswith(
+        "All 3 cells of 6 seeds show exactly the same. Of this one, averaging helps in 0 and hurts in 1"
+    )
     assert "hurts most at learning rate 0.001, any momentum: in the median" in said
 
 
