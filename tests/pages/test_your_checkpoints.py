@@ -248,7 +248,9 @@ def test_of_several_averages_the_chosen_one_is_merged_and_diagnosed(open_page, o
             states = {"model": value, **averages}
             torch.save({name: {"w": one} for name, one in states.items()}, folder / f"step_{step}.pt")
     monkeypatch.setenv("EMACORE_OPEN", str(folder))
-    app = open_page("your_checkpoints", section="ema_quick", merges=["Window(files=2)"])
+    gone = {"diagnosed_average": "ema_gone", "fit": "best"}
+    app = open_page("your_checkpoints", section="ema_quick", merges=["Window(files=2)"], **gone)
+    assert [app.get_by_key(key).value for key in gone] == ["ema_slow", "default"]
     assert app.selectbox(key="section").options == ["model", "ema_slow", "ema_quick"]
     shown = drawn(app)[0]
     own = shown.loc[shown["line"] == "Window(files=2)"].sort_values("step")
