@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 
 from emacore.cli import terminal
+from emacore.cli.terminal import print_out
 from emacore.experiments.store import RunStore
 
-ROOT = Path(__file__).parents[2]
+ROOT, FULL = Path(__file__).parents[2], Path("/dev/full")
 #: Forks a process for each case, sends it the signals once it has some epochs, and says how it ended.
 CASES = """
 import json, os, signal, sys
@@ -121,6 +123,14 @@ def test_signals_and_exit_codes(ended, name):
         assert len(written) == len(kept)
     assert kept["epoch"].tolist() == sorted(kept["epoch"])
     assert not list((home / "workers").glob("*.lock")) or name == "twice"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="nothing here is always full")
+def test_a_full_disk_behind_standard_output_is_told(monkeypatch):
+    with FULL.open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(click.ClickException, match="standard output cannot be written: No space left"):
+            print_out("a table\n")
 
 
 @pytest.mark.slow

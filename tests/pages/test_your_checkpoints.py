@@ -92,6 +92,7 @@ def test_without_anything_opened_there_is_an_example(open_page):
     assert growth["weight"].max() == pytest.approx(1)
     assert PROMISE in texts(app)
     assert any("Snapshots" in block.value for block in app.code)
+    assert "`emacore checkpoints snapshots` lists them" in texts(app)
 
 
 def test_names_at_the_ends_of_curves_stand_apart_on_the_axis_that_is_drawn(open_page):
