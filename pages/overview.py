@@ -89,7 +89,7 @@ st.markdown(
 )
 
 
-@st.cache_data(max_entries=1)
+@st.cache_data(max_entries=1, show_spinner=False)
 def evidence() -> str:
     """What the shipped study says."""
     from emacore.experiments.article_study import shipped_words

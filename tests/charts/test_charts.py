@@ -10,6 +10,7 @@ from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.seeds import bands, bins, differences, histogram
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
 from emacore.charts.tradeoff import tradeoff
+from emacore.formatting import number
 
 
 def chart_of(table=None, **changes):
@@ -212,6 +213,9 @@ def test_every_value_lies_in_the_bin_that_counts_it(whole):
         assert (width > 0).all()
         np.testing.assert_allclose(width, width[0], rtol=1e-6)
         assert (table["high"].iloc[-1] - table["low"].iloc[0]) / width[0] <= 25.5
+        if not whole:
+            ends = zip(table["low"], table["high"], strict=True)
+            assert table["label"].tolist() == [f"{number(low)} to {number(high)}" for low, high in ends]
         if whole:
             assert not (table[["low", "high"]].to_numpy() % 1 - 0.5).any(), "half way between whole numbers"
 
