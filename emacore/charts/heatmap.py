@@ -169,8 +169,8 @@ def evidence_map(
 
 
 def _gain(share: float) -> str:
-    """A gain as a cell has it: positive is better, and a loss that grew more than tenfold is told as a "
-    "multiple of the original's."""
+    """A gain as a cell has it: positive is better, and a loss that grew more than tenfold is told as a
+    multiple of the original's."""
     if not np.isfinite(share):
         return "not finite"
     if share <= -10:

@@ -229,6 +229,14 @@ def test_seeds_that_all_end_at_the_same_epoch_are_one_bar_at_it():
     assert len(bins([0.5] * 3)) == len(bins([1e-9] * 3)) == 1
 
 
+@pytest.mark.parametrize(("names", "room"), [(["one alone"], False), (["one", "two"], True)])
+def test_where_several_curves_have_names_there_is_room_for_them(names, room):
+    table = pd.DataFrame({"x": [0, 1] * len(names), "y": 1.0, "s": np.repeat(names, 2)})
+    figure = lines(table, x="x", y="y", series="s", colours=dict.fromkeys(names, "#111"), x_title="x", y_title="y")
+    _, right = figure.spec["layer"][0]["encoding"]["x"]["scale"]["range"]
+    assert ("min(0," not in right["expr"]) == room
+
+
 def test_axes_that_count_have_whole_numbers_only():
     table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": 1.0, "median": 2.0, "high": 3.0, "seeds": 8})
     gains = pd.DataFrame({"seed": [1, 2], "gain": [1.0, 2.0]})

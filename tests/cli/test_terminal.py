@@ -163,6 +163,7 @@ def test_a_bar_where_there_is_a_terminal_and_nothing_elsewhere(monkeypatch, caps
                 progress.step("loss 0.5")
         assert bool(stream.getvalue()) == expected
     assert "3/3" in screen.getvalue()
+    assert screen.getvalue().rstrip(" \x1b[?25h").endswith("\n"), "what is printed next begins a line of its own"
     assert "an epoch; loss 0.5" in screen.getvalue()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with terminal.Progress("cell", 1, each=True) as progress:
