@@ -26,7 +26,8 @@ def small_run(folder, steps=60, every=10, decay=0.9, seed=0):
         optimizer.step()
         ema.update()
         if step % every == 0:
-            state = {"model": model.state_dict(), "ema": ema.ema_model.state_dict()}
+            # The average first: what is looked at first does not go by the order.
+            state = {"ema": ema.ema_model.state_dict(), "model": model.state_dict()}
             torch.save(state, folder / f"step_{step}.pt")
     return model
 
