@@ -90,8 +90,8 @@ def settings() -> Sweep:
         SWEEP_DEFAULTS["sweep_seeds"],
         8,
         key="sweep_seeds",
-        help="Each cell is trained with so many. More of them show a smaller difference, so that fewer cells stay "
-        "hatched, and the sweep takes longer.",
+        help="How many seeds each cell is trained with. More of them show a smaller difference, so that fewer cells "
+        "stay hatched, and the sweep takes longer.",
         **BOUND,
     )
     grid = grid_controls()

@@ -39,6 +39,7 @@ SCHEDULES = [
     PowerFunction(sigma_rel=0.1),
     PowerFunction(gamma=1.5, update_after_step=11, update_every=5),
     BiasCorrected(1.0),
+    BiasCorrected(0.999999),
     Constant(1.0, update_after_step=9),
     UniformAverage(),
     UniformAverage(update_after_step=21, update_every=5),
@@ -133,6 +134,19 @@ def test_the_code_averages_as_the_schedule_says(schedule, library):
         decays = karras_decays(schedule, STEPS)
     expected = average(values, decays, initial=0.0)
     assert found == pytest.approx(expected[-1], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("library", [library for library in LIBRARIES if library != "optax"])
+@pytest.mark.parametrize(
+    "family",
+    [InversePower, Constant, BiasCorrected, RationalWarmup, UniformAverage],
+    ids=lambda family: family.__name__,
+)
+def test_before_the_start_it_is_a_copy_or_the_note_says_what_it_is(family, library):
+    snippet = in_library(library, family(update_after_step=STEPS + 10, update_every=1))
+    values, found = run(snippet)
+    waits = "weights of before the training, not a copy" in snippet.note
+    assert found == pytest.approx(0.0 if waits else values[-1], rel=1e-5)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=to_code)

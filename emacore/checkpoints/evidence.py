@@ -94,12 +94,13 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Of groups of weights in each stretch: sums that whole tensors are too large to keep beside each other."""
+    """Sums over G groups of weights in S stretches: whole tensors are too large to be kept beside each other."""
 
     products: Floats  # (G, S, 4, 4)
     counts: Floats  # (G,)
     rounding: Floats  # (G, S)
-    #: Of small and of large averaged numbers movement times gap, and gap squared; of the large, those stuck, and all.
+    #: For small and for large averaged numbers: movement times gap, and gap squared; how many of the large are stuck,
+    #: and how many there are.
     classes: Floats  # (G, S, 6)
 
 
@@ -165,7 +166,7 @@ class Evidence:
         return _share(float(signs @ total @ signs), total)
 
     def lag_before(self, stretch: int) -> float:
-        """The same at the begin of a stretch, as a share of how far the raw weights went after it."""
+        """Distance of the average from the raw weights at the begin of a stretch, as a share of how far those went."""
         total = sum((one.products[:, stretch].sum(axis=0) for one in self._of_weights()), np.zeros((4, 4)))
         return _share(float(total[0, 0]), total)
 

@@ -70,12 +70,12 @@ class StoredTensor:
 
     @property
     def numel(self) -> int:
-        """How many numbers it has."""
+        """How many numbers the tensor has."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """What it takes in its file."""
+        """Bytes that the tensor takes in its file."""
         return self.numel * self.dtype.itemsize
 
     @property
@@ -435,7 +435,8 @@ def _torch_saved(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
 
 
 def _archive(path: Path) -> Any:
-    """The same as :func:`~emacore.checkpoints.pickled.archive_in` finds it: where in the file each tensor lies."""
+    """Where in the file each tensor lies, as :func:`~emacore.checkpoints.pickled.archive_in` finds it; ``None`` if it
+    cannot."""
     try:
         return archive_in(path, 0, path.stat().st_size)
     except (*_OF_A_BAD_FILE, pickle.UnpicklingError, zipfile.BadZipFile):
@@ -529,10 +530,10 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def _stored(value: Any, path: Path, place: Any, parts: PartsOf, depth: int = 0) -> Any:
-    """The same with tensors as :class:`StoredTensor`; lists become dictionaries by number.
+    """A loaded value with its tensors as :class:`StoredTensor`; lists become dictionaries by number.
 
     Args:
-        place: The same as :func:`_archive` has it.
+        place: What :func:`_archive` has in the place of this value.
     """
     if depth > _DEEPEST:
         raise CheckpointError(f"{path.name} is nested more than {_DEEPEST} deep: save the state_dict by itself")

@@ -99,6 +99,9 @@ def test_settings_that_change_nothing_are_told():
     told = emacore("train", *SMALL, "--set", "data.kind=diabetes", "--set", "seed=1").stderr.splitlines()
     assert "data.n_samples changes nothing here: the rows of diabetes are given" in told
     assert not any(line.startswith(("max_epochs ", "data.kind ", "seed ")) for line in told)
+    told = emacore("replicate", "--seeds", "1", *SMALL, "--set", "seed=1").stderr
+    assert "seed changes nothing here: a study has seeds of its own; --seeds and --first-seed say which" in told
+    assert "Cannot tell from 1 seed whether" in told
 
 
 def test_there_are_examples_of_every_command():
@@ -493,6 +496,6 @@ def test_jobs_are_listed_and_named():
 
 
 def test_the_end_of_a_training_says_what_it_was():
-    assert "(regression, Adam 0.001 plateau, inverse power 0.999, 3 epochs, n samples 100): max epochs" in (
+    assert "(regression, Adam 0.001 plateau, inverse power 0.999, 3 epochs, number of samples 100): max epochs" in (
         emacore("train", *SMALL).stderr
     )

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -158,7 +160,7 @@ def test_bands_and_wins_are_of_the_seeds_still_training():
 def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        ends = rng.integers(1, 12, size=rng.integers(1, 20))
+        ends = rng.integers(1, 12, size=rng.integers(2, 20))
         rows = history({seed: rng.lognormal(size=(2, end)) for seed, end in enumerate(ends)})
         lost = rng.random(len(rows)) < 0.1
         rows.loc[lost, "val_loss_original"] = rng.choice([np.nan, np.inf], lost.sum())
@@ -176,7 +178,8 @@ def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
                 won = known["val_loss_ema"].fillna(np.inf) < known["val_loss_original"].fillna(np.inf)
                 assert share.loc[epoch].tolist() == pytest.approx([won.mean(), len(known)])
         said = training_in_words(rows)
-        assert said.startswith(f"All {len(ends)} seeds train up to epoch {ends.min()}")
+        whose = f"All {len(ends)} seeds train" if len(ends) > 1 else "The one seed trains"
+        assert said.startswith(f"{whose} up to epoch {ends.min()}")
         if ends.min() < ends.max():
             assert f"{(ends == ends.max()).sum()} up to the last, {ends.max()}" in said
             half = sorted(ends)[len(ends) // 2]
@@ -289,6 +292,20 @@ def test_what_one_would_write():
     assert "| the final loss | 2 | 1 | 2 | -25 % | none | -25 % | none |" in text
     assert "cannot tell" in text
     assert "torch 2" in text
+
+
+def test_one_seed_is_told_in_the_singular():
+    rows = history({3: ([4.0, 2.0], [4.0, 3.0])})
+    table = per_seed(rows, patience=1)
+    found = answers(table)
+    words = [
+        in_markdown(Study(RunConfig(), (3,)), found, "Constant(beta=0.9)", table),
+        headline(found, RunConfig()),
+        gains_in_words(table, found["final"]),
+        training_in_words(rows),
+    ]
+    assert "over 1 seed (3) of the same" in words[0]
+    assert not re.search(r"\b1 (seeds|runs|epochs|cells)", " ".join(words))
 
 
 def test_what_is_written_of_any_seeds_names_its_pairs_and_has_no_empty_numbers():

@@ -181,7 +181,7 @@ def test_with_beta_0_nothing_is_left_of_the_start(open_page):
 
 def test_a_power_of_1_is_told_with_what_it_takes(open_page):
     told = open_page("decay_schedule").get_by_key("power").help
-    assert "Only with inv_gamma 1 and update_every 1 is 1 the plain mean" in told
+    assert "With inv_gamma 1 and update_every 1, power 1 is the plain mean" in told
 
 
 def test_a_width_says_what_it_is_a_share_of(open_page):

@@ -288,14 +288,16 @@ def test_gaps_are_told_and_spoil_nothing(open_page):
 def test_a_million_rows_are_read_in_another_process_and_drawn_thinned(open_page, monkeypatch):
     sizes = []
     monkeypatch.setattr(own_curves, "call_apart", lambda read, content: sizes.append(len(content)) or read(content))
-    values = np.random.default_rng(0).random(200_000)
+    values = (np.random.default_rng(0).random(200_000) - 0.01).round(4)
     content = ("loss\n" + "\n".join(f"{value:.4f}" for value in values)).encode()
-    app = own(open_page, content)
+    app = own(open_page, content, own_y="log")
     assert sizes == [len(content)]
     table = drawn(app)[0]
-    assert table["value"].max() == values.max().round(4)
+    assert table["value"].max() == values.max()
+    assert table["value"][table["value"] > 0].min() == values[values > 0].min()
     assert len(table) < 20_000
     assert "200,000 rows" in texts(app)
+    assert f"{(values <= 0).sum():,} of 200,000 values of value (0, below 0)" in texts(app)
 
 
 def test_two_rows_are_enough(open_page):

@@ -82,7 +82,9 @@ def test_it_lists_all_kinds_with_their_numbers(open_page, home, jobs):
     for name in ("one", "two"):
         last = RunStore(home).history(jobs[name]).iloc[-1]
         assert table.loc[name, ["original", "ema"]].tolist() == last[["val_loss_original", "val_loss_ema"]].tolist()
-        assert table.loc[name, "gain"] == pytest.approx(100 * (1 - last["val_loss_ema"] / last["val_loss_original"]))
+        assert table.loc[name, "gain_percent"] == pytest.approx(
+            100 * (1 - last["val_loss_ema"] / last["val_loss_original"])
+        )
     last = RunStore(home).history(jobs["study"]).query("epoch == 3")
     assert table.loc["study", "ema"] == np.median(last["val_loss_ema"])
     assert table.loc["sweep", "epochs"] == 4
@@ -324,7 +326,7 @@ def test_the_controls_show_a_job_as_it_was(open_page, home, job):
         (DIGITS, "no controls for digits"),
         (
             RunConfig(data=DataConfig(n_samples=10), optimizer=OptimizerConfig(batch_size=4)),
-            "n_samples = 10 is outside its control's range, 20 to 200000",
+            "rows = 10 is outside its control's range, 20 to 200000",
         ),
         (RunConfig(schedule=Constant(0.1)), "outside the slider's range"),
         (Study(RunConfig(), (1, 2)), "8 to 256 seeds, in steps of 8, that follow each other; these are 2 from 1"),
