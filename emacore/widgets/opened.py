@@ -93,8 +93,6 @@ def _contents(name: str, path: str, identity: str) -> Contents:
 def chosen_series(found: Contents) -> Series:
     """A choice among the sets of weights, where there are several."""
     names = list(found.series)
-    if st.session_state.get("section") not in (None, *names):
-        st.session_state["section"] = found.first
     name = st.selectbox(
         "Weights",
         names,
@@ -111,8 +109,6 @@ def chosen_fit(series: Series) -> Any:
     """The choice of how coefficients are found; ``None`` leaves it to the kind of files, as ``emacore merge`` does."""
     raw = all(getattr(one, "begin", -1) == one.end for one in series.profiles)
     fits = ["default", *(fit for fit in FITS if raw or fit != "linear")]
-    if st.session_state.get("fit") not in (None, *fits):
-        st.session_state["fit"] = "default"
     fit = st.segmented_control(
         "Coefficients",
         fits,
@@ -360,8 +356,6 @@ def _chosen_of(kind: str, names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     key = f"diagnosed_{kind}"
-    if st.session_state.get(key) not in (None, *names):
-        st.session_state[key] = names[0]
     chosen: str = st.selectbox(
         {"average": "Average", "raw": "Raw weights"}[kind],
         names,

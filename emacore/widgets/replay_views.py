@@ -198,8 +198,6 @@ def _show_atlas(view: View) -> Codes:
 def _atlas_controls(family: type[Schedule]) -> tuple[str, str, str]:
     left, middle, right = st.columns(3)
     across = list(axes(family))
-    if st.session_state.get("atlas_x") not in (None, *across):
-        st.session_state["atlas_x"] = across[0]
     x = left.selectbox(
         "Across",
         across,

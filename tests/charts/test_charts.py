@@ -10,6 +10,7 @@ from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.seeds import bands, bins, differences, histogram
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
 from emacore.charts.tradeoff import tradeoff
+from emacore.formatting import number
 
 
 def chart_of(table=None, **changes):
@@ -225,6 +226,9 @@ def test_every_value_lies_in_the_bin_that_counts_it(whole):
         assert (width > 0).all()
         np.testing.assert_allclose(width, width[0], rtol=1e-6)
         assert (table["high"].iloc[-1] - table["low"].iloc[0]) / width[0] <= 25.5
+        if not whole:
+            ends = zip(table["low"], table["high"], strict=True)
+            assert table["label"].tolist() == [f"{number(low)} to {number(high)}" for low, high in ends]
         if whole:
             assert not (table[["low", "high"]].to_numpy() % 1 - 0.5).any(), "half way between whole numbers"
 
@@ -236,6 +240,14 @@ def test_seeds_that_all_end_at_the_same_epoch_are_one_bar_at_it():
     assert bins([0.0, 0.0])["seeds"].tolist() == [2]
     assert bins([np.nan]).empty
     assert len(bins([0.5] * 3)) == len(bins([1e-9] * 3)) == 1
+
+
+@pytest.mark.parametrize(("names", "room"), [(["one alone"], False), (["one", "two"], True)])
+def test_where_several_curves_have_names_there_is_room_for_them(names, room):
+    table = pd.DataFrame({"x": [0, 1] * len(names), "y": 1.0, "s": np.repeat(names, 2)})
+    figure = lines(table, x="x", y="y", series="s", colours=dict.fromkeys(names, "#111"), x_title="x", y_title="y")
+    _, right = figure.spec["layer"][0]["encoding"]["x"]["scale"]["range"]
+    assert ("min(0," not in right["expr"]) == room
 
 
 def test_axes_that_count_have_whole_numbers_only():

@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 
 from emacore.cli import terminal
+from emacore.cli.terminal import print_out
 from emacore.experiments.store import RunStore
 
-ROOT = Path(__file__).parents[2]
+ROOT, FULL = Path(__file__).parents[2], Path("/dev/full")
 #: Forks a process for each case, sends it the signals once it has some epochs, and says how it ended.
 CASES = """
 import json, os, signal, sys
@@ -123,6 +125,14 @@ def test_signals_and_exit_codes(ended, name):
     assert not list((home / "workers").glob("*.lock")) or name == "twice"
 
 
+@pytest.mark.skipif(not FULL.exists(), reason="nothing here is always full")
+def test_a_full_disk_behind_standard_output_is_told(monkeypatch):
+    with FULL.open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(click.ClickException, match="standard output cannot be written: No space left"):
+            print_out("a table\n")
+
+
 @pytest.mark.slow
 def test_closed_pipes_end_the_printing_and_not_the_run(tmp_path):
     command = f"{sys.executable} -m emacore train --verbose --set max_epochs=60 --set data.n_samples=200"
@@ -153,6 +163,7 @@ def test_a_bar_where_there_is_a_terminal_and_nothing_elsewhere(monkeypatch, caps
                 progress.step("loss 0.5")
         assert bool(stream.getvalue()) == expected
     assert "3/3" in screen.getvalue()
+    assert screen.getvalue().rstrip(" \x1b[?25h").endswith("\n"), "what is printed next begins a line of its own"
     assert "an epoch; loss 0.5" in screen.getvalue()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with terminal.Progress("cell", 1, each=True) as progress:

@@ -249,6 +249,15 @@ def test_of_many_dead_workers_the_last_are_kept(tmp_path, monkeypatch):
     queue.close()
 
 
+def test_a_worker_finds_the_package_wherever_the_server_was_started(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, 'echo "$PYTHONPATH" >&2; exit 3')
+    run_id = queue.submit(QUICK)
+    buried(queue)
+    paths = log_named_in(queue.store.result(run_id).error).read_text().strip().split(os.pathsep)
+    assert (Path(paths[0]) / "emacore" / "experiments" / "jobs.py").samefile(jobs.__file__)
+    queue.close()
+
+
 def test_a_worker_that_says_nothing_leaves_no_log(tmp_path, monkeypatch):
     queue = saying(tmp_path, monkeypatch, "exit 3")
     run_id = queue.submit(QUICK)
