@@ -4,11 +4,16 @@ import random
 
 import pytest
 
+from benchmarks import faults
 from benchmarks.faults import full_disk, kills, read_only, table
+from emacore.experiments import jobs
+from tests.forked import forking
 
 
 @pytest.mark.slow
-def test_nothing_that_was_kept_is_lost_where_server_and_worker_are_killed(tmp_path):
+def test_nothing_that_was_kept_is_lost_where_server_and_worker_are_killed(tmp_path, monkeypatch):
+    for module in (faults, jobs):  # server and worker
+        forking(monkeypatch, module)
     for row in kills(tmp_path, 3, random.Random(1)):
         assert row["times"] == 1
         assert (row["epochs lost"], row["left behind"], row["not whole"]) == (0, 0, 0), row
