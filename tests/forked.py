@@ -5,6 +5,7 @@ What such a process imports is there already, so what is asked of a start itself
 
 import gc
 import inspect
+import multiprocessing
 import os
 import runpy
 import signal
@@ -29,6 +30,9 @@ class Forked(subprocess.Popen):
 
     def _execute_child(self, *given):
         call = inspect.signature(subprocess.Popen._execute_child).bind(self, *given).arguments
+        if call["args"][0] != sys.executable:
+            super()._execute_child(*given)
+            return
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
@@ -45,16 +49,33 @@ class Forked(subprocess.Popen):
         )
 
 
-def forked(command, **options):
-    """As :func:`subprocess.run` with what it says captured."""
-    with Forked(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
-        out, err = process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+def run(command, *, input=None, capture_output=False, check=False, timeout=None, **options):
+    """As :func:`subprocess.run`."""
+    if capture_output:
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    with Forked(command, **options) as process:
+        try:
+            out, err = process.communicate(input, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(command, process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done
 
 
 def forking(monkeypatch, module):
-    """Have a module that starts Python fork it."""
-    monkeypatch.setattr(module, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked}))
+    """Have a module that starts Python by ``subprocess`` fork it."""
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked, "run": run}))
+
+
+def forking_spawned(monkeypatch):
+    """The same where multiprocessing would spawn it."""
+    contexts = multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: contexts("fork"))
 
 
 def _begin(call):

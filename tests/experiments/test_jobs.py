@@ -1,6 +1,5 @@
 """Real worker processes.  Most are forked: each that is started anew imports torch."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -98,7 +97,7 @@ def test_two_servers_share_a_store_and_its_limit(tmp_path, forked_workers):
 
 def _came_up(pid):
     """Whether a worker has said so, after which it prints into its log, and looks for runs."""
-    return os.path.samefile(f"/proc/{pid}/fd/1", f"/proc/{pid}/fd/2")
+    return Path(f"/proc/{pid}/fd/1").samefile(f"/proc/{pid}/fd/2")
 
 
 SERVER = """
