@@ -1,11 +1,11 @@
 """What the store keeps when things go wrong: a table of faults, and what was lost, damaged or left behind in each.
 
-    python -m benchmarks.faults                 # all, with 50 kills: some minutes
+    python -m benchmarks.faults                 # all, with 50 kills: a few minutes
     python -m benchmarks.faults --kills 3       # the short form
 
-Nothing that was told as kept may be lost (the last epoch that the store had said it has), the database must be whole,
-no process may be left, and the queue must go on.  A full disk, and one that is mounted read-only, is a small tmpfs in a
-user namespace; where such are not allowed these rows say so.
+No epoch that the store has once shown may be lost, the database must be whole, no process may be left, and the queue
+must go on.  The full disk and the one mounted read-only are small tmpfs in a user namespace; where these are not
+allowed, their rows say so.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ EMACORE_HOME="$1/store" "$4" -m emacore runs -o "$5/runs.csv" 2>>"$5/err"
 EMACORE_HOME="$1/store" "$4" -m emacore export "$(cut -d: -f1 "$5/err" | head -1)" -o "$5/kept.csv" 2>>"$5/err"
 du -sk "$1/store/recordings" | cut -f1 >"$5/recorded"
 """
-#: Mounts a small disk, copies a store onto it, and has Python look at it once nobody can write it, root neither.
+#: Mounts a small disk, copies a store onto it, and has Python look at it once nobody can write there, not even root.
 READ_ONLY_DISK = """
 mkdir -p "$1" && mount -t tmpfs -o size=64m small "$1" && cp -r "$2/." "$1" && mount -o remount,ro "$1" || exit 77
 ! touch "$1/probe" 2>/dev/null || exit 77
@@ -70,6 +70,7 @@ NOT_ALLOWED = 77
 #: The pages that show jobs of the store; a run is among those of the first ones.
 WITH_JOBS = ("train", "what_if", "runs", "evidence", "where_it_helps")
 WITH_RUNS = WITH_JOBS[:3]
+#: Tries commands and opens pages, and prints as JSON what each said.
 LOOK_AND_TRY = """
 import json, sys
 from click.testing import CliRunner
@@ -112,12 +113,12 @@ class Served:
         self.tend()
 
     def tend(self) -> None:
-        """Have it look after its workers once."""
+        """Wait until it has looked after its workers once more, and note their processes."""
         assert self.process.stdout is not None
         self.workers = [int(number) for number in self.process.stdout.readline().split()]
 
     def again(self) -> None:
-        """Once more."""
+        """Have it look after its workers once more."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -134,7 +135,7 @@ class Served:
 
 @contextmanager
 def served(folder: Path, *arguments: str) -> Iterator[Served]:
-    """A server for the block, and its workers gone after it."""
+    """A server for the block; it is killed after it."""
     server = Served(folder, *arguments)
     try:
         yield server
@@ -153,7 +154,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> bool:
 
 
 def lives(number: int) -> bool:
-    """Whether there is such a process, which is no zombie."""
+    """Whether there is a process with this number that is no zombie."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -161,7 +162,7 @@ def lives(number: int) -> bool:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the database is."""
+    """Whether the store's database is intact, as SQLite checks it."""
     with sqlite3.connect(folder / "runs.sqlite") as connection:
         return connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
@@ -190,7 +191,7 @@ def kills(folder: Path, count: int, draws: random.Random) -> Iterator[Row]:
                 wait_for(lambda process=server: not any(map(lives, process.workers)), 30)
             workers = list(server.workers)
         left = not wait_for(lambda numbers=workers: not any(map(lives, numbers)), 60)
-        # The lock goes with the last thread of a killed process, which may outlive what is seen of it for a moment.
+        # A killed process holds its lock until its last thread is gone, which may be a moment later.
         given_up = wait_for(lambda run=newest: _is_given_up(store, run), 60)
         row = found[who]
         row["times"] += 1
@@ -210,7 +211,7 @@ def _is_given_up(store: RunStore, run_id: str) -> bool:
 
 
 def two_servers(folder: Path) -> Row:
-    """Two servers on one store: one run trains once, and the limit holds."""
+    """Two servers on one store: each epoch of a run is trained once, and no more runs train than one server allows."""
     from emacore.experiments.store import RunStore
 
     store = RunStore(folder)
@@ -227,7 +228,7 @@ def two_servers(folder: Path) -> Row:
 
 
 def stopped_for_long(folder: Path) -> Row:
-    """A laptop that sleeps: worker stopped while a clock jumps an hour; the run goes on with all that it had."""
+    """A laptop that sleeps: the worker is stopped while the clock jumps an hour, and then trains on where it was."""
     from emacore.experiments import store as module
     from emacore.experiments.store import RunStore
 
@@ -301,9 +302,9 @@ def replaced(folder: Path) -> Row:
 
 
 def read_only(folder: Path) -> Row:
-    """A store on a disk that is mounted read-only: pages and terminal show what is there, and say what cannot be.
+    """A store on a disk that is mounted read-only: pages and terminal show what is there, and say what cannot be done.
 
-    ``folder`` is made, with one finished run, and copied onto that disk: root is refused there as well.
+    The store is made in ``folder``, with one finished run, and copied onto that disk, where root cannot write either.
     """
     from emacore import RunConfig
     from emacore.experiments.jobs import carry_out
@@ -343,7 +344,7 @@ def read_only(folder: Path) -> Row:
 
 
 def full_disk(folder: Path, size: str) -> Row:
-    """A run whose recording does not fit: it ends well, with its whole history, in the store and in the file."""
+    """A run whose recording does not fit on the disk: it must end well, with its whole history in store and file."""
     out = folder / f"small-{size}"
     out.mkdir(parents=True)
     arguments = [out / "mount", size, ROOT, sys.executable, out]
@@ -380,9 +381,9 @@ def table(count: int, seed: int = 0) -> list[Row]:
 
 @click.command()
 @click.option("--kills", "count", default=50, show_default=True, help="How many times a process is killed.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Decides the moments of the kills.")
 def main(count: int, seed: int) -> None:
-    """Print the table; the exit code says whether anything was lost."""
+    """Print a row for each fault; the exit code is 1 if anything was lost, left behind or damaged."""
     import pandas as pd
 
     found = pd.DataFrame(table(count, seed)).astype(object).fillna("")

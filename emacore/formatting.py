@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 
-#: The same as :func:`number` in a chart, where d3 writes the numbers: significant digits, no exponent, no idle zeros.
+#: :func:`number` for charts, where d3 writes the numbers: significant digits, no exponent, no idle zeros.
 IN_CHARTS = ",.4~r"
 #: For whole numbers in charts: steps, epochs, seeds.
 WHOLE_IN_CHARTS = ",d"
@@ -17,6 +17,8 @@ WHOLE_IN_CHARTS = ",d"
 _SMALL, _LARGE = 1e-4, 1e15
 #: Nearer to 0 what stands beside larger numbers is told to be.
 _SMALLEST = 1e-7
+#: What is nearer to all than this is so by rounding.
+_WHOLE = 1 - 1e-9
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -44,16 +46,16 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def bounded(value: float, digits: int = 4) -> str:
-    """The same in words where a number would have an exponent: "less than 0.0001", "more than 10^15"; of what cannot
-    be below 0."""
+    """:func:`number` of what cannot be below 0, with words where it would have an exponent: "less than 0.0001", "more
+    than 10^15"."""
     if 0 < value < _SMALL:
         return f"less than {_SMALL:.4f}"
     return "more than 10^15" if _LARGE <= value < math.inf else number(value, digits)
 
 
 def plain(value: float, digits: int = 4) -> str:
-    """The same without an exponent near 0, for what is looked at beside larger numbers: 0.0000025, and "< 0.0000001"
-    below that."""
+    """:func:`number` without an exponent near 0, for what is looked at beside larger numbers: 0.0000025, and, below
+    that, "< 0.0000001"."""
     if value == 0 or not abs(value) < _SMALL:
         return number(value, digits)
     if abs(value) < _SMALLEST:
@@ -71,9 +73,14 @@ def decay(value: float) -> str:
 
 
 def percent(share: float, digits: int = 3) -> str:
-    """A share as "12.3 %"."""
+    """A share as "12.3 %"; what is not quite all is not "100 %" but "99.96 %"."""
     text = number(100 * share, digits)
-    return f"{text} %" if math.isfinite(share) else text
+    if not math.isfinite(share):
+        return text
+    if text.lstrip("-") == "100" and abs(share) < _WHOLE:
+        places = max(1, -math.floor(math.log10(100 * (1 - abs(share))) + 1e-9))
+        text = f"{100 * share:.{places}f}".rstrip("0")
+    return f"{text} %"
 
 
 def signed_percent(share: float, digits: int = 3) -> str:
@@ -113,6 +120,6 @@ def megabytes(count: float) -> str:
 
 
 def counted(count: float, noun: str, plural: str | None = None, digits: int = 4) -> str:
-    """As "1 schedule", "2 schedules", "20,000 steps", "0.35 epochs", "less than 0.0001 epochs"."""
+    """A count with its noun: "1 schedule", "20,000 steps", "0.35 epochs", "less than 0.0001 epochs"."""
     text = bounded(count, digits)
     return f"{text} {noun if text == '1' else plural or noun + 's'}"

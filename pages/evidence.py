@@ -11,6 +11,7 @@ from emacore.experiments.studies import Study
 from emacore.tasks.regression.article import LAST_EPOCH
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
+from emacore.widgets.again import STUDY_SEEDS
 from emacore.widgets.jobs import job_queue, listed, workbench
 from emacore.widgets.page import BOUND, presets, through_app
 from emacore.widgets.runs import RUN_DEFAULTS, run_controls, run_state
@@ -59,8 +60,7 @@ presets({name: (text, run_state(config)) for name, (text, config) in PRESETS.ite
 def settings() -> Study:
     seeds = st.slider(
         "Seeds",
-        8,
-        256,
+        *STUDY_SEEDS,
         DEFAULTS["seeds"],
         8,
         key="seeds",

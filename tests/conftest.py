@@ -9,8 +9,8 @@ IN_GATE = bool(os.environ.get("CI"))
 settings.register_profile("house", deadline=None, derandomize=IN_GATE, max_examples=30 if IN_GATE else 100)
 settings.load_profile("house")
 
-# A shell has what it starts in the background ignore Ctrl-C, as nohup does a closed terminal; whatever tests start would
-# inherit that, and not end where it is asked to.
+# A shell has what it starts in the background ignore Ctrl-C, as nohup does a closed terminal; whatever tests start
+# would inherit that, and not end where it is asked to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

@@ -176,7 +176,7 @@ def in_processes(run, folder, count=2):
 
 
 def check_in_two_processes(run, folder):
-    """Call ``run(rank, folder)`` in two; each leaves ``right0`` or ``right1`` in the folder if all is right."""
+    """Call ``run(rank, folder)`` in two; each leaves a file there, ``right0`` or ``right1``, if all is right."""
     in_processes(run, folder)
     assert {path.name for path in folder.glob("right*")} == {"right0", "right1"}
 

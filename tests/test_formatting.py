@@ -94,6 +94,14 @@ def test_decays_near_one_differ():
     assert texts == [f"0.{'9' * k}" for k in range(1, 16)]
 
 
+@pytest.mark.parametrize("digits", [2, 3])
+def test_what_is_not_all_is_not_told_as_all(digits):
+    texts = [formatting.percent(1 - 10.0**-k, digits) for k in range(3, 9)]
+    assert texts == ["99.9 %", "99.99 %", "99.999 %", "99.9999 %", "99.99999 %", "99.999999 %"]
+    assert formatting.percent(-0.99996, digits) == "-99.996 %"
+    assert [formatting.percent(share, digits) for share in (1.0, -1.0, 1 - 1e-15)] == ["100 %", "-100 %", "100 %"]
+
+
 @pytest.mark.parametrize(("share", "text"), [(0.123, "+12.3 %"), (-0.04, "-4 %"), (0.0, "0 %"), (13.8, "+1,380 %")])
 def test_a_gain_has_its_sign(share, text):
     assert formatting.signed_percent(share) == text

@@ -39,6 +39,7 @@ SCHEDULES = [
     PowerFunction(sigma_rel=0.1),
     PowerFunction(gamma=1.5, update_after_step=11, update_every=5),
     BiasCorrected(1.0),
+    BiasCorrected(0.999999),
     Constant(1.0, update_after_step=9),
     UniformAverage(),
     UniformAverage(update_after_step=21, update_every=5),
@@ -135,6 +136,19 @@ def test_the_code_averages_as_the_schedule_says(schedule, library):
     assert found == pytest.approx(expected[-1], rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("library", [library for library in LIBRARIES if library != "optax"])
+@pytest.mark.parametrize(
+    "family",
+    [InversePower, Constant, BiasCorrected, RationalWarmup, UniformAverage],
+    ids=lambda family: family.__name__,
+)
+def test_before_the_start_it_is_a_copy_or_the_note_says_what_it_is(family, library):
+    snippet = in_library(library, family(update_after_step=STEPS + 10, update_every=1))
+    values, found = run(snippet)
+    waits = "weights of before the training, not a copy" in snippet.note
+    assert found == pytest.approx(0.0 if waits else values[-1], rel=1e-5)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=to_code)
 def test_no_library_is_said_to_be_unable(schedule):
     found = [snippet.library for snippet in snippets(schedule)]
@@ -180,6 +194,8 @@ def test_a_schedule_is_written_with_its_defaults():
     assert explicit_code(Constant()) == "Constant(beta=0.999, update_after_step=0, update_every=1)"
     assert explicit_code(Constant(), timing=False) == "Constant(beta=0.999)"
     assert explicit_code(Constant(update_every=10), timing=False) == "Constant(beta=0.999, update_every=10)"
+    of_width = "PowerFunction(sigma_rel=0.1, update_after_step=0, update_every=1)"
+    assert explicit_code(PowerFunction(sigma_rel=0.1)) == of_width
     for schedule in SCHEDULES:
         found, given = from_code(explicit_code(schedule)).to_dict(), schedule.to_dict()
         assert found.pop("family") == given.pop("family")

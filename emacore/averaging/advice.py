@@ -143,7 +143,8 @@ def _widths(pixels: int, metric: str, guidance: bool, **widths: float) -> list[P
     return [Published(model.upper(), pixels, metric, guidance, width) for model, width in widths.items()]
 
 
-#: Of :data:`EDM2`, those without guidance and with classifier-free guidance; read from the names of its models.
+#: The widths that EDM2's authors chose (:data:`EDM2`), without and with classifier-free guidance; read from the names
+#: of its models.
 PUBLISHED = [
     *_widths(512, "FID", False, xs=0.135, s=0.13, m=0.1, l=0.085, xl=0.085, xxl=0.07),
     *_widths(512, "FD-DINOv2", False, xs=0.2, s=0.19, m=0.155, l=0.155, xl=0.155, xxl=0.15),
@@ -547,9 +548,10 @@ def own_warnings(run: Run, settings: list[Setting]) -> list[Remark]:
     """What could go wrong with settings, whoever chose them: no move, a cap that never acts, a start that stays."""
     every = max(one.schedule.update_every for one in settings)
     if every >= run.steps:
+        so_long = "as long as" if every == run.steps else "longer than"
         return [
             Remark(
-                f"update_every = {number(every)} is as long as the run ({counted(run.steps, 'step')}): only the first "
+                f"update_every = {number(every)} is {so_long} the run ({counted(run.steps, 'step')}): only the first "
                 "step is looked at, and nothing is averaged.",
                 LOOKED_AT,
             )

@@ -139,7 +139,9 @@ def _settings(call: ast.Call, positional: tuple[str, ...] = ()) -> dict[str, ast
         raise ValueError("not of the form Family(name=value, ...)")
     settings = dict(zip(positional, call.args, strict=False))
     for keyword in call.keywords:
-        name = str(keyword.arg)
+        name = keyword.arg
+        if name is None:
+            raise ValueError("** is not read: write each setting as name=value")
         if name in settings:
             raise ValueError(f"{name} is given twice")
         settings[name] = keyword.value

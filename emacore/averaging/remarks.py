@@ -14,8 +14,9 @@ def remarks(schedule: Schedule, num_steps: int) -> list[str]:
     """Sentences about settings that have no effect on a run of ``num_steps`` calls, or another than they seem to."""
     last = last_move(schedule, num_steps)
     if schedule.update_every >= num_steps > 1:
+        so_long = "as long as" if schedule.update_every == num_steps else "longer than"
         return [
-            f"update_every = {schedule.update_every:,} is as long as the run ({num_steps:,} steps): only step 0 is "
+            f"update_every = {schedule.update_every:,} is {so_long} the run ({num_steps:,} steps): only step 0 is "
             "looked at, and nothing is averaged."
         ]
     if last <= schedule.start:
@@ -52,7 +53,7 @@ def _cap(schedule: Schedule, num_steps: int, final: float) -> list[str]:
     share = final / beta
     if share >= 0.99 and memory >= 0.99 * capped:
         return []
-    part = percent(share, 2) if share < 0.99 else percent(min(share, 0.9999), 4)
+    part = percent(share, 2 if share < 0.99 else 4)
     reason = "the run is too short for it" if beta < 1 else "no run is long enough for it"
     return [f"{ends[0].upper()}{ends[1:]}, {part} of beta = {decay(beta)}: {instead}; {reason}."]
 

@@ -303,7 +303,8 @@ def stationary_variance(curvatures: ArrayLike, learning_rate: float, gradient_no
         raise ValueError(f"gradient_noise must be at least 0, got {gradient_noise!r}")
     rate = learning_rate * curves
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = (learning_rate * gradient_noise) ** 2 / (rate * (2 - rate))
+        # lr^2 / (lr c) as lr / c, which is a number where lr c is none.
+        variance = learning_rate / curves * gradient_noise**2 / (2 - rate)
     return np.where(rate < 2, variance, np.inf)
 
 

@@ -24,6 +24,8 @@ S = TypeVar("S", bound=Schedule)
 
 #: The longest run whose weights are all looked at for a relative width: 8 MB each time an array of them is made.
 _MOST_WEIGHTS = 10**6
+#: Below so much a width is lost in rounding.
+_NARROWEST = 1e-6
 #: What stands for an endless half-life.
 _ENDLESS = 1e300
 
@@ -57,7 +59,8 @@ def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
     usual = "ask for that" if nearest > steps else "ask for that, or make the run longer"
     raise ValueError(
         f"no {schedule.tuned} of {type(schedule).__name__} gives a half-life of {steps:g} steps at the end of "
-        f"{counted(num_steps, 'step')}; the nearest is {number(nearest)}: {schedule.cure(decay, usual)}"
+        f"{counted(num_steps, 'step')}; the nearest is {_towards(nearest, steps > nearest)}: "
+        f"{schedule.cure(decay, usual)}"
     )
 
 
@@ -138,9 +141,26 @@ def _searched(
         lowest, highest = min(lowest, low), max(highest, high)
     raise ValueError(
         f"no {schedule.tuned} of {type(schedule).__name__} gives a {name} of {told} {num_steps} "
-        f"steps; {name}s from {number(lowest, 3)} to {number(highest, 3)} are within reach"
+        f"steps; {_within_reach(name, lowest, highest)}"
         + (", but not each of them" if lowest < wanted < highest else "")
     )
+
+
+def _within_reach(name: str, lowest: float, highest: float) -> str:
+    if highest <= 0:
+        return f"its {name} is 0 whatever that setting"
+    least = f"from {_towards(lowest, False, 3)} to" if lowest > _NARROWEST else "up to"
+    return f"{name}s {least} {_towards(highest, True, 3)} are within reach"
+
+
+def _towards(bound: float, from_below: bool, digits: int = 4) -> str:
+    """The greatest or the least that can be asked for, in so many digits: rounded to what can be, not beyond it."""
+    if not math.isfinite(bound) or bound == round(bound):
+        return number(bound)
+    power = digits - 1 - math.floor(math.log10(bound))
+    scaled = bound * 10.0**power if abs(power) < 300 else bound
+    rounded = math.floor(scaled) if from_below else math.ceil(scaled)
+    return number(float(f"{rounded}e{-power}"), digits) if abs(power) < 300 else number(bound, digits)
 
 
 def _first_with(

@@ -54,7 +54,7 @@ class LossByDecay(NamedTuple):
     error: Floats
 
     def at(self, decay: float) -> int:
-        """Where ``decay`` stands."""
+        """The place of ``decay`` in the columns."""
         return int(np.flatnonzero(self.decays == decay)[0])
 
     def agrees(self, decay: float) -> bool:
@@ -209,23 +209,27 @@ def weight_table(scheme: Scheme, step: int) -> Table:
 
 
 def sampled_calls(num_steps: int, scheme: Scheme, most: int) -> NDArray[np.int64]:
-    """About ``most`` calls of a run that are not skipped, the first, the last and the schedule's start among them.
+    """About ``most`` calls of a run that are not skipped, the first, the last and those around the begin of the final
+    average among them: a schedule's start, in a window that of the window's own.
 
-    They are even in the steps and in the logarithms of the steps since the run's begin, since the start, and up to the
-    run's end.
+    They are even in the steps and in the logarithms of the steps since the run's begin, since the average's, and up to
+    the run's end.
     """
-    every, first = (scheme.update_every, scheme.start) if isinstance(scheme, Schedule) else (1, 0)
+    if isinstance(scheme, Schedule):
+        every, first = scheme.update_every, scheme.start
+    else:
+        every, first = 1, max(num_steps - scheme.size, 0) + scheme.rule.start
     count, start = -(-num_steps // every), -(-first // every)
     if count <= most:
         return acting_calls(num_steps, scheme)
     far = np.geomspace(1, count, most // 4).astype(np.int64) - 1
     even = np.linspace(0, count - 1, most // 4).astype(np.int64)
-    places = np.unique(np.concatenate([even, far, start + far, count - 1 - far, [start, start + 1]]))
-    return places[places < count] * every
+    places = np.unique(np.concatenate([even, far, start + far, count - 1 - far, start + np.arange(-1, 2)]))
+    return places[(places >= 0) & (places < count)] * every
 
 
 def possible(schedule: Schedule, key: str, values: Iterable[float]) -> tuple[float, ...]:
-    """Of the values of the setting whose control has this key, those that the schedule can have beside its others."""
+    """Those ``values`` of the setting with this control's key that the schedule can have beside its other settings."""
     taken = []
     for value in values:
         try:
@@ -341,7 +345,7 @@ def spectrum_table(noisy: ArrayLike, averaged: ArrayLike) -> Table:
 
 
 def _ages(beta: float) -> int:
-    """So many steps that an EMA has answered: three of its equivalent windows, 20 to 20,000."""
+    """The number of steps after which an EMA has answered a jump: three of its equivalent windows, 20 to 20,000."""
     return int(min(max(20, 3 * filters.equivalent_window(beta)), 20_000))
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
 
+from emacore.checks import is_real, shown
+
 Floats = NDArray[np.float64]
 
-#: So many steps, and columns, are few.
+#: Up to this many steps a plain loop is faster than LAPACK, up to this many columns one over Python's own numbers.
 _SHORT, _NARROW = 400, 8
 
 
@@ -177,8 +179,8 @@ def moving_average(values: ArrayLike, window: int) -> Floats:
     Raises:
         ValueError: if ``window`` is below 1.
     """
-    if isinstance(window, bool) or int(window) != window or window < 1:
-        raise ValueError(f"window must be a whole number of at least 1, got {window!r}")
+    if not is_real(window) or not 1 <= window < math.inf or int(window) != window:
+        raise ValueError(f"window must be a whole number of at least 1, got {shown(window)}")
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         return numbers.copy()

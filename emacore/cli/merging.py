@@ -87,10 +87,16 @@ _KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the
 
 @click.command()
 @paths
-@click.option("--scheme", "schemes", type=MergeCode(), multiple=True, help="May be given many times.")
+@click.option(
+    "--scheme",
+    "schemes",
+    type=MergeCode(),
+    multiple=True,
+    help="A schedule or window to merge by, as code; may be given many times, and all are made in one pass.",
+)
 @click.option("--out", "-o", type=click.Path(), help="A new folder, or a new file where there is one scheme.")
 @click.option("--dry-run", is_flag=True, help="Print the coefficients and certificates; read headers, write nothing.")
-@click.option("--last", type=click.IntRange(1), help="Only the last so many checkpoints.")
+@click.option("--last", type=click.IntRange(1), help="Merge only this many of the last checkpoints.")
 @click.option("--at", type=click.IntRange(0), help="The step after which the average is wanted; by default the last.")
 @click.option("--section", help="What to merge, where the files hold several sets of weights.")
 @click.option(
@@ -98,26 +104,48 @@ _KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the
     type=click.Choice(FITS),
     help="How coefficients are found: by default linear for raw weights, else by least squares.",
 )
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "float64"]), help="By default as stored.")
-@click.option("--float64", is_flag=True, help="Add up in float64, not float32.")
 @click.option(
-    "--as", "form", type=click.Choice(["safetensors", "pt"]), help="By default safetensors, or as --out ends."
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
+    help="What the results are written as; by default as the files are stored.",
 )
-@click.option("--sigma-rel", type=float, multiple=True, help="Of ema-pytorch's PostHocEMA files, in their order.")
-@click.option("--evaluate", help="module:function, from tensors by name to a number; of each result, and for --soup.")
+@click.option("--float64", is_flag=True, help="Add up in float64, not float32, for less rounding.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["safetensors", "pt"]),
+    help="The format of the results; by default safetensors, or as --out ends.",
+)
+@click.option(
+    "--sigma-rel",
+    type=float,
+    multiple=True,
+    help="The relative widths of ema-pytorch's PostHocEMA files, which do not say them; one for each, in their order.",
+)
+@click.option(
+    "--evaluate",
+    help="module:function, from tensors by name to a number: each result is measured, and --soup greedy chooses by it.",
+)
 @click.option(
     "--lower-is-better/--higher-is-better",
     default=None,
-    help="Of what --evaluate gives: by default as the function's metrics say, else higher.",
+    help="Which way the number of --evaluate is better; by default as the function's metrics say, else higher.",
 )
 @click.option(
     "--soup",
     "soups",
     type=click.Choice(["greedy", "uniform"]),
     multiple=True,
-    help="The plain mean of all files, or of those that do not harm it, from the best one on (with --evaluate).",
+    help="uniform: the plain mean of all files; greedy: of those that do not worsen it, from the best one on (by "
+    "--evaluate).",
 )
-@click.option("--update-every", type=click.IntRange(1), default=1, show_default=True, help="Of those, too.")
+@click.option(
+    "--update-every",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="The steps between two updates of those PostHocEMA files, which do not say it either.",
+)
 def merge(
     paths: tuple[str, ...],
     schemes: tuple[Merge, ...],
@@ -214,7 +242,7 @@ def merge(
 
 
 def _higher_is_better(measured: Evaluation, lower_is_better: bool | None) -> bool:
-    """As asked for, else as the function itself says, else told."""
+    """As asked for, else as the function says by its metrics, else true, which is told."""
     if lower_is_better is not None:
         return not lower_is_better
     if measured.higher_is_better is None:
@@ -279,7 +307,7 @@ def _write_csv(rows: Sequence[Mapping[str, Any]], output: str | None) -> None:
     write_text(text.getvalue(), output)
 
 
-#: Letters of a result's name; file systems take 255, and more is put behind and before it.
+#: Letters of a result's name; file systems take 255, and something is put before and behind it.
 _LONGEST = 120
 
 
@@ -299,7 +327,7 @@ def _bytes(count: int) -> str:
 
 
 class _Progress:
-    """A line that says bytes, pace and time left, about twice a second, where standard error is a terminal."""
+    """A line of bytes read, pace and time left, anew about twice a second, where standard error is a terminal."""
 
     def __enter__(self) -> _Progress:
         self._begin = self._told = time.monotonic()
@@ -311,7 +339,7 @@ class _Progress:
             click.echo(err=True)
 
     def tell(self, done: int, total: int) -> None:
-        """So many bytes have been read."""
+        """Say that ``done`` of ``total`` bytes have been read."""
         now = time.monotonic()
         if not self._shown or (done < total and now < self._told + 0.5):
             return
@@ -323,7 +351,7 @@ class _Progress:
 
 @contextmanager
 def _ending_by_exceptions() -> Iterator[None]:
-    """Ctrl-C and a request to end are exceptions, so that what is half written is removed."""
+    """Have Ctrl-C and requests to end the process raise exceptions, so that what is half written is removed."""
 
     def end(signum: int, frame: object) -> None:
         sys.exit(128 + signum)

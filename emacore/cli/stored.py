@@ -22,7 +22,12 @@ _LONGEST = 36_525
 @click.command()
 @click.argument("run_id", type=JobId())
 @click.option(
-    "--as", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True, help="History, or settings."
+    "--as",
+    "form",
+    type=click.Choice(["csv", "json"]),
+    default="csv",
+    show_default=True,
+    help="csv: the history; json: the settings, which --config of other commands takes.",
 )
 @output
 def export(run_id: str, form: str, output: str | None) -> None:
@@ -41,7 +46,7 @@ def export(run_id: str, form: str, output: str | None) -> None:
 
 
 class _Runs(click.Group):
-    """Takes ``--prune`` for the command of that name."""
+    """The commands under ``emacore runs``; ``--prune`` there is taken for the command ``prune``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, ["prune" if arg == "--prune" else arg for arg in args])
@@ -105,7 +110,7 @@ def rename_job(run_id: str, name: str) -> None:
 
 @runs.command()
 @click.argument("run_ids", type=JobId(), nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 def delete(run_ids: tuple[str, ...], yes: bool) -> None:
     """Forget jobs: settings, history and recorded weights, and what no other job uses.
 
@@ -126,12 +131,22 @@ def delete(run_ids: tuple[str, ...], yes: bool) -> None:
 
 
 @runs.command()
-@click.option("--older-than", type=Number(0, _LONGEST), default=0, help="Days since the job was made.")
-@click.option("--larger-than", type=Number(0), default=0, help="MB of its recorded weights.")
-@click.option("--state", "states", multiple=True, help="done, stopped, failed, interrupted; may be given many times.")
+@click.option(
+    "--older-than",
+    type=Number(0, _LONGEST),
+    default=0,
+    help="Only of jobs that were made this many days ago or earlier.",
+)
+@click.option("--larger-than", type=Number(0), default=0, help="Only recorded weights of at least this many MB.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    help="Only of jobs that ended so: done, stopped, failed, interrupted; may be given many times.",
+)
 @click.option("--whole", is_flag=True, help="Forget the jobs as well: settings, histories, tables and cells.")
 @click.option("--cells", is_flag=True, help="Forget the cells of all sweeps, too, so that they are trained anew.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Free without asking.")
 def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole: bool, cells: bool, yes: bool) -> None:
     """Free the recorded weights of jobs that have ended, and tables that no job trains on; histories stay.
     Also: emacore runs --prune.

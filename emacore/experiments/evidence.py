@@ -177,7 +177,11 @@ def chosen_in_words(table: pd.DataFrame, found: Mapping[str, PairedComparison], 
     if "own" in found:
         ended = {"the original": table["own_ended_original"], "the average": table["own_ended_ema"]}
         short = {name: int((~flags.astype(bool)).sum()) for name, flags in ended.items()}
-        early = [f"{n} of {len(table)} runs were over before {name}'s could act" for name, n in short.items() if n]
+        early = [
+            f"{n} of {counted(len(table), 'run')} {'was' if n == 1 else 'were'} over before {name}'s could act"
+            for name, n in short.items()
+            if n
+        ]
         last = f"; {' and '.join(early)}, and there the last epoch is taken" if early else ""
         told.append(
             f"Own: each curve at the end of an early stop ({counted(config.stopping.patience, 'epoch')} without a new "
@@ -255,7 +259,9 @@ def training_in_words(history: pd.DataFrame) -> str:
     training = history.groupby("epoch").size()
     seeds, last = int(training.max()), int(training.index[-1])
     if training.iloc[-1] == seeds:
-        return f"All {seeds} seeds train up to epoch {last}."
+        return (
+            f"All {seeds} seeds train up to epoch {last}." if seeds > 1 else f"The one seed trains up to epoch {last}."
+        )
     all_of_them, half = (int(training.index[training >= least][-1]) for least in (seeds, seeds / 2))
     return (
         f"All {seeds} seeds train up to epoch {all_of_them}, {int(training[half])} up to epoch {half}, and "
@@ -351,7 +357,7 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
             f"{over_pairs(comparison)}."
         )
     if is_article:
-        theirs = float(FINAL["improvement"][0])
+        theirs = float(FINAL["gain_percent"][0])
         less = scipy.stats.percentileofscore(100 * found, theirs, kind="mean")
         told.append(
             f"The article's one run gained {theirs:g} %: {number(less, 3)} % of the {counted(len(found), 'seed')} "
@@ -361,7 +367,7 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
     told.append(
         f"A single seed shows a gain of at least {wanted} with a chance of {percent(chance.estimate, 2)} (95 % "
         "interval "
-        f"{percent(chance.low, 2)} to {percent(chance.high, 2)}, from {comparison.seeds} seeds)."
+        f"{percent(chance.low, 2)} to {percent(chance.high, 2)}, from {counted(comparison.seeds, 'seed')})."
     )
     if comparison.seeds_needed is not None:
         needed = "a million seeds or more" if comparison.seeds_needed >= 10**6 else f"{comparison.seeds_needed:,} seeds"
@@ -376,10 +382,11 @@ def in_markdown(study: Study, found: Mapping[str, PairedComparison], schedule: s
         found: The answers from ``table``, which is :func:`per_seed`'s.
         schedule: Of the average, as code.
     """
+    first_to_last = " to ".join(map(str, sorted({min(study.seeds), max(study.seeds)})))
     intervals = " and ".join(dict.fromkeys(one.intervals for one in found.values()))
     lines = [
-        f"We compared the trained weights with their average, `{schedule}`, over {len(study.seeds)} seeds "
-        f"({min(study.seeds)} to {max(study.seeds)}) of the same experiment. Gains are relative to the original; "
+        f"We compared the trained weights with their average, `{schedule}`, over {counted(len(study.seeds), 'seed')} "
+        f"({first_to_last}) of the same experiment. Gains are relative to the original; "
         f"medians, means and their 95 % intervals ({intervals}) are of the seeds with a finite gain, wins and p-values "
         "(two-sided, Wilcoxon's signed ranks) of all.",
         *filter(None, [rules_in_words(study.config, from_code(schedule))]),

@@ -321,8 +321,8 @@ def verdict(comparison: PairedComparison, what: str = "the final loss", among: C
     if math.isnan(median.low):
         only = f"only {comparison.pairs} of the pairs have a finite gain, and " if comparison.infinite else ""
         return (
-            f"Cannot tell from {comparison.seeds} seeds whether averaging changes {what}: {only}{FEWEST_SEEDS} are the "
-            f"least; {won}."
+            f"Cannot tell from {counted(comparison.seeds, 'seed')} whether averaging changes {what}: {only}"
+            f"{FEWEST_SEEDS} are the least; {won}."
         )
     if kind == "no difference shown" and median.low == median.high:
         return f"No difference shown for {what} {over}: {comparison.ties} of {comparison.seeds} tie; {won}.{rest}"
@@ -359,12 +359,14 @@ def interval_in_words(found: Interval) -> str:
         return "too few finite pairs for an interval"
     if found.low == found.high:
         return "its 95 % interval is this value alone"
-    return f"95 % interval {signed_percent(found.low)} to {signed_percent(found.high)}"
+    low, high = signed_percent(found.low), signed_percent(found.high)
+    return f"95 % interval {low} to {high}" if low != high else f"both ends of its 95 % interval are {low}"
 
 
 def over_pairs(comparison: PairedComparison) -> str:
     """The pairs on which median and mean rest: "8 seeds", or "5 of 8 seeds"."""
-    return f"{comparison.pairs} of {comparison.seeds} seeds" if comparison.infinite else f"{comparison.seeds} seeds"
+    seeds = counted(comparison.seeds, "seed")
+    return f"{comparison.pairs} of {seeds}" if comparison.infinite else seeds
 
 
 def median_ends(values: Floats) -> tuple[Floats, Floats]:
@@ -382,7 +384,8 @@ def median_ends(values: Floats) -> tuple[Floats, Floats]:
 
 @cache
 def _order_statistics(n: int) -> tuple[int, float]:
-    """Of n values: the k-th from each end, and which share of the next one, hold the median in 95 %."""
+    """Where among ``n`` ordered values a 95 % interval of the median ends: at the k-th from each end, moved by a share
+    towards the next one."""
     covered = 1 - 2 * scipy.stats.binom.cdf(np.arange(n // 2), n, 0.5)  # by the k-th value from both ends
     k = int(np.flatnonzero(covered >= LEVEL)[-1]) + 1
     rest = (covered[k - 1] - LEVEL) / (covered[k - 1] - covered[k]) if k < len(covered) else 0.0

@@ -17,11 +17,10 @@ import emacore.tasks  # settings are read back by the task that they name
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.families import Constant
 from emacore.averaging.schedules import FAMILIES, Schedule, schedule_from_dict
-from emacore.checks import check_whole
 from emacore.limits import CELLS, LETTERS, SEEDS, TRAININGS, VALUES, check_most
 from emacore.training.acting import acting
-from emacore.training.config import TaskConfig, dotted, json_object
-from emacore.training.names import in_words
+from emacore.training.config import TaskConfig, checked_seeds, dotted, json_object
+from emacore.training.names import in_words, setting_in_words
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Sweep:
         return sorted(rows, key=lambda row: place[json.dumps([row[name] for name in self.grid])])
 
     def cell_keys(self) -> list[str]:
-        """Of each cell, what decides its numbers; a store keeps what it found under that key."""
+        """A key for each cell, made of all that decides its numbers; a store keeps what it found under that key."""
         made_by = f"{emacore.__version__} {version('torch')}"
         studies = (Study(cell, self.seeds).to_json(indent=None) for _, cell in self.cells())
         return [hashlib.sha256(f"{study} {made_by}".encode()).hexdigest() for study in studies]
@@ -130,7 +129,7 @@ class Sweep:
 
     def in_words(self) -> str:
         """What it trains, in a few words: the beginning of its name."""
-        axes = [name.rpartition(".")[2].replace("_", " ") for name in self.grid]
+        axes = [setting_in_words(name) for name in self.grid]
         over = " and ".join(filter(None, [", ".join(axes[:-1]), *axes[-1:]])) or "no setting"
         return f"map of {over}, {_seeds_in_words(self.seeds)}: {in_words(self.config, but=['seed', *self.grid])}"
 
@@ -291,12 +290,6 @@ def _seeds_in_words(seeds: Sequence[int]) -> str:
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(seeds, Sequence) or isinstance(seeds, str | bytes):
-        raise TypeError(f"seeds must be a list of whole numbers, got {seeds!r}")
-    check_most("seeds", len(seeds), SEEDS)
-    for seed in seeds:
-        check_whole("seeds", seed, 0, 2**63 - 1)
-    found = tuple(seeds)
-    if not found or len(set(found)) != len(found):
-        raise ValueError(f"seeds must be different numbers, at least one; got {list(found)!r}")
+    found = checked_seeds(seeds)
+    check_most("seeds", len(found), SEEDS)
     return found

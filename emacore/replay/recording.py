@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.checks import check_whole
+from emacore.checks import check_whole, shown
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
 from emacore.tensors.buffers import Policy, copied_buffers, marks
@@ -390,7 +390,7 @@ class RowFile:
             self._file.close()
 
     def _header(self) -> bytes:
-        """Of version 1.0, always of the same length so that it can be written again."""
+        """The file's header in NumPy's format 1.0, always of the same length, so that it can be written again."""
         described = (
             f"{{'descr': '{self._descr}', 'fortran_order': False, 'shape': ({self._written}, {self._columns}), }}"
         )
@@ -451,7 +451,7 @@ def read_recording(folder: str | Path, epochs: int | None = None) -> Rows:
         raise _foreign(folder, error) from error
     if epochs is not None:
         if epochs > len(ends):
-            raise ValueError(f"epochs must be at most the {len(ends)} that are whole, got {epochs}")
+            raise ValueError(f"epochs must be at most the {len(ends)} that are whole, got {shown(epochs)}")
         ends = ends[:epochs]
         whole = ends[-1] + 1
     steps = np.arange(1, whole + 1) * every - 1

@@ -163,6 +163,7 @@ class Trajectory:
 
         One pass over the rows; only some averages are in memory at a time.
         """
+        _check_named(schemes)
         wanted = self._checked(at)
         found = self._table(self._networks(schemes.values(), wanted))
         return self._labelled(schemes, wanted, found)
@@ -235,6 +236,7 @@ class Trajectory:
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not, or a result has a column's name.
         """
+        _check_named(schemes)
         wanted = [self._row(-1)] if at is None else self._checked(at)
         results: list[Mapping[str, float]] = []
         for network, moved in self._networks(schemes.values(), wanted):
@@ -403,8 +405,13 @@ class Trajectory:
         return int(at) % len(self.weights)
 
 
+def _check_named(schemes: object) -> None:
+    if not isinstance(schemes, Mapping):
+        raise TypeError(f"schemes must be given by name, such as {{'slow': Constant(beta=0.999)}}, got {schemes!r}")
+
+
 def _batches(networks: Iterable[tuple[NDArray[Any], int]], size: int) -> Iterator[list[tuple[NDArray[Any], int]]]:
-    """Lists of at most ``size``."""
+    """The networks in lists of at most ``size``."""
     kept: list[tuple[NDArray[Any], int]] = []
     for network in networks:
         kept.append(network)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
+
+import numpy as np
 
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule, schedule_from_dict
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The task of files that name none: written before there were others.
 DEFAULT_TASK = "regression"
+#: The largest seed; the databases of runs have no larger whole numbers.
+MOST_SEED = 2**63 - 1
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 RATE_RULES = ("plateau", "cosine", "constant")
@@ -41,7 +45,7 @@ class TaskData:
         return {}
 
     def kept(self, keep: Callable[[bytes], Path]) -> TaskData:
-        """The same, whose files ``keep`` has taken; by default there are none.
+        """These settings once ``keep`` has taken their files; by default there are none.
 
         Raises:
             ValueError: if a file cannot be read.
@@ -174,7 +178,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0)
-        if self.seed >= 2**63:
+        if self.seed > MOST_SEED:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
         check_whole("max_epochs", self.max_epochs, 1)
         rows = self.train_rows
@@ -239,6 +243,23 @@ T = TypeVar("T")
 def _types(kind: Any) -> dict[str, Any]:
     """The types of a config's parts; a grid asks for them in each cell."""
     return get_type_hints(kind)
+
+
+def checked_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
+    """The seeds of many runs: different whole numbers from 0 on, at least one, of a list, a range or an array.
+
+    Raises:
+        ValueError: for other numbers.
+        TypeError: for anything else.
+    """
+    if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str | bytes):
+        raise TypeError(f"seeds must be a list of whole numbers, got {seeds!r}")
+    for seed in seeds:
+        check_whole("seeds", seed, 0, MOST_SEED)
+    found = tuple(map(int, seeds))
+    if not found or len(set(found)) != len(found):
+        raise ValueError(f"seeds must be different numbers, at least one; got {list(found)!r}")
+    return found
 
 
 def check_rows(train_rows: int, batch_size: int) -> None:

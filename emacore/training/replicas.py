@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from emacore.averaging.schedules import Schedule
 from emacore.courtesy import step_aside
 from emacore.tensors.pairing import distinct, from_reals, reals
-from emacore.training.config import OptimizerConfig, TaskConfig, check_rows
+from emacore.training.config import OptimizerConfig, TaskConfig, check_rows, checked_seeds
 from emacore.training.history import columns, further_columns
 from emacore.training.loop import SECONDS_BETWEEN_STOP_CHECKS, EarlyStop, RateRule, make_optimizer, uncompiled
 from emacore.training.network import Perceptron
@@ -65,12 +65,11 @@ def replicate(
             learning rate follow ``config.schedule``.
 
     Raises:
-        ValueError: for no seeds, the same one twice, a schedule's name that the history needs itself, or data that do
-            not fit the settings.
-        TypeError: for a schedule that is none.
+        ValueError: for no seeds, the same one twice, one that is no whole number from 0 on, a schedule's name that the
+            history needs itself, or data that do not fit the settings.
+        TypeError: for a schedule that is none, or seeds that are no list.
     """
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds must be different numbers, at least one; got {list(seeds)!r}")
+    seeds = checked_seeds(seeds)
     further = further_columns(config.metrics, schedules or {})
     for name, schedule in (schedules or {}).items():
         if not isinstance(schedule, Schedule):

@@ -1,4 +1,4 @@
-"""The stored jobs on a page: find some, choose rows, and what can be done with those."""
+"""What the page Runs is made of: find stored jobs, choose rows, and what can be done with those."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ MOST_CURVES = len(COLOURS)
 MODELS = {"EMA": ("ema",), "original": ("original",), "both": ("original", "ema")}
 #: The key of the ids, with commas between them, of the rows that are chosen.
 _PICKED = "picked"
-#: The ids that are chosen in the table, and how many tables there were.
+#: The session's key of the ids that are chosen in the table, and of how many tables there were.
 _IN_TABLE = "picked_in_table"
+#: At most this many names are listed before a deletion.
 _LISTED_MOST = 10
 #: Letters of a name that its column shows.  What tells runs of the same settings apart stands at the name's end, so
 #: longer ones wrap, which Streamlit does in rows of more than 64 pixels.
 _LETTERS_A_LINE, _WRAPPING = 64, 66
-#: So many jobs' settings stand beside each other, in lines that wrap; more of them scroll.
+#: Settings of up to this many jobs stand beside each other in lines that wrap; those of more jobs scroll.
 _BESIDE_MOST = 4
 
 
@@ -83,7 +84,7 @@ def found_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
             list(ORDERS),
             key="order",
             width=220,
-            help="What has no such number comes last. Losses of different data are not on one scale.",
+            help="What comes first; jobs without such a number come last. Losses of other data are not on one scale.",
             **BOUND,
         )
     left = chosen(jobs, text=text or "", kinds=[KINDS[kind] for kind in kinds or ()], states=states)
@@ -116,7 +117,9 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
             "created": st.column_config.DatetimeColumn("age", format="distance"),
             "original": st.column_config.Column("loss, original"),
             "ema": st.column_config.Column("loss, EMA"),
-            "gain": st.column_config.Column("better (%)", help="Above 0 where the average is better."),
+            "gain_percent": st.column_config.Column(
+                "better (%)", help="The gain in percent of the original's loss, above 0 where the average is better."
+            ),
             "seconds": st.column_config.Column("took (s)"),
         },
     )
@@ -128,7 +131,7 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(found: pd.DataFrame) -> pd.DataFrame:
-    table = found[["name", "kind", "state", "created", "epochs", "original", "ema", "gain", "seconds"]]
+    table = found[["name", "kind", "state", "created", "epochs", "original", "ema", "gain_percent", "seconds"]]
     return table.assign(state=table["state"].str.split(" ").str[0]).reset_index(drop=True)
 
 
@@ -206,7 +209,7 @@ def _stop(picked: pd.DataFrame) -> None:
 
 
 def _delete(picked: pd.DataFrame) -> None:
-    """Asked twice: the list of what goes, with a box to tick, and then the button."""
+    """Delete jobs after two questions: a box to tick below the list of what goes, and then the button."""
     going = picked["state"] == "running"
     ids, names = picked.loc[~going, "id"].tolist(), picked.loc[~going, "name"].tolist()
     with st.popover("Delete", icon=":material/delete:"):
@@ -231,8 +234,8 @@ def _delete(picked: pd.DataFrame) -> None:
 
 
 def budgets(listed: pd.DataFrame) -> None:
-    """What the store takes, of what it may, and ways to free recorded weights, also those of no job any more, tables of
-    no job, and cells."""
+    """What the store takes on the disk and what it may take, and buttons that free recorded weights (those of deleted
+    jobs, too), tables that no job uses, and cells of sweeps."""
     store = job_queue().store
     with told():
         taken, recorded, unused = store.taken(), store.recorded_bytes(), store.unused_tables()
@@ -279,7 +282,8 @@ def budgets(listed: pd.DataFrame) -> None:
                 taken["cells"],
                 "cells",
                 lambda: attempt(store.drop_cells),
-                "They spare sweeps, and questions about checkpoints, the same work again. Tables of sweeps stay.",
+                "Results that are kept so that sweeps, and questions about checkpoints, need not compute them again. "
+                "The tables of sweeps stay.",
             )
 
 
@@ -288,7 +292,7 @@ def _free_button(key: str, size: int, what: str, free: Callable[[], None], help:
 
 
 def _each(ids: Sequence[str], what: str) -> None:
-    """Stop, delete or free these: a callback.  One that cannot be does not keep the others."""
+    """Stop, delete or free these jobs, by ``what``: a callback.  A job for which it fails does not keep the others."""
     queue, problems = job_queue(), []
     for job_id in ids:
         try:

@@ -286,9 +286,9 @@ def test_warnings_are_of_what_happens_in_the_run():
 
 def test_a_run_without_a_move_is_told_once():
     found = warnings(Run(50, 60), advise(Run(50, 60)).settings)
-    assert sum("update_every = 60 is as long as the run (50 steps)" in one.text for one in found) == 1
+    assert sum("update_every = 60 is longer than the run (50 steps)" in one.text for one in found) == 1
     assert not any("starts" in one.text or "not small" in one.text for one in found)
-    assert "100 % of the final average are still the weights it started with" in told(Run(2), Constant(0.9999))
+    assert "99.99 % of the final average are still the weights it started with" in told(Run(2), Constant(0.9999))
     assert "still the weights" not in told(Run(2), UniformAverage())
 
 

@@ -100,6 +100,7 @@ def test_other_code_is_refused(text):
         ("Window(3, size=4)", "size is given twice"),
         ("Window(3, Constant(beta=0.9), schedule=Constant(beta=0.8))", "schedule is given twice"),
         ("Window()", "needs its size, as in"),
+        ("Constant(**{'beta': 0.9})", "is not read: write each setting as name=value"),
         ("Window(size=0)", "size must be a whole number of at least 1, got 0"),
         ("Window(3, Window(2))", "a window's schedule must be a schedule or None, got Window"),
         ("Window(3, shape=2)", "Window has no setting 'shape'; it has size, schedule"),

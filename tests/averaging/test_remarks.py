@@ -30,7 +30,7 @@ ARTICLE = InversePower(beta=0.999, update_after_step=100, update_every=1)
             ["beta = 0.999 is never reached in this run: the decay ends at 0.99653", "from step 31,722 on"],
         ),
         (ARTICLE, 80, ["warm-up is longer than the run: the average begins at step 101, and the run ends at step 79"]),
-        (InversePower(update_every=500), 400, ["update_every = 500 is as long as the run (400 steps)"]),
+        (InversePower(update_every=500), 400, ["update_every = 500 is longer than the run (400 steps)"]),
         (
             InversePower(power=1.0, update_after_step=0, update_every=10),
             2000,
@@ -38,6 +38,10 @@ ARTICLE = InversePower(beta=0.999, update_after_step=100, update_every=1)
         ),
         (InversePower(beta=0.5, min_value=0.7, update_every=1), 500, ["min_value = 0.7 is not below beta = 0.5"]),
         (InversePower(beta=0.5, min_value=0.1, update_every=1), 500, ["min_value = 0.1 has no effect"]),
+        (Constant(0.999999), 1000, ["99.9 % of the final average are still the weights of step 0"]),
+        (Constant(0.9999999), 1000, ["99.99 % of the final average are still the weights of step 0"]),
+        (Constant(0.9), 7, ["53 % of the final average"]),
+        (InversePower(update_every=500), 500, ["update_every = 500 is as long as the run (500 steps)"]),
         (Constant(0.9999), 1000, ["90 % of the final average are still the weights of step 0"]),
         (RationalWarmup(1.0), 1000, ["beta = 1 is never reached", "no run is long enough"]),
         (ExponentialRamp(0.99, tau=1000), 500, ["39 % of beta = 0.99"]),
@@ -63,6 +67,13 @@ def test_what_a_reader_should_know_is_said(schedule, num_steps, words):
 )
 def test_nothing_is_said_where_nothing_is_odd(schedule, num_steps):
     assert remarks(schedule, num_steps) == []
+
+
+@pytest.mark.parametrize("settings", [{"beta": 0.9999, "min_value": 0.9999}, {"beta": 0.9999, "power": 3.0}])
+def test_a_rule_that_counts_steps_is_not_blamed_for_what_another_setting_does(settings):
+    """There ``inv_gamma * update_every``, which counts moves, leaves the first snapshot as heavy."""
+    schedule = InversePower(inv_gamma=1.0, update_every=10, update_after_step=0, **settings)
+    assert "counts steps" not in " ".join(remarks(schedule, 1000))
 
 
 @pytest.mark.parametrize("family", [BiasCorrected, Constant, ExponentialRamp, InversePower, RationalWarmup])

@@ -77,6 +77,11 @@ def test_a_learning_rate_too_large_has_no_stationary_state():
     assert signals.stationary_variance((1.0,), 2.0, 1.0)[0] == np.inf
 
 
+def test_a_rate_that_is_lost_in_rounding_has_one():
+    assert signals.stationary_variance((1e-300,), 1e-300, 3.0)[0] == pytest.approx(4.5)
+    assert signals.stationary_loss((1e-300,), 1e-300, 1.0, 0.0) == pytest.approx(2.5e-301)
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -1,6 +1,7 @@
 """Memory in, settings out; and the same memory elsewhere, against the product of decays that defines it."""
 
 import math
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -74,6 +75,40 @@ def test_what_cannot_be_reached_says_so():
         solving.with_half_life(BiasCorrected(), 100, 500)
     with pytest.raises(ValueError, match="half-life of 9000 steps"):
         solving.with_half_life(PowerFunction(gamma=0), 100, 9000)
+
+
+TOO_FEW_MOVES = {"update_after_step": 100, "update_every": 7}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        InversePower(beta=0.99, min_value=0.95, **TOO_FEW_MOVES),
+        BiasCorrected(0.9, **TOO_FEW_MOVES),
+        RationalWarmup(0.9, **TOO_FEW_MOVES),
+        ExponentialRamp(0.99, tau=1e6, **TOO_FEW_MOVES),
+        PowerFunction(gamma=1.0, **TOO_FEW_MOVES),
+        UniformAverage(**TOO_FEW_MOVES),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("solve", [solving.with_half_life, solving.with_relative_width])
+@pytest.mark.parametrize("wanted", [1e-9, 1e9])
+def test_what_a_refusal_says_is_possible_is(solve, schedule, wanted):
+    said = ""
+    try:
+        solve(schedule, 1000, wanted)
+    except ValueError as error:
+        said = str(error)
+    told = re.search(r"nearest is (\S+):|(?:from (\S+) to|up to) (\S+) are within reach", said)
+    assert told or not said or "no power from" in said or "double precision" in said
+    for text in filter(None, told.groups() if told else ()):
+        solve(schedule, 1000, float(text.replace(",", "")))
+
+
+def test_no_width_at_all_is_told():
+    with pytest.raises(ValueError, match="its relative width is 0 whatever that setting"):
+        solving.with_relative_width(ExponentialRamp(tau=1e90), 1000, 0.1)
 
 
 def check_solved(solve, measure, schedule, num_steps, wanted):

@@ -79,6 +79,25 @@ def test_the_table_of_weights_by_hand():
     np.testing.assert_allclose(table["weight"], [0, 0, 0, 0.81, 0.09, 0.1])
 
 
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        UniformAverage(update_after_step=60_000),
+        Constant(0.999, update_after_step=60_000, update_every=7),
+        Window(40_000),
+        Window(40_000, Constant(0.9999)),
+        Window(40_000, UniformAverage(update_after_step=10_000)),
+        Window(1_000_000),
+    ],
+)
+def test_no_cliff_lies_between_the_calls_that_are_drawn(scheme):
+    whole = views.weight_table(scheme, 99_999)
+    calls = views.sampled_calls(100_000, scheme, 2_000)
+    drawn = np.interp(whole["step"], calls, whole["weight"][np.searchsorted(whole["step"], calls)])
+    assert np.abs(drawn - whole["weight"]).max() <= 0.005 * whole["weight"].max()
+    assert len(calls) <= 2_000
+
+
 def test_the_figures_of_an_average_by_hand():
     shares, ages = np.array([0.81, 0.09, 0.1]), np.array([2, 1, 0])
     found = views.figures(Constant(0.9), 2)

@@ -167,6 +167,8 @@ def test_power_1_is_the_plain_mean_with_some_settings_only(inv_gamma, every, pla
         (lambda: weights([[0.5]]), "shape"),
         (lambda: weights([0.5], step=1), "step must be one of the 1 calls"),
         (lambda: moving_average([1.0], 0), "window"),
+        (lambda: moving_average([1.0], float("inf")), "window must be a whole number of at least 1, got inf"),
+        (lambda: moving_average([1.0], "3"), "window must be a whole number of at least 1, got '3'"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

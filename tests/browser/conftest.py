@@ -88,7 +88,10 @@ class Server:
 
 @pytest.fixture(scope="session")
 def chromium():
-    """Chromium under Playwright."""
+    """Chromium under Playwright.
+
+    Pages of a server share a process, in which what one of them has compiled is there for the next.
+    """
     path = shutil.which("chromium")
     try:
         from playwright.sync_api import sync_playwright
@@ -100,16 +103,9 @@ def chromium():
             pytest.fail(f"browser tests need {missing}")
         pytest.skip(f"browser tests need {missing}")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, "--process-per-site"])
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory, chromium):
-    server = Server(tmp_path_factory.mktemp("home"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -125,12 +121,36 @@ def context(chromium):
     return context
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, context):
+    server = Server(tmp_path_factory.mktemp("home"))
+    context.new_page().goto(f"{server.url}/_stcore/health")  # keeps the pages' process while no test has one
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 def page(context):
     """A new visitor with a wide screen."""
+    before = context.pages
     yield context.new_page()
     for page in context.pages:
-        page.close()
+        if page not in before:
+            page.close()
+
+
+def visit(page, path):
+    """Go to another page of the app, or to another link of it, as the browser's own buttons do.
+
+    Nothing is loaded again, which would take six seconds of CPU; what the session holds stays.
+    """
+    page.evaluate(
+        "url => { history.pushState({}, '', url); dispatchEvent(new PopStateEvent('popstate')); }", f"/{path}"
+    )
+    name = path.partition("?")[0].replace("_", " ").capitalize() or "Overview"
+    page.wait_for_function("name => document.title.replaceAll('-', ' ').startsWith(`${name}  `)", arg=name)
+    page.get_by_role("heading", level=1).wait_for()
+    settled(page, charts=False)
 
 
 def settled(page, *, charts=True):

@@ -18,7 +18,7 @@ from emacore.experiments.store import RunStore
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import RunConfig
 from emacore.tasks.regression.data import load
-from tests.browser.conftest import Server, changes_from, click_in, drawn, metric, settled, still, unchanged
+from tests.browser.conftest import Server, changes_from, click_in, drawn, metric, settled, still, unchanged, visit
 from tests.helpers import wait_for
 
 if sys.platform == "win32":
@@ -30,11 +30,24 @@ PAGES = ("", "decay_schedule", "low_pass_filter", "train", "what_if", "evidence"
 ENDLESS = "?max_epochs=100000&stop_curve=none"
 
 
-def test_a_link_to_a_page_works_as_the_first_request_of_a_new_server(server, page):
+def test_a_link_works_as_the_first_request_of_a_new_server_and_its_settings_outlive_a_page_change(server, page):
     page.goto(f"{server.url}/decay_schedule?power=1.25")
     settled(page)
     assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
-    assert page.get_by_text("Low-pass filter").first.is_visible()
+    page.get_by_role("link", name="Low-pass filter").click()
+    page.get_by_role("heading", name="Low-pass filter", level=1).wait_for()
+    page.get_by_role("link", name="Decay schedule").click()
+    page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
+    settled(page)
+    assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
+    page.get_by_role("link", name="Low-pass filter").click()
+    page.get_by_role("heading", name="Low-pass filter", level=1).wait_for()
+    assert "?" not in page.url
+    page.go_back()
+    page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
+    settled(page)
+    assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
+    assert page.url.endswith("decay_schedule?power=1.25")
 
 
 def curves(page):
@@ -93,25 +106,6 @@ def test_a_dragged_handle_bends_the_curve_without_the_server_and_on_release_all_
     other.goto(link)
     settled(other)
     assert metric(other, "Mean age").inner_text() == age
-
-
-def test_settings_outlive_a_page_change(server, page):
-    page.goto(f"{server.url}/decay_schedule?power=1.25")
-    settled(page)
-    page.get_by_role("link", name="Low-pass filter").click()
-    page.get_by_role("heading", name="Low-pass filter", level=1).wait_for()
-    page.get_by_role("link", name="Decay schedule").click()
-    page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
-    settled(page)
-    assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
-    page.get_by_role("link", name="Low-pass filter").click()
-    page.get_by_role("heading", name="Low-pass filter", level=1).wait_for()
-    assert "?" not in page.url
-    page.go_back()
-    page.get_by_role("heading", name="Decay schedule", level=1).wait_for()
-    settled(page)
-    assert page.get_by_role("spinbutton", name="power").input_value() == "1.25"
-    assert page.url.endswith("decay_schedule?power=1.25")
 
 
 def test_overview_plays_by_itself_in_the_browser_and_leads_to_evidence(server, page):
@@ -183,9 +177,11 @@ GEOMETRY = """() => [document.querySelector("[data-testid=stMain]").scrollWidth,
 def test_narrow_screens_need_no_sideways_scrolling(server, page):
     page.set_viewport_size({"width": 400, "height": 800})
     background = "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
+    page.goto(f"{server.url}/?play=false")
+    settled(page)
     for name in PAGES:
         page.emulate_media(color_scheme="light")
-        page.goto(f"{server.url}/{name}{'?play=false' if not name else ''}")
+        visit(page, name or "?play=false")
         settled(page, charts=name in PAGES[:3])
         light = page.evaluate(background)
         for scheme in ("light", "dark"):
@@ -202,7 +198,7 @@ def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(serve
     page.goto(f"{server.url}/train?max_epochs=20&stop_curve=none&rate_rule=constant")
     page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text("Ended after 20 epochs").wait_for(timeout=150_000)
-    page.goto(f"{server.url}/what_if")
+    visit(page, "what_if")
     handle = page.get_by_role("slider", name="power")
     handle.wait_for()
     settled(page)
@@ -340,27 +336,26 @@ def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):
     page.get_by_text(re.compile("8 seeds, 10 epochs, .* every seed has ended")).wait_for(timeout=150_000)
 
 
-@pytest.mark.parametrize(
-    ("path", "title", "colours"),
-    [
+def test_pages_have_names_draw_each_curve_in_its_colour_and_in_words_and_ask_no_other_host(server, page):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server.url}/?play=false")
+    settled(page)
+    for path, title, colours in (
         ("?play=false", "Overview", (ORIGINAL, AVERAGED)),
         ("low_pass_filter?noise=spikes", "Low-pass filter", (ORIGINAL, AVERAGED)),
         ("decay_schedule?quantity=memory&pins=Constant(beta%3D0.99)", "Decay schedule", (AVERAGED, OTHERS[0])),
-    ],
-)
-def test_a_page_has_a_name_draws_each_curve_in_its_colour_and_in_words_and_asks_no_other_host(
-    server, page, path, title, colours
-):
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{server.url}/{path}")
-    settled(page)
-    assert page.title() == f"{title} - Weight-averaging explorer"
-    charts = page.locator("[data-testid=stVegaLiteChart]")
-    for colour in colours:
-        wait_for(lambda colour=colour: drawn(charts.first, colour) > 150)
-    described = page.locator("[data-testid=stVegaLiteChart] [aria-label], [data-testid=stVegaLiteChart][aria-label]")
-    assert described.count() >= charts.count() > 0
+    ):
+        visit(page, path)
+        settled(page)
+        assert page.title() == f"{title} - Weight-averaging explorer"
+        charts = page.locator("[data-testid=stVegaLiteChart]")
+        for colour in colours:
+            wait_for(lambda charts=charts, colour=colour: drawn(charts.first, colour) > 150)
+        described = page.locator(
+            "[data-testid=stVegaLiteChart] [aria-label], [data-testid=stVegaLiteChart][aria-label]"
+        )
+        assert described.count() >= charts.count() > 0
     assert len(asked) > 10
     assert {url for url in asked if not url.startswith((server.url, "data:", "blob:"))} == set()
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from emacore.averaging.families import PowerFunction
 from emacore.averaging.weights import weights
-from tests.browser.conftest import settled
+from tests.browser.conftest import settled, visit
 from tests.helpers import wait_for
 
 if sys.platform == "win32":
@@ -49,7 +49,7 @@ def test_a_run_is_filled_in_and_its_code_runs(server, page):
     wait_for(lambda: (tops := [piece.first.bounding_box()["y"] for piece in pieces]) == sorted(tops))
     assert pieces[0].first.bounding_box()["y"] < 400, "on the first screen"
     page.set_viewport_size({"width": 360, "height": 800})
-    page.goto(f"{server.url}/decay_schedule")
+    visit(page, "decay_schedule")
     settled(page)
     links = page.locator("[data-testid=stPageLink-NavLink] :is(span, p)")
     assert links.evaluate_all("all => all.length > 0 && all.every(one => one.scrollWidth <= one.clientWidth + 1)")

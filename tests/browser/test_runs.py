@@ -7,7 +7,7 @@ import pytest
 
 from emacore.charts.style import AVERAGED
 from emacore.experiments.store import RunStore
-from tests.browser.conftest import Server, drawn, settled, still
+from tests.browser.conftest import Server, drawn, settled, still, visit
 from tests.helpers import wait_for
 
 if sys.platform == "win32":
@@ -25,9 +25,7 @@ def test_an_empty_store_shows_the_articles_run_without_a_click_and_it_can_be_tic
         (example,) = store.runs()["id"]
         store.request_stop(example)
         wait_for(lambda: store.result(example).state in ("stopped", "done"))  # it may have ended by itself
-        page.goto(f"{server.url}/runs")
-        page.get_by_role("heading", name="Runs", level=1).wait_for()
-        settled(page, charts=False)
+        visit(page, "runs")
         table = page.locator("[data-testid=stDataFrame] canvas").first
         table.wait_for()
         still(table)

@@ -10,7 +10,7 @@ from emacore.averaging.weights import weights
 from emacore.charts.lines import lines
 from emacore.charts.seeds import bands
 from emacore.charts.style import AVERAGED, ORIGINAL
-from emacore.charts.thin import MAX_POINTS, drawable, kept_rows, left_out, thin
+from emacore.charts.thin import MAX_POINTS, axis_ends, drawable, kept_rows, left_out, rows_with_gaps, thin
 
 SCALES = st.sampled_from(["linear", "log"])
 #: How far a drawn line may be from a smooth curve, as a share of the axis.
@@ -226,3 +226,24 @@ def test_rounding_is_not_blown_up_to_the_height_of_the_chart():
         low, high = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
         assert [low, high] == pytest.approx([0.9e-5, 1.1e-5])
     assert "domain" not in lines(table.assign(y=1.0), **arguments()).spec["layer"][0]["encoding"]["y"]["scale"]
+
+
+@pytest.mark.parametrize("y_scale", ["linear", "log"])
+@pytest.mark.parametrize("missing", ["none", "a stretch", "every third", "all"])
+@pytest.mark.parametrize("kind", ["noise", "decay"])
+def test_a_line_thinned_before_it_is_a_table_is_drawn_as_the_whole(kind, missing, y_scale):
+    x = np.arange(60_000.0)
+    y = np.random.default_rng(0).normal(0.1, 0.1, len(x)) if kind == "noise" else np.exp(-x / 2_000)
+    y[
+        {"none": slice(0), "a stretch": slice(10_000, 20_000), "every third": slice(0, None, 3), "all": slice(None)}[
+            missing
+        ]
+    ] = np.nan
+    rows = rows_with_gaps(x, y, y_scale=y_scale, y_range=axis_ends(y, y_scale))
+    assert len(rows) <= 2 * MAX_POINTS + 1
+    whole = pd.DataFrame({"x": x, "y": y, "line": "one"})
+    drawn = [thin(table, "x", "y", "line", y_scale=y_scale) for table in (whole, whole.iloc[rows])]
+    for column in ("x", "y", "alone"):
+        np.testing.assert_array_equal(drawn[0][column], drawn[1][column])
+    breaks = [np.diff(table["piece"]) > 0 for table in drawn]
+    np.testing.assert_array_equal(*breaks)

@@ -255,6 +255,24 @@ def test_a_missing_part_of_a_set_is_told(tmp_path):
         open_index(tmp_path / "out.safetensors.index.json")
 
 
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ("{", "is no index of files"),
+        ("[]", "is no index of files"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', "which is not beside it"),
+        ('{"weight_map": {"a": "b.safetensors"}}', "which is not there"),
+    ],
+)
+def test_a_broken_index_takes_no_other_file_of_its_folder_along(tmp_path, index, told):
+    torch.save({"model": {"w": torch.ones(2)}, "step": 3}, tmp_path / "step_3.pt")
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    found = open_checkpoints(tmp_path)
+    assert found.steps.tolist() == [3]
+    assert len(found.damaged) == 1
+    assert told in found.damaged[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.complex64])
 def test_a_distributed_chunk_is_looked_up_once_however_small_the_parts(tmp_path, monkeypatch, dtype):
     weight = torch.arange(600.0).reshape(20, 5, 6).to(dtype)

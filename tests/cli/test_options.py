@@ -5,7 +5,8 @@ import sys
 import click
 import pytest
 
-from emacore.cli.options import Count, tried
+from emacore.cli.commands import cli
+from emacore.cli.options import Count, WithSettings, tried
 
 
 @pytest.mark.parametrize(("text", "value"), [("7", 7), ("1e3", 1000), ("1_000", 1000), ("2.0", 2)])
@@ -34,6 +35,26 @@ def test_an_output_is_tried_and_left_as_it_was(tmp_path):
     for wrong in (tmp_path / "no" / "file", tmp_path / "there" / "file", "a\0b"):
         with pytest.raises(click.BadParameter, match="cannot be written"):
             tried(None, None, str(wrong))
+
+
+def test_the_help_of_what_trains_lists_the_settings_and_the_families():
+    told = click.unstyle(WithSettings("train").get_help(click.Context(WithSettings("train"))))
+    settings, families = (told.index(f"\n{title}:\n") for title in ("Settings, with their defaults", "Schedules"))
+    assert "optimizer.learning_rate" in told[settings:families]
+    assert "InversePower" in told[families:]
+
+
+def options(command):
+    if isinstance(command, click.Group):
+        return [option for one in command.commands.values() for option in options(one)]
+    return [one for one in command.params if isinstance(one, click.Option)]
+
+
+def test_the_help_of_each_option_tells_what_it_is_by_default():
+    with_default = [one for one in options(cli) if one.default and not one.is_flag and one.help]
+    silent = [one.name for one in with_default if isinstance(one.default, str | int | float) and not one.show_default]
+    assert {"seeds", "steps", "suffix"} <= {one.name for one in with_default}
+    assert silent == []
 
 
 def test_the_options_need_no_pandas():

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +28,7 @@ from emacore.experiments.evidence import (
 )
 from emacore.experiments.statistics import BCA, kind_of, paired_comparison
 from emacore.experiments.studies import Study
+from emacore.formatting import p_value
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.history import MODELS
 from emacore.training.loop import EarlyStop
@@ -142,6 +145,8 @@ def test_the_intervals_are_of_the_kind_asked_for():
     assert classical["final"].median.low != bootstrap["final"].median.low
     text = in_markdown(Study(RunConfig(), tuple(range(12))), bootstrap, "Constant(beta=0.9)", table)
     assert "95 % intervals (BCa bootstrap)" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| the final loss |"))
+    assert row.split(" | ")[-2] == p_value(bootstrap["final"].wilcoxon_p).removeprefix("= ")
 
 
 def test_bands_and_wins_are_of_the_seeds_still_training():
@@ -155,7 +160,7 @@ def test_bands_and_wins_are_of_the_seeds_still_training():
 def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        ends = rng.integers(1, 12, size=rng.integers(1, 20))
+        ends = rng.integers(1, 12, size=rng.integers(2, 20))
         rows = history({seed: rng.lognormal(size=(2, end)) for seed, end in enumerate(ends)})
         lost = rng.random(len(rows)) < 0.1
         rows.loc[lost, "val_loss_original"] = rng.choice([np.nan, np.inf], lost.sum())
@@ -286,6 +291,20 @@ def test_what_one_would_write():
     assert "| the final loss | 2 | 1 | 2 | -25 % | none | -25 % | none |" in text
     assert "cannot tell" in text
     assert "torch 2" in text
+
+
+def test_one_seed_is_told_in_the_singular():
+    rows = history({3: ([4.0, 2.0], [4.0, 3.0])})
+    table = per_seed(rows, patience=1)
+    found = answers(table)
+    words = [
+        in_markdown(Study(RunConfig(), (3,)), found, "Constant(beta=0.9)", table),
+        headline(found, RunConfig()),
+        gains_in_words(table, found["final"]),
+        training_in_words(rows),
+    ]
+    assert "over 1 seed (3) of the same" in words[0]
+    assert not re.search(r"\b1 (seeds|runs|epochs|cells)", " ".join(words))
 
 
 def test_what_is_written_of_any_seeds_names_its_pairs_and_has_no_empty_numbers():

@@ -1,5 +1,6 @@
 """Real worker processes.  Most are forked: each that is started anew imports torch."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -293,6 +294,12 @@ def test_a_worker_that_came_up_is_told_from_one_that_did_not(tmp_path, monkeypat
         buried(queue)
         assert queue.store.result(waiting).state == "queued"
     queue.close()
+
+
+def test_what_a_worker_prints_once_it_is_ready_goes_where_its_errors_go(capfd):
+    jobs._say_ready()
+    os.write(1, b"an epoch\n")  # the server reads the first pipe no more: a full one would hold the run up
+    assert capfd.readouterr() == (jobs._READY.decode(), "an epoch\n")
 
 
 def test_one_core_is_left_for_the_pages(monkeypatch):

@@ -83,6 +83,16 @@ def test_merges_are_measured_as_their_coefficients_say(place, store):
     assert found["metrics"] == [{"column": "loss", "name": "loss", "higher_is_better": False}]
 
 
+def test_what_was_measured_is_kept_now_and_then_and_not_network_by_network(place, store, monkeypatch):
+    written, add = [], RunStore.add_cells
+    monkeypatch.setattr(RunStore, "add_cells", lambda self, cells: written.append(len(cells)) or add(self, cells))
+    for code, seconds, pieces in (("Constant(beta=0.9)", 3600, [6]), ("Constant(beta=0.8)", -1, [1] * 5)):
+        monkeypatch.setattr(measuring, "_BETWEEN", seconds)
+        written.clear()
+        answer(asking(place, "curves", {"codes": [code]}), store)
+        assert [count for count in written if count] == pieces, "both begin with the same copy"
+
+
 def test_curves_are_those_of_a_trajectory_and_nothing_is_measured_twice(place, store):
     codes = [to_code(Constant(0.0)), to_code(PowerFunction(sigma_rel=0.1))]
     question = asking(place, "curves", {"codes": codes})

@@ -29,7 +29,7 @@ from emacore.experiments.statistics import (
 )
 from emacore.experiments.statistics import _mean as mean_interval
 from emacore.experiments.statistics import _median as median_interval
-from emacore.formatting import p_value
+from emacore.formatting import counted, p_value
 from tests.experiments.conftest import INF, NAN, drawn_pairs, no_empty_words
 
 
@@ -254,18 +254,22 @@ def test_words_never_contradict_the_numbers(intervals):
         assert f"averaging won {found.wins} of {found.seeds}" in words
         assert found.pairs == found.seeds - found.infinite
         if kind == "cannot tell":
-            assert f"from {found.seeds} seeds" in words
+            assert f"from {counted(found.seeds, 'seed')} whether" in words
             assert found.pairs < 6
             assert not found.infinite or f"only {found.pairs} of the pairs" in words
             continue
-        assert f"over {found.pairs} of {found.seeds} seeds" in words or not found.infinite
+        assert f"over {found.pairs} of {counted(found.seeds, 'seed')}" in words or not found.infinite
         if "tie;" in words:
             assert found.median.low == found.median.estimate == found.median.high == 0
             continue
         if found.median.low == found.median.high:
             assert "interval is this value alone" in words
             continue
-        low, high = read(words, f"interval {NUMBER} to {NUMBER}")
+        if "both ends of its" in words:
+            low, high = 2 * read(words, f"interval are {NUMBER}")
+        else:
+            low, high = read(words, f"interval {NUMBER} to {NUMBER}")
+            assert low != high
         assert [low, high] == pytest.approx([100 * found.median.low, 100 * found.median.high], rel=6e-3)
         aside = low > 0 or high < 0
         assert aside == (kind in ("helps", "hurts")) or kind == "unclear"
@@ -364,3 +368,9 @@ def test_a_comparison_is_kept_for_the_next_click_unless_it_is_large():
         assert statistics.paired_comparison(original.copy(), averaged) == first
         other = statistics.paired_comparison(original, averaged, wanted_gain=0.2)
         assert other != first, "another question is another comparison"
+
+
+def test_an_interval_whose_ends_look_the_same_is_told_once():
+    original = np.linspace(1.0, 2.0, 8)
+    found = paired_comparison(original, original * (0.9 + 1e-9 * np.arange(8)))
+    assert "both ends of its 95 % interval are +10 %" in verdict(found)

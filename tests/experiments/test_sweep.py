@@ -192,15 +192,17 @@ def test_a_summary_of_the_cells():
         "Of 3 cells of 12 seeds, averaging helps in 1 and hurts in 1; no difference is shown in 1 (p"
     )
     assert "corrected for 3 tests" in said
-    assert f"It helps most at a 1: in the median the final loss is {100 * found['median_gain'][0]:.3g} % lower" in said
+    assert (
+        f"It helps most at a 1: in the median the final loss is {found['median_gain_percent'][0]:.3g} % lower" in said
+    )
     assert "averaging won in 0 of 12 seeds" in said
-    ruined = found.assign(median_gain=[0.3, 0.0, -99.0])
+    ruined = found.assign(median_gain_percent=[30, 0.0, -9900])
     assert "the final loss is 100 times the original's" in in_words(ruined, ["a"])
 
 
 def test_the_cells_in_one_sentence():
     columns = {"a": [1, 2, 3], "b": 5, "seeds": 12, "test": [1, 2, 3], "wilcoxon_p": 0.01}
-    found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain": [0.1, 0.6, -99.0]})
+    found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain_percent": [10, 60, -9900]})
     assert headline(found, ["a", "b"]) == (
         "Of 3 cells, 12 seeds each, averaging helps in 2, most at a 2, b 5 (median final loss 60 % lower) and hurts in "
         "1, most at a 3, b 5 (median final loss 100 times the original's)."
@@ -369,7 +371,7 @@ def test_a_setting_that_acts_on_nothing_is_told_before_and_after(monkeypatch):
     config = replace(CONFIG, schedule=Constant(0.5))
     asked = Sweep(config, grid, tuple(range(6)))
     warning, needs = before_start(asked)
-    assert "6 cells are 2 different experiments: optimizer.momentum acts on nothing (adam has none" in warning
+    assert "6 cells are 2 different experiments: momentum acts on nothing (adam has none" in warning
     assert "6 seeds cannot show anything here" in warning
     assert not needs
     trained = []
@@ -380,10 +382,10 @@ def test_a_setting_that_acts_on_nothing_is_told_before_and_after(monkeypatch):
     found = summary(table, list(grid))
     assert found["test"].tolist() == [1, 1, 1, 2, 2, 2]
     assert found["p"].tolist() == pytest.approx(np.repeat(holm(found["wilcoxon_p"][::3]), 3))
-    made = found.assign(verdict="hurts", median_gain=[-0.5] * 3 + [-0.1] * 3)
+    made = found.assign(verdict="hurts", median_gain_percent=[-50] * 3 + [-10] * 3)
     said = in_words(made, list(grid))
     assert "6 cells of 6 seeds are 2 different ones" in said
-    assert "hurts most at optimizer.learning_rate 0.001, any optimizer.momentum: in the median" in said
+    assert "hurts most at learning rate 0.001, any momentum: in the median" in said
 
 
 def test_cells_that_do_the_same_are_told_with_their_values():
@@ -392,14 +394,14 @@ def test_cells_that_do_the_same_are_told_with_their_values():
 
     longer = replace(CONFIG, schedule=InversePower(update_every=1, update_after_step=0), max_epochs=30)
     assert told({"schedule.beta": [0.9, 0.99, 0.999]}, longer)[0] == (
-        "3 cells are 2 different experiments: schedule.beta 0.99/0.999 do the same in these runs. Cells that are the "
+        "3 cells are 2 different experiments: beta 0.99/0.999 do the same in these runs. Cells that are the "
         "same are trained once and are one test."
     )
     assert told({"schedule.beta": [0.99, 0.999]}, longer)[0].startswith("2 cells are one and the same experiment: ")
     warning, _ = told({"optimizer.name": ["adam", "sgd"], "optimizer.momentum": [0, 0.9]})
-    assert "optimizer.momentum acts on nothing in 2 of the cells (adam has none, only sgd has)" in warning
+    assert "momentum acts on nothing in 2 of the cells (adam has none, only sgd has)" in warning
     warning, _ = told({"data.kind": ["make_regression", "diabetes"], "data.noise": [0.1, 50]})
-    assert "data.noise acts on nothing in 2 of the cells (the rows of diabetes are given)" in warning
+    assert "noise acts on nothing in 2 of the cells (the rows of diabetes are given)" in warning
     assert told(GRID) == ("", "For 4 tests 8 seeds each are the least that can show anything, if no pair ties.")
     assert "4 tests need at least 8 seeds each" in told(GRID, seeds=7)[0]
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from emacore.averaging import measurements
-from emacore.averaging.filters import window_of_equal_noise
+from emacore.averaging.families import InversePower
+from emacore.averaging.filters import cutoff_frequency, window_of_equal_noise
 from emacore.averaging.signals import NOISES, SIGNALS, sequence
 from emacore.charts.style import AVERAGED
 from emacore.widgets import own_curves
@@ -205,12 +206,29 @@ def test_the_pictures_of_a_file_are_in_its_steps(open_page):
     assert tables["gain"]["frequency"].max() == pytest.approx(0.05)  # half a cycle in ten steps
     assert tables["density"]["frequency"].max() == pytest.approx(0.05)
     assert tables["answer"]["age"].iloc[1] == 10
+    marked = {}
+    for chart in app.get("vega_lite_chart")[1:]:
+        for layer in json.loads(chart.proto.spec)["layer"]:
+            marked |= {row["label"]: row["at"] for row in layer.get("data", {}).get("values", []) if "label" in row}
+    beta = InversePower(0.999, update_every=1).decays(200)[-1]
+    assert marked == pytest.approx(
+        {
+            "cut-off, -3 dB": cutoff_frequency(beta) / 10,
+            "half-life": 10 * math.log(0.5) / math.log(beta),
+            "lag": 10 * beta / (1 - beta),
+        }
+    )
 
 
 def test_x_and_what_stands_twice_are_choices(open_page):
     app = own(
-        open_page, b"step,when,loss\n0,5,4\n2,6,2\n1,7,8\n2,9,0\n", ways=["EMA from the first value"], first_decay="0.5"
+        open_page,
+        b"step,when,loss\n0,5,4\n2,6,2\n1,7,8\n2,9,0\n",
+        ways=["EMA from the first value"],
+        first_decay="0.5",
+        own_x="a column of another file",
     )
+    assert app.get_by_key("own_x").value == "step"
     assert app.get_by_key("metrics").value == ["when", "loss"]
     app.get_by_key("metrics").set_value(["loss"])
     lines = {name: line["value"].tolist() for name, line in drawn(run(app))[0].groupby("line")}
@@ -274,14 +292,16 @@ def test_gaps_are_told_and_spoil_nothing(open_page):
 def test_a_million_rows_are_read_in_another_process_and_drawn_thinned(open_page, monkeypatch):
     sizes = []
     monkeypatch.setattr(own_curves, "call_apart", lambda read, content: sizes.append(len(content)) or read(content))
-    values = np.random.default_rng(0).random(200_000)
+    values = (np.random.default_rng(0).random(200_000) - 0.01).round(4)
     content = ("loss\n" + "\n".join(f"{value:.4f}" for value in values)).encode()
-    app = own(open_page, content)
+    app = own(open_page, content, own_y="log")
     assert sizes == [len(content)]
     table = drawn(app)[0]
-    assert table["value"].max() == values.max().round(4)
+    assert table["value"].max() == values.max()
+    assert table["value"][table["value"] > 0].min() == values[values > 0].min()
     assert len(table) < 20_000
     assert "200,000 rows" in texts(app)
+    assert f"{(values <= 0).sum():,} of 200,000 values of value (0, below 0)" in texts(app)
 
 
 def test_two_rows_are_enough(open_page):

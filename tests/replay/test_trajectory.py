@@ -212,6 +212,13 @@ def test_what_is_no_scheme_is_told(run, scheme):
         assert repr(scheme) in str(told.value)
 
 
+def test_schemes_without_names_are_told(run):
+    opened = open_run(run[1])
+    for asked in (opened.replay, opened.final, lambda schemes: opened.evaluate(schemes, lambda state: 0.0)):
+        with pytest.raises(TypeError, match="schemes must be given by name, such as"):
+            asked([Constant(0.5)])
+
+
 def copied(run, tmp_path):
     return shutil.copytree(run[1], tmp_path / "copy")
 

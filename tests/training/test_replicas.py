@@ -8,6 +8,7 @@ from scipy import stats
 from emacore import RunConfig, train
 from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.windows import Window
+from emacore.experiments.studies import Study
 from emacore.tasks.regression.config import DataConfig
 from emacore.training import replicas
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
@@ -196,6 +197,19 @@ def test_seeds_must_be_different():
     for seeds in ([], [1, 1]):
         with pytest.raises(ValueError, match="seeds must be different"):
             replicate(CONFIG, seeds)
+    for seeds, message in (([-1], "got -1"), ([2**63], "got 9,223"), ([1.0], "got 1.0"), ([True], "got True")):
+        with pytest.raises(ValueError, match=f"seeds must be a whole number .*{message}"):
+            replicate(CONFIG, seeds)
+    with pytest.raises(TypeError, match="seeds must be a list of whole numbers, got 3"):
+        replicate(CONFIG, 3)
+
+
+def test_seeds_may_be_a_range_or_an_array():
+    config = replace(CONFIG, max_epochs=1)
+    of_list, *others = (replicate(config, seeds).history for seeds in ([0, 1], range(2), np.arange(2)))
+    for history in others:
+        pd.testing.assert_frame_equal(history.drop(columns="seconds"), of_list.drop(columns="seconds"))
+    assert Study(config, np.arange(2)).to_json() == Study(config, (0, 1)).to_json()
 
 
 def test_each_step_of_a_stack_lets_those_go_first_who_wait_for_an_answer(monkeypatch):
