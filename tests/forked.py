@@ -3,7 +3,6 @@
 What such a process imports is there already, so what is asked of a start itself needs a fresh interpreter.
 """
 
-import gc
 import inspect
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from types import SimpleNamespace
 
 import torch
@@ -80,11 +80,15 @@ def forking_spawned(monkeypatch):
 
 def _begin(call):
     """Leave the test behind: its files, its streams, its place and its environment."""
-    gc.freeze()  # nothing of it that goes may close a file of this process
     for number, name in enumerate(("p2cread", "c2pwrite", "errwrite")):
         if call[name] not in (-1, number):
             os.dup2(call[name], number)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    # Objects of the test own the others, and may still write to them or close them, so their numbers stay taken.
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/dev/fd")):  # noqa: PTH208
+        with suppress(OSError):  # that of the listing is gone
+            if number > 2 and number != nowhere:
+                os.dup2(nowhere, number, inheritable=False)
     # They leave their descriptors open, which are those of the next ones where such a process forks another.
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
