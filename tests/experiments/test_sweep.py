@@ -447,13 +447,13 @@ def test_an_unreachable_scheduler_is_one_sentence(monkeypatch):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A Dask scheduler and two worker processes on loopback."""
+    """A Dask scheduler and two worker processes on loopback; the second has started as it does on another machine."""
     address = tmp_path / "scheduler.json"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def start(kind, *arguments):
+    def start(kind, *arguments, how=Forked):
         code = f"from distributed.cli.dask_{kind} import main; main()"
-        return Forked(
+        return how(
             [sys.executable, "-c", code, "--scheduler-file", str(address), *arguments],
             env=environment,
             cwd=tmp_path,
@@ -465,7 +465,7 @@ def cluster(tmp_path):
     try:
         wait_for(address.exists)
         options = ("--no-nanny", "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard")
-        processes += [start("worker", *options) for _ in range(2)]
+        processes += [start("worker", *options, how=how) for how in (Forked, subprocess.Popen)]
 
         from distributed import Client
 
