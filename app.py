@@ -7,15 +7,15 @@ import streamlit as st
 from emacore.courtesy import answering
 from emacore.memory import give_back, settle
 
-#: A file of the server's own: an icon by name, here or of a page, is asked for at a font service.
+#: Served by the app itself: an icon that is only named, here or of a page, would be fetched from a font service.
 ICON = "docs/icon.svg"
-#: Streamlit leaves 100 pixels above a title, which a bar of pages at the top does not need.
+#: Streamlit leaves 100 pixels above a title: too much where a bar of pages is at the top.
 STYLE = "<style>.stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 3rem; }</style>"
 
 
 def main() -> None:
     give_back()
-    from emacore.widgets.link import link_told  # now, because of what it loads
+    from emacore.widgets.link import link_told  # after give_back(), because it loads libraries that begin threads
 
     st.session_state["navigated"] = True  # see emacore.widgets.page.through_app
     page = st.navigation(
@@ -44,6 +44,6 @@ def main() -> None:
     settle()
 
 
-# A process that is spawned from the server's reads this file again, and has no page to show.
+# A worker process that the server spawns reads this file again, and has no page to show.
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
-"""The article's run over 32 seeds, one by one in the plain loop: where its figures lie, and what they show.
+"""The article's run over 32 seeds, trained one by one: the spread of its final figures, and what they show.
 
-The study that ships, `benchmarks.article_study`, trains a stack of seeds, whose batches follow another generator: its
-figures must lie where these do.
+The study that ships, `benchmarks.article_study`, trains all seeds in one stack, whose batches follow another generator:
+its figures must spread as these do.
 
 Run: python -m benchmarks.article_seeds
 """

@@ -1,4 +1,4 @@
-"""The recursion over a million varying decays against a plain Python loop, on one thread.
+"""The average of a million values under varying decays against a plain Python loop, on one thread.
 
 Run: python -m benchmarks.average
 """

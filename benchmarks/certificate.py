@@ -42,7 +42,7 @@ Floats = NDArray[np.float64]
 
 
 def stored(kind: str, calls: int, count: int) -> list[Profile]:
-    """Evenly spread files: of ``power`` there are two for each step."""
+    """The profiles of files stored at ``count`` steps, evenly spread over ``calls``; "power" has two files at each."""
     ends = [calls * (n + 1) // count - 1 for n in range(count)]
     if kind == "raw":
         return [Span(end, end) for end in ends]
@@ -53,7 +53,7 @@ def stored(kind: str, calls: int, count: int) -> list[Profile]:
 
 
 def coefficients(kind: str, target: Floats, profiles: list[Profile]) -> Floats:
-    """As ``merge`` finds them."""
+    """The coefficients of the files, as ``emacore merge`` finds them."""
     if kind == "raw":
         return split_linearly(target, [profile.end for profile in profiles])
     return best_coefficients(target, profiles, nonnegative=kind == "windows")
@@ -84,8 +84,8 @@ def random_schemes(calls: int, count: int) -> list[Scheme]:
 
 
 def compared(run: Trajectory, count: int) -> dict[str, Floats]:
-    """Of each kind of files, a row a scheme: what the certificate says, the distance, the difference in loss, and the
-    distance that was to be expected."""
+    """For each kind of files a row a scheme: the noise that the certificate tells of, its error, the distance of the
+    merge from the true average (L2), the relative difference in loss, and the distance that was to be expected."""
     rows = np.asarray(run.weights, dtype=np.float64)
     calls = len(rows)
     schemes = random_schemes(calls, count)
@@ -102,7 +102,7 @@ def compared(run: Trajectory, count: int) -> dict[str, Floats]:
         merged = found @ files
         away = np.linalg.norm(merged - exact, axis=1)
         loss_away = np.abs(run.measure(merged.astype(np.float32))[loss] / true_loss - 1)
-        # Of noise that is independent from step to step the error's share of the target's norm is what is left.
+        # By how much independent noise of size 1 a step moves merge and true average apart.
         noise = [one.error / np.sqrt(one.wanted) for one in told]
         expected = expected_distances(list(targets), profiles, found, squared_distances(files))
         result[kind] = np.column_stack([noise, [one.error for one in told], away, loss_away, expected])
@@ -125,11 +125,11 @@ def table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--schemes", type=int, default=100)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--table", action="store_true")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=4, help="Runs that are recorded.")
+    parser.add_argument("--schemes", type=int, default=100, help="Merges of each kind of files in a run.")
+    parser.add_argument("--epochs", type=int, default=30, help="Length of a run.")
+    parser.add_argument("--table", action="store_true", help="Print only the table of files against error.")
     arguments = parser.parse_args()
     table()
     if arguments.table:

@@ -39,7 +39,7 @@ from emacore.ema import EMA
 
 LIBRARIES = ("emacore", "ema-pytorch", "timm", "diffusers", "torch")
 FAULTS = ("decay", "never reached", "reset", "flipped", "update_every", "buffers", "frozen", "dtype", "equal")
-#: Of planted faults, and how far apart files may be for them: half a memory and more.
+#: The decays of averages with planted faults: files may be 0.6 of their memories apart.
 DECAYS = (0.99, 0.995, 0.998, 0.999)
 
 
@@ -47,7 +47,16 @@ DECAYS = (0.99, 0.995, 0.998, 0.999)
 class Kept:
     """An average beside a run: how it moves, what is saved of it, and what it was to be.
 
-    ``tensors`` of the model are averaged; ``contents`` is what a file holds besides.
+    Attributes:
+        library: One of :data:`LIBRARIES`.
+        fault: One of :data:`FAULTS`, or ``None``.
+        configured: The schedule that its user believes in.
+        make: Begins the library's average of a model.
+        every: Steps from one update to the next.
+        calls: How often it is updated then.
+        resets: Steps before which it begins anew.
+        stale: Whether it looks at a copy of the model that is never trained.
+        average, called, watched: The library's average, its updates so far, and the model it looks at.
     """
 
     library: str
@@ -67,7 +76,7 @@ class Kept:
         self.average = self.make(self.watched)
 
     def update(self, step: int) -> None:
-        """After optimiser step number ``step``, counted from 1."""
+        """Move it after optimiser step number ``step``, counted from 1."""
         if step in self.resets:
             self.start(self.watched)
             self.called = 0
@@ -101,7 +110,7 @@ def declare_torchvisions_operators() -> None:
 
 
 def maker(library: str, schedule: Schedule, **settings: Any) -> Callable[[nn.Module], Any]:
-    """How the library is told this schedule; ``settings`` are its own."""
+    """What begins a library's average under this schedule; ``settings`` are further arguments of the library."""
     beta = float(getattr(schedule, "beta", 0.0))
     warm = isinstance(schedule, InversePower)
     power = {"power": schedule.power, "inv_gamma": schedule.inv_gamma} if isinstance(schedule, InversePower) else {}
@@ -113,7 +122,7 @@ def maker(library: str, schedule: Schedule, **settings: Any) -> Callable[[nn.Mod
             from ema_pytorch import EMA as EmaPytorch
 
             timing = {"update_after_step": start, "update_every": every, "include_online_model": False}
-            # Its rule with min_value = beta is the one decay.
+            # With min_value = beta its warm-up rule is a constant decay.
             rule = power if warm else {"min_value": beta}
             return lambda model: EmaPytorch(model, beta=beta, **timing, **rule, **settings)
         case "timm":
@@ -183,7 +192,7 @@ def planted(library: str, fault: str, variant: int, middle: int) -> Kept:
         case "never reached":
             warm = InversePower(beta=0.9999, power=2 / 3, update_after_step=0, update_every=1)
             ran_by = RationalWarmup(beta=0.9999) if library in ("diffusers", "torch") else warm
-            # Configured without its warm-up, as by who reads the decay only, or with it.
+            # Configured without the warm-up, as by somebody who reads only the decay, or with it.
             return replace(kept, configured=ran_by if variant % 2 else Constant(0.9999), make=maker(library, ran_by))
         case "reset":
             return replace(kept, resets=(middle,))
@@ -216,7 +225,7 @@ def planted(library: str, fault: str, variant: int, middle: int) -> Kept:
 
 
 class Network(nn.Module):
-    """A small one, with running statistics if wanted."""
+    """A small network, with running statistics (``norm``) or without."""
 
     def __init__(self, width: int, norm: bool) -> None:
         super().__init__()
@@ -303,7 +312,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found in one run."""
+    """What the diagnosis of one average found.
+
+    Attributes:
+        planted: The fault that it has, or ``None``.
+        with_configuration: Whether the diagnosis was told the schedule.
+        alarms: The faults that it named.
+        named: Whether the planted one is among them, or among their alternatives.
+        alone: Whether it is named without an alternative.
+    """
 
     library: str
     planted: str | None
@@ -328,7 +345,7 @@ def looked_at(one: Kept, path: Path, run: Run) -> Iterator[Row]:
 
 
 def healthy_rows(runs: int, first: int = 0) -> list[Row]:
-    """Diagnoses of so many healthy runs at least: up to five to a training, one a library."""
+    """Diagnoses of at least ``runs`` healthy averages, up to five in a training, one for each library."""
     rows: list[Row] = []
     seed = first
     while len(rows) < 2 * runs:
@@ -344,7 +361,7 @@ def healthy_rows(runs: int, first: int = 0) -> list[Row]:
 
 
 def faulty_rows(variants: int, first: int = 0, steps: int = 600) -> list[Row]:
-    """Diagnoses of runs with planted faults, each of so many steps."""
+    """Diagnoses of averages with planted faults: ``variants`` of each fault and library, in runs of ``steps`` steps."""
     rows: list[Row] = []
     for variant in range(first, first + variants):
         for kinds, norm, half in (
@@ -372,7 +389,7 @@ def _rows(run: Run, averages: Sequence[Kept]) -> list[Row]:
 
 
 def table(rows: Sequence[Row], healthy: Sequence[Row]) -> str:
-    """Both as the documentation shows them."""
+    """The Markdown table of faulty and healthy averages that the documentation shows."""
     lines = ["| planted | runs | " + " | ".join(LIBRARIES) + " | named alone | without --configured |"]
     lines.append("|---" * (len(LIBRARIES) + 4) + "|")
     for fault in FAULTS:
@@ -395,9 +412,9 @@ def _share(found: Sequence[bool]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--healthy", type=int, default=200, help="Healthy runs, at least.")
-    parser.add_argument("--variants", type=int, default=4, help="Runs a fault and a library.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--healthy", type=int, default=200, help="Averages without a fault, at least.")
+    parser.add_argument("--variants", type=int, default=4, help="Averages with each fault, for each library.")
     parser.add_argument("--verbose", action="store_true", help="Print what was not found, and false alarms.")
     options = parser.parse_args()
     begin = time.perf_counter()

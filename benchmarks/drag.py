@@ -1,7 +1,7 @@
-"""From a pointer event on a handle to the first frame in which the curve is another one, in a real browser.
+"""How long after a pointer event on a handle the changed curve is on the screen, in a real browser.
 
-Idle, while a run trains, and with the server stopped in mid-drag (it is asked for nothing).  Needs Chromium and
-Playwright.
+Measured idle, while a run trains, and with the server stopped in mid-drag, since nothing is asked of it.  Needs
+Chromium and Playwright.
 
 Run: python -m benchmarks.drag
 """
@@ -56,7 +56,7 @@ WATCH = """() => {
 
 
 def drag(page: Page, name: str, stopped: Server | None = None) -> list[float]:
-    """Milliseconds of each move of a handle; a server is stopped after the first ones, until it is let go."""
+    """Milliseconds from each move of a handle to its curve; ``stopped``, if given, stands still while it is moved."""
     handle = page.get_by_role("slider", name=name)
     handle.scroll_into_view_if_needed()
     box = handle.bounding_box()
@@ -79,7 +79,7 @@ def drag(page: Page, name: str, stopped: Server | None = None) -> list[float]:
 
 @contextmanager
 def frozen(server: Server | None) -> Iterator[None]:
-    """Stop a server's process meanwhile; it goes on where it was."""
+    """Stop a server's process for the block; after it the server goes on where it was."""
     if server is None:
         yield
         return
@@ -105,7 +105,7 @@ def main() -> None:
                     trainer.get_by_text("Epoch 1").first.wait_for(timeout=60_000)
                     trainer.goto("about:blank")
                 for path, name in [(path, name) for path, handles in HANDLES.items() for name in handles]:
-                    # Anew for each: where another handle was let go, a setting may never act, and changes nothing.
+                    # The page is opened anew for each handle: after another one was let go, it may act on nothing.
                     page.goto(f"{server.url}/{path}")
                     settled(page)
                     page.locator(".vega-bind").first.wait_for()

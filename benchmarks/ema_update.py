@@ -1,7 +1,7 @@
 """One update of EMA, and of eight averages at once, against other libraries and the memory limit, on one thread.
 
 Run: python -m benchmarks.ema_update
-     python -m benchmarks.ema_update --device cuda   # the clock on the wall, with the GPU's work waited for
+     python -m benchmarks.ema_update --device cuda   # in wall-clock time, once the GPU has done its work
 """
 
 from collections.abc import Callable
@@ -98,7 +98,7 @@ def candidates_for(model: nn.Module) -> dict[str, Callable[[], object]]:
 
 
 def waited_for() -> float:
-    """The clock on the wall, once the GPU has done what is queued."""
+    """The wall-clock time once the GPU has done what is queued."""
     torch.cuda.synchronize()
     return perf_counter()
 
@@ -116,7 +116,7 @@ def compare(title: str, build: Callable[[], nn.Module], rounds: int, calls: int,
 
 
 def compare_memory() -> None:
-    """What averages of a bfloat16 model take, as multiples of the model's size."""
+    """Print the memory that an average of a bfloat16 model takes, as a multiple of the model's."""
     model = ResNet50Shapes().bfloat16()
     size = sum(p.nbytes for p in model.parameters())
     for words, arguments in (("as it is", {}), ("keep_half=False", {"keep_half": False})):
@@ -158,9 +158,15 @@ def compare_many(count: int = 8) -> None:
 
 
 @click.command()
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the averages are; on cuda memory and many averages at once are not measured.",
+)
 def main(device: str) -> None:
-    """Print the tables."""
+    """Print the time of one update for three models, as ratios to one _foreach_lerp_ of kept lists."""
     torch.set_num_threads(1)
     compare("The article's network", article_network, rounds=200, calls=40, device=device)
     compare("ResNet-50's shapes", ResNet50Shapes, rounds=41, calls=1 if device == "cpu" else 20, device=device)

@@ -1,11 +1,11 @@
 """What the store keeps when things go wrong: a table of faults, and what was lost, damaged or left behind in each.
 
-    python -m benchmarks.faults                 # all, with 50 kills: some minutes
+    python -m benchmarks.faults                 # all, with 50 kills: a few minutes
     python -m benchmarks.faults --kills 3       # the short form
 
-Nothing that was told as kept may be lost (the last epoch that the store had said it has), the database must be whole,
-no process may be left, and the queue must go on.  A full disk, and one that is mounted read-only, is a small tmpfs in a
-user namespace; where such are not allowed these rows say so.
+No epoch that the store has once shown may be lost, the database must be whole, no process may be left, and the queue
+must go on.  The full disk and the one mounted read-only are small tmpfs in a user namespace; where these are not
+allowed, their rows say so.
 """
 
 from __future__ import annotations
@@ -48,34 +48,72 @@ while True:
     print(*(process.pid for process in queue._workers.values()), flush=True)
     sys.stdin.readline()
 """
-#: Fills a small disk with one recorded run, in a namespace of its own, and says what is left of it.
+#: A namespace of its own, in which this process is root and has a small disk; it leaves the rest of the machine alone.
 SMALL_DISK = """
-mkdir -p "$1" && mount -t tmpfs -o size=$2 small "$1" || exit 77
-cd "$3"
-EMACORE_HOME="$1/store" "$4" -m emacore train --set max_epochs=12 --set stopping.curve=none \
-    --set network.widths='[256, 64]' -o "$5/history.csv" 2>"$5/err"
-echo "exit $?" >"$5/code"
-EMACORE_HOME="$1/store" "$4" -m emacore runs -o "$5/runs.csv" 2>>"$5/err"
-EMACORE_HOME="$1/store" "$4" -m emacore export "$(cut -d: -f1 "$5/err" | head -1)" -o "$5/kept.csv" 2>>"$5/err"
-du -sk "$1/store/recordings" | cut -f1 >"$5/recorded"
+import ctypes, os, subprocess, sys
+from pathlib import Path
+
+def mount(*arguments):
+    if subprocess.run(["mount", *arguments]).returncode:
+        sys.exit(77)
+
+mounted, size = sys.argv[1:3]
+ids = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
+if ctypes.CDLL(None).unshare(0x10000000 | 0x20000):  # CLONE_NEWUSER, CLONE_NEWNS
+    sys.exit(77)
+for name, text in ids.items():
+    Path("/proc/self", name).write_text(text)
+mount("--make-rprivate", "/")
+Path(mounted).mkdir(exist_ok=True)
+mount("-t", "tmpfs", "-o", f"size={size}", "small", mounted)
 """
-#: Mounts a small disk, copies a store onto it, and has Python look at it once nobody can write it, root neither.
-READ_ONLY_DISK = """
-mkdir -p "$1" && mount -t tmpfs -o size=64m small "$1" && cp -r "$2/." "$1" && mount -o remount,ro "$1" || exit 77
-! touch "$1/probe" 2>/dev/null || exit 77
-exec "$3" -c "$4" "${@:5}"
+#: Fills it with one recorded run, and says what is left of that.
+FILL = """
+import json, runpy, traceback
+out = Path(sys.argv[3])
+os.environ["EMACORE_HOME"] = str(Path(mounted, "store"))
+os.dup2(os.open(out / "err", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
+
+def emacore(*arguments):
+    sys.argv = ["emacore", *map(str, arguments)]
+    try:
+        runpy.run_module("emacore", run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+few = ["--set", "max_epochs=12", "--set", "stopping.curve=none", "--set", "network.widths=[256, 64]"]
+code = emacore("train", *few, "-o", out / "history.csv")
+(out / "code").write_text(f"exit {code}\\n")
+sys.stderr.flush()
+emacore("runs", "-o", out / "runs.csv")
+emacore("export", (out / "err").read_text().partition(":")[0], "-o", out / "kept.csv")
+recorded = Path(mounted, "store", "recordings").rglob("*")
+(out / "recorded").write_text(str(sum(file.stat().st_blocks for file in recorded if file.is_file()) // 2))
+"""
+#: Copies a store onto it, where then nobody can write, not even root.
+WRITE_PROTECT = """
+import shutil
+shutil.copytree(sys.argv[3], mounted, dirs_exist_ok=True)
+mount("-o", "remount,ro", mounted)
+if os.access(mounted, os.W_OK):
+    sys.exit(77)
 """
 #: The exit code where a namespace may not mount.
 NOT_ALLOWED = 77
 #: The pages that show jobs of the store; a run is among those of the first ones.
 WITH_JOBS = ("train", "what_if", "runs", "evidence", "where_it_helps")
 WITH_RUNS = WITH_JOBS[:3]
+#: Tries commands and opens pages, and prints as JSON what each said.
 LOOK_AND_TRY = """
 import json, sys
 from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 from emacore.cli.commands import cli
-app, run, *pages_with_jobs = sys.argv[1:]
+app, run, *pages_with_jobs = sys.argv[4:]
 train = "train --set max_epochs=1 --set stopping.curve=none"
 tried = ["runs", f"export {run}", f"runs rename {run} x", f"runs delete {run} --yes", "runs prune --yes", train]
 commands = {one: CliRunner().invoke(cli, one.split()) for one in tried}
@@ -112,12 +150,12 @@ class Served:
         self.tend()
 
     def tend(self) -> None:
-        """Have it look after its workers once."""
+        """Wait until it has looked after its workers once more, and note their processes."""
         assert self.process.stdout is not None
         self.workers = [int(number) for number in self.process.stdout.readline().split()]
 
     def again(self) -> None:
-        """Once more."""
+        """Have it look after its workers once more."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -134,7 +172,7 @@ class Served:
 
 @contextmanager
 def served(folder: Path, *arguments: str) -> Iterator[Served]:
-    """A server for the block, and its workers gone after it."""
+    """A server for the block; it is killed after it."""
     server = Served(folder, *arguments)
     try:
         yield server
@@ -153,7 +191,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> bool:
 
 
 def lives(number: int) -> bool:
-    """Whether there is such a process, which is no zombie."""
+    """Whether there is a process with this number that is no zombie."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -161,7 +199,7 @@ def lives(number: int) -> bool:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the database is."""
+    """Whether the store's database is intact, as SQLite checks it."""
     with sqlite3.connect(folder / "runs.sqlite") as connection:
         return connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
@@ -190,7 +228,7 @@ def kills(folder: Path, count: int, draws: random.Random) -> Iterator[Row]:
                 wait_for(lambda process=server: not any(map(lives, process.workers)), 30)
             workers = list(server.workers)
         left = not wait_for(lambda numbers=workers: not any(map(lives, numbers)), 60)
-        # The lock goes with the last thread of a killed process, which may outlive what is seen of it for a moment.
+        # A killed process holds its lock until its last thread is gone, which may be a moment later.
         given_up = wait_for(lambda run=newest: _is_given_up(store, run), 60)
         row = found[who]
         row["times"] += 1
@@ -210,7 +248,7 @@ def _is_given_up(store: RunStore, run_id: str) -> bool:
 
 
 def two_servers(folder: Path) -> Row:
-    """Two servers on one store: one run trains once, and the limit holds."""
+    """Two servers on one store: each epoch of a run is trained once, and no more runs train than one server allows."""
     from emacore.experiments.store import RunStore
 
     store = RunStore(folder)
@@ -227,7 +265,7 @@ def two_servers(folder: Path) -> Row:
 
 
 def stopped_for_long(folder: Path) -> Row:
-    """A laptop that sleeps: worker stopped while a clock jumps an hour; the run goes on with all that it had."""
+    """A laptop that sleeps: the worker is stopped while the clock jumps an hour, and then trains on where it was."""
     from emacore.experiments import store as module
     from emacore.experiments.store import RunStore
 
@@ -301,9 +339,9 @@ def replaced(folder: Path) -> Row:
 
 
 def read_only(folder: Path) -> Row:
-    """A store on a disk that is mounted read-only: pages and terminal show what is there, and say what cannot be.
+    """A store on a disk that is mounted read-only: pages and terminal show what is there, and say what cannot be done.
 
-    ``folder`` is made, with one finished run, and copied onto that disk: root is refused there as well.
+    The store is made in ``folder``, with one finished run, and copied onto that disk, where root cannot write either.
     """
     from emacore import RunConfig
     from emacore.experiments.jobs import carry_out
@@ -314,9 +352,9 @@ def read_only(folder: Path) -> Row:
     run = store.enter(job, "here")
     carry_out(store, run, "here", job, threading.Event())
     mount = folder.with_name(f"{folder.name}-read-only")
-    arguments = [mount, folder, sys.executable, LOOK_AND_TRY, ROOT / "app.py", run, *WITH_JOBS]
+    arguments = [mount, "64m", folder, ROOT / "app.py", run, *WITH_JOBS]
     result = subprocess.run(
-        ["unshare", "-Urm", "bash", "-c", READ_ONLY_DISK, "read-only-disk", *map(str, arguments)],
+        [sys.executable, "-c", SMALL_DISK + WRITE_PROTECT + LOOK_AND_TRY, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -324,7 +362,7 @@ def read_only(folder: Path) -> Row:
         check=False,
     )
     fault = "store mounted read-only"
-    if result.returncode == NOT_ALLOWED or result.stderr.startswith("unshare:"):
+    if result.returncode == NOT_ALLOWED:
         return {"fault": fault, "times": 0, "note": f"skipped: no user namespace here ({result.stderr.strip()[-80:]})"}
     if result.returncode:
         raise RuntimeError(result.stderr[-2000:])
@@ -343,12 +381,12 @@ def read_only(folder: Path) -> Row:
 
 
 def full_disk(folder: Path, size: str) -> Row:
-    """A run whose recording does not fit: it ends well, with its whole history, in the store and in the file."""
+    """A run whose recording does not fit on the disk: it must end well, with its whole history in store and file."""
     out = folder / f"small-{size}"
     out.mkdir(parents=True)
-    arguments = [out / "mount", size, ROOT, sys.executable, out]
-    command = ["unshare", "-Urm", "bash", "-c", SMALL_DISK, "small-disk", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", SMALL_DISK + FILL, str(out / "mount"), size, str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     fault = f"disk of {size}"
     if not (out / "code").exists():
         return {"fault": fault, "times": 0, "note": f"skipped: no user namespace here ({result.stderr.strip()[-80:]})"}
@@ -380,9 +418,9 @@ def table(count: int, seed: int = 0) -> list[Row]:
 
 @click.command()
 @click.option("--kills", "count", default=50, show_default=True, help="How many times a process is killed.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Decides the moments of the kills.")
 def main(count: int, seed: int) -> None:
-    """Print the table; the exit code says whether anything was lost."""
+    """Print a row for each fault; the exit code is 1 if anything was lost, left behind or damaged."""
     import pandas as pd
 
     found = pd.DataFrame(table(count, seed)).astype(object).fillna("")

@@ -17,8 +17,11 @@ def medians(
 ) -> dict[str, float]:
     """Median seconds per call over ``rounds`` rounds of ``calls`` calls, after one round that is not counted.
 
-    Each round begins with the next candidate, because what ran before one decides what it finds in the caches.  With
-    ``between``, it runs before each call and is not timed.
+    Each round begins with the next candidate, because what ran before one decides what it finds in the caches.
+
+    Args:
+        clock: Returns seconds; by default wall-clock time.
+        between: Called before each call, and not timed.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates.items())
@@ -45,7 +48,7 @@ def _apart(run: Callable[[], object], calls: int, clock: Callable[[], float], be
 
 
 def report(title: str, seconds: Mapping[str, float], reference: str) -> None:
-    """Print each candidate's median and its ratio to ``reference`` (above 1: the reference takes longer)."""
+    """Print each candidate's median in microseconds, and how many times as long the ``reference`` takes."""
     print(title)
     for name, value in seconds.items():
         print(f"  {name:<44} {value * 1e6:12.1f} us   {seconds[reference] / value:7.2f} x")

@@ -5,14 +5,14 @@
     python -m benchmarks.load --sessions "" --costly    # what could hold everybody up, alone
     python -m benchmarks.load --sessions "" --chromium  # a cold start as a person sees it
 
-A session is a browser's page over Streamlit's own websocket, without the browser: what is measured is the server.  Each
-moves the decay's handle page by its link and waits until the run of the page has ended.  While somebody gives what is
-costly to read (a link, an upload), the server is asked for its health again and again, and another session moves again
-and again: the longest answers say for how long it held all others up.
+A session speaks to the server as a browser's page does, over Streamlit's websocket, but draws nothing: so the server
+alone is measured.  In each move it asks for the Decay schedule page with another beta in the link, and waits until that
+page has run.  While one session gives something costly to read (a link, an upload), the server is asked for its health
+again and again, and another session moves: their longest answers say for how long it held all others up.
 
-A cold start has Python's compiled files, as every start but the first one has.  Over the websocket it ends with the run
-of the first page; with ``--chromium`` it goes from the command to the title, and to the picture, in a browser that is
-open already.
+At a cold start Python has its compiled files, as at every start but the first.  Over the websocket it ends when the
+first page has run; with ``--chromium`` it is timed from the command to the title, and to the picture, in a browser that
+is open already.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ LEAST = {
     "app with a chart": "st.title('A chart'); st.line_chart([1, 2])",
 }
 SECONDS_BETWEEN_MOVES = 10.0
-#: For so long others are looked at while nobody gives anything.
+#: How long others are watched while nobody gives anything costly.
 SECONDS_OF_NOTHING = 3.0
-#: Streamlit keeps a session for so long after its page was closed, in case it comes back.
+#: How long Streamlit keeps a session whose page was closed, in case it comes back, and a little longer.
 SECONDS_OF_SESSIONS = 125.0
 #: A run so long that its decays alone take 8 MB, and how many look at such ones.
 LONG, SESSIONS_OF_LONG = 1_000_000, 10
@@ -62,7 +62,7 @@ def free_port() -> int:
 
 @contextmanager
 def served(script: Path, home: str) -> Iterator[tuple[str, int, float]]:
-    """A server of a script: its address, its process, and the seconds until it answered."""
+    """A server of a script: its websocket's address, its process' number, and the seconds until it answered."""
     port, begin = free_port(), time.monotonic()
     process = subprocess.Popen(
         [
@@ -93,18 +93,18 @@ def _environment(home: str) -> dict[str, str]:
 
 
 def megabytes(pid: int) -> float:
-    """What a process holds in memory."""
+    """Resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has computed so far, which other work on the machine does not change."""
+    """CPU time that a process has used so far, which other work on the machine does not change."""
     parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def answers(connection: object, message: object, last: str) -> list[object]:
-    """Send a message, and return what comes until one of this type does."""
+    """Send a message, and return all answers up to the first of the type ``last``."""
     from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
     await connection.write_message(message.SerializeToString(), binary=True)
@@ -165,7 +165,7 @@ async def upload(connection: object, address: str, query: str, page: str, conten
 
 
 def _costly() -> dict[str, tuple[str, str, bytes | None]]:
-    """What is costly to read: the page, its link, and a file that is dropped there."""
+    """Inputs that are costly to read, by what they are: the page, its link, and a file to upload there, if any."""
     grid = "&".join(
         f"values_{name}={','.join(str(value) for value in range(1, 401))}"
         for name in ("optimizer_learning_rate", "optimizer_batch_size")
@@ -191,10 +191,10 @@ def _costly() -> dict[str, tuple[str, str, bytes | None]]:
 
 
 def held_up(address: str, pid: int, what: tuple[str, str, bytes | None] | None) -> dict[str, float]:
-    """What others notice while a session gives something costly, or nothing, and how long the input takes.
+    """What others notice while a session gives something costly (``None``: nothing), and how long that takes.
 
-    That is the longest that a health request and a move of another session take, and what the server computes in those
-    in which it computes most, which other work on the machine does not change.
+    It is the longest time of a health request and of another session's move, and the most CPU time of the server during
+    one of them, which other work on the machine does not change.
     """
     from tornado.websocket import websocket_connect
 
@@ -275,7 +275,7 @@ async def session(address: str, number: int, moves: int, pause: float, further: 
 
 
 def measured(address: str, pid: int, count: int, moves: int, pause: float, further: str = "") -> dict[str, float]:
-    """So many sessions at once: seconds of their moves, and what each takes of the server's memory."""
+    """A row of ``count`` sessions at once: the seconds of their moves, and what each takes of the server's memory."""
 
     async def all_sessions() -> list[list[float]]:
         return await asyncio.gather(*(session(address, number, moves, pause, further) for number in range(count)))
@@ -302,7 +302,7 @@ def begin_run(home: str) -> str:
 
 
 def costly() -> list[dict[str, object]]:
-    """How long each costly input holds the others up."""
+    """A row for each costly input, and for none: how long it holds others up."""
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as home, served(ROOT / "app.py", home) as (address, pid, _):
         for page in ("where_it_helps", "low_pass_filter", "train"):  # what is imported once
@@ -313,7 +313,7 @@ def costly() -> list[dict[str, object]]:
 
 
 def long_runs(moves: int, pause: float, wait: float) -> list[dict[str, object]]:
-    """What the server holds while many look at long runs, and once their sessions have ended and were collected."""
+    """What the server holds while many look at long runs, and after their sessions have ended."""
     with tempfile.TemporaryDirectory() as home, served(ROOT / "app.py", home) as (address, pid, _):
         found = measured(address, pid, SESSIONS_OF_LONG, moves, pause, f"&steps={LONG}")
         time.sleep(wait)
@@ -325,7 +325,7 @@ def long_runs(moves: int, pause: float, wait: float) -> list[dict[str, object]]:
 
 
 def table(sessions: list[int], moves: int, pause: float) -> list[dict[str, object]]:
-    """All rows: idle and training, and the cold starts beside an empty app."""
+    """The rows of cold starts, beside an empty app, and of 1 to many sessions, idle and while a run trains."""
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as home:
         for name, script in {**_least(home), "this app": ROOT / "app.py"}.items():
@@ -348,8 +348,8 @@ def table(sessions: list[int], moves: int, pause: float) -> list[dict[str, objec
 def seen(times: int) -> list[dict[str, object]]:
     """Seconds from the command to a page's title and to its picture in Chromium, and the server's CPU time by then.
 
-    Medians of so many starts, of Streamlit's own least and of this app by turns; beside the empty app: the median ratio
-    of each start's title, or picture, to the title of the empty app's start just before.
+    They are medians of ``times`` starts, of two empty apps and of this one by turns.  "beside an empty app" is the
+    median ratio to the title of the empty app's start just before.
     """
     from playwright.sync_api import sync_playwright
 
@@ -409,14 +409,14 @@ async def first_page(address: str, page: str = "") -> float:
 
 @click.command()
 @click.option("--sessions", default="1,4,16", show_default=True, help="How many at once, with commas.")
-@click.option("--moves", default=6, show_default=True, help="Of each session.")
+@click.option("--moves", default=6, show_default=True, help="How many moves each session makes.")
 @click.option("--pause", default=SECONDS_BETWEEN_MOVES, show_default=True, help="Seconds from one move to the next.")
-@click.option("--costly", "alone", is_flag=True, help="What could hold everybody up.")
-@click.option("--chromium", is_flag=True, help="A cold start as a person sees it.")
-@click.option("--starts", default=5, show_default=True, help="Of each app, with --chromium.")
-@click.option("--long", "of_long", is_flag=True, help="Ten sessions that look at runs of a million steps.")
+@click.option("--costly", "alone", is_flag=True, help="Measure what could hold everybody up.")
+@click.option("--chromium", is_flag=True, help="Measure a cold start as a person sees it.")
+@click.option("--starts", default=5, show_default=True, help="How often each app is started with --chromium.")
+@click.option("--long", "of_long", is_flag=True, help="Measure ten sessions that look at runs of a million steps.")
 def main(sessions: str, moves: int, pause: float, alone: bool, chromium: bool, starts: int, of_long: bool) -> None:
-    """Print the table."""
+    """Print how long pages take, what the server computes and what it holds, a row for each case."""
     import pandas as pd
 
     rows = table([int(count) for count in sessions.split(",")], moves, pause) if sessions else []

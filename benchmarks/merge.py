@@ -1,7 +1,7 @@
-"""Merging checkpoints beside reading and writing them, and beside how others average them, as ratios.
+"""How long merging checkpoints takes, as ratios to merely reading and writing them, beside how others average them.
 
-Files of a model with the shapes of a transformer, bfloat16, as safetensors and as torch.save, are made in a folder that
-is removed afterwards.  Each way runs in a process of its own, after the files were dropped from memory.
+The files hold a transformer's shapes in bfloat16, as safetensors and as torch.save, in a folder that is removed
+afterwards.  Each way runs in a process of its own, after the system has dropped the files from its memory.
 
     python -m benchmarks.merge                  a tenth of a billion weights, 10 files, 8 results
     python -m benchmarks.merge --scale 1        a billion: 20 GB are read, 16 GB written
@@ -52,7 +52,7 @@ WAYS = {
 
 
 def shapes(scale: float) -> dict[str, tuple[int, ...]]:
-    """A decoder of 24 blocks: about a billion weights for 1, and proportionally fewer."""
+    """The shapes of a decoder of 24 blocks by name: about ``scale`` billion weights in all."""
     width = round(1792 * scale**0.5 / 64) * 64
     found: dict[str, tuple[int, ...]] = {"embed.weight": (32_000, width)}
     for block in range(24):
@@ -66,7 +66,8 @@ def shapes(scale: float) -> dict[str, tuple[int, ...]]:
 def make(folder: Path, scale: float, *, as_torch: bool) -> None:
     for number in range(1, FILES + 1):
         generator = torch.Generator().manual_seed(number)
-        some = torch.empty(2**24, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+        most = max(map(math.prod, shapes(scale).values()))
+        some = torch.empty(min(most, 2**24), dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
         state = {}
         for name, shape in shapes(scale).items():
             size = math.prod(shape)
@@ -77,7 +78,7 @@ def make(folder: Path, scale: float, *, as_torch: bool) -> None:
 
 
 def drop(folder: Path) -> None:
-    """Let the files go from memory."""
+    """Have the system drop the files of a folder from its memory, so that they are read from the disk."""
     on_disk(folder)
     for path in folder.rglob("*"):
         if path.is_file():
@@ -86,7 +87,7 @@ def drop(folder: Path) -> None:
 
 
 def on_disk(folder: Path) -> None:
-    """Wait until files are written; those of others on this machine are their own affair."""
+    """Wait until the files of a folder, and no others, are on the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:
@@ -165,7 +166,7 @@ def memory(field: str) -> int:
 
 
 def timed(folder: Path, way: str) -> None:
-    """Run one way in this process, and print its time and the memory that it took."""
+    """Run one of :data:`WAYS` in this process, and print as JSON its seconds, CPU seconds and peaks of memory."""
     peaks = {"RssAnon": 0, "VmRSS": 0}
     base = {field: memory(field) for field in peaks}
     over = threading.Event()
@@ -193,10 +194,10 @@ def timed(folder: Path, way: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=float, default=0.1)
-    parser.add_argument("--ways", nargs="*", default=list(WAYS))
-    parser.add_argument("--folder", type=Path, help="Where there is room; by default the folder for temporary files.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=0.1, help="Billions of weights of the model.")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), help="What is timed: some of %(default)s.")
+    parser.add_argument("--folder", type=Path, help="Where the files are made; by default among temporary files.")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

@@ -1,4 +1,4 @@
-"""Recording and replaying the article's run, on one thread.
+"""What recording the article's run costs, and how long replays of it take, on one thread.
 
 Run: python -m benchmarks.replay
 """
@@ -28,7 +28,7 @@ from emacore.training.loop import _never, _Run, train
 
 
 def anew(*arguments: Any) -> Table:
-    """An atlas with none of its widths known yet."""
+    """An atlas whose reachable widths are not cached from an earlier one."""
     _reach.cache_clear()
     return atlas(*arguments)
 
@@ -38,7 +38,7 @@ def _first(tensors: dict[str, torch.Tensor]) -> float:
 
 
 def _seconds_per_operation() -> float:
-    """Of a large float32 matrix product, where nothing waits for memory."""
+    """Seconds of a multiplication or addition in a large float32 matrix product, where nothing waits for memory."""
     square = np.ones((2000, 2000), dtype=np.float32)
     seconds = medians({"product": lambda: square @ square}, rounds=3, clock=process_time)["product"]
     return seconds / (2 * 2000**3)

@@ -1,7 +1,7 @@
-"""From a key press on a handle to the changed figure on the page, in a real browser: idle, and while a run trains.
+"""How long after a key press on a handle the changed figure is on the page, in a real browser.
 
-Both are measured in turns in one run.  Then the server's memory before and after ten replays of the article's run.
-Needs Chromium and Playwright.
+Measured idle and while a run trains, in turns; then the server's memory before and after ten replays of the article's
+run.  Needs Chromium and Playwright.
 
 Run: python -m benchmarks.slider
 """
@@ -17,7 +17,7 @@ from emacore.experiments.store import RunStore
 from tests.browser.conftest import FLAGS, Server
 from tests.browser.test_app import ENDLESS, metric, settled
 
-#: Page, its slider, and what answers it.
+#: Page, the handle on it, and the element whose text answers it.
 SLIDERS = {
     "?play=false": ("learning rate", lambda page: metric(page, "Its average")),
     "decay_schedule": ("power", lambda page: metric(page, "Mean age")),
@@ -37,7 +37,7 @@ ANSWERED = """element => new Promise(resolve => {
         observer.disconnect();
         requestAnimationFrame(() => requestAnimationFrame(now => resolve(now - pressed)));
     });
-    setTimeout(() => { observer.disconnect(); resolve(-1); }, 30_000);  // it is said below that nothing changed
+    setTimeout(() => { observer.disconnect(); resolve(-1); }, 30_000);  // nothing changed: answers() says so
     observer.observe(document.body, {subtree: true, childList: true, characterData: true});
 })"""
 
@@ -60,7 +60,7 @@ def answers(page: Page, slider: str, value: Locator) -> list[float]:
 
 
 def resident(pid: int) -> dict[str, float]:
-    """Megabytes of memory of a process: its own, and of mapped files, which it shares."""
+    """Megabytes of a process in memory: its own, and those of mapped files, which other processes may share."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     sizes = {line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
     return {name: int(sizes[key]) / 1024 for name, key in (("own", "RssAnon"), ("mapped", "RssFile"))}

@@ -1,4 +1,4 @@
-"""What a sweep costs: a small one, measured on this machine's cores, and computed up to 10,000 runs.
+"""What a sweep costs: 128 runs, measured on this machine's cores, and from them what 10,000 would cost.
 
 Run: python -m benchmarks.sweep
 """

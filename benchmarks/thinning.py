@@ -26,7 +26,7 @@ from emacore.training.task import ValidationMeasure
 
 SEEDS = range(8)
 EVERY = (2, 5, 10)
-#: Before this epoch averages of few steps are compared, and the weights still move far in each.
+#: Misses are also told without the epochs before this one, in which averages have few steps, and weights move far.
 FROM_EPOCH = 10
 SCHEMES: list[Scheme] = [
     RunConfig().schedule,
@@ -39,14 +39,14 @@ SCHEMES: list[Scheme] = [
 
 
 def thinned(run: Trajectory, every: int, measure: Measure) -> Trajectory:
-    """The same run as if it had recorded every so many steps only; they must divide an epoch's."""
+    """The run as if it had recorded only every ``every``-th step; ``every`` must divide the steps of an epoch."""
     ends = [(end + 1) // every - 1 for end in run.epoch_ends]
     kept = slice(every - 1, None, every)
     return Trajectory(Rows(run.weights[kept], run.rows.steps[kept], run.tensors, ends), measure)
 
 
 def missed(folder: Path) -> pd.DataFrame:
-    """By how much of the exact loss each thinned replay misses it: every, schedule, epoch, miss (a share)."""
+    """How far the loss of each thinned replay is from the exact one: every, schedule, epoch, miss (a share of it)."""
     schemes = {scheme_to_code(scheme): scheme for scheme in SCHEMES}
     run = open_run(folder)
     measure = ValidationMeasure(RunConfig.from_json(json.dumps(run.settings)))

@@ -407,7 +407,7 @@ class Averages:
         return name in self._layout and self._is_averaged(name, self._layout[name].tensor)
 
     def _averaged_layout(self) -> dict[str, Tensor]:
-        """Without values, of each tensor that is averaged what it is like; a shared one once."""
+        """Each tensor that is averaged, without its values; a shared one once."""
         return {
             key: tie.tensor for key, tie in self._layout.items() if tie.first_name == key and self._is_averaged_one(key)
         }

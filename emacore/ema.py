@@ -266,7 +266,7 @@ class EMA(Shadowed):
         return after_each_step(optimizer, unwrapped(self.model), self.update)
 
     def add_to_optimizer_post_step_hook(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """As :meth:`attach`, by its name in ema-pytorch."""
+        """:meth:`attach` under its name in ema-pytorch."""
         return self.attach(optimizer)
 
     @property
@@ -476,7 +476,7 @@ class EMA(Shadowed):
         return ((name, tensor) for name, tensor in unwrapped(model).named_parameters() if plain_name(name) in known)
 
     def get_buffers_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """The same of its buffers."""
+        """Names and buffers of a module, of those that are floating-point or complex in the shadow."""
         known = {name for name, buffer in self.ema_model.named_buffers() if is_averaged(buffer)}
         return ((name, tensor) for name, tensor in unwrapped(model).named_buffers() if plain_name(name) in known)
 

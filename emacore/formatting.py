@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 
-#: The same as :func:`number` in a chart, where d3 writes the numbers: significant digits, no exponent, no idle zeros.
+#: :func:`number` for charts, where d3 writes the numbers: significant digits, no exponent, no idle zeros.
 IN_CHARTS = ",.4~r"
 #: For whole numbers in charts: steps, epochs, seeds.
 WHOLE_IN_CHARTS = ",d"
@@ -46,16 +46,16 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def bounded(value: float, digits: int = 4) -> str:
-    """The same in words where a number would have an exponent: "less than 0.0001", "more than 10^15"; of what cannot
-    be below 0."""
+    """:func:`number` of what cannot be below 0, with words where it would have an exponent: "less than 0.0001", "more
+    than 10^15"."""
     if 0 < value < _SMALL:
         return f"less than {_SMALL:.4f}"
     return "more than 10^15" if _LARGE <= value < math.inf else number(value, digits)
 
 
 def plain(value: float, digits: int = 4) -> str:
-    """The same without an exponent near 0, for what is looked at beside larger numbers: 0.0000025, and "< 0.0000001"
-    below that."""
+    """:func:`number` without an exponent near 0, for what is looked at beside larger numbers: 0.0000025, and, below
+    that, "< 0.0000001"."""
     if value == 0 or not abs(value) < _SMALL:
         return number(value, digits)
     if abs(value) < _SMALLEST:
@@ -113,13 +113,15 @@ def _two_units(count: int, size: int, large: str, small: str) -> str:
     return " ".join(f"{part} {unit}" for part, unit in ((whole, large), (rest, small)) if part)
 
 
-def megabytes(count: float) -> str:
-    """Bytes as "0.3 MB", "12 MB", "3.2 GB"."""
-    size, unit = (count / 2**30, "GB") if count >= 1000 * 2**20 else (count / 2**20, "MB")
-    return f"{number(size, 2 if size < 100 else 3)} {unit}"
+def in_bytes(count: float) -> str:
+    """Bytes as "87 bytes", "293 kB", "12 MB", "3.2 GB", each unit 1,024 of the one before."""
+    for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
+        if count >= 0.9995 * size:
+            return f"{number(count / size, 2 if count < 100 * size else 3)} {unit}"
+    return counted(round(count), "byte")
 
 
 def counted(count: float, noun: str, plural: str | None = None, digits: int = 4) -> str:
-    """As "1 schedule", "2 schedules", "20,000 steps", "0.35 epochs", "less than 0.0001 epochs"."""
+    """A count with its noun: "1 schedule", "20,000 steps", "0.35 epochs", "less than 0.0001 epochs"."""
     text = bounded(count, digits)
     return f"{text} {noun if text == '1' else plural or noun + 's'}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from emacore.formatting import megabytes
+from emacore.formatting import in_bytes
 
 #: Seeds of a study or of each cell of a sweep, the cells of a sweep, and the runs that they come to.
 SEEDS = 10_000
 CELLS = 2_500
-#: Of a map on a page, where all sessions wait while its cells are looked at.
+#: Cells of a map on a page: fewer, because all sessions wait while they are looked at.
 MAP_CELLS = 400
 TRAININGS = 1_000_000
 #: Rows that a page makes, epochs that it trains, hidden layers of a network and their width.
@@ -15,7 +15,7 @@ ROWS = 200_000
 EPOCHS = 100_000
 LAYERS = 16
 WIDTH = 4_096
-#: Of a file that somebody brings: its bytes, packed or not, and its columns and cells as a table.
+#: Bytes of a file that somebody brings, packed or not, and its columns and cells as a table.
 TABLE_BYTES = 50 * 2**20
 TABLE_COLUMNS = 2_000
 TABLE_CELLS = 20_000_000
@@ -51,7 +51,7 @@ CELLS_BYTES = 2**30
 DISK_RESERVE = 64 * 2**20
 #: Bytes of weights that a worker holds at a time where it measures what was opened.
 MEASURED_BYTES = 4 * 2**30
-#: Of a recording that others wrote: steps from one row to the next, steps in all, bytes of its description.
+#: Steps from one row to the next of a recording that others wrote, its steps in all, and bytes of its description.
 RECORDED_EVERY = 10**6
 RECORDED_STEPS = 10**8
 DESCRIPTION_BYTES = 64 * 2**20
@@ -66,7 +66,7 @@ def check_most(what: str, count: int, most: int, error: type[ValueError] = Value
 
 
 def check_bytes(what: str, count: int, most: int, error: type[ValueError] = ValueError) -> None:
-    """The same of bytes, which are told as MB."""
+    """Raise ``error`` if something has more bytes than its limit; both are told in MB."""
     if count > most:
-        got = megabytes(count)
-        raise error(f"at most {megabytes(most)} {what} are possible, got {got if got != megabytes(most) else 'more'}")
+        got = in_bytes(count)
+        raise error(f"at most {in_bytes(most)} {what} are possible, got {got if got != in_bytes(most) else 'more'}")

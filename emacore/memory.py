@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-#: Of mallopt() of the GNU C library, and what it is asked for: so many parts of the memory.
+#: The option of the GNU C library's mallopt() for the most parts of the memory, and how many are asked for.
 _ARENA_MAX, _PARTS = -8, 2
 #: Taken once for all.
 _begun = threading.Lock()

@@ -84,7 +84,11 @@ class MetricFile(NamedTuple):
         return self.own_steps.get(metric, self.step)
 
     def with_x(self, name: str | None) -> MetricFile:
-        """The same over another column of ``xs``, or over the number of the row."""
+        """The file with another column of ``xs`` as its x, or with the number of the row.
+
+        Raises:
+            TableError: for a column that cannot be x.
+        """
         if name is not None and name not in self.xs:
             raise TableError(f"{name!r} cannot be x; what counts or tells a time is {', '.join(self.xs) or 'nothing'}.")
         left_out = {other: why for other, why in self.left_out.items() if other != name}

@@ -1,4 +1,4 @@
-"""The same schedule as code for other libraries: by a rule of their own, or else with decays from emacore.
+"""A schedule as code for other libraries: by a rule of their own, or else with decays from emacore.
 
 Each piece of code is complete but for three names of the reader's own: ``model``, ``batches`` and ``train_on(batch)``,
 one optimiser step; a note says which others.  Every argument that matters is written out, so that nothing rests on a

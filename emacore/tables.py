@@ -408,7 +408,7 @@ def _is_number(field: str) -> bool:
 
 
 def _shape(text: str, delimiter: str) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Of each row: how many fields, whether all are blank, the line it ends in."""
+    """How many fields each row has, whether all of them are blank, and the line in which it ends."""
     rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     try:
         found = np.array([(len(row), not any(row), rows.line_num) for row in rows], dtype=np.int64).reshape(-1, 3)

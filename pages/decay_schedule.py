@@ -9,7 +9,7 @@ from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import last_move
 from emacore.averaging.windows import Window
 from emacore.charts.style import AVERAGED, palette
-from emacore.formatting import decay
+from emacore.formatting import counted, decay
 from emacore.snippets import snippets
 from emacore.widgets.decays import NOW, decay_tables, look_controls, show_decays, show_figures, weight_tables
 from emacore.widgets.page import beside_controls, csv_button, show_table, through_app
@@ -73,7 +73,7 @@ with charts:
         look,
         alt_text=f"{look.quantity} over the steps of the run; the decay of {code} ends at "
         f"{decay(schedule.at([last])[0])}. Below it, the weight of each past step in the average after step {step:,}, "
-        f"for {len(curves)} averages",
+        f"for {counted(len(curves), 'average')}",
     )
     for remark in remarks(schedule, num_steps):
         st.info(remark, icon=":material/info:")

@@ -1,4 +1,4 @@
-"""For my run: how long it is and what it trains in; settings, what they weigh, and code out."""
+"""For my run: one says what is trained and for how long; out come settings, what they weigh, and code."""
 
 import pandas as pd
 import streamlit as st

@@ -16,7 +16,7 @@ from emacore.widgets.signals import SIGNAL_DEFAULTS, synthetic_controls
 from emacore.widgets.smoothing import answers_of, show_smoothing, small_pictures
 
 DEFAULTS = {**SIGNAL_DEFAULTS, "source": SYNTHETIC, "f_decay": 0.98, "filters": [FIRST]}
-#: What each shows, what to look at, and the settings that show it.
+#: By name: what it shows and what to look at, and the settings that differ from the defaults.
 PRESETS = {
     "Step in noise": ("A jump: look at how much calmer the blue line is, and how many steps later it arrives.", {}),
     "Convergence": (
@@ -75,7 +75,8 @@ with controls:
         0.001,
         key="f_decay",
         format="%.7g",
-        help="Of the averages. Nearer to 1 is calmer, and later.",
+        help="The share of the old average that each step keeps, in all filters but the schedule. Nearer to 1 their "
+        "lines are calmer, and later.",
         **BOUND,
     )
     st.caption(
@@ -89,7 +90,8 @@ with controls:
         default=[FIRST],
         key="filters",
         wrap=True,
-        help="Which averages to draw. *The schedule* is the one of the Decay schedule page.",
+        help="Each adds a line: the EMA from three kinds of start, moving averages that match it, or *the schedule*, "
+        "which is the one of the Decay schedule page.",
         **BOUND,
     )
     schedule = None

@@ -51,11 +51,13 @@ expected = found.expected.total
 with numbers:
     st.header(change_in_words(expected[last], expected[now]))
     one, two = st.columns(2)
-    one.metric("SGD's last step", short(expected[last]), help="Its expected loss: the mean over all noise.")
+    one.metric(
+        "SGD's last step", short(expected[last]), help="Expected loss of the last weights: the mean over all noise."
+    )
     two.metric(
         "Its average",
         short(expected[now]),
-        help=f"The same of the average of this path, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
+        help=f"Expected loss of this path's average, with decay {number_text(beta)}, after the same {DRAWN - 1} steps.",
     )
 with picture, uncollected():  # what draws takes a second to load; all above is seen meanwhile
     import pandas as pd
@@ -89,9 +91,9 @@ st.markdown(
 )
 
 
-@st.cache_data(max_entries=1)
+@st.cache_data(max_entries=1, show_spinner=False)
 def evidence() -> str:
-    """What the shipped study says."""
+    """The sentences that the shipped study bears out, and what made it, in Markdown."""
     from emacore.experiments.article_study import shipped_words
 
     sentences, made = shipped_words()

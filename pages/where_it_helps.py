@@ -11,6 +11,7 @@ from emacore.experiments.studies import Sweep
 from emacore.experiments.sweep import before_start, trainings_in_words
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
+from emacore.widgets.again import SWEEP_SEEDS
 from emacore.widgets.jobs import job_queue, listed, workbench
 from emacore.widgets.page import BOUND, presets, through_app
 from emacore.widgets.runs import run_controls
@@ -85,13 +86,12 @@ presets({name: (text, sweep_state(config, axes)) for name, (text, config, axes) 
 def settings() -> Sweep:
     seeds = st.slider(
         "Seeds",
-        8,
-        128,
+        *SWEEP_SEEDS,
         SWEEP_DEFAULTS["sweep_seeds"],
         8,
         key="sweep_seeds",
-        help="Each cell is trained with so many. More of them show a smaller difference, so that fewer cells stay "
-        "hatched, and the sweep takes longer.",
+        help="How many seeds each cell is trained with. More of them show a smaller difference, so that fewer cells "
+        "stay hatched, and the sweep takes longer.",
         **BOUND,
     )
     grid = grid_controls()

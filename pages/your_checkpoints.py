@@ -46,15 +46,30 @@ with controls:
             default="raw weights",
             key="stored",
             required=True,
-            help="The weights as they are every so many steps, or the mean of all steps since the file before.",
+            help="Raw weights are those of one step. The mean of a window is of all steps since the file before: a "
+            "merge of such files comes closer to the average over all steps.",
             **BOUND,
         )
         left, right = st.columns(2)
         steps = left.number_input(
-            "Steps", 100, 1_000_000, 10_000, 1000, key="stored_steps", help="Optimiser steps of the run.", **BOUND
+            "Steps",
+            100,
+            1_000_000,
+            10_000,
+            1000,
+            key="stored_steps",
+            help="Optimiser steps of the example's run. More of them between as many files are harder to follow for "
+            "an average with a short memory.",
+            **BOUND,
         )
         files = right.number_input(
-            "Files", 2, 100, 20, key="stored_files", help="Evenly spread over the run. More follow better.", **BOUND
+            "Files",
+            2,
+            100,
+            20,
+            key="stored_files",
+            help="Stored evenly over the run. With more of them a merge comes closer to the average over all steps.",
+            **BOUND,
         )
         series = example(steps, files, "raw" if kind == "raw weights" else "window")
     else:

@@ -136,15 +136,21 @@ def assert_same_files(one, other):
             assert mine.metadata() == theirs.metadata()
 
 
+def join_group(rank, folder, count=2):
+    """Make this process one of a group of torch.distributed on this machine."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
+
+
 def meet(rank, folder):
     """Make this process one of two that train together by accelerate, as a launcher would."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # a forked process has that of its parent
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ.update(own, ACCELERATE_CPU_AFFINITY="0", GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    os.environ.update(own, ACCELERATE_CPU_AFFINITY="0")
+    join_group(rank, folder)
 
 
 def shard_on_the_cpu(accelerator):
@@ -157,19 +163,21 @@ def shard_on_the_cpu(accelerator):
     PartialState._shared_state["distributed_type"] = state.distributed_type = DistributedType.FSDP
 
 
-def check_in_two_processes(run, folder):
-    """Call ``run(rank, folder)`` in two processes, forked because importing what they need takes longer than the rest.
-
-    It leaves a file in the folder, ``right0`` or ``right1``, where all is right.
-    """
-    both = torch.multiprocessing.start_processes(run, (folder,), nprocs=2, join=False, start_method="fork")
+def in_processes(run, folder, count=2):
+    """Call ``run(rank, folder)`` in processes, forked because importing what they need takes longer than the rest."""
+    forked = torch.multiprocessing.start_processes(run, (folder,), nprocs=count, join=False, start_method="fork")
     end = time.monotonic() + 120
     try:
-        while not both.join(timeout=end - time.monotonic()):  # one of them has ended
-            assert time.monotonic() < end, "one of two processes waits for the other"
+        while not forked.join(timeout=end - time.monotonic()):  # one of them has ended
+            assert time.monotonic() < end, "some of the processes wait for the others"
     finally:
-        for process in both.processes:
+        for process in forked.processes:
             process.kill()
+
+
+def check_in_two_processes(run, folder):
+    """Call ``run(rank, folder)`` in two; each leaves a file there, ``right0`` or ``right1``, if all is right."""
+    in_processes(run, folder)
     assert {path.name for path in folder.glob("right*")} == {"right0", "right1"}
 
 

@@ -194,6 +194,8 @@ def test_a_schedule_is_written_with_its_defaults():
     assert explicit_code(Constant()) == "Constant(beta=0.999, update_after_step=0, update_every=1)"
     assert explicit_code(Constant(), timing=False) == "Constant(beta=0.999)"
     assert explicit_code(Constant(update_every=10), timing=False) == "Constant(beta=0.999, update_every=10)"
+    of_width = "PowerFunction(sigma_rel=0.1, update_after_step=0, update_every=1)"
+    assert explicit_code(PowerFunction(sigma_rel=0.1)) == of_width
     for schedule in SCHEDULES:
         found, given = from_code(explicit_code(schedule)).to_dict(), schedule.to_dict()
         assert found.pop("family") == given.pop("family")

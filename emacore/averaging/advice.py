@@ -143,7 +143,8 @@ def _widths(pixels: int, metric: str, guidance: bool, **widths: float) -> list[P
     return [Published(model.upper(), pixels, metric, guidance, width) for model, width in widths.items()]
 
 
-#: Of :data:`EDM2`, those without guidance and with classifier-free guidance; read from the names of its models.
+#: The widths that EDM2's authors chose (:data:`EDM2`), without and with classifier-free guidance; read from the names
+#: of its models.
 PUBLISHED = [
     *_widths(512, "FID", False, xs=0.135, s=0.13, m=0.1, l=0.085, xl=0.085, xxl=0.07),
     *_widths(512, "FD-DINOv2", False, xs=0.2, s=0.19, m=0.155, l=0.155, xl=0.155, xxl=0.15),

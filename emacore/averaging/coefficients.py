@@ -148,7 +148,7 @@ class LastFiles:
         check_whole("files", self.files, 1)
 
     def coefficients(self, count: int) -> Floats:
-        """Of each of ``count`` files."""
+        """The coefficient of each of ``count`` files, shape (count,)."""
         size = min(self.files, count)
         result = np.zeros(count)
         result[count - size :] = 1 / size if self.schedule is None else weights(self.schedule.decays(size))
@@ -168,7 +168,7 @@ class Coefficients:
             raise ValueError(f"coefficients must be numbers that fit into float32, got {self.values!r}")
 
     def coefficients(self, count: int) -> Floats:
-        """Of each of ``count`` files.
+        """The coefficient of each of ``count`` files, shape (count,).
 
         Raises:
             ValueError: if there are more coefficients than files.

@@ -64,8 +64,9 @@ class InversePower(Schedule):
             0.05,
             3.0,
             2 / 3,
-            "Exponent of the warm-up 1 - (1 + e / inv_gamma)^-power. Only with inv_gamma 1 and update_every 1 is 1 the "
-            "plain mean (of which the first step is two parts). 2/3 and 3/4 are the article's; smaller forgets faster.",
+            "Exponent of the warm-up 1 - (1 + e / inv_gamma)^-power, e steps after its begin. Smaller forgets faster, "
+            "larger remembers more; 2/3 and 3/4 are the article's. With inv_gamma 1 and update_every 1, power 1 is the "
+            "plain mean of all steps, the first counted twice.",
             axis=(0.1, 2.0),
         ),
         Control(
@@ -73,7 +74,7 @@ class InversePower(Schedule):
             0.01,
             1e4,
             1.0,
-            "Where the warm-up bends: so many steps after its begin. Larger keeps the decay low for longer.",
+            "How many steps after its begin the warm-up bends. Larger keeps the decay low for longer.",
             scale="log",
             unit="steps",
             axis=(0.1, 1000.0),

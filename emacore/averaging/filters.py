@@ -73,7 +73,7 @@ def variance_gain(beta: float, autocorrelation: float = 0.0) -> float:
 
 
 def moving_average_variance_gain(window: int, autocorrelation: float = 0.0) -> float:
-    """The same ratio for the plain mean of ``window`` neighbours: 1 / window for white noise.
+    """:func:`variance_gain` of the plain mean of ``window`` neighbours: 1 / window for white noise.
 
     AR(1): ``[N (1 - rho^2) - 2 rho (1 - rho^N)] / [N^2 (1 - rho)^2]``, from summing ``rho ** |i - j|`` over the window.
     """

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 _SHORT = 32
 #: Stretches from end to end of a run, growing evenly, at first.
 _STRETCHES = 400
-#: So many for moments, whose stretches are small at both ends of the run.
+#: Stretches for moments, which are small at both ends of the run.
 _FINE = 2500
 #: A stretch is halved until its integral agrees with that of its halves so well.
 _AGREEMENT = 1e-11

@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 
 #: Rates looked at: so little is forgotten that no file shows it, up to nothing that is left.
 LEAST_RATE, MOST_RATE = 1e-7, 40.0
-#: Of each equation, by chance alone and of both sides: small, because an alarm must mean something.
+#: How likely chance alone may break an equation, two-sided: small, because an alarm must mean something.
 _CHANCE = 1e-4
 _RATES = np.geomspace(LEAST_RATE, MOST_RATE, 2001)
 #: What the rows and columns of the products are of.
@@ -193,7 +193,8 @@ def _bounds() -> Iterable[Floats]:
 
 
 def _equations(total: Floats, calls: int) -> Iterable[Floats]:
-    """Of each assumption, shape (16, R): the coefficients of the products in its two sides' difference, by rate."""
+    """For each assumption, by rate, the coefficients of the products in the difference of its two sides, shape
+    (16, R)."""
     forgotten, reached = -np.expm1(-_RATES), reach(_RATES, calls)
 
     def line(against: int, factor: ArrayLike) -> list[tuple[int, int, ArrayLike]]:

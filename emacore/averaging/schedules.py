@@ -148,7 +148,7 @@ def _round_parts(decades: int, most: int) -> tuple[float, ...]:
     return next((parts for parts in _DECADES if len(parts) * decades <= max(most, decades)), (1,))
 
 
-#: Of all families.
+#: The settings that all families have.
 TIMING = (
     Control(
         "update_after_step",
@@ -164,18 +164,19 @@ TIMING = (
         1,
         1_000_000,
         1,
-        "Only every so many steps does the average move. Larger looks at fewer snapshots; where the rule counts moves, "
+        "Steps from one move of the average to the next. Larger looks at fewer snapshots; where the rule counts moves, "
         "the memory grows with it.",
         scale="count",
     ),
 )
-#: Of families with a largest decay.
+#: The setting of families with a largest decay.
 BETA = Control(
     "beta",
     0.2,
     0.999999,
     0.999,
-    "The largest decay. Nearer to 1 is calmer, and later. The slider is even in log(1 - beta).",
+    "The decay that the schedule comes to, if the run is long enough. Nearer to 1 is calmer, and later; marks are even "
+    "in log(1 - beta).",
     scale="log(1 - value)",
     axis=(0.7, 0.99999),
 )

@@ -118,6 +118,16 @@ class Settled(NamedTuple):
     cutoff: float | None
     noise: float
 
+    @property
+    def times(self) -> dict[str, float]:
+        """What a picture over time marks: the lag, and the half-life where there is one."""
+        return {"lag": self.lag} | ({} if math.isnan(self.half_life) else {"half-life": self.half_life})
+
+    @property
+    def frequencies(self) -> dict[str, float]:
+        """What a picture over frequency marks: the cut-off, where there is one."""
+        return {} if self.cutoff is None else {"cut-off, -3 dB": self.cutoff}
+
     def in_words(self, unit: str) -> str:
         """Lag, half-life and cut-off in a sentence, counted in this unit."""
         parts = [f"slow changes come out {number(self.lag)} late (in {unit})"]

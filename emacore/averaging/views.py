@@ -54,7 +54,7 @@ class LossByDecay(NamedTuple):
     error: Floats
 
     def at(self, decay: float) -> int:
-        """Where ``decay`` stands."""
+        """The place of ``decay`` in the columns."""
         return int(np.flatnonzero(self.decays == decay)[0])
 
     def agrees(self, decay: float) -> bool:
@@ -229,7 +229,7 @@ def sampled_calls(num_steps: int, scheme: Scheme, most: int) -> NDArray[np.int64
 
 
 def possible(schedule: Schedule, key: str, values: Iterable[float]) -> tuple[float, ...]:
-    """Of the values of the setting whose control has this key, those that the schedule can have beside its others."""
+    """Those ``values`` of the setting with this control's key that the schedule can have beside its other settings."""
     taken = []
     for value in values:
         try:
@@ -345,7 +345,7 @@ def spectrum_table(noisy: ArrayLike, averaged: ArrayLike) -> Table:
 
 
 def _ages(beta: float) -> int:
-    """So many steps that an EMA has answered: three of its equivalent windows, 20 to 20,000."""
+    """The number of steps after which an EMA has answered a jump: three of its equivalent windows, 20 to 20,000."""
     return int(min(max(20, 3 * filters.equivalent_window(beta)), 20_000))
 
 

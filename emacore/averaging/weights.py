@@ -15,7 +15,7 @@ from emacore.checks import is_real, shown
 
 Floats = NDArray[np.float64]
 
-#: So many steps, and columns, are few.
+#: Up to this many steps a plain loop is faster than LAPACK, up to this many columns one over Python's own numbers.
 _SHORT, _NARROW = 400, 8
 
 

@@ -32,6 +32,8 @@ def article_panel(
         table: part ("run", "article" or "seeds"), curve, epoch, value, low, high.
         colours: The colour of each curve.
         phases: The epochs at which a phase ends.
+        y_domain: The ends of the y axis; what lies beyond is drawn at them.
+        height: In pixels.
     """
     told = left_out(table[table["part"] == "run"], {"value": y_scale}, "curve")
     return Figure(table, _panel(tuple(colours.items()), tuple(phases), y_title, y_scale, y_domain, height), told)

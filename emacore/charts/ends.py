@@ -1,4 +1,4 @@
-"""Names of curves where they end, in place of a legend; and ticks at round numbers."""
+"""Names of curves where they end, in place of a legend; and axes with ticks at round numbers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ WHOLE_AXIS = alt.Axis(format=WHOLE_IN_CHARTS, tickMinStep=1)
 
 #: The column of the names, and that of their lines where they are written.
 NAME, WRITTEN = "name", "written"
-#: Pixels of a picture's height that the axis below it takes, where that stands alone, and the round ends of the other.
+#: Pixels of a picture's height that the curves do not have: the x axis with its title takes them, and above and below
+#: the curves the y axis, which ends at round numbers.
 _AXIS = 95
 #: Between two names, in pixels: the height of a line of small text.
 _GAP = 15
-#: Pixels that names have at most; longer ones, such as the code of a schedule, wrap, and on a narrow screen all do.
+#: Pixels that names take at most; longer ones, such as the code of a schedule, wrap, and on a narrow screen all do.
 _MOST_ROOM = 240
-#: In a small picture they have at least so many: "original" is one line.
+#: Pixels that names have at least, also in a small picture: so "original" is one line.
 _LEAST_ROOM = 72
-#: Pixels of a letter on average, and how many letters a line is taken to have where names wrap.
+#: Pixels of a letter on average, and letters that a line is taken to have where names wrap.
 _LETTER, _LINE = 7, 13
-#: A line of at most so many letters, which ends before a space, a bracket or within a word that is too long.
+#: A pattern with the most letters of a line: it ends before a space or a bracket, or within a word that is too long.
 _WRAPPED = r"(.{1,%s})(\s+|(?=[(_=])|$)|(.{%s})"
 
 
@@ -45,15 +46,14 @@ def names_at_ends(
     y_scale: Scale = "linear",
     y_domain: tuple[float, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Where to write the name of each series: at the last of its points that the axes can show.
+    """Where to write the name of each series: to the right of the last of its points that the axes can show.
 
-    They are written to the right of it.  Names that would lie over each other are moved apart, up or down, in the order
-    of their curves.
+    Names that would lie over each other are moved apart, up or down, in the order of their curves.
 
     Args:
         table: A long table.
         x, y, series: Names of its columns.
-        height: Of the plot, in pixels.
+        height: The plot's, in pixels.
         y_domain: The ends of the y axis; by default those of all values that it can show.
 
     Returns:
@@ -76,7 +76,7 @@ def names_at_ends(
 
 
 def plot_height(height: int) -> int:
-    """Of a picture of so many pixels, without its axis."""
+    """Pixels of the plot's height in a picture of ``height`` pixels: without its x axis."""
     return max(height - _AXIS, height // 2)
 
 
@@ -96,7 +96,7 @@ def names_apart(
 
 
 def room_for(names: Iterable[str]) -> int:
-    """Pixels to keep free for such names to the right of the curves, in steps of 20, since each makes another chart."""
+    """Pixels to keep free for names to the right of the curves: in steps of 20, since each makes another chart."""
     longest = max(map(len, names), default=0)
     return min(_MOST_ROOM, 20 * math.ceil((_LETTER * longest + 12) / 20))
 
@@ -139,7 +139,12 @@ def apart(places: ArrayLike, gap: float, low: float, high: float, lines: Sequenc
 
 
 def name_marks(colour: alt.Color, room: int) -> alt.Chart:
-    """The layer that writes them, over the axes of the layers before it; its rows are :func:`names_at_ends`."""
+    """The layer that writes names, on the axes of the layers before it; its rows come from :func:`names_at_ends`.
+
+    Args:
+        colour: The channel of the curves' colours.
+        room: Pixels that :func:`room_for` keeps free for them.
+    """
     letters = f"max(4, floor(({_taken(room)} - 8) / {_LETTER}))"
     pattern = "'" + _WRAPPED.replace("\\", "\\\\").replace("%s", f"' + {letters} + '") + "'"
     wraps = "true" if room >= _MOST_ROOM else f"{_taken(room)} < {room}"

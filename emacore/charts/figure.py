@@ -10,7 +10,7 @@ import pandas as pd
 
 
 class Figure(NamedTuple):
-    """``spec`` holds no data of its own but constants; layers without data draw ``data``.
+    """A chart: the layers of ``spec`` that have no data of their own draw ``data``.
 
     Altair needs some 20 ms to build a chart, too long for a slider, but mostly the data alone change while one drags.
     So chart functions cache the specification by everything else.  They give channels in Altair's own classes: it takes
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 def spec_of(chart: alt.LayerChart | alt.FacetChart | alt.VConcatChart) -> dict[str, Any]:
     """The chart as a specification whose layers, unless they have rows of their own, draw the figure's table.
 
-    It is not checked against the schema of Vega-Lite, which takes longer than all else; the tests check all of them.
+    It is not checked against the schema of Vega-Lite, which takes longer than all else; the tests check every chart.
     """
     with alt.data_transformers.enable("default", consolidate_datasets=False):
         spec: dict[str, Any] = chart.to_dict(validate=False)
@@ -38,7 +38,7 @@ def spec_of(chart: alt.LayerChart | alt.FacetChart | alt.VConcatChart) -> dict[s
 
 
 def pixels_down(pixels: int) -> alt.YValue:
-    """A place so many pixels below the upper border, as a channel: of ``alt.value`` Altair would have to find it."""
+    """A place so many pixels below the upper border, as a channel; for ``alt.value`` Altair would first look one up."""
     return alt.YValue(pixels)  # type: ignore[no-untyped-call]
 
 

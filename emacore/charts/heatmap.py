@@ -17,8 +17,8 @@ from emacore.formatting import number, signed_percent
 
 #: The names of the selections in which a clicked cell and the one under the pointer arrive.
 CELL, POINTED = "cell", "pointed"
-#: Over log2 of the ratio to the original; they end at a factor of 4 both ways, which the legend says.  What is level
-#: has no colour but the page's own, so a map glares neither in light nor in dark.
+#: Colours over log2 of the ratio to the original; they end at a factor of 4 both ways, which the legend says.  A cell
+#: that is level has the page's own colour, so a map glares neither in light nor in dark.
 _COLOURS = alt.Scale(domain=[-2, 0, 0, 2], range=[AVERAGED, f"{AVERAGED}00", f"{ORIGINAL}00", ORIGINAL])
 _RATIOS = {-2: "a quarter", -1: "half", 0: "the original's", 1: "double", 2: "4 times"}
 #: Lines that hatch a cell, from edge to edge, in shares of its width and height.
@@ -26,8 +26,9 @@ _HATCHES = (
     *((0.0, up, 1 - up, 1.0) for up in (0.75, 0.5, 0.25, 0.0)),
     *((across, 0.0, 1.0, 1 - across) for across in (0.25, 0.5, 0.75)),
 )
+#: The number of the layer of these lines.
 _HATCHED = 1
-#: Of letters on a cell.
+#: The colours that letters on a cell can have: the one that stands out more is taken.
 _LETTERS = ("#16181C", "#E6E9EF")
 
 
@@ -44,14 +45,15 @@ def heatmap(
     shared: str | None = None,
     height: int = 460,
 ) -> Figure:
-    """Cells of columns x, y, code, loss; blue where the loss is below ``reference``, orange where it is above.
+    """A map of cells, blue where the loss is below ``reference``, orange where it is above.
 
-    The lowest cell has a diamond, the chosen one a frame in its curve's colour, and so has the one under the pointer;
-    cells in which ``dotted`` (a column of booleans) is true have a dot.
+    The lowest cell has a diamond, the chosen one a frame in its curve's colour, and so has the one under the pointer.
 
     Args:
+        table: x, y, code, loss; a cell without a code or a finite loss is empty.
+        dotted: A column of booleans: cells in which it is true have a dot.
         chosen: The code of the chosen cell.
-        clicks: Goes with a click; another number makes a click on the same cell another one.
+        clicks: Comes back with a click; where it has changed, a click on the same cell counts as a new one.
         shared: The name of an event.  The row of the cell under the pointer is then the value of the document's body,
             and whoever changes it sends that event, so that other charts can follow it, and keys can move it.
     """
@@ -146,18 +148,17 @@ def evidence_map(
     """What many seeds show in each cell: blue where averaging won, orange where it lost, hatched without evidence.
 
     Args:
-        table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code, median_gain (a share
-            of the original), low, high, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
-        dark: Whether the page is, through which a cell lets the more through the less it shows.
+        table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code,
+            median_gain_percent, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
+        dark: Whether the page is dark; a cell lets the more of the page through the less it shows.
     """
     with np.errstate(invalid="ignore"):
-        ratio = np.maximum(1 - table["median_gain"].astype(float), 2.0**-9)
+        ratio = np.maximum(1 - table["median_gain_percent"].astype(float) / 100, 2.0**-9)
     shown = table.assign(
         change=np.log2(ratio).clip(-2, 2),
-        percent=100 * table["median_gain"],
         text=[
-            f"{_gain(gain)}\n{wins} of {seeds}"
-            for gain, wins, seeds in zip(table["median_gain"], table["wins"], table["seeds"], strict=True)
+            f"{_gain(gain / 100)}\n{wins} of {seeds}"
+            for gain, wins, seeds in zip(table["median_gain_percent"], table["wins"], table["seeds"], strict=True)
         ],
     )
     page = DARK_PAGE if dark else LIGHT_PAGE
@@ -177,8 +178,8 @@ def evidence_map(
 
 
 def _gain(share: float) -> str:
-    """A gain as a cell has it: positive is better, and a loss that grew more than tenfold is told as a "
-    "multiple of the original's."""
+    """A gain (a share) as a cell says it: above 0 is better; of a loss that grew to more than tenfold, the multiple of
+    the original's."""
     if not np.isfinite(share):
         return "not finite"
     if share <= -10:
@@ -200,7 +201,7 @@ def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title:
             tooltip=[
                 alt.Tooltip("x:N", title=x_title),
                 alt.Tooltip("y:N", title=y_title),
-                alt.Tooltip("percent:Q", title="median gain in the final loss (%)", format="+,.3~r"),
+                alt.Tooltip("median_gain_percent:Q", title="median gain in the final loss (%)", format="+,.3~r"),
                 alt.Tooltip("wins:Q", title="seeds in which averaging won"),
                 alt.Tooltip("seeds:Q", title="of"),
                 alt.Tooltip("pairs:Q", title="seeds with a finite gain, of which the median is"),

@@ -26,6 +26,7 @@ from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, rows_of_
 
 #: A line's points that answer the pointer: each is a mark of its own, and drawing a thousand takes 0.2 s.
 PROBES = 120
+#: The numbers of the layers that have rows of their own.
 _NAMES, _RULES, _LABELS = 2, 3, 4
 
 
@@ -54,8 +55,11 @@ def lines(
         x_title, y_title: Axis titles, with their unit.
         x_scale, y_scale: Rows that an axis cannot show (not finite, or not above 0 on a log scale) break the line, and
             are told in ``left_out``.
+        y_domain: The ends of the y axis; by default those of all values that it can show.
+        height: In pixels.
+        max_points: Points that a line is thinned to, see :func:`emacore.charts.thin.kept_rows`.
         faint: Series drawn thin, for context.
-        x_rules: Labelled vertical lines.
+        x_rules: Labelled vertical lines, by their labels.
     """
     ends = axis_ends(table[y].to_numpy(dtype=np.float64), y_scale)
     shown = thin(

@@ -25,19 +25,20 @@ from emacore.formatting import IN_CHARTS
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
-#: What is made here is Arrow, in which Streamlit sends it: with pandas, hundreds of columns take ten times as long.
+#: Tables that are made here are Arrow's, in which Streamlit sends them: with pandas, hundreds of columns take ten times
+#: as long.
 Table: TypeAlias = pd.DataFrame | pa.Table
 #: Values of shape (rows,), or what computes them.
 Line = Floats | Callable[[], Floats]
-#: A moving line's points that answer the pointer.  Each is drawn anew at each move, and its surroundings found anew.
+#: Points of a moving line that answer the pointer: few, because at each move all are drawn, and looked up, anew.
 _PROBES = 40
-#: Lines of so many bytes together are computed once and held; longer ones one at a time, twice.
+#: Lines of at most this many bytes together are computed once and held; longer ones are computed twice, one at a time.
 MOST_HELD = 100_000_000
 #: Pictures above each other have their own colours.
 _RESOLVED = {"scale": {"color": "independent", "strokeDash": "independent"}}
-#: Below so many pixels from the picture's top its title says where the handles are.
+#: The style of the picture's title, which says where the handles are.
 _TITLE = {"fontSize": 13, "fontWeight": "normal", "offset": 8, "anchor": "start"}
-#: Pixels that a letter of it takes on average, and an axis with its title.
+#: Pixels that a letter of that title takes on average, and those of the y axis beside the plot.
 _LETTER, _AXIS = 5.8, 60
 
 
@@ -69,8 +70,9 @@ class Frames(NamedTuple):
     """What the layers of a view draw of some of its series while handles move.
 
     Args:
-        rows: What all frames have in common, a column each: the series, and what the layers draw but does not move.
-        moving: By handle's key, and by the column that moves: shape (rows, marks), not finite where nothing is drawn.
+        rows: The columns that are the same in all frames: the series, and what the layers draw that does not move.
+        moving: By the handle's key and the name of a column that moves: its values, shape (rows, marks); those that are
+            not finite are not drawn.
         column: The column of the series.  The rows of the same series in the figure's table are hidden meanwhile.
         line: The columns of a line's x and y, at whose end its name stands.
         layers: The layers of the figure that draw them; by default all that draw the figure's table.
@@ -101,7 +103,7 @@ class View(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """A further signal of the picture: its name, its value at first, and what it is at each tick of the screen."""
+    """A further signal of the picture: its name, its first value, and a Vega expression of its value at each tick."""
 
     name: str
     value: float
@@ -111,7 +113,8 @@ class Signal(NamedTuple):
 class Moving(NamedTuple):
     """What the browser needs: a specification and its tables by name.
 
-    ``still`` are the names of the tables drawn while no handle moves, in the order of the views.
+    ``still`` are the names of the tables drawn while no handle moves, in the order of the views; ``left_out`` says what
+    the views' axes cannot show.
     """
 
     spec: Spec
@@ -121,7 +124,7 @@ class Moving(NamedTuple):
 
 
 def moving(views: Sequence[View], handles: Sequence[Handle], signals: Sequence[Signal] = ()) -> Moving:
-    """The views, one above the other, with the handles below them.
+    """The views, one above the other, with the handles below them, and further ``signals`` for expressions in them.
 
     Each view's figure has layers; those that draw the figure's table are drawn a second time, of the frames, and the
     figure's own rows of these series are hidden while a handle that moves them is away from its start.
@@ -172,10 +175,11 @@ def line_frames(
 
     Args:
         x, y, series: Names of columns.
-        name: The curve's, its value in ``series``.
-        across: Shape (rows,), increasing.
-        moving: The curve by handle's key, one for each mark.
-        y_ends: The ends of the axis, of which a frame may be off by a share; see :func:`common_rows`.
+        name: The curve's name, its value in ``series``.
+        across: The curve's x, shape (rows,), increasing.
+        moving: By the handle's key, the curve's y at each mark.
+        y_ends: The ends of the y axis; a thinned frame is off by at most a share of its length, see
+            :func:`~emacore.charts.thin.common_rows`.
     """
     if 8 * len(across) * sum(map(len, moving.values())) <= MOST_HELD:
         moving = {key: [_values(line) for line in own] for key, own in moving.items()}
@@ -517,7 +521,7 @@ def _said(handles: Sequence[Handle]) -> str:
     if len(parts) < 2:
         return parts[0]
     line = " + '   \u00b7   ' + ".join(parts)
-    # Of three spaces one is drawn; the axis beside the plot has the title's place, too.
+    # Of three spaces the browser draws one; the title begins above the y axis, so the axis' room is the title's, too.
     room = f"{_LETTER} * (length({line}) - {4 * (len(parts) - 1)}) - {_AXIS}"
     return f"width < {room} ? [{', '.join(parts)}] : {line}"
 

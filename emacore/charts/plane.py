@@ -30,10 +30,8 @@ def paths(
 ) -> Figure:
     """The iterates (orange) and their average (blue), both of shape (T, 2), around a quadratic's minimum at the origin.
 
-    A signal ``shown``, where the picture has one, is the last step that is drawn.
-
     Args:
-        curvatures: Of the loss along the two weights.
+        curvatures: Those of the loss along the two weights.
         reach: Both axes go from ``-reach`` to ``reach``, rounded up to halves.
     """
     border = border_of(reach)
@@ -51,8 +49,11 @@ def border_of(reach: float) -> float:
 def path_frames(
     original: Mapping[str, Sequence[Floats]], averaged: Mapping[str, Sequence[Floats]]
 ) -> tuple[Frames, Frames]:
-    """What :func:`paths` draws while handles move: both paths, shape (T, 2), at each mark of the handles that move
-    them, by the handles' keys."""
+    """The frames of :func:`paths`.
+
+    Args:
+        original, averaged: By the keys of the handles that move a path: the path at each mark, shape (T, 2).
+    """
 
     def frames(name: str, by_handle: Mapping[str, Sequence[Floats]]) -> Frames:
         steps = np.arange(len(next(iter(by_handle.values()))[0]))
@@ -70,7 +71,7 @@ def path_frames(
 
 
 def playing(figure: Figure) -> Figure:
-    """The same with paths up to the step that the signal ``shown`` says."""
+    """A figure of :func:`paths` whose paths go up to the step that the picture's signal ``shown`` holds."""
     layers = list(figure.spec["layer"])
     last = int(figure.data["step"].max())
     layers[_PATHS] = {**layers[_PATHS], "transform": [{"filter": "datum.step <= shown"}]}
@@ -88,13 +89,13 @@ def paths_on_landscape(
     titles: tuple[str, str],
     height: int = 520,
 ) -> Figure:
-    """The same for a real network, over contours of its measured loss.
+    """The path of a network's weights (orange) and of their average (blue) in a plane, over contours of the loss there.
 
     Args:
         original, averaged: Places in the plane, shape (N, 2).
-        steps: To which steps of the run they belong, shape (N,).
-        landscape: A full grid: u, v, loss.
-        titles: Of the two axes.
+        steps: The steps of the run to which they belong, shape (N,).
+        landscape: A full grid of places and the measured loss there: u, v, loss.
+        titles: The titles of the two axes.
     """
     grid = landscape.pivot(index="v", columns="u", values="loss")
     u, v = (tuple(float(side) for side in (axis[0], axis[-1])) for axis in (grid.columns, grid.index))

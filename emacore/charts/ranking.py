@@ -31,9 +31,11 @@ def ranking(
 ) -> Figure:
     """A dot for each row, the lowest on top, on a log axis where all values are above 0; its tooltip has the whole row.
 
+    Rows without a finite value are not drawn, and named in ``left_out``.
+
     Args:
         name, value: Columns of ``table``.
-        colours: Of some of the names; the others are grey.
+        colours: The colours of some of the names; the others are grey.
         reference: The name whose value a vertical line marks.
     """
     shown = table[np.isfinite(table[value])].sort_values(value, kind="stable", ignore_index=True)

@@ -18,10 +18,11 @@ from emacore.charts.thin import Scale, axis_ends, left_out, thin
 from emacore.formatting import IN_CHARTS, number
 
 _MOST_BINS = 24
-#: Pixels that all seeds take where it is drawn how many still train.
+#: Pixels of the height of the grey strip, which says how many seeds still train, where all do.
 _STRIP = 34
+#: The numbers of the layers of :func:`differences` that have rows of their own.
 _ZERO, _INTERVAL, _RULES, _LABELS = range(4)
-#: Of the bands: the names' layer among the curves' own, and the height.
+#: Of :func:`bands`, the number of the names' layer among those of the curves, and the height in pixels.
 _NAMES, _HEIGHT = 3, 360
 
 
@@ -61,12 +62,12 @@ def _bands(colours: tuple[tuple[str, str], ...], y_title: str, y_scale: Scale) -
             color=colour,
         )
     )
-    area = base.mark_area(clip=True).encode(
+    area = base.mark_area().encode(
         y=alt.Y("low:Q", title=y_title, scale=scale),
         y2=alt.Y2("high:Q"),
         opacity=alt.OpacityValue(**alt.when(highlight).then(alt.value(0.22)).otherwise(alt.value(0.04))),
     )
-    line = base.mark_line(clip=True, strokeWidth=2.2).encode(
+    line = base.mark_line(strokeWidth=2.2).encode(
         y=alt.Y("median:Q", title=y_title, scale=scale),
         opacity=alt.OpacityValue(**alt.when(highlight).then(alt.value(0.95)).otherwise(alt.value(0.12))),
     )
@@ -106,12 +107,12 @@ def differences(
     """One dot a seed, from the smallest to the largest gain: blue where averaging won, orange where it lost.
 
     Args:
-        table: seed, gain (in percent); gains that are not finite are not drawn.
-        interval: Of the median, shaded; NaN where there is none.
-        rules: Labelled vertical lines.
+        table: seed, gain_percent; gains that are not finite are not drawn.
+        interval: The median's, which is shaded; NaN where there is none.
+        rules: Labelled vertical lines, by their labels.
     """
-    shown = table[np.isfinite(table["gain"])].sort_values("gain", ignore_index=True)
-    shown = shown.assign(rank=shown.index + 1, won=shown["gain"] > 0)
+    shown = table[np.isfinite(table["gain_percent"])].sort_values("gain_percent", ignore_index=True)
+    shown = shown.assign(rank=shown.index + 1, won=shown["gain_percent"] > 0)
     spec = _differences(x_title, height)
     marks = [{"at": at, "label": label, "height": -6 - 14 * n} for n, (label, at) in enumerate(rules.items())]
     spec = with_layer_data(spec, _ZERO, [{"at": 0.0}])
@@ -132,10 +133,10 @@ def _differences(x_title: str, height: int) -> dict[str, Any]:
         x=alt.X("at:Q", title=x_title), text=alt.Text("label:N"), y=alt.Y("height:Q", scale=None, axis=None)
     )
     dots = base.mark_circle(size=55, opacity=0.9).encode(
-        x=alt.X("gain:Q", title=x_title),
+        x=alt.X("gain_percent:Q", title=x_title),
         y=alt.Y("rank:Q", title="seeds, ordered", scale=alt.Scale(nice=False, padding=10), axis=WHOLE_AXIS),
         color=alt.ColorValue(**alt.when(alt.datum.won).then(alt.value(AVERAGED)).otherwise(alt.value(ORIGINAL))),
-        tooltip=[alt.Tooltip("seed:Q"), alt.Tooltip("gain:Q", title=x_title, format="+,.3~r")],
+        tooltip=[alt.Tooltip("seed:Q"), alt.Tooltip("gain_percent:Q", title=x_title, format="+,.3~r")],
     )
     layered = alt.layer(zero, interval, rules, labels, dots).resolve_scale(y="independent")
     return spec_of(layered.properties(height=height))
@@ -148,7 +149,7 @@ def histogram(
 
     Args:
         whole: Whether the values are whole numbers.
-        rules: Labelled vertical lines.
+        rules: Labelled vertical lines, by their labels.
     """
     table = bins(values, whole=whole)
     marks = [{"at": at, "label": label} for label, at in (rules or {}).items()]
@@ -157,7 +158,7 @@ def histogram(
 
 
 def bins(values: ArrayLike, *, whole: bool = False) -> pd.DataFrame:
-    """How many values lie where, in at most 25 bins of one round width: low, high, seeds, label.
+    """How many values lie in each of at most 25 bins of one round width: low, high, seeds (the count), label.
 
     Values that are not finite, and bins without any, are left out.
 

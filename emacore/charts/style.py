@@ -8,7 +8,7 @@ ORIGINAL = "#E8790C"  # orange: the trained weights, or a noisy sequence
 AVERAGED = "#3B82D6"  # blue: their average
 CLEAN = "#8A8F98"  # grey: what is under the noise, or a reference
 CHOSEN = "#D6246E"  # crimson: what was clicked on a map
-#: What is behind them, as .streamlit/config.toml says.
+#: The colours of the page behind them, as .streamlit/config.toml sets them.
 LIGHT_PAGE, DARK_PAGE = "#FFFFFF", "#12161D"
 #: The rest of the palette, for other schemes; after Okabe and Ito, 2008, with the lightest ones darkened.
 OTHERS = ("#009E73", "#CC79A7", "#B08900", "#7A5FC0", "#A65628")
@@ -28,13 +28,13 @@ def palette(names: Iterable[str], fixed: dict[str, str] | None = None) -> dict[s
 
 
 def mixed(colour: str, page: str, share: float) -> str:
-    """What one sees of a colour that covers a page by so much of 1; colours are "#RRGGBB"."""
+    """What one sees of a colour that covers ``share`` (0 to 1) of the page behind it; colours are "#RRGGBB"."""
     parts = zip(_parts(colour), _parts(page), strict=True)
     return "#" + "".join(f"{round(share * front + (1 - share) * behind):02X}" for front, behind in parts)
 
 
 def contrast(one: str, other: str) -> float:
-    """Of two colours, from 1 to 21.
+    """The contrast ratio of two colours, "#RRGGBB": from 1 to 21.
 
     Source: WCAG 2.2, "contrast ratio" and "relative luminance", https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio.
     """
@@ -43,7 +43,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def readable(letters: Iterable[str], on: str) -> str:
-    """The colour of letters that stands out most."""
+    """The one of the colours ``letters`` that stands out most ``on`` a colour."""
     return max(letters, key=lambda colour: contrast(colour, on))
 
 

@@ -19,9 +19,9 @@ Scale = Literal["linear", "log"]
 MAX_POINTS = 800
 #: How far a smooth line may be off, as a share of the axis; half a pixel of a chart of usual height.
 TOLERANCE = 0.0015
-#: The same for lines of which a reader sees one at a time, while it moves.
+#: How far a frame may be off, as a share of the axis: more, because a reader sees one at a time, while it moves.
 TOLERANCE_OF_FRAMES = 0.005
-#: Of the points, the share that is kept for corners.
+#: The share of a line's points that is kept free for corners.
 _CORNERS = 1 / 8
 
 
@@ -45,8 +45,8 @@ def kept_rows(
         x: Shape (rows,).
         y: Shape (rows,), or (rows, lines) for lines that share their rows: each keeps its own extremes and corners.
         max_points: As many rows are kept at most, but never fewer than the ends and one column's extremes.
-        x_scale, y_scale: Of the axes.  Rows that :func:`drawable` excludes are never kept; where there are few gaps,
-            the rows at their borders are.
+        x_scale, y_scale: The scales of the axes.  Rows that :func:`drawable` excludes are never kept; where there are
+            few gaps, the rows at their borders are.
         y_range: The ends of the y axis, in units of ``y``; those of this line by default.
 
     Returns:
@@ -231,7 +231,7 @@ def left_out(table: pd.DataFrame, scales: Mapping[str, Scale], series: str) -> s
 
 
 def _kinds(values: Mapping[str, Floats], scales: Mapping[str, Scale], rows: Positions) -> str:
-    """Of what kind the values in these rows are that an axis cannot show."""
+    """Which kinds of values in these rows the axes cannot show: "missing, infinite, 0, below 0"."""
     chosen = [(values[column][rows], scale) for column, scale in scales.items()]
     kinds = {
         "missing": any(np.isnan(some).any() for some, _ in chosen),

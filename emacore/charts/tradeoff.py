@@ -16,27 +16,30 @@ from emacore.charts.figure import Figure, pixels_down, spec_of, with_layer_data
 from emacore.charts.moving import Floats, Frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
 
-#: The lines.
+#: The lines by their names, with their colours.
 CURVES = {
     "average": AVERAGED,
     "SGD's last step": ORIGINAL,
     "start left in it": OTHERS[1],
     "noise left in it": OTHERS[0],
 }
-#: The axis of the losses ends so far below the greatest.
+#: The lowest loss that the axis shows, as a share of the greatest.
 _DEEPEST = 1e-6
+#: The numbers of the layers that have rows of their own.
 _CHOSEN, _LABELS, _NAMES = 2, 3, 4
 
 
 def tradeoff(table: pd.DataFrame, *, chosen: float, label: str, height: int = 400) -> Figure:
     """Lines of the formula, with simulated averages as dots, over the half-life.
 
-    Args:
-        table: decay, half_life (steps; above 0), bias, variance, expected, simulated, last (of the last iterate).
-        chosen: The half-life that a vertical line marks, with ``label`` beside it.
+    The axis of losses begins at a third of the lowest of averages and last step, but not below a millionth of the
+    greatest; lines of lower losses leave the picture at its lower edge.
 
-    Losses below the axis (a third of the lowest of averages and last step, but no less than a millionth of the
-    greatest) leave the picture at its lower edge.
+    Args:
+        table: decay, half_life (steps; above 0), and losses: bias, variance, expected (their sum), simulated, last
+            (of the last iterate).
+        chosen: The half-life that a vertical line marks, with ``label`` beside it.
+        height: In pixels.
     """
     columns = dict(zip(CURVES, ("expected", "last", "bias", "variance"), strict=True))
     keys = table[["decay", "half_life"]]
@@ -68,12 +71,13 @@ def tradeoff_frames(
     half_lives: Sequence[float],
     labels: Sequence[str],
 ) -> tuple[Frames, Frames]:
-    """What :func:`tradeoff` draws while handles move: other formulas, and elsewhere the mark of the chosen decay.
+    """The frames of :func:`tradeoff`: other losses, or another place of the mark of the chosen decay.
 
     Args:
-        by_handle: By the keys of the handles that change the formulas: a table's columns at each mark; all have the
+        by_handle: By the keys of the handles that change the losses: the table's columns at each mark; all have the
             same decays.
-        key: Of the handle that moves the chosen decay, with its half-life and its label at each mark.
+        key: The key of the handle that moves the chosen decay.
+        half_lives, labels: Where the mark then is, in steps, and what it says, at each mark of that handle.
     """
     columns = dict(zip(CURVES, ("expected", "last", "bias", "variance"), strict=True))
     first = next(iter(by_handle.values()))[0]
@@ -99,7 +103,7 @@ def tradeoff_frames(
 
 
 def _rounded(value: float) -> float:
-    """To two digits, so that few specifications are made while a slider moves."""
+    """A number rounded to two digits, so that few specifications are made while a slider moves."""
     return float(f"{value:.1e}") if math.isfinite(value) else value
 
 

@@ -89,7 +89,7 @@ class Stretch:
 
     @property
     def sentence(self) -> str:
-        """The stretch in words."""
+        """What the average did between the two files, in words."""
         low, best, high = self.decays
         about = f"From step {self.begin:,} to {self.end:,}"
         if self.rate.has_low and self.rate.has_high:
@@ -152,7 +152,7 @@ class Diagnosis:
 
     @property
     def sentences(self) -> list[str]:
-        """All of it in words."""
+        """The findings, or that there are none, then each stretch and the notes, in words."""
         found = [finding.sentence for finding in self.findings] or [self.verdict]
         return [*found, *(stretch.sentence for stretch in self.stretches), *self.notes]
 
@@ -207,7 +207,7 @@ def diagnose(
 
 
 def diagnosed(evidence: Evidence, configured: Schedule | None = None) -> Diagnosis:
-    """The same from the evidence."""
+    """The diagnosis that :func:`diagnose` makes, from evidence that was read already."""
     case = _Case(evidence, configured)
     if len(evidence.steps) < 2:
         note = "One file tells only whether the average equals the raw weights: give two or more of one run."
@@ -262,7 +262,7 @@ class _Case:
 
     @property
     def expected(self) -> list[float] | None:
-        """Of each stretch, how much the configured schedule would have forgotten."""
+        """How much the configured schedule would have forgotten in each stretch."""
         return None if self.configured is None else self.forgotten(self.configured)
 
     def forgotten(self, schedule: Schedule, change: Callable[[float], float] | None = None) -> list[float]:
@@ -278,13 +278,13 @@ class _Case:
         return found
 
     def last_decay(self) -> float:
-        """Of the configured schedule at the last file."""
+        """The configured schedule's decay at the last file."""
         assert self.configured is not None
         return float(self.configured.at([last_move(self.configured, self.evidence.steps[-1])])[0])
 
 
 def _of_tensors(case: _Case) -> Iterator[Finding]:
-    """What single tensors tell."""
+    """The findings that single tensors give, such as that one is not finite or never moves."""
     steps = case.evidence.steps
     if broken := _broken(case):
         first = min(one.broken_at for one in broken if one.broken_at is not None)
@@ -673,7 +673,7 @@ def _notes(case: _Case, stretches: Sequence[Stretch], found: Sequence[Finding]) 
 
 
 def _half_memory(case: _Case) -> str:
-    """Of the configured average, as words in a sentence; empty where that has none."""
+    """Half a memory of the configured average, as words in a sentence; empty where that has none."""
     if case.configured is None or not 0 < (decay := case.last_decay()) < 1:
         return ""
     steps = max(round(case.configured.update_every / (1 - decay) / 2), 1)

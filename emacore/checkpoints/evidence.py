@@ -94,12 +94,13 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Of groups of weights in each stretch: sums that whole tensors are too large to keep beside each other."""
+    """Sums over G groups of weights in S stretches: whole tensors are too large to be kept beside each other."""
 
     products: Floats  # (G, S, 4, 4)
     counts: Floats  # (G,)
     rounding: Floats  # (G, S)
-    #: Of small and of large averaged numbers movement times gap, and gap squared; of the large, those stuck, and all.
+    #: For small and for large averaged numbers: movement times gap, and gap squared; how many of the large are stuck,
+    #: and how many there are.
     classes: Floats  # (G, S, 6)
 
 
@@ -132,8 +133,9 @@ class Evidence:
     def weights(self) -> list[TensorFacts]:
         """The tensors that tell the decay: that move, and are averaged, and no running statistics."""
         plain = [one for one in self.tensors if one.trains and one.finite and not (one.is_copied or one.is_frozen)]
-        # A bias before BatchNorm, for instance, has no gradient but rounding.
-        return [one for one in plain if one.far and not one.is_statistic] or plain
+        plain = [one for one in plain if not one.is_statistic] or plain
+        # A bias before BatchNorm, for instance, has no gradient but rounding; in some runs all weights hardly move.
+        return [one for one in plain if one.far] or plain
 
     @property
     def scales(self) -> list[float]:
@@ -164,7 +166,7 @@ class Evidence:
         return _share(float(signs @ total @ signs), total)
 
     def lag_before(self, stretch: int) -> float:
-        """The same at the begin of a stretch, as a share of how far the raw weights went after it."""
+        """Distance of the average from the raw weights at the begin of a stretch, as a share of how far those went."""
         total = sum((one.products[:, stretch].sum(axis=0) for one in self._of_weights()), np.zeros((4, 4)))
         return _share(float(total[0, 0]), total)
 

@@ -33,7 +33,7 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
-        """That of a file as it is now.
+        """The stamp of a file as it is now.
 
         Raises:
             CheckpointError: if there is none any more.

@@ -42,7 +42,7 @@ class Hashes:
 
     @property
     def digests(self) -> dict[Path, str]:
-        """Of what was read of each."""
+        """By file, the SHA-256 of what was read of it, in hexadecimal digits."""
         return {path: digest.sha.hexdigest() for path, digest in self._of.items()}
 
     def _read(self, digest: _Digest, upto: int) -> None:

@@ -247,7 +247,7 @@ class _Plain(pickle.Unpickler):
     """Knows what tensors are made of, and imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name."""
+        """What stands for a name in the file; nothing is imported."""
         if name == "_reconstruct_persistent_obj":
             return _persistent
         if name == "EasyDict":

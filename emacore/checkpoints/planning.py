@@ -325,7 +325,6 @@ def _sources(
             decays[name] = PowerFunction(sigma_rel=width).decays(calls)
     begin = 0
     sources: list[Source] = []
-    before = -1
     for one in chosen:
         for name in names:
             section = one.section(name)
@@ -340,7 +339,7 @@ def _sources(
             if name in decays:
                 profile = Averaged(call, decays[name])
             elif section.kind == "window":
-                first = int(section.about.get("begin", before + 2)) - shift
+                first = int(section.about["begin"]) - shift
                 if not sources:
                     begin = first if last is not None else 0
                 profile = Span(first - begin, call - begin)
@@ -348,7 +347,6 @@ def _sources(
                 if not sources:
                     begin = call if last is not None else 0
                 profile = Span(call - begin, call - begin)
-            before = call
             sources.append(Source(one, section, profile))
     return sources, begin
 

@@ -67,7 +67,7 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """What its files take."""
+        """Bytes that its files take."""
         return sum(Stamp.of(file).size for file in self.files)
 
     def section(self, name: str) -> Section | None:
@@ -105,7 +105,7 @@ class Checkpoints(Sequence[Checkpoint]):
 
     @property
     def steps(self) -> NDArray[np.int64]:
-        """Of each, shape (N,), rising."""
+        """The step after which each checkpoint was written, shape (N,), rising."""
         return np.array([one.step for one in self._found], dtype=np.int64)
 
     @property
@@ -235,7 +235,7 @@ def open_checkpoints(path: str | Path | Sequence[str | Path]) -> Checkpoints:
 
 
 def _is_merged(unit: Unit) -> bool:
-    """Whether a merge wrote it."""
+    """Whether a merge of ours wrote this file."""
     return "emacore_merge" in unit.metadata or unit.path.with_name(f"{unit.path.name}.merge.json").is_file()
 
 

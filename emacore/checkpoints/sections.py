@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args
 
 from emacore.checkpoints.stored import CheckpointError, Foreign, StoredTensor, Unit
 from emacore.tensors.pairing import listed, plain_name
@@ -165,9 +165,7 @@ def _sections(unit: Unit) -> Iterator[Section]:
     if "optimization_step" not in beside:
         beside = {}
     kind: Kind = "average" if by_name or beside else "raw"
-    told = unit.metadata.get("emacore")
-    if told is not None:
-        about = json.loads(told)
+    if (about := _told_by_snapshot(unit)) is not None:
         state = unit.content if _is_weights(unit.content) else unit.content.get("model", {})
         yield from _flat("", state, about.pop("kind", "raw"), unit, about)
         return
@@ -206,6 +204,27 @@ def _sections(unit: Unit) -> Iterator[Section]:
         else:
             for inner, state in _weights_below(name, part):
                 yield from _flat(inner, state, "average" if _AVERAGE.search(inner) else "raw", unit)
+
+
+def _told_by_snapshot(unit: Unit) -> dict[str, Any] | None:
+    """What a file of our own says of its weights."""
+    told = unit.metadata.get("emacore")
+    if told is None:
+        return None
+    try:
+        about = json.loads(told)
+    except ValueError:
+        about = None
+    if (
+        not isinstance(about, dict)
+        or about.get("kind", "raw") not in get_args(Kind)
+        or (about.get("kind") == "window" and not _whole(about.get("begin")))
+    ):
+        raise CheckpointError(
+            f'{unit.path.name} says of itself emacore = {told[:60]!r}, where a snapshot says {{"kind": "raw"}}, '
+            '{"kind": "average"}, or {"kind": "window", "begin": the first of its steps}'
+        )
+    return about
 
 
 _OF_DIFFUSERS = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")

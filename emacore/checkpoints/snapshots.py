@@ -142,7 +142,7 @@ class Snapshots:
 
     @property
     def kind(self) -> str:
-        """``windows`` or ``power``."""
+        """What is stored: ``windows`` or ``power``."""
         return self._kind
 
     def __enter__(self) -> Self:

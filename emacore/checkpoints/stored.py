@@ -14,6 +14,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -69,12 +70,12 @@ class StoredTensor:
 
     @property
     def numel(self) -> int:
-        """How many numbers it has."""
+        """How many numbers the tensor has."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """What it takes in its file."""
+        """Bytes that the tensor takes in its file."""
         return self.numel * self.dtype.itemsize
 
     @property
@@ -200,7 +201,8 @@ def find_units(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[Callable[
     taken: set[Path] = set()
     for index in entries:
         if index.name.endswith(".index.json") and suffix_of(Path(index.name.removesuffix(".index.json"))):
-            taken.update(path / name for name in _shards(index, quietly=True))
+            with suppress(CheckpointError):  # it is told when the index is opened
+                taken.update(path / name for name in _shards(index))
             found.append(lambda index=index: open_index(index))  # type: ignore[misc]
     sets: dict[str, list[Path]] = {}
     for entry in entries:
@@ -337,12 +339,10 @@ def _joined(path: Path, units: list[Unit]) -> Unit:
     return Unit(path, files, f"{units[0].form}, {len(units)} files", content, metadata)
 
 
-def _shards(index: Path, *, quietly: bool = False) -> list[str]:
+def _shards(index: Path) -> list[str]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if quietly:  # it is told when it is opened
-            return []
         raise CheckpointError(f"{index.name} is no index of files: {_first_line(error)}") from error
     if outside := [name for name in names if Path(name).name != name]:
         raise CheckpointError(f"{index.name} names {outside[0]!r}, which is not beside it")
@@ -435,7 +435,8 @@ def _torch_saved(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
 
 
 def _archive(path: Path) -> Any:
-    """The same as :func:`~emacore.checkpoints.pickled.archive_in` finds it: where in the file each tensor lies."""
+    """Where in the file each tensor lies, as :func:`~emacore.checkpoints.pickled.archive_in` finds it; ``None`` if it
+    cannot."""
     try:
         return archive_in(path, 0, path.stat().st_size)
     except (*_OF_A_BAD_FILE, pickle.UnpicklingError, zipfile.BadZipFile):
@@ -529,10 +530,10 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def _stored(value: Any, path: Path, place: Any, parts: PartsOf, depth: int = 0) -> Any:
-    """The same with tensors as :class:`StoredTensor`; lists become dictionaries by number.
+    """A loaded value with its tensors as :class:`StoredTensor`; lists become dictionaries by number.
 
     Args:
-        place: The same as :func:`_archive` has it.
+        place: What :func:`_archive` has in the place of this value.
     """
     if depth > _DEEPEST:
         raise CheckpointError(f"{path.name} is nested more than {_DEEPEST} deep: save the state_dict by itself")

@@ -63,7 +63,7 @@ class Writer:
             (stage / told_beside(target).name).write_text(text)
 
 
-#: Of the header, for what it says besides tensors.
+#: Bytes of the header for what it says besides tensors.
 _HEADER_ROOM = 4096
 
 
@@ -137,7 +137,8 @@ def _beyond(values: Tensor, dtype: torch.dtype) -> float | None:
 
 
 def _as_torch_file(source: Path, ties: Mapping[str, str], target: Path) -> None:
-    """The same by ``torch.save``, mapped, so that it need not fit into memory; shared tensors have all their names."""
+    """Write a safetensors file anew by ``torch.save``, mapped, so that it need not fit into memory; shared tensors get
+    all their names."""
     from safetensors import safe_open
 
     with safe_open(source, "pt") as file:

@@ -107,7 +107,11 @@ def train(config: str | None, changes: tuple[tuple[str, Any], ...], verbose: boo
 @first_seed
 @each_line
 @click.option(
-    "--schedule", "further", type=ScheduleCode(), multiple=True, help="A further average of the same networks."
+    "--schedule",
+    "further",
+    type=ScheduleCode(),
+    multiple=True,
+    help="A further average of the same networks, kept in the history beside their own; may be given many times.",
 )
 @output
 def replicate(
@@ -136,7 +140,9 @@ def replicate(
     from emacore.experiments.statistics import seeds_in_words, verdict
     from emacore.experiments.studies import Study
 
-    study = _checked(lambda: Study(_config(config, changes), tuple(range(first_seed, first_seed + seeds)), further))
+    study = _checked(
+        lambda: Study(_config(config, changes, own_seed=False), tuple(range(first_seed, first_seed + seeds)), further)
+    )
     _tell(seeds_in_words(seeds, 1))
     with Interruption() as by_hand:
         with Progress("epoch", study.config.max_epochs, each=verbose) as progress:
@@ -156,11 +162,21 @@ def replicate(
 
 @cli.command(cls=WithSettings)
 @settings
-@click.option("--grid", "axes", type=Setting(), multiple=True, required=True, help="name=[values] as JSON.")
+@click.option(
+    "--grid",
+    "axes",
+    type=Setting(),
+    multiple=True,
+    required=True,
+    help="A setting and its values, name=[values] as JSON; each further one multiplies the cells.",
+)
 @seed_count
 @first_seed
 @each_line
-@click.option("--scheduler", help="Address of a Dask scheduler; also EMACORE_SCHEDULER.")
+@click.option(
+    "--scheduler",
+    help="Address of a Dask scheduler, whose workers train; by default that in EMACORE_SCHEDULER, else this machine.",
+)
 @output
 def sweep(
     config: str | None,
@@ -185,7 +201,7 @@ def sweep(
 
     def read() -> Sweep:
         grid = {name: values if isinstance(values, list) else [values] for name, values in axes}
-        return Sweep(_config(config, changes), grid, tuple(range(first_seed, first_seed + seeds)))
+        return Sweep(_config(config, changes, own_seed=False), grid, tuple(range(first_seed, first_seed + seeds)))
 
     job: Sweep = _checked(read)
     address = _checked(lambda: address_of(scheduler))
@@ -210,7 +226,7 @@ def sweep(
 @cli.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 @click.argument("schemes", type=SchemeCode(), nargs=-1, required=True)
-@click.option("--final", is_flag=True, help="The last average only.")
+@click.option("--final", is_flag=True, help="Measure the last average only, not that after each epoch.")
 @output
 def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | None) -> None:
     """Replay a recorded run (a folder) under other schedules, or under windows.
@@ -237,7 +253,9 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
 
 @cli.command(cls=WithFamilies)
 @click.argument("schedule", type=ScheduleCode())
-@click.option("--steps", type=Count(2, MOST_STEPS), default=5000, show_default=True, help="Of the run, such as 1e9.")
+@click.option(
+    "--steps", type=Count(2, MOST_STEPS), default=5000, show_default=True, help="The run's length, such as 1e9."
+)
 @output
 def schedule(schedule: Schedule, steps: int, output: str | None) -> None:
     """Print a schedule's decays, and what each step weighs in the last average; of a long run, of some of its steps.
@@ -275,7 +293,7 @@ def _whole(schedule: Schedule, steps: int) -> Columns:
 
 
 def _sampled(schedule: Schedule, steps: int) -> Columns:
-    """The same of some steps, in the memory that these need."""
+    """Steps, decays, weights, and figures in words, of some steps of a long run, in the memory that these need."""
     calls = sampled_calls(steps, schedule, most=1600)
     decays, found = schedule.at(calls), memory(schedule, steps)
     _tell(f"{counted(len(calls), 'step')} of {steps:,} are printed: even in the steps and in their logarithms")
@@ -292,36 +310,54 @@ def _sampled(schedule: Schedule, steps: int) -> Columns:
 @click.option(
     "--like",
     type=click.Choice(list(WAYS), case_sensitive=False),
-    help="As this tool smooths its curves, or a plain average.",
+    help="Smooth as this tool does, or by a plain average: an EMA from the first value or from zero, a moving average.",
 )
-@click.option("--smoothing", type=Number(0, 1, max_open=True), help="The slider of TensorBoard or W&B.")
-@click.option("--half-life", type=Number(0, min_open=True), help="Of --like pandas, in the unit of x.")
-@click.option("--decay", type=Number(0, 1), help="Of --like first and --like zero.")
-@click.option("--window", type=click.IntRange(1), help="Of --like moving-average, in values.")
+@click.option(
+    "--smoothing",
+    type=Number(0, 1, max_open=True),
+    help="For --like tensorboard and --like wandb: their slider. Nearer to 1 is smoother, and later.",
+)
+@click.option(
+    "--half-life",
+    type=Number(0, min_open=True),
+    help="For --like pandas: the distance in x over which half is forgotten. Longer is smoother, and later.",
+)
+@click.option(
+    "--decay",
+    type=Number(0, 1),
+    help="For --like first and --like zero: the share kept at each value. Nearer to 1 is smoother, and later.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(1),
+    help="For --like moving-average: how many values it is the mean of. More are smoother, and later.",
+)
 @click.option(
     "--viewport-scale",
     type=Number(0, min_open=True),
     default=1000,
     show_default=True,
-    help="Of --like wandb, whose documentation names it without a number.",
+    help="For --like wandb, whose documentation names it without a number. Larger is less smoothing.",
 )
 @click.option("--x", "x", help="The column that is x, or row; by default the step, or else a time.")
-@click.option("--column", "columns", multiple=True, help="By default every metric; may be given many times.")
+@click.option(
+    "--column", "columns", multiple=True, help="A column to smooth; may be given many times. By default every metric."
+)
 @click.option(
     "--order",
     type=click.Choice(["step", "file"]),
     default="step",
     show_default=True,
-    help="What is smoothed first: the lowest step, or the first row.",
+    help="Smooth from the lowest step to the highest, or the rows as they stand in the file.",
 )
 @click.option(
     "--repeats",
     type=click.Choice(["all", "last"]),
     default="all",
     show_default=True,
-    help="Of several values at a step, as after a restart.",
+    help="Where a step has several values, as after a restart: smooth all of them, or the last one only.",
 )
-@click.option("--suffix", default="_smoothed", show_default=True, help="Of the new columns' names.")
+@click.option("--suffix", default="_smoothed", show_default=True, help="What the new columns' names end in.")
 @output
 def smooth(
     file: str,
@@ -409,9 +445,17 @@ for command in (merging.checkpoints, merging.merge, diagnosing.diagnose, stored.
 
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.option(
-    "--open", "paths", multiple=True, type=click.Path(exists=True), help="Checkpoints or a recording to look at."
+    "--open",
+    "paths",
+    multiple=True,
+    type=click.Path(exists=True),
+    help="A file or folder of checkpoints, or a recording, to look at.",
 )
-@click.option("--evaluate", metavar="MODULE:FUNCTION", help="Measures their networks: the loss of tensors by name.")
+@click.option(
+    "--evaluate",
+    metavar="MODULE:FUNCTION",
+    help="A function that measures their networks, from tensors by name to a loss; a recording may have its own.",
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def app(paths: tuple[str, ...], evaluate: str | None, arguments: tuple[str, ...]) -> None:
     """Open the app; further arguments go to Streamlit.
@@ -429,17 +473,18 @@ def app(paths: tuple[str, ...], evaluate: str | None, arguments: tuple[str, ...]
         raise click.ClickException("the app needs Streamlit: pip install 'emacore[app]'")
     from emacore.experiments.opened import EVALUATE, OPEN, checked_evaluator, checked_paths
 
-    # The GNU C library asks for it as a process starts, when emacore.memory is not there yet to say so.
+    # The GNU C library reads this as a process starts; emacore.memory asks for it only once Python runs.
     environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
     if paths:
         environment[OPEN] = _checked(lambda: checked_paths(paths))
     if evaluate is not None:
         environment[EVALUATE] = _checked(lambda: checked_evaluator(evaluate))
-    # A file of settings is read where one stands; these are to hold anywhere, and can be said otherwise.
+    # Streamlit reads the settings of the current folder; these hold in any folder, unless an argument says otherwise.
     safe = [f"--{name}={value}" for name, value in _SAFE.items() if not any(name in given for given in arguments)]
     os.execve(sys.executable, [sys.executable, "-m", "streamlit", "run", str(file), *safe, *arguments], environment)
 
 
+#: Streamlit's options, unless others are given: only this machine reaches the app, and errors show no code.
 _SAFE = {"server.address": "localhost", "client.showErrorDetails": "none"}
 
 
@@ -489,7 +534,12 @@ def main() -> None:
         sys.exit(FAILED)
 
 
-def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfig:
+def _config(file: str | None, changes: tuple[tuple[str, Any], ...], *, own_seed: bool = True) -> TaskConfig:
+    """The settings of a file, or the default ones, with changes; those that change nothing are told.
+
+    Args:
+        own_seed: Whether the seed among them is that of what is trained: of a run, not of a study or sweep.
+    """
     from emacore.experiments.studies import Study, Sweep, job_from_json, with_settings
     from emacore.limits import SETTINGS_BYTES, check_most
     from emacore.tasks.regression.config import RunConfig
@@ -511,8 +561,9 @@ def _config(file: str | None, changes: tuple[tuple[str, Any], ...]) -> TaskConfi
     if "data.path" in idle and any(name == "data.path" for name, _ in changes):
         raise click.UsageError(f"data.path needs data.kind=csv and data.target=COLUMN beside it: {idle['data.path']}")
     for name, _ in changes:
-        if name in idle and name != "seed":  # which one run has, and a study has not
-            _tell(f"{name} changes nothing here: {idle[name]}")
+        if name in idle and not (name == "seed" and own_seed):
+            instead = "; --seeds and --first-seed say which" if name == "seed" else ""
+            _tell(f"{name} changes nothing here: {idle[name]}{instead}")
     return config
 
 

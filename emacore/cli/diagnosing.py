@@ -14,7 +14,11 @@ from emacore.cli.terminal import write_text
 
 @click.command()
 @click.argument("paths", type=click.Path(exists=True), nargs=-1, required=True)
-@click.option("--configured", type=ScheduleCode(), help="The schedule that the average was to have; a step is a call.")
+@click.option(
+    "--configured",
+    type=ScheduleCode(),
+    help="The schedule that the average should have had, in optimiser steps: then it is said whether it did.",
+)
 @click.option("--average", help="The section that holds the average, where the files have several.")
 @click.option("--raw", help="The section that holds the raw weights, where the files have several.")
 @output
@@ -23,8 +27,8 @@ def diagnose(
 ) -> None:
     """Say what an average really did, from files that hold raw and averaged weights: the decay, and what is wrong.
 
-    Two files of one run are the least; best they are half a memory of the average apart. --output names a file for
-    the decays between the files.
+    It takes at least two files of one run, best half a memory of the average apart. --output names a file for the
+    decays between the files.
 
     \b
     emacore diagnose runs/mine --configured "Constant(beta=0.999)"

@@ -20,7 +20,7 @@ from emacore.averaging.code import merge_from_code, merge_to_code
 from emacore.averaging.coefficients import FITS, LastFiles, Merge
 from emacore.cli.options import output
 from emacore.cli.terminal import SIGNALS, write_text
-from emacore.formatting import counted, duration, number
+from emacore.formatting import counted, duration, in_bytes, number
 
 # Files of weights are opened by torch, which takes seconds to come: --help goes without.
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def checkpoints(paths: tuple[str, ...], output: str | None) -> None:
         about = ", ".join(f"{key} {value}" for key, value in same.items())
         _tell(
             f"{name}: {_KINDS[section.kind]}{f' ({about})' if about else ''}, in {counted(count, 'checkpoint')}, "
-            f"{counted(len(section.tensors), 'tensor')}, {_bytes(section.nbytes)} each"
+            f"{counted(len(section.tensors), 'tensor')}, {in_bytes(section.nbytes)} each"
         )
     _tell_of(found)
     _write_csv(list(described(found)), output)
@@ -87,10 +87,16 @@ _KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the
 
 @click.command()
 @paths
-@click.option("--scheme", "schemes", type=MergeCode(), multiple=True, help="May be given many times.")
+@click.option(
+    "--scheme",
+    "schemes",
+    type=MergeCode(),
+    multiple=True,
+    help="A schedule or window to merge by, as code; may be given many times, and all are made in one pass.",
+)
 @click.option("--out", "-o", type=click.Path(), help="A new folder, or a new file where there is one scheme.")
 @click.option("--dry-run", is_flag=True, help="Print the coefficients and certificates; read headers, write nothing.")
-@click.option("--last", type=click.IntRange(1), help="Only the last so many checkpoints.")
+@click.option("--last", type=click.IntRange(1), help="Merge only this many of the last checkpoints.")
 @click.option("--at", type=click.IntRange(0), help="The step after which the average is wanted; by default the last.")
 @click.option("--section", help="What to merge, where the files hold several sets of weights.")
 @click.option(
@@ -98,26 +104,48 @@ _KINDS = {"raw": "raw weights", "average": "an average", "window": "means of the
     type=click.Choice(FITS),
     help="How coefficients are found: by default linear for raw weights, else by least squares.",
 )
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "float64"]), help="By default as stored.")
-@click.option("--float64", is_flag=True, help="Add up in float64, not float32.")
 @click.option(
-    "--as", "form", type=click.Choice(["safetensors", "pt"]), help="By default safetensors, or as --out ends."
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
+    help="What the results are written as; by default as the files are stored.",
 )
-@click.option("--sigma-rel", type=float, multiple=True, help="Of ema-pytorch's PostHocEMA files, in their order.")
-@click.option("--evaluate", help="module:function, from tensors by name to a number; of each result, and for --soup.")
+@click.option("--float64", is_flag=True, help="Add up in float64, not float32, for less rounding.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["safetensors", "pt"]),
+    help="The format of the results; by default safetensors, or as --out ends.",
+)
+@click.option(
+    "--sigma-rel",
+    type=float,
+    multiple=True,
+    help="The relative widths of ema-pytorch's PostHocEMA files, which do not say them; one for each, in their order.",
+)
+@click.option(
+    "--evaluate",
+    help="module:function, from tensors by name to a number: each result is measured, and --soup greedy chooses by it.",
+)
 @click.option(
     "--lower-is-better/--higher-is-better",
     default=None,
-    help="Of what --evaluate gives: by default as the function's metrics say, else higher.",
+    help="Which way the number of --evaluate is better; by default as the function's metrics say, else higher.",
 )
 @click.option(
     "--soup",
     "soups",
     type=click.Choice(["greedy", "uniform"]),
     multiple=True,
-    help="The plain mean of all files, or of those that do not harm it, from the best one on (with --evaluate).",
+    help="uniform: the plain mean of all files; greedy: of those that do not worsen it, from the best one on (by "
+    "--evaluate).",
 )
-@click.option("--update-every", type=click.IntRange(1), default=1, show_default=True, help="Of those, too.")
+@click.option(
+    "--update-every",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="The steps between two updates of those PostHocEMA files, which do not say it either.",
+)
 def merge(
     paths: tuple[str, ...],
     schemes: tuple[Merge, ...],
@@ -214,7 +242,7 @@ def merge(
 
 
 def _higher_is_better(measured: Evaluation, lower_is_better: bool | None) -> bool:
-    """As asked for, else as the function itself says, else told."""
+    """As asked for, else as the function says by its metrics, else true, which is told."""
     if lower_is_better is not None:
         return not lower_is_better
     if measured.higher_is_better is None:
@@ -255,7 +283,7 @@ def _tell_plan(plan: Plan) -> None:
     first, last = plan.sources[0].checkpoint.step, plan.sources[-1].checkpoint.step
     _tell(
         f"{counted(len(plan.used), 'file')} of {len(plan.sources)}, steps {first:,} to {last:,}: "
-        f"{_bytes(plan.read_bytes)} to read, {_bytes(plan.write_bytes)} to write"
+        f"{in_bytes(plan.read_bytes)} to read, {in_bytes(plan.write_bytes)} to write"
     )
     for result in plan.results:
         _tell(f"{result.name}: {result.in_words()}")
@@ -279,7 +307,7 @@ def _write_csv(rows: Sequence[Mapping[str, Any]], output: str | None) -> None:
     write_text(text.getvalue(), output)
 
 
-#: Letters of a result's name; file systems take 255, and more is put behind and before it.
+#: Letters of a result's name; file systems take 255, and something is put before and behind it.
 _LONGEST = 120
 
 
@@ -291,15 +319,8 @@ def _file_name(code: str) -> str:
     )
 
 
-def _bytes(count: int) -> str:
-    size, unit = next(
-        (10**power, unit) for power, unit in ((9, "GB"), (6, "MB"), (0, "bytes")) if count >= 10**power or not power
-    )
-    return f"{number(count / size, 3)} {unit}"
-
-
 class _Progress:
-    """A line that says bytes, pace and time left, about twice a second, where standard error is a terminal."""
+    """A line of bytes read, pace and time left, anew about twice a second, where standard error is a terminal."""
 
     def __enter__(self) -> _Progress:
         self._begin = self._told = time.monotonic()
@@ -311,19 +332,21 @@ class _Progress:
             click.echo(err=True)
 
     def tell(self, done: int, total: int) -> None:
-        """So many bytes have been read."""
+        """Say that ``done`` of ``total`` bytes have been read."""
         now = time.monotonic()
         if not self._shown or (done < total and now < self._told + 0.5):
             return
         self._told = now
         pace = done / max(now - self._begin, 1e-9)
         left = duration((total - done) / pace) if pace else "an unknown time"
-        click.echo(f"\r{_bytes(done)} of {_bytes(total)}, {_bytes(int(pace))}/s, {left} left    ", nl=False, err=True)
+        click.echo(
+            f"\r{in_bytes(done)} of {in_bytes(total)}, {in_bytes(int(pace))}/s, {left} left    ", nl=False, err=True
+        )
 
 
 @contextmanager
 def _ending_by_exceptions() -> Iterator[None]:
-    """Ctrl-C and a request to end are exceptions, so that what is half written is removed."""
+    """Have Ctrl-C and requests to end the process raise exceptions, so that what is half written is removed."""
 
     def end(signum: int, frame: object) -> None:
         sys.exit(128 + signum)

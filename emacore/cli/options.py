@@ -128,10 +128,18 @@ class Count(click.ParamType[int]):
 
 
 def settings(command: Command) -> Command:
-    """The options that make a config."""
-    command = click.option("--config", type=click.Path(exists=True, dir_okay=False), help="JSON from the app.")(command)
+    """The options of which a run's settings are made: a file, and changes by dotted names."""
+    command = click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False),
+        help="A file of settings, JSON from the app or emacore export; by default the article's settings.",
+    )(command)
     return click.option(
-        "--set", "changes", type=Setting(), multiple=True, help="optimizer.learning_rate=0.01; may be given many times."
+        "--set",
+        "changes",
+        type=Setting(),
+        multiple=True,
+        help="Change one of them, as in optimizer.learning_rate=0.01; may be given many times.",
     )(command)
 
 
@@ -152,11 +160,25 @@ def tried(ctx: click.Context, param: click.Parameter, value: str | None) -> str 
 
 
 output = click.option(
-    "--output", "-o", type=click.Path(dir_okay=False), callback=tried, help="CSV; else to the screen."
+    "--output", "-o", type=click.Path(dir_okay=False), callback=tried, help="A file to write to; else the screen."
 )
-seed_count = click.option("--seeds", type=Count(1, SEEDS), default=32, show_default=True, help="How many.")
-first_seed = click.option("--first-seed", type=Count(0, 2**62), default=0, show_default=True, help="The others follow.")
-each_line = click.option("--verbose", "-v", is_flag=True, help="A line for each that is done, in place of the bar.")
+seed_count = click.option(
+    "--seeds",
+    type=Count(1, SEEDS),
+    default=32,
+    show_default=True,
+    help="How many seeds to train. More of them show a smaller difference, and take longer.",
+)
+first_seed = click.option(
+    "--first-seed",
+    type=Count(0, 2**62),
+    default=0,
+    show_default=True,
+    help="The seeds count up from here: beyond those of another study all runs are new.",
+)
+each_line = click.option(
+    "--verbose", "-v", is_flag=True, help="Print a line for each epoch or cell that is done, in place of the bar."
+)
 
 
 class WithFamilies(click.Command):

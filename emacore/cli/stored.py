@@ -9,7 +9,7 @@ import click
 
 from emacore.cli.options import JobId, Number, output
 from emacore.cli.terminal import print_out, tell, write_table, write_text
-from emacore.formatting import counted, megabytes
+from emacore.formatting import counted, in_bytes
 from emacore.limits import CELLS_BYTES, RECORDINGS_BYTES, TABLES_BYTES
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ _LONGEST = 36_525
 @click.command()
 @click.argument("run_id", type=JobId())
 @click.option(
-    "--as", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True, help="History, or settings."
+    "--as",
+    "form",
+    type=click.Choice(["csv", "json"]),
+    default="csv",
+    show_default=True,
+    help="csv: the history; json: the settings, which --config of other commands takes.",
 )
 @output
 def export(run_id: str, form: str, output: str | None) -> None:
@@ -41,7 +46,7 @@ def export(run_id: str, form: str, output: str | None) -> None:
 
 
 class _Runs(click.Group):
-    """Takes ``--prune`` for the command of that name."""
+    """The commands under ``emacore runs``; ``--prune`` there is taken for the command ``prune``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, ["prune" if arg == "--prune" else arg for arg in args])
@@ -105,7 +110,7 @@ def rename_job(run_id: str, name: str) -> None:
 
 @runs.command()
 @click.argument("run_ids", type=JobId(), nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 def delete(run_ids: tuple[str, ...], yes: bool) -> None:
     """Forget jobs: settings, history and recorded weights, and what no other job uses.
 
@@ -126,12 +131,22 @@ def delete(run_ids: tuple[str, ...], yes: bool) -> None:
 
 
 @runs.command()
-@click.option("--older-than", type=Number(0, _LONGEST), default=0, help="Days since the job was made.")
-@click.option("--larger-than", type=Number(0), default=0, help="MB of its recorded weights.")
-@click.option("--state", "states", multiple=True, help="done, stopped, failed, interrupted; may be given many times.")
+@click.option(
+    "--older-than",
+    type=Number(0, _LONGEST),
+    default=0,
+    help="Only of jobs that were made this many days ago or earlier.",
+)
+@click.option("--larger-than", type=Number(0), default=0, help="Only recorded weights of at least this many MB.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    help="Only of jobs that ended so: done, stopped, failed, interrupted; may be given many times.",
+)
 @click.option("--whole", is_flag=True, help="Forget the jobs as well: settings, histories, tables and cells.")
 @click.option("--cells", is_flag=True, help="Forget the cells of all sweeps, too, so that they are trained anew.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Free without asking.")
 def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole: bool, cells: bool, yes: bool) -> None:
     """Free the recorded weights of jobs that have ended, and tables that no job trains on; histories stay.
     Also: emacore runs --prune.
@@ -146,9 +161,9 @@ def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole:
     store = RunStore()
     taken = store.taken()
     tell(
-        f"the store takes {megabytes(sum(taken.values()))}: recorded weights {megabytes(taken['recordings'])} of at "
-        f"most {megabytes(RECORDINGS_BYTES)}, tables {megabytes(taken['tables'])} of {megabytes(TABLES_BYTES)}, cells "
-        f"of sweeps {megabytes(taken['cells'])} of {megabytes(CELLS_BYTES)}, histories {megabytes(taken['histories'])}"
+        f"the store takes {in_bytes(sum(taken.values()))}: recorded weights {in_bytes(taken['recordings'])} of at "
+        f"most {in_bytes(RECORDINGS_BYTES)}, tables {in_bytes(taken['tables'])} of {in_bytes(TABLES_BYTES)}, cells "
+        f"of sweeps {in_bytes(taken['cells'])} of {in_bytes(CELLS_BYTES)}, histories {in_bytes(taken['histories'])}"
     )
     sizes, table = store.recorded_bytes(), store.jobs().set_index("id")
     made = datetime.now(UTC) - timedelta(days=older_than)
@@ -158,14 +173,14 @@ def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole:
     ids = [job_id for job_id in [*ids, *gone] if sizes.get(job_id, 0) >= larger_than * 2**20]
     for job_id in ids:
         state = table["state"].get(job_id, "its job is gone")
-        tell(f"{job_id}: {megabytes(sizes.get(job_id, 0))}, {state}")
+        tell(f"{job_id}: {in_bytes(sizes.get(job_id, 0))}, {state}")
     unused = store.unused_tables()
     if unused:
-        tell(f"{counted(len(unused), 'table')} that no job trains on: {megabytes(sum(unused.values()))}")
+        tell(f"{counted(len(unused), 'table')} that no job trains on: {in_bytes(sum(unused.values()))}")
     if cells:
-        tell(f"cells of sweeps: {megabytes(taken['cells'])}")
+        tell(f"cells of sweeps: {in_bytes(taken['cells'])}")
     freed = sum(sizes.get(job_id, 0) for job_id in ids) + sum(unused.values()) + cells * taken["cells"]
-    tell(f"{counted(len(ids), 'job')}, {megabytes(freed)} to free")
+    tell(f"{counted(len(ids), 'job')}, {in_bytes(freed)} to free")
     if not ids and not unused and not cells:
         return
     if not yes:

@@ -49,7 +49,7 @@ def print_out(text: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Let what is still written to a broken stream go nowhere, or Python would complain of it at its end."""
+    """Let what is still written to a broken stream go nowhere: Python would complain of it as it ends."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -57,12 +57,12 @@ def silence(stream: TextIO) -> None:
 
 
 def write_table(table: pd.DataFrame, output: str | None) -> None:
-    """Write a table as CSV, to standard output where there is no ``output``."""
+    """Write a table as CSV to the file ``output``, or to standard output if it is ``None``."""
     write_text(table.to_csv(index=False), output)
 
 
 def write_text(text: str, output: str | None) -> None:
-    """Write a text, to standard output where there is no ``output``."""
+    """Write a text to the file ``output``, or to standard output if it is ``None``."""
     if output is None:
         print_out(text)
     else:
@@ -74,7 +74,7 @@ def write_text(text: str, output: str | None) -> None:
 
 
 def checked(make: Callable[[], Any], *, failed: bool = False) -> Any:
-    """What ``make`` returns; its ``ValueError`` is a wrong usage, or else (``failed``) a failure."""
+    """What ``make`` returns; its ``ValueError`` ends the command as a wrong usage or, with ``failed``, as a failure."""
     try:
         return make()
     except ValueError as error:
@@ -120,7 +120,7 @@ class Interruption:
         self._wakes.close()
 
     def exit_code(self, stopped: str | None) -> int:
-        """Of a command whose training ended so: "stopped", "diverged", or as it should."""
+        """The exit code of a command whose training ended by being "stopped" or "diverged", or as it should."""
         if stopped == "stopped" and self._number:
             return 128 + self._number
         return DIVERGED if stopped == "diverged" else 0
@@ -145,8 +145,8 @@ class Progress:
 
     Args:
         what: "epoch" or "cell".
-        most: So many at most.
-        each: Say a line of each instead, wherever that goes.
+        most: How many there are at most.
+        each: Print a line for each instead of the bar, wherever standard error goes.
     """
 
     def __init__(self, what: str, most: int, *, each: bool = False) -> None:
@@ -192,7 +192,7 @@ class Progress:
 
 
 def languages() -> None:
-    """Write and read names in any language in any locale: CSV is UTF-8, and so are arguments that can be."""
+    """Have names in any language written and read in any locale: output is UTF-8, and so are arguments that can be."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

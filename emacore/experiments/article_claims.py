@@ -50,7 +50,7 @@ def share_ahead(history: pd.DataFrame, first: int, last: float = math.inf) -> fl
 
 
 def _ahead(history: pd.DataFrame) -> float:
-    """Of a run that has fewer epochs there than make a lead it cannot be asked."""
+    """:func:`share_ahead` from :data:`AHEAD_FROM` on; NaN for a run with fewer epochs there than make a lead."""
     enough = (history["epoch"] >= AHEAD_FROM).sum() >= LEAD
     return share_ahead(history, AHEAD_FROM) if enough else math.nan
 
@@ -74,7 +74,7 @@ def _gain(metric: Metric) -> Callable[[pd.DataFrame], float]:
 
 
 def _final(metric: Metric) -> Claim:
-    improvement = float(FINAL.loc[FINAL["metric"] == metric.name.lower(), "improvement"].iloc[0])
+    improvement = float(FINAL.loc[FINAL["metric"] == metric.name.lower(), "gain_percent"].iloc[0])
     return Claim(
         f"Its {metric.name} at the end is better by {number(improvement)} %",
         f"+{number(improvement)} %",

@@ -357,7 +357,7 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
             f"{over_pairs(comparison)}."
         )
     if is_article:
-        theirs = float(FINAL["improvement"][0])
+        theirs = float(FINAL["gain_percent"][0])
         less = scipy.stats.percentileofscore(100 * found, theirs, kind="mean")
         told.append(
             f"The article's one run gained {theirs:g} %: {number(less, 3)} % of the {counted(len(found), 'seed')} "

@@ -44,7 +44,7 @@ LOGS_KEPT = 20
 _READY = b"ready"
 #: What a server tells its workers: somebody waits for an answer, or nobody does any more.
 _SOMEBODY, _NOBODY = b"+", b"-"
-#: Of a worker: the end of the pipe at which it listens, which is its standard input.
+#: Where a worker listens to its server: its standard input.
 _SERVER = 0
 
 Rows = list[dict[str, Any]]
@@ -205,7 +205,7 @@ def _came_up(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _say_ready() -> None:
-    """Of a worker: tell the server; what is printed from now on goes to the log."""
+    """Have a worker tell the server that it is ready; what it prints from now on goes to the log."""
     with suppress(OSError):  # the server may be gone, of which the other pipe tells
         os.write(1, _READY)
     os.dup2(2, 1)

@@ -35,18 +35,18 @@ ORDERS = {
     "oldest": ("created", True),
     "name": ("name", True),
     "lowest loss of the EMA": ("ema", True),
-    "largest gain": ("gain", False),
+    "largest gain": ("gain_percent", False),
     "longest": ("seconds", False),
 }
 
 
 class Numbers(NamedTuple):
-    """What a job came to: the loss of both models after the last epoch, and the gain in percent, above 0 where the EMA
-    is better.  Of a study, the medians over its seeds.  NaN where there is no finite one."""
+    """What a job came to: the loss of both models after the last epoch, and the gain in percent of the original's,
+    above 0 where the EMA is better.  Of a study, the medians over its seeds.  NaN where there is no finite one."""
 
     original: float = math.nan
     ema: float = math.nan
-    gain: float = math.nan
+    gain_percent: float = math.nan
 
 
 def final_numbers(job: Job, history: pd.DataFrame) -> Numbers:
@@ -245,7 +245,7 @@ def _numbers(row: Any, found: Mapping[str, Numbers]) -> Numbers:
 
 
 def _median(values: NDArray[np.float64]) -> float:
-    """Of those that are finite; NaN where none is."""
+    """The median of the finite values; NaN where none is."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if finite.size else math.nan
 

@@ -67,7 +67,7 @@ class Question:
     by: str = ""
 
     def to_json(self, indent: int | None = None) -> str:
-        """As JSON; :func:`question_from_json` gives an equal one back."""
+        """The question as JSON; :func:`question_from_json` gives an equal one back."""
         return json.dumps({"question": asdict(self)}, indent=indent, sort_keys=True)
 
     @property

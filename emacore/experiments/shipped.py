@@ -45,7 +45,7 @@ SWEEP = Sweep(
 
 #: A line that says how it was made, then a row for each seed and epoch.
 STUDY_FILE = Path(__file__).with_name("shipped_study.csv")
-#: The same, then a row for each cell and seed.
+#: A line that says how it was made, then a row for each cell and seed.
 SWEEP_FILE = Path(__file__).with_name("shipped_sweep.csv")
 #: Digits that are kept of each number.
 DIGITS = 6

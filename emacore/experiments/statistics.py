@@ -319,7 +319,8 @@ def verdict(comparison: PairedComparison, what: str = "the final loss", among: C
         else ""
     )
     if math.isnan(median.low):
-        only = f"only {comparison.pairs} of the pairs have a finite gain, and " if comparison.infinite else ""
+        have = "has" if comparison.pairs == 1 else "have"
+        only = f"only {comparison.pairs} of the pairs {have} a finite gain, and " if comparison.infinite else ""
         return (
             f"Cannot tell from {counted(comparison.seeds, 'seed')} whether averaging changes {what}: {only}"
             f"{FEWEST_SEEDS} are the least; {won}."
@@ -339,10 +340,9 @@ def verdict(comparison: PairedComparison, what: str = "the final loss", among: C
     found = f"{won}, and the median gain is {signed_percent(median.estimate)} ({numbers})"
     if kind == "cannot tell" and among is not None:
         return (
-            f"Cannot tell from {comparison.seeds} seeds whether averaging changes {what}: even if it had won every "
-            f"pair, or none, the corrected p would be {number(among.least, 2)}; {fewest_seeds(among.tests)} "
-            "seeds are the "
-            f"least for {among.tests} tests. Over {over_pairs(comparison)} {found}.{rest}"
+            f"Cannot tell from {counted(comparison.seeds, 'seed')} whether averaging changes {what}: even if it had "
+            f"won every pair, or none, the corrected p would be {number(among.least, 2)}; {fewest_seeds(among.tests)} "
+            f"seeds are the least for {among.tests} tests. Over {over_pairs(comparison)} {found}.{rest}"
         )
     if kind == "unclear":
         but = "the test finds a difference, but the interval holds 0"
@@ -384,7 +384,8 @@ def median_ends(values: Floats) -> tuple[Floats, Floats]:
 
 @cache
 def _order_statistics(n: int) -> tuple[int, float]:
-    """Of n values: the k-th from each end, and which share of the next one, hold the median in 95 %."""
+    """Where among ``n`` ordered values a 95 % interval of the median ends: at the k-th from each end, moved by a share
+    towards the next one."""
     covered = 1 - 2 * scipy.stats.binom.cdf(np.arange(n // 2), n, 0.5)  # by the k-th value from both ends
     k = int(np.flatnonzero(covered >= LEVEL)[-1]) + 1
     rest = (covered[k - 1] - LEVEL) / (covered[k - 1] - covered[k]) if k < len(covered) else 0.0

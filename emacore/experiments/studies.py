@@ -20,7 +20,7 @@ from emacore.averaging.schedules import FAMILIES, Schedule, schedule_from_dict
 from emacore.limits import CELLS, LETTERS, SEEDS, TRAININGS, VALUES, check_most
 from emacore.training.acting import acting
 from emacore.training.config import TaskConfig, checked_seeds, dotted, json_object
-from emacore.training.names import in_words
+from emacore.training.names import in_words, setting_in_words
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Sweep:
         return sorted(rows, key=lambda row: place[json.dumps([row[name] for name in self.grid])])
 
     def cell_keys(self) -> list[str]:
-        """Of each cell, what decides its numbers; a store keeps what it found under that key."""
+        """A key for each cell, made of all that decides its numbers; a store keeps what it found under that key."""
         made_by = f"{emacore.__version__} {version('torch')}"
         studies = (Study(cell, self.seeds).to_json(indent=None) for _, cell in self.cells())
         return [hashlib.sha256(f"{study} {made_by}".encode()).hexdigest() for study in studies]
@@ -129,7 +129,7 @@ class Sweep:
 
     def in_words(self) -> str:
         """What it trains, in a few words: the beginning of its name."""
-        axes = [name.rpartition(".")[2].replace("_", " ") for name in self.grid]
+        axes = [setting_in_words(name) for name in self.grid]
         over = " and ".join(filter(None, [", ".join(axes[:-1]), *axes[-1:]])) or "no setting"
         return f"map of {over}, {_seeds_in_words(self.seeds)}: {in_words(self.config, but=['seed', *self.grid])}"
 

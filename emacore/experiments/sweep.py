@@ -41,6 +41,7 @@ from emacore.formatting import counted, number, percent
 from emacore.training.acting import acting, idle_settings
 from emacore.training.config import TaskConfig, article_schedule
 from emacore.training.history import MODELS, TimeLeft, time_left, training_follows_average
+from emacore.training.names import setting_in_words
 
 if TYPE_CHECKING:
     from emacore.training.replicas import ReplicaResult
@@ -486,8 +487,9 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
     """A row for each cell: what its seeds say of the final loss.
 
     Returns:
-        The grid's columns (lists as text), ``seeds``, ``pairs`` (those with a finite gain), ``wins``, ``median_gain``
-        (a share, of the pairs) with its 95 % interval ``low`` to ``high``, ``wilcoxon_p`` (of the cell alone), ``p``
+        The grid's columns (lists as text), ``seeds``, ``pairs`` (those with a finite gain), ``wins``,
+        ``median_gain_percent`` (of the pairs, in percent of the original's loss) with its 95 % interval ``low_percent``
+        to ``high_percent``, ``wilcoxon_p`` (of the cell alone), ``p``
         (the same after Holm's correction for all tests, by which the verdict goes), ``test`` (cells with the same
         number have the same pairs and are one test) and ``verdict``.  Cells that could not be trained cannot tell.
     """
@@ -501,9 +503,9 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
                 "seeds": len(cell.rows),
                 "pairs": 0 if one is None else one.pairs,
                 "wins": 0 if one is None else one.wins,
-                "median_gain": median.estimate,
-                "low": median.low,
-                "high": median.high,
+                "median_gain_percent": 100 * median.estimate,
+                "low_percent": 100 * median.low,
+                "high_percent": 100 * median.high,
                 "wilcoxon_p": math.nan if one is None else one.wilcoxon_p,
                 "p": math.nan if among is None else among.p,
                 "test": cell.test,
@@ -552,7 +554,7 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
         if count := int((different["verdict"] == kind).sum()):
             most = _most(different, kind)
             place = _place(found[found["test"] == most["test"]], found, grid)
-            gain = _beside(most["median_gain"])
+            gain = _beside(most["median_gain_percent"] / 100)
             parts.append(f"{kind} in {count}, most at {place} (median final loss {gain})")
     if not parts:
         return f"{begin} none shows whether averaging helps or hurts."
@@ -581,8 +583,8 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
         begin = f"All {len(found)} cells of {seeds} show exactly the same. Of this one"
     elif len(different) < len(found):
         begin = (
-            f"{len(found)} cells of {seeds} are {len(different)} different ones, for some show exactly the same "
-            f"as others. Of the {len(different)}"
+            f"{len(found)} cells of {seeds} are {counted(len(different), 'different one')}, for some show exactly the "
+            f"same as others. Of the {len(different)}"
         )
     told = [f"{begin}, averaging helps in {counts.get('helps', 0)} and hurts in {counts.get('hurts', 0)}"]
     for kind, words in (
@@ -602,29 +604,33 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
             cell = _most(different, verdict)
             same = found[found["test"] == cell["test"]]
             over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
+            gain = _beside(cell["median_gain_percent"] / 100)
             sentences.append(
                 f"It {verdict} most at {_place(same, found, grid)}: in the median{over} the final loss is "
-                f"{_beside(cell['median_gain'])}, and averaging won in {cell['wins']} of "
-                f"{counted(cell['seeds'], 'seed')}."
+                f"{gain}, and averaging won in {cell['wins']} of {counted(cell['seeds'], 'seed')}."
             )
     return " ".join(sentences)
 
 
 def _most(found: pd.DataFrame, verdict: str) -> dict[str, Any]:
     """The cell with a verdict of "helps" or "hurts" that does it most."""
-    cells = found[found["verdict"] == verdict].sort_values("median_gain", ascending=verdict == "hurts", kind="stable")
+    cells = found[found["verdict"] == verdict].sort_values(
+        "median_gain_percent", ascending=verdict == "hurts", kind="stable"
+    )
     return {str(name): value for name, value in cells.iloc[0].items()}
 
 
 def _place(same: pd.DataFrame, found: pd.DataFrame, grid: Sequence[str]) -> str:
     """Where in the grid cells lie that are the same."""
     if len(same) < math.prod(same[name].nunique(dropna=False) for name in grid):
-        return " or at ".join(", ".join(f"{name} {row[name]}" for name in grid) for row in same.to_dict("records"))
+        return " or at ".join(
+            ", ".join(f"{setting_in_words(name)} {row[name]}" for name in grid) for row in same.to_dict("records")
+        )
     parts = []
     for name in grid:
-        values = same[name].unique()
+        values, words = same[name].unique(), setting_in_words(name)
         everywhere = len(values) > 1 and len(values) == found[name].nunique(dropna=False)
-        parts.append(f"any {name}" if everywhere else f"{name} {' or '.join(map(str, values))}")
+        parts.append(f"any {words}" if everywhere else f"{words} {' or '.join(map(str, values))}")
     return ", ".join(parts)
 
 
@@ -678,7 +684,7 @@ def _why_alike(sweep: Sweep, groups: Sequence[Sequence[int]]) -> str:
             idle = sum(reason is not None for reason in reasons)
             where = "" if idle == len(cells) else f" in {idle} of the cells"
             why = ", ".join(dict.fromkeys(filter(None, reasons)))
-            told.append(f"{name} acts on nothing{where} ({why})")
+            told.append(f"{setting_in_words(name)} acts on nothing{where} ({why})")
             explained.add(name)
     alike: dict[tuple[str, ...], None] = {}
     for group in groups:
@@ -686,7 +692,8 @@ def _why_alike(sweep: Sweep, groups: Sequence[Sequence[int]]) -> str:
         differing = [name for name in sweep.grid if len({json.dumps(one[name]) for one in chosen}) > 1]
         if differing and not explained & set(differing):
             values = ("/".join(dict.fromkeys(str(one[name]) for one in chosen)) for name in differing)
-            alike[tuple(f"{name} {value}" for name, value in zip(differing, values, strict=True))] = None
+            words = map(setting_in_words, differing)
+            alike[tuple(f"{name} {value}" for name, value in zip(words, values, strict=True))] = None
     told += [f"{' with '.join(values)} do the same in these runs" for values in alike]
     return "; ".join(told)
 

@@ -120,7 +120,7 @@ class Several:
             self.snapshots.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Of each average, and of the snapshots, all that they need to go on; no weights of the model."""
+        """All that the averages and the snapshots need to go on, without the weights of the model."""
         self.begin()
         state: dict[str, Any] = {name: ema.state_dict() for name, ema in self.emas.items()}
         if self.snapshots is not None:

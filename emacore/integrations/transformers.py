@@ -18,9 +18,9 @@ from emacore.tensors.pairing import unwrapped
 from emacore.tensors.sharded import is_sharded
 from emacore.tensors.steps import after_each_step
 
-#: Of a checkpoint: the training weights in whose place the first average is saved, and all averages.
+#: The file in a checkpoint with all averages, and the training weights in whose place the first average is saved.
 FILE = "averages.pt"
-#: Of a checkpoint of a sharded model: the folder of all averages, in parts.
+#: The folder in a checkpoint of a sharded model with all averages, in parts.
 PARTS = "averages"
 
 

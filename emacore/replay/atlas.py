@@ -24,7 +24,7 @@ from emacore.replay.trajectory import Table, Trajectory
 S = TypeVar("S", bound=Schedule)
 
 SIZE = 20
-#: So many epochs, evenly spread, are looked at for a cell's best.
+#: How many epochs, evenly spread, are looked at for a cell's best.
 BEST_OF = 12
 
 
@@ -325,7 +325,7 @@ def _looked_at(trajectory: Trajectory, metric: str) -> tuple[list[int], list[int
 
 
 def _chosen(trajectory: Trajectory, table: Table, epochs: list[int]) -> Table:
-    """Of each scheme's rows, those of the best loss: each metric's column and, where there are epochs, epoch."""
+    """The row of the best loss of each scheme: each metric's column and, where there are epochs, epoch."""
     loss = trajectory.measured[0]
     per_scheme = max(1, len(epochs))
     columns = {metric.column: table[metric.column].reshape(-1, per_scheme) for metric in trajectory.measured}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from emacore.averaging.windows import Scheme
 from emacore.replay.trajectory import Trajectory
 
-#: Of so many epochs a picture shows a curve that moves; of a shorter run, of all.
+#: A curve that moves is shown at about this many epochs at most.
 MOST_EPOCHS = 60
 
 

@@ -411,7 +411,7 @@ def _check_named(schemes: object) -> None:
 
 
 def _batches(networks: Iterable[tuple[NDArray[Any], int]], size: int) -> Iterator[list[tuple[NDArray[Any], int]]]:
-    """Lists of at most ``size``."""
+    """The networks in lists of at most ``size``."""
     kept: list[tuple[NDArray[Any], int]] = []
     for network in networks:
         kept.append(network)

@@ -168,7 +168,7 @@ class _Seen(NamedTuple):
 
 
 def _kept(value: Any) -> Any:
-    """As it is now, whatever becomes of it."""
+    """A value as it is now, to be compared with later; tensors by themselves and their version."""
     if isinstance(value, Tensor):
         return _Seen(value, _version(value))
     if isinstance(value, np.ndarray):

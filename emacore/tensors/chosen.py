@@ -161,7 +161,7 @@ def _link(tensor: Tensor) -> Tensor:
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
-    """Of every parameter and buffer: name, the table in which it is and its key there, and the tensor."""
+    """Every parameter and buffer: its name, the table in which it is, its key there, and the tensor."""
     for prefix, part in module.named_modules(remove_duplicate=False):
         for table in (part._parameters, part._buffers):
             for leaf, tensor in table.items():

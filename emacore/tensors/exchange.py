@@ -86,7 +86,7 @@ class Exchange:
             }
 
     def put_in(self) -> None:
-        """Put the averages in."""
+        """Put the averages in the place of the model's weights."""
         with torch.no_grad():
             copy_each([source for _, source in self._written], [shadow for shadow, _ in self._written])
         for loan in self.loans.values():

@@ -42,11 +42,11 @@ class Lending:
         return any(id(tie.tensor) in self._tensors for tie in ties(module).values())
 
     def begin(self) -> None:
-        """What is written from now on is written by somebody else."""
+        """Take all writes from now on, until :meth:`look`, for somebody else's."""
         self._marks = {name: _mark(tensor) for name, tensor in self._weights.items()}
 
     def look(self) -> None:
-        """Note what has been written."""
+        """Note which weights have been written since :meth:`begin`, and begin anew."""
         for name, (version, place) in self._marks.items():
             now, there = _mark(self._weights[name])
             if now != version and there == place:  # or else it was moved, or cast

@@ -28,7 +28,7 @@ def move(targets: list[Tensor], sources: list[Tensor], share: float) -> None:
 
 
 def step(targets: list[Tensor], sources: list[Tensor], share: float) -> None:
-    """The same, without gradients, for tensors that are plain, and shares below a half.
+    """:func:`move` for plain tensors and shares below a half; to be called without gradients.
 
     To move towards a source is a step of plain SGD with the learning rate ``share``, the gradient ``-source`` and a
     weight decay of 1.  On the CPU torch's fused SGD looks at a tensor's memory and nothing else, where each ``lerp_``

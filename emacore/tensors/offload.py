@@ -34,7 +34,7 @@ class Arrivals:
         weakref.finalize(self, handle.remove)
 
     def send(self, sources: Sequence[Tensor]) -> None:
-        """Queue the copies."""
+        """Queue copies of the sources to the host's memory."""
         beside = self._steps_are_seen and not self._was_overtaken
         self._steps_are_seen = False
         self._sent = sources

@@ -57,7 +57,7 @@ def ties(module: nn.Module) -> dict[str, Tie]:
 
 
 def layout(module: nn.Module) -> dict[str, Tie]:
-    """The same without values: names, shapes, dtypes and ties."""
+    """:func:`ties` without values: names, shapes, dtypes, and which names share a tensor."""
     return {name: Tie(_outline(tie.tensor.detach()), tie.first_name) for name, tie in ties(module).items()}
 
 
@@ -115,7 +115,7 @@ def paired(
 
 
 def writable(module: nn.Module) -> dict[str, Tensor]:
-    """As :func:`distinct`, without what cannot be written number by number: expanded and sparse tensors."""
+    """:func:`distinct` without the tensors that cannot be written number by number: expanded and sparse ones."""
     return {
         name: tensor
         for name, tensor in distinct(module).items()
@@ -289,6 +289,6 @@ def _memory(tensor: Tensor) -> tuple[torch.device, int] | None:
 
 
 def listed(names: Collection[str], most: int = 6) -> str:
-    """Some names for a message."""
+    """At most ``most`` of some names, for a message, and how many more there are."""
     shown = [repr(name) for name in sorted(names)[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} others" if len(names) > most else "")

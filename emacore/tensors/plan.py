@@ -96,7 +96,7 @@ class Plan:
 
     @torch.no_grad()
     def copy_all(self) -> None:
-        """Copy the model."""
+        """Copy the model's tensors into the shadow."""
         self._follower.follow()
         _copy_all(list(self.pairs.values()))
         for _, accumulator, _, source in self.wide + self.far:

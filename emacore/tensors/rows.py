@@ -22,10 +22,12 @@ def by_name(rows: Tensor, like: Mapping[str, Tensor]) -> list[dict[str, Tensor]]
 
 
 def in_rows(averages: Iterable[Mapping[str, Tensor]], like: Mapping[str, Tensor], numbers: Tensor) -> Tensor:
-    """The same the other way round, of tensors that may be sharded otherwise.
+    """Tensors by name as rows, shape (K, P): :func:`by_name` the other way round.
 
     Args:
-        numbers: Of the rows' dtype and device.
+        averages: K of them; their tensors may be sharded otherwise than those of ``like``.
+        like: As :func:`by_name` takes it.
+        numbers: Has the rows' dtype and device.
     """
     return torch.stack(
         [

@@ -38,7 +38,7 @@ class Rules:
         return name in self.no_ema or name in self.copied or not is_averaged(tensor)
 
     def is_ignored(self, name: str) -> bool:
-        """Whether no move touches it."""
+        """Whether no move touches the tensor with this name."""
         return name in self.ignored or name.startswith(tuple(self.ignored_starts))
 
     def free(self, *modules: nn.Module) -> set[str]:

@@ -247,7 +247,7 @@ class Shadowed(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False, *, strict_schedule: bool = True
     ) -> Any:
-        """As any module's.
+        """Load a state, as any module does.
 
         Args:
             strict_schedule: Whether to refuse a state that was saved under another schedule; it has to be true here
@@ -269,7 +269,8 @@ class Shadowed(nn.Module):
         return found
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As any module's; inside :meth:`average_parameters` with the training weights of the model, as copies."""
+        """The state, as any module has it; inside :meth:`average_parameters` the model's training weights are in it, as
+        copies."""
         self._finish()
         start = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         if (lent := self._now.lent) is not None and self.include_online_model:

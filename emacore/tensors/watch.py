@@ -190,7 +190,7 @@ def _no(*_: object) -> bool:
 
 
 def _sizes(sources: list[Tensor], targets: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Of which tensors to look at the count of numbers, and of which at that of dimensions."""
+    """The tensors whose count of numbers has to be watched, and those whose count of dimensions."""
     # Torch spreads a source over a target that has more numbers or dimensions, and refuses all else that differs.  A
     # target grows where it had a 1; a source of as many numbers can only have lost dimensions of 1 at its beginning.
     counted = sources + [tensor for tensor in targets if 1 in tensor.shape]

@@ -32,13 +32,17 @@ def idle_settings(config: TaskConfig) -> dict[str, str]:
     if optimizer.rate_rule != "plateau":
         idle |= dict.fromkeys(plateau, f"the learning rate is {optimizer.rate_rule}")
     elif not _plateau_acts(config):
-        idle |= dict.fromkeys(plateau, f"{epochs} epochs are over before the plateau rule can act")
+        idle |= dict.fromkeys(plateau, f"{_over(epochs)} before the plateau rule can act")
     if config.stopping.curve == "none":
         idle["stopping.patience"] = "there is no early stop"
     elif config.stopping.patience >= epochs:
-        why = f"{epochs} epochs are over before the early stop can act"
+        why = f"{_over(epochs)} before the early stop can act"
         idle |= dict.fromkeys(("stopping.curve", "stopping.patience"), why)
     return idle
+
+
+def _over(epochs: int) -> str:
+    return "one epoch is over" if epochs == 1 else f"{epochs} epochs are over"
 
 
 def acting(config: TaskConfig) -> dict[str, Any]:

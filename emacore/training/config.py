@@ -45,7 +45,7 @@ class TaskData:
         return {}
 
     def kept(self, keep: Callable[[bytes], Path]) -> TaskData:
-        """The same, whose files ``keep`` has taken; by default there are none.
+        """These settings once ``keep`` has taken their files; by default there are none.
 
         Raises:
             ValueError: if a file cannot be read.

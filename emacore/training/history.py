@@ -13,7 +13,7 @@ from emacore.formatting import duration, number, percent
 from emacore.replay.measure import Metric, lead_in_words, trailing
 from emacore.training.config import TaskConfig
 
-#: Of the two models that each epoch measures, in columns and settings.
+#: What the two models that each epoch measures are called in columns and settings.
 MODELS = ("original", "ema")
 #: The rates of :func:`rates`.
 LEARNING_RATE, ONE_MINUS_DECAY = "learning rate", "1 - decay of the EMA"
@@ -53,9 +53,9 @@ def finite_epochs(history: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def summarise(history: pd.DataFrame, metrics: Sequence[Metric], epoch: int | None = None) -> pd.DataFrame:
-    """The metrics of both models after an epoch (the last by default): metric, original, ema, improvement.
+    """The metrics of both models after an epoch (the last by default): metric, original, ema, gain_percent.
 
-    ``improvement`` is in percent of the original's value, above 0 where the averaged model is better.  An empty
+    ``gain_percent`` is in percent of the original's value, above 0 where the averaged model is better.  An empty
     history gives an empty table.
     """
     rows = history if epoch is None else history[history["epoch"] == epoch]
@@ -63,7 +63,7 @@ def summarise(history: pd.DataFrame, metrics: Sequence[Metric], epoch: int | Non
     for metric in metrics if len(rows) else ():
         original, ema = (float(rows[f"val_{metric.column}_{model}"].iloc[-1]) for model in MODELS)
         table.append((metric.name.lower(), original, ema, 100 * float(metric.gain(original, ema))))
-    return pd.DataFrame(table, columns=["metric", *MODELS, "improvement"])
+    return pd.DataFrame(table, columns=["metric", *MODELS, "gain_percent"])
 
 
 def curve(history: pd.DataFrame, metrics: Sequence[Metric], model: str) -> dict[str, NDArray[Any]]:
@@ -152,7 +152,7 @@ class TimeLeft(NamedTuple):
     slower: bool
 
     def in_words(self, bound: str = "about") -> str:
-        """As "about 38 s left", or, where it has become slower, "more than 38 s left"."""
+        """The time left in words: "about 38 s left", or, where it has become slower, "more than 38 s left"."""
         return f"{'more than' if self.slower else bound} {duration(self.seconds)} left"
 
 

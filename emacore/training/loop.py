@@ -1,4 +1,4 @@
-"""One run, epoch by epoch."""
+"""The training of one run, epoch by epoch, with its average, its stopping rule and its recording."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunResult:
 
     Args:
         history: One row an epoch, the columns of :func:`emacore.training.history.columns`.
-        summary: The final metrics: metric, original, ema, improvement (percent).
+        summary: The final metrics: metric, original, ema, gain_percent (above 0 where the average is better).
         stopped: "early stop", "max epochs", "stopped" or "diverged".
         ema: The trained model and its average.
         recording_error: Why the recording ended before the run did, if it did.
@@ -136,7 +136,7 @@ class _Run:
         self.begin = perf_counter()
 
     def recorded(self, folder: str | Path, most_bytes: float) -> Recorder:
-        """A recorder of this run."""
+        """A recorder of this run; where all steps would take more than ``most_bytes``, it keeps every k-th only."""
         steps = math.ceil(len(self.data.x_train) / self.config.optimizer.batch_size)
         row_bytes = 4 * sum(parameter.numel() for parameter in self.parameters)
         every = thinning(steps, row_bytes, self.config.max_epochs, most_bytes)
@@ -196,7 +196,7 @@ class _Run:
 
 
 class EarlyStop:
-    """The stopping rule of a run."""
+    """The rule that ends a run once its best epoch lies ``patience`` epochs back."""
 
     def __init__(self, config: StoppingConfig) -> None:
         self.config = config
@@ -243,7 +243,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> t
 
 @cache
 def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The same optimiser, whose steps do not ask whether they are compiled: to load the compiler for that takes longer
+    """A kind of optimiser whose steps do not ask whether they are compiled: to load the compiler for that takes longer
     than many a training."""
     own = {
         "add_param_group": inspect.unwrap(kind.add_param_group),

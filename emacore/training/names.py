@@ -15,6 +15,8 @@ OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 #: A setting's value is cut to so many letters.
 MOST_LETTERS = 24
 
+#: Settings whose own name says too little without that of the part they belong to.
+_WORDS = {"optimizer.name": "optimiser", "stopping.curve": "early stop", "data.kind": "data set"}
 _TIMING = tuple(control.name for control in TIMING)
 #: What every name says first.
 _SAID = ("optimizer.name", "optimizer.learning_rate", "optimizer.rate_rule")
@@ -46,6 +48,16 @@ def in_words(config: TaskConfig, *, most: int = 3, but: Collection[str] = ()) ->
     if len(others) > most:
         parts.append(f"{len(others) - most} more")
     return ", ".join(filter(None, parts))
+
+
+def setting_in_words(name: str) -> str:
+    """What people call a setting, by its dotted name: "learning rate" for ``optimizer.learning_rate``.
+
+    For sentences, titles and names of runs; files, links and the command line have the dotted name.
+    """
+    own = name.rpartition(".")[2]
+    words = f"number of {own[2:]}" if own.startswith("n_") else own
+    return _WORDS.get(name) or words.replace("_", " ")
 
 
 def schedule_in_words(schedule: Schedule, *, but: Collection[str] = ()) -> str:
@@ -82,7 +94,7 @@ def _said(name: str, value: Any) -> str:
         return f"{value:,} epoch{'s' if value != 1 else ''}"
     if name == "stopping.curve":
         return "no early stop" if value == "none" else f"early stop on the {'EMA' if value == 'ema' else value}"
-    return f"{name.rpartition('.')[2].replace('_', ' ')} {_value(value)}"
+    return f"{setting_in_words(name)} {_value(value)}"
 
 
 def _value(value: Any) -> str:

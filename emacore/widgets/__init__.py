@@ -1,4 +1,4 @@
 """Controls that several pages share; the only part of emacore that imports streamlit.
 
-Every control is bound to the URL and outlives a page change; both come with Streamlit.
+Every control is bound to the link and keeps its value when the page changes; see :data:`emacore.widgets.page.BOUND`.
 """

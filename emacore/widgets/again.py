@@ -1,4 +1,4 @@
-"""A stored job's settings in the controls of the page that trains its kind; a recorded run on its way to a replay."""
+"""What one does next with a stored job: open its settings on the page that trains its kind, or replay its recording."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from emacore.limits import PINS
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import TaskConfig
 from emacore.training.history import finite_epochs
+from emacore.training.names import setting_in_words
 from emacore.widgets.jobs import job_queue, submit
 from emacore.widgets.page import put, sentence, told
 from emacore.widgets.runs import run_state
@@ -28,7 +29,7 @@ PAGES = {
     "study": ("pages/evidence.py", "study"),
     "sweep": ("pages/where_it_helps.py", "sweep"),
 }
-#: How many seeds the pages' sliders have: from, to, in steps of 8.
+#: The ends of the pages' sliders for the number of seeds, which go in steps of 8.
 STUDY_SEEDS, SWEEP_SEEDS = (8, 256), (8, 128)
 
 
@@ -50,7 +51,8 @@ def job_state(job: Job) -> dict[str, Any]:
     elif isinstance(job, Sweep):
         _check_seeds(job.seeds, SWEEP_SEEDS, first=0)
         if len(job.grid) != 2 or set(job.grid) - set(SUGGESTED):
-            raise ValueError(f"a map has two of the settings it can choose, this sweep varies {', '.join(job.grid)}")
+            varied = ", ".join(map(setting_in_words, job.grid))
+            raise ValueError(f"a map has two of the settings it can choose, this sweep varies {varied}")
         axes = {name: ", ".join(map(_typed, values)) for name, values in job.grid.items()}
         state = {**sweep_state(config, axes), "sweep_seeds": len(job.seeds)}
     else:
@@ -59,7 +61,7 @@ def job_state(job: Job) -> dict[str, Any]:
 
 
 def start_state(config: TaskConfig) -> dict[str, Any]:
-    """The controls' values that show the schedule of a run; none where they cannot show it."""
+    """The controls' values that show a run's schedule, by key; empty where they cannot show it."""
     try:
         return state_of(config.schedule)
     except ValueError:
@@ -105,7 +107,7 @@ def replay_button(run: StoredRun) -> None:
 
 
 def next_steps(run_id: str) -> None:
-    """What one does next with a run: replay it, if it is recorded, and the page of all runs."""
+    """A button that replays a run, if it is recorded, and a link to it on the page of all runs."""
     with told():
         store = job_queue().store
         run = store.result(run_id)

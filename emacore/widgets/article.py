@@ -55,7 +55,8 @@ def _figure(run: StoredRun, history: pd.DataFrame) -> None:
             r2,
             y_title=f"{r2.name} (validation rows)",
             y_scale="linear",
-            look_for="The same in R2, the worst tenth at the axis' end. **Look for** where blue stays above orange.",
+            look_for="The R2 of the same run and seeds; the worst tenth lies at the axis' end. **Look for** where blue "
+            "stays above orange.",
         )
     table = beside_phases(history)
     st.markdown(phases_in_words(table))

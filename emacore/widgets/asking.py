@@ -28,10 +28,10 @@ def answer_to(
     """The answer, if the store has it; else the button that asks, or how far it is, are drawn.
 
     Args:
-        what: What one gets, for the button: "Measure these merges".
+        what: What the button says, such as "Measure these merges".
         files: How many stored files are looked at.
-        at_once: Ask without a button, where it is known to take a moment only.
-        measured: Whether something measures; else the page says how that is given.
+        measured: Whether there is a function that measures these networks; if not, the page says how to name one.
+        at_once: Ask without a button, where the answer is known to take a moment only.
     """
     if (found := known(question)) is not None:
         return found
@@ -77,12 +77,12 @@ def known(question: Question) -> Any | None:
 
 
 def evaluated_by() -> str:
-    """What measures, for people."""
+    """The function that measures, as a page names it."""
     return os.environ.get(EVALUATE, "").strip().replace("`", "") or "the recording's own measure"
 
 
 def say_how_to_measure() -> None:
-    """That nothing says how networks are measured, and what would."""
+    """Tell that no function measures these networks, and how to name one."""
     st.info(
         "Nothing says how these networks are measured. Start the app with a function of one network's tensors by name "
         "that returns its loss: `emacore app --open FOLDER --evaluate my_eval:loss`.",
@@ -91,7 +91,7 @@ def say_how_to_measure() -> None:
 
 
 def version() -> str:
-    """Of what measures; pages ask with it."""
+    """Which version of which function measures: a part of each question, so that another one gets another answer."""
     return evaluator()
 
 
@@ -110,7 +110,7 @@ def _ask(question: Question) -> None:
 
 
 def _follow(question: Question, asked_id: str) -> None:
-    """How far it is, looked at again and again; the page is drawn once more when it has ended."""
+    """Show how far an answer is, every half second, with Stop; the page is drawn once more when it has ended."""
 
     def look() -> None:
         with told():
@@ -132,7 +132,7 @@ def _follow(question: Question, asked_id: str) -> None:
             key=f"stop-{question.key}",
             icon=":material/stop:",
             on_click=partial(attempt, lambda: job_queue().stop(asked_id)),
-            help="What was measured is kept.",
+            help="End it here. What was measured so far is kept, and is not measured again.",
         )
 
     st.fragment(look, run_every=SECONDS_BETWEEN_LOOKS)()

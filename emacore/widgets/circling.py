@@ -19,7 +19,7 @@ from emacore.widgets.moving import Animation, Setting, show_moving
 from emacore.widgets.overview import CURVATURES, DECAY, DRAWN, NOISE, RATE, START, losses_of, path_of
 from emacore.widgets.page import leave_if_run_anew, number_text
 
-#: Marks of the handles, beside the values that are typed.
+#: Marks of the handles; values between them can be typed.
 _RATES = (0.01, 0.02, *(round(0.05 * k, 2) for k in range(1, 31)))
 _NOISES = tuple(round(0.1 * k, 1) for k in range(31))
 _DECAYS = BETA.marks(40)
@@ -44,7 +44,7 @@ def compared(rate: float, noise: float, beta: float) -> pd.DataFrame:
     )
 
 
-#: Units are as long across as they are up, so on a wide screen most of a wider picture would be empty.
+#: A unit is as long across as it is up, so on a wide screen most of a wider picture would be empty.
 _NO_WIDER = """<style>@media (min-width: 641px) {
 [data-testid="stColumn"]:has([class*="st-key-moving-circling"]) {flex: 0 1 36rem;}
 }</style>"""
@@ -94,7 +94,7 @@ def _label(beta: float) -> str:
 def circling_frames(
     rate: float, noise: float, beta: float, marks: Sequence[tuple[str, tuple[float, ...]]]
 ) -> list[tuple[Frames, ...]]:
-    """Of both pictures, at the marks of each handle by its key."""
+    """The frames of both pictures at the marks of each handle; ``marks`` holds a handle's key and its marks."""
     now = {RATE: rate, NOISE: noise, DECAY: beta}
     runs = {key: [_path(**{**now, key: value}) for value in values] for key, values in marks}
     values = dict(marks)

@@ -33,12 +33,12 @@ QUANTITIES: dict[str, tuple[str, str, Scale]] = {
     "memory": ("half_life_steps", "memory (half-life, steps)", "log"),
     "decay": ("decay", "decay (share kept per move)", "linear"),
 }
-#: Of the linear axis of the weights, the share that the highest drawn curve takes.
+#: How much of the height of a linear axis of weights the highest drawn curve takes, as a share.
 _FILLED = 0.85
 
 
-#: So many calls of a run are drawn, and kept: more of them, with an axis of a thousand pixels, look the same.  All of a
-#: million steps would take 30 MB a curve, and many times that while they are put together.
+#: At most this many calls of a run are drawn, and kept: on an axis of a thousand pixels more of them look the same.
+#: All of a million steps would take 30 MB a curve, and many times that while they are put together.
 DRAWN_CALLS = 20_000
 
 
@@ -58,7 +58,7 @@ def _drawn_weights(code: str, step: int) -> pd.DataFrame:
 
 
 def decay_tables(curves: Mapping[str, Scheme], num_steps: int) -> pd.DataFrame:
-    """The decays of those curves that have any, one table below the other, with the name in its first column."""
+    """The decays of all curves but windows, which have none, one table below the other; ``curve`` has the name."""
     schedules = {name: curve for name, curve in curves.items() if isinstance(curve, Schedule)}
     return _joined({name: pd.DataFrame(views.decay_table(curve, num_steps)) for name, curve in schedules.items()})
 
@@ -73,7 +73,7 @@ def _joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def at_step(num_steps: int, percent: float) -> int:
-    """The step after so many percent of a run."""
+    """The step at ``percent`` of a run, from 1 to the last."""
     return max(1, round((num_steps - 1) * percent / 100))
 
 
@@ -132,7 +132,8 @@ def look_controls(num_steps: int) -> Look:
             100,
             key="at",
             width=190,
-            help="The average after this step: how much of each earlier step is in it? Its handle is below.",
+            help="The lower picture and the figures are of the average after this step. Earlier in the run it has "
+            "fewer steps, and more of the start. A handle below the pictures moves it, too.",
             **BOUND,
         )
     return Look(quantity, x_scale, weight_scale, percent, at_step(num_steps, percent))
@@ -141,11 +142,11 @@ def look_controls(num_steps: int) -> Look:
 def show_figures(own: views.Figures, *, at_end: bool) -> None:
     """The figures of the current average, side by side."""
     first, second, third, fourth = st.columns(4)
-    first.metric("Mean age (steps)", plain(own.mean_age), help="How old what it holds is, on average.")
+    first.metric("Mean age (steps)", plain(own.mean_age), help="How many steps old the weights in it are on average.")
     second.metric(
         "Counts as (snapshots)",
         number(own.effective_count),
-        help="So many equally weighted ones would average independent noise as well: 1 / sum of squared weights.",
+        help="A plain mean of this many snapshots averages independent noise as well: 1 / sum of squared weights.",
     )
     third.metric(
         "Width (% of the run)" if at_end else "Width (% of the steps so far)",
@@ -229,7 +230,7 @@ def show_decays(
 
 
 def _of_drawn(figure: Figure) -> Figure:
-    """What is counted of a long run are the values that are drawn."""
+    """Of a long run the sentence on what is left out counts only the values that are drawn: say so."""
     return figure._replace(left_out=figure.left_out.replace(" values of ", " drawn values of "))
 
 
@@ -274,7 +275,7 @@ def _around(values: pd.Series, scale: Scale, ends: Ends) -> Ends:
 
 
 def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:
-    """From 0 to above the highest that is drawn; on a log axis from a millionth of an even share to 1."""
+    """The ends of the axis of weights: 0 and more than the highest; on a log axis a millionth of an even share, 1."""
     if scale == "log":
         return 1e-6 / num_steps, 1.0
     return 0.0, float(weights.max()) / _FILLED
@@ -284,7 +285,12 @@ def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:
 def decay_frames(
     code: str, num_steps: int, quantity: str, x_scale: Scale, marks: Marks, ends: Ends, _moved: Moved | None = None
 ) -> Frames:
-    """The current decays at the marks of each setting, of :func:`decays_of_marks`."""
+    """The frames of the current curve's decays at the marks of each setting.
+
+    Args:
+        ends: The ends of the y axis.
+        _moved: What :func:`decays_of_marks` returns, where it is there already.
+    """
     schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
     moved = _moved or decays_of_marks(schedule, num_steps)
     across = views.acting_calls(num_steps, schedule).astype(np.float64) + (1 if x_scale == "log" else 0)
@@ -308,7 +314,14 @@ def weight_frames(
     ends: Ends,
     _moved: Moved | None = None,
 ) -> tuple[Frames, ...]:
-    """What each step weighs, at the marks of each setting and after each step; pinned curves follow the step only."""
+    """The frames of what each step weighs: of the current curve at the marks of each setting, and of all curves after
+    each of the steps at ``percents`` of the run.
+
+    Args:
+        pins: The pinned curves: name and code.
+        ends: The ends of the y axis.
+        _moved: What :func:`decays_of_marks` returns, where it is there already.
+    """
     schedule = from_code(code)
     moved = _moved or decays_of_marks(schedule, num_steps)
     found = []

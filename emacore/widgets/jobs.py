@@ -39,7 +39,10 @@ def job_queue() -> JobQueue:
 
 
 def begin_example() -> None:
-    """Have the example trained also where no page has asked for a job yet; pages that do tell what goes wrong."""
+    """Have the example run trained even if no page has looked at jobs yet.
+
+    A store that cannot be opened is told by the pages that need it.
+    """
     with suppress(StoreError):
         job_queue()
 
@@ -76,7 +79,7 @@ def tell_of(store: RunStore) -> None:
 
 
 def _tell_if_replaced(store: RunStore) -> None:
-    """Each session, once, that was there when it happened."""
+    """Tell each session, once, that the store was replaced while it was open."""
     seen = st.session_state.setdefault("replacements", store.replacements)
     if store.replacements > seen:
         put({"replacements": store.replacements})
@@ -109,7 +112,7 @@ def _forget(job_ids: Sequence[str]) -> None:
         job_queue().store.delete(job_id)
 
 
-#: So many damaged jobs are named at most.
+#: At most this many damaged jobs are named.
 _DAMAGED_MOST = 20
 
 
@@ -127,13 +130,14 @@ def workbench(
     """On the left the settings of a job and its buttons, on the right the stored job that is chosen.
 
     Args:
-        label: "Run", "Study" or "Sweep"; the small word is the key of the choice.
+        label: "Run", "Study" or "Sweep"; in small letters it is the key of the choice.
         table: The stored jobs of that kind.
         settings: Draws the controls and returns the job; its ``ValueError`` is told, and nothing can be started.
-        draw: Draws the job of this id as the store has it, and returns it: every so many ``seconds`` while it goes on.
-        invitation: What is said while there is none.
-        reset: What the reset button brings back; without it there is none.
-        instead: Draws above the invitation what there is to see meanwhile.
+        draw: Draws the job with an id as the store has it, and returns it.
+        invitation: What is said while there is no such job.
+        seconds: While a job goes on, it is drawn anew this often.
+        reset: The controls' values that the reset button brings back; without them there is no button.
+        instead: Draws, above the invitation, what there is to see while there is no such job.
 
     Returns:
         The id of the chosen job, and whether it is still under way.
@@ -179,7 +183,7 @@ def json_button(job: Job, name: str) -> None:
         "application/json",
         icon=":material/download:",
         on_click="ignore",
-        help="These settings, for the package or for later.",
+        help="These settings as a file, which the package and the command line (--config) read.",
         type="tertiary",
     )
 
@@ -188,7 +192,8 @@ def attempt(action: Callable[[], Any], key: str | None = None) -> None:
     """Do something with the store, for callbacks: what goes wrong is told by :func:`show_problem`.
 
     Args:
-        key: The control that shows what ``action`` returns.
+        action: Its ``StoreError`` is what goes wrong.
+        key: The control that is set to what ``action`` returns; by default none.
     """
     try:
         found = action()
@@ -249,13 +254,15 @@ def chosen_job(
     which: str = "",
     further: Mapping[str, str] | None = None,
 ) -> tuple[str | None, bool]:
-    """A choice among stored jobs, the first unless one says otherwise: its id, and whether it is still under way.
+    """A choice among stored jobs: the chosen id, and whether that job is still under way.
 
-    That one is the newest ``which`` (such as " that did not diverge").  ``further`` ones, labels by ids, are no jobs,
-    and come after these.
+    Without a choice it is the first of ``table``.  The session and the link have the chosen id under ``key``; where
+    that job is not there any more, a warning says so until another one is chosen.
 
-    The session and the link have its id under ``key``.  One that was chosen, or is named by the link, and is not there
-    is told until another one is chosen.
+    Args:
+        nothing: What is to be done where there is no job yet, for the placeholder.
+        which: Said after "newest" of the first one, such as " that did not diverge".
+        further: What can be chosen besides, after the jobs: labels by ids.
     """
     jobs = shown(table)
     if further:
@@ -294,7 +301,8 @@ def job_choice(label: str, jobs: pd.DataFrame, key: str, *, index: int | None = 
 
     Args:
         jobs: As :func:`shown` returns them.
-        index: Which one is chosen at first; by default none.
+        index: The place of the one that is chosen at first; by default none is.
+        arguments: Further arguments of ``st.selectbox``.
     """
     labels = dict(zip(jobs["id"], jobs["label"], strict=True))
     state, widget = st.session_state, f"pick-{key}"
@@ -326,13 +334,13 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 @st.cache_data(max_entries=2000, show_spinner=False)
 def _numbers(folder: str, job_id: str) -> Numbers:
-    """What a study that has ended came to."""
+    """The final numbers of a study that has ended; they are kept, because its whole history is read for them."""
     store = RunStore(folder)
     return final_numbers(store.result(job_id).job, store.history(job_id))
 
 
 def _watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, seconds: float) -> None:
-    """Draw a job, while it is under way again and again; the whole page once more when it has ended."""
+    """Draw a job, and anew every so many seconds while it is under way; when it has ended, run the whole page once."""
 
     def look() -> None:
         try:
@@ -347,7 +355,7 @@ def _watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, sec
 
 
 def follow_states(table: pd.DataFrame, seconds: float) -> None:
-    """While jobs are under way, look every so many ``seconds``, and draw the page again where one has gone on."""
+    """While jobs are under way, look every ``seconds``, and run the page again once a state or an epoch is another."""
     if table["state"].isin(["queued", "running"]).any():
         seen = table[["id", "state", "epochs"]]
 
@@ -367,12 +375,12 @@ def show_state(
     """How a job is going, or how it ended.
 
     Args:
-        share: What is done of what there is to do at most.
-        progress: What is said of a job that trains.
-        so_far: What it has, such as "5 epochs".
-        ended: What is said of one that has ended as it should.
+        share: How much of the most that it can train is done, from 0 to 1.
+        progress: The sentence for a job that trains.
+        so_far: What a job has that ended early, such as "5 epochs".
+        ended: The sentence for a job that ended as it should.
         what: "run", "study" or "sweep".
-        empty: Whether it has nothing yet.
+        empty: Whether the job has nothing to show yet.
     """
     whose = "The article's run, trained for you: " if run.asked == SERVER else ""
     match run.state:
@@ -399,7 +407,7 @@ def show_state(
 
 
 def say_shipped(what: str, file: Path) -> None:
-    """That what is shown came with the package: what it is, and what made its file when."""
+    """Say that what is shown came with the package: what it is, and which command made its file when."""
     made = shipped.made(file).partition(", ")[2]
     st.caption(
         f":material/inventory_2: **Shipped with the app**, not trained here: {what}, by `{shipped.COMMAND}` ({made})."
@@ -407,7 +415,7 @@ def say_shipped(what: str, file: Path) -> None:
 
 
 def nothing_left_in_words(run: StoredRun, what: str = "run") -> str:
-    """Of a job that ended before it had anything: that there is nothing to wait for, and why, as Markdown."""
+    """Why a job that has ended has nothing to show, and what to do, as Markdown."""
     if run.stopped == "diverged":
         return (
             f"The {what} diverged in its first epoch: no loss is finite, whatever is averaged, so there is nothing to "
@@ -423,5 +431,5 @@ def nothing_left_in_words(run: StoredRun, what: str = "run") -> str:
 
 
 def duration(run: StoredRun) -> float:
-    """Seconds from its start to its end."""
+    """Seconds that a job has trained; 0 if that is not known."""
     return run.seconds if math.isfinite(run.seconds) else 0.0

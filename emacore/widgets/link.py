@@ -147,7 +147,7 @@ def _cleaned() -> dict[str, tuple[str, Any]]:
                 found[key] = (", ".join(texts), None)
                 link.remove_param(key)
             elif len(texts) == 1 and _SMALL.fullmatch(texts[0]):
-                st.query_params[key] = number_text(float(texts[0]))  # as sliders write it, which compare letters
+                st.query_params[key] = number_text(float(texts[0]))  # as sliders write it: they compare texts
                 rewritten = True
         if found or rewritten:
             link.set_initial_query_params_from_current()

@@ -37,9 +37,9 @@ from emacore.formatting import number
 from emacore.widgets.page import escaped
 from emacore.widgets.schedules import MORE
 
-#: Frames of a page view may have so many bytes in all.
+#: The frames of a page take at most this many bytes in all.
 MOST_BYTES = 3_000_000
-#: So many calls may be computed for a page's frames; a longer run has fewer marks.
+#: At most about this many calls are computed for a page's frames; the handles of a longer run have fewer marks.
 _MOST_CALLS = 12_000_000
 _FEWEST_MARKS, _MOST_MARKS = 10, 80
 
@@ -92,7 +92,10 @@ class Setting(NamedTuple):
 
 
 class Animation(NamedTuple):
-    """A signal that counts up, from ``first`` to ``last`` in so many seconds, or is ``last``; a handle ends it."""
+    """A signal that counts up in the browser, from ``first`` to ``last``, in ``seconds``; moving a handle ends it.
+
+    Where it does not play (``plays``) it is ``last``.  Another number of ``again`` plays it once more.
+    """
 
     name: str
     first: int
@@ -102,7 +105,7 @@ class Animation(NamedTuple):
     again: int = 0
 
     def signals(self, *, running: bool) -> list[Signal]:
-        """As the browser has them: at rest, or running from the moment on at which it draws them."""
+        """The signals for the browser: at ``last``, or running from the moment at which the browser draws them."""
         if not running:
             return [Signal(self.name, self.last)]
         past = f"floor((now() - began) * {(self.last - self.first) / (1000 * self.seconds)!r})"
@@ -117,7 +120,7 @@ def schedule_settings(schedule: Schedule, calls: int = 1) -> list[Setting]:
     """The settings of a schedule's family that have a handle, with the marks that go with its other settings.
 
     Args:
-        calls: How many calls a frame costs: where many, there are fewer marks.
+        calls: How many calls have to be computed for one frame: the more, the fewer marks.
     """
     shown = [control for control in schedule.controls if control.scale != "count" and _has_handle(control, schedule)]
     most = marks_for(calls, len(shown))
@@ -134,7 +137,7 @@ def schedule_settings(schedule: Schedule, calls: int = 1) -> list[Setting]:
 
 
 def marks_for(calls: int, settings: int) -> int:
-    """How many marks each of so many settings may have where a frame costs so many calls."""
+    """How many marks each of ``settings`` handles may have, where ``calls`` calls have to be computed for one frame."""
     return int(min(max(_MOST_CALLS / max(calls * settings, 1), _FEWEST_MARKS), _MOST_MARKS))
 
 
@@ -151,20 +154,20 @@ def show_moving(
     alt_text: str,
     plays: Animation | None = None,
 ) -> Callable[..., None]:
-    """Show ``views``, one above the other, with a handle for each setting below; see the module.
+    """Show ``views``, one above the other, with a handle for each setting below; the module shows how it is used.
 
     Args:
-        name: The chart's, one of its own on a page.
-        frames_of: Frames of each view at the marks of ``handle.values``, for all handles.  Those of a handle hold for
-            the other settings as they are.
-        alt_text: For those who cannot see it.
-        plays: Signals that run by themselves in the browser, once when the page is opened and whenever ``again`` is
-            another number.
+        name: The chart's name, which no other chart of the page has.
+        frames_of: Returns the frames of each view at the marks of all handles (``handle.values``).  Those of one
+            handle hold for the other settings as they are now.
+        alt_text: The picture in words, for those who cannot see it.
+        plays: An animation that runs in the browser when the page is opened, and whenever its ``again`` is another
+            number.
 
     Returns:
-        To be called at the end of the page, where the frames are made.  Until then a page that was just opened has the
-        picture that stands still.  It takes the rows of layers that have their own, by view and layer, where they are
-        made no sooner.
+        A function that makes the frames, to be called at the end of the page: until then a page that was just opened
+        shows the picture that stands still.  It takes the rows of layers that draw rows of their own, where those take
+        long to make, too: by the numbers of view and layer.
     """
     values = {setting.key: setting.value for setting in settings}
     fixed = fixed_part(views) + str(plays) + str([(setting.key, setting.title, setting.marks) for setting in settings])

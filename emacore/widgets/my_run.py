@@ -67,13 +67,20 @@ def run_controls() -> Run:
             "What is trained", "trained", TRAINED, "Another choice brings the settings that are published for it."
         )
     with rate:
-        falls = _one_of("Learning rate", "rate", RATES, "Averaging and lowering the rate calm the same noise.")
+        falls = _one_of(
+            "Learning rate",
+            "rate",
+            RATES,
+            "Averaging and lowering the rate calm the same noise: at a constant rate an average gains most, at one "
+            "that falls to zero little.",
+        )
     with wish:
         wanted = _one_of(
             "What you want",
             "wish",
             WISHES,
-            "Noisy evaluations want a short memory; several lengths are kept with snapshots.",
+            "A noisy evaluation wants a short memory, final quality a longer one; to choose later, several averages "
+            "are kept with snapshots.",
         )
     with way:
         length = st.segmented_control(
@@ -116,15 +123,26 @@ def run_controls() -> Run:
 
 
 def carried_over(run: Run, settings: list[Setting]) -> tuple[Run, list[Setting], float]:
-    """Controls of another batch size or length, one click each; the run and the settings there, and the batch's factor.
+    """Controls that carry settings over to another batch size or length.
 
-    They stay as they are, with a sentence, where there is no such run.
+    Returns:
+        The run and the settings there, and how many times as large its batch is; all as they were, with a sentence,
+        where there is no such run.
     """
     left, right = st.columns(2)
     with left:
-        batch = _times("The same at another batch size", "times_batch", "The same memory in samples.")
+        batch = _times(
+            "The same at another batch size",
+            "times_batch",
+            "A larger batch goes through the samples in fewer steps: half-lives get shorter in steps, and stay the "
+            "same in samples.",
+        )
     with right:
-        length = _times("The same for another length", "times_length", "The same share of the run.")
+        length = _times(
+            "The same for another length",
+            "times_length",
+            "Settings made for a share of the run keep that share: in a longer run their half-lives are longer.",
+        )
     if batch == length == 1:
         return run, settings, 1.0
     try:
@@ -142,7 +160,7 @@ def run_in_words(run: Run) -> str:
 
 
 def show_settings(run: Run, settings: Iterable[Setting]) -> None:
-    """Each setting with its half-life, why, and who says so."""
+    """Show each setting with its half-life, its code, the reason, and the source of that."""
     for setting in settings:
         with st.container(border=True, gap=None):
             st.markdown(f"**{escaped(setting.name)}** · half-life {half_life_in(run, setting.schedule)}")
@@ -242,18 +260,37 @@ def _number(label: str, key: str, low: int, high: int, explained: str) -> int:
 def _amount(length: str) -> int:
     match length:
         case "Samples":
-            return _number("Samples in the data", "run_rows", 1, 10**13, "Of one pass over them.")
+            return _number("Samples in the data", "run_rows", 1, 10**13, "Samples of one pass: more make a longer run.")
         case "Tokens":
-            return _number("Tokens in the data", "run_tokens", 1, 2**53 - 1, "Of one pass over them.")
-    return _number("Steps", "run_steps", 2, MOST_STEPS, f"Optimiser steps, up to {number(MOST_STEPS)}.")
+            return _number(
+                "Tokens in the data", "run_tokens", 1, 2**53 - 1, "Tokens of one pass: more make a longer run."
+            )
+    return _number(
+        "Steps",
+        "run_steps",
+        2,
+        MOST_STEPS,
+        f"Optimiser steps of the run, up to {number(MOST_STEPS)}. A longer run has room for a longer memory.",
+    )
 
 
 def _batch(length: str) -> int:
     if length == "Tokens":
         return _number(
-            "Tokens a step", "run_token_batch", 1, 10**12, "Batch size times sequence length, of all devices."
+            "Tokens a step",
+            "run_token_batch",
+            1,
+            10**12,
+            "Batch size times sequence length, of all devices together. Twice as many are half the steps.",
         )
-    return _number("Batch size", "run_batch", 1, 10**9, "Samples a step, of all devices: settings depend on it.")
+    return _number(
+        "Batch size",
+        "run_batch",
+        1,
+        10**9,
+        "Samples a step, of all devices together. Decays published for another batch size are carried over: at a "
+        "larger one half-lives are shorter in steps.",
+    )
 
 
 def _passes(length: str) -> int | None:
@@ -265,12 +302,12 @@ def _passes(length: str) -> int | None:
             RUN_DEFAULTS["run_samples"],
             key="run_samples",
             placeholder="for epochs",
-            help="If given, half-lives are told in epochs, too.",
+            help="How many there are in one pass. If given, half-lives are told in epochs as well.",
             **BOUND,
         )
         return samples
     key = "run_token_epochs" if length == "Tokens" else "run_epochs"
-    return _number("Epochs", key, 1, 10**9, "Passes over the data.")
+    return _number("Epochs", key, 1, 10**9, "Passes over the data: twice as many are twice the steps.")
 
 
 def _times(label: str, key: str, explained: str) -> float:

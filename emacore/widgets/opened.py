@@ -32,15 +32,15 @@ from emacore.experiments.opened import (
     merge_command,
     opened,
 )
-from emacore.formatting import counted
+from emacore.formatting import counted, in_bytes
 from emacore.widgets.asking import answer_to, version
 from emacore.widgets.page import BOUND, escaped, show_chart, show_table, stop_with
 
 NOW = "now"
-#: With which the link's names of what was opened begin, where runs have their ids.
+#: How the name of something opened begins where a link can hold the id of a run instead.
 OPENED = "opened-"
 MOST_MERGES = 6
-#: So many numbers are read without a button to tell how far sets are from each other.
+#: Distances between sets are measured without a button where no more numbers than these have to be read.
 _READ_AT_ONCE = 250_000_000
 #: What is offered beside the schedule of the controls; any other can be typed.
 SUGGESTED = (
@@ -67,7 +67,8 @@ def chosen_opened() -> tuple[str, Contents] | None:
         "Opened",
         list(names),
         key="opened",
-        help="What the app was started with, by `emacore app --open PATH`. Another folder needs another start.",
+        help="What the app was started with, by `emacore app --open PATH`. To look at another folder, start it with "
+        "that.",
         **BOUND,
     )
     return name, contents(name)
@@ -92,8 +93,6 @@ def _contents(name: str, path: str, identity: str) -> Contents:
 def chosen_series(found: Contents) -> Series:
     """A choice among the sets of weights, where there are several."""
     names = list(found.series)
-    if st.session_state.get("section") not in (None, *names):
-        st.session_state["section"] = found.first
     name = st.selectbox(
         "Weights",
         names,
@@ -107,27 +106,25 @@ def chosen_series(found: Contents) -> Series:
 
 
 def chosen_fit(series: Series) -> Any:
-    """How coefficients are found; ``None`` as ``emacore merge`` does by itself."""
+    """The choice of how coefficients are found; ``None`` leaves it to the kind of files, as ``emacore merge`` does."""
     raw = all(getattr(one, "begin", -1) == one.end for one in series.profiles)
     fits = ["default", *(fit for fit in FITS if raw or fit != "linear")]
-    if st.session_state.get("fit") not in (None, *fits):
-        st.session_state["fit"] = "default"
     fit = st.segmented_control(
         "Coefficients",
         fits,
         default="default",
         key="fit",
         required=True,
-        help="By default the weight of a step that is not stored is split between the files beside it (linear), and "
-        "means of windows or averages get the coefficients whose profile comes nearest. nonnegative and free look for "
-        "the nearest in any case; free ones may be below 0, and amplify rounding.",
+        help="default: of raw files the two beside a step that is not stored share its weight (linear); means of "
+        "windows, and averages, get the coefficients that come nearest to the weights wanted. nonnegative and free "
+        "look for the nearest in any case; with free, some may be below 0, which amplifies rounding.",
         **BOUND,
     )
     return None if fit == "default" else fit
 
 
 def chosen_merges(code: str) -> dict[str, Merge]:
-    """The schedule of the controls, and what else is merged, by their code."""
+    """The merges: by the schedule of the controls, under :data:`NOW`, and by what is chosen beside it, by its code."""
     texts = st.multiselect(
         "Beside it",
         SUGGESTED,
@@ -152,7 +149,12 @@ def chosen_merges(code: str) -> dict[str, Merge]:
 def plans_of(
     of: str, series: Series, codes: Mapping[str, str], fit: Any
 ) -> tuple[dict[str, Planned], dict[str, pd.DataFrame]]:
-    """The merges, planned, and how the weights of each add up; those that cannot be made are told."""
+    """The plan of each merge, and the table of how its weights add up; merges that cannot be made are told.
+
+    Args:
+        of: What plans are kept by: it changes with the files.
+        codes: The merges by their names.
+    """
     plans, growths = {}, {}
     for name, code in codes.items():
         try:
@@ -171,8 +173,8 @@ def _planned(of: str, name: str, code: str, fit: Any, _series: Series) -> tuple[
 
 
 def distances_between(name: str, found: Contents, series: Series) -> NDArray[np.float64] | None:
-    """The squared distances between stored sets, which a worker takes from the files; ``None`` while they are not
-    known, and where there are too many sets."""
+    """The squared distances between N stored sets, shape (N, N), which a worker takes from the files; ``None`` while
+    they are not known, and where there are too many sets."""
     if len(series.steps) > MOST_APART:
         count = f"{len(series.steps):,} sets"
         st.caption(f"How far {count} are from each other is not looked at; it is for up to {MOST_APART}.")
@@ -187,7 +189,7 @@ def distances_between(name: str, found: Contents, series: Series) -> NDArray[np.
 def expected_of(
     of: str, name: str, codes: Sequence[str], fit: Any, _series: Series, _squared: NDArray[np.float64]
 ) -> list[float]:
-    """The distance of each merge from the average over all steps that is to be expected."""
+    """The distance (L2) of each merge from the average over all steps, as it is to be expected."""
     plans = [planned(merge_from_code(code), _series.profiles, _series.calls, fit, bests=False) for code in codes]
     factors = np.stack([one.coefficients for one in plans])
     found: list[float] = expected_distances([one.target for one in plans], _series.profiles, factors, _squared).tolist()
@@ -195,7 +197,7 @@ def expected_of(
 
 
 def show_contents(name: str, found: Contents) -> None:
-    """The table of what is stored, and what is to be said of it."""
+    """Show the table of what is stored, and what was told as it was read."""
     table = pd.DataFrame(found.rows)
     steps = sorted(set(table["step"]))
     span = f"of step {steps[0]:,}" if len(steps) == 1 else f"of steps {steps[0]:,} to {steps[-1]:,}"
@@ -204,7 +206,7 @@ def show_contents(name: str, found: Contents) -> None:
         sets = found.series[found.first]
         words = f"A recording of {counted(len(sets.steps), 'row')}, up to step {sets.steps[-1]:,}."
     else:
-        words = f"{counted(len(steps), 'checkpoint')} {span}; {megabytes(int(table['bytes'].sum()))}. "
+        words = f"{counted(len(steps), 'checkpoint')} {span}; {in_bytes(int(table['bytes'].sum()))}. "
         words += f"Averages are in {escaped(', '.join(averages))}." if averages else "None of it says it is an average."
     st.markdown(words)
     for sentence in found.told:
@@ -217,14 +219,6 @@ def show_contents(name: str, found: Contents) -> None:
     )
 
 
-def megabytes(count: int) -> str:
-    """Bytes for people."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:,.3g} {unit}"
-    return f"{count:,} bytes"
-
-
 def show_certificate(plan: Planned) -> None:
     """The certificate of one merge, in words."""
     st.markdown(planned_in_words(plan))
@@ -233,10 +227,10 @@ def show_certificate(plan: Planned) -> None:
 def show_certificates(
     name: str, plans: Mapping[str, Planned], codes: Mapping[str, str], expected: Sequence[float] | None = None
 ) -> None:
-    """What each merge promises, as a table.
+    """Show the certificates of the merges, as a table.
 
     Args:
-        expected: Of each, the distance that is to be expected.
+        expected: The distance of each from the average over all steps, as it is to be expected.
     """
     table = pd.DataFrame(certificate_table({_named(codes).get(key, key): one for key, one in plans.items()}))
     if expected is not None:
@@ -252,24 +246,31 @@ def show_certificates(
     st.caption(PROMISE)
 
 
-#: The certificates' columns: their titles, short since there are nine, and what they say.
+#: The certificates' columns: their titles, short because there are nine, and their help.
 _CERTIFICATE = {
-    "files": ("files", "Of the stored ones, so many weigh something."),
+    "files": ("files", "How many of the stored files weigh something in the merge."),
     "error": (
         "error",
-        "How far its weights of all steps are from the wanted ones: L2, in sizes of the wanted profile.",
+        "How far the weights of all steps in the merge are from those in the average: the L2 norm of the difference, "
+        "as a share of the average's own. 0: it is the average.",
     ),
-    "wanted": ("wanted", "Steps: the average over all steps lessens noise as the mean of so many does."),
-    "reached": ("reached", "Steps: the merge lessens noise as the mean of so many does."),
+    "wanted": ("wanted", "The average over all steps lessens noise as a plain mean of this many steps does."),
+    "reached": (
+        "reached",
+        "The merge lessens noise as a plain mean of this many steps does: with fewer than wanted, more noise is left.",
+    ),
     "expected": (
         "distance",
         "From the average over all steps, as is to be expected by how the raw files lie to each other (L2). It holds "
         "about, and on average over runs; what a distance does to the loss only an evaluation can tell.",
     ),
-    "nonnegative": ("least >= 0", "The least error that coefficients can have of which none is below 0."),
-    "free": ("least", "The least error that any coefficients can have."),
-    "amplification": ("sizes", "The sum of the coefficients' sizes: so much rounding errors are amplified."),
-    "total": ("sum", "Of the coefficients."),
+    "nonnegative": ("least >= 0", "The least error that these files allow with no coefficient below 0."),
+    "free": ("least", "The least error that these files allow with any coefficients."),
+    "amplification": (
+        "sizes",
+        "The sum of the coefficients' sizes: rounding in the files is amplified by so much at most.",
+    ),
+    "total": ("sum", "The sum of the coefficients. Other than 1, the merge is not on the scale of the weights."),
 }
 
 
@@ -278,7 +279,7 @@ def _named(codes: Mapping[str, str]) -> dict[str, str]:
 
 
 def show_command(name: str, found: Contents, series: Series, codes: Sequence[str], fit: Any) -> None:
-    """The command that makes these merges."""
+    """Show the command that makes these merges."""
     if found.form == "recording":
         st.caption(
             "A recording is replayed, not merged: `Trajectory.open(folder).load_into(module, scheme)` puts such an "
@@ -287,11 +288,18 @@ def show_command(name: str, found: Contents, series: Series, codes: Sequence[str
         return
     section = None if series.name == found.default else series.name
     st.code(merge_command(name, list(dict.fromkeys(codes)), section, fit), language="bash")
-    st.caption("In the folder that holds it. `--dry-run` shows files, coefficients and bytes, and writes nothing.")
+    st.caption(
+        "Run it in the folder that holds what you opened. `--dry-run` shows files, coefficients and bytes, and writes "
+        "nothing."
+    )
 
 
 def show_diagnosis(name: str, found: Contents, configured: str) -> None:
-    """What the averages in the files really did, in sentences and one chart."""
+    """Show what an average in the files really did, in sentences and one chart.
+
+    Args:
+        configured: The code of the schedule that it can be compared with.
+    """
     single = [one for one in found.series.values() if len(set(one.sections)) == 1]
     names = {kind: [one.name for one in single if one.kind == kind] for kind in ("average", "raw")}
     if found.form == "recording" or not all(names.values()):
@@ -301,7 +309,7 @@ def show_diagnosis(name: str, found: Contents, configured: str) -> None:
     compare = st.toggle(
         "Compare with the schedule of the controls",
         key="configured",
-        help="Then it is said whether the average did what the schedule says, and what else would look the same.",
+        help="On: it is said whether the average did what that schedule says, and what else would look the same.",
         **BOUND,
     )
     settings = {"average": average, "raw": raw} | ({"configured": configured} if compare else {})
@@ -344,12 +352,10 @@ def show_diagnosis(name: str, found: Contents, configured: str) -> None:
 
 
 def _chosen_of(kind: str, names: Sequence[str]) -> str:
-    """A choice among the sections of a kind that are diagnosed, where there are several."""
+    """The section of a kind ("average" or "raw") that is diagnosed: a choice, where there are several."""
     if len(names) == 1:
         return names[0]
     key = f"diagnosed_{kind}"
-    if st.session_state.get(key) not in (None, *names):
-        st.session_state[key] = names[0]
     chosen: str = st.selectbox(
         {"average": "Average", "raw": "Raw weights"}[kind],
         names,
@@ -362,7 +368,7 @@ def _chosen_of(kind: str, names: Sequence[str]) -> str:
 
 
 def show_measurements(name: str, found: Contents, series: Series, plans: Mapping[str, Planned]) -> None:
-    """Merges beside the last file, measured by a worker."""
+    """Show the metrics of merges and, beside them, of the last file, measured by a worker."""
     last = [0.0] * len(series.steps)
     last[-1] = 1.0
     named = {"the last file": last, **{key: one.coefficients.tolist() for key, one in plans.items()}}

@@ -1,7 +1,7 @@
-"""Schedules over what was opened as pictures that follow the handles, as far as nothing has to be measured for it.
+"""Schedules over what was opened, as pictures that follow the handles.
 
-What each stored set weighs, the certificate, and how far the average is from what is stored are known of every mark.
-The loss is known where a worker has measured it; nothing is interpolated.
+What each stored set weighs, the certificate, and how far the average is from what is stored are known at every mark.
+The loss is drawn where a worker has measured it; nothing is interpolated.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from emacore.widgets.opened_merges import (
     words_frames,
 )
 
-#: What a mark costs beside one of a page that plans nothing, in calls: in any case, a call, and by each cube of the
-#: number of sets.
+#: What a mark costs, as :func:`~emacore.widgets.moving.schedule_settings` counts it, in calls: a constant, a part for
+#: each call of the run, and one that grows with the cube of the number of sets.
 _COST, _PER_CALL, _PER_CUBE = 60_000, 3, 0.01
-#: Where it is said that a mark is not measured, as shares of the picture's width and height.
+#: Where the words stand that say that a mark is not measured, as shares of the picture's width and height.
 _UNMEASURED_AT = (0.3, 0.97)
 _UNMEASURED = "'not measured yet:|let the handle go to ask for it'"
 
@@ -48,9 +48,10 @@ class Losses(NamedTuple):
     """What is measured.
 
     Attributes:
-        table: Long: curve, step, and ``column``; the first curve is of the weights as they are stored.
-        title: Of the axis.
-        measured: The losses of those schemes, among some given by their code, that are measured already.
+        table: A long table: curve, step, and ``column``, the loss; the first curve is of the weights as stored.
+        title: The title of its axis.
+        scale: The scale of its axis.
+        measured: Takes schemes by their code and returns the losses of those that are measured already.
     """
 
     table: pd.DataFrame
@@ -73,8 +74,8 @@ def show_opened_curves(
     as :func:`emacore.widgets.moving.show_moving` says.
 
     Args:
-        of: By what frames are kept: it changes with the files.
-        codes: Of the schemes, by the names of their curves; that of ``schedule`` is :data:`NOW`.
+        of: What frames are kept by: it changes with the files.
+        codes: The schemes' code by the names of their curves; that of ``schedule`` is :data:`NOW`.
         squared: The squared distances between the stored sets; ``None`` where they are not known.
         losses: ``None`` while nothing is measured.
     """
@@ -129,7 +130,7 @@ def show_opened_curves(
 
 
 def known_so_far(original: Table, curve: Table | None) -> Table:
-    """A scheme's curve; of one that is not measured its first point, since its average begins as what is stored."""
+    """A scheme's curve, or, while it is not measured, its first point: every average begins as what is stored."""
     return {column: values[:1] for column, values in original.items()} if curve is None else curve
 
 
@@ -140,7 +141,7 @@ def _long(known: Mapping[str, Held], steps: Any, column: str) -> pd.DataFrame:
 
 
 def _told_of_loss(figure: Figure, losses: Losses, x_ends: Ends, y_ends: Ends) -> Figure:
-    """With words where the curve of the controls is not measured."""
+    """The figure with words where the curve of the controls is not measured."""
     measured = 1.0 if (losses.table["curve"] == NOW).sum() > 1 else None
     row = {"measured": measured, **_place_on(x_ends, y_ends, losses.scale)}
     return with_words(figure, "unmeasured", row, _UNMEASURED, "!isValid(datum.measured)")

@@ -1,5 +1,7 @@
-"""Merges of what was opened as pictures that follow the handles of the schedule: each mark is the merge by that very
-schedule, with its certificate."""
+"""Merges of what was opened, as pictures that follow the handles of the schedule.
+
+Each mark shows the merge by the schedule of that mark, with its certificate.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,10 @@ from emacore.widgets.page import picture
 Ends = tuple[float, float]
 #: The handles' marks: a setting's key and its values.
 Marks = tuple[tuple[str, tuple[float, ...]], ...]
-#: What a mark costs beside one of a page that plans nothing, in calls: least squares of all files, and so much in any
-#: case.
+#: What a mark costs, as :func:`~emacore.widgets.moving.schedule_settings` counts it, in calls: a constant, and a share
+#: more for each file, for their least squares.
 _COST, _PER_FILE = 60_000, 0.2
-#: Points of the curve that adds weights up, besides those at which files lie.
+#: Points of the curve of how the weights add up, besides those at the files.
 _POINTS = 150
 #: Where the certificate stands in the lower picture, as shares of its width and height.
 _AT = (0.02, 0.97)
@@ -49,7 +51,8 @@ def show_merges_moving(
     for each of its settings; to be finished as :func:`emacore.widgets.moving.show_moving` says.
 
     Args:
-        of: By what the frames are kept: it changes with the files.
+        of: What frames are kept by: it changes with the files.
+        plans, growths: Of the merges by their names; the one that moves is :data:`NOW`.
     """
     code = to_code(schedule)
     calls = int((_COST + series.calls) * (1 + _PER_FILE * len(series.profiles)))
@@ -107,14 +110,15 @@ def show_merges_moving(
             "the weights of one of them add up over the steps of the run, beside those of the average over all steps",
         )
     st.caption(
-        "Above, which files a merge takes, and whether some are below 0: those amplify rounding. Below, between the "
-        "two lines lies what the files cannot give: raw ones take steps at a time, means of windows follow it."
+        "Above, which files a merge takes, and whether some coefficients are below 0: those amplify rounding. Below, "
+        "the gap between the two lines is what these files cannot give: with raw ones the weights add up in large "
+        "steps, with means of windows they follow the average."
     )
     return finish
 
 
 def certified(figure: Figure, found: Certificate, x_ends: Ends, y_ends: Ends) -> Figure:
-    """With a line of text that says the certificate."""
+    """The figure with a text that says the certificate, and follows the handles."""
     error = None if np.isnan(found.error) else found.error
     said = (
         "(isValid(datum.error) ? 'profile error ' + format(datum.error, ',.3~g') + '|' : '') + "
@@ -126,11 +130,13 @@ def certified(figure: Figure, found: Certificate, x_ends: Ends, y_ends: Ends) ->
 
 
 def with_words(figure: Figure, name: str, row: Mapping[str, Any], said: str, shown: str) -> Figure:
-    """With a line of text, an expression of the numbers of ``row``, that follows handles; ``|`` breaks it.
+    """The figure with a text that follows the handles.
 
     Args:
-        row: Those numbers, and x and y in units of the axes, from :func:`place_of`.
-        shown: An expression that says whether it is shown.
+        name: The name of its layer.
+        row: The numbers it is made of, and x and y in units of the axes, from :func:`place_of`.
+        said: The text, as a Vega expression of those numbers; ``|`` breaks a line.
+        shown: A Vega expression that says whether it is shown.
     """
     encoding = figure.spec["layer"][0]["encoding"]
     text = {
@@ -155,13 +161,19 @@ def with_words(figure: Figure, name: str, row: Mapping[str, Any], said: str, sho
 
 
 def words_frames(layer: int, place: Mapping[str, float], moving: Mapping[str, Mapping[str, Floats]]) -> Frames:
-    """The frames of the words in a layer: by handle's key and the number's name, shape (marks,)."""
+    """The frames of a text of :func:`with_words`.
+
+    Args:
+        layer: The number of its layer.
+        place: Its x and y in units of the axes.
+        moving: By the handle's key and the name of a number: that number at each mark, shape (marks,).
+    """
     told = {key: {name: values.reshape(1, -1) for name, values in own.items()} for key, own in moving.items()}
     return Frames(pd.DataFrame([{"curve": NOW, **place}]), told, "curve", layers=(layer,))
 
 
 def place_of(x_ends: Ends, y_ends: Ends, at: tuple[float, float] = _AT) -> dict[str, float]:
-    """Where such a text stands on the axes, given as shares of the width and the height."""
+    """Where a text stands in units of the axes, ``at`` being shares of their lengths; both are linear."""
     return {
         channel: low + share * (high - low)
         for channel, share, (low, high) in zip("xy", at, (x_ends, y_ends), strict=True)
@@ -180,7 +192,7 @@ def _moved(of: str, name: str, code: str, fit: Any, marks: Marks, _series: Serie
 
 
 def around(values: pd.Series, reached: Floats) -> Ends:
-    """The ends of a linear axis for what is drawn, and about all to which a handle can take it."""
+    """The ends of a linear axis for ``values``, which are drawn, and those that marks of a handle reached."""
     low, high = axis_ends(np.concatenate([[0.0], values.to_numpy(dtype=np.float64), reached.ravel()]), "linear")
     room = 0.05 * (high - low) or 0.1
     return low - (room if low < 0 else 0), high + room

@@ -1,4 +1,4 @@
-"""What was opened, replayed like a run of our own: what it measures comes from a worker, in answers that are kept."""
+"""What was opened, on the page What if like a recorded run: a worker measures its networks, and answers are kept."""
 
 from __future__ import annotations
 
@@ -38,17 +38,22 @@ from emacore.widgets.schedules import pin_controls, schedule_controls, schedule_
 
 #: The weights as they are stored, as a schedule.
 _AS_STORED = to_code(Constant(0.0))
-#: Curves are measured without a button where they are known to take no longer, in seconds.
+#: Seconds: curves that are known to take less are measured without a button.
 _AT_ONCE = 5.0
 
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """What was opened as the views of a page take a run; what is not answered yet is asked for on the page.
+    """What was opened, with the methods of :class:`~emacore.widgets.replay.Recorded` that the views of a page call.
+
+    What is not measured yet is asked for on the page: those methods raise ``Unanswered``.
 
     Attributes:
+        name: The name under which it was opened.
+        found: What is in it.
+        series: The set of weights that is replayed.
         metrics: What is measured; the first is the loss.
-        seconds: What measuring one network took.
+        seconds: How long measuring one network took.
         curves: The measured curves of schemes, by their code.
     """
 
@@ -64,7 +69,7 @@ class OpenedRun:
 
     @cached_property
     def run(self) -> Any:
-        """By what its charts and controls are told apart."""
+        """An object whose ``id`` tells its charts and controls from others'."""
         return SimpleNamespace(id=self.name.replace("/", "-"))
 
     @property
@@ -74,12 +79,12 @@ class OpenedRun:
 
     @property
     def loss(self) -> Metric:
-        """By which the best is chosen."""
+        """The metric by which the best is chosen."""
         return self.metrics[0]
 
     @property
     def loss_title(self) -> str:
-        """The title of its axes."""
+        """The title of an axis of losses."""
         return self.loss.name
 
     def curve(self, code: str) -> Table:
@@ -89,7 +94,7 @@ class OpenedRun:
         return self.curves[code]
 
     def measured(self, model: str) -> Table:
-        """The curve of the weights as they are stored."""
+        """The curve of the weights as they are stored, whichever ``model`` is asked for."""
         return self.curves[_AS_STORED]
 
     def steps_of(self, epochs: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -97,23 +102,23 @@ class OpenedRun:
         return np.asarray(self.curves[_AS_STORED]["step"][epochs - 1])
 
     def atlas(self, epochs: int, code: str, x: str, y: str, metric: str) -> tuple[Table, float]:
-        """The atlas of a schedule, and the original's loss on its terms."""
+        """The table of :func:`emacore.replay.atlas.atlas`, and the original's loss, final or best as there."""
         settings = {"code": code, "x": x, "y": y, "metric": metric}
         found = self._asked("atlas", "Measure this atlas", settings)
         return found["cells"], float(found["original"])
 
     def relatives(self, epochs: int) -> Table:
-        """What the EMA is set beside."""
+        """The table of :func:`emacore.replay.relatives.relatives`."""
         found: Table = self._asked("family", "Measure these averages", {})
         return found
 
     def widths(self, epochs: int) -> Table:
-        """Power-function averages over their width."""
+        """The table of :func:`emacore.replay.atlas.widths`."""
         found: Table = self._asked("widths", "Measure these widths", {})
         return found
 
     def space(self, epochs: int, code: str, kind: str, from_percent: int) -> Space:
-        """The weights from so many percent of the run on, seen on a plane."""
+        """What :func:`emacore.replay.weight_space.space` finds from ``from_percent`` % of the run on."""
         settings = {"code": code, "plane": kind, "since": from_percent}
         found: Space = self._asked("space", "Measure the loss on this plane", settings)
         return found
@@ -127,14 +132,15 @@ class OpenedRun:
 
 
 def curves_known(name: str, found: Contents, series: Series, codes: Iterable[str]) -> dict[str, Any]:
-    """The answers to what the curves of schemes are, of those that are measured already, by their code."""
+    """The answers that hold the curves of schemes, of those that are measured already, by their code."""
     return {code: answer for code in codes if (answer := known(_curves(name, found, series, [code]))) is not None}
 
 
 def measured_curves(
     name: str, found: Contents, series: Series, codes: Sequence[str], *, at_once: bool
 ) -> dict[str, Any]:
-    """The same, and what is not measured is asked for."""
+    """The answers of :func:`curves_known`; what is not measured yet is asked for on the page, or, ``at_once``, of a
+    worker without a button."""
     answers = curves_known(name, found, series, codes)
     if missing := [code for code in dict.fromkeys(codes) if code not in answers]:
         what = "Measure what is stored" if missing == [_AS_STORED] else "Measure these curves"
@@ -150,7 +156,7 @@ def _curves(name: str, found: Contents, series: Series, codes: Sequence[str]) ->
 
 
 def show_combined(name: str, found: Contents, series: Series) -> None:
-    """The page of What if for averages that belong together: each point of a curve is the merge of those until then."""
+    """Show What if of averages that belong together: each point of a curve is a merge of those stored until then."""
     st.caption(
         f":material/info: `{series.name}` are averages of one run, so each point is the merge of what is stored until "
         "then that comes nearest to the schedule's average. The atlas and other views replay single sets of weights."
@@ -201,18 +207,18 @@ def _show_measured(name: str, merges: Mapping[str, tuple[list[int], list[Any]]],
 
 
 def _schedules(pinned: Mapping[str, Any]) -> dict[str, str]:
-    """Of what is pinned, the schedules; windows are none."""
+    """The code of those pinned curves that are schedules, not windows."""
     return {key: to_code(one) for key, one in pinned.items() if isinstance(one, Schedule)}
 
 
 def show_opened_run(name: str) -> None:
-    """The page of What if for what was opened."""
+    """Show the page What if of what was opened under a name."""
     found = contents(name)
     usable = {key: one for key, one in found.series.items() if len(set(one.sections)) == 1}
     if found.default is not None and found.default not in usable:
         show_combined(name, found, found.series[found.default])
         return
-    series = usable.get(found.first) or next(iter(usable.values()))
+    series = next(iter(usable.values()))
     st.caption(
         f":material/info: {counted(len(series.steps), 'stored set')} of `{series.name}`: each stands for all steps "
         "since the one before it, so replays are of a run that moved only then. What merges weigh step by step is on "

@@ -9,11 +9,14 @@ from emacore.averaging.signals import sgd_on_quadratic
 from emacore.averaging.views import LossByDecay, Path, averaged_path, loss_by_decay
 from emacore.widgets.page import BOUND
 
+#: The curvatures of the loss along the two weights, and where SGD starts.
 CURVATURES = (1.0, 0.25)
 START = (2.0, 1.6)
 #: Iterates of the run, the start among them.
 DRAWN = 300
+#: How many runs the simulated losses are the mean of.
 RUNS = 1000
+#: The keys of the controls.
 RATE, NOISE, DECAY = "quad_rate", "quad_noise", "quad_decay"
 DEFAULTS = {RATE: 0.3, NOISE: 1.0, DECAY: 0.98}
 
@@ -40,7 +43,8 @@ def circling_controls() -> tuple[float, float, float]:
         0.05,
         key=NOISE,
         format="%.6g",
-        help="Standard deviation of the noise in each direction of the gradient: smaller batches have more.",
+        help="Standard deviation of the noise in each direction of the gradient. With more of it, as from smaller "
+        "batches, SGD circles more widely, and an average has more to gain.",
         **BOUND,
     )
     beta = three.number_input(
@@ -66,12 +70,12 @@ def path_of(rate: float, noise: float, beta: float) -> Path:
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def losses_of(rate: float, noise: float, beta: float, runs: int = RUNS) -> LossByDecay:
-    """The loss over the decay of the average."""
+    """The final loss of the average over its decay, by formula and as the mean of ``runs`` simulated runs."""
     return loss_by_decay(CURVATURES, rate, noise, DRAWN, START, beta, runs=runs)
 
 
 def what_a_decay_leaves(noise: float) -> str:
-    """What to look for in the picture of the losses."""
+    """What the curve of the losses shows, as the rest of a sentence that begins with "Below:"."""
     if not noise:
         return (
             "there is no noise to average out, so an average only keeps what is left of the start; SGD's last step "

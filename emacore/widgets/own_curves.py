@@ -1,4 +1,4 @@
-"""A metric file of one's own on the Low-pass filter page: read, drawn and smoothed at once."""
+"""A metric file of one's own on the Low-pass filter page: uploaded, read, drawn and smoothed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from emacore.apart import call_apart
 from emacore.averaging import views
 from emacore.averaging.code import to_code
 from emacore.averaging.schedules import Schedule
-from emacore.averaging.smoothing import WAYS, Settled, Smoothing
+from emacore.averaging.smoothing import WAYS, Smoothing
 from emacore.averaging.trackers import VIEWPORT_SCALE
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
 from emacore.charts.thin import Floats, Scale, axis_ends, left_out, rows_with_gaps
 from emacore.formatting import decay as decay_text
-from emacore.formatting import megabytes, number
+from emacore.formatting import in_bytes, number
 from emacore.limits import TABLE_BYTES
 from emacore.metric_files import Curve, MetricFile, curves, figures_table, read_metrics, with_smoothed
 from emacore.tables import is_light, numeric_columns
 from emacore.widgets.moving import Setting, show_moving
 from emacore.widgets.page import BOUND, csv_button, escaped, sentence, show_table, stop_with
 from emacore.widgets.schedules import schedule_controls
-from emacore.widgets.smoothing import FEWEST_STEPS, MOST_STEPS, Small
+from emacore.widgets.signals import HANDLED_STEPS
+from emacore.widgets.smoothing import FEWEST_STEPS, Small
 
 SYNTHETIC, OWN = "Synthetic", "Own file"
 SCHEDULE = "The schedule"
@@ -52,9 +53,11 @@ OWN_DEFAULTS: dict[str, Any] = {
         for name, key in AMOUNTS.items()
     },
 }
+#: How many metrics are drawn at first, and at most.
 _FIRST_METRICS, _MOST_METRICS = 3, 8
-#: A longer line is thinned before it becomes a table.
+#: A line of more values is thinned before it becomes a table.
 _LONG = 20_000
+#: At most this many numbers come as frames of handles, each with at most this many marks.
 _MOST_NUMBERS = 300_000
 _MOST_MARKS = 40
 
@@ -75,7 +78,8 @@ def source_controls() -> MetricFile | None:
         default=SYNTHETIC,
         key="source",
         required=True,
-        help="Made here, or the metrics of a file of yours.",
+        help="Synthetic: a known signal with noise, so that what an average does can be checked by formula. Own file: "
+        "the metrics of a file of yours, smoothed as tools do it.",
         **BOUND,
     )
     st.file_uploader(
@@ -83,7 +87,7 @@ def source_controls() -> MetricFile | None:
         key="own",
         on_change=_dropped,
         help="What TensorBoard (CSV or event files), W&B, MLflow, Lightning, Keras, Hugging Face, DVC and others "
-        f"write: CSV, JSON, logs, Parquet, also packed with gzip; up to {megabytes(TABLE_BYTES)}. It stays in this "
+        f"write: CSV, JSON, logs, Parquet, also packed with gzip; up to {in_bytes(TABLE_BYTES)}. It stays in this "
         "session, and is not part of the link.",
         max_upload_size=TABLE_BYTES // 2**20,
     )
@@ -100,7 +104,7 @@ def source_controls() -> MetricFile | None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(f"From {escaped(upload.name)}")
         if st.session_state.get("own") is None:  # the page was left meanwhile, and the uploader has forgotten it
-            st.button("Forget it", on_click=_forget, key="forget_own", type="tertiary", help="Ask for another file.")
+            st.button("Forget it", on_click=_forget, key="forget_own", type="tertiary", help="Drop it, to use another.")
     return upload.file
 
 
@@ -150,9 +154,9 @@ def show_own(file: MetricFile, controls: Any, charts: Any) -> Callable[[], None]
         st.header("What each smoothing does")
         show_table(figures_table(found), name="smoothings", column_config=_COLUMNS)
         st.caption(
-            "Where values stand at the usual distance (the median), once the smoothing has settled; lag and half-life "
-            "in the unit of x, the cut-off in cycles per unit, and what is left of white noise as a share of its "
-            "standard deviation. The lag is by how much slow changes come out late."
+            "Each figure is of values at the usual distance (the median), once the smoothing has settled: lag and "
+            "half-life in the unit of x, the cut-off in cycles per unit, and what is left of white noise as a share of "
+            "its standard deviation. The lag is by how much slow changes come out late."
         )
         _small_pictures(found[0], smoothings, colours)
     return finish
@@ -185,8 +189,6 @@ def _columns(file: MetricFile) -> tuple[MetricFile, list[str]]:
         stop_with("Choose a metric to draw.")
     row = "number of the row"
     xs = [*file.xs, row]
-    if state.get("own_x") not in xs:
-        state.pop("own_x", None)
     x = st.selectbox(
         "x",
         xs,
@@ -208,7 +210,8 @@ def _smoothings() -> dict[str, Smoothing]:
         default=OWN_DEFAULTS["ways"],
         key="ways",
         wrap=True,
-        help="Each as its tool does it, exactly. *The schedule* is the one of the Decay schedule page.",
+        help="Each adds a line, smoothed exactly as its tool does it. *The schedule* is the one of the Decay schedule "
+        "page.",
         **BOUND,
     )
     found = {}
@@ -237,7 +240,7 @@ def _amount(name: str) -> float:
         steps[way.number],
         key=AMOUNTS[name],
         format="%d" if whole else "%.7g",
-        help=f"{way.about} {'In the unit of x.' if name == 'pandas' else 'More is calmer, and later.'}",
+        help=f"{way.about} {'In the unit of x: more' if name == 'pandas' else 'More'} is calmer, and later.",
         **BOUND,
     )
     return float(value)
@@ -260,7 +263,7 @@ def _viewport() -> float:
 
 
 def _choices(file: MetricFile, names: Sequence[str]) -> dict[str, bool]:
-    """What is asked where steps are out of order, or repeated."""
+    """Controls that are there only where steps are out of order, or repeated: the arguments of ``curves`` they set."""
     ordered, last = True, False
     if file.unsorted(names):
         order = st.segmented_control(
@@ -281,7 +284,8 @@ def _choices(file: MetricFile, names: Sequence[str]) -> dict[str, bool]:
             default="all",
             key="own_repeats",
             required=True,
-            help="As after a restart: smooth all of them, or the last one that was written at each x.",
+            help="A restart writes some steps twice. all: each of these values is drawn and smoothed; last: at each x "
+            "only the one that was written last.",
             **BOUND,
         )
         last = kept == "last"
@@ -289,7 +293,7 @@ def _choices(file: MetricFile, names: Sequence[str]) -> dict[str, bool]:
 
 
 def _told(file: MetricFile) -> None:
-    """What was taken of the file, and what was left out."""
+    """Show what was taken of the file, and what was left out."""
     first, *more = file.told()
     st.caption(escaped(first))
     if more:
@@ -303,7 +307,7 @@ def _told(file: MetricFile) -> None:
 def _table(
     file: MetricFile, names: Sequence[str], smoothings: Mapping[str, Smoothing], choices: Mapping[str, bool]
 ) -> pd.DataFrame:
-    """The file's table with a column for each curve and smoothing."""
+    """The file's table with a further column for each metric and smoothing, "loss, TensorBoard"."""
     span, table = file.span(names), file.frame
     for label, one in smoothings.items():
         suffix = f", {label}"
@@ -363,7 +367,7 @@ def _pictures(
 
 
 def _drawn(curve: Curve, scale: Scale) -> pd.DataFrame:
-    """A curve and its smoothed ones as a long table; of a long one the rows that show it on an axis of this scale."""
+    """A curve and its smoothed ones as a long table: x, line, value; of a long line the rows that show it so."""
     if len(curve.values) <= _LONG:
         return _table_of(curve, lambda _: slice(None))
     ends = axis_ends(np.concatenate([curve.values, *curve.smoothed.values()]), scale)
@@ -383,7 +387,7 @@ def _settings(found: Sequence[Curve], smoothings: Mapping[str, Smoothing], span:
     moved = [one for one in smoothings.values() if one.way in AMOUNTS]
     numbers = sum(len(curve.values) for curve in found)
     increasing = all(np.all(np.diff(curve.steps) > 0) and np.isfinite(curve.values).all() for curve in found)
-    if not moved or not increasing or max(len(curve.values) for curve in found) > MOST_STEPS:
+    if not moved or not increasing or max(len(curve.values) for curve in found) > HANDLED_STEPS:
         return []
     most = min(_MOST_NUMBERS // (numbers * len(moved)), _MOST_MARKS)
     if most < 8:
@@ -416,7 +420,7 @@ def _marks(way: str, most: int, span: float, count: int) -> tuple[float, ...]:
 def _frames(
     curve: Curve, smoothings: Mapping[str, Smoothing], handles: Sequence[Handle], span: float
 ) -> tuple[Frames, ...]:
-    """Each smoothed line at the marks of its handle."""
+    """The frames of each smoothed line, at the marks of the handle that moves it."""
     low, high = axis_ends(np.concatenate([curve.values, *curve.smoothed.values()]), "linear")
     by_key, frames = {handle.key: handle for handle in handles}, []
     for label, one in smoothings.items():
@@ -433,7 +437,7 @@ def _frames(
 
 
 def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: Mapping[str, str]) -> None:
-    """Gain, spectrum, what each age weighs and the answer to a jump, of each smoothing on one curve."""
+    """Four small pictures of each smoothing of a curve: gain, spectrum, answer to a jump, what each age weighs."""
     unit = curve.unit
     gains, weights, answers, rules, times = [], [], [], {}, {}
     for label, one in smoothings.items():
@@ -443,8 +447,7 @@ def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: 
         weights.append(table[["age", "weight", "filter"]])
         answers.append(table[["age", "answer", "filter"]])
         if len(smoothings) == 1:
-            rules = {} if settled.cutoff is None else {"cut-off, -3 dB": settled.cutoff}
-            times = _times(settled)
+            rules, times = settled.frequencies, settled.times
     of = f"of {curve.name}, whose values usually stand {number(next(iter(curve.settled.values())).distance)} apart"
     pictures = [
         _small(
@@ -464,10 +467,6 @@ def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: 
                     st.info(picture, icon=":material/info:")
 
 
-def _times(settled: Settled) -> dict[str, float]:
-    return {"lag": settled.lag} | ({} if np.isnan(settled.half_life) else {"half-life": settled.half_life})
-
-
 def _small(
     title: str,
     tables: list[pd.DataFrame],
@@ -479,7 +478,13 @@ def _small(
     *,
     log: bool = False,
 ) -> Small:
-    """Tables of different x as one picture: rows where a line has no value are left blank."""
+    """One small picture of tables with different ``x``; a line is blank where its table has no row.
+
+    Args:
+        rules: Labelled vertical lines.
+        of: The end of the picture in words: of which curve it is.
+        log: Whether the x axis is logarithmic.
+    """
     wide = pd.concat(tables).pivot_table(index=x, columns="filter", values=y, sort=True).reset_index()
     titles = {"gain": "gain (amplitude out / in)", "answer": "answer (share of the jump)", "weight": "weight"}
     return Small(title, y, wide, titles[y], x_title, rules, f"{title} {of}", x_scale="log" if log else "linear")

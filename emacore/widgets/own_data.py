@@ -11,7 +11,7 @@ import streamlit as st
 from emacore import tables
 from emacore.apart import call_apart
 from emacore.experiments.store import RunStore
-from emacore.formatting import megabytes
+from emacore.formatting import in_bytes
 from emacore.limits import TABLE_BYTES
 from emacore.tables import Table, TableError, hash_of, read_file
 from emacore.tasks.regression.config import BLANKS, TEXTS, DataConfig
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Under which the session has the file: its name and its hash.
+#: The session's key of the uploaded file, as its name and its hash.
 OWN_TABLE = "own_table"
 
 
 def own_data_state(data: DataConfig) -> dict[str, Any]:
-    """The controls' values of such settings, by key; the session's table too, where they name one."""
+    """The controls' values that show these settings of a table, by key; with the session's table, if they name one."""
     state: dict[str, Any] = {
         "target": data.target,
         "features": list(data.features or ()),
@@ -48,7 +48,7 @@ def own_data_controls(store: RunStore) -> dict[str, Any]:
     file = st.file_uploader(
         "CSV with a header row",
         key="own_data",
-        help=f"Text in UTF-8, up to {megabytes(TABLE_BYTES)}. It stays on the server, beside the runs; it is not part "
+        help=f"Text in UTF-8, up to {in_bytes(TABLE_BYTES)}. It stays on the server, beside the runs; it is not part "
         "of the link, and settings that are downloaded have its name and hash only.",
         max_upload_size=TABLE_BYTES // 2**20,
     )
@@ -64,7 +64,14 @@ def own_data_controls(store: RunStore) -> dict[str, Any]:
         raise TableError(f"The table has no column of numbers; it has {', '.join(map(str, table.frame.columns))}.")
     if st.session_state.get("target") not in targets:
         st.session_state["target"] = targets[-1]
-    target = st.selectbox("Column to predict", targets, key="target", help="The target, a column of numbers.", **BOUND)
+    target = st.selectbox(
+        "Column to predict",
+        targets,
+        key="target",
+        help="The target: the column of numbers that the network learns to predict. Another one is another task, with "
+        "losses of its own.",
+        **BOUND,
+    )
     others = [str(name) for name in table.frame.columns if name != target]
     if set(st.session_state.get("features") or ()) - set(others):
         st.session_state["features"] = []
@@ -73,7 +80,8 @@ def own_data_controls(store: RunStore) -> dict[str, Any]:
         others,
         key="features",
         placeholder="All that can be used",
-        help="The columns that predict it; with none chosen, all others of numbers and truth values.",
+        help="The columns from which the target is predicted; with none chosen, all others of numbers and truth "
+        "values. Leave out those that give the target away.",
         **BOUND,
     )
     blanks = st.segmented_control(
@@ -93,7 +101,8 @@ def own_data_controls(store: RunStore) -> dict[str, Any]:
         default="leave out",
         key="words",
         required=True,
-        help="one-hot makes a column of each word, which is 1 where it stands and 0 elsewhere.",
+        help="leave out: columns of words are not used; one-hot: each word becomes a column, which is 1 where the word "
+        "stands and 0 elsewhere, so there are more features.",
         **BOUND,
     )
     chosen: dict[str, Any] = {
@@ -135,7 +144,7 @@ def _once(what: str, key: Any, make: Callable[[], T]) -> T:
 
 
 def _table(path: str, sha256: str | None) -> Table | None:
-    """The session's table, read once; ``None`` where its file is gone, with the last run that used it."""
+    """The session's table, read once; ``None`` if its file is gone, as it is with the last run that used it."""
     if sha256 is not None and not tables.is_kept(sha256):
         return None
 

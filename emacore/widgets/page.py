@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what counts, draws and formats takes its time to load, and 
     from emacore.charts.thin import Scale
     from emacore.experiments.store import StoreError
 
-#: Arguments of every control.
+#: Arguments of every control: its value is in the link, and outlives a page change.
 BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 
 
@@ -97,17 +97,18 @@ _NARROW = """<style>@media (max-width: 640px) {
 
 
 def beside_controls(*widths: float) -> list[DeltaGenerator]:
-    """Columns: the first for the controls, the others, of these widths beside its 1, for what answers them."""
+    """Columns: the first, of width 1, for the controls, the others, of ``widths``, for what shows their effect."""
     st.html(_NARROW)
     with st.container(key="beside"):
         return st.columns([1, *widths], gap="medium")
 
 
 def picture_above(name: str) -> DeltaGenerator:
-    """A place for controls, and then a row of columns of which one has a picture: on a narrow screen that comes first.
+    """A place for controls, and below them a row of columns of which one has a picture; on a narrow screen the picture
+    comes first.
 
     Args:
-        name: Of the place, one of its own on a page.
+        name: The name of the place, which no other place of the page has.
     """
     st.html(_NARROW)
     return st.container(key=f"above-{name}")
@@ -189,7 +190,7 @@ def put(state: Mapping[str, Any]) -> None:
 
 
 def reset_button(state: Mapping[str, Any], label: str = "Reset", **arguments: Any) -> None:
-    """A button that brings the article's settings back."""
+    """A button that sets controls, by key, to these values, which are the article's."""
     st.button(
         label,
         on_click=put,
@@ -228,9 +229,11 @@ def loss_axis(**arguments: Any) -> Scale:
 def show_chart(figure: Figure, *, alt_text: str, table: Table, name: str, look_for: str = "") -> None:
     """A chart with its whole table (nothing thinned) as CSV at its corner, and below it what its axes cannot show.
 
-    Where that is all of it, a sentence in place of the chart.
+    Where they can show nothing, a sentence stands in place of the chart.
 
     Args:
+        alt_text: The chart in words, for those who cannot see it.
+        name: The name of the CSV, without its ending.
         look_for: A line of Markdown that says what there is to see.
     """
     if figure.empty:

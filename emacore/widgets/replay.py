@@ -40,11 +40,12 @@ ORIGINAL_NAME, OWN, NOW, CELL_NAME = "original", "the run's own EMA", "now", "th
 #: Streamlit 1.67 folds a timer's request into one that waits, and keeps the page of the timer's: where a page computes
 #: for longer than this between two calls of Streamlit, a click on another page can be lost.  Long work comes in parts.
 SECONDS_BETWEEN_LOOKS = 2.0
-#: Until the first epoch is over, when a page has nothing to compute.
+#: The same until the first epoch is over, when a page has nothing to compute that could lose a click.
 SECONDS_BETWEEN_FIRST_LOOKS = 0.5
-#: So few that a page waits for a part of its frames no tenth of a second.
+#: So few schemes that one part of the frames takes less than a tenth of a second.
 _SCHEMES_AT_ONCE = 10
-#: Which run was begun with, and what the controls were set to; and what a link says that begins with other settings.
+#: The session's key of the run that was begun with and what the controls were set to then; and the parameter by which
+#: a link says that its settings are the article's, though none stand in it.
 _BEGUN, _ARTICLE = "begun", "begin"
 
 
@@ -53,10 +54,10 @@ class Recorded:
     """A recorded run as a page shows it.
 
     Attributes:
-        folder: Of the recording.
-        epochs: So many are whole in the recording and in the history; at least 1.
-        history: Of these epochs.
-        trained: How many epochs the run has trained.
+        folder: The recording's.
+        epochs: How many epochs are whole in the recording and in the history; at least 1.
+        history: The rows of these epochs.
+        trained: How many epochs the run has trained, which may be more.
     """
 
     #: Whether the curves show the cell of the atlas that is pointed at.
@@ -109,19 +110,20 @@ class Recorded:
         return np.asarray(trajectory.rows.steps[np.asarray(trajectory.epoch_ends)[epochs - 1]])
 
     def atlas(self, epochs: int, code: str, x: str, y: str, metric: str) -> tuple[Table, float]:
-        """The atlas of a schedule, and the original's loss on its terms, as after so many epochs."""
+        """The table of :func:`emacore.replay.atlas.atlas`, and the original's loss, final or best as there, as after so
+        many epochs."""
         return atlas_of(self.folder, epochs, code, x, y, metric), original_of(self.folder, epochs, metric)
 
     def relatives(self, epochs: int) -> Table:
-        """What the EMA is set beside."""
+        """The table of :func:`emacore.replay.relatives.relatives`."""
         return relatives_of(self.folder, epochs)
 
     def widths(self, epochs: int) -> Table:
-        """Power-function averages over their width."""
+        """The table of :func:`emacore.replay.atlas.widths`."""
         return widths_of(self.folder, epochs)
 
     def space(self, epochs: int, code: str, kind: str, from_percent: int) -> Space:
-        """The weights from so many percent of the run on, seen on a plane."""
+        """What :func:`emacore.replay.weight_space.space` finds from ``from_percent`` % of the run on."""
         return space_of(self.folder, epochs, code, kind, from_percent)
 
     def weights(self, code: str) -> Table:
@@ -173,7 +175,7 @@ def _frames(folder: str, epochs: int, codes: tuple[str, ...], most: int) -> NDAr
 
 @st.cache_data(max_entries=20, show_spinner=False)
 def original_of(folder: str, epochs: int, metric: str) -> float:
-    """The original's loss on the terms of the atlas."""
+    """The original's loss, final or best of the same epochs as the atlas' cells."""
     trajectory = opened(folder, epochs)
     return original(trajectory, metric)[trajectory.measured[0].column]
 
@@ -186,26 +188,33 @@ def relatives_of(folder: str, epochs: int) -> Table:
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def widths_of(folder: str, epochs: int) -> Table:
-    """Power-function averages over their width."""
+    """The table of :func:`emacore.replay.atlas.widths`."""
     return widths(opened(folder, epochs))
 
 
 @st.cache_data(max_entries=10, show_spinner="Evaluating the loss over a plane")
 def space_of(folder: str, epochs: int, code: str, kind: str, from_percent: int) -> Space:
-    """The weights from so many percent of the run on, seen on a plane."""
+    """What :func:`emacore.replay.weight_space.space` finds from ``from_percent`` % of the run on."""
     return space(opened(folder, epochs), scheme_from_code(code), kind, from_percent / 100)
 
 
 @st.cache_data(max_entries=64, show_spinner="Solving")
 def carried(code: str, steps: int, width: float) -> str:
-    """The schedule with this relative width in a run of so many steps."""
+    """The code of a schedule like that of ``code``, with this relative width (a share) in a run of so many steps.
+
+    Raises:
+        ValueError: if there is none.
+    """
     return to_code(with_relative_width(from_code(code), steps, width))
 
 
 def chosen_run(store: RunStore) -> StoredRun | str | None:
-    """A choice among the runs that are recorded, or may be yet, and what was opened, of which this is the name.
+    """A choice among the runs that are recorded, or may be yet, and what was opened.
 
-    A run that is asked for is among them if it was never to be, because it ended too soon.
+    A run that the link asks for is among them even if it ended before there was anything to replay.
+
+    Returns:
+        The run; the name of what was opened; or ``None`` where there is nothing to choose.
     """
     runs = store.runs()
     recorded = runs["id"].map(lambda run: _is_recorded(store, run)).astype(bool)
@@ -235,8 +244,8 @@ def chosen_run(store: RunStore) -> StoredRun | str | None:
 def begin_with(run: StoredRun) -> None:
     """On the first visit of a run, let the controls show the schedule that it was trained with.
 
-    Unless the link or the person has set them: then they stay.  To be called before the controls are drawn; see
-    :func:`say_in_link` for what the link says of it.
+    Controls that the link or the person has set stay as they are.  To be called before the controls are drawn;
+    :func:`say_in_link` says what the link needs for it.
     """
     seen, shown = st.session_state.get(_BEGUN, (None, schedule_defaults()))
     if seen == run.id:
@@ -250,7 +259,10 @@ def begin_with(run: StoredRun) -> None:
 
 
 def say_in_link(run: StoredRun) -> None:
-    """Let the link tell the article's settings from none: a link without settings begins with the run's own."""
+    """Say in the link that the controls show the article's settings, where the run's own are others.
+
+    Such settings do not stand in a link, and one without settings begins with the run's own.
+    """
     if _are_shown(schedule_defaults()) and _controls_of(run) != schedule_defaults():
         st.query_params[_ARTICLE] = "article"
     else:
@@ -258,22 +270,22 @@ def say_in_link(run: StoredRun) -> None:
 
 
 def _controls_of(run: StoredRun) -> dict[str, Any]:
-    """The controls' values that show a run's own schedule, or as they are at first where they cannot."""
+    """The controls' values that show a run's own schedule; their first values where they cannot show it."""
     with suppress(ValueError):
         return state_of(run.config.schedule)
     return schedule_defaults()
 
 
 def _are_shown(state: Mapping[str, Any]) -> bool:
-    """Whether controls have these values, those that were never drawn their first ones."""
+    """Whether the controls have these values; those that were never drawn have their first ones."""
     first = schedule_defaults()
     return all(st.session_state.get(key, first[key]) == value for key, value in state.items())
 
 
 def followed(store: RunStore, run: StoredRun) -> Recorded | None:
-    """The run as far as it is whole; ``None`` before its first epoch is.  While it trains, the page follows it.
+    """The run with its whole epochs, ``None`` before there is one.  While it trains, the page follows it.
 
-    A page of a run that ended before that, or without a finite loss, ends here, and says so.
+    The page of a run that ended before its first epoch was over, or without a finite loss, ends here, and says so.
     """
     folder = str(store.recording(run.id))
     with told():
@@ -294,7 +306,7 @@ def followed(store: RunStore, run: StoredRun) -> Recorded | None:
 
 
 def looked_at(recorded: Recorded | OpenedRun) -> int:
-    """Up to which epoch what takes long is: that of a run still training stays as it is until one asks for more."""
+    """Up to which epoch what takes long is computed: of a run that still trains it stays the same until one asks."""
     run, epochs = recorded.run, recorded.epochs
     seen = st.session_state.get("looked")
     if not recorded.training or seen is None or seen[0] != run.id or not 0 < seen[1] <= epochs:
@@ -322,7 +334,7 @@ def _watch(store: RunStore, run: StoredRun, seen: int) -> None:
 
 
 def say_what_is_exact(recorded: Recorded) -> None:
-    """In which sense the replay of this run is exact."""
+    """Tell where the replay of this run is not exact, or not whole."""
     rules = training_follows_average(recorded.run.config)
     if rules:
         with st.container(horizontal=True, vertical_alignment="center"):

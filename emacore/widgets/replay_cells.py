@@ -1,6 +1,6 @@
 """The cell of the atlas that a person looks at: the one under the pointer, and the one that a click or a key keeps.
 
-The one under the pointer never comes to the server.  The map, the curves and the keys share it in the browser, as the
+The server never hears of the one under the pointer.  The map, the curves and the keys share it in the browser, as the
 value of the document's body, and whoever changes it sends the event :data:`MOVED`.
 """
 
@@ -18,15 +18,17 @@ from emacore.widgets.replay import Recorded, frames_of_codes, looked_at
 
 
 class Named(Protocol):
-    """A run, or what is looked at like one."""
+    """A run, or something else with an id of its own."""
 
     @property
     def id(self) -> str: ...
 
 
+#: The browser's event that the cell under the pointer is another one.
 MOVED = "emacore-cell"
-#: Of so many epochs the curve of a cell under the pointer is shown.
+#: The curve of a cell under the pointer is shown at about this many epochs.
 EPOCHS = 40
+#: The session's key of the kept cell: the chart it is of, its code, and how often keys have moved it.
 _STATE = "cell"
 
 _HTML = """<div class="keys" tabindex="0" role="group" aria-label="Move the kept cell with the arrow keys">
@@ -94,7 +96,7 @@ MAP = "atlas-map"
 
 
 def atlas_key(run: Named) -> str:
-    """The atlas' chart, by its axes: another map begins with no cell kept."""
+    """The key of the atlas' chart, which changes with its axes: another map begins with no cell kept."""
     return "-".join(["atlas", run.id, *(str(st.session_state.get(f"atlas_{name}")) for name in ("x", "y", "metric"))])
 
 
@@ -108,9 +110,9 @@ def kept_cell(run: Named) -> str | None:
 
 
 def clicks(run: Named) -> int:
-    """How often keys have moved the cell of this map: what a click on it is told apart by.
+    """How often keys have moved the cell of this map; a click after a further move counts as a new one.
 
-    Another map that is shown forgets the cell of the one before.
+    Showing another map forgets the cell of the one before.
     """
     state = st.session_state.get(_STATE)
     if state is None or state["of"] != atlas_key(run):
@@ -131,7 +133,9 @@ def cell_keys(run: Named, codes: Sequence[str | None], columns: int, best: int) 
     """Buttons, and the arrow keys, that move the kept cell; with none kept they begin at the ``best``.
 
     Args:
-        codes: Of all cells, row by row from the bottom, of so many ``columns``.
+        codes: The codes of all cells, row by row from the bottom; ``None`` for an empty one.
+        columns: How many cells a row has.
+        best: The place of the best cell in ``codes``.
     """
     kept = kept_cell(run)
     _keys(

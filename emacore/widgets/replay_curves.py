@@ -27,9 +27,10 @@ Ends = tuple[float, float]
 #: The handles' marks: a setting's key and its values.
 Marks = tuple[tuple[str, tuple[float, ...]], ...]
 
-#: What a mark of a handle costs beside one of a page that replays nothing, in calls: some hundred marks take a second.
+#: What a mark costs, as :func:`~emacore.widgets.moving.schedule_settings` counts it, in calls: a hundred marks, which
+#: it then gives at most, take about a second.
 _COST = 120_000
-#: About where handles lead is looked at by so many epochs at their ends and middles.
+#: About how many epochs of a handle's first, middle and last mark are replayed to find the ends of the axis.
 _ROUGH = 12
 
 
@@ -75,7 +76,8 @@ def show_curves(
 
 
 def _with_pointed(figure: Figure, loss: str) -> Figure:
-    """With a line for the cell that is pointed at in the atlas, which the browser picks of its layer's own rows."""
+    """The figure with a line for the cell that is pointed at in the atlas, which the browser takes from rows of the
+    layer's own."""
     encoding = figure.spec["layer"][0]["encoding"]
     line = {
         "name": "pointed",
@@ -103,7 +105,7 @@ def _varied(code: str, marks: Marks) -> list[str]:
 
 
 def _around(losses: pd.Series, scale: Scale, folder: str, epochs: int, code: str, marks: Marks) -> Ends:
-    """The ends of an axis for these losses, and about all to which a handle can take the curve."""
+    """The ends of an axis for these losses and those of a few marks of each handle."""
     extremes = tuple((key, (values[0], values[len(values) // 2], values[-1])) for key, values in marks)
     _, reached = frames_of_codes(folder, epochs, _varied(code, extremes), _ROUGH)
     low, high = axis_ends(np.concatenate([losses.to_numpy(dtype=np.float64), reached.ravel()]), scale)
@@ -111,7 +113,8 @@ def _around(losses: pd.Series, scale: Scale, folder: str, epochs: int, code: str
 
 
 def loss_frames(folder: str, epochs: int, code: str, marks: Marks, loss: str, scale: Scale, ends: Ends) -> Frames:
-    """The loss of the schedule's average at the marks of each setting, after at most :data:`MOST_EPOCHS` epochs."""
+    """The frames of the loss of the schedule's average at the marks of each setting, at about :data:`MOST_EPOCHS`
+    epochs."""
     shown, losses = frames_of_codes(folder, epochs, _varied(code, marks), MOST_EPOCHS)
     trajectory = opened(folder, epochs)
     steps = trajectory.rows.steps[np.asarray(trajectory.epoch_ends)[shown - 1]].astype(np.float64)
@@ -120,7 +123,7 @@ def loss_frames(folder: str, epochs: int, code: str, marks: Marks, loss: str, sc
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def share_frames(folder: str, epochs: int, code: str, marks: Marks, ends: Ends) -> Frames:
-    """What steps weigh in the schedule's last average at the marks of each setting."""
+    """The frames of what each step weighs in the schedule's last average, at the marks of each setting."""
     trajectory = opened(folder, epochs)
     moving = {
         key: [partial(trajectory.shares, from_code(text)) for text in _varied(code, ((key, values),))]

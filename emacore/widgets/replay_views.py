@@ -1,4 +1,4 @@
-"""What else a recorded run says: relatives of the EMA, a map of schedules, the space of its weights, advice."""
+"""The views of a recorded run: a map of schedules, relatives of the EMA, the space of its weights, the best width."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from emacore.widgets.opened_run import OpenedRun
 
 PRINCIPAL, THREE_POINTS = "principal components", "three points"
-#: The codes of a view's cells; of a view without cells none.
+#: The codes of a view's cells, ``None`` for an empty one; of a view without cells none.
 Codes = tuple[str | None, ...]
-#: Of the map, beside which the curves and their handles stand.
+#: The height of the map in pixels, beside which the curves and their handles stand.
 _MAP_HEIGHT = 330
 
 
 @dataclass(frozen=True)
 class View:
-    """What a view is of: a run up to an epoch, the schedule of the controls, the cell that is clicked in the atlas."""
+    """What a view shows: a run up to an epoch, the schedule of the controls, the code of the atlas' kept cell."""
 
     recorded: Recorded | OpenedRun
     epochs: int
@@ -78,7 +78,8 @@ def show_views(recorded: Recorded | OpenedRun, schedule: Schedule, clicked: str 
             f"As of epoch {epochs}: bring up to date",
             on_click=lambda: st.session_state.pop("looked", None),
             icon=":material/refresh:",
-            help="The run goes on; what takes longer to compute is not done again by itself.",
+            help="The run goes on, but what takes longer to compute waits for you: this computes it anew, for all "
+            "epochs so far.",
         )
     with told():
         try:
@@ -90,7 +91,7 @@ def show_views(recorded: Recorded | OpenedRun, schedule: Schedule, clicked: str 
 
 
 def show_code(recorded: Recorded, code: str) -> None:
-    """How the average of this run becomes a module of one's own."""
+    """Show the code that loads the average of this run into a module of one's own."""
     with st.expander("Load this average into a module of your own", icon=":material/download:"):
         tensors = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in recorded.trajectory.tensors.items())
         st.code(
@@ -197,8 +198,6 @@ def _show_atlas(view: View) -> Codes:
 def _atlas_controls(family: type[Schedule]) -> tuple[str, str, str]:
     left, middle, right = st.columns(3)
     across = list(axes(family))
-    if st.session_state.get("atlas_x") not in (None, *across):
-        st.session_state["atlas_x"] = across[0]
     x = left.selectbox(
         "Across",
         across,
@@ -263,8 +262,9 @@ def _show_space(view: View) -> None:
         default=PRINCIPAL,
         key="plane",
         required=True,
-        help="The two directions in which the weights vary most, or the plane that holds the first weights of the "
-        "path, the last, and the final average.",
+        help="principal components: the two directions in which the weights vary most, so that most of their path is "
+        "seen. three points: the plane that holds the first weights of the path, the last, and the final average, so "
+        "that these three lie where they are drawn.",
         **BOUND,
     )
     since = right.slider(
@@ -363,14 +363,15 @@ def _show_widths(view: View) -> None:
 
 
 def _carry(view: View, width: float) -> None:
-    """The schedule with that relative width in a run of another length."""
+    """Show the schedule that has this relative width in a run of another length."""
     length = st.number_input(
         "Steps of the other run",
         100,
         1_000_000,
         50_000,
         key="other_steps",
-        help="In optimiser steps. The settings below give the average the same share of that run as its memory.",
+        help="The length of that run in optimiser steps. The settings below give its average a memory of the same "
+        "share of the run: in a longer one it reaches back further.",
         **BOUND,
     )
     try:

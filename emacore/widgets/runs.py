@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from emacore.experiments.store import RunStore
+from emacore.formatting import number
 from emacore.limits import EPOCHS, ROWS
 from emacore.tasks.regression.config import DATA_KINDS, SCALED_ON, DataConfig, RunConfig
 from emacore.training.config import (
@@ -22,7 +23,7 @@ from emacore.widgets.own_data import own_data_controls, own_data_state
 from emacore.widgets.page import BOUND
 from emacore.widgets.schedules import log_slider, schedule_controls, state_of
 
-#: The ends of the controls of numbers, by key.
+#: The least and the greatest value of each control of a number, by its key.
 ENDS: dict[str, tuple[float, float]] = {
     "n_samples": (20, ROWS),
     "n_features": (1, 1000),
@@ -41,6 +42,17 @@ ENDS: dict[str, tuple[float, float]] = {
     "patience": (1, 100_000),
     "run_seed": (0, 10**9),
     "max_epochs": (1, EPOCHS),
+}
+#: What sentences call those controls whose keys are not their names.
+_NAMES = {
+    "n_samples": "rows",
+    "n_features": "features",
+    "n_informative": "informative features",
+    "noise_sd": "noise in y",
+    "test_size": "validation share",
+    "lr": "learning rate",
+    "run_seed": "seed",
+    "max_epochs": "most epochs",
 }
 
 
@@ -81,7 +93,8 @@ def run_state(config: RunConfig) -> dict[str, Any]:
     }
     for key, (low, high) in ENDS.items():
         if not low <= state[key] <= high:
-            raise ValueError(f"{key} = {state[key]} is outside its control's range, {low:g} to {high:g}")
+            name = _NAMES.get(key, key.replace("_", " "))
+            raise ValueError(f"{name} = {number(state[key])} is outside its control's range, {low:g} to {high:g}")
     return {**state, **state_of(config.schedule)}
 
 
@@ -134,7 +147,8 @@ def run_controls(store: RunStore) -> RunConfig:
             *ENDS["max_epochs"],
             default["max_epochs"],
             key="max_epochs",
-            help="The run ends after so many passes over the training rows, if nothing ends it sooner.",
+            help="The run ends after this many passes over the training rows, if the early stop does not end it "
+            "sooner. More take longer, and leave less of the start in the average.",
             **BOUND,
         )
         seed = right.number_input(
@@ -163,7 +177,7 @@ def run_controls(store: RunStore) -> RunConfig:
                 *ENDS["patience"],
                 default["patience"],
                 key="patience",
-                help="So many epochs without a new best end the run. Fewer stop it while the loss still falls slowly.",
+                help="How many epochs without a new best end the run. Fewer stop it while the loss still falls slowly.",
                 **BOUND,
             )
     return RunConfig(
@@ -228,7 +242,7 @@ def _data_controls(store: RunStore) -> DataConfig:
             *ENDS["data_seed"],
             default["data_seed"],
             key="data_seed",
-            help="Another one makes other data by the same rule.",
+            help="Another one makes other data by the same rule, with other losses.",
             **BOUND,
         )
         values["noise"] = st.number_input(
@@ -257,7 +271,7 @@ def _data_controls(store: RunStore) -> DataConfig:
         *ENDS["split_seed"],
         default["split_seed"],
         key="split_seed",
-        help="Decides which rows those are. Another one moves all losses a little.",
+        help="Decides which rows are for validation. Another one moves all losses a little.",
         **BOUND,
     )
     values["scaled_on"] = st.segmented_control(
@@ -358,7 +372,7 @@ def _optimizer_controls() -> OptimizerConfig:
             default=default["plateau_curve"],
             key="plateau_curve",
             required=True,
-            help="Which validation loss it looks at. With ema, the average steers the training.",
+            help="The validation loss whose plateaus lower the rate. With ema, the average steers the training.",
             **BOUND,
         )
     return OptimizerConfig(name=name, **values)

@@ -1,6 +1,7 @@
-"""The controls of a schedule and the pinned curves.
+"""The controls of a schedule, of a run's length, and of the pinned curves.
 
-A schedule has the same keys on every page, so what is set on one is set on all."""
+Controls have the same keys on every page, so a schedule that is set on one is set on all.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +24,11 @@ T = TypeVar("T")
 MORE = "more_settings"
 #: The label of the family that is shown first.
 FIRST = FAMILIES["InversePower"].label
+#: Steps of the longest run that the Decay schedule page shows.
 MOST_STEPS = 1_000_000
 RUN_LENGTH_DEFAULTS: dict[str, Any] = {"length": "Steps", "steps": 5000, "rows": 1600, "batch": 32, "epochs": 100}
 
-
+#: The marks of a logarithmic slider in each power of ten.
 _GRID = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 
 
@@ -36,7 +38,7 @@ def family_names() -> dict[str, str]:
 
 
 def schedule_defaults() -> dict[str, Any]:
-    """The article's settings, and the first ones of all other controls of schedules, by the key of the control."""
+    """The first values of all controls of schedules, by their keys: the article's settings for its family."""
     first = {control.key: control.default for family in FAMILIES.values() for control in family.controls}
     return {"family": FIRST, **first, **{control.key: control.default for control in TIMING}}
 
@@ -58,7 +60,7 @@ def beta_slider(
     return _marked_slider(label, key, default, [m for m in marks if low <= m <= high], **arguments)
 
 
-#: Letters for which half a column of controls has room.
+#: How many letters a word may have in half a column of controls.
 _LONGEST_WORD = 14
 
 
@@ -107,7 +109,7 @@ def schedule_controls(*, typed: bool = False) -> Schedule:
 
 
 def _in_pairs(controls: Sequence[Control], typed: bool) -> dict[str, float]:
-    """The values of controls: number inputs side by side, sliders one below the other."""
+    """The values of controls by the settings' names: number inputs side by side, sliders one below the other."""
     values: dict[str, float] = {}
     free: list[Any] = []
     for control in controls:
@@ -152,7 +154,7 @@ def number_box(control: Control) -> float:
 
 
 def _slider(control: Control) -> float:
-    """What people set with a control, drawn as its scale asks."""
+    """The value of a slider on the control's scale; a count is a number input."""
     ends = control.low, control.high
     match control.scale:
         case "count":
@@ -187,7 +189,16 @@ def pin(code: str) -> None:
 
 
 def pin_controls(code: str, defaults: Mapping[str, Any], parse: Callable[[str], T]) -> dict[str, T]:
-    """Buttons to pin the curve and to reset, and the pinned curves, as ``parse`` reads them, by their code."""
+    """Buttons to pin the curve and to reset, and the choice of pinned curves.
+
+    Args:
+        code: What the first button pins.
+        defaults: What the second one sets, by key.
+        parse: Reads the code of a pinned curve; its ``ValueError`` is told, and that curve left out.
+
+    Returns:
+        What ``parse`` returns, by the code.
+    """
     with st.container(horizontal=True):
         st.button(
             "Pin this curve",
@@ -205,8 +216,8 @@ def pin_controls(code: str, defaults: Mapping[str, Any], parse: Callable[[str], 
         accept_new_options=True,
         max_selections=PINS,
         placeholder="Pin the curve, or type one: Constant(beta=0.99)",
-        help="Up to five, kept in the link. Any schedule can be typed as code, with the names the sliders have; a "
-        "window, as Window(size=100), where no training is needed.",
+        help=f"Up to {PINS} curves, which stay beside the current one and in the link. Any schedule can be typed as "
+        "code, with the names that the controls have; where nothing is trained a window, too: Window(size=100).",
         **BOUND,
     )
     found = {}
@@ -242,7 +253,7 @@ def run_length_controls() -> int:
         default=RUN_LENGTH_DEFAULTS["length"],
         key="length",
         required=True,
-        help="Give the optimiser steps of your run, or rows, batch size and epochs.",
+        help="Give the optimiser steps of your run, or rows, batch size and epochs, of which they follow.",
         **BOUND,
     )
     if way == "Steps":
@@ -252,8 +263,8 @@ def run_length_controls() -> int:
             MOST_STEPS,
             RUN_LENGTH_DEFAULTS["steps"],
             key="steps",
-            help=f"Optimiser steps, at most {MOST_STEPS:,}. The longer the run, the smaller the share of it that a "
-            "warm-up of so many steps takes.",
+            help=f"Optimiser steps, at most {MOST_STEPS:,}. The longer the run, the smaller the share of it that the "
+            "same warm-up takes.",
             **BOUND,
         )
         return typed
@@ -285,7 +296,7 @@ def run_length_controls() -> int:
             10**6,
             RUN_LENGTH_DEFAULTS["epochs"],
             key="epochs",
-            help="Passes over the rows: the run's steps are those of one pass, so many times.",
+            help="Passes over the rows: twice as many are twice the steps.",
             **BOUND,
         )
     if batch > rows:
@@ -293,8 +304,5 @@ def run_length_controls() -> int:
     steps: int = -(-rows // batch) * epochs
     st.caption(f"{counted(-(-rows // batch), 'step')} an epoch, {steps:,} in all")
     if not 2 <= steps <= MOST_STEPS:
-        stop_with(
-            f"That is a run of {counted(steps, 'step')}; this page shows runs of 2 to {MOST_STEPS:,}. "
-            "Change the epochs."
-        )
+        stop_with(f"That is a run of {counted(steps, 'step')}; this page shows 2 to {MOST_STEPS:,}. Change the epochs.")
     return steps

@@ -1,4 +1,4 @@
-"""The controls of a sequence to smooth that is made here."""
+"""The controls of a synthetic sequence, which the Low-pass filter page smooths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import streamlit as st
 from emacore.averaging.signals import NOISES, SIGNALS, Sequence, sequence
 from emacore.widgets.page import BOUND
 
+#: A longer sequence has no handles: it is drawn anew once a value is typed.
+HANDLED_STEPS = 3000
 SIGNAL_DEFAULTS: dict[str, Any] = {
     "signal": "step",
     "noise": "white",
@@ -24,18 +26,20 @@ SIGNAL_DEFAULTS: dict[str, Any] = {
 class Chosen(NamedTuple):
     """A sequence, and what is known of it.
 
-    ``autocorrelation`` is that of its noise from one step to the next, ``period`` (steps) that of a sine; ``made``
-    holds the arguments of :func:`emacore.averaging.signals.sequence` that made it.
+    Attributes:
+        autocorrelation: That of its noise from one step to the next.
+        period: Steps per cycle of a sine; ``None`` for other signals.
+        made: The arguments of :func:`emacore.averaging.signals.sequence` that made it.
     """
 
     sequence: Sequence
-    autocorrelation: float = 0.0
-    period: int | None = None
-    made: Mapping[str, Any] | None = None
+    autocorrelation: float
+    period: int | None
+    made: Mapping[str, Any]
 
     def moved(self, key: str, value: float) -> Chosen:
         """The sequence with another value of the control with this key."""
-        arguments = {**(self.made or {}), _ARGUMENTS[key]: value}
+        arguments = {**self.made, _ARGUMENTS[key]: value}
         rho = value if key == "rho" else self.autocorrelation
         return self._replace(sequence=sequence(**arguments), autocorrelation=rho, made=arguments)
 
@@ -51,7 +55,7 @@ MOVED: dict[str, tuple[str, tuple[float, ...]]] = {
 
 
 def synthetic_controls() -> Chosen:
-    """The controls of a sequence that is made here."""
+    """The controls of the signal, the noise and the length, and the sequence they make."""
     signal = st.selectbox(
         "Signal",
         SIGNALS,
@@ -79,7 +83,7 @@ def synthetic_controls() -> Chosen:
             0.05,
             key="level",
             format="%.6g",
-            help="Its standard deviation: larger hides the clean part.",
+            help="Standard deviation of the noise: larger hides the clean part.",
             **BOUND,
         )
     with right:
@@ -92,7 +96,8 @@ def synthetic_controls() -> Chosen:
                 0.01,
                 key="rho",
                 format="%.6g",
-                help="Of the noise, from one step to the next: the nearer to 1, the less an average removes.",
+                help="How much of the noise lasts from one step to the next: the nearer to 1, the less an average "
+                "removes.",
                 **BOUND,
             )
     with left:
@@ -103,7 +108,7 @@ def synthetic_controls() -> Chosen:
                 1000,
                 SIGNAL_DEFAULTS["period"],
                 key="period",
-                help="Steps per cycle: shorter ones come out smaller.",
+                help="Steps per cycle (of a chirp, at its start): shorter cycles come out smaller.",
                 **BOUND,
             )
         length = st.number_input(
@@ -112,8 +117,8 @@ def synthetic_controls() -> Chosen:
             50_000,
             SIGNAL_DEFAULTS["length_f"],
             key="length_f",
-            help="Steps, 20 to 50,000. A longer sequence shows longer memories; beyond 3,000 it follows a handle on "
-            "release only.",
+            help=f"Steps, 20 to 50,000. A longer sequence shows longer memories; beyond {HANDLED_STEPS:,} there are no "
+            "handles, and it is drawn anew when a value is typed.",
             **BOUND,
         )
     with right:

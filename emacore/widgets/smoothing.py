@@ -1,4 +1,4 @@
-"""The large picture of the Low-pass filter page: a sequence and its averages, with handles."""
+"""The pictures of the Low-pass filter page: a sequence and its averages, with handles, and four small ones."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from emacore.formatting import counted
 from emacore.formatting import decay as decay_text
 from emacore.widgets.moving import Setting, show_moving
 from emacore.widgets.page import leave_if_run_anew, show_chart
-from emacore.widgets.signals import MOVED, Chosen
+from emacore.widgets.signals import HANDLED_STEPS, MOVED, Chosen
 
 #: The key of the decay's control.
 DECAY = "f_decay"
-#: A longer sequence is drawn anew on release only; of the others, so many numbers come as frames.
-MOST_STEPS = 3000
+#: At most this many numbers come as frames, and each handle has at least this many marks, or there is none.
 _MOST_NUMBERS = 300_000
 _FEWEST_MARKS = 8
-#: A spectrum needs so many.
+#: Steps that a spectrum needs at least.
 FEWEST_STEPS = 32
 _SEQUENCE, _CLEAN = "sequence", "clean part"
 
@@ -81,17 +80,17 @@ def show_smoothing(
 
     settings = _settings(chosen, len(shown), beta)
     if not settings:
-        st.caption(f"So long a sequence (above {counted(MOST_STEPS, 'step')}) is drawn anew once a value is typed.")
+        st.caption(f"So long a sequence (above {counted(HANDLED_STEPS, 'step')}) is drawn anew once a value is typed.")
     return show_moving("smoothing", settings, [view], frames_of, alt_text=alt_text)
 
 
 def _settings(chosen: Chosen, lines_drawn: int, beta: float) -> list[Setting]:
-    """The decay's, and as many of the sequence's own as frames may have numbers."""
+    """Handles for the decay, and for as many of the sequence's own settings as the frames have room for."""
     made, steps = chosen.made or {}, len(chosen.sequence.noisy)
     moved = {"level": made.get("noise", "none") != "none", "rho": made.get("noise") == "AR(1)"}
     moved["period"] = made.get("signal") in ("sine", "chirp")
     room = _MOST_NUMBERS // (lines_drawn * steps)
-    if steps > MOST_STEPS or room < _FEWEST_MARKS:
+    if steps > HANDLED_STEPS or room < _FEWEST_MARKS:
         return []
     keys = [key for key, moves in moved.items() if moves][: room // _FEWEST_MARKS - 1]
     most = min(room // (1 + len(keys)), 60)
@@ -111,7 +110,7 @@ def smoothing_frames(
     marks: Sequence[tuple[str, tuple[float, ...]]],
     ends: tuple[float, float],
 ) -> tuple[Frames, ...]:
-    """Each line at the marks of the handles that move it."""
+    """The frames of each line, at the marks of the handles that move it; ``ends`` are those of the y axis."""
     drawn: dict[str, dict[str, list[Floats]]] = {}
     for key, values in marks:
         leave_if_run_anew()
@@ -171,8 +170,12 @@ class Small(NamedTuple):
 
 
 def small_pictures(noisy: Floats, averaged: Floats, beta: float, windows: Mapping[str, int]) -> dict[str, Small | None]:
-    """Two pictures over the frequency, with the cut-off in both, and two over the time, with half-life and mean age in
-    both; ``None`` in place of a spectrum of too few steps."""
+    """The four small pictures by their names: two over the frequency, with the cut-off marked, and two over the time,
+    with half-life and mean age marked; ``None`` in place of a spectrum of too few steps.
+
+    Args:
+        windows: The sizes of the moving averages that are drawn beside the EMA, by their names.
+    """
     cutoff = filters.cutoff_frequency(beta)
     frequencies = {} if cutoff is None else {"cut-off, -3 dB": cutoff}
     half_life = filters.half_life(beta)

@@ -23,7 +23,8 @@ def _solved(code: str, num_steps: int, way: str, wanted: float) -> str:
 
 
 def own_memory(run: Run) -> None:
-    """Controls of a family and of the memory it shall have at the end of the run, and the settings that do it."""
+    """Controls of a family and of the memory that its average is to have at the end of the run, and the settings that
+    give it that memory."""
     family, answer = st.columns([1, 1.6], gap="medium")
     with family:
         schedule = schedule_controls()
@@ -62,7 +63,8 @@ def _wanted(num_steps: int) -> tuple[str, float]:
         default="half-life",
         key="memory",
         required=True,
-        help="The half-life of the decay that acts at the end, or the spread of the final average over the run.",
+        help="half-life: of the decay that acts at the end. relative width: the standard deviation in time of all "
+        "weights in the final average, which old steps with little weight widen, too.",
         **BOUND,
     )
     if way == "half-life":
@@ -87,8 +89,8 @@ def _wanted(num_steps: int) -> tuple[str, float]:
         10.0,
         0.1,
         key="want_width",
-        help="The published models of EDM2 have 1.5 to 20 %: which width is best depends on the model, the metric and "
-        "the guidance.",
+        help="Wider is calmer, and later: it holds on to older weights. The published models of EDM2 have 1.5 to 20 %: "
+        "which width is best depends on the model, the metric and the guidance.",
         **BOUND,
     )
     return "relative width", float(width / 100)

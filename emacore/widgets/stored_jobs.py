@@ -1,4 +1,4 @@
-"""The stored jobs on a page: find some, choose rows, and what can be done with those."""
+"""What the page Runs is made of: find stored jobs, choose rows, and what can be done with those."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from emacore.experiments.listing import (
 from emacore.experiments.names import words_of
 from emacore.experiments.store import STATES, RunStore, StoredRun, StoreError
 from emacore.experiments.studies import Sweep
-from emacore.formatting import counted, megabytes
+from emacore.formatting import counted, in_bytes
 from emacore.limits import CELLS_BYTES, NAME_LETTERS, RECORDING_BYTES, RECORDINGS_BYTES, TABLES_BYTES
 from emacore.widgets.again import PAGES, again_button, can_be_replayed, replay_button
 from emacore.widgets.jobs import attempt, job_queue
@@ -40,13 +40,14 @@ MOST_CURVES = len(COLOURS)
 MODELS = {"EMA": ("ema",), "original": ("original",), "both": ("original", "ema")}
 #: The key of the ids, with commas between them, of the rows that are chosen.
 _PICKED = "picked"
-#: The ids that are chosen in the table, and how many tables there were.
+#: The session's key of the ids that are chosen in the table, and of how many tables there were.
 _IN_TABLE = "picked_in_table"
+#: At most this many names are listed before a deletion.
 _LISTED_MOST = 10
 #: Letters of a name that its column shows.  What tells runs of the same settings apart stands at the name's end, so
 #: longer ones wrap, which Streamlit does in rows of more than 64 pixels.
 _LETTERS_A_LINE, _WRAPPING = 64, 66
-#: So many jobs' settings stand beside each other, in lines that wrap; more of them scroll.
+#: Settings of up to this many jobs stand beside each other in lines that wrap; those of more jobs scroll.
 _BESIDE_MOST = 4
 
 
@@ -83,7 +84,7 @@ def found_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
             list(ORDERS),
             key="order",
             width=220,
-            help="What has no such number comes last. Losses of different data are not on one scale.",
+            help="What comes first; jobs without such a number come last. Losses of other data are not on one scale.",
             **BOUND,
         )
     left = chosen(jobs, text=text or "", kinds=[KINDS[kind] for kind in kinds or ()], states=states)
@@ -116,7 +117,9 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
             "created": st.column_config.DatetimeColumn("age", format="distance"),
             "original": st.column_config.Column("loss, original"),
             "ema": st.column_config.Column("loss, EMA"),
-            "gain": st.column_config.Column("better (%)", help="Above 0 where the average is better."),
+            "gain_percent": st.column_config.Column(
+                "better (%)", help="The gain in percent of the original's loss, above 0 where the average is better."
+            ),
             "seconds": st.column_config.Column("took (s)"),
         },
     )
@@ -128,7 +131,7 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(found: pd.DataFrame) -> pd.DataFrame:
-    table = found[["name", "kind", "state", "created", "epochs", "original", "ema", "gain", "seconds"]]
+    table = found[["name", "kind", "state", "created", "epochs", "original", "ema", "gain_percent", "seconds"]]
     return table.assign(state=table["state"].str.split(" ").str[0]).reset_index(drop=True)
 
 
@@ -206,7 +209,7 @@ def _stop(picked: pd.DataFrame) -> None:
 
 
 def _delete(picked: pd.DataFrame) -> None:
-    """Asked twice: the list of what goes, with a box to tick, and then the button."""
+    """Delete jobs after two questions: a box to tick below the list of what goes, and then the button."""
     going = picked["state"] == "running"
     ids, names = picked.loc[~going, "id"].tolist(), picked.loc[~going, "name"].tolist()
     with st.popover("Delete", icon=":material/delete:"):
@@ -231,17 +234,17 @@ def _delete(picked: pd.DataFrame) -> None:
 
 
 def budgets(listed: pd.DataFrame) -> None:
-    """What the store takes, of what it may, and ways to free recorded weights, also those of no job any more, tables of
-    no job, and cells."""
+    """What the store takes on the disk and what it may take, and buttons that free recorded weights (those of deleted
+    jobs, too), tables that no job uses, and cells of sweeps."""
     store = job_queue().store
     with told():
         taken, recorded, unused = store.taken(), store.recorded_bytes(), store.unused_tables()
-    with st.expander(f"Disk: {megabytes(sum(taken.values()))}", icon=":material/hard_drive:"):
+    with st.expander(f"Disk: {in_bytes(sum(taken.values()))}", icon=":material/hard_drive:"):
         st.markdown(
-            f"Recorded weights {megabytes(taken['recordings'])} of at most {megabytes(RECORDINGS_BYTES)}, of which one "
-            f"run takes {megabytes(RECORDING_BYTES)} at most; tables {megabytes(taken['tables'])} of "
-            f"{megabytes(TABLES_BYTES)}; cells of sweeps {megabytes(taken['cells'])} of {megabytes(CELLS_BYTES)}; "
-            f"histories {megabytes(taken['histories'])}. Beyond that the oldest recordings, cells and tables that no "
+            f"Recorded weights {in_bytes(taken['recordings'])} of at most {in_bytes(RECORDINGS_BYTES)}, of which one "
+            f"run takes {in_bytes(RECORDING_BYTES)} at most; tables {in_bytes(taken['tables'])} of "
+            f"{in_bytes(TABLES_BYTES)}; cells of sweeps {in_bytes(taken['cells'])} of {in_bytes(CELLS_BYTES)}; "
+            f"histories {in_bytes(taken['histories'])}. Beyond that the oldest recordings, cells and tables that no "
             "job trains on go, never a history."
         )
         states = dict(zip(listed["id"], listed["state"], strict=True))
@@ -279,16 +282,17 @@ def budgets(listed: pd.DataFrame) -> None:
                 taken["cells"],
                 "cells",
                 lambda: attempt(store.drop_cells),
-                "They spare sweeps, and questions about checkpoints, the same work again. Tables of sweeps stay.",
+                "Results that are kept so that sweeps, and questions about checkpoints, need not compute them again. "
+                "The tables of sweeps stay.",
             )
 
 
 def _free_button(key: str, size: int, what: str, free: Callable[[], None], help: str) -> None:
-    st.button(f"Free {megabytes(size)} of {what}", on_click=free, disabled=not size, key=key, help=help)
+    st.button(f"Free {in_bytes(size)} of {what}", on_click=free, disabled=not size, key=key, help=help)
 
 
 def _each(ids: Sequence[str], what: str) -> None:
-    """Stop, delete or free these: a callback.  One that cannot be does not keep the others."""
+    """Stop, delete or free these jobs, by ``what``: a callback.  A job for which it fails does not keep the others."""
     queue, problems = job_queue(), []
     for job_id in ids:
         try:
@@ -375,7 +379,7 @@ def _curves(ids: dict[str, str], runs: dict[str, StoredRun]) -> None:
             y_scale=scale,
             faint=[curve_name(name, "original", models) for name in short.values()] if len(models) > 1 else (),
         ),
-        alt_text=f"Validation losses of {len(first)} jobs: {', '.join(first)}",
+        alt_text=f"Validation losses of {counted(len(first), 'job')}: {', '.join(first)}",
         table=table,
         name="overlay",
     )

@@ -1,4 +1,4 @@
-"""A study on a page: a sentence and a picture, and folded below them all else that its seeds say."""
+"""A study on the page Evidence: a sentence and a picture, and folded below them all else that its seeds say."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ARTICLES = "the article's run"
 
 
 def draw_study(study_id: str) -> StoredRun:
-    """All that there is of a study now."""
+    """Draw what the store has of a study: how far it is, and what its seeds show so far."""
     run, history = stored(study_id)
     study = run.job
     if not isinstance(study, Study):
@@ -91,7 +91,11 @@ def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
 def _evidence(
     run: StoredRun, study: Study, history: pd.DataFrame, say_whence: Callable[[], None] = lambda: None
 ) -> None:
-    """What the seeds say of one of the study's averages, which is chosen; below the picture, where they are from."""
+    """Draw what the seeds say of one of the study's averages, which can be chosen.
+
+    Args:
+        say_whence: Draws, below the picture, where the study is from.
+    """
     code, averaged = _average(study)
     shown = st.container()  # above the settings whose values it needs
     with st.expander("More settings", icon=":material/tune:"):
@@ -154,8 +158,9 @@ def _controls() -> tuple[int, str]:
         default=CLASSICAL,
         key="intervals",
         required=True,
-        help="Of the median and of the mean: the median's between order statistics with the mean's from Student's "
-        "t, or both by SciPy's bias-corrected and accelerated bootstrap.",
+        help="How the 95 % intervals are found: that of the median between order statistics and that of the mean from "
+        "Student's t, or both by SciPy's bias-corrected and accelerated bootstrap. They differ most where seeds are "
+        "few or their gains skewed.",
         **BOUND,
     )
     return first, intervals

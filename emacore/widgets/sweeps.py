@@ -1,4 +1,4 @@
-"""A grid of two settings on a page: the controls that choose it, and a stored sweep with its map and one cell."""
+"""A sweep on the page Where it helps: the controls of its grid, and a stored one with its map and one cell."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ from emacore.limits import MAP_CELLS, check_most
 from emacore.tasks.regression.article import is_article
 from emacore.tasks.regression.config import RunConfig
 from emacore.training.config import article_schedule
+from emacore.training.names import setting_in_words
 from emacore.widgets.jobs import duration, job_queue, json_button, say_shipped, show_state, stored
 from emacore.widgets.page import BOUND, csv_button, escaped, picture, show_table, told
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
 from emacore.widgets.verdicts import show_differences, show_verdicts
 
 DECAYS = f"{to_code(article_schedule())}, Constant(beta=0.99), Constant(beta=0.999), Constant(beta=0.9999)"
-#: Settings that an axis can have, and the values it starts with.
+#: The settings that an axis can have, by their dotted names, and the values that each starts with.
 SUGGESTED = {
     "optimizer.learning_rate": "0.001, 0.003, 0.01, 0.03",
     "schedule": f"{DECAYS}, PowerFunction(sigma_rel=0.1)",
@@ -64,7 +65,7 @@ def _values_key(name: str) -> str:
     return f"values_{name.replace('.', '_')}"
 
 
-#: The controls' values at first.
+#: The first values of all controls of the page, by key.
 SWEEP_DEFAULTS = {
     **RUN_DEFAULTS,
     **{_values_key(name): text for name, text in SUGGESTED.items()},
@@ -82,7 +83,11 @@ def sweep_state(config: RunConfig, axes: dict[str, str]) -> dict[str, Any]:
 
 
 def grid_controls() -> dict[str, list[Any]]:
-    """The two settings and their values."""
+    """The controls of the two settings, and their values: by dotted name, the one across the map first.
+
+    Raises:
+        ValueError: for the same setting twice, a list that cannot be read, or too many cells.
+    """
     names = list(SUGGESTED)
     x = st.selectbox(
         "Across",
@@ -104,7 +109,7 @@ def grid_controls() -> dict[str, list[Any]]:
         **BOUND,
     )
     if x == y:
-        raise ValueError(f"Choose two different settings; both are {x}")
+        raise ValueError(f"Choose two different settings; both are the {setting_in_words(x)}")
     y_values = _values_of(y, "And its values")
     check_most("cells of a map", len(x_values) * len(y_values), MAP_CELLS)
     return {x: x_values, y: y_values}
@@ -116,15 +121,15 @@ def _values_of(name: str, label: str) -> list[Any]:
         SWEEP_DEFAULTS[_values_key(name)],
         height="content",
         key=_values_key(name),
-        help="With commas between them. A schedule is written as code, with the names the sliders have; a bare decay "
-        "such as 0.99 is Constant(beta=0.99).",
+        help="With commas between them; each value adds a column or row of cells. A schedule is written as code, with "
+        "the names that the sliders have; a bare decay such as 0.99 is Constant(beta=0.99).",
         **BOUND,
     )
     return json_values(text or "")
 
 
 def draw_sweep(sweep_id: str) -> StoredRun:
-    """All that there is of a sweep now."""
+    """Draw what the store has of a sweep: how far it is, and what its cells show so far."""
     run, table = stored(sweep_id)
     sweep = run.job
     if not isinstance(sweep, Sweep):
@@ -152,7 +157,7 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
     show_state(
         run,
         so_far.share,
-        progress=f"{cells} of {len(sweep.cells())} cells, {time_text(seconds)} so far{left}.",
+        progress=f"{cells} of {counted(len(sweep.cells()), 'cell')}, {time_text(seconds)} so far{left}.",
         so_far=counted(cells, "cell"),
         ended=f"{counted(cells, 'cell')} of {counted(len(sweep.seeds), 'seed')}, {time_text(duration(run))}: {why}.",
         what="sweep",
@@ -161,8 +166,11 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
 
 
 def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Callable[[], None] = lambda: None) -> None:
-    """What the cells of a sweep's table say: a sentence and a map, where they are from, one cell if it is chosen, and
-    the rest folded."""
+    """Draw what the cells of a sweep's table say: a sentence, a map, the cell that is chosen, and the rest folded.
+
+    Args:
+        say_whence: Draws, below the map, where the sweep is from.
+    """
     names = list(sweep.grid)
     complete = run.state in FINAL_STATES
     found = summary(table, names)
@@ -183,19 +191,39 @@ def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Cal
         st.markdown(escaped(words))
         st.markdown(p_values_in_words(number_of_tests(found), final=complete))
     with st.expander("Every cell", icon=":material/table_rows:", expanded=len(names) != 2):
-        show_table(found, name=f"cells-{run.id}")
+        show_table(found, name=f"cells-{run.id}", column_config=_COLUMNS)
         csv_button(table, f"sweep-{run.id}")
         json_button(sweep, "sweep")
 
 
+#: The columns of the table of all cells: their titles and what they say.
+_COLUMNS = {
+    name: st.column_config.Column(title, help=told)
+    for name, (title, told) in {
+        "pairs": ("pairs", "Seeds with a finite gain, of which the median is."),
+        "wins": ("wins", "Seeds in which the average ended with the lower loss."),
+        "median_gain_percent": (
+            "median gain (%)",
+            "The median over the pairs, in percent of the original's final loss; above 0 the average is better.",
+        ),
+        "low_percent": ("from (%)", "Where the 95 % interval of the median begins."),
+        "high_percent": ("to (%)", "Where the 95 % interval of the median ends."),
+        "wilcoxon_p": ("Wilcoxon p", "Of this cell alone."),
+        "p": ("p", "The same after Holm's correction for all tests: by it the verdict goes."),
+        "test": ("test", "Cells with the same number have the same losses, and are one test."),
+    }.items()
+}
+
+
 def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> None:
     x, y = sweep.grid
+    across, up = setting_in_words(x), setting_in_words(y)
     drawn = evidence_map(
         cells,
         [value_label(value) for value in sweep.grid[x]],
         [value_label(value) for value in sweep.grid[y]],
-        x_title=x,
-        y_title=y,
+        x_title=across,
+        y_title=up,
         dark=st.context.theme.type == "dark",
     )
     key = f"map-{sweep_id}"
@@ -203,7 +231,7 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> N
         st.vega_lite_chart(
             drawn.data,
             drawn.spec,
-            alt=f"The median gain of averaging in the final loss over {x} and {y}: {words}",
+            alt=f"The median gain of averaging in the final loss over {across} and {up}: {words}",
             width="stretch",
             on_select=partial(_take_cell, key),
             selection_mode=CELL,
@@ -233,7 +261,7 @@ def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: st
         index=None,
         key="sweep_cell",
         placeholder="Click a cell, or choose one here",
-        help="The cell whose seeds are shown below the map, as a click on it chooses.",
+        help="The cell whose seeds are shown below; a click on the map chooses one, too.",
         **BOUND,
     )
     if code is None:

@@ -1,4 +1,4 @@
-"""A stored run on a page: how it is going, its curves, its figures, and the article's beside them."""
+"""A stored run on the page Train: how it is going, its curves, its figures, and the article's beside them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from emacore.widgets.link import from_link, to_link
 from emacore.widgets.page import BOUND, csv_button, escaped, loss_axis, put, sentence, show_chart, show_table, told
 from emacore.widgets.runs import run_state
 
-#: The curves of another run that is laid over this one.
+#: The colours of another run's curves that are laid over these.
 OVERLAID = {"original, other run": OTHERS[4], "EMA, other run": OTHERS[3]}
 COLOURS = {"train": CLEAN, "original": ORIGINAL, "EMA": AVERAGED, **OVERLAID}
 
 
 def draw_run(run_id: str) -> StoredRun:
-    """All that there is of a run now."""
+    """Draw what the store has of a run: how far it is, its curves and its figures."""
     run, history = stored(run_id)
     _headline(run, history)
     if not len(finite_epochs(history)):
@@ -190,7 +190,7 @@ def _other_run(run: StoredRun) -> pd.DataFrame | None:
         shown(runs[alike.astype(bool)]),
         "overlay",
         placeholder="None" if alike.any() else "No other run on the same rows",
-        help="Lays the validation curves of another run of the same task and data over these.",
+        help="Lays the validation curves of another run of the same task and data over these, as thin lines.",
     )
     to_link("overlay")
     return None if chosen is None else stored(chosen)[1]
@@ -259,7 +259,9 @@ def _figures(run: StoredRun, history: pd.DataFrame) -> None:
         name=f"metrics-{run.id}",
         column_config={
             "ema": st.column_config.NumberColumn("EMA"),
-            "improvement": st.column_config.NumberColumn("better (%)"),
+            "gain_percent": st.column_config.NumberColumn(
+                "better (%)", help="The gain in percent of the original's value, above 0 where the average is better."
+            ),
         },
     )
     csv_button(history, f"history-{run.id}")

@@ -97,6 +97,15 @@ def test_a_schedule_has_the_figures_of_its_last_decay():
     assert seldom.settled(np.arange(400.0)).half_life == pytest.approx(4 * math.log(0.5) / math.log(0.9))
 
 
+def test_pictures_mark_the_times_and_frequencies_that_there_are():
+    half = Smoothing("first", 0.5).settled([0, 10, 20])
+    assert half.times == {"lag": 10, "half-life": 10}
+    assert 1 / half.frequencies["cut-off, -3 dB"] == pytest.approx(86.94, abs=0.005)
+    mean = Smoothing("moving-average", 5).settled([0, 10, 20])
+    assert mean.times == {"lag": 20}  # each value weighs the same until it weighs nothing
+    assert Smoothing("moving-average", 1).settled([0, 10]).frequencies == {}
+
+
 def test_words_and_ends():
     assert Smoothing("first", 0.5).settled([0, 10, 20]).in_words("step") == (
         "slow changes come out 10 late (in step), half-life 10, cut-off at one cycle in 86.94, "

@@ -10,6 +10,7 @@ from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.seeds import bands, bins, differences, histogram
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
 from emacore.charts.tradeoff import tradeoff
+from emacore.formatting import number
 
 
 def chart_of(table=None, **changes):
@@ -129,7 +130,12 @@ def test_a_row_without_any_value_keeps_its_place():
 
 def test_a_map_of_evidence_hatches_what_shows_nothing():
     table = pd.DataFrame(
-        {"x": ["1", "2", "1"], "y": ["a", "a", "b"], "code": ["1a", "2a", "1b"], "median_gain": [0.5, -99.0, 0.01]}
+        {
+            "x": ["1", "2", "1"],
+            "y": ["a", "a", "b"],
+            "code": ["1a", "2a", "1b"],
+            "median_gain_percent": [50.0, -9900.0, 1.0],
+        }
     ).assign(wins=[12, 0, 6], seeds=12, low=0.0, high=0.0, p=0.01, verdict=["helps", "hurts", "no difference shown"])
     figure = evidence_map(table, ["1", "2"], ["a", "b"], x_title="x", y_title="y")
     assert figure.data["change"].round(3).tolist() == [-1.0, 2.0, -0.014]
@@ -147,7 +153,15 @@ def test_a_map_of_evidence_hatches_what_shows_nothing():
     [(0.5, "+50 %"), (-0.003, "-0.3 %"), (4e-5, "+0.004 %"), (0.0, "equal"), (-1.76, "-176 %"), (-99.0, "x 100")],
 )
 def test_a_cell_of_the_map_never_says_that_a_change_is_0(gain, text):
-    cell = {"x": "1", "y": "a", "code": "1a", "median_gain": gain, "wins": 3, "seeds": 8, "verdict": "hurts"}
+    cell = {
+        "x": "1",
+        "y": "a",
+        "code": "1a",
+        "median_gain_percent": 100 * gain,
+        "wins": 3,
+        "seeds": 8,
+        "verdict": "hurts",
+    }
     figure = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y")
     assert figure.data["text"].tolist() == [f"{text}\n3 of 8"]
 
@@ -173,7 +187,7 @@ def test_a_landscape_is_drawn_as_lines_of_equal_loss():
 
 
 def test_differences_are_ordered_and_rules_drawn():
-    table = pd.DataFrame({"seed": [1, 2, 3], "gain": [5.0, -2.0, np.inf]})
+    table = pd.DataFrame({"seed": [1, 2, 3], "gain_percent": [5.0, -2.0, np.inf]})
     figure = differences(table, x_title="gain", interval=(-3.0, 6.0), rules={"article": 20.0})
     assert figure.data[["seed", "rank", "won"]].to_numpy().tolist() == [[2, 1, False], [1, 2, True]]
     data = [layer.get("data", {}).get("values") for layer in figure.spec["layer"]]
@@ -219,6 +233,9 @@ def test_every_value_lies_in_the_bin_that_counts_it(whole):
         assert (width > 0).all()
         np.testing.assert_allclose(width, width[0], rtol=1e-6)
         assert (table["high"].iloc[-1] - table["low"].iloc[0]) / width[0] <= 25.5
+        if not whole:
+            ends = zip(table["low"], table["high"], strict=True)
+            assert table["label"].tolist() == [f"{number(low)} to {number(high)}" for low, high in ends]
         if whole:
             assert not (table[["low", "high"]].to_numpy() % 1 - 0.5).any(), "half way between whole numbers"
 
@@ -232,9 +249,17 @@ def test_seeds_that_all_end_at_the_same_epoch_are_one_bar_at_it():
     assert len(bins([0.5] * 3)) == len(bins([1e-9] * 3)) == 1
 
 
+@pytest.mark.parametrize(("names", "room"), [(["one alone"], False), (["one", "two"], True)])
+def test_where_several_curves_have_names_there_is_room_for_them(names, room):
+    table = pd.DataFrame({"x": [0, 1] * len(names), "y": 1.0, "s": np.repeat(names, 2)})
+    figure = lines(table, x="x", y="y", series="s", colours=dict.fromkeys(names, "#111"), x_title="x", y_title="y")
+    _, right = figure.spec["layer"][0]["encoding"]["x"]["scale"]["range"]
+    assert ("min(0," not in right["expr"]) == room
+
+
 def test_axes_that_count_have_whole_numbers_only():
     table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": 1.0, "median": 2.0, "high": 3.0, "seeds": 8})
-    gains = pd.DataFrame({"seed": [1, 2], "gain": [1.0, 2.0]})
+    gains = pd.DataFrame({"seed": [1, 2], "gain_percent": [1.0, 2.0]})
     bar = histogram(pd.Series([3, 4]), x_title="last epoch", whole=True).spec["layer"][0]["encoding"]
     axes = [
         bands(table, {"a": ORIGINAL}, y_title="loss").spec["layer"][0]["layer"][0]["encoding"]["x"]["axis"],

@@ -95,7 +95,15 @@ def test_what_is_level_has_the_colour_of_the_page_and_the_legend_says_what_colou
 def test_numbers_on_a_map_of_evidence_can_be_read_on_any_page(dark):
     gains = [*np.linspace(-3.5, 0.99, 40), -100.0, math.nan]
     cells = [
-        {"x": str(n), "y": "a", "code": str(n), "median_gain": gain, "wins": 3, "seeds": 8, "verdict": "unclear"}
+        {
+            "x": str(n),
+            "y": "a",
+            "code": str(n),
+            "median_gain_percent": 100 * gain,
+            "wins": 3,
+            "seeds": 8,
+            "verdict": "unclear",
+        }
         for n, gain in enumerate(gains)
     ]
     figure = evidence_map(
@@ -117,7 +125,7 @@ def test_contrast_is_that_of_the_standard():
 
 
 def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows():
-    cell = {"x": "1", "y": "a", "code": "1a", "median_gain": 0.25, "wins": 3, "seeds": 8, "verdict": "unclear"}
+    cell = {"x": "1", "y": "a", "code": "1a", "median_gain_percent": 25.0, "wins": 3, "seeds": 8, "verdict": "unclear"}
     figure = evidence_map(pd.DataFrame([cell]), ["1", "2"], ["a", "b", "c"], x_title="x", y_title="y")
     cells, hatches, numbers = figure.spec["layer"]
     ends = pd.DataFrame(hatches["data"]["values"]).groupby("line")[["across", "up"]].agg(list)
@@ -134,7 +142,7 @@ def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows(
         assert figure.spec["resolve"]["scale"][offset] == "independent"
     assert cells["encoding"]["fill"]["scale"]["domain"] == [-2, 0, 0, 2]
     assert figure.data["change"].tolist() == [pytest.approx(np.log2(0.75))]
-    assert figure.data["percent"].tolist() == [25.0]
+    assert figure.data["median_gain_percent"].tolist() == [25.0]
     assert numbers["encoding"]["text"]["field"] == "text"
     lower = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y").spec
     assert figure.spec["height"] - lower["height"] == 2 * 62
@@ -198,7 +206,7 @@ def test_bands_show_the_spread_faintly_and_the_median_clearly():
 
 
 def test_dots_of_seeds_are_blue_where_averaging_won_and_nothing_is_no_win():
-    table = pd.DataFrame({"seed": [1, 2, 3], "gain": [5.0, 0.0, -2.0]})
+    table = pd.DataFrame({"seed": [1, 2, 3], "gain_percent": [5.0, 0.0, -2.0]})
     figure = differences(table, x_title="gain", interval=(-1.0, 4.0), rules={"a": 1.0, "b": 2.0}, height=200)
     assert figure.data["won"].tolist() == [False, False, True]
     zero, interval, rules, labels, dots = figure.spec["layer"]

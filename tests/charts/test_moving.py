@@ -1,5 +1,8 @@
 """What the browser is given to draw while a handle moves."""
 
+import json
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -200,6 +203,18 @@ def test_a_selection_of_points_is_each_layers_own():
             (view,) = param["views"]
             layer = next(layer for layer in shown.spec["layer"] if layer.get("name") == view)
             assert param["name"] in str(layer["encoding"]["opacity"])
+
+
+def test_two_pictures_have_one_highlight_and_all_that_their_layers_ask_for():
+    table = pd.DataFrame({"step": STEPS, "curve": "now", "y": curve(0.75)})
+    figure = lines(table, x="step", y="y", series="curve", colours={"now": "#111"}, x_title="s", y_title="y")
+    shown = moving([View(figure), View(figure)], [])
+    params = {param["name"]: param for param in shown.spec["params"]}
+    assert len(params) == len(shown.spec["params"])
+    asked = set(re.findall(r'"param": "(\w+)"', json.dumps(shown.spec["vconcat"])))
+    assert asked == {"highlight", *(name for name in params if name.startswith("nearest"))}
+    assert params.keys() >= asked
+    assert params["highlight"]["views"] == ["view0_layer2"]
 
 
 def test_fixed_ends_are_data_and_change_no_specification():

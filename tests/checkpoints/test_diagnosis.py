@@ -70,6 +70,7 @@ def test_a_healthy_average_is_found_healthy_with_its_decay():
         (np.where(np.arange(380) % 8, 1, 0.97), Constant(0.97), "update_every", "update_every were"),
         (constant(0.97), Constant(0.97, update_every=8), "update_every", "not 8"),
         (constant(0.98**4), Constant(0.98), "update_every", " times a step, once a micro-batch"),
+        (constant(0.98**2), Constant(0.98), "update_every", "update() were called 2 times a step"),
         (RationalWarmup(0.9999).decays(380), Constant(0.9999), "never reached", "(1 + n) / (10 + n)"),
         (
             InversePower(0.9999, update_after_step=0, update_every=1).decays(380),

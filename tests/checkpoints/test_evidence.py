@@ -10,18 +10,19 @@ from tests.helpers import section_of
 STEPS = (100, 120, 140)
 
 
-def run(dtype=torch.float32, decay=0.95, seed=0):
-    """Random walks and their averages after some steps; single tensors are treated in other ways."""
+def run(dtype=torch.float32, decay=0.95, seed=0, scale=0.03):
+    """Random walks by steps of about this size, and their averages after some steps; one tensor hardly moves, and
+    running statistics are averaged with another decay."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"a.weight": (20, 30), "a.bias": (20,), "b.weight": (1000,), "norm.running_mean": (20,), "dead": (4,)}
+    shapes = {"a.weight": (20, 30), "a.bias": (20,), "b.weight": (1000,), "norm.running_mean": (2000,), "dead": (4,)}
     raw = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     average = {name: one.clone() for name, one in raw.items()}
     found = []
     for step in range(1, STEPS[-1] + 1):
         for name, one in raw.items():
-            scale = 1e-9 if name == "dead" else 0.03
-            raw[name] = one + scale * torch.randn(one.shape, generator=generator)
-            average[name] = torch.lerp(average[name], raw[name], 1 - decay)
+            by = 1e-7 if name == "dead" else scale
+            raw[name] = one + by * torch.randn(one.shape, generator=generator)
+            average[name] = torch.lerp(average[name], raw[name], 0.3 if "running" in name else 1 - decay)
         if step in STEPS:
             found.append(({n: t.to(dtype) for n, t in raw.items()}, {n: t.to(dtype) for n, t in average.items()}))
     return [raw for raw, _ in found], [average for _, average in found]
@@ -60,9 +61,19 @@ def test_what_is_told_of_each_tensor():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_decay_is_recovered_whatever_it_is_stored_in(dtype):
     found = read(*run(dtype))
+    assert [one.name for one in found.weights] == ["a.weight", "a.bias", "b.weight"]
     assert [one.allows(20 * 0.0512933, 1.05) for one in found.rates] == [True, True]
     assert all(rate.has_low for rate in found.rates)
     assert found.stuck is None
+
+
+def test_where_all_weights_hardly_move_or_there_are_none_the_decay_is_recovered_of_what_there_is():
+    found = read(*run(scale=1e-5))
+    assert not any(one.far for one in found.tensors)
+    assert all(rate.has_low and rate.has_high for rate in found.rates)
+    assert [one.allows(20 * 0.0512933, 1.05) for one in found.rates] == [True, True]
+    statistics = [[{"norm.running_mean": one["norm.running_mean"]} for one in states] for states in run()]
+    assert [one.has_low and one.allows(20 * 1.20397, 1.05) for one in read(*statistics).rates] == [True, True]
 
 
 def test_an_average_that_is_the_raw_weights_but_for_rounding_is_equal():

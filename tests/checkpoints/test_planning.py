@@ -39,6 +39,9 @@ def test_schedules_begin_at_the_first_of_the_last_files(folder):
     # Calls 4 to 11, of which 4, 9 and 11 are stored: halves of the gaps beside each.
     assert mean == pytest.approx(np.array([1 + 4 / 5 + 3 / 5 + 2 / 5 + 1 / 5, 3 + 0.5, 1 + 0.5]) / 8)
     assert plan_merge(found, {"a": Coefficients((-1.0, 2.0))}, last=3).results[0].coefficients.tolist() == [0, -1, 2]
+    for last, told in ((4, []), (5, ["there are only 4 checkpoints"])):
+        remarks = plan_merge(found, {"a": LastFiles(2)}, last=last).remarks
+        assert [words for words in remarks if "checkpoints" in words] == told
     decay = plan_merge(found, {"a": RateDecay("linear")}, last=3).results[0]
     assert decay.coefficients == pytest.approx([2.5 / 7, 3.5 / 7, 1 / 7])
 
@@ -54,6 +57,23 @@ def test_no_file_later_than_the_wanted_step_is_used(folder):
     assert plan.results[0].coefficients[-1] == pytest.approx(decays[9:].sum() + decays[5:9] @ [0.2, 0.4, 0.6, 0.8])
     with pytest.raises(ValueError, match="no checkpoint up to step 2; the first is of step 3"):
         plan_merge(open_checkpoints(path), {"a": Constant(0.5)}, at=2)
+
+
+@pytest.mark.parametrize(
+    ("files", "section", "used", "told"),
+    [
+        (["model"] * 3, None, ["model"], []),
+        (["model", "model", "ema"], None, ["model"], ["1 of 3 checkpoints have no 'model'"]),
+        (["model", "ema", "ema"], "ema", ["ema"], ["1 of 3 checkpoints have no 'ema'"]),
+        (["ema swa"] * 3, "swa", ["swa"], []),
+    ],
+)
+def test_what_a_merge_is_made_of_is_chosen_and_told(tmp_path, files, section, used, told):
+    for step, names in enumerate(files, 1):
+        torch.save({**{name: {"w": torch.ones(2)} for name in names.split()}, "step": step}, tmp_path / f"{step}.pt")
+    plan = plan_merge(open_checkpoints(tmp_path), {"mean": LastFiles(2)}, section=section)
+    assert list(dict.fromkeys(source.section.name for source in plan.sources)) == used
+    assert [words for words in plan.remarks if "made of" in words or "checkpoints" in words] == told
 
 
 def test_what_does_not_fit_is_told(folder):
@@ -142,6 +162,8 @@ def test_means_of_windows_make_any_average_that_is_longer_than_they_are(tmp_path
     assert plan.results[1].coefficients == pytest.approx([0] * 7 + [1 / 3] * 3, abs=1e-9)
     assert plan.results[2].coefficients == pytest.approx([0] * 7 + [0.2, 0.4, 0.4], abs=1e-9)
     assert [result.told.error for result in plan.results[:2]] == pytest.approx([0, 0], abs=1e-6)
+    late = plan_merge(open_checkpoints(tmp_path), {"ema": Constant(0.97)}, last=3)  # it begins with the first of them
+    assert late.results[0].coefficients == pytest.approx(weights(Constant(0.97).decays(30)).reshape(3, 10).sum(axis=1))
 
 
 def test_files_that_only_rounding_gives_weight_are_not_read(tmp_path):

@@ -127,6 +127,18 @@ def test_the_step_in_a_header_or_beside(tmp_path):
     assert step_beside(folder / "model.safetensors", tmp_path / "run") == (30, "global_step in trainer_state.json")
 
 
+@pytest.mark.parametrize(
+    "told",
+    ["", "1.0", "[]", "{", '{"kind": "mean"}', '{"kind": []}', '{"kind": "window"}', '{"kind": "window", "begin": -1}'],
+)
+def test_what_no_snapshot_says_of_itself_is_told_as_damage(tmp_path, told):
+    save_file({"w": torch.ones(2)}, tmp_path / "1.safetensors", {"step": "1", "emacore": '{"kind": "raw"}'})
+    save_file({"w": torch.ones(2)}, tmp_path / "2.safetensors", {"step": "2", "emacore": told})
+    found = open_checkpoints(tmp_path)
+    assert found.steps.tolist() == [1]
+    assert [words.partition(" emacore")[0] for words in found.damaged] == ["2.safetensors says of itself"]
+
+
 def test_weights_are_found_however_deep_and_losses_beside_them_are_none(tmp_path):
     state, optimizer = {"w": torch.ones(2)}, {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}
     content = {"a": {"b": {"c": {"model": state, "ema": state, "opt": optimizer}, "losses": {"x": torch.tensor(1.0)}}}}

@@ -1,19 +1,23 @@
-import os
 import shutil
-import subprocess
-import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo  # which each of two processes would import
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from emacore import Constant, PowerFunction, Snapshots, Trajectory, UniformAverage, Window, merge, open_checkpoints
 from emacore.averaging.weights import weights
+from emacore.checkpoints import snapshots as snapshots_module
 from emacore.checkpoints.planning import plan_merge
-from tests.helpers import Network, assert_same, change, interrupted, tensors
+from emacore.tensors.sharded import laid_out
+from tests.helpers import Network, assert_same, change, check_in_two_processes, interrupted, join_group, tensors
 
 
 def trained(folder, steps, kind, every=10, model=None, **options):
@@ -243,59 +247,43 @@ def test_tied_weights_have_all_their_names_in_what_is_merged(tmp_path, kind):
     model.load_state_dict(state)
 
 
-SHARDED = """
-import os, sys, warnings
-import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-
-from emacore import Snapshots
-from emacore.checkpoints import snapshots as kept
-from emacore.tensors.sharded import laid_out
-
-place, folder = sys.argv[1:]
-child = os.fork()
-rank = int(child == 0)
-dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-model = nn.Linear(3, 5)
-model.tied = model.weight
-fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-both = [Snapshots(model, f"{folder}/{kind}", 2, kind) for kind in ("windows", "power")]
-for step in range(1, 5):
-    with torch.no_grad():
-        for tensor in model.parameters():
-            tensor.copy_(laid_out(torch.full(tensor.shape, float(step**2)), tensor.detach()))
-    for snapshots in both:
-        snapshots.update()
-# What only one process cannot do ends the snapshots of all, and no process waits for another.
-def full(moves):
-    raise OSError(28, "No space left on device")
-if rank == 0:
-    kept.__dict__["_move"] = full
-for words, snapshots, lost in (("No space left", both[1], None), ("director", both[0], f"{folder}/windows")):
-    if lost and rank == 0:
-        os.rename(lost, f"{folder}/away")
-        open(lost, "w").close()
-    dist.barrier()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(4):
+def sharded_run(rank, folder):
+    """In one of two processes: snapshots of a sharded model, and what ends them."""
+    join_group(rank, folder)
+    model = nn.Linear(3, 5)
+    model.tied = model.weight
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    both = [Snapshots(model, folder / kind, 2, kind) for kind in ("windows", "power")]
+    for step in range(1, 5):
+        with torch.no_grad():
+            for tensor in model.parameters():
+                tensor.copy_(laid_out(torch.full(tensor.shape, float(step**2)), tensor.detach()))
+        for snapshots in both:
             snapshots.update()
-    assert words in snapshots.error, snapshots.error
-dist.destroy_process_group()
-if child:
-    assert os.waitpid(child, 0)[1] == 0
-"""
+
+    # What only one process cannot do ends the snapshots of all, and no process waits for another.
+    def full(moves):
+        raise OSError(28, "No space left on device")
+
+    if rank == 0:
+        snapshots_module._move = full
+    for words, snapshots, lost in (("No space left", both[1], None), ("director", both[0], folder / "windows")):
+        if lost and rank == 0:
+            lost.rename(folder / "away")
+            lost.touch()
+        dist.barrier()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(4):
+                snapshots.update()
+        assert words in snapshots.error, snapshots.error
+    (folder / f"right{rank}").touch()
+    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_each_process_of_a_sharded_model_writes_its_part(tmp_path):
-    own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", SHARDED, tmp_path / "meet", tmp_path]
-    subprocess.run(command, env={**os.environ, **own}, check=True, timeout=300)
+    check_in_two_processes(sharded_run, tmp_path)
     found = open_checkpoints(tmp_path / "away")
     assert (found.steps.tolist(), found.names("window")) == ([2, 4], ["model"])
     assert {"__0_0.distcp", "__1_0.distcp"} <= {file.name for file in found[0].files}

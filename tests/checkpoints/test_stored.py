@@ -7,21 +7,23 @@ import json
 import lzma
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from emacore.checkpoints import open_checkpoints, stored
 from emacore.checkpoints.stored import CheckpointError, find_units, open_distributed, open_file, open_index, parts_of
+from tests.helpers import in_processes, join_group
 
 STATE = {
     "weight": torch.arange(30.0).reshape(5, 3, 2),
@@ -253,6 +255,24 @@ def test_a_missing_part_of_a_set_is_told(tmp_path):
         open_index(tmp_path / "out.safetensors.index.json")
 
 
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ("{", "is no index of files"),
+        ("[]", "is no index of files"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', "which is not beside it"),
+        ('{"weight_map": {"a": "b.safetensors"}}', "which is not there"),
+    ],
+)
+def test_a_broken_index_takes_no_other_file_of_its_folder_along(tmp_path, index, told):
+    torch.save({"model": {"w": torch.ones(2)}, "step": 3}, tmp_path / "step_3.pt")
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    found = open_checkpoints(tmp_path)
+    assert found.steps.tolist() == [3]
+    assert len(found.damaged) == 1
+    assert told in found.damaged[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.complex64])
 def test_a_distributed_chunk_is_looked_up_once_however_small_the_parts(tmp_path, monkeypatch, dtype):
     weight = torch.arange(600.0).reshape(20, 5, 6).to(dtype)
@@ -273,32 +293,19 @@ def test_a_distributed_chunk_is_looked_up_once_however_small_the_parts(tmp_path,
     assert whole
 
 
-SHARDED = """
-import os, sys
-import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
-
-place, folder = sys.argv[1:]
-child = os.fork()  # after the imports, which take most of the time
-rank = int(child == 0)
-dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-mesh = init_device_mesh("cpu", (2,))
-weight = distribute_tensor(torch.arange(35.0).reshape(7, 5), mesh, [Shard(0)])
-turned = distribute_tensor(torch.arange(35.0).reshape(7, 5), mesh, [Shard(1)])
-dcp.save({"model": {"a.weight": weight, "turned": turned}, "step": torch.tensor(12)}, checkpoint_id=folder)
-dist.destroy_process_group()
-if child:
-    assert os.waitpid(child, 0)[1] == 0
-"""
+def sharded_parts(rank, folder):
+    """In one of two processes: write its part of tensors."""
+    join_group(rank, folder)
+    mesh = init_device_mesh("cpu", (2,))
+    weight = distribute_tensor(torch.arange(35.0).reshape(7, 5), mesh, [Shard(0)])
+    turned = distribute_tensor(torch.arange(35.0).reshape(7, 5), mesh, [Shard(1)])
+    state = {"model": {"a.weight": weight, "turned": turned}, "step": torch.tensor(12)}
+    dcp.save(state, checkpoint_id=folder / "dcp")
+    dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_shards_of_several_processes_are_one_tensor(tmp_path):
-    command = [sys.executable, "-c", SHARDED, tmp_path / "meet", tmp_path / "dcp"]
-    subprocess.run(command, check=True, timeout=300)
+    in_processes(sharded_parts, tmp_path)
     content = open_distributed(tmp_path / "dcp").content
     whole = torch.arange(35.0)
     for name in ("a.weight", "turned"):

@@ -99,6 +99,9 @@ def test_settings_that_change_nothing_are_told():
     told = emacore("train", *SMALL, "--set", "data.kind=diabetes", "--set", "seed=1").stderr.splitlines()
     assert "data.n_samples changes nothing here: the rows of diabetes are given" in told
     assert not any(line.startswith(("max_epochs ", "data.kind ", "seed ")) for line in told)
+    told = emacore("replicate", "--seeds", "1", *SMALL, "--set", "seed=1").stderr
+    assert "seed changes nothing here: a study has seeds of its own; --seeds and --first-seed say which" in told
+    assert "Cannot tell from 1 seed whether" in told
 
 
 def test_there_are_examples_of_every_command():
@@ -297,6 +300,8 @@ def test_plain_averages_and_a_time_as_x_have_names_too():
     assert table(zero)["loss_smoothed"].tolist() == [2, 2]
     assert "half-life 1" in zero.stderr
     assert table(emacore("smooth", "data.csv", "--like", "first", "--decay", "0.5"))["loss_smoothed"].tolist() == [4, 3]
+    alone = table(emacore("smooth", "data.csv", "--like", "moving-average", "--window", "1"))
+    assert alone["loss_smoothed"].tolist() == [4, 2]
     moving = table(emacore("smooth", "data.csv", "--like", "moving-average", "--window", "2"))
     assert moving["loss_smoothed"].tolist() == [4, 3]
     timed = emacore("smooth", "data.csv", "--like", "pandas", "--half-life", "10", "--x", "time")
@@ -401,6 +406,9 @@ def test_the_app_opens_what_its_command_names(tmp_path, monkeypatch):
         (["smooth", "smoothed.csv"], 2, "either a schedule"),
         (["smooth", "smoothed.csv", "--like", "wandb"], 2, "--like wandb needs --smoothing"),
         (["smooth", "smoothed.csv", "--like", "pandas"], 2, "--like pandas needs --half-life"),
+        (["smooth", ".", "Constant()"], 2, "is a directory"),
+        (["smooth", "smoothed.csv", "--like", "moving-average", "--window", "0"], 2, "--window"),
+        (["smooth", "smoothed.csv", "--like", "wandb", "--smoothing", "0.5", "--viewport-scale", "0"], 2, "x>0"),
         (["smooth", "smoothed.csv", "Constant()", "--column", "nope"], 2, "there are loss, loss_smoothed"),
         (["smooth", "steps.csv", "Constant()"], 1, "no column looks like a metric: choose by --column among step"),
         (["smooth", "broken.jsonl", "Constant()"], 1, "Line 2 is not valid JSON"),
@@ -488,6 +496,6 @@ def test_jobs_are_listed_and_named():
 
 
 def test_the_end_of_a_training_says_what_it_was():
-    assert "(regression, Adam 0.001 plateau, inverse power 0.999, 3 epochs, n samples 100): max epochs" in (
+    assert "(regression, Adam 0.001 plateau, inverse power 0.999, 3 epochs, number of samples 100): max epochs" in (
         emacore("train", *SMALL).stderr
     )

@@ -45,6 +45,7 @@ def drawn_pairs(rng):
 
 def no_empty_words(words):
     assert not re.search(r"\b(nan|inf)\b|[+-]0 %|(by|than) 0 %|\b0 % (higher|lower|better|worse)", words), words
+    assert not re.search(r"(?<![\d.,])1 (seeds|cells|different ones|trainings|epochs|runs|tests)\b", words), words
 
 
 def history(original, ema, steps=50):

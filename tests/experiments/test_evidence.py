@@ -28,6 +28,7 @@ from emacore.experiments.evidence import (
 )
 from emacore.experiments.statistics import BCA, kind_of, paired_comparison
 from emacore.experiments.studies import Study
+from emacore.formatting import p_value
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.training.history import MODELS
 from emacore.training.loop import EarlyStop
@@ -144,6 +145,8 @@ def test_the_intervals_are_of_the_kind_asked_for():
     assert classical["final"].median.low != bootstrap["final"].median.low
     text = in_markdown(Study(RunConfig(), tuple(range(12))), bootstrap, "Constant(beta=0.9)", table)
     assert "95 % intervals (BCa bootstrap)" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| the final loss |"))
+    assert row.split(" | ")[-2] == p_value(bootstrap["final"].wilcoxon_p).removeprefix("= ")
 
 
 def test_bands_and_wins_are_of_the_seeds_still_training():
@@ -175,7 +178,8 @@ def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
                 won = known["val_loss_ema"].fillna(np.inf) < known["val_loss_original"].fillna(np.inf)
                 assert share.loc[epoch].tolist() == pytest.approx([won.mean(), len(known)])
         said = training_in_words(rows)
-        assert said.startswith(f"All {len(ends)} seeds train up to epoch {ends.min()}")
+        whose = f"All {len(ends)} seeds train" if len(ends) > 1 else "The one seed trains"
+        assert said.startswith(f"{whose} up to epoch {ends.min()}")
         if ends.min() < ends.max():
             assert f"{(ends == ends.max()).sum()} up to the last, {ends.max()}" in said
             half = sorted(ends)[len(ends) // 2]

@@ -75,9 +75,9 @@ def test_the_list_says_name_state_age_and_numbers(store):
         queued: "queued",
     }
     assert table.loc[done, ["original", "ema"]].tolist() == [2.0, 1.23456]
-    assert table.loc[done, "gain"] == pytest.approx(38.272)
+    assert table.loc[done, "gain_percent"] == pytest.approx(38.272)
     assert table.loc[study, ["original", "ema"]].tolist() == [2.0, 1.0]
-    assert table.loc[[failed, queued, sweep, diverged], ["original", "ema", "gain"]].isna().all(axis=None)
+    assert table.loc[[failed, queued, sweep, diverged], ["original", "ema", "gain_percent"]].isna().all(axis=None)
     name = table.loc[done, "name"]
     assert table.loc[done, "label"] == f"{name} · done · 5 min ago · loss 2, EMA 1.235"
     assert table.loc[queued, "label"].endswith(" · queued · 5 min ago")
@@ -89,7 +89,7 @@ def test_the_list_says_name_state_age_and_numbers(store):
 def test_an_empty_store_gives_an_empty_list(store):
     empty = listing(store.jobs(), later(), UTC)
     assert empty.empty
-    assert {"id", "kind", "name", "state", "gain", "label"} <= set(empty.columns)
+    assert {"id", "kind", "name", "state", "gain_percent", "label"} <= set(empty.columns)
     for order in ORDERS:
         assert ordered(chosen(empty, text="x", kinds=["run"], states=["done"]), order).empty
 

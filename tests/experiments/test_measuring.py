@@ -13,7 +13,7 @@ from emacore import Constant, RunConfig, Trajectory
 from emacore.averaging.code import to_code
 from emacore.averaging.families import PowerFunction
 from emacore.checkpoints import open_checkpoints
-from emacore.experiments import measuring
+from emacore.experiments import jobs, measuring
 from emacore.experiments.jobs import JobQueue, work_off
 from emacore.experiments.measuring import Question, answer, evaluator, question_from_json, read
 from emacore.experiments.opened import identity_of
@@ -22,6 +22,7 @@ from emacore.replay.measure import Metric, named_measure
 from emacore.tasks import open_run
 from emacore.training.loop import train
 from tests.experiments.opened_folders import MEASURE, small_run, stored_rows
+from tests.forked import forking
 from tests.helpers import ME, wait_for
 
 
@@ -80,6 +81,16 @@ def test_merges_are_measured_as_their_coefficients_say(place, store):
     merged = np.array(coefficients) @ stored_rows(place / "tiny").astype(np.float64)
     np.testing.assert_allclose(found["found"]["loss"], (merged**2).sum(axis=1), rtol=1e-5)
     assert found["metrics"] == [{"column": "loss", "name": "loss", "higher_is_better": False}]
+
+
+def test_what_was_measured_is_kept_now_and_then_and_not_network_by_network(place, store, monkeypatch):
+    written, add = [], RunStore.add_cells
+    monkeypatch.setattr(RunStore, "add_cells", lambda self, cells: written.append(len(cells)) or add(self, cells))
+    for code, seconds, pieces in (("Constant(beta=0.9)", 3600, [6]), ("Constant(beta=0.8)", -1, [1] * 5)):
+        monkeypatch.setattr(measuring, "_BETWEEN", seconds)
+        written.clear()
+        answer(asking(place, "curves", {"codes": [code]}), store)
+        assert [count for count in written if count] == pieces, "both begin with the same copy"
 
 
 def test_curves_are_those_of_a_trajectory_and_nothing_is_measured_twice(place, store):
@@ -214,8 +225,10 @@ def test_what_would_not_fit_into_memory_is_refused(place, store, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_worker_of_the_server_answers(place, store):
+def test_a_worker_of_the_server_answers(place, store, monkeypatch):
+    forking(monkeypatch, jobs)
     question = asking(place, "widths", {})
+    sys.path.remove(str(place))  # the worker finds what measures in its working directory
     queue = JobQueue(store)
     try:
         store.ask(question.to_json())

@@ -8,13 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import context
 
 from emacore import RunConfig
 from emacore.averaging.code import to_code
 from emacore.averaging.families import Constant, InversePower
 from emacore.experiments import sweep as sweep_module
-from emacore.experiments.evidence import per_seed
-from emacore.experiments.statistics import holm, kind_of
+from emacore.experiments.evidence import per_seed, training_in_words
+from emacore.experiments.statistics import holm, kind_of, verdict
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json, with_settings
 from emacore.experiments.sweep import (
@@ -35,9 +37,11 @@ from emacore.experiments.sweep import (
     value_label,
 )
 from emacore.tasks.regression.config import DataConfig
+from emacore.training.acting import idle_settings
 from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from emacore.training.replicas import replicate
 from tests.experiments.conftest import no_empty_words
+from tests.forked import Forked
 from tests.helpers import wait_for
 
 CONFIG = RunConfig(
@@ -53,7 +57,14 @@ SAME = ["seed", "final_original", "final_ema", "epochs", "stopped"]
 
 @pytest.fixture(scope="module")
 def table():
-    return sweep(CONFIG, GRID, SEEDS, workers=2)
+    """Of two processes, which are forked: torch is there."""
+    context.set_start_method("fork", force=True)
+    try:
+        with pytest.warns(UserWarning, match="`fork` start method"):
+            return sweep(CONFIG, GRID, SEEDS, workers=2)
+    finally:
+        get_reusable_executor().shutdown()
+        context.set_start_method(None, force=True)
 
 
 def test_a_grid_is_checked_before_anything_starts():
@@ -192,15 +203,17 @@ def test_a_summary_of_the_cells():
         "Of 3 cells of 12 seeds, averaging helps in 1 and hurts in 1; no difference is shown in 1 (p"
     )
     assert "corrected for 3 tests" in said
-    assert f"It helps most at a 1: in the median the final loss is {100 * found['median_gain'][0]:.3g} % lower" in said
+    assert (
+        f"It helps most at a 1: in the median the final loss is {found['median_gain_percent'][0]:.3g} % lower" in said
+    )
     assert "averaging won in 0 of 12 seeds" in said
-    ruined = found.assign(median_gain=[0.3, 0.0, -99.0])
+    ruined = found.assign(median_gain_percent=[30, 0.0, -9900])
     assert "the final loss is 100 times the original's" in in_words(ruined, ["a"])
 
 
 def test_the_cells_in_one_sentence():
     columns = {"a": [1, 2, 3], "b": 5, "seeds": 12, "test": [1, 2, 3], "wilcoxon_p": 0.01}
-    found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain": [0.1, 0.6, -99.0]})
+    found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain_percent": [10, 60, -9900]})
     assert headline(found, ["a", "b"]) == (
         "Of 3 cells, 12 seeds each, averaging helps in 2, most at a 2, b 5 (median final loss 60 % lower) and hurts in "
         "1, most at a 3, b 5 (median final loss 100 times the original's)."
@@ -214,6 +227,24 @@ def test_the_cells_in_one_sentence():
     assert headline(none, ["a", "b"]) == "Of 3 cells, 12 seeds each, none shows whether averaging helps or hurts."
     same = found.assign(test=[1, 1, 2], verdict=["helps", "helps", "hurts"])
     assert headline(same, ["a", "b"]).startswith("Of 2 different cells, 12 seeds each, averaging helps in 1, most at")
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_cell_and_one_seed_are_told_in_the_singular(cells, seeds):
+    rows = [
+        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 0.5} for a in range(cells) for seed in range(seeds)
+    ]
+    table = pd.DataFrame(rows)
+    found = summary(table, ["a"])
+    job = Sweep(replace(CONFIG, max_epochs=1), {"network.dropout": [0, 0.1][:cells]}, tuple(range(seeds)))
+    written = [headline(found, ["a"]), in_words(found, ["a"]), trainings_in_words(job), *before_start(job)]
+    written += [verdict(cell.comparison, "the final loss", cell.among) for cell in cells_of(table, ["a"])]
+    looking = replace(job.config, stopping=StoppingConfig("ema"))
+    written += [training_in_words(pd.DataFrame({"epoch": [1, 2] * seeds})), *idle_settings(looking).values()]
+    for words in written:
+        no_empty_words(words)
+    assert written[0].startswith("Of 1 cell, " if cells == 1 else "Of 1 different cell, ")
 
 
 def test_cells_of_a_sweep_that_still_trains_say_so():
@@ -369,7 +400,7 @@ def test_a_setting_that_acts_on_nothing_is_told_before_and_after(monkeypatch):
     config = replace(CONFIG, schedule=Constant(0.5))
     asked = Sweep(config, grid, tuple(range(6)))
     warning, needs = before_start(asked)
-    assert "6 cells are 2 different experiments: optimizer.momentum acts on nothing (adam has none" in warning
+    assert "6 cells are 2 different experiments: momentum acts on nothing (adam has none" in warning
     assert "6 seeds cannot show anything here" in warning
     assert not needs
     trained = []
@@ -380,13 +411,13 @@ def test_a_setting_that_acts_on_nothing_is_told_before_and_after(monkeypatch):
     found = summary(table, list(grid))
     assert found["test"].tolist() == [1, 1, 1, 2, 2, 2]
     assert found["p"].tolist() == pytest.approx(np.repeat(holm(found["wilcoxon_p"][::3]), 3))
-    made = found.assign(verdict="hurts", median_gain=[-0.5] * 3 + [-0.1] * 3)
+    made = found.assign(verdict="hurts", median_gain_percent=[-50] * 3 + [-10] * 3)
     said = in_words(made, list(grid))
     assert "6 cells of 6 seeds are 2 different ones" in said
     assert in_words(made.iloc[:3], list(grid)).startswith(
         "All 3 cells of 6 seeds show exactly the same. Of this one, averaging helps in 0 and hurts in 1"
     )
-    assert "hurts most at optimizer.learning_rate 0.001, any optimizer.momentum: in the median" in said
+    assert "hurts most at learning rate 0.001, any momentum: in the median" in said
 
 
 def test_cells_that_do_the_same_are_told_with_their_values():
@@ -395,14 +426,14 @@ def test_cells_that_do_the_same_are_told_with_their_values():
 
     longer = replace(CONFIG, schedule=InversePower(update_every=1, update_after_step=0), max_epochs=30)
     assert told({"schedule.beta": [0.9, 0.99, 0.999]}, longer)[0] == (
-        "3 cells are 2 different experiments: schedule.beta 0.99/0.999 do the same in these runs. Cells that are the "
+        "3 cells are 2 different experiments: beta 0.99/0.999 do the same in these runs. Cells that are the "
         "same are trained once and are one test."
     )
     assert told({"schedule.beta": [0.99, 0.999]}, longer)[0].startswith("2 cells are one and the same experiment: ")
     warning, _ = told({"optimizer.name": ["adam", "sgd"], "optimizer.momentum": [0, 0.9]})
-    assert "optimizer.momentum acts on nothing in 2 of the cells (adam has none, only sgd has)" in warning
+    assert "momentum acts on nothing in 2 of the cells (adam has none, only sgd has)" in warning
     warning, _ = told({"data.kind": ["make_regression", "diabetes"], "data.noise": [0.1, 50]})
-    assert "data.noise acts on nothing in 2 of the cells (the rows of diabetes are given)" in warning
+    assert "noise acts on nothing in 2 of the cells (the rows of diabetes are given)" in warning
     assert told(GRID) == ("", "For 4 tests 8 seeds each are the least that can show anything, if no pair ties.")
     assert "4 tests need at least 8 seeds each" in told(GRID, seeds=7)[0]
 
@@ -422,7 +453,7 @@ def cluster(tmp_path):
 
     def start(kind, *arguments):
         code = f"from distributed.cli.dask_{kind} import main; main()"
-        return subprocess.Popen(
+        return Forked(
             [sys.executable, "-c", code, "--scheduler-file", str(address), *arguments],
             env=environment,
             cwd=tmp_path,

@@ -8,6 +8,7 @@ import pytest
 
 from emacore.experiments.store import RunStore, worker_name
 from emacore.experiments.workers import STALE_AFTER
+from tests import forked
 from tests.experiments.conftest import CONFIG, row
 from tests.helpers import ME
 
@@ -42,8 +43,16 @@ def test_a_worker_lives_as_long_as_it_holds_its_lock_whatever_the_clock_says(sto
         store.append(run_id, name, row(2))
         assert 0 <= store.result(run_id).seconds < 60
         assert 0 <= store.runs()["seconds"][0] < 60
+    assert not list((store.folder / "workers").glob("*.lock"))
     other.interrupt_abandoned()  # its process lives, as a later one of the same number might
     assert other.result(run_id).state == "running"
+
+
+def test_a_worker_does_without_a_lock_that_cannot_be_kept(store):
+    (store.folder / "workers").write_text("no folder")
+    with store.workers.working("token") as name:
+        assert store.workers.lives("run", name, None)
+    assert (store.folder / "workers").read_text() == "no folder"
 
 
 def test_a_worker_that_was_killed_holds_no_lock(store):
@@ -52,7 +61,7 @@ def test_a_worker_that_was_killed_holds_no_lock(store):
         "with store.workers.working('token') as name:\n    store.claim(name, 9)\n    os.kill(os.getpid(), 9)"
     )
     run_id = store.create(CONFIG)
-    subprocess.run([sys.executable, "-c", code, str(store.folder)], check=False)
+    forked.run([sys.executable, "-c", code, str(store.folder)])
     assert store.result(run_id).state == "running"
     assert len(list((store.folder / "workers").glob("*.lock"))) == 1
     store.interrupt_abandoned()

@@ -125,6 +125,8 @@ def test_run_length_in_epochs(open_page):
     assert "A batch of 64 is larger than the 10 rows" in app.error[0].value
     app = open_page("decay_schedule", length="Epochs", rows="1000000", batch="1", epochs="100")
     assert "100,000,000 steps" in app.error[0].value
+    app = open_page("decay_schedule", length="Epochs", rows="1", batch="1", epochs="1")
+    assert "a run of 1 step; this page shows 2 to" in app.error[0].value
 
 
 def test_the_smallest_and_the_longest_run(open_page):
@@ -179,7 +181,7 @@ def test_with_beta_0_nothing_is_left_of_the_start(open_page):
 
 def test_a_power_of_1_is_told_with_what_it_takes(open_page):
     told = open_page("decay_schedule").get_by_key("power").help
-    assert "Only with inv_gamma 1 and update_every 1 is 1 the plain mean" in told
+    assert "With inv_gamma 1 and update_every 1, power 1 is the plain mean" in told
 
 
 def test_a_width_says_what_it_is_a_share_of(open_page):

@@ -36,7 +36,9 @@ def test_an_empty_store_shows_the_shipped_study_as_ones_own(open_page, home):
     assert f"**{headline(answers(table), run_of_it.config)}**" in said
     assert f"; the average was better in {wins}, at an end that an early stop chose by the average's loss)" in said
     dots, curves, *_ = drawn(app)
-    assert sorted(dots["gain"]) == pytest.approx(sorted(100 * (1 - table["final_ema"] / table["final_original"])))
+    assert sorted(dots["gain_percent"]) == pytest.approx(
+        sorted(100 * (1 - table["final_ema"] / table["final_original"]))
+    )
     assert set(curves["curve"]) == {"original", "average"}
     assert "The article's one run gained 20 %" in said
     enter(home)
@@ -138,8 +140,8 @@ def test_a_dot_is_a_seeds_gain_in_the_loss_of_its_own_last_epoch(open_page, home
         for seed, rows in RunStore(home).history(study_id).groupby("seed")
         for last in [rows.loc[rows["epoch"].idxmax()]]
     }
-    assert table.set_index("seed")["gain"].to_dict() == pytest.approx(expected)
-    assert table["gain"].is_monotonic_increasing
+    assert table.set_index("seed")["gain_percent"].to_dict() == pytest.approx(expected)
+    assert table["gain_percent"].is_monotonic_increasing
 
 
 def test_the_share_ahead_is_of_the_seeds_counted_and_these_are_of_all(open_page, home):

@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 
 from emacore.averaging import measurements
-from emacore.averaging.filters import window_of_equal_noise
+from emacore.averaging.families import InversePower
+from emacore.averaging.filters import cutoff_frequency, window_of_equal_noise
 from emacore.averaging.signals import NOISES, SIGNALS, sequence
 from emacore.charts.style import AVERAGED
 from emacore.widgets import own_curves
-from tests.pages.conftest import drag, drawn, frames, run, texts
+from tests.pages.conftest import drag, drawn, frames, marked, run, texts
 
 
 def comparison(app):
@@ -205,12 +206,25 @@ def test_the_pictures_of_a_file_are_in_its_steps(open_page):
     assert tables["gain"]["frequency"].max() == pytest.approx(0.05)  # half a cycle in ten steps
     assert tables["density"]["frequency"].max() == pytest.approx(0.05)
     assert tables["answer"]["age"].iloc[1] == 10
+    beta = InversePower(0.999, update_every=1).decays(200)[-1]
+    assert marked(app) == pytest.approx(
+        {
+            "cut-off, -3 dB": cutoff_frequency(beta) / 10,
+            "half-life": 10 * math.log(0.5) / math.log(beta),
+            "lag": 10 * beta / (1 - beta),
+        }
+    )
 
 
 def test_x_and_what_stands_twice_are_choices(open_page):
     app = own(
-        open_page, b"step,when,loss\n0,5,4\n2,6,2\n1,7,8\n2,9,0\n", ways=["EMA from the first value"], first_decay="0.5"
+        open_page,
+        b"step,when,loss\n0,5,4\n2,6,2\n1,7,8\n2,9,0\n",
+        ways=["EMA from the first value"],
+        first_decay="0.5",
+        own_x="a column of another file",
     )
+    assert app.get_by_key("own_x").value == "step"
     assert app.get_by_key("metrics").value == ["when", "loss"]
     app.get_by_key("metrics").set_value(["loss"])
     lines = {name: line["value"].tolist() for name, line in drawn(run(app))[0].groupby("line")}

@@ -82,7 +82,9 @@ def test_it_lists_all_kinds_with_their_numbers(open_page, home, jobs):
     for name in ("one", "two"):
         last = RunStore(home).history(jobs[name]).iloc[-1]
         assert table.loc[name, ["original", "ema"]].tolist() == last[["val_loss_original", "val_loss_ema"]].tolist()
-        assert table.loc[name, "gain"] == pytest.approx(100 * (1 - last["val_loss_ema"] / last["val_loss_original"]))
+        assert table.loc[name, "gain_percent"] == pytest.approx(
+            100 * (1 - last["val_loss_ema"] / last["val_loss_original"])
+        )
     last = RunStore(home).history(jobs["study"]).query("epoch == 3")
     assert table.loc["study", "ema"] == np.median(last["val_loss_ema"])
     assert table.loc["sweep", "epochs"] == 4
@@ -307,6 +309,8 @@ def test_the_controls_show_a_job_as_it_was(open_page, home, job):
     for key, value in job_state(job).items():
         app.session_state[key] = value
     button(run(app), "Start").click()
+    if kind != "run":
+        assert app.get_by_key({"study": "seeds", "sweep": "sweep_seeds"}[kind]).step == 8, "others are not shown again"
     found = RunStore(home).result(run(app).session_state[kind]).job
     expected = (
         replace(job, seed=found.seed)
@@ -322,7 +326,7 @@ def test_the_controls_show_a_job_as_it_was(open_page, home, job):
         (DIGITS, "no controls for digits"),
         (
             RunConfig(data=DataConfig(n_samples=10), optimizer=OptimizerConfig(batch_size=4)),
-            "n_samples = 10 is outside its control's range, 20 to 200000",
+            "rows = 10 is outside its control's range, 20 to 200000",
         ),
         (RunConfig(schedule=Constant(0.1)), "outside the slider's range"),
         (Study(RunConfig(), (1, 2)), "8 to 256 seeds, in steps of 8, that follow each other; these are 2 from 1"),
@@ -377,12 +381,15 @@ def test_the_list_goes_home_as_csv_with_all_digits(open_page, home, jobs):
     assert "jobs.csv" in [b.proto.label for b in open_page("runs").get("download_button")]
 
 
-def test_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
+def test_recordings_of_ended_jobs_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
     store = RunStore(home)
-    store.create(FREE)
+    ended, training = enter_recorded(home, SHORT), enter_recorded(home, SHORT, state="running")
     table = store.add_table(b"a,b\n1,2\n")
     store.add_cell("key", [{"seed": 0}])
-    app = open_page("runs")
+    app = open_page("runs", free_days="0")
+    app.button(key="free").click()
+    run(app)
+    assert [store.recording(job).exists() for job in (ended, training)] == [False, True]
     app.button(key="free_tables").click()
     run(app)
     assert (table.exists(), store.cell("key")) == (False, [{"seed": 0}])
@@ -390,5 +397,5 @@ def test_tables_that_no_job_trains_on_and_cells_are_freed(open_page, home):
     run(app)
     assert store.cell("key") is None
     assert app.button(key="free_tables").disabled
-    assert app.button(key="free_cells").disabled
-    assert len(store.jobs()) == 1
+    assert [app.button(key=key).disabled for key in ("free", "free_cells")] == [True, True]
+    assert len(store.jobs()) == 2

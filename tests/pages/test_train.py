@@ -1,3 +1,4 @@
+import io
 import json
 import sqlite3
 from dataclasses import replace
@@ -19,6 +20,7 @@ from emacore.tasks.regression.article import PROGRESS
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
+from tests.forked import forking
 from tests.helpers import ME, wait_for
 from tests.pages.conftest import FREE, drawn, enter_recorded, run, texts
 from tests.pages.conftest import enter_run as enter
@@ -62,6 +64,7 @@ def test_controls_make_the_config(open_page):
         run_seed="7",
         max_epochs="12",
     )
+    assert app.get_by_key("beta").type == "select_slider", "where no chart has its handle"
     button(app, "Start").click()
     config = RunStore().result(run(app).session_state["run"]).config
     assert config.data == DataConfig("friedman1", 300, 7)
@@ -311,6 +314,7 @@ def test_the_defaults_of_the_controls_are_the_articles():
 def test_from_start_to_end_with_a_real_worker(open_page, home, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("EMACORE_HOME", str(home))
+    forking(monkeypatch, jobs)
     queue = None
     try:
         app = open_page("train", max_epochs="3")
@@ -375,7 +379,28 @@ def test_the_charts_are_the_runs_history(open_page, home):
         original, ema = (history[f"val_{metric}_{model}"].iloc[-1] for model in ("original", "ema"))
         assert row[["original", "ema"]].tolist() == [original, ema]
         better = ema - original if metric == "r2" else original - ema
-        assert row["improvement"] == pytest.approx(100 * better / abs(original))
+        assert row["gain_percent"] == pytest.approx(100 * better / abs(original))
+
+
+def test_downloads_of_a_run_are_named_after_what_they_hold(open_page, home, monkeypatch):
+    config = RunConfig(schedule=Constant(0.9, update_after_step=60), stopping=StoppingConfig("none"), max_epochs=3)
+    run_id = enter(home, config)
+    files = {}
+    monkeypatch.setattr(st, "download_button", lambda label, data, file_name, *_, **__: files.update({file_name: data}))
+    open_page("train", run=run_id)
+    history = RunStore(home).history(run_id)
+    epochs = history["epoch"].tolist()
+    for name, columns in {
+        "learning_rate": {"epoch": epochs, "rate": ["learning rate"] * 3, "value": history["learning_rate"].tolist()},
+        "one_minus_decay": {"epoch": epochs, "rate": ["1 - decay of the EMA"] * 3, "value": [1, 0.1, 0.1]},
+        "losses": {"epoch": epochs * 3, "curve": ["train"] * 3 + ["original"] * 3 + ["EMA"] * 3},
+        "r2": {"epoch": epochs * 2, "curve": ["original"] * 3 + ["EMA"] * 3},
+        "metrics": {"metric": ["mse", "mae", "r2"]},
+        "history": {"epoch": epochs, "train_loss": history["train_loss"].tolist()},
+    }.items():
+        table = pd.read_csv(io.BytesIO(files[f"{name}-{run_id}.csv"]()))
+        for column, values in columns.items():
+            assert table[column].tolist() == pytest.approx(values), (name, column)
 
 
 def test_another_run_lies_over_this_one(open_page, home):

@@ -24,7 +24,7 @@ from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig
 from emacore.widgets import moving, replay
 from tests.helpers import ME
-from tests.pages.conftest import FREE, drag, drawn, frames, run, select, texts
+from tests.pages.conftest import FREE, drag, drawn, frames, marked, run, select, texts
 from tests.pages.conftest import enter_recorded as enter
 from tests.training.test_second_task import CONFIG as DIGITS
 
@@ -383,6 +383,7 @@ def test_the_space_of_the_weights_is_that_of_the_run_from_there_on(open_page, ho
     ends = opened.measure(np.stack([weights[-1], averaged[-1]]).astype(np.float32))["loss"]
     for position, loss in zip((0, 1), ends, strict=True):
         assert line.loc[line["position"].sub(position).abs().idxmin(), "loss"] == pytest.approx(loss, rel=1e-4)
+    assert marked(app) == {"original": 0, "average": 1}
     found = space(opened, scheme, plane, 0.25)
     for name, places in (("original", found.original), ("average", found.averaged)):
         own = paths[paths["path"] == name]

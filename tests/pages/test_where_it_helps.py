@@ -7,13 +7,15 @@ import pytest
 
 from emacore import RunConfig
 from emacore.averaging.code import to_code
+from emacore.charts.heatmap import CELL as CELL_OF_MAP
+from emacore.charts.heatmap import evidence_map
 from emacore.experiments import shipped
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Sweep, job_from_json
 from emacore.formatting import p_value
 from emacore.training.config import StoppingConfig, article_schedule
 from tests.helpers import ME
-from tests.pages.conftest import SWEEP, assert_verdict_first, drawn, run, texts
+from tests.pages.conftest import SWEEP, assert_verdict_first, drawn, run, select, texts
 from tests.pages.conftest import SWEEP_CONFIG as CONFIG
 from tests.pages.conftest import enter_sweep as enter
 
@@ -56,9 +58,15 @@ def test_an_empty_store_shows_the_shipped_sweep_as_ones_own(open_page, home):
     _, table = shipped.sweep()
     wins = (table["final_ema"] < table["final_original"]).groupby(table.index // 32).sum()
     assert cells["wins"].tolist() == wins.tolist()
-    best = cells.loc[cells["median_gain"].idxmax()]
+    light, dark = (
+        evidence_map(cells, [], [], x_title="", y_title="", dark=dark).data["letters"] for dark in (False, True)
+    )
+    assert cells["letters"].tolist() == light.tolist() != dark.tolist(), "numbers are readable on a light page"
+    best = cells.loc[cells["median_gain_percent"].idxmax()]
     assert best["verdict"] == "helps"
-    assert f"averaging helps in {(cells['verdict'] == 'helps').sum()}, most at {best['code']} (median" in said
+    place = best["code"].replace("optimizer.learning_rate", "learning rate")
+    assert f"averaging helps in {(cells['verdict'] == 'helps').sum()}, most at {place} (median" in said
+    assert "optimizer." not in said, "sentences have the settings' words"
     app.get_by_key("sweep_cell").set_value(best["code"])
     assert f"averaging won {best['wins']} of 32" in texts(run(app))
     enter(home)
@@ -89,7 +97,7 @@ def test_own_settings_and_values(open_page, home):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ({"sweep_y": "optimizer.learning_rate"}, "both are optimizer.learning_rate"),
+        ({"sweep_y": "optimizer.learning_rate"}, "both are the learning rate"),
         ({"values_optimizer_learning_rate": "0.1, -1"}, "optimizer.learning_rate must be"),
         ({"values_optimizer_learning_rate": ""}, "at least one value"),
         ({"values_schedule": "Constant(beta=2)"}, "beta"),
@@ -130,7 +138,7 @@ def test_what_cannot_be_shown_is_told_before_it_is_started(open_page):
     assert not app.warning
     assert "For 20 tests 10 seeds each are the least" in texts(app)
     app = open_page("where_it_helps", **axes, sweep_y="optimizer.momentum", values_optimizer_momentum="0, 0.9")
-    assert "8 cells are 4 different experiments: optimizer.momentum acts on nothing" in app.warning[0].value
+    assert "8 cells are 4 different experiments: momentum acts on nothing" in app.warning[0].value
     assert "in 4 trainings of 32 seeds" in texts(app)
 
 
@@ -138,14 +146,13 @@ def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
     _, table = enter(home)
     app = open_page("where_it_helps")
     assert "Of 4 cells of 8 seeds" in texts(app)
-    cells = next(d.value for d in app.dataframe if "median_gain" in d.value)
+    cells = next(d.value for d in app.dataframe if "median_gain_percent" in d.value)
     assert cells["wins"].tolist() == [
         int((rows["final_ema"] < rows["final_original"]).sum())
         for _, rows in table.groupby(list(SWEEP.grid), sort=False)
     ]
     assert "**Final.**" not in texts(app)
-    app.get_by_key("sweep_cell").set_value(CELL)
-    run(app)
+    select(app, app.get("vega_lite_chart")[0].proto.id, **{CELL_OF_MAP: [{"code": CELL}]})
     rows = table[(table["optimizer.learning_rate"] == 0.01) & (table["schedule"] == "Constant(beta=0.9)")]
     wins = int((rows["final_ema"] < rows["final_original"]).sum())
     assert np.isfinite(rows["final_ema"]).all()
@@ -180,11 +187,11 @@ def test_the_map_draws_the_median_change_and_the_wins_of_each_cell(open_page, ho
     for (rate, schedule), cell in zip(places, cells.to_dict("records"), strict=True):
         rows = table[(table["optimizer.learning_rate"] == rate) & (table["schedule"] == schedule)]
         ratio = np.median(rows["final_ema"] / rows["final_original"])
-        assert cell["percent"] == pytest.approx(100 * (1 - ratio), abs=1e-9)
+        assert cell["median_gain_percent"] == pytest.approx(100 * (1 - ratio), abs=1e-9)
         assert cell["change"] == pytest.approx(np.clip(np.log2(ratio), -2, 2), abs=1e-9)
         assert cell["wins"] == (rows["final_ema"] < rows["final_original"]).sum()
         assert cell["text"].endswith(f"\n{cell['wins']} of 8")
-    assert (cells["percent"] != 0).any()
+    assert (cells["median_gain_percent"] != 0).any()
 
 
 def test_the_dots_of_a_cell_are_the_gains_of_its_seeds(open_page, home):
@@ -192,7 +199,9 @@ def test_the_dots_of_a_cell_are_the_gains_of_its_seeds(open_page, home):
     _, dots = drawn(open_page("where_it_helps", sweep_cell=CELL))
     rows = table[(table["optimizer.learning_rate"] == 0.01) & (table["schedule"] == "Constant(beta=0.9)")]
     gains = 100 * (1 - rows["final_ema"] / rows["final_original"])
-    assert dots.set_index("seed")["gain"].to_dict() == pytest.approx(dict(zip(rows["seed"], gains, strict=True)))
+    assert dots.set_index("seed")["gain_percent"].to_dict() == pytest.approx(
+        dict(zip(rows["seed"], gains, strict=True))
+    )
 
 
 def test_the_progress_of_a_sweep_is_told(open_page, home, monkeypatch):
@@ -248,7 +257,7 @@ def test_a_sweep_of_another_number_of_settings_is_a_table(open_page, home):
     app = open_page("where_it_helps")
     assert "A map needs two settings; this sweep varies 1." in texts(app)
     assert "Of 2 cells of 8 seeds" in texts(app)
-    assert next(d.value for d in app.dataframe if "median_gain" in d.value)["max_epochs"].tolist() == [1, 2]
+    assert next(d.value for d in app.dataframe if "median_gain_percent" in d.value)["max_epochs"].tolist() == [1, 2]
 
 
 def test_a_sweep_that_trains_can_be_stopped(open_page, home):

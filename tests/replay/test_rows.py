@@ -1,6 +1,5 @@
 """Rows of weights at any steps: what each stands for, what is asked of them, and how often they are read."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from emacore.averaging.windows import Window
 from emacore.replay import trajectory
 from emacore.replay.rows import Rows
 from emacore.replay.trajectory import Trajectory
+from tests import forked
 
 STARTS = st.integers(0, 12)
 EVERY = st.integers(1, 5)
@@ -202,10 +202,10 @@ def test_steps_of_states_must_be_one_for_each():
 
 
 class Counted:
-    """Weights that count how often each of their numbers is read."""
+    """Weights that count how often each of their numbers is read, and how many bytes at most at once."""
 
     def __init__(self, values):
-        self.values, self.reads = values, np.zeros(values.shape, dtype=int)
+        self.values, self.reads, self.most = values, np.zeros(values.shape, dtype=int), 0
         self.ndim, self.shape, self.dtype = values.ndim, values.shape, values.dtype
 
     def __len__(self):
@@ -213,12 +213,13 @@ class Counted:
 
     def __getitem__(self, key):
         self.reads[key] += 1
+        self.most = max(self.most, self.values[key].nbytes)
         return self.values[key]
 
 
 @pytest.mark.parametrize("columns", [40, 20_000])
 @pytest.mark.parametrize("at", [None, [4, 17, 29]])
-def test_however_many_schemes_each_weight_is_read_once(columns, at, monkeypatch):
+def test_however_many_schemes_each_weight_is_read_once_and_few_at_a_time(columns, at, monkeypatch):
     monkeypatch.setattr(trajectory, "_BLOCK_BYTES", 2**16)
     weights = Counted(np.random.default_rng(0).standard_normal((30, columns)).astype(np.float32))
     opened = Trajectory(Rows(weights, np.arange(30), {"a": torch.empty(columns, device="meta")}))
@@ -226,6 +227,7 @@ def test_however_many_schemes_each_weight_is_read_once(columns, at, monkeypatch)
     found = opened.evaluate(schemes, lambda state: float(state["a"][-1]), at)
     assert len(found["value"]) == 20 * len(at or [29])
     assert (weights.reads == 1).all()
+    assert weights.most <= 2**16
     by_hand = weights.values[21:, -1].mean()
     assert found["value"][-1 - len(at or [29])] == pytest.approx(by_hand, rel=1e-4)  # Window(9)
 
@@ -319,7 +321,7 @@ def test_loading_a_module_takes_as_much_memory_again_as_it_has(tmp_path):
             for _ in range(2):
                 recorder.record()
     command = [sys.executable, "-c", PEAK, *(tmp_path / name for name, _, _ in recordings)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = forked.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(found) == 2
     for line in found:
         most, size = map(float, line.split())

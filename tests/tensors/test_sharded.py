@@ -1,18 +1,15 @@
-"""Averages of sharded models, in four processes on this machine: one launch, whose checks are read by the tests."""
+"""Averages of sharded models, in four processes on this machine, forked once; the tests read what their checks said."""
 
 import copy
 import json
-import os
-import subprocess
-import sys
 import traceback
 import warnings
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # which each of the processes would import
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_model
@@ -28,9 +25,10 @@ from emacore.replay.recording import read_recording
 from emacore.tensors.pairing import ties
 from emacore.tensors.processes import LATER
 from emacore.tensors.sharded import alike, gathered, is_sharded, laid_out, local
+from tests.helpers import in_processes, join_group
 
 PROCESSES = 4
-SCHEDULE = InversePower(0.9, update_after_step=2, update_every=2)
+SCHEDULE = InversePower(0.9, update_after_step=1, update_every=2)
 PARTLY = [
     ("built before", {"names": ["first.weight", "norm.running_mean", "middle.0.bias"]}),
     ("sharded by EMA", {"trainable_only": True}),
@@ -116,24 +114,24 @@ def both_sharded(mesh, order, dtype=torch.float32):
 
 
 def check_equal_to_the_unsharded_run(mesh, order, dtype=torch.float32):
-    plain, expected = reference(range(8), dtype)
+    plain, expected = reference(range(6), dtype)
     model, ema = both_sharded(mesh, order, dtype)
-    train(model, ema, range(8))
+    train(model, ema, range(6))
     assert all(is_sharded(p) for p in model.parameters())
     assert all(is_sharded(p) == (order != "whole shadow") for p in ema.ema_model.parameters())
     check_same(whole(ema.ema_model), expected.ema_model.state_dict())
     x = torch.randn(6, 3, dtype=dtype)
     torch.testing.assert_close(ema(x), expected(x), rtol=1e-5, atol=1e-5)
-    train(model, ema, range(8, 12))  # after a forward pass has gathered the shadow's weights
-    train(plain, expected, range(8, 12))
+    train(model, ema, range(6, 8))  # after a forward pass has gathered the shadow's weights
+    train(plain, expected, range(6, 8))
     check_same(whole(ema.ema_model), expected.ema_model.state_dict())
     torch.testing.assert_close(ema(x), expected(x), rtol=1e-5, atol=1e-5)
 
 
 def check_a_swap_is_seen_by_forward_passes(mesh):
-    plain, expected = reference(range(8))
+    plain, expected = reference(range(6))
     model, ema = both_sharded(mesh, "sharded by EMA")
-    train(model, ema, range(8))
+    train(model, ema, range(6))
     x = torch.randn(6, 3)
     for one in (model, plain):
         one.eval()
@@ -147,9 +145,9 @@ def check_a_swap_is_seen_by_forward_passes(mesh):
 
 
 def check_copies_into_a_plain_module(mesh):
-    _, expected = reference(range(8))
+    _, expected = reference(range(6))
     model, ema = both_sharded(mesh, "sharded by EMA")
-    train(model, ema, range(8))
+    train(model, ema, range(6))
     other = made()
     ema.copy_to(other)
     check_same(other.state_dict(), expected.ema_model.state_dict())
@@ -157,9 +155,9 @@ def check_copies_into_a_plain_module(mesh):
 
 
 def check_saved_and_fed_back(mesh, folder):
-    _, expected = reference(range(8))
+    _, expected = reference(range(6))
     model, ema = both_sharded(mesh, "sharded by EMA")
-    train(model, ema, range(8))
+    train(model, ema, range(6))
     ema.save(folder / "averages.safetensors")
     dist.barrier()
     other = made()
@@ -192,7 +190,7 @@ def check_a_part_of_the_model(mesh, order, options):
     """What is left out stays the model's memory, sharded as it is, and forward passes of the average see it."""
     (plain, expected), (model, ema) = partly_trained(mesh, order, options)
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
-    for steps in (range(8), range(8, 12)):  # the later ones after forward passes
+    for steps in (range(6), range(6, 8)):  # the later ones after forward passes
         train(plain, expected, steps)
         train(model, ema, steps)
         check_same({name: gathered(tensor) for name, tensor in ema.weights.items()}, expected.weights)
@@ -213,7 +211,7 @@ def check_a_part_of_the_model(mesh, order, options):
 def check_a_part_resumed(folder, few):
     (order, options), (other_order, _) = PARTLY
     plain, expected = partly_trained(None, order, options)[0]
-    train(plain, expected, range(12))
+    train(plain, expected, range(8))
     if dist.get_rank() < 2:
         model, ema = partly_trained(few, order, options)[1]
         train(model, ema, range(6))
@@ -221,7 +219,7 @@ def check_a_part_resumed(folder, few):
     dist.barrier()
     model, ema = partly_trained(init_device_mesh("cpu", (PROCESSES,)), other_order, options)[1]
     dcp.load({"ema": ema}, checkpoint_id=folder)
-    train(model, ema, range(6, 12))
+    train(model, ema, range(6, 8))
     check_same(whole(ema.ema_model), expected.ema_model.state_dict())
 
 
@@ -262,7 +260,7 @@ def check_averages_resumed(folder, few):
     expected = Averages(plain, schedules)
     train(plain, expected, range(6))
     before = expected.state_dict()
-    train(plain, expected, range(6, 12))
+    train(plain, expected, range(6, 8))
     if dist.get_rank() < 2:
         model = sharded(made(), few)
         averages = Averages(model, schedules)
@@ -278,7 +276,7 @@ def check_averages_resumed(folder, few):
         else:
             averages.load_state_dict(before)
         assert averages.step == 6
-        train(model, averages, range(6, 12))
+        train(model, averages, range(6, 8))
         for name in schedules:
             ones = made(), made()
             averages.copy_to(ones[0], name)
@@ -325,7 +323,7 @@ def check_tensor_parallel(mesh, grid):
         if parts is not None:
             parallelize_module(model, parts, {"0": ColwiseParallel(), "2": RowwiseParallel()})
         ema = EMA(model, schedule=SCHEDULE)
-        train(model, ema, range(8))
+        train(model, ema, range(6))
         results.append((whole(ema.ema_model), ema(torch.ones(2, 4))))
         assert all(is_sharded(p) == (parts is not None) for p in ema.ema_model.parameters())
     check_same(results[1][0], results[0][0])
@@ -358,7 +356,7 @@ def check_training_steps_with_an_optimiser(mesh):
 
 def check_resumed_on_another_number(folder, few, dtype):
     """Two processes save, four go on, and with the shadow built the other way round."""
-    plain, expected = reference(range(12), dtype)
+    plain, expected = reference(range(8), dtype)
     if dist.get_rank() < 2:
         model, ema = both_sharded(few, "sharded by EMA", dtype)
         train(model, ema, range(6))
@@ -367,7 +365,7 @@ def check_resumed_on_another_number(folder, few, dtype):
     model, ema = both_sharded(init_device_mesh("cpu", (PROCESSES,)), "built before", dtype)
     dcp.load({"ema": ema}, checkpoint_id=folder)
     assert ema.step.item() == 6
-    train(model, ema, range(6, 12))
+    train(model, ema, range(6, 8))
     check_same(whole(ema.ema_model), expected.ema_model.state_dict())
     check_same(whole(model), plain.state_dict())
     if dtype == torch.bfloat16:
@@ -468,7 +466,7 @@ def check_errors(mesh, folder):
 
 def check_states_of_whole_and_sharded_runs_are_exchanged(mesh):
     for dtype in (torch.float32, torch.bfloat16):
-        expected = reference(range(12), dtype)[1]
+        expected = reference(range(8), dtype)[1]
         whole_run = reference(range(6), dtype)[1]
         model, ema = both_sharded(mesh, "sharded by EMA", dtype)
         train(model, ema, range(6))
@@ -477,7 +475,7 @@ def check_states_of_whole_and_sharded_runs_are_exchanged(mesh):
             other = EMA(made(dtype), schedule=SCHEDULE)
             for one in (ema, other):
                 one.load_state_dict(state)
-                train(one.model, one, range(6, 12))
+                train(one.model, one, range(6, 8))
                 check_same(whole(one.ema_model), expected.ema_model.state_dict())
 
 
@@ -531,9 +529,8 @@ def checks(folder, few):
 
 
 def work(rank, folder):
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
+    join_group(rank, folder, PROCESSES)
     few = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pair", "member"))["member"]
     told = {}
     for name, check in checks(folder, few):
@@ -549,16 +546,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.tensors.test_sharded", folder],
-        env={**os.environ, **own},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_processes(work, folder, PROCESSES)
     return [json.loads((folder / f"told{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 
@@ -585,8 +573,3 @@ def test_sharded(part, told):
         assert len(chosen) == (0 if part == "2 processes" and rank > 1 else PARTS[part])
         wrong = {name: said for name, said in chosen.items() if said != "right"}
         assert not wrong, "\n".join(f"process {rank}, {name}:\n{said}" for name, said in wrong.items())
-
-
-if __name__ == "__main__":
-    # Forked, because importing torch four times takes longer than all the rest.
-    torch.multiprocessing.start_processes(work, (Path(sys.argv[1]),), nprocs=PROCESSES, start_method="fork")

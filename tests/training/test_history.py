@@ -82,12 +82,12 @@ def test_the_articles_tables_stand_beside_the_runs():
     assert beside["epoch"].tolist() == [10, 20]
     assert beside.columns.tolist()[1:3] == ["train_loss", "train_loss_article"]
     final = article.beside_final(summarise(own, RunConfig.metrics)).set_index("metric")
-    assert final.loc["mse", "improvement_article"] == 20.0
-    assert final.loc["mse", "improvement"] == pytest.approx(-100)
+    assert final.loc["mse", "gain_percent_article"] == 20.0
+    assert final.loc["mse", "gain_percent"] == pytest.approx(-100)
     # what the article prints as improvement follows from its own final metrics
     for row in article.FINAL.itertuples():
         gain = row.ema - row.original if row.metric == "r2" else row.original - row.ema
-        assert 100 * gain / row.original == pytest.approx(row.improvement, abs=0.05)
+        assert 100 * gain / row.original == pytest.approx(row.gain_percent, abs=0.05)
 
 
 @pytest.mark.parametrize("lost", [float("nan"), float("inf")])

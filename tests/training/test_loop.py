@@ -88,19 +88,19 @@ def test_without_dropout_an_epoch_is_plain_minibatch_training():
     torch.testing.assert_close(result.ema.ema_model[0].weight, average)
 
 
-def test_statistically_the_articles_run():
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_statistically_the_articles_run(seed):
     # Measured over 32 seeds: 72 to 181 epochs, final MSE 0.0017 to 0.0092, R2 0.991 to 0.998.
-    finals = [train(replace(RunConfig(), seed=seed)) for seed in (0, 1)]
-    for result in finals:
-        assert result.stopped == "early stop"
-        assert 50 <= len(result.history) <= 250
-        assert result.summary["original"][0] < 0.02
-        assert result.summary["ema"][2] > 0.98
-        original, ema = steadiness(result.history, 20)
-        assert ema < original
-        best = int(result.history["val_loss_ema"].idxmin())
-        assert len(result.history) - 1 - best == 20
-        assert result.history["learning_rate"].iloc[-1] < 0.001
+    result = train(replace(RunConfig(), seed=seed))
+    assert result.stopped == "early stop"
+    assert 50 <= len(result.history) <= 250
+    assert result.summary["original"][0] < 0.02
+    assert result.summary["ema"][2] > 0.98
+    original, ema = steadiness(result.history, 20)
+    assert ema < original
+    best = int(result.history["val_loss_ema"].idxmin())
+    assert len(result.history) - 1 - best == 20
+    assert result.history["learning_rate"].iloc[-1] < 0.001
 
 
 @pytest.mark.parametrize("kind", ["friedman1", "diabetes"])
@@ -173,7 +173,7 @@ def test_a_csv_with_fewer_rows_than_a_batch_is_told(tmp_path):
         train(config)
 
 
-def test_summary_improvement_is_that_of_the_article():
+def test_the_gain_of_a_summary_is_that_of_the_article():
     history = pd.DataFrame(
         {
             "epoch": [97],
@@ -187,7 +187,7 @@ def test_summary_improvement_is_that_of_the_article():
     )
     table = summarise(history, RunConfig.metrics)
     assert table["metric"].tolist() == ["mse", "mae", "r2"]
-    assert table["improvement"].tolist() == pytest.approx([20.0, 9.5, 0.11], abs=0.05)
+    assert table["gain_percent"].tolist() == pytest.approx([20.0, 9.5, 0.11], abs=0.05)
     assert math.isnan(steadiness(history, 1)[0])
 
 

@@ -1,5 +1,6 @@
 """What a run is called: said of its settings, whatever its task."""
 
+import json
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 
 from emacore.averaging.families import Constant, InversePower, PowerFunction, UniformAverage
 from emacore.tasks.regression.config import DataConfig, RunConfig
-from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
-from emacore.training.names import cut, in_words, schedule_in_words
+from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig, dotted
+from emacore.training.names import cut, in_words, schedule_in_words, setting_in_words
 from tests.training.test_second_task import CONFIG as DIGITS
 
 FAST = OptimizerConfig(learning_rate=0.01, rate_rule="constant")
@@ -47,7 +48,7 @@ def test_names_say_the_settings(config, words):
 
 def test_of_many_others_some_are_said_and_the_rest_is_counted():
     config = RunConfig(data=DataConfig(noise=5.0, n_features=30), network=NetworkConfig((8,), 0.5, "tanh"), seed=1)
-    assert in_words(config).endswith("inverse power 0.999, seed 1, n features 30, noise 5, 3 more")
+    assert in_words(config).endswith("inverse power 0.999, seed 1, number of features 30, noise 5, 3 more")
     assert in_words(config, most=99).endswith("noise 5, widths 8, dropout 0.5, activation tanh")
 
 
@@ -58,6 +59,15 @@ def test_what_does_not_act_is_not_said():
         RunConfig(optimizer=replace(FAST, plateau_factor=0.9)),
     ):
         assert in_words(config).count(",") == 2
+
+
+def test_every_setting_has_words_of_its_own():
+    for config in (RunConfig(), DIGITS):
+        words = {name: setting_in_words(name) for name in dotted(json.loads(config.to_json()))}
+        assert len(set(words.values())) == len(words), "each names one setting"
+        assert not [told for told in words.values() if set(told) & set("._")]
+    assert setting_in_words("optimizer.learning_rate") == "learning rate"
+    assert setting_in_words("optimizer.name") == "optimiser", "a name of what?"
 
 
 def test_what_a_sweep_varies_can_be_left_out():

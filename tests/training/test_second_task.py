@@ -96,7 +96,7 @@ def test_it_trains_and_its_metrics_are_scikit_learns(run):
     assert result.summary["metric"].tolist() == ["cross-entropy", "accuracy"]
     for row in result.summary.itertuples():
         better = row.ema > row.original if row.metric == "accuracy" else row.ema < row.original
-        assert (row.improvement > 0) == better
+        assert (row.gain_percent > 0) == better
     assert len(in_words(result.history)) >= 2
 
 

@@ -23,7 +23,7 @@ from emacore.tasks.regression.config import DataConfig
 
 #: From this size on squares overflow; and a column is centred first where it lies so many spreads from 0.
 _LARGEST, _FAR = 1e100, 1e6
-#: So many columns that are left out are named in one sentence.
+#: At most this many columns that are left out are named in one sentence.
 _NAMED = 40
 
 Floats = NDArray[np.float64]

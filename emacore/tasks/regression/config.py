@@ -115,7 +115,7 @@ class DataConfig(TaskData):
         return idle
 
     def kept(self, keep: Callable[[bytes], Path]) -> DataConfig:
-        """The same, whose file ``keep`` has taken: by its name and its hash, and without its place."""
+        """These settings once ``keep`` has taken the file: they have its name and its hash, and not its folder."""
         if self.kind != "csv" or self.path is None:
             return self
         content = read_file(self.path, self.sha256)
