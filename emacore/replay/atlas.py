@@ -179,9 +179,10 @@ def original(trajectory: Trajectory, metric: str = "final") -> dict[str, float]:
 
 
 def plateau(losses: ArrayLike, within: float = 0.05) -> float:
-    """The share of an atlas' losses that are at most ``within`` (relative) above the lowest; a NaN is not."""
+    """The share of an atlas' losses that are at most ``within`` of its size above the lowest; a NaN is not."""
     numbers = np.asarray(losses, dtype=np.float64)
-    return float((numbers <= (1 + within) * np.nanmin(numbers)).mean())
+    lowest = np.nanmin(numbers)
+    return float((numbers <= lowest + within * abs(lowest)).mean())
 
 
 def widths(trajectory: Trajectory) -> Table:

@@ -191,7 +191,7 @@ def smaller_rate_in_words(epochs: ArrayLike, rates: ArrayLike, original: ArrayLi
     gained = before[0] - before[1]
     if not np.isfinite(after).all():
         return told
-    if gained <= 0:
+    if gained <= 0 or number(before[0]) == number(before[1]):
         return f"{told} At the high rate averaging gained nothing here that a smaller rate could replace."
     share = (before[0] - after[0]) / gained
     return (
@@ -330,6 +330,6 @@ def _against(value: float, reference: float) -> str:
         return f"equal in four digits to the original's ({number(value)})"
     if reference == 0:
         return f"above the original's ({number(value)} and 0)"
-    change = value / reference - 1
+    change = (value - reference) / abs(reference)  # a loss may be below 0
     where = "below" if change < 0 else "above"
     return f"{percent(abs(change))} {where} the original's ({number(value)} and {number(reference)})"

@@ -200,7 +200,7 @@ def _beside(averaged: float, original: float) -> str:
         return "equal in four digits to"
     if original == 0:
         return "higher than"
-    return f"{percent(abs(averaged / original - 1))} {'lower' if averaged < original else 'higher'} than"
+    return f"{percent(abs((averaged - original) / original))} {'lower' if averaged < original else 'higher'} than"
 
 
 def in_words(history: pd.DataFrame) -> list[str]:

@@ -101,6 +101,13 @@ def test_a_specification_is_made_once_and_data_never_leak_from_one_chart_to_the_
     assert "data" not in chart_of().spec
 
 
+def test_a_heatmap_of_losses_below_0_is_blue_where_they_are_lower():
+    table = pd.DataFrame({"x": [1, 2, 3], "y": 1, "code": ["a", "b", "c"], "loss": [-3.0, -2.0, -1.0]})
+    figure = heatmap(table, reference=-2.0, x_title="x", y_title="y", loss_title="loss (nats)")
+    assert figure.data["change"].tolist() == [-1.0, 0.0, 1.0]
+    assert figure.data["gain"].tolist() == [50.0, 0.0, -50.0]
+
+
 def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
     table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0]})
     figure = heatmap(table, reference=1.0, x_title="power", y_title="beta", loss_title="loss (MSE)")

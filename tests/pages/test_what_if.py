@@ -332,9 +332,9 @@ def test_the_figures_are_of_the_curves_that_are_drawn(open_page, home):
 
 def test_the_words_on_a_smaller_rate_are_of_the_schedule_of_the_sliders(open_page, home):
     run_id = enter(home)
-    app = open_page("what_if", beta="0.8", view="Family")
+    app = open_page("what_if", beta="0.8", update_after_step="5", view="Family")
     history, opened = RunStore(home).history(run_id), open_run(RunStore(home).recording(run_id))
-    now = opened.replay({"": InversePower(0.8, update_after_step=100, update_every=1)})["loss"]
+    now = opened.replay({"": InversePower(0.8, update_after_step=5, update_every=1)})["loss"]
     late = slice(6, None)
     original, average = np.median(history["val_loss_original"][late]), np.median(now[late])
     assert f"(epochs 7 to 12), the average's median loss was {percent(abs(average / original - 1))} " in texts(app)
