@@ -32,7 +32,7 @@ from emacore.experiments.opened import (
     merge_command,
     opened,
 )
-from emacore.formatting import counted
+from emacore.formatting import counted, in_bytes
 from emacore.widgets.asking import answer_to, version
 from emacore.widgets.page import BOUND, escaped, show_chart, show_table, stop_with
 
@@ -206,7 +206,7 @@ def show_contents(name: str, found: Contents) -> None:
         sets = found.series[found.first]
         words = f"A recording of {counted(len(sets.steps), 'row')}, up to step {sets.steps[-1]:,}."
     else:
-        words = f"{counted(len(steps), 'checkpoint')} {span}; {megabytes(int(table['bytes'].sum()))}. "
+        words = f"{counted(len(steps), 'checkpoint')} {span}; {in_bytes(int(table['bytes'].sum()))}. "
         words += f"Averages are in {escaped(', '.join(averages))}." if averages else "None of it says it is an average."
     st.markdown(words)
     for sentence in found.told:
@@ -217,14 +217,6 @@ def show_contents(name: str, found: Contents) -> None:
         column_config={"step_from": "step told by", "bytes": st.column_config.NumberColumn("bytes")},
         height=min(38 + 35 * len(table), 320),
     )
-
-
-def megabytes(count: int) -> str:
-    """A number of bytes in the largest unit of which there is one: "1.2 GB", "87 bytes"."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:,.3g} {unit}"
-    return f"{count:,} bytes"
 
 
 def show_certificate(plan: Planned) -> None:
