@@ -64,6 +64,7 @@ def test_controls_make_the_config(open_page):
         run_seed="7",
         max_epochs="12",
     )
+    assert "1 - beta = 0.1, half-life 6.579 moves" in texts(app)
     assert app.get_by_key("beta").type == "select_slider", "where no chart has its handle"
     button(app, "Start").click()
     config = RunStore().result(run(app).session_state["run"]).config
