@@ -51,6 +51,16 @@ def test_headings_do_not_skip_a_level():
         assert "st.subheader(" not in path.read_text(), f"{path.name}: st.title is h1, st.header h2, st.subheader h3"
 
 
+def test_a_choice_of_one_cannot_be_emptied():
+    """A click on what is chosen would leave None, which no page draws."""
+    for path in [*ROOT.glob("pages/*.py"), *ROOT.glob("emacore/widgets/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and re.search(r"\.(segmented_control|pills)$", ast.unparse(node.func)):
+                given = {one.arg: ast.unparse(one.value) for one in node.keywords}
+                one_or_several = (given.get("required"), given.get("selection_mode"))
+                assert one_or_several in {("True", None), (None, "'multi'")}, f"{path.name}:{node.lineno}"
+
+
 def test_each_page_sends_a_new_servers_first_visitor_through_the_app():
     """A link to a page may be a server's first request: before anything is drawn, the page looks how it is run."""
     pages = sorted(ROOT.glob("pages/*.py"))
