@@ -95,13 +95,21 @@ end = time.monotonic() + 5
 while sys.argv[1] == "give" and held() > 60 and time.monotonic() < end:
     threading.Event().wait(0.05)
 print(held())
+import ctypes
+library = ctypes.CDLL(None)
+library.fopen.restype = ctypes.c_void_p
+told = ctypes.c_void_p(library.fopen(sys.argv[2].encode(), b"w"))
+library.malloc_info(0, told)
+library.fclose(told)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives memory back by itself")
-def test_memory_of_threads_that_ended_is_given_back():
+def test_memory_of_threads_that_ended_is_given_back(tmp_path):
     def held(how):
-        command = [sys.executable, "-c", THREADS, how]
+        command = [sys.executable, "-c", THREADS, how, tmp_path / how]
         return float(subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout)
 
     assert held("give") < held("keep") - 50
+    parts = {how: (tmp_path / how).read_text().count("<heap ") for how in ("give", "keep")}
+    assert parts["give"] <= 2 < parts["keep"]

@@ -175,6 +175,12 @@ def test_blanks_and_infinities_where_names_and_steps_are_wanted():
     assert read_metrics(b"step,loss\ninf,1\ninf,2\n20,1\n").step == "step"
 
 
+def test_the_span_is_of_the_rows_that_have_a_value():
+    found = read_metrics(b"step,loss,val\n0,1,\n10,2,3\n20,,4\n35,,\n")
+    spans = [found.span(names) for names in ([], ["loss"], ["val"], ["loss", "val"])]
+    assert spans == [0, 10, 10, 20]
+
+
 def test_columns_of_a_single_value_are_left_out_unless_all_are():
     assert read_metrics(b"step,loss,final\n0,2,\n1,1,0.5\n").left_out == {"final": "a single value"}
     assert read_metrics(b"step,loss,final\n0,2,0.5\n").metrics == ("loss", "final")

@@ -96,6 +96,7 @@ FILES = {
     "Comet's chart": json.dumps(
         {"key": {"metrics": [{"metricName": "loss", "values": LOSSES, "steps": STEPS, "epochs": [0, 0, 0]}]}}
     ),
+    "a chart some levels down": json.dumps({"a": {"b": {"c": {"d": {"loss": {"x": STEPS, "y": LOSSES}}}}}}),
     "pandas' columns": pd.DataFrame(RECORDS).to_json(),
     "pandas' index": pd.DataFrame(RECORDS).to_json(orient="index"),
     "pandas' split": pd.DataFrame(RECORDS).to_json(orient="split"),

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import sys
 import types
 
@@ -159,6 +160,9 @@ def test_no_library_is_said_to_be_unable(schedule):
     for snippet in snippets(schedule):
         ast.parse(snippet.code)
         assert ("not run" in snippet.note) == (snippet.library in READ_ONLY)
+        for who, how in re.findall(r"([\w-]+) has no such rule of its own; (?:this )?(\w+) takes", snippet.note):
+            assert who == snippet.library
+            assert how in snippet.code.lower()
 
 
 #: Arguments by which the memory would change without a word, of each class that a snippet makes.

@@ -148,7 +148,7 @@ class Recorder:
         self._gathers = any(map(is_sharded, wanted.values()))
         self._writes = is_first(wanted.values())
         self._is_over = False  # known to all processes
-        self._room = max(1, _BUFFER_BYTES // max(1, self.row_bytes))
+        self._room = max(1, _BUFFER_BYTES // self.row_bytes)
         self._rows = torch.empty(self._room if self._writes else 0, columns, dtype=self._dtype)
         self._extra = torch.empty(len(self._rows), extra, dtype=torch.uint8)
         self._filled = self._written = self._calls = 0

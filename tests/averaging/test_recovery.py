@@ -88,6 +88,17 @@ def test_a_short_memory_has_one_end_only_and_no_movement_none():
     assert still.allows(1e9)
 
 
+@pytest.mark.parametrize("moved", [-1, 0, 3])
+def test_an_average_that_is_not_made_of_these_weights_says_nothing(moved):
+    raw = path("walk", 500, 600, np.random.default_rng(0))
+    begin, end, last = raw[300], raw[350], raw[400]
+    after = begin + moved * (end - begin)
+    cuts = np.array_split(np.arange(600), 24)
+    products = [inner_products(begin[c], end[c], begin[c], after[c], last[c]) for c in cuts]
+    found = recovered_rate(products, [len(c) for c in cuts], 50)
+    assert (found.low, found.high) == (LEAST_RATE, MOST_RATE)
+
+
 @pytest.mark.parametrize("unit", [1e-6, 3.0, 1e6])
 def test_units_do_not_matter(unit):
     raw = path("jittering walk", 120, 300, np.random.default_rng(1))

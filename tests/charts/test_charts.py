@@ -109,11 +109,11 @@ def test_a_heatmap_of_losses_below_0_is_blue_where_they_are_lower():
 
 
 def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
-    table = pd.DataFrame({"x": [1, 2], "y": [1, 1], "code": ["a", "b"], "loss": [0.5, 8.0]})
+    table = pd.DataFrame({"x": [1, 2, 3], "y": 1, "code": ["a", "b", "c"], "loss": [0.5, 8.0, 0.125]})
     figure = heatmap(table, reference=1.0, x_title="power", y_title="beta", loss_title="loss (MSE)")
-    assert figure.data["change"].tolist() == [-1.0, 2.0]
-    assert figure.data["gain"].tolist() == [50.0, -700.0]
-    assert figure.data["best"].tolist() == [True, False]
+    assert figure.data["change"].tolist() == [-1.0, 2.0, -2.0], "no colour says more than 4 times, or a quarter"
+    assert figure.data["gain"].tolist() == [50.0, -700.0, 87.5]
+    assert figure.data["best"].tolist() == [False, False, True]
     colours = figure.spec["layer"][0]["encoding"]["fill"]["scale"]["range"]
     assert (colours[0], colours[-1]) == (AVERAGED, ORIGINAL)
     assert "data" not in figure.spec

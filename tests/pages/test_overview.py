@@ -166,7 +166,9 @@ def test_titles_follow_the_numbers(open_page, monkeypatch):
     from emacore.averaging import views
 
     monkeypatch.setattr(views.LossByDecay, "agrees", lambda self, decay: decay != 0)
-    assert open_page("overview").header[1].value == "Formula and simulation do not agree"
+    app = open_page("overview")
+    assert app.header[1].value == "Formula and simulation do not agree"
+    assert "**Look for:** a larger decay makes the blue path calmer" in texts(app)
 
 
 def test_reset_brings_the_first_settings_back(open_page):

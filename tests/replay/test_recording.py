@@ -366,6 +366,19 @@ def test_a_budget_is_kept_while_the_run_goes_on(tmp_path, most):
     assert len(read_recording(tmp_path / "run").weights) == rows
 
 
+def test_of_rows_too_large_to_be_gathered_one_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "_BUFFER_BYTES", 1)
+    model, file = nn.Linear(10, 10), tmp_path / "weights.npy"
+    recorder = Recorder(model, tmp_path)
+    for step in range(3):
+        change(model, step)
+        recorder.record()
+    written = file.stat().st_size
+    recorder.close()
+    assert file.stat().st_size - written == recorder.row_bytes
+    assert len(np.load(file)) == 3
+
+
 def test_a_disk_is_left_to_histories_before_it_is_full(tmp_path, monkeypatch):
     disk = SimpleNamespace(total=2**40, free=DISK_RESERVE + 1000)
     monkeypatch.setattr(recording.shutil, "disk_usage", lambda folder: disk)

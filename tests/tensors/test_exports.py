@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
@@ -46,6 +47,10 @@ def test_a_plain_model_loads_what_was_saved(dtype, tmp_path):
     if isinstance(model, Tied):
         assert other.out.weight is other.first.weight
         assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict()) - {"out.weight"}
+        save_model(other, tmp_path / "theirs.safetensors")
+        ours, theirs = (safe_open(tmp_path / f"{one}.safetensors", "pt").metadata() for one in ("model", "theirs"))
+        assert theirs == {"out.weight": "first.weight"}
+        assert ours.items() >= {**theirs, "format": "pt"}.items()
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compiled", "DataParallel"])

@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -20,6 +21,19 @@ def build(wide=()):
 def test_a_move_is_one_call_unless_something_else_is_to_be_done():
     assert build()[2].is_simple
     assert not build(["0.bias"])[2].is_simple
+
+
+@pytest.mark.parametrize(("decay", "shadows"), [(0.0, 3.0), (0.5, 2.0), (1.0, 1.0)])
+@pytest.mark.parametrize("wide", [[], ["0.bias"]])
+def test_a_move_is_of_the_shadow_towards_the_model(decay, shadows, wide):
+    model, shadow, plan = build(wide)
+    for tensor in shadow.parameters():
+        nn.init.ones_(tensor)
+    for tensor in model.parameters():
+        nn.init.constant_(tensor, 3)
+    plan.move(decay)
+    assert {value for tensor in model.parameters() for value in tensor.unique().tolist()} == {3}
+    assert {value for tensor in shadow.parameters() for value in tensor.unique().tolist()} == {shadows}
 
 
 def test_what_has_moved_before_data_of_another_dtype_does_not_move_again():

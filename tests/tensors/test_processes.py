@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed import fake_pg  # noqa: F401  (registers the backend "fake")
 
 from emacore import EMA, Averages, Constant
-from emacore.tensors.processes import LATER
+from emacore.tensors.processes import LATER, Writes
 
 
 @pytest.fixture
@@ -91,6 +91,13 @@ def test_nothing_is_told_of_what_all_do_or_leaves_the_model_as_it_is(as_process)
     ema.load_state_dict(ema.state_dict())
     assert told(ema) == []
     assert ema._now.move  # calls are as quick as before
+
+
+def test_writes_are_looked_at_by_powers_of_two(as_process):
+    writes = Writes()
+    for _ in range(9):
+        writes.note(nn.Linear(2, 1), "copy_to()")
+    assert [int(one.key.rpartition("/")[2]) for one in writes.waiting] == [1, 2, 4, 8]
 
 
 def test_one_process_is_left_alone(recwarn):
