@@ -218,26 +218,29 @@ def left_out(table: pd.DataFrame, scales: Mapping[str, Scale], series: str) -> s
     Args:
         scales: The scale of each column that is drawn.
     """
-    told = []
     values = {column: table[column].to_numpy(dtype=np.float64) for column in scales}
-    missing = ~np.logical_and.reduce([drawable(values[column], scale) for column, scale in scales.items()])
-    if not missing.any():
-        return ""
-    for name, rows in rows_of_series(table, series).items():
-        own = rows[missing[rows]]
-        if len(own):
-            told.append(f"{len(own):,} of {len(rows):,} values of {name} ({_kinds(values, scales, own)})")
-    return f"Not drawn, because the axis cannot show them: {'; '.join(told)}."
+    rows_of = rows_of_series(table, series)
+    return left_out_of({name: {key: of[rows] for key, of in values.items()} for name, rows in rows_of.items()}, scales)
 
 
-def _kinds(values: Mapping[str, Floats], scales: Mapping[str, Scale], rows: Positions) -> str:
-    """Which kinds of values in these rows the axes cannot show: "missing, infinite, 0, below 0"."""
-    chosen = [(values[column][rows], scale) for column, scale in scales.items()]
+def left_out_of(lines: Mapping[str, Mapping[str, Floats]], scales: Mapping[str, Scale]) -> str:
+    """The same of lines that are not in a table: by name, the values of each column that is drawn, of equal length."""
+    told = []
+    for name, values in lines.items():
+        missing = ~np.logical_and.reduce([drawable(values[column], scale) for column, scale in scales.items()])
+        if missing.any():
+            kinds = _kinds([(values[column][missing], scale) for column, scale in scales.items()])
+            told.append(f"{missing.sum():,} of {len(missing):,} values of {name} ({kinds})")
+    return f"Not drawn, because the axis cannot show them: {'; '.join(told)}." if told else ""
+
+
+def _kinds(columns: Sequence[tuple[Floats, Scale]]) -> str:
+    """Which kinds of values the axes cannot show are in these rows: "missing, infinite, 0, below 0"."""
     kinds = {
-        "missing": any(np.isnan(some).any() for some, _ in chosen),
-        "infinite": any(np.isinf(some).any() for some, _ in chosen),
-        "0": any((some == 0).any() for some, scale in chosen if scale == "log"),
-        "below 0": any(((some < 0) & np.isfinite(some)).any() for some, scale in chosen if scale == "log"),
+        "missing": any(np.isnan(some).any() for some, _ in columns),
+        "infinite": any(np.isinf(some).any() for some, _ in columns),
+        "0": any((some == 0).any() for some, scale in columns if scale == "log"),
+        "below 0": any(((some < 0) & np.isfinite(some)).any() for some, scale in columns if scale == "log"),
     }
     return ", ".join(kind for kind, present in kinds.items() if present)
 

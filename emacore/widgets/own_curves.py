@@ -18,7 +18,7 @@ from emacore.averaging.trackers import VIEWPORT_SCALE
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
-from emacore.charts.thin import Floats, Scale, axis_ends, left_out, rows_with_gaps
+from emacore.charts.thin import Floats, Scale, axis_ends, left_out_of, rows_with_gaps
 from emacore.formatting import decay as decay_text
 from emacore.formatting import in_bytes, number
 from emacore.limits import TABLE_BYTES
@@ -347,9 +347,8 @@ def _pictures(
             faint=["value"],
             height=300 if len(found) == 1 else 200,
         )
-        if figure.left_out:  # of all rows, of which a long curve's were thinned
-            whole = _table_of(curve, lambda _: slice(None))
-            figure = figure._replace(left_out=left_out(whole, {"x": "linear", "value": scale}, "line"))
+        whole = {label: {"x": curve.steps, "value": values} for label, values in _lines_of(curve).items()}
+        figure = figure._replace(left_out=left_out_of(whole, {"x": "linear", "value": scale}))
         drawn.append(View(figure, ends={"y": ends} if high > low else {}))
     settings = _settings(found, smoothings, span) if scale == "linear" else []
 
@@ -366,18 +365,19 @@ def _pictures(
     )
 
 
+def _lines_of(curve: Curve) -> dict[str, Floats]:
+    return {"value": curve.values, **curve.smoothed}
+
+
 def _drawn(curve: Curve, scale: Scale) -> pd.DataFrame:
     """A curve and its smoothed ones as a long table: x, line, value; of a long line the rows that show it so."""
-    if len(curve.values) <= _LONG:
-        return _table_of(curve, lambda _: slice(None))
-    ends = axis_ends(np.concatenate([curve.values, *curve.smoothed.values()]), scale)
-    return _table_of(curve, lambda values: rows_with_gaps(curve.steps, values, y_scale=scale, y_range=ends))
-
-
-def _table_of(curve: Curve, rows_of: Callable[[Floats], Any]) -> pd.DataFrame:
+    found = _lines_of(curve)
+    ends = axis_ends(np.concatenate([*found.values()]), scale)
     parts = []
-    for label, values in {"value": curve.values, **curve.smoothed}.items():
-        rows = rows_of(values)
+    for label, values in found.items():
+        rows: Any = slice(None)
+        if len(values) > _LONG:
+            rows = rows_with_gaps(curve.steps, values, y_scale=scale, y_range=ends)
         parts.append(pd.DataFrame({"x": curve.steps[rows], "line": label, "value": values[rows]}))
     return pd.concat(parts, ignore_index=True)
 
