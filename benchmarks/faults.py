@@ -48,22 +48,59 @@ while True:
     print(*(process.pid for process in queue._workers.values()), flush=True)
     sys.stdin.readline()
 """
-#: Fills a small disk with one recorded run, in a namespace of its own, and says what is left of it.
+#: A namespace of its own, in which this process is root and has a small disk; it leaves the rest of the machine alone.
 SMALL_DISK = """
-mkdir -p "$1" && mount -t tmpfs -o size=$2 small "$1" || exit 77
-cd "$3"
-EMACORE_HOME="$1/store" "$4" -m emacore train --set max_epochs=12 --set stopping.curve=none \
-    --set network.widths='[256, 64]' -o "$5/history.csv" 2>"$5/err"
-echo "exit $?" >"$5/code"
-EMACORE_HOME="$1/store" "$4" -m emacore runs -o "$5/runs.csv" 2>>"$5/err"
-EMACORE_HOME="$1/store" "$4" -m emacore export "$(cut -d: -f1 "$5/err" | head -1)" -o "$5/kept.csv" 2>>"$5/err"
-du -sk "$1/store/recordings" | cut -f1 >"$5/recorded"
+import ctypes, os, subprocess, sys
+from pathlib import Path
+
+def mount(*arguments):
+    if subprocess.run(["mount", *arguments]).returncode:
+        sys.exit(77)
+
+mounted, size = sys.argv[1:3]
+ids = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
+if ctypes.CDLL(None).unshare(0x10000000 | 0x20000):  # CLONE_NEWUSER, CLONE_NEWNS
+    sys.exit(77)
+for name, text in ids.items():
+    Path("/proc/self", name).write_text(text)
+mount("--make-rprivate", "/")
+Path(mounted).mkdir(exist_ok=True)
+mount("-t", "tmpfs", "-o", f"size={size}", "small", mounted)
 """
-#: Mounts a small disk, copies a store onto it, and has Python look at it once nobody can write there, not even root.
-READ_ONLY_DISK = """
-mkdir -p "$1" && mount -t tmpfs -o size=64m small "$1" && cp -r "$2/." "$1" && mount -o remount,ro "$1" || exit 77
-! touch "$1/probe" 2>/dev/null || exit 77
-exec "$3" -c "$4" "${@:5}"
+#: Fills it with one recorded run, and says what is left of that.
+FILL = """
+import json, runpy, traceback
+out = Path(sys.argv[3])
+os.environ["EMACORE_HOME"] = str(Path(mounted, "store"))
+os.dup2(os.open(out / "err", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
+
+def emacore(*arguments):
+    sys.argv = ["emacore", *map(str, arguments)]
+    try:
+        runpy.run_module("emacore", run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+few = ["--set", "max_epochs=12", "--set", "stopping.curve=none", "--set", "network.widths=[256, 64]"]
+code = emacore("train", *few, "-o", out / "history.csv")
+(out / "code").write_text(f"exit {code}\\n")
+sys.stderr.flush()
+emacore("runs", "-o", out / "runs.csv")
+emacore("export", (out / "err").read_text().partition(":")[0], "-o", out / "kept.csv")
+recorded = Path(mounted, "store", "recordings").rglob("*")
+(out / "recorded").write_text(str(sum(file.stat().st_blocks for file in recorded if file.is_file()) // 2))
+"""
+#: Copies a store onto it, where then nobody can write, not even root.
+WRITE_PROTECT = """
+import shutil
+shutil.copytree(sys.argv[3], mounted, dirs_exist_ok=True)
+mount("-o", "remount,ro", mounted)
+if os.access(mounted, os.W_OK):
+    sys.exit(77)
 """
 #: The exit code where a namespace may not mount.
 NOT_ALLOWED = 77
@@ -76,7 +113,7 @@ import json, sys
 from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 from emacore.cli.commands import cli
-app, run, *pages_with_jobs = sys.argv[1:]
+app, run, *pages_with_jobs = sys.argv[4:]
 train = "train --set max_epochs=1 --set stopping.curve=none"
 tried = ["runs", f"export {run}", f"runs rename {run} x", f"runs delete {run} --yes", "runs prune --yes", train]
 commands = {one: CliRunner().invoke(cli, one.split()) for one in tried}
@@ -315,9 +352,9 @@ def read_only(folder: Path) -> Row:
     run = store.enter(job, "here")
     carry_out(store, run, "here", job, threading.Event())
     mount = folder.with_name(f"{folder.name}-read-only")
-    arguments = [mount, folder, sys.executable, LOOK_AND_TRY, ROOT / "app.py", run, *WITH_JOBS]
+    arguments = [mount, "64m", folder, ROOT / "app.py", run, *WITH_JOBS]
     result = subprocess.run(
-        ["unshare", "-Urm", "bash", "-c", READ_ONLY_DISK, "read-only-disk", *map(str, arguments)],
+        [sys.executable, "-c", SMALL_DISK + WRITE_PROTECT + LOOK_AND_TRY, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -325,7 +362,7 @@ def read_only(folder: Path) -> Row:
         check=False,
     )
     fault = "store mounted read-only"
-    if result.returncode == NOT_ALLOWED or result.stderr.startswith("unshare:"):
+    if result.returncode == NOT_ALLOWED:
         return {"fault": fault, "times": 0, "note": f"skipped: no user namespace here ({result.stderr.strip()[-80:]})"}
     if result.returncode:
         raise RuntimeError(result.stderr[-2000:])
@@ -347,9 +384,9 @@ def full_disk(folder: Path, size: str) -> Row:
     """A run whose recording does not fit on the disk: it must end well, with its whole history in store and file."""
     out = folder / f"small-{size}"
     out.mkdir(parents=True)
-    arguments = [out / "mount", size, ROOT, sys.executable, out]
-    command = ["unshare", "-Urm", "bash", "-c", SMALL_DISK, "small-disk", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", SMALL_DISK + FILL, str(out / "mount"), size, str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     fault = f"disk of {size}"
     if not (out / "code").exists():
         return {"fault": fault, "times": 0, "note": f"skipped: no user namespace here ({result.stderr.strip()[-80:]})"}

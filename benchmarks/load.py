@@ -419,6 +419,8 @@ def main(sessions: str, moves: int, pause: float, alone: bool, chromium: bool, s
     """Print how long pages take, what the server computes and what it holds, a row for each case."""
     import pandas as pd
 
+    if not (sessions or alone or chromium or of_long):
+        raise click.UsageError("nothing is left to measure: name some --sessions, or --costly, --chromium, --long")
     rows = table([int(count) for count in sessions.split(",")], moves, pause) if sessions else []
     rows += seen(starts) if chromium else []
     rows += long_runs(moves, pause, SECONDS_OF_SESSIONS) if of_long else []

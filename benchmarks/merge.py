@@ -66,7 +66,8 @@ def shapes(scale: float) -> dict[str, tuple[int, ...]]:
 def make(folder: Path, scale: float, *, as_torch: bool) -> None:
     for number in range(1, FILES + 1):
         generator = torch.Generator().manual_seed(number)
-        some = torch.empty(2**24, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+        most = max(map(math.prod, shapes(scale).values()))
+        some = torch.empty(min(most, 2**24), dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
         state = {}
         for name, shape in shapes(scale).items():
             size = math.prod(shape)

@@ -3,6 +3,7 @@
 Run: python -m benchmarks.replay
 """
 
+import os
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -35,6 +36,14 @@ def anew(*arguments: Any) -> Table:
 
 def _first(tensors: dict[str, torch.Tensor]) -> float:
     return float(tensors["0.bias"][0])
+
+
+def _read_anew(path: Path) -> Trajectory:
+    """Rows of 100,000 weights that the system has to read from the disk."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    rows = np.load(path, mmap_mode="r")
+    return Trajectory(Rows(rows, np.arange(len(rows)), {"0.bias": torch.empty(rows.shape[1], device="meta")}))
 
 
 def _seconds_per_operation() -> float:
@@ -85,8 +94,8 @@ def main() -> None:
         caps = {f"cap {1 - left}": InversePower(1 - left, update_every=1) for left in np.geomspace(1e-1, 1e-5, 20)}
         drawn = np.random.default_rng(0).standard_normal((1000, 100_000), dtype=np.float32)
         larger = Trajectory(Rows(drawn, np.arange(1000), {"0.bias": torch.empty(100_000, device="meta")}))
+        first = dict(list(different.items())[:1])
         for what, run in (("the article's run", trajectory), ("100,000 weights, 1,000 rows", larger)):
-            first = dict(list(different.items())[:1])
             cheap = medians(
                 {
                     "evaluate 1 scheme": lambda run=run, one=first: run.evaluate(one, _first),
@@ -101,6 +110,17 @@ def main() -> None:
             print(f"  20 schemes cost {twenty[0] / one:.1f} and {twenty[1] / one:.1f} times one")
             bound = 2 * 20 * run.weights.size * _seconds_per_operation() / one
             print(f"  their multiplications and additions alone, at this core's best: {bound:.1f} times one")
+        np.save(Path(folder) / "large.npy", drawn)
+        os.sync()  # what is not on the disk yet stays in memory
+        read = medians(
+            {
+                "evaluate 1 scheme": lambda: _read_anew(Path(folder) / "large.npy").evaluate(first, _first),
+                "20 different schemes": lambda: _read_anew(Path(folder) / "large.npy").evaluate(different, _first),
+            },
+            rounds=7,
+        )
+        report("The same, read from the disk; x = 1 scheme / candidate", read, "evaluate 1 scheme")
+        print(f"  20 schemes cost {read['20 different schemes'] / read['evaluate 1 scheme']:.1f} times one")
         size = rows.nbytes / 2**20
         report(f"A recording of {size:.0f} MB; x = one sum / candidate", seconds, "one sum over the file in memory")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from emacore import limits
-from emacore.formatting import megabytes
+from emacore.formatting import in_bytes
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def call_apart(function: Callable[[bytes], T], content: bytes) -> T:
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"at most {limits.APART_SECONDS} seconds to read a file are possible, it took more") from error
     if done.returncode:
-        raise ValueError(f"at most {megabytes(limits.APART_BYTES)} of memory to read a file are possible, it took more")
+        raise ValueError(f"at most {in_bytes(limits.APART_BYTES)} of memory to read a file are possible, it took more")
     kind, found = pickle.loads(done.stdout)  # of our own process
     if kind == "error":
         raise found

@@ -113,10 +113,12 @@ def _two_units(count: int, size: int, large: str, small: str) -> str:
     return " ".join(f"{part} {unit}" for part, unit in ((whole, large), (rest, small)) if part)
 
 
-def megabytes(count: float) -> str:
-    """Bytes as "0.3 MB", "12 MB", "3.2 GB"."""
-    size, unit = (count / 2**30, "GB") if count >= 1000 * 2**20 else (count / 2**20, "MB")
-    return f"{number(size, 2 if size < 100 else 3)} {unit}"
+def in_bytes(count: float) -> str:
+    """Bytes as "87 bytes", "293 kB", "12 MB", "3.2 GB", each unit 1,024 of the one before."""
+    for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
+        if count >= 0.9995 * size:
+            return f"{number(count / size, 2 if count < 100 * size else 3)} {unit}"
+    return counted(round(count), "byte")
 
 
 def counted(count: float, noun: str, plural: str | None = None, digits: int = 4) -> str:

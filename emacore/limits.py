@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emacore.formatting import megabytes
+from emacore.formatting import in_bytes
 
 #: Seeds of a study or of each cell of a sweep, the cells of a sweep, and the runs that they come to.
 SEEDS = 10_000
@@ -68,5 +68,5 @@ def check_most(what: str, count: int, most: int, error: type[ValueError] = Value
 def check_bytes(what: str, count: int, most: int, error: type[ValueError] = ValueError) -> None:
     """Raise ``error`` if something has more bytes than its limit; both are told in MB."""
     if count > most:
-        got = megabytes(count)
-        raise error(f"at most {megabytes(most)} {what} are possible, got {got if got != megabytes(most) else 'more'}")
+        got = in_bytes(count)
+        raise error(f"at most {in_bytes(most)} {what} are possible, got {got if got != in_bytes(most) else 'more'}")

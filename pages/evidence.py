@@ -19,12 +19,13 @@ from emacore.widgets.schedules import pin_controls
 from emacore.widgets.study import draw_shipped_study, draw_study
 from emacore.widgets.training import start_from_run
 
-CONSTANT = OptimizerConfig(learning_rate=0.01, rate_rule="constant")
 NEVER = StoppingConfig("none")
+HIGH = RunConfig(optimizer=OptimizerConfig(learning_rate=0.01, rate_rule="constant"), stopping=NEVER, max_epochs=60)
 PRESETS = {
     "The article, many times": ("Its own settings: is its one run's 20 % evidence?", RunConfig()),
     "The article, at a fixed length": (
-        "No early stop: 97 epochs for every seed, as long as its one run. The learning rate still follows the average.",
+        f"No early stop: {LAST_EPOCH} epochs for every seed, as long as its one run. The learning rate still follows "
+        "the average.",
         RunConfig(stopping=NEVER, max_epochs=LAST_EPOCH),
     ),
     "The article, rules on the original": (
@@ -32,8 +33,9 @@ PRESETS = {
         RunConfig(optimizer=OptimizerConfig(plateau_curve="original"), stopping=StoppingConfig("original")),
     ),
     "A higher learning rate": (
-        "0.01 and never lowered, 60 epochs: the steps stay large, so there is much to average.",
-        RunConfig(optimizer=CONSTANT, stopping=NEVER, max_epochs=60),
+        f"{HIGH.optimizer.learning_rate} and never lowered, {HIGH.max_epochs} epochs: the steps stay large, so there "
+        "is much to average.",
+        HIGH,
     ),
     "No dropout": (
         "The article's settings without the noise of dropout.",

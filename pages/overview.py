@@ -91,7 +91,7 @@ st.markdown(
 )
 
 
-@st.cache_data(max_entries=1)
+@st.cache_data(max_entries=1, show_spinner=False)
 def evidence() -> str:
     """The sentences that the shipped study bears out, and what made it, in Markdown."""
     from emacore.experiments.article_study import shipped_words

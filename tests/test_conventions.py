@@ -51,14 +51,23 @@ def test_headings_do_not_skip_a_level():
         assert "st.subheader(" not in path.read_text(), f"{path.name}: st.title is h1, st.header h2, st.subheader h3"
 
 
-def test_a_choice_of_one_cannot_be_emptied():
-    """A click on what is chosen would leave None, which no page draws."""
+def test_one_of_several_is_always_chosen():
+    for path in [*ROOT.glob("pages/*.py"), *ROOT.glob("emacore/widgets/*.py")]:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith((".segmented_control", ".pills")):
+                given = {key.arg: ast.unparse(key.value) for key in call.keywords}
+                several = given.get("selection_mode") == "'multi'"
+                assert several or given.get("required") == "True", f"{path.name}: {given['key']} can be left empty"
+
+
+def test_what_is_kept_shows_no_name_of_a_function_while_it_is_made():
+    """Streamlit says "Running plan_of(...)" of what it keeps, unless it is told what to say, or nothing."""
     for path in [*ROOT.glob("pages/*.py"), *ROOT.glob("emacore/widgets/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and re.search(r"\.(segmented_control|pills)$", ast.unparse(node.func)):
-                given = {one.arg: ast.unparse(one.value) for one in node.keywords}
-                one_or_several = (given.get("required"), given.get("selection_mode"))
-                assert one_or_several in {("True", None), (None, "'multi'")}, f"{path.name}:{node.lineno}"
+            for one in getattr(node, "decorator_list", []):
+                if ast.unparse(one).startswith("st.cache_"):
+                    said = [key.value.value for key in getattr(one, "keywords", []) if key.arg == "show_spinner"]
+                    assert said == [False] or (said and isinstance(said[0], str)), f"{path.name}: {node.name}"
 
 
 def test_each_page_sends_a_new_servers_first_visitor_through_the_app():

@@ -148,7 +148,17 @@ def test_in_words_no_number_has_an_exponent(value):
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 MB"), (300_000, "0.29 MB"), (400 * 2**20, "400 MB"), (4 * 2**30, "4 GB")]
+    ("count", "words"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (1023, "1,023 bytes"),
+        (1024, "1 kB"),
+        (300_000, "293 kB"),
+        (2**20 - 1, "1 MB"),
+        (400 * 2**20, "400 MB"),
+        (4 * 2**30, "4 GB"),
+    ],
 )
 def test_bytes_in_words(count, words):
-    assert formatting.megabytes(count) == words
+    assert formatting.in_bytes(count) == words

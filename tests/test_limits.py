@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from emacore import limits
-from emacore.formatting import megabytes
+from emacore.formatting import in_bytes
 from emacore.limits import check_bytes, check_most
 from emacore.tables import TableError
 
@@ -32,4 +32,4 @@ def test_the_documentation_lists_every_limit_as_it_is():
     known = {name: value for name, value in vars(limits).items() if name.isupper()}
     assert told.keys() == known.keys()
     for name, value in known.items():
-        assert told[name] in (f"{value:,}", megabytes(value)), name
+        assert told[name] in (f"{value:,}", in_bytes(value)), name

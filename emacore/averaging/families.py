@@ -143,7 +143,7 @@ class InversePower(Schedule):
         return Search(lambda log: min(math.exp(log) * scale, LARGEST), np.log(np.geomspace(1e-3, 50.0, 65)))
 
     def cure(self, decay: float, usual: str) -> str:
-        return f"ask for that, or lower min_value = {self.min_value:g}" if self.min_value > decay else usual
+        return f"ask for that, or lower min_value = {decay_text(self.min_value)}" if self.min_value > decay else usual
 
     def remarks(self, decays: Floats) -> list[str]:
         return [*self._floor(), *self._counting(decays)]

@@ -242,13 +242,24 @@ class Schedule:
         return self.at(np.arange(num_steps))
 
     def at(self, calls: ArrayLike) -> Floats:
-        """The decays of the given call numbers: float64, in the shape of ``calls``."""
+        """The decays of the given call numbers: float64, in the shape of ``calls``.
+
+        Raises:
+            ValueError: where the family's rule gives what is no decay.
+        """
         numbers = np.asarray(calls)
         decays = np.ones(numbers.shape)
         acts = numbers % self.update_every == 0
         decays[acts & (numbers <= self.start)] = 0.0
         moves = acts & (numbers > self.start)
-        decays[moves] = self.decays_of_moves(numbers[moves].astype(np.float64))
+        own = self.decays_of_moves(numbers[moves].astype(np.float64))
+        if own.size and not (own.min() >= 0 and own.max() <= 1):
+            wrong = np.flatnonzero(~((own >= 0) & (own <= 1)))[0]
+            raise ValueError(
+                f"the rule of {type(self).__name__} must give decays in [0, 1], but call {numbers[moves][wrong]} has "
+                f"{float(own[wrong])!r}"
+            )
+        decays[moves] = own
         return decays
 
     def rule(self, call: int) -> float:

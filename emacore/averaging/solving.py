@@ -24,6 +24,8 @@ S = TypeVar("S", bound=Schedule)
 
 #: The longest run whose weights are all looked at for a relative width: 8 MB each time an array of them is made.
 _MOST_WEIGHTS = 10**6
+#: So near, relatively, an answer must be to what was asked for, whole numbers aside.
+_EXACT = 1e-5
 #: Below so much a width is lost in rounding.
 _NARROWEST = 1e-6
 #: What stands for an endless half-life.
@@ -155,8 +157,8 @@ def _within_reach(name: str, lowest: float, highest: float) -> str:
 
 def _towards(bound: float, from_below: bool, digits: int = 4) -> str:
     """The greatest or the least that can be asked for, in so many digits: rounded to what can be, not beyond it."""
-    if not math.isfinite(bound) or bound == round(bound):
-        return number(bound)
+    if not math.isfinite(bound) or math.isclose(float(f"{bound:.{digits}g}"), bound, rel_tol=_EXACT / 10):
+        return number(bound, digits)
     power = digits - 1 - math.floor(math.log10(bound))
     scaled = bound * 10.0**power if abs(power) < 300 else bound
     rounded = math.floor(scaled) if from_below else math.ceil(scaled)
@@ -221,4 +223,4 @@ def _tunes_the_start(schedule: Schedule) -> bool:
 
 
 def _tolerance(schedule: Schedule) -> float:
-    return 0.02 if _tunes_the_start(schedule) else 1e-5
+    return 0.02 if _tunes_the_start(schedule) else _EXACT

@@ -26,6 +26,7 @@ from emacore.averaging.weights import (
 )
 from emacore.averaging.windows import Scheme, decays_at_end
 from emacore.formatting import bounded, percent
+from emacore.formatting import decay as decay_in_words
 
 Floats = NDArray[np.float64]
 #: Columns by their names, all of one length.
@@ -283,7 +284,7 @@ def reached_table(schedule: Schedule, num_steps: int) -> Table:
     levels = {f"{level:g}": level for level in LEVELS}
     beta = getattr(schedule, "beta", 0.0)
     if beta > 0:
-        levels[f"beta = {beta:g}"] = beta
+        levels[f"beta = {decay_in_words(beta)}"] = beta
     calls = [schedule.reaches(level) for level in levels.values()]
     told = ["never, by this rule" if c is None else "yes" if c < num_steps else "no, too short" for c in calls]
     return {

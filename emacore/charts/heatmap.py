@@ -59,14 +59,22 @@ def heatmap(
     """
     shown = table.assign(
         cell=[str(row) for row in range(len(table))],
-        change=np.log2(table["loss"] / reference).clip(-2, 2),
-        gain=100 * (1 - table["loss"] / reference),
+        change=_change(table["loss"], reference),
+        gain=100 * (reference - table["loss"]) / abs(reference),
         dot=table[dotted] if dotted else False,
         best=table.index == table["loss"].idxmin() if table["loss"].notna().any() else False,
         chosen=table["code"].eq(chosen) if chosen else False,
         clicks=clicks,
     )
     return Figure(shown, _spec(x_title, y_title, loss_title, shared, height))
+
+
+def _change(losses: pd.Series, reference: float) -> pd.Series:
+    """How much lower (below 0) or higher losses are than another: in doublings, or, where losses are below 0, in halves
+    of its size; at most 2."""
+    if reference > 0 and not (losses < 0).any():
+        return pd.Series(np.log2(losses / reference), index=losses.index).clip(-2, 2)
+    return (2 * (losses - reference) / abs(reference)).clip(-2, 2)
 
 
 @lru_cache(maxsize=64)

@@ -20,7 +20,7 @@ from emacore.averaging.code import merge_from_code, merge_to_code
 from emacore.averaging.coefficients import FITS, LastFiles, Merge
 from emacore.cli.options import output
 from emacore.cli.terminal import SIGNALS, write_text
-from emacore.formatting import counted, duration, number
+from emacore.formatting import counted, duration, in_bytes, number
 
 # Files of weights are opened by torch, which takes seconds to come: --help goes without.
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def checkpoints(paths: tuple[str, ...], output: str | None) -> None:
         about = ", ".join(f"{key} {value}" for key, value in same.items())
         _tell(
             f"{name}: {_KINDS[section.kind]}{f' ({about})' if about else ''}, in {counted(count, 'checkpoint')}, "
-            f"{counted(len(section.tensors), 'tensor')}, {_bytes(section.nbytes)} each"
+            f"{counted(len(section.tensors), 'tensor')}, {in_bytes(section.nbytes)} each"
         )
     _tell_of(found)
     _write_csv(list(described(found)), output)
@@ -283,7 +283,7 @@ def _tell_plan(plan: Plan) -> None:
     first, last = plan.sources[0].checkpoint.step, plan.sources[-1].checkpoint.step
     _tell(
         f"{counted(len(plan.used), 'file')} of {len(plan.sources)}, steps {first:,} to {last:,}: "
-        f"{_bytes(plan.read_bytes)} to read, {_bytes(plan.write_bytes)} to write"
+        f"{in_bytes(plan.read_bytes)} to read, {in_bytes(plan.write_bytes)} to write"
     )
     for result in plan.results:
         _tell(f"{result.name}: {result.in_words()}")
@@ -319,13 +319,6 @@ def _file_name(code: str) -> str:
     )
 
 
-def _bytes(count: int) -> str:
-    size, unit = next(
-        (10**power, unit) for power, unit in ((9, "GB"), (6, "MB"), (0, "bytes")) if count >= 10**power or not power
-    )
-    return f"{number(count / size, 3)} {unit}"
-
-
 class _Progress:
     """A line of bytes read, pace and time left, anew about twice a second, where standard error is a terminal."""
 
@@ -346,7 +339,9 @@ class _Progress:
         self._told = now
         pace = done / max(now - self._begin, 1e-9)
         left = duration((total - done) / pace) if pace else "an unknown time"
-        click.echo(f"\r{_bytes(done)} of {_bytes(total)}, {_bytes(int(pace))}/s, {left} left    ", nl=False, err=True)
+        click.echo(
+            f"\r{in_bytes(done)} of {in_bytes(total)}, {in_bytes(int(pace))}/s, {left} left    ", nl=False, err=True
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 
 from emacore.cli.options import JobId, Number, output
 from emacore.cli.terminal import print_out, tell, write_table, write_text
-from emacore.formatting import counted, megabytes
+from emacore.formatting import counted, in_bytes
 from emacore.limits import CELLS_BYTES, RECORDINGS_BYTES, TABLES_BYTES
 
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole:
     store = RunStore()
     taken = store.taken()
     tell(
-        f"the store takes {megabytes(sum(taken.values()))}: recorded weights {megabytes(taken['recordings'])} of at "
-        f"most {megabytes(RECORDINGS_BYTES)}, tables {megabytes(taken['tables'])} of {megabytes(TABLES_BYTES)}, cells "
-        f"of sweeps {megabytes(taken['cells'])} of {megabytes(CELLS_BYTES)}, histories {megabytes(taken['histories'])}"
+        f"the store takes {in_bytes(sum(taken.values()))}: recorded weights {in_bytes(taken['recordings'])} of at "
+        f"most {in_bytes(RECORDINGS_BYTES)}, tables {in_bytes(taken['tables'])} of {in_bytes(TABLES_BYTES)}, cells "
+        f"of sweeps {in_bytes(taken['cells'])} of {in_bytes(CELLS_BYTES)}, histories {in_bytes(taken['histories'])}"
     )
     sizes, table = store.recorded_bytes(), store.jobs().set_index("id")
     made = datetime.now(UTC) - timedelta(days=older_than)
@@ -173,14 +173,14 @@ def prune(older_than: float, larger_than: float, states: tuple[str, ...], whole:
     ids = [job_id for job_id in [*ids, *gone] if sizes.get(job_id, 0) >= larger_than * 2**20]
     for job_id in ids:
         state = table["state"].get(job_id, "its job is gone")
-        tell(f"{job_id}: {megabytes(sizes.get(job_id, 0))}, {state}")
+        tell(f"{job_id}: {in_bytes(sizes.get(job_id, 0))}, {state}")
     unused = store.unused_tables()
     if unused:
-        tell(f"{counted(len(unused), 'table')} that no job trains on: {megabytes(sum(unused.values()))}")
+        tell(f"{counted(len(unused), 'table')} that no job trains on: {in_bytes(sum(unused.values()))}")
     if cells:
-        tell(f"cells of sweeps: {megabytes(taken['cells'])}")
+        tell(f"cells of sweeps: {in_bytes(taken['cells'])}")
     freed = sum(sizes.get(job_id, 0) for job_id in ids) + sum(unused.values()) + cells * taken["cells"]
-    tell(f"{counted(len(ids), 'job')}, {megabytes(freed)} to free")
+    tell(f"{counted(len(ids), 'job')}, {in_bytes(freed)} to free")
     if not ids and not unused and not cells:
         return
     if not yes:

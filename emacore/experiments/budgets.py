@@ -15,7 +15,7 @@ from typing import Any
 from emacore import limits
 from emacore.experiments.database import Database, StoreError, transaction
 from emacore.experiments.records import as_now
-from emacore.formatting import megabytes
+from emacore.formatting import in_bytes
 from emacore.tables import KEPT, hash_of, kept_name
 
 
@@ -111,8 +111,8 @@ class Budgeted(Database):
             excess -= bytes_of_it
         if excess > 0:
             raise StoreError(
-                f"at most {megabytes(limits.TABLES_BYTES)} of tables that jobs train on are possible, and this one has "
-                f"{megabytes(size)}: delete jobs that train on others first."
+                f"at most {in_bytes(limits.TABLES_BYTES)} of tables that jobs train on are possible, and this one has "
+                f"{in_bytes(size)}: delete jobs that train on others first."
             )
 
     def tables_of(self, job_ids: Iterable[str]) -> list[Path]:

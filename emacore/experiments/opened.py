@@ -143,7 +143,7 @@ class Contents:
     Attributes:
         rows: A row for each section of each file, as ``emacore checkpoints`` prints them.
         told: Sentences on what was passed over, on damaged files, and on uneven steps.
-        series: The sets of weights by their names.
+        series: The sets of weights by their names; the one that a merge takes by itself comes first.
         form: "checkpoints" or "recording".
         identity: Changes with the files.
         measured: Whether it says itself how its networks are measured.
@@ -190,7 +190,7 @@ class Contents:
     @property
     def first(self) -> str:
         """The series that one looks at first."""
-        return self.default or next(iter(self.series))
+        return next(iter(self.series))
 
 
 def contents_of(name: str, path: Path) -> Contents:

@@ -579,7 +579,9 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
     counts = different["verdict"].value_counts()
     seeds = _seeds(found)
     begin = f"Of {counted(len(found), 'cell')} of {seeds}"
-    if len(different) < len(found):
+    if len(different) == 1 < len(found):
+        begin = f"All {len(found)} cells of {seeds} show exactly the same. Of this one"
+    elif len(different) < len(found):
         begin = (
             f"{len(found)} cells of {seeds} are {counted(len(different), 'different one')}, for some show exactly the "
             f"same as others. Of the {len(different)}"

@@ -119,7 +119,8 @@ def without_axes(schedule: Schedule, x: str, y: str) -> Schedule:
 def atlas(trajectory: Trajectory, schedule: Schedule, x: str, y: str, metric: str = "final") -> Table:
     """The metrics of ``schedule`` with two of its settings varied, a row each cell.
 
-    Two axes are no settings of its own.  ``relative_width`` is that of the weights at the end of the run, always as a
+    Three axes are no settings of its own.  ``half_life`` (steps) is that of ``beta``, which acts once in
+    ``update_every`` steps.  ``relative_width`` is that of the weights at the end of the run, always as a
     share of the whole run: it is reached by the first setting that the family names for it and the other axis does not
     give (of the inverse power ``inv_gamma``, or ``power`` beside that or ``beta``), and beside a start or a window by
     the exponent of EDM2's power function, begun there.  ``window`` (steps) is how far the average looks back: the rule
@@ -178,9 +179,10 @@ def original(trajectory: Trajectory, metric: str = "final") -> dict[str, float]:
 
 
 def plateau(losses: ArrayLike, within: float = 0.05) -> float:
-    """The share of an atlas' losses that are at most ``within`` (relative) above the lowest; a NaN is not."""
+    """The share of an atlas' losses that are at most ``within`` of its size above the lowest; a NaN is not."""
     numbers = np.asarray(losses, dtype=np.float64)
-    return float((numbers <= (1 + within) * np.nanmin(numbers)).mean())
+    lowest = np.nanmin(numbers)
+    return float((numbers <= lowest + within * abs(lowest)).mean())
 
 
 def widths(trajectory: Trajectory) -> Table:
@@ -200,7 +202,8 @@ def widths(trajectory: Trajectory) -> Table:
 def _scheme(schedule: Schedule, settings: dict[str, Any], steps: int) -> Scheme | None:
     rest = dict(settings)
     if "half_life" in rest:
-        rest["beta"] = decay_from_half_life(rest.pop("half_life"))
+        every = 1 if "window" in rest else schedule.update_every  # beta acts once in so many steps
+        rest["beta"] = decay_from_half_life(rest.pop("half_life") / every)
     if "window" in rest:
         return _within(rest.pop("window"), schedule, rest, steps)
     if "relative_width" in rest:

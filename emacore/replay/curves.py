@@ -191,7 +191,7 @@ def smaller_rate_in_words(epochs: ArrayLike, rates: ArrayLike, original: ArrayLi
     gained = before[0] - before[1]
     if not np.isfinite(after).all():
         return told
-    if gained <= 0:
+    if gained <= 0 or number(before[0]) == number(before[1]):
         return f"{told} At the high rate averaging gained nothing here that a smaller rate could replace."
     share = (before[0] - after[0]) / gained
     return (
@@ -289,6 +289,21 @@ def finite_range(values: ArrayLike) -> tuple[float, float]:
     return (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
 
 
+def shown_in_words(original: float, averaged: float) -> str:
+    """What a plane shows of two paths: the shares of their variances, NaN of one that does not move."""
+    rest = "; the rest of it is hidden above and below."
+    moves, follows = not np.isnan(original), not np.isnan(averaged)
+    if not moves and not follows:
+        return "Neither the weights nor their average move."
+    if not moves:
+        told = f"{percent(averaged, 2)} of the variance of the average's path"
+        return f"The plane shows {told}{rest} The weights stand still."
+    told = f"The plane shows {percent(original, 2)} of the variance of the weights' path"
+    if not follows:
+        return f"{told}{rest} The average stands still."
+    return f"{told} and {percent(averaged, 2)} of the average's{rest}"
+
+
 def _check_same_epochs(epochs: Mapping[str, set[int]], original: str) -> None:
     for name, found in epochs.items():
         other = sorted(found ^ epochs[original])
@@ -311,8 +326,10 @@ def _against(value: float, reference: float) -> str:
         return f"at {number(value)}, where the original's is not finite"
     if value == reference:
         return f"equal to the original's ({number(value)})"
+    if number(value) == number(reference):
+        return f"equal in four digits to the original's ({number(value)})"
     if reference == 0:
         return f"above the original's ({number(value)} and 0)"
-    change = value / reference - 1
+    change = (value - reference) / abs(reference)  # a loss may be below 0
     where = "below" if change < 0 else "above"
     return f"{percent(abs(change))} {where} the original's ({number(value)} and {number(reference)})"

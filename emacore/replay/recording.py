@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emacore.checks import check_whole, shown
+from emacore.formatting import in_bytes
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
 from emacore.tensors.buffers import Policy, copied_buffers, marks
@@ -308,7 +309,7 @@ class Recorder:
         whole = max(0, min(rows, int(min(own, left) // self.row_bytes)))
         self._append(whole)
         if whole < rows and self.error is None:
-            budget = f"it may take {self._most_bytes / 2**20:,.0f} MB at most"
+            budget = f"it may take {in_bytes(self._most_bytes)} at most"
             disk = "the disk is nearly full, and what is left of it is kept for histories"
             self._end(budget if own < left else disk)
         if why is not None and self.error is None:

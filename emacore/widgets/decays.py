@@ -142,7 +142,7 @@ def look_controls(num_steps: int) -> Look:
 def show_figures(own: views.Figures, *, at_end: bool) -> None:
     """The figures of the current average, side by side."""
     first, second, third, fourth = st.columns(4)
-    first.metric("Mean age (steps)", number(own.mean_age), help="How many steps old the weights in it are on average.")
+    first.metric("Mean age (steps)", plain(own.mean_age), help="How many steps old the weights in it are on average.")
     second.metric(
         "Counts as (snapshots)",
         number(own.effective_count),

@@ -32,7 +32,7 @@ from emacore.experiments.opened import (
     merge_command,
     opened,
 )
-from emacore.formatting import counted
+from emacore.formatting import counted, in_bytes
 from emacore.widgets.asking import answer_to, version
 from emacore.widgets.page import BOUND, escaped, show_chart, show_table, stop_with
 
@@ -93,8 +93,6 @@ def _contents(name: str, path: str, identity: str) -> Contents:
 def chosen_series(found: Contents) -> Series:
     """A choice among the sets of weights, where there are several."""
     names = list(found.series)
-    if st.session_state.get("section") not in (None, *names):
-        st.session_state["section"] = found.first
     name = st.selectbox(
         "Weights",
         names,
@@ -111,8 +109,6 @@ def chosen_fit(series: Series) -> Any:
     """The choice of how coefficients are found; ``None`` leaves it to the kind of files, as ``emacore merge`` does."""
     raw = all(getattr(one, "begin", -1) == one.end for one in series.profiles)
     fits = ["default", *(fit for fit in FITS if raw or fit != "linear")]
-    if st.session_state.get("fit") not in (None, *fits):
-        st.session_state["fit"] = "default"
     fit = st.segmented_control(
         "Coefficients",
         fits,
@@ -210,7 +206,7 @@ def show_contents(name: str, found: Contents) -> None:
         sets = found.series[found.first]
         words = f"A recording of {counted(len(sets.steps), 'row')}, up to step {sets.steps[-1]:,}."
     else:
-        words = f"{counted(len(steps), 'checkpoint')} {span}; {megabytes(int(table['bytes'].sum()))}. "
+        words = f"{counted(len(steps), 'checkpoint')} {span}; {in_bytes(int(table['bytes'].sum()))}. "
         words += f"Averages are in {escaped(', '.join(averages))}." if averages else "None of it says it is an average."
     st.markdown(words)
     for sentence in found.told:
@@ -221,14 +217,6 @@ def show_contents(name: str, found: Contents) -> None:
         column_config={"step_from": "step told by", "bytes": st.column_config.NumberColumn("bytes")},
         height=min(38 + 35 * len(table), 320),
     )
-
-
-def megabytes(count: int) -> str:
-    """A number of bytes in the largest unit of which there is one: "1.2 GB", "87 bytes"."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:,.3g} {unit}"
-    return f"{count:,} bytes"
 
 
 def show_certificate(plan: Planned) -> None:
@@ -368,8 +356,6 @@ def _chosen_of(kind: str, names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     key = f"diagnosed_{kind}"
-    if st.session_state.get(key) not in (None, *names):
-        st.session_state[key] = names[0]
     chosen: str = st.selectbox(
         {"average": "Average", "raw": "Raw weights"}[kind],
         names,

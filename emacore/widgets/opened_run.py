@@ -218,7 +218,7 @@ def show_opened_run(name: str) -> None:
     if found.default is not None and found.default not in usable:
         show_combined(name, found, found.series[found.default])
         return
-    series = usable.get(found.first) or next(iter(usable.values()))
+    series = next(iter(usable.values()))
     st.caption(
         f":material/info: {counted(len(series.steps), 'stored set')} of `{series.name}`: each stands for all steps "
         "since the one before it, so replays are of a run that moved only then. What merges weigh step by step is on "

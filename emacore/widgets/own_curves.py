@@ -20,7 +20,7 @@ from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, palette
 from emacore.charts.thin import Floats, Scale, axis_ends, left_out, rows_with_gaps
 from emacore.formatting import decay as decay_text
-from emacore.formatting import megabytes, number
+from emacore.formatting import in_bytes, number
 from emacore.limits import TABLE_BYTES
 from emacore.metric_files import Curve, MetricFile, curves, figures_table, read_metrics, with_smoothed
 from emacore.tables import is_light, numeric_columns
@@ -87,7 +87,7 @@ def source_controls() -> MetricFile | None:
         key="own",
         on_change=_dropped,
         help="What TensorBoard (CSV or event files), W&B, MLflow, Lightning, Keras, Hugging Face, DVC and others "
-        f"write: CSV, JSON, logs, Parquet, also packed with gzip; up to {megabytes(TABLE_BYTES)}. It stays in this "
+        f"write: CSV, JSON, logs, Parquet, also packed with gzip; up to {in_bytes(TABLE_BYTES)}. It stays in this "
         "session, and is not part of the link.",
         max_upload_size=TABLE_BYTES // 2**20,
     )

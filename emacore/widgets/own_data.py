@@ -11,7 +11,7 @@ import streamlit as st
 from emacore import tables
 from emacore.apart import call_apart
 from emacore.experiments.store import RunStore
-from emacore.formatting import megabytes
+from emacore.formatting import in_bytes
 from emacore.limits import TABLE_BYTES
 from emacore.tables import Table, TableError, hash_of, read_file
 from emacore.tasks.regression.config import BLANKS, TEXTS, DataConfig
@@ -48,7 +48,7 @@ def own_data_controls(store: RunStore) -> dict[str, Any]:
     file = st.file_uploader(
         "CSV with a header row",
         key="own_data",
-        help=f"Text in UTF-8, up to {megabytes(TABLE_BYTES)}. It stays on the server, beside the runs; it is not part "
+        help=f"Text in UTF-8, up to {in_bytes(TABLE_BYTES)}. It stays on the server, beside the runs; it is not part "
         "of the link, and settings that are downloaded have its name and hash only.",
         max_upload_size=TABLE_BYTES // 2**20,
     )

@@ -17,7 +17,7 @@ from emacore.charts.lines import lines
 from emacore.charts.plane import paths_on_landscape
 from emacore.charts.ranking import ranking
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
-from emacore.formatting import number, percent
+from emacore.formatting import number
 from emacore.replay import curves
 from emacore.replay.atlas import BEST_OF, TITLES, axes, partners, without_axes
 from emacore.replay.recording import RecordingError
@@ -198,8 +198,6 @@ def _show_atlas(view: View) -> Codes:
 def _atlas_controls(family: type[Schedule]) -> tuple[str, str, str]:
     left, middle, right = st.columns(3)
     across = list(axes(family))
-    if st.session_state.get("atlas_x") not in (None, *across):
-        st.session_state["atlas_x"] = across[0]
     x = left.selectbox(
         "Across",
         across,
@@ -298,8 +296,7 @@ def _show_space(view: View) -> None:
     low, high = curves.finite_range(found.landscape["loss"])
     st.caption(
         "Look whether the blue path cuts the corners of the orange one, and lies lower. "
-        f"The plane shows {percent(found.original_share, 2)} of the variance of the weights' path and "
-        f"{percent(found.averaged_share, 2)} of the average's; the rest of it is hidden above and below. "
+        f"{curves.shown_in_words(found.original_share, found.averaged_share)} "
         f"Grey: lines of equal validation loss *in the plane*, from {number(low)} to {number(high)}."
     )
     show_chart(

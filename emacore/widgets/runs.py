@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from emacore.experiments.store import RunStore
-from emacore.formatting import number
+from emacore.formatting import decay
 from emacore.limits import EPOCHS, ROWS
 from emacore.tasks.regression.config import DATA_KINDS, SCALED_ON, DataConfig, RunConfig
 from emacore.training.config import (
@@ -94,7 +94,7 @@ def run_state(config: RunConfig) -> dict[str, Any]:
     for key, (low, high) in ENDS.items():
         if not low <= state[key] <= high:
             name = _NAMES.get(key, key.replace("_", " "))
-            raise ValueError(f"{name} = {number(state[key])} is outside its control's range, {low:g} to {high:g}")
+            raise ValueError(f"{name} = {decay(state[key])} is outside its control's range, {low:g} to {high:g}")
     return {**state, **state_of(config.schedule)}
 
 

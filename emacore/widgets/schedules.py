@@ -13,7 +13,7 @@ import streamlit as st
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import BETA, FAMILIES, TIMING, Control, Schedule, schedule_from_dict
-from emacore.formatting import counted, number
+from emacore.formatting import counted, decay
 from emacore.limits import PINS
 from emacore.widgets.page import BOUND, escaped, number_text, reset_button, stop_with
 
@@ -240,7 +240,7 @@ def state_of(schedule: Schedule) -> dict[str, Any]:
         value = state[control.key] = getattr(schedule, control.key)
         if not control.low <= value <= control.high:
             raise ValueError(
-                f"{control.key} = {number(value)} is outside the slider's range, {control.low:g} to {control.high:g}"
+                f"{control.key} = {decay(value)} is outside the slider's range, {control.low:g} to {control.high:g}"
             )
     return state
 

@@ -33,13 +33,13 @@ class Chosen(NamedTuple):
     """
 
     sequence: Sequence
-    autocorrelation: float = 0.0
-    period: int | None = None
-    made: Mapping[str, Any] | None = None
+    autocorrelation: float
+    period: int | None
+    made: Mapping[str, Any]
 
     def moved(self, key: str, value: float) -> Chosen:
         """The sequence with another value of the control with this key."""
-        arguments = {**(self.made or {}), _ARGUMENTS[key]: value}
+        arguments = {**self.made, _ARGUMENTS[key]: value}
         rho = value if key == "rho" else self.autocorrelation
         return self._replace(sequence=sequence(**arguments), autocorrelation=rho, made=arguments)
 

@@ -26,7 +26,7 @@ from emacore.experiments.listing import (
 from emacore.experiments.names import words_of
 from emacore.experiments.store import STATES, RunStore, StoredRun, StoreError
 from emacore.experiments.studies import Sweep
-from emacore.formatting import counted, megabytes
+from emacore.formatting import counted, in_bytes
 from emacore.limits import CELLS_BYTES, NAME_LETTERS, RECORDING_BYTES, RECORDINGS_BYTES, TABLES_BYTES
 from emacore.widgets.again import PAGES, again_button, can_be_replayed, replay_button
 from emacore.widgets.jobs import attempt, job_queue
@@ -239,12 +239,12 @@ def budgets(listed: pd.DataFrame) -> None:
     store = job_queue().store
     with told():
         taken, recorded, unused = store.taken(), store.recorded_bytes(), store.unused_tables()
-    with st.expander(f"Disk: {megabytes(sum(taken.values()))}", icon=":material/hard_drive:"):
+    with st.expander(f"Disk: {in_bytes(sum(taken.values()))}", icon=":material/hard_drive:"):
         st.markdown(
-            f"Recorded weights {megabytes(taken['recordings'])} of at most {megabytes(RECORDINGS_BYTES)}, of which one "
-            f"run takes {megabytes(RECORDING_BYTES)} at most; tables {megabytes(taken['tables'])} of "
-            f"{megabytes(TABLES_BYTES)}; cells of sweeps {megabytes(taken['cells'])} of {megabytes(CELLS_BYTES)}; "
-            f"histories {megabytes(taken['histories'])}. Beyond that the oldest recordings, cells and tables that no "
+            f"Recorded weights {in_bytes(taken['recordings'])} of at most {in_bytes(RECORDINGS_BYTES)}, of which one "
+            f"run takes {in_bytes(RECORDING_BYTES)} at most; tables {in_bytes(taken['tables'])} of "
+            f"{in_bytes(TABLES_BYTES)}; cells of sweeps {in_bytes(taken['cells'])} of {in_bytes(CELLS_BYTES)}; "
+            f"histories {in_bytes(taken['histories'])}. Beyond that the oldest recordings, cells and tables that no "
             "job trains on go, never a history."
         )
         states = dict(zip(listed["id"], listed["state"], strict=True))
@@ -288,7 +288,7 @@ def budgets(listed: pd.DataFrame) -> None:
 
 
 def _free_button(key: str, size: int, what: str, free: Callable[[], None], help: str) -> None:
-    st.button(f"Free {megabytes(size)} of {what}", on_click=free, disabled=not size, key=key, help=help)
+    st.button(f"Free {in_bytes(size)} of {what}", on_click=free, disabled=not size, key=key, help=help)
 
 
 def _each(ids: Sequence[str], what: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from torch import nn, ones
 
+from emacore import EMA
 from emacore.averaging import schedules
 from emacore.averaging.code import from_code, scheme_from_code, to_code
 from emacore.averaging.families import Constant
@@ -268,3 +269,16 @@ def test_a_shared_control_is_the_same_one():
 def test_a_control_that_cannot_be_drawn_is_refused(build, named):
     with pytest.raises(ValueError, match=named):
         build()
+
+
+@pytest.mark.parametrize("wrong", [1.5, -0.1, float("nan")])
+def test_a_rule_that_gives_no_decay_is_told_before_anything_is_averaged(wrong):
+    class Wrong(Constant):
+        def decays_of_moves(self, calls):
+            return np.where(calls > 2, wrong, 0.5)
+
+    with pytest.raises(ValueError, match=rf"the rule of Wrong must give decays in \[0, 1\], but call 3 has {wrong}"):
+        Wrong().decays(5)
+    ema = EMA(nn.Linear(1, 1), schedule=Wrong())
+    with pytest.raises(ValueError, match="the rule of Wrong must give decays"):
+        ema.update()  # decays are asked for ahead

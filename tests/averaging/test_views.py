@@ -4,7 +4,9 @@ import pytest
 from emacore.averaging import filters, views
 from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.signals import final_loss
+from emacore.averaging.solving import with_half_life
 from emacore.averaging.windows import Window
+from emacore.widgets.schedules import state_of
 
 CURVATURES, START = (1.0, 0.25), (2.0, 1.6)
 
@@ -235,3 +237,11 @@ def test_a_path_and_its_average():
     assert [table[name].tolist() for name in ("sgd_w1", "sgd_w2")] == iterates.T.tolist()
     assert [table[name].tolist() for name in ("ema_w1", "ema_w2")] == path.averaged.T.tolist()
     assert path.final_losses((1.0, 0.25)) == pytest.approx([(9 + 0.25) / 2, (1.75**2 + 0.25 * 0.875**2) / 2])
+
+
+def test_a_decay_near_1_is_not_told_as_1():
+    assert views.reached_table(Constant(0.9999999), 100)["decay"][-1] == "beta = 0.9999999"
+    with pytest.raises(ValueError, match=r"or lower min_value = 0.9999999"):
+        with_half_life(InversePower(beta=0.99999999, min_value=0.9999999), 5000, 250)
+    with pytest.raises(ValueError, match="beta = 0.9999999 is outside the slider's range, 0.2 to 0.999999"):
+        state_of(Constant(0.9999999))

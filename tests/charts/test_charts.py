@@ -10,6 +10,7 @@ from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.seeds import bands, bins, differences, histogram
 from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
 from emacore.charts.tradeoff import tradeoff
+from emacore.formatting import number
 
 
 def chart_of(table=None, **changes):
@@ -98,6 +99,13 @@ def test_a_specification_is_made_once_and_data_never_leak_from_one_chart_to_the_
     assert one.spec["layer"][4]["data"]["values"][0]["label"] == "a"
     assert two.spec["layer"][4]["data"]["values"][0]["label"] == "b"
     assert "data" not in chart_of().spec
+
+
+def test_a_heatmap_of_losses_below_0_is_blue_where_they_are_lower():
+    table = pd.DataFrame({"x": [1, 2, 3], "y": 1, "code": ["a", "b", "c"], "loss": [-3.0, -2.0, -1.0]})
+    figure = heatmap(table, reference=-2.0, x_title="x", y_title="y", loss_title="loss (nats)")
+    assert figure.data["change"].tolist() == [-1.0, 0.0, 1.0]
+    assert figure.data["gain"].tolist() == [50.0, 0.0, -50.0]
 
 
 def test_a_heatmap_marks_the_lowest_cell_and_is_blue_below_the_reference():
@@ -225,6 +233,9 @@ def test_every_value_lies_in_the_bin_that_counts_it(whole):
         assert (width > 0).all()
         np.testing.assert_allclose(width, width[0], rtol=1e-6)
         assert (table["high"].iloc[-1] - table["low"].iloc[0]) / width[0] <= 25.5
+        if not whole:
+            ends = zip(table["low"], table["high"], strict=True)
+            assert table["label"].tolist() == [f"{number(low)} to {number(high)}" for low, high in ends]
         if whole:
             assert not (table[["low", "high"]].to_numpy() % 1 - 0.5).any(), "half way between whole numbers"
 
@@ -236,6 +247,14 @@ def test_seeds_that_all_end_at_the_same_epoch_are_one_bar_at_it():
     assert bins([0.0, 0.0])["seeds"].tolist() == [2]
     assert bins([np.nan]).empty
     assert len(bins([0.5] * 3)) == len(bins([1e-9] * 3)) == 1
+
+
+@pytest.mark.parametrize(("names", "room"), [(["one alone"], False), (["one", "two"], True)])
+def test_where_several_curves_have_names_there_is_room_for_them(names, room):
+    table = pd.DataFrame({"x": [0, 1] * len(names), "y": 1.0, "s": np.repeat(names, 2)})
+    figure = lines(table, x="x", y="y", series="s", colours=dict.fromkeys(names, "#111"), x_title="x", y_title="y")
+    _, right = figure.spec["layer"][0]["encoding"]["x"]["scale"]["range"]
+    assert ("min(0," not in right["expr"]) == room
 
 
 def test_axes_that_count_have_whole_numbers_only():

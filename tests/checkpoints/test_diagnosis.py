@@ -139,6 +139,20 @@ def test_an_average_in_half_precision_may_have_lost_steps():
     assert not any("All numbers" in note for note in diagnosed(walk(constant(0.9)), Constant(0.9)).notes)
 
 
+@pytest.mark.parametrize(
+    ("coarse", "fault"),
+    [("", ("frozen",)), ("wv", ("frozen", "dtype")), ("v", ("frozen",))],  # in single precision nothing is rounded away
+)
+def test_an_average_that_never_moved_may_have_lost_its_steps_in_half_precision_only(coarse, fault):
+    generator = torch.Generator().manual_seed(0)
+    raw = {name: torch.randn(2000, generator=generator) for name in "wv"}
+    kept = {name: one.bfloat16().float() if name in coarse else one for name, one in raw.items()}
+    raws = [{name: one + 0.1 * number for name, one in raw.items()} for number in (1, 2, 3)]
+    found = diagnosed(gathered(STEPS, [*map(section_of, raws)], [section_of(kept, "average")] * 3), Constant(0.99))
+    assert kinds(found) == [fault]
+    assert ("each step was rounded away in 'bfloat16'" in found.findings[0].sentence) == ("dtype" in fault)
+
+
 def test_a_counter_that_fell_is_a_reset_and_one_that_lags_counts_updates():
     evidence = walk(np.where(np.arange(380) % 8, 1, 0.97))
     fell = type(evidence)(evidence.steps, evidence.tensors, (), (300, 20, 60), evidence.sums)

@@ -2,23 +2,23 @@ import gc
 import json
 import re
 import shutil
-import subprocess
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks import merge as benchmark
 from emacore import Constant, PowerFunction, UniformAverage, Window, open_checkpoints
 from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay
 from emacore.checkpoints import lanes
 from emacore.checkpoints.merging import carry_out, merge
 from emacore.checkpoints.planning import plan_merge
 from emacore.checkpoints.stored import CheckpointError
+from tests.forked import forking
 from tests.helpers import Network, interrupted, wait_for
 
 MERGES = {
@@ -222,11 +222,12 @@ def test_progress_ends_at_all_bytes(folder):
 @pytest.mark.parametrize(
     "scale", [pytest.param("0.001", marks=pytest.mark.slow), pytest.param("0.1", marks=pytest.mark.long)]
 )
-def test_eight_results_of_a_model_take_little_memory(scale):
+def test_eight_results_of_a_model_take_little_memory(monkeypatch, capsys, scale):
     """The benchmark of a billion weights, a tenth of it, or a thousandth: no more memory for more weights."""
-    command = [sys.executable, "-m", "benchmarks.merge", "--scale", scale, "--ways", "emacore"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
-    [memory, mapped] = re.findall(r"([\d,]+) MB (?:of memory|with mapped)", done.stdout)
+    forking(monkeypatch, benchmark)
+    monkeypatch.setattr(sys, "argv", ["merge", "--scale", scale, "--ways", "emacore"])
+    benchmark.main()
+    [memory, mapped] = re.findall(r"([\d,]+) MB (?:of memory|with mapped)", capsys.readouterr().out)
     assert int(memory.replace(",", "")) < 300
     assert int(mapped.replace(",", "")) < 1000
 

@@ -8,6 +8,7 @@ import torch
 
 from emacore import open_checkpoints
 from emacore.checkpoints.soups import EvaluationError, Tried, evaluated, evaluation, greedy_soup
+from tests.forked import forking_spawned
 from tests.helpers import wait_for
 
 EVALUATION = """
@@ -114,6 +115,7 @@ def test_what_cannot_evaluate_is_told(folder, monkeypatch):
 
 
 def test_an_interruption_of_this_process_alone_ends_the_one_that_evaluates(folder, monkeypatch):
+    forking_spawned(monkeypatch)
     (folder / "endless.py").write_text(ENDLESS)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -138,6 +140,7 @@ def test_an_interruption_of_this_process_alone_ends_the_one_that_evaluates(folde
 
 
 def test_a_function_that_ends_its_process_is_told(folder, monkeypatch):
+    forking_spawned(monkeypatch)
     monkeypatch.chdir(folder)
     (folder / "dying.py").write_text("import os\n\n\ndef die(tensors):\n    os._exit(3)\n")
     with (

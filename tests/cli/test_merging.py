@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from emacore.cli.commands import cli
+from tests.forked import Forked
 from tests.helpers import wait_for
 
 
@@ -173,7 +174,7 @@ def test_an_interrupted_merge_leaves_nothing_behind(folder):
     (folder / "results").mkdir()
     command = [sys.executable, "-m", "emacore", "merge", folder / "step_1.pt", folder / "step_2.pt"]
     schemes = [part for n in range(1, 13) for part in ("--scheme", f"Coefficients({n})")]
-    process = subprocess.Popen([*command, *schemes, "-o", folder / "results" / "out"], stderr=subprocess.PIPE)
+    process = Forked([*command, *schemes, "-o", folder / "results" / "out"], stderr=subprocess.PIPE)
     wait_for(lambda: list((folder / "results").iterdir()) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     assert process.wait(100) != 0

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from emacore.cli.commands import cli
-from emacore.cli.options import Count, WithSettings, tried
+from emacore.cli.options import Count, Number, WithSettings, tried
 
 
 @pytest.mark.parametrize(("text", "value"), [("7", 7), ("1e3", 1000), ("1_000", 1000), ("2.0", 2)])
@@ -18,6 +18,13 @@ def test_counts_as_people_write_them(text, value):
 def test_what_is_no_count_within_bounds_is_told(text):
     with pytest.raises(click.BadParameter, match="whole number|must be from 1 to 1,000"):
         Count(1, 1000).convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-0.1", "1e400", "x"])
+def test_a_number_is_finite_and_within_bounds(text):
+    assert Number(0).convert("0.5", None, None) == 0.5
+    with pytest.raises(click.BadParameter):
+        Number(0).convert(text, None, None)
 
 
 def test_an_output_is_tried_and_left_as_it_was(tmp_path):

@@ -1,70 +1,24 @@
-"""Signals, exit codes and pipes, of real processes: one that has imported torch, and forks."""
+"""Signals, exit codes and pipes, of real processes."""
 
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 
 from emacore.cli import terminal
-from emacore.experiments.store import RunStore
-
-ROOT = Path(__file__).parents[2]
-#: Forks a process for each case, sends it the signals once it has some epochs, and says how it ended.
-CASES = """
-import json, os, signal, sys
-from pathlib import Path
-import emacore.training.loop, emacore.training.replicas, emacore.experiments.jobs, emacore.experiments.evidence
-import emacore.tasks.regression.data, emacore.tasks.regression.task, torch._dynamo
-from emacore.cli import commands as command_line
+from emacore.cli.terminal import print_out
 from emacore.experiments.store import RunStore
 from emacore.training import loop
+from tests.forked import Forked
 from tests.helpers import wait_for
 
-def deaf(train):
-    # training that no request stops
-    return lambda config, on_epoch, should_stop, **more: train(config, on_epoch, None, **more)
-
-def epochs(home):
-    jobs = RunStore(home).jobs()
-    return int(jobs["epochs"].max()) if len(jobs) else 0
-
-def told(case, home):
-    out, err = os.open(f"{home}.out", os.O_CREAT | os.O_WRONLY), os.open(f"{home}.err", os.O_CREAT | os.O_WRONLY)
-    process = os.fork()
-    if process == 0:
-        os.dup2(out, 1), os.dup2(err, 2)
-        os.environ["EMACORE_HOME"] = home
-        for number in case.get("ignored", []):
-            signal.signal(number, signal.SIG_IGN)
-        if case.get("deaf"):
-            loop.train = deaf(loop.train)
-        sys.argv = ["emacore", *case["arguments"]]
-        try:
-            command_line.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            code = 99
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-    for number in case["signals"]:
-        before = epochs(home)
-        wait_for(lambda: epochs(home) >= before + 2)
-        os.kill(process, number)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-for name, case in json.loads(sys.stdin.read()).items():
-    home = f"{sys.argv[1]}/{name}"
-    print(json.dumps([name, told(case, home)]), flush=True)
-"""
+ROOT, FULL = Path(__file__).parents[2], Path("/dev/full")
 ENDLESS = ["train", "--set", "max_epochs=100000", "--set", "stopping.curve=none", "--set", "data.n_samples=200"]
 ROUGH = ["--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=1e30", "--set", "max_epochs=3"]
 ENDINGS = {
@@ -83,33 +37,45 @@ ENDINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """How each of the cases ended: the exit code, what it printed and said, and its store."""
-    folder = tmp_path_factory.mktemp("terminal")
-    found = subprocess.run(
-        [sys.executable, "-c", CASES, str(folder)],
-        input=json.dumps({name: case for name, (case, _, _) in ENDINGS.items()}),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    codes = dict(map(json.loads, found.stdout.splitlines()))
-    return {
-        name: (code, Path(f"{folder}/{name}.out").read_text(), Path(f"{folder}/{name}.err").read_text(), folder / name)
-        for name, code in codes.items()
-    }
+def deaf(train):
+    """Training that no request stops."""
+    return lambda config, on_epoch, should_stop, **more: train(config, on_epoch, None, **more)
+
+
+def epochs(home):
+    jobs = RunStore(home).jobs()
+    return int(jobs["epochs"].max()) if len(jobs) else 0
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch):
+    """How a case ends that gets its signals once it has some epochs: the exit code, what it printed and said."""
+
+    def end(case):
+        if case.get("deaf"):
+            monkeypatch.setattr(loop, "train", deaf(loop.train))
+        kept = {number: signal.signal(number, signal.SIG_IGN) for number in case.get("ignored", [])}
+        with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+            command = [sys.executable, "-m", "emacore", *case["arguments"]]
+            process = Forked(command, stdout=out, stderr=err, env=os.environ | {"EMACORE_HOME": str(tmp_path)})
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        for number in case["signals"]:
+            before = epochs(tmp_path)
+            wait_for(lambda before=before: epochs(tmp_path) >= before + 2)
+            process.send_signal(number)
+        return process.wait(60), (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
+
+    return end
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENDINGS)
-def test_signals_and_exit_codes(ended, name):
-    _, expected, state = ENDINGS[name]
-    code, out, err, home = ended[name]
+def test_signals_and_exit_codes(ended, name, tmp_path):
+    case, expected, state = ENDINGS[name]
+    code, out, err = ended(case)
     assert code == expected, err
-    store = RunStore(home)
+    store = RunStore(tmp_path)
     (job,) = store.jobs().itertuples()
     assert job.state == state
     kept = store.history(job.id)
@@ -120,22 +86,30 @@ def test_signals_and_exit_codes(ended, name):
         written = pd.read_csv(io.StringIO(out))
         assert len(written) == len(kept)
     assert kept["epoch"].tolist() == sorted(kept["epoch"])
-    assert not list((home / "workers").glob("*.lock")) or name == "twice"
+    assert not list((tmp_path / "workers").glob("*.lock")) or name == "twice"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="nothing here is always full")
+def test_a_full_disk_behind_standard_output_is_told(monkeypatch):
+    with FULL.open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(click.ClickException, match="standard output cannot be written: No space left"):
+            print_out("a table\n")
 
 
 @pytest.mark.slow
 def test_closed_pipes_end_the_printing_and_not_the_run(tmp_path):
-    command = f"{sys.executable} -m emacore train --verbose --set max_epochs=60 --set data.n_samples=200"
-    result = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command} 2>&1 | head -1"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        env=os.environ | {"EMACORE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    assert len(result.stdout.splitlines()) == 1
+    command = [sys.executable, "-m", "emacore", "train", "--verbose", "--set", "max_epochs=60"]
+    with subprocess.Popen(["head", "-1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as head:
+        run = Forked(
+            [*command, "--set", "data.n_samples=200"],
+            stdout=head.stdin,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"EMACORE_HOME": str(tmp_path)},
+        )
+        head.stdin.close()
+        assert len(head.stdout.read().splitlines()) == 1
+    assert run.wait(60) == 0
     (run,) = RunStore(tmp_path).runs().itertuples()
     assert (run.state, run.epochs) == ("done", 60)
 
@@ -153,6 +127,7 @@ def test_a_bar_where_there_is_a_terminal_and_nothing_elsewhere(monkeypatch, caps
                 progress.step("loss 0.5")
         assert bool(stream.getvalue()) == expected
     assert "3/3" in screen.getvalue()
+    assert screen.getvalue().rstrip(" \x1b[?25h").endswith("\n"), "what is printed next begins a line of its own"
     assert "an epoch; loss 0.5" in screen.getvalue()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with terminal.Progress("cell", 1, each=True) as progress:

@@ -26,7 +26,7 @@ def small_run(folder, steps=60, every=10, decay=0.9, seed=0):
         optimizer.step()
         ema.update()
         if step % every == 0:
-            state = {"model": model.state_dict(), "ema": ema.ema_model.state_dict()}
+            state = {"ema": ema.ema_model.state_dict(), "model": model.state_dict()}  # merges take the raw ones first
             torch.save(state, folder / f"step_{step}.pt")
     return model
 

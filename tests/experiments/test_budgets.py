@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import threading
 from dataclasses import replace
 
@@ -80,7 +81,7 @@ def test_the_budget_of_all_recordings_holds_while_runs_go_on(store, monkeypatch)
     descriptions = 4 * 2_000
     assert 27_000 < max(most) <= 40_000 + descriptions
     assert [len(store.history(run_id)) for run_id in runs] == [20] * 4
-    assert "may take 0 MB at most" in store.result(runs[2]).note
+    assert re.search(r"may take [\d.,]+ (bytes|kB) at most", store.result(runs[2]).note)
 
 
 def test_tables_have_a_budget_in_which_those_of_jobs_are_safe(store, monkeypatch):
@@ -98,6 +99,9 @@ def test_tables_have_a_budget_in_which_those_of_jobs_are_safe(store, monkeypatch
     store.add_table(b"a,b\n1,7\n")
     store.drop_tables()
     assert [path.name for path in used.parent.iterdir()] == [used.name]
+    with monkeypatch.context() as patch:  # another program may have been quicker
+        patch.setattr(store, "unused_tables", lambda: {old: 8})
+        store.drop_tables()
     store.delete(run_id)
     assert not used.exists()
 

@@ -70,4 +70,8 @@ def test_the_words_are_those_of_the_shipped_result(intervals, pairs):
         assert f"{words} {shares.min():.1f} to {shares.max():.1f} %" in said
         narrow = {"median": "the median's is too narrow", "mean": "The mean's is too narrow"}[statistic]
         assert (narrow in said) == (shares.min() < 100 * NARROW)
+        if statistic == "mean" and narrow in said:
+            own = table[(table["intervals"] == intervals) & (table["seeds"] == nearest)]
+            worst = own[own["statistic"] == "mean"].sort_values("held")["shape"].iloc[0]
+            assert f"most for gains that are {worst}: go by the median" in said
     assert in_words(comparison(5)) == "95 % intervals need 6 finite pairs."

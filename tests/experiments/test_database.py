@@ -1,6 +1,5 @@
 import os
 import sqlite3
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +11,7 @@ from emacore.experiments import database
 from emacore.experiments.names import PERSON
 from emacore.experiments.store import RunLost, RunStore, StoreError, default_folder
 from tests.experiments.conftest import CONFIG, STUDY, claimed, row
+from tests.forked import Forked
 from tests.helpers import ME
 
 
@@ -67,7 +67,6 @@ def test_a_full_disk_is_told_and_what_was_written_stays(store, monkeypatch):
     assert store.history(run_id)["epoch"].tolist() == list(range(1, len(store.history(run_id)) + 1))
 
 
-@pytest.mark.slow
 def test_several_processes_share_it(store):
     run_id = claimed(store)
     code = (
@@ -76,7 +75,7 @@ def test_several_processes_share_it(store):
         "    RunStore(folder).append(run_id, worker, {'epoch': int(first) + epoch})"
     )
     command = [sys.executable, "-c", code, str(store.folder), run_id, ME]
-    for process in [subprocess.Popen([*command, first]) for first in ("1", "101", "201")]:
+    for process in [Forked([*command, first]) for first in ("1", "101", "201")]:
         assert process.wait(60) == 0
     assert len(store.history(run_id)) == 60
 

@@ -1,4 +1,4 @@
-"""Real worker processes.  They are few, because each imports torch."""
+"""Real worker processes.  Most are forked: each that is started anew imports torch."""
 
 import os
 import signal
@@ -20,13 +20,19 @@ from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training import loop
 from tests.experiments.conftest import ENDLESS
+from tests.forked import Forked, forking
 from tests.helpers import ME, wait_for
 
 QUICK = RunConfig(data=DataConfig(n_samples=200), max_epochs=3)
 
 
 @pytest.fixture
-def queue(tmp_path):
+def forked_workers(monkeypatch):
+    forking(monkeypatch, jobs)
+
+
+@pytest.fixture
+def queue(tmp_path, forked_workers):
     queue = JobQueue(RunStore(tmp_path), limit=1)
     yield queue
     queue.close()
@@ -74,13 +80,13 @@ def test_runs_queue_stop_and_give_the_numbers_of_train(queue):
 
 
 @pytest.mark.slow
-def test_two_servers_share_a_store_and_its_limit(tmp_path):
+def test_two_servers_share_a_store_and_its_limit(tmp_path, forked_workers):
     one, two = JobQueue(RunStore(tmp_path), limit=1), JobQueue(RunStore(tmp_path), limit=1)
     try:
         endless = one.submit(ENDLESS)
         wait_for(lambda: len(one.store.history(endless)) >= 1)
         quick = two.submit(QUICK)
-        wait_for(lambda: two._workers and _imported_torch(next(iter(two._workers.values())).pid))
+        wait_for(lambda: two._workers and _came_up(next(iter(two._workers.values())).pid))
         assert two.store.counts() == {"running": 1, "queued": 1}
         two.stop(endless)
         wait_for(lambda: two.store.result(quick).state == "done")
@@ -90,9 +96,9 @@ def test_two_servers_share_a_store_and_its_limit(tmp_path):
         two.close()
 
 
-def _imported_torch(pid):
-    maps = Path(f"/proc/{pid}/maps")
-    return not maps.exists() or "libtorch" in maps.read_text()
+def _came_up(pid):
+    """Whether a worker has said so, after which it prints into its log, and looks for runs."""
+    return Path(f"/proc/{pid}/fd/1").samefile(f"/proc/{pid}/fd/2")
 
 
 SERVER = """
@@ -109,9 +115,9 @@ sys.stdin.read()
 
 @pytest.mark.slow
 def test_a_killed_server_takes_its_worker_along_and_the_run_reads_interrupted(tmp_path):
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    """The worker is started anew, as the app does it."""
+    command = [sys.executable, "-c", SERVER, str(tmp_path)]
+    server = Forked(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         worker = int(server.stdout.readline())
         store = RunStore(tmp_path)
@@ -249,6 +255,15 @@ def test_of_many_dead_workers_the_last_are_kept(tmp_path, monkeypatch):
     queue.close()
 
 
+def test_a_worker_finds_the_package_wherever_the_server_was_started(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, 'echo "$PYTHONPATH" >&2; exit 3')
+    run_id = queue.submit(QUICK)
+    buried(queue)
+    paths = log_named_in(queue.store.result(run_id).error).read_text().strip().split(os.pathsep)
+    assert (Path(paths[0]) / "emacore" / "experiments" / "jobs.py").samefile(jobs.__file__)
+    queue.close()
+
+
 def test_a_worker_that_says_nothing_leaves_no_log(tmp_path, monkeypatch):
     queue = saying(tmp_path, monkeypatch, "exit 3")
     run_id = queue.submit(QUICK)
@@ -355,6 +370,8 @@ def test_the_server_trains_an_example_unless_it_is_told_not_to(unattended, monke
 
 @pytest.mark.slow
 def test_the_example_gives_way_to_a_persons_run_and_is_trained_after_it(queue, monkeypatch):
+    small = RunConfig(data=DataConfig(n_samples=400))  # in place of the article's run, a fifth of its rows
+    monkeypatch.setattr(jobs, "RunConfig", lambda: small)
     monkeypatch.setenv("EMACORE_EXAMPLE", "1")
     store = queue.store
     queue.train_example()
@@ -369,6 +386,6 @@ def test_the_example_gives_way_to_a_persons_run_and_is_trained_after_it(queue, m
     assert store.result(example).started >= store.result(mine).finished - 1
     history = store.history(example)
     assert history["epoch"].tolist() == list(range(1, len(history) + 1))
-    final = open_run(store.recording(example)).final({"own": RunConfig().schedule})
+    final = open_run(store.recording(example)).final({"own": small.schedule})
     assert final["loss"][0] == pytest.approx(history["val_loss_ema"].iloc[-1], rel=1e-4)
     assert store.result(example).stopped == "early stop"

@@ -13,7 +13,7 @@ from emacore import Constant, RunConfig, Trajectory
 from emacore.averaging.code import to_code
 from emacore.averaging.families import PowerFunction
 from emacore.checkpoints import open_checkpoints
-from emacore.experiments import measuring
+from emacore.experiments import jobs, measuring
 from emacore.experiments.jobs import JobQueue, work_off
 from emacore.experiments.measuring import Question, answer, evaluator, question_from_json, read
 from emacore.experiments.opened import identity_of
@@ -22,6 +22,7 @@ from emacore.replay.measure import Metric, named_measure
 from emacore.tasks import open_run
 from emacore.training.loop import train
 from tests.experiments.opened_folders import MEASURE, small_run, stored_rows
+from tests.forked import forking
 from tests.helpers import ME, wait_for
 
 
@@ -224,8 +225,10 @@ def test_what_would_not_fit_into_memory_is_refused(place, store, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_worker_of_the_server_answers(place, store):
+def test_a_worker_of_the_server_answers(place, store, monkeypatch):
+    forking(monkeypatch, jobs)
     question = asking(place, "widths", {})
+    sys.path.remove(str(place))  # the worker finds what measures in its working directory
     queue = JobQueue(store)
     try:
         store.ask(question.to_json())

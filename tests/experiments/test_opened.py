@@ -34,6 +34,7 @@ from emacore.experiments.opened import (
     without_paths,
 )
 from tests.experiments.opened_folders import small_run
+from tests.forked import forking
 
 MERGES = (
     "InversePower(beta=0.99)",
@@ -70,7 +71,8 @@ def test_a_path_that_would_be_read_as_two_is_refused(tmp_path):
         checked_paths([tmp_path / f"a{os.pathsep}b"])
 
 
-def test_contents_are_read_in_another_process_and_hold_no_path(folder):
+def test_contents_are_read_in_another_process_and_hold_no_path(folder, monkeypatch):
+    forking(monkeypatch, module)
     found = contents_of("tiny", folder)
     assert found.first == "model"
     assert found.series["model"].steps == (10, 20, 30, 40, 50, 60)

@@ -330,6 +330,8 @@ def test_so_many_tests_need_so_many_seeds(tests):
         said = seeds_in_words(seeds, tests)
         assert ("cannot show anything" in said) == (kind == "cannot tell")
         assert f" {needed} seeds" in said
+        assert ("one test" in said.lower()) == (tests == 1)
+        assert ("Holm" in said) == (tests > 1 and kind == "cannot tell")
     assert fewest_seeds(20) == 10
 
 

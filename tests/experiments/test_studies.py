@@ -22,6 +22,9 @@ from emacore.training.config import dotted
 def test_settings_by_dotted_names():
     changed = with_settings(RunConfig(), {"schedule.beta": 0.7, "schedule": "Constant(beta=0.5)", "data.n_samples": 50})
     assert changed == replace(RunConfig(), schedule=Constant(0.7), data=replace(RunConfig().data, n_samples=50))
+    of_family = with_settings(RunConfig(), {"schedule.beta": 0.7, "schedule.family": "Constant"})
+    assert type(of_family.schedule) is Constant
+    assert of_family.schedule.beta == 0.7
     for name in ("optimizer.rate", "optimizer", "nope.x", "schedule.powers", "seed.x"):
         with pytest.raises(ValueError, match=r"there is no setting '.*optimizer.learning_rate"):
             with_settings(RunConfig(), {name: 1})

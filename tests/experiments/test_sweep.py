@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import context
 
 from emacore import RunConfig
 from emacore.averaging.code import to_code
@@ -39,6 +41,7 @@ from emacore.training.acting import idle_settings
 from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from emacore.training.replicas import replicate
 from tests.experiments.conftest import no_empty_words
+from tests.forked import Forked
 from tests.helpers import wait_for
 
 CONFIG = RunConfig(
@@ -54,7 +57,14 @@ SAME = ["seed", "final_original", "final_ema", "epochs", "stopped"]
 
 @pytest.fixture(scope="module")
 def table():
-    return sweep(CONFIG, GRID, SEEDS, workers=2)
+    """Of two processes, which are forked: torch is there."""
+    context.set_start_method("fork", force=True)
+    try:
+        with pytest.warns(UserWarning, match="`fork` start method"):
+            return sweep(CONFIG, GRID, SEEDS, workers=2)
+    finally:
+        get_reusable_executor().shutdown()
+        context.set_start_method(None, force=True)
 
 
 def test_a_grid_is_checked_before_anything_starts():
@@ -404,6 +414,9 @@ def test_a_setting_that_acts_on_nothing_is_told_before_and_after(monkeypatch):
     made = found.assign(verdict="hurts", median_gain_percent=[-50] * 3 + [-10] * 3)
     said = in_words(made, list(grid))
     assert "6 cells of 6 seeds are 2 different ones" in said
+    assert in_words(made.iloc[:3], list(grid)).startswith(
+        "All 3 cells of 6 seeds show exactly the same. Of this one, averaging helps in 0 and hurts in 1"
+    )
     assert "hurts most at learning rate 0.001, any momentum: in the median" in said
 
 
@@ -434,13 +447,13 @@ def test_an_unreachable_scheduler_is_one_sentence(monkeypatch):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A Dask scheduler and two worker processes on loopback."""
+    """A Dask scheduler and two worker processes on loopback; the second has started as it does on another machine."""
     address = tmp_path / "scheduler.json"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def start(kind, *arguments):
+    def start(kind, *arguments, how=Forked):
         code = f"from distributed.cli.dask_{kind} import main; main()"
-        return subprocess.Popen(
+        return how(
             [sys.executable, "-c", code, "--scheduler-file", str(address), *arguments],
             env=environment,
             cwd=tmp_path,
@@ -452,7 +465,7 @@ def cluster(tmp_path):
     try:
         wait_for(address.exists)
         options = ("--no-nanny", "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard")
-        processes += [start("worker", *options) for _ in range(2)]
+        processes += [start("worker", *options, how=how) for how in (Forked, subprocess.Popen)]
 
         from distributed import Client
 

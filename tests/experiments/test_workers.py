@@ -8,6 +8,7 @@ import pytest
 
 from emacore.experiments.store import RunStore, worker_name
 from emacore.experiments.workers import STALE_AFTER
+from tests import forked
 from tests.experiments.conftest import CONFIG, row
 from tests.helpers import ME
 
@@ -60,7 +61,7 @@ def test_a_worker_that_was_killed_holds_no_lock(store):
         "with store.workers.working('token') as name:\n    store.claim(name, 9)\n    os.kill(os.getpid(), 9)"
     )
     run_id = store.create(CONFIG)
-    subprocess.run([sys.executable, "-c", code, str(store.folder)], check=False)
+    forked.run([sys.executable, "-c", code, str(store.folder)])
     assert store.result(run_id).state == "running"
     assert len(list((store.folder / "workers").glob("*.lock"))) == 1
     store.interrupt_abandoned()

@@ -135,6 +135,16 @@ def frames(app):
     }
 
 
+def marked(app):
+    """Where the labelled rules of the page's charts stand, by their labels."""
+    found = {}
+    for chart in app.get("vega_lite_chart"):
+        for layer in json.loads(chart.proto.spec).get("layer", []):
+            rows = layer.get("data", {}).get("values", [])
+            found |= {row["label"]: row["at"] for row in rows if {"label", "at"} <= row.keys()}
+    return found
+
+
 def drag(app, **marks):
     """Let go of a chart's handles at these marks, by the keys of their settings, as the browser does."""
     for chart in app.get("vega_lite_chart"):

@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[2]
 def test_pages_import_no_torch():
     code = """
 import sys
+from functools import cache
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
+manifest_scanner.scan_component_manifests = cache(manifest_scanner.scan_component_manifests)  # as in conftest.py
 from emacore.experiments.jobs import JobQueue
 from emacore.widgets import moving
 moving._MOST_MARKS, moving._FEWEST_MARKS = 12, 3  # many curves of the same kind take as many seconds

@@ -11,7 +11,7 @@ from emacore.averaging.filters import cutoff_frequency, window_of_equal_noise
 from emacore.averaging.signals import NOISES, SIGNALS, sequence
 from emacore.charts.style import AVERAGED
 from emacore.widgets import own_curves
-from tests.pages.conftest import drag, drawn, frames, run, texts
+from tests.pages.conftest import drag, drawn, frames, marked, run, texts
 
 
 def comparison(app):
@@ -206,12 +206,8 @@ def test_the_pictures_of_a_file_are_in_its_steps(open_page):
     assert tables["gain"]["frequency"].max() == pytest.approx(0.05)  # half a cycle in ten steps
     assert tables["density"]["frequency"].max() == pytest.approx(0.05)
     assert tables["answer"]["age"].iloc[1] == 10
-    marked = {}
-    for chart in app.get("vega_lite_chart")[1:]:
-        for layer in json.loads(chart.proto.spec)["layer"]:
-            marked |= {row["label"]: row["at"] for row in layer.get("data", {}).get("values", []) if "label" in row}
     beta = InversePower(0.999, update_every=1).decays(200)[-1]
-    assert marked == pytest.approx(
+    assert marked(app) == pytest.approx(
         {
             "cut-off, -3 dB": cutoff_frequency(beta) / 10,
             "half-life": 10 * math.log(0.5) / math.log(beta),

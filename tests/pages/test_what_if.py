@@ -24,7 +24,7 @@ from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig
 from emacore.widgets import moving, replay
 from tests.helpers import ME
-from tests.pages.conftest import FREE, drag, drawn, frames, run, select, texts
+from tests.pages.conftest import FREE, drag, drawn, frames, marked, run, select, texts
 from tests.pages.conftest import enter_recorded as enter
 from tests.training.test_second_task import CONFIG as DIGITS
 
@@ -332,9 +332,9 @@ def test_the_figures_are_of_the_curves_that_are_drawn(open_page, home):
 
 def test_the_words_on_a_smaller_rate_are_of_the_schedule_of_the_sliders(open_page, home):
     run_id = enter(home)
-    app = open_page("what_if", beta="0.8", view="Family")
+    app = open_page("what_if", beta="0.8", update_after_step="5", view="Family")
     history, opened = RunStore(home).history(run_id), open_run(RunStore(home).recording(run_id))
-    now = opened.replay({"": InversePower(0.8, update_after_step=100, update_every=1)})["loss"]
+    now = opened.replay({"": InversePower(0.8, update_after_step=5, update_every=1)})["loss"]
     late = slice(6, None)
     original, average = np.median(history["val_loss_original"][late]), np.median(now[late])
     assert f"(epochs 7 to 12), the average's median loss was {percent(abs(average / original - 1))} " in texts(app)
@@ -383,6 +383,7 @@ def test_the_space_of_the_weights_is_that_of_the_run_from_there_on(open_page, ho
     ends = opened.measure(np.stack([weights[-1], averaged[-1]]).astype(np.float32))["loss"]
     for position, loss in zip((0, 1), ends, strict=True):
         assert line.loc[line["position"].sub(position).abs().idxmin(), "loss"] == pytest.approx(loss, rel=1e-4)
+    assert marked(app) == {"original": 0, "average": 1}
     found = space(opened, scheme, plane, 0.25)
     for name, places in (("original", found.original), ("average", found.averaged)):
         own = paths[paths["path"] == name]

@@ -8,6 +8,7 @@ import pytest
 
 from emacore import RunConfig
 from emacore.averaging.code import to_code
+from emacore.charts.heatmap import CELL as CELL_OF_MAP
 from emacore.charts.heatmap import evidence_map
 from emacore.experiments import shipped
 from emacore.experiments.store import RunStore
@@ -15,7 +16,7 @@ from emacore.experiments.studies import Sweep, job_from_json
 from emacore.formatting import p_value
 from emacore.training.config import StoppingConfig, article_schedule
 from tests.helpers import ME
-from tests.pages.conftest import SWEEP, assert_verdict_first, drawn, run, texts
+from tests.pages.conftest import SWEEP, assert_verdict_first, drawn, run, select, texts
 from tests.pages.conftest import SWEEP_CONFIG as CONFIG
 from tests.pages.conftest import enter_sweep as enter
 
@@ -163,8 +164,7 @@ def test_the_map_has_every_cell_and_a_cell_its_evidence(open_page, home):
         for _, rows in table.groupby(list(SWEEP.grid), sort=False)
     ]
     assert "**Final.**" not in texts(app)
-    app.get_by_key("sweep_cell").set_value(CELL)
-    run(app)
+    select(app, app.get("vega_lite_chart")[0].proto.id, **{CELL_OF_MAP: [{"code": CELL}]})
     rows = table[(table["optimizer.learning_rate"] == 0.01) & (table["schedule"] == "Constant(beta=0.9)")]
     wins = int((rows["final_ema"] < rows["final_original"]).sum())
     assert np.isfinite(rows["final_ema"]).all()

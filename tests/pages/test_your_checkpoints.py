@@ -93,6 +93,7 @@ def test_without_anything_opened_there_is_an_example(open_page):
     assert PROMISE in texts(app)
     assert "Nothing of yours is open, so this is an example: 10 files of a run of 2,000 steps." in texts(app)
     assert any("Snapshots" in block.value for block in app.code)
+    assert "`emacore checkpoints snapshots` lists them" in texts(app)
 
 
 def test_names_at_the_ends_of_curves_stand_apart_on_the_axis_that_is_drawn(open_page):
@@ -250,7 +251,9 @@ def test_of_several_averages_the_chosen_one_is_merged_and_diagnosed(open_page, o
             states = {"model": value, **averages}
             torch.save({name: {"w": one} for name, one in states.items()}, folder / f"step_{step}.pt")
     monkeypatch.setenv("EMACORE_OPEN", str(folder))
-    app = open_page("your_checkpoints", section="ema_quick", merges=["Window(files=2)"])
+    gone = {"diagnosed_average": "ema_gone", "fit": "best"}
+    app = open_page("your_checkpoints", section="ema_quick", merges=["Window(files=2)"], **gone)
+    assert [app.get_by_key(key).value for key in gone] == ["ema_slow", "default"]
     assert app.selectbox(key="section").options == ["model", "ema_slow", "ema_quick"]
     shown = drawn(app)[0]
     own = shown.loc[shown["line"] == "Window(files=2)"].sort_values("step")

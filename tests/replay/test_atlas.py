@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from emacore import RunConfig, train
 from emacore.averaging.code import from_code, scheme_from_code, scheme_to_code
-from emacore.averaging.families import Constant, InversePower, PowerFunction
+from emacore.averaging.families import Constant, ExponentialRamp, InversePower, PowerFunction
+from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import TIMING
 from emacore.averaging.weights import average, relative_width
 from emacore.averaging.windows import Window
@@ -100,6 +101,20 @@ def test_axes_of_other_rules(trajectory, x, y):
     else:
         assert scheme == Window(min(int(row["y"]), 30 - int(row["x"])))
     assert trajectory.final({"a": scheme})["loss"][0] == pytest.approx(row["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", [Constant, ExponentialRamp])
+@pytest.mark.parametrize("other", ["update_after_step", "window"])
+def test_a_half_life_is_in_steps_also_where_the_average_moves_in_few(trajectory, family, other):
+    schedule = family(0.9, update_every=3)
+    pair = (other, "half_life") if other in partners("half_life", family) else ("half_life", other)
+    cells = atlas(trajectory, schedule, *pair)
+    for row in cells.iloc[:: len(cells) // 10].itertuples():
+        scheme = scheme_from_code(row.code)
+        rule = scheme.rule if isinstance(scheme, Window) else scheme
+        wanted = row.y if pair[1] == "half_life" else row.x
+        assert half_life(rule.beta) * rule.update_every == pytest.approx(wanted)
+        assert rule.update_every == (1 if other == "window" else 3)
 
 
 def test_any_two_axes_go_together(trajectory):

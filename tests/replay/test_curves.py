@@ -92,6 +92,36 @@ def test_standard_deviations_are_over_epochs_that_are_finite_in_both(lost, which
     assert figures(table(*losses), 2)["steadiness"].tolist() == pytest.approx(expected)
 
 
+def test_a_path_that_does_not_move_has_no_share_of_variance():
+    told, nan = curves.shown_in_words, float("nan")
+    assert "shows 99 % of the variance of the weights' path and 50 % of the average's;" in told(0.99, 0.5)
+    assert told(0.99, nan).startswith("The plane shows 99 % of the variance of the weights' path; the rest")
+    assert told(0.99, nan).endswith("The average stands still.")
+    assert told(nan, 0.99).startswith("The plane shows 99 % of the variance of the average's path; the rest")
+    assert told(nan, 0.99).endswith("The weights stand still.")
+    assert told(nan, nan) == "Neither the weights nor their average move."
+
+
+def test_losses_below_0_are_compared_as_others_are():
+    found = curve_figures(table([-2.0, -2.0], [-1.0, -3.0]), METRICS, "original", 1)
+    told = curve_in_words(found, "original", "a")
+    assert "the average ends 50 % below the original's (-3 and -2); its lowest loss is 50 % below" in told
+    assert plateau([-2.0, -1.95, -1.0, np.nan]) == 0.5
+    assert plateau([2.0, 2.05, 3.0, np.nan]) == 0.5
+
+
+def test_a_gain_of_rounding_is_not_divided_by():
+    rates, original = [1.0] * 6 + [0.1] * 4, np.r_[np.full(6, 0.5), np.full(4, 0.2)]
+    told = smaller_rate_in_words(np.arange(1, 11), rates, original, original * (1 - 1e-9))
+    assert told.endswith("At the high rate averaging gained nothing here that a smaller rate could replace.")
+
+
+def test_a_difference_of_rounding_is_none():
+    found = curve_figures(table([0.07, 0.0619], [0.0619 * (1 + 2e-8), 0.0619 * (1 - 2e-8)]), METRICS, "original", 1)
+    told = curve_in_words(found, "original", "a")
+    assert told.count("equal in four digits to the original's (0.0619)") == 2
+
+
 def test_a_curve_in_words():
     found = table([4.0, 2.0, 4.0], [5.0, 1.0, 3.0])
     told = curve_in_words(curve_figures(found, METRICS, "original", 2), "original", "a")

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from emacore import EMA, Recorder
 from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.windows import Window
+from emacore.formatting import in_bytes
 from emacore.limits import DISK_RESERVE, RECORDED_STEPS
 from emacore.replay import recording
 from emacore.replay.recording import RecordingError, read_recording
@@ -361,7 +362,7 @@ def test_a_budget_is_kept_while_the_run_goes_on(tmp_path, most):
     rows = max(0, (most - 128) // recorder.row_bytes)
     assert size == 128 + rows * recorder.row_bytes
     began = f"the recording ends after step {rows - 1}" if rows else "nothing was recorded"
-    assert f"{began}: it may take 0 MB at most" == recorder.error
+    assert f"{began}: it may take {in_bytes(most)} at most" == recorder.error
     assert len(read_recording(tmp_path / "run").weights) == rows
 
 

@@ -2,7 +2,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from emacore.tasks.regression.data import load
 from emacore.tensors.pairing import from_reals
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.task import ValidationMeasure
+from tests.forked import Forked
 from tests.helpers import wait_for
 
 CONFIG = RunConfig(
@@ -323,7 +323,7 @@ import sys
 from emacore import RunConfig, train
 train(RunConfig.from_json('''{replace(CONFIG, max_epochs=100_000).to_json()}'''), record=sys.argv[1])
 """
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
+    process = Forked([sys.executable, "-c", code, str(tmp_path / "run")])
     try:
         run_json = tmp_path / "run/run.json"
         wait_for(lambda: run_json.exists() and len(open_run(tmp_path / "run").epoch_ends) > 3)

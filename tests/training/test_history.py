@@ -49,6 +49,20 @@ def test_words_are_of_this_run_and_follow_its_numbers():
     )
 
 
+@pytest.mark.parametrize(
+    ("original", "averaged", "words"),
+    [
+        (0.0619, 0.0619 * (1 + 2e-8), "equal in four digits to the original's (0.0619 against 0.0619)"),
+        (0.0619, 0.0619, "equal to the original's"),
+        (0.0, 0.0, "equal to the original's"),
+        (0.0, 0.5, "higher than the original's (0.5 against 0)"),
+        (0.5, 0.0, "100 % lower than the original's (0 against 0.5)"),
+    ],
+)
+def test_a_difference_of_rounding_is_none_and_0_divides_nothing(original, averaged, words):
+    assert words in in_words(history([original], [averaged]))[0]
+
+
 def test_words_of_a_run_that_diverged_are_of_its_finite_part():
     assert "after epoch 1," in in_words(history([0.5, float("inf")], [0.4, float("nan")]))[0]
     assert in_words(history([float("nan")], [0.4])) == []
