@@ -4,7 +4,7 @@ import signal
 import torch
 from hypothesis import settings
 
-# A busy machine is no failure; and the gate should judge a change, not the luck of its draw.  It has twenty minutes.
+# A busy machine is no failure; and the gate should judge a change, not the luck of its draw.  It has ten minutes.
 IN_GATE = bool(os.environ.get("CI"))
 settings.register_profile("house", deadline=None, derandomize=IN_GATE, max_examples=30 if IN_GATE else 100)
 settings.load_profile("house")
