@@ -53,6 +53,14 @@ def test_what_a_killed_process_left_is_removed_and_what_one_that_lives_writes_is
     assert [one.name for one in path.glob(".*")] == [foreign.name]
 
 
+def test_a_failure_leaves_the_folders_that_there_were(tmp_path):
+    (tmp_path / "there" / "out").mkdir(parents=True)
+    for out in ("there/out", "there/new/out", "new/newer/out"):
+        with pytest.raises(ZeroDivisionError), whole_or_nothing(tmp_path / out):
+            _ = 1 / 0
+    assert sorted(str(one.relative_to(tmp_path)) for one in tmp_path.rglob("*")) == ["there", "there/out"]
+
+
 def test_where_there_are_no_locks_results_are_written_all_the_same(folder, monkeypatch):
     path, _ = folder
 

@@ -1,3 +1,5 @@
+import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,6 +11,7 @@ from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
 from streamlit.runtime.state import SCRIPT_RUN_WITHOUT_ERRORS_KEY
 from streamlit.runtime.state.safe_session_state import SafeSessionState
 
+from emacore import RunConfig
 from emacore.charts import style
 from tests.pages.conftest import enter_recorded, enter_run
 
@@ -67,6 +70,39 @@ def test_every_control_has_help_and_its_place_in_the_link(open_page, page, home)
             assert control.help, control.label
             if not control.key.startswith("pick-"):  # their links are tested with links
                 assert control.proto.query_param_key == control.key, control.label
+
+
+def test_presets_set_what_their_words_say():
+    said = 0
+    for page in ("train", "evidence", "where_it_helps"):
+        body = ast.parse((ROOT / "pages" / f"{page}.py").read_text()).body
+        until = next(place for place, node in enumerate(body) if ast.unparse(node) == "through_app()")
+        names = {}
+        exec(compile(ast.Module(body[:until], []), page, "exec"), names)
+        for name, (words, config, *_) in names["PRESETS"].items():
+            optimizer, article = config.optimizer, RunConfig().schedule
+            for pattern, number in {
+                r"(?:earning rate|Adam) ([\d.]*\d)|([\d.]*\d) and never lowered": optimizer.learning_rate,
+                r"momentum ([\d.]*\d)": optimizer.momentum,
+                r"batches of (\d+)": optimizer.batch_size,
+                r"(?<!about )\b(\d+) epochs": config.max_epochs,
+                r"([\d,]+) steps": config.max_epochs * config.steps_per_epoch,
+                r"Constant ([\d.]*\d)": getattr(config.schedule, "beta", None),
+            }.items():
+                for found in re.finditer(pattern, words):
+                    assert float((found[1] or found[2]).replace(",", "")) == number, (page, name)
+                    said += 1
+            for pattern, holds in {
+                "never lowered": optimizer.rate_rule == "constant",
+                "No early stop|fixed length": config.stopping.curve == "none",
+                "early stop on the average": config.stopping.curve == "ema",
+                "article's schedule": config.schedule == article,
+                "SGD": optimizer.name == "sgd",
+                "No dropout|without the noise of dropout": config.network.dropout == 0,
+                "Five epochs": config.max_epochs == 5,
+            }.items():
+                assert holds or not re.search(pattern, f"{name}: {words}"), (page, name, pattern)
+    assert said > 15
 
 
 def test_colours_are_the_same_in_streamlit_and_in_the_charts():

@@ -91,6 +91,7 @@ def test_without_anything_opened_there_is_an_example(open_page):
             assert planned_in_words(found) in texts(app)
     assert growth["weight"].max() == pytest.approx(1)
     assert PROMISE in texts(app)
+    assert "Nothing of yours is open, so this is an example: 10 files of a run of 2,000 steps." in texts(app)
     assert any("Snapshots" in block.value for block in app.code)
     assert "`emacore checkpoints snapshots` lists them" in texts(app)
 
@@ -146,6 +147,7 @@ def test_what_was_opened_is_chosen_by_its_name_and_shown_without_its_path(open_p
     shown = "\n".join([texts(app), *(block.value for block in app.code), *(str(one.value) for one in app.dataframe)])
     assert str(folder.parent) not in shown
     assert "Nothing says how these networks are measured" in shown
+    assert "this is an example" not in shown
 
 
 def test_several_merges_are_shown_side_by_side_as_they_would_be_made(open_page, of_mine):
