@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from itertools import product
@@ -290,6 +290,6 @@ def _seeds_in_words(seeds: Sequence[int]) -> str:
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    found = checked_seeds(seeds)
-    check_most("seeds", len(found), SEEDS)
-    return found
+    if isinstance(seeds, Sized):  # before they are looked at one by one
+        check_most("seeds", len(seeds), SEEDS)
+    return checked_seeds(seeds)

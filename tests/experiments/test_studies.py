@@ -164,7 +164,7 @@ def test_too_many_values_or_letters_are_told():
 
 def test_too_many_seeds_and_cells_are_told_before_any_is_made():
     with pytest.raises(ValueError, match="at most 10,000 seeds"):
-        Study(RunConfig(), range(10**8))
+        Study(RunConfig(), range(10**18))  # for ever, if they were looked at one by one
     many = list(range(1, 10**4))
     with pytest.raises(ValueError, match="at most 2,500 cells"):
         Sweep(RunConfig(), {"max_epochs": many, "stopping.patience": many}, (0,))
