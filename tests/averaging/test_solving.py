@@ -173,7 +173,7 @@ def test_the_start_of_a_running_mean_is_sought_wherever_it_was():
     late = UniformAverage(update_after_step=200)
     assert solving.with_half_life(late, 51, 10).start == 36
     assert width_over(solving.with_relative_width(late, 51, 0.1), 51) == pytest.approx(0.1, rel=0.02)
-    with pytest.raises(ValueError, match=r"half-life of 2 steps .* nearest is 1.71"):
+    with pytest.raises(ValueError, match=r"half-life of 2 steps .* nearest is 1.709: ask for that"):
         solving.with_half_life(UniformAverage(), 100, 2)
 
 

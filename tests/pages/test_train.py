@@ -20,7 +20,6 @@ from emacore.tasks.regression.article import PROGRESS
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets.runs import RUN_DEFAULTS, run_state
-from tests.forked import forking
 from tests.helpers import ME, wait_for
 from tests.pages.conftest import FREE, drawn, enter_recorded, run, texts
 from tests.pages.conftest import enter_run as enter
@@ -315,7 +314,6 @@ def test_the_defaults_of_the_controls_are_the_articles():
 def test_from_start_to_end_with_a_real_worker(open_page, home, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("EMACORE_HOME", str(home))
-    forking(monkeypatch, jobs)
     queue = None
     try:
         app = open_page("train", max_epochs="3")

@@ -309,7 +309,7 @@ def test_the_curves_are_what_was_measured_and_what_a_trajectory_replays(open_pag
 
 def test_the_figures_are_of_the_curves_that_are_drawn(open_page, home):
     run_id = enter(home)
-    app = open_page("what_if", beta="0.8", steady_from="5", view="Family")
+    app = open_page("what_if", beta="0.8", update_after_step="5", steady_from="5", view="Family")
     history, table = RunStore(home).history(run_id), figures(app)
     for name, model in (("original", "original"), ("the run's own EMA", "ema")):
         own = history[[f"val_{metric}_{model}" for metric in ("loss", "mae", "r2")]]

@@ -1,5 +1,6 @@
 """Rows of weights at any steps: what each stands for, what is asked of them, and how often they are read."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from emacore.averaging.windows import Window
 from emacore.replay import trajectory
 from emacore.replay.rows import Rows
 from emacore.replay.trajectory import Trajectory
-from tests import forked
 
 STARTS = st.integers(0, 12)
 EVERY = st.integers(1, 5)
@@ -321,7 +321,7 @@ def test_loading_a_module_takes_as_much_memory_again_as_it_has(tmp_path):
             for _ in range(2):
                 recorder.record()
     command = [sys.executable, "-c", PEAK, *(tmp_path / name for name, _, _ in recordings)]
-    found = forked.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(found) == 2
     for line in found:
         most, size = map(float, line.split())
