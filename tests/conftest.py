@@ -6,7 +6,7 @@ from hypothesis import settings
 
 # A busy machine is no failure; and the gate should judge a change, not the luck of its draw.  It has ten minutes.
 IN_GATE = bool(os.environ.get("CI"))
-settings.register_profile("house", deadline=None, derandomize=IN_GATE, max_examples=30 if IN_GATE else 100)
+settings.register_profile("house", deadline=None, derandomize=IN_GATE, max_examples=20 if IN_GATE else 100)
 settings.load_profile("house")
 
 # A shell has what it starts in the background ignore Ctrl-C, as nohup does a closed terminal; whatever tests start
