@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -60,7 +61,8 @@ def table():
     """Of two processes, which are forked: torch is there."""
     context.set_start_method("fork", force=True)
     try:
-        with pytest.warns(UserWarning, match="`fork` start method"):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`fork` start method")  # said where joblib starts such processes itself
             return sweep(CONFIG, GRID, SEEDS, workers=2)
     finally:
         get_reusable_executor().shutdown()
