@@ -113,6 +113,16 @@ def _two_units(count: int, size: int, large: str, small: str) -> str:
     return " ".join(f"{part} {unit}" for part, unit in ((whole, large), (rest, small)) if part)
 
 
+def compared(value: float, reference: float, lower: str, higher: str) -> str:
+    """How a finite number stands beside another, in these words: "12 % below", "equal in four digits to"."""
+    if value == reference:
+        return "equal to"
+    if number(value) == number(reference):
+        return "equal in four digits to"
+    where = lower if value < reference else higher
+    return where if reference == 0 else f"{percent(abs((value - reference) / reference))} {where}"
+
+
 def in_bytes(count: float) -> str:
     """Bytes as "87 bytes", "293 kB", "12 MB", "3.2 GB", each unit 1,024 of the one before."""
     for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):

@@ -162,3 +162,20 @@ def test_in_words_no_number_has_an_exponent(value):
 )
 def test_bytes_in_words(count, words):
     assert formatting.in_bytes(count) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "words"),
+    [
+        (1.0, 1.0, "equal to"),
+        (1.0 + 1e-9, 1.0, "equal in four digits to"),
+        (0.5, 1.0, "50 % below"),
+        (1.5, 1.0, "50 % above"),
+        (-1.5, -1.0, "50 % below"),
+        (-0.5, -1.0, "50 % above"),
+        (0.5, 0.0, "above"),
+        (-0.5, 0.0, "below"),
+    ],
+)
+def test_numbers_are_compared_in_words_whatever_their_signs(value, reference, words):
+    assert formatting.compared(value, reference, "below", "above") == words

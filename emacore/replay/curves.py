@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.windows import Scheme
-from emacore.formatting import number, percent
+from emacore.formatting import compared, number, percent
 from emacore.replay.atlas import has_beta, plateau
 from emacore.replay.measure import Metric, lead_in_words, trailing
 from emacore.replay.trajectory import Table, Trajectory
@@ -324,12 +324,6 @@ def _against(value: float, reference: float) -> str:
         return f"not finite (the original's is {number(reference) if np.isfinite(reference) else 'not finite either'})"
     if not np.isfinite(reference):
         return f"at {number(value)}, where the original's is not finite"
-    if value == reference:
-        return f"equal to the original's ({number(value)})"
-    if number(value) == number(reference):
-        return f"equal in four digits to the original's ({number(value)})"
-    if reference == 0:
-        return f"above the original's ({number(value)} and 0)"
-    change = (value - reference) / abs(reference)  # a loss may be below 0
-    where = "below" if change < 0 else "above"
-    return f"{percent(abs(change))} {where} the original's ({number(value)} and {number(reference)})"
+    both = number(value), number(reference)
+    numbers = both[0] if both[0] == both[1] else " and ".join(both)
+    return f"{compared(value, reference, 'below', 'above')} the original's ({numbers})"

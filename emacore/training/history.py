@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from emacore.formatting import duration, number, percent
+from emacore.formatting import compared, duration, number, percent
 from emacore.replay.measure import Metric, lead_in_words, trailing
 from emacore.training.config import TaskConfig
 
@@ -193,16 +193,6 @@ def epochs_without_best(history: pd.DataFrame, curve: str) -> int:
     return len(losses) - 1 - int(losses.argmin()) if losses.notna().any() else len(losses)
 
 
-def _beside(averaged: float, original: float) -> str:
-    if averaged == original:
-        return "equal to"
-    if number(averaged) == number(original):
-        return "equal in four digits to"
-    if original == 0:
-        return "higher than"
-    return f"{percent(abs((averaged - original) / original))} {'lower' if averaged < original else 'higher'} than"
-
-
 def in_words(history: pd.DataFrame) -> list[str]:
     """What the figures of this one run say, and no more than that."""
     finite = history[np.isfinite(history["val_loss_original"]) & np.isfinite(history["val_loss_ema"])]
@@ -212,7 +202,7 @@ def in_words(history: pd.DataFrame) -> list[str]:
     original, ema = (finite[f"val_loss_{name}"].to_numpy() for name in ("original", "ema"))
     sentences = [
         f"In this run, after epoch {epochs[-1]}, the averaged model's validation loss is "
-        f"{_beside(float(ema[-1]), float(original[-1]))} the original's "
+        f"{compared(float(ema[-1]), float(original[-1]), 'lower than', 'higher than')} the original's "
         f"({number(ema[-1])} against {number(original[-1])}).",
         f"The lowest validation loss was {number(original.min())} for the original (epoch "
         f"{epochs[original.argmin()]}) and "

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -162,9 +163,19 @@ def test_too_many_values_or_letters_are_told():
             json_values(text)
 
 
+class Unread(Sequence):
+    """A hundred million seeds, of which none may be looked at."""
+
+    def __len__(self):
+        return 10**8
+
+    def __getitem__(self, place):
+        raise AssertionError("a seed was looked at")
+
+
 def test_too_many_seeds_and_cells_are_told_before_any_is_made():
     with pytest.raises(ValueError, match="at most 10,000 seeds"):
-        Study(RunConfig(), range(10**18))  # for ever, if they were looked at one by one
+        Study(RunConfig(), Unread())
     many = list(range(1, 10**4))
     with pytest.raises(ValueError, match="at most 2,500 cells"):
         Sweep(RunConfig(), {"max_epochs": many, "stopping.patience": many}, (0,))
