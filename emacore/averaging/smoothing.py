@@ -27,7 +27,7 @@ from emacore.averaging.trackers import (
 )
 from emacore.averaging.weights import average, moving_average
 from emacore.checks import check_unit, check_whole
-from emacore.formatting import number, percent
+from emacore.formatting import number, percent, plain
 
 Floats = NDArray[np.float64]
 
@@ -130,9 +130,9 @@ class Settled(NamedTuple):
 
     def in_words(self, unit: str) -> str:
         """Lag, half-life and cut-off in a sentence, counted in this unit."""
-        parts = [f"slow changes come out {number(self.lag)} late (in {unit})"]
+        parts = [f"slow changes come out {plain(self.lag)} late (in {unit})"]
         if not math.isnan(self.half_life):
-            parts.append(f"half-life {number(self.half_life)}")
+            parts.append(f"half-life {plain(self.half_life)}")
         cutoff = "no cut-off" if self.cutoff is None else f"cut-off at one cycle in {number(_turned(self.cutoff))}"
         return f"{', '.join([*parts, cutoff])}, {percent(self.noise)} of white noise left"
 

@@ -113,6 +113,8 @@ def test_words_and_ends():
     )
     assert moving_average_cutoff(1) is None
     assert "no cut-off" in Smoothing("first", 0.1).settled([0, 1]).in_words("step")
+    short = Smoothing("first", 1e-50).settled([0, 1]).in_words("step")
+    assert short.startswith("slow changes come out < 0.0000001 late"), "no exponent"
     assert Smoothing("first", 1.0).settled([]).lag == math.inf
     assert Smoothing("wandb", 0.5).settled([3.0]).distance == 1
 
