@@ -163,7 +163,8 @@ class JobQueue:
                 self.store.workers.forget(name)
                 if came_up:
                     self.store.fail_run_of(name, f"The worker process ended unexpectedly ({how}); {said}.")
-                elif not self._workers:  # the next one would fare no better, and the run would wait forever
+                elif not self._workers and not self.store.counts().get("running"):
+                    # The next one would fare no better, and nobody is at work who could take the run up.
                     self.store.fail_next(f"No worker process could be started ({how}); {said}.")
 
     def _put_away(self, process: subprocess.Popen[bytes]) -> Path | None:
