@@ -104,9 +104,9 @@ def in_words(comparison: PairedComparison) -> str:
     seeds = fewer.max() if len(fewer) else simulated.min()
     table = table[table["seeds"] == seeds]
     which = f"the largest number up to {pairs}" if len(fewer) else "the smallest number"
-    instead = "" if seeds == pairs else f" ({which} that was simulated)"
+    of = f"{seeds} seeds" if seeds == pairs else f"{seeds} seeds ({which} that was simulated)"
     told = [
-        f"95 % intervals by {kind}. In {table['studies'].iloc[0]:,} simulated studies of {seeds} seeds{instead} for each "
+        f"95 % intervals by {kind}. In {table['studies'].iloc[0]:,} simulated studies of {of} for each "
         f"of {len(SHAPES)} shapes of gains ({', '.join(SHAPES)}), that of the median held the truth in "
         f"{_range(table, 'median')}; that of the mean in {_range(table, 'mean')}."
     ]
