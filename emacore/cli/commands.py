@@ -237,6 +237,7 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
     """
     import pandas as pd
 
+    from emacore.replay.curves import MISS_MORE
     from emacore.tasks import open_run
 
     named = {scheme_to_code(scheme): scheme for scheme in schemes}
@@ -246,7 +247,7 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
     if trajectory.every > 1:
         _tell(
             f"One step in {trajectory.every} was recorded, so this is close, not exact: on the article's run its own "
-            "schedule misses the loss by up to 0.5, 2 and 5 % with one step in 2, 5 and 10; shorter averages by more."
+            f"schedule misses the loss by up to 0.5, 2 and 5 % with one step in 2, 5 and 10; {MISS_MORE}."
         )
     _write(pd.DataFrame(trajectory.final(named) if final else trajectory.replay(named)), output)
 
