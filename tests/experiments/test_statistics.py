@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 from collections import Counter
@@ -5,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -129,6 +130,30 @@ def test_pairs_that_are_not_finite_decide_alone_too():
 def test_wilcoxons_p_of_tied_and_equal_pairs_is_scipys(gains):
     found = paired_comparison([4.0] * len(gains), [4.0 - gain for gain in gains]).wilcoxon_p
     assert found == pytest.approx(stats.wilcoxon(np.array(gains, float), zero_method="pratt").pvalue)
+
+
+@given(st.integers(0, 250), st.lists(st.integers(-5, 5), min_size=1, max_size=9))
+def test_wilcoxons_p_is_the_share_of_all_signs_however_many_pairs_are_equal(equal, differences):
+    different = [one for one in differences if one]
+    assume(different)
+    values = np.array([0.0] * (equal + len(differences) - len(different)) + different)
+    ranks = stats.rankdata(np.abs(values))[values != 0]
+    sums = np.array(list(itertools.product([0, 1], repeat=len(different)))) @ ranks
+    won = ranks[np.array(different) > 0].sum()
+    expected = min(1, 2 * min((sums <= won).mean(), (sums >= won).mean()))
+    found = paired_comparison(np.full(len(values), 9.0), 9 - values)
+    assert found.wilcoxon_p == pytest.approx(expected)
+    assert found.wilcoxon_p >= min(1, 2 / 2 ** len(different))
+
+
+@pytest.mark.parametrize("equal", [0, 150])
+def test_of_more_pairs_wilcoxons_p_is_near_that_of_all_signs(monkeypatch, equal):
+    values = np.concatenate([np.zeros(equal), np.random.default_rng(5).normal(0.05, 1, 200)])
+    near = statistics._wilcoxon(values)
+    monkeypatch.setattr(statistics, "_ADDITIONS", 10**9)
+    exact = statistics._wilcoxon(values)
+    assert 0.01 < exact < 0.5
+    assert exact != near == pytest.approx(exact, abs=0.003)
 
 
 def test_the_means_interval_is_students():
