@@ -189,7 +189,7 @@ def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):
 
 
 ENDLESS_CELLS = """
-import os, sys, time
+import os, signal, sys
 from pathlib import Path
 from emacore.experiments import sweep
 from tests.experiments.test_sweep import CONFIG, GRID, SEEDS
@@ -197,7 +197,7 @@ from tests.experiments.test_sweep import CONFIG, GRID, SEEDS
 def forever(index, job):
     Path(sys.argv[1], str(os.getpid())).touch()
     while True:
-        time.sleep(0.1)
+        signal.pause()
 
 sweep.train_cell = forever
 sweep.sweep(CONFIG, GRID | {"max_epochs": [3, 4]}, SEEDS, workers=2)
