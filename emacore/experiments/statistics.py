@@ -211,7 +211,7 @@ class Corrected:
     Args:
         p: Holm's adjusted p-value; NaN where there is nothing to test.
         tests: How many there are.
-        least: The least that ``p`` could have been, had one network won all of this comparison's finite pairs.
+        least: The least that ``p`` could have been, had one network won all of this comparison's pairs.
         final: Whether these are all tests that there will be; with each further one ``p`` stays or grows.
     """
 
@@ -233,7 +233,7 @@ def corrected(comparisons: Sequence[PairedComparison], *, final: bool = True) ->
     found = []
     for n, one in enumerate(comparisons):
         others = p_values.copy()
-        others[n] = least_p(one.pairs)
+        others[n] = least_p(one.seeds)
         found.append(Corrected(float(adjusted[n]), int((~np.isnan(p_values)).sum()), float(holm(others)[n]), final))
     return found
 

@@ -317,7 +317,9 @@ def test_words_never_contradict_the_numbers_of_many_tests():
     for _ in range(16):
         comparisons = [paired_comparison(*drawn_pairs(rng)) for _ in range(rng.integers(1, 30))]
         p_values = np.array([one.wilcoxon_p for one in comparisons])
-        for one, among, adjusted in zip(comparisons, corrected(comparisons), holm(p_values), strict=True):
+        for n, (one, among, adjusted) in enumerate(
+            zip(comparisons, corrected(comparisons), holm(p_values), strict=True)
+        ):
             kind, words = kind_of(one, among), verdict(one, "the final loss", among)
             kinds[kind] += 1
             no_empty_words(words)
@@ -342,6 +344,9 @@ def test_words_never_contradict_the_numbers_of_many_tests():
             elif kind == "cannot tell" and one.pairs >= 6:
                 assert f"the corrected p would be {among.least:.2g}" in words
                 assert among.least >= 0.05
+                won = paired_comparison(np.full(one.seeds, 2.0), np.linspace(1, 1.5, one.seeds))
+                assert corrected([*comparisons[:n], won, *comparisons[n + 1 :]])[n].p == pytest.approx(among.least)
+                assert one.seeds < fewest_seeds(among.tests)
     assert set(kinds) == set(KINDS)
 
 
