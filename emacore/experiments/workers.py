@@ -63,6 +63,10 @@ class Workers:
                 lock.release()
                 Path(lock.lock_file).unlink(missing_ok=True)
 
+    def is_held(self, token: str) -> bool:
+        """Whether there is a lock of the worker of this token, as while it lives."""
+        return self._lock(token).exists()
+
     def forget(self, worker: str) -> None:
         """Remove the lock of a worker that has ended."""
         with suppress(OSError):
@@ -96,7 +100,9 @@ class Workers:
         return False
 
     def _lock_of(self, worker: str) -> Path:
-        token = worker.rpartition("@")[0].partition(":")[2]
+        return self._lock(worker.rpartition("@")[0].partition(":")[2])
+
+    def _lock(self, token: str) -> Path:
         return self.folder / f"{hashlib.sha256(token.encode()).hexdigest()[:24]}.lock"
 
 

@@ -261,6 +261,23 @@ def test_of_many_dead_workers_the_last_are_kept(tmp_path, monkeypatch):
     queue.close()
 
 
+def test_what_a_worker_said_that_still_lives_is_kept(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, "echo wrong >&2; exit 3")
+    monkeypatch.setattr(jobs, "LOGS_KEPT", 3)
+    with queue.store.workers.working("elder"):
+        log = queue.store.folder / "workers" / "elder.log"
+        log.write_text("a warning")
+        os.utime(log, (0, 0))
+        for _ in range(4):
+            queue.submit(QUICK)
+            buried(queue)
+        assert log.read_text() == "a warning"
+    queue.submit(QUICK)
+    buried(queue)
+    assert not log.exists()
+    queue.close()
+
+
 def test_a_worker_finds_the_package_wherever_the_server_was_started(tmp_path, monkeypatch):
     queue = saying(tmp_path, monkeypatch, 'echo "$PYTHONPATH" >&2; exit 3')
     run_id = queue.submit(QUICK)
