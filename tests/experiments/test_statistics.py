@@ -365,6 +365,20 @@ def test_so_many_tests_need_so_many_seeds(tests):
     assert fewest_seeds(20) == 10
 
 
+@pytest.mark.parametrize("intervals", [CLASSICAL, BCA])
+@pytest.mark.parametrize("pairs", range(6, 31))
+def test_gains_that_are_all_the_same_have_an_interval_of_this_gain_alone(pairs, intervals):
+    found = paired_comparison(np.ones(pairs), np.full(pairs, 0.7), intervals=intervals)
+    for interval in (found.median, found.mean):
+        assert interval.low == interval.estimate == interval.high == 1 - 0.7
+
+
+@pytest.mark.parametrize("intervals", [CLASSICAL, BCA])
+def test_where_no_gain_is_finite_there_is_no_estimate(intervals):
+    found = paired_comparison([NAN] * 8, [1.0] * 8, intervals=intervals)
+    assert np.isnan([found.median.estimate, found.median.low, found.mean.estimate, found.mean.high]).all()
+
+
 def test_ties_and_diverged_seeds_are_told_and_never_dropped():
     ties = paired_comparison(np.ones(8), np.ones(8))
     assert (ties.wins, ties.ties) == (0, 8)
