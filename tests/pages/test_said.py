@@ -272,10 +272,12 @@ def test_of_two_runs_and_of_one_that_diverged(open_page, home, as_before):
 
 
 def test_of_the_articles_run(open_page, home, as_before):
-    run_id = enter_run(home, RunConfig(seed=3, max_epochs=500), state="running", stop_after=12)
-    as_before(open_page("train", run=run_id), "train, as in the article")
-    short = enter_run(home, RunConfig(seed=3, max_epochs=500), state="stopped", stop_after=3)
+    article = RunConfig(seed=3, max_epochs=500)
+    short = enter_run(home, article, state="stopped", stop_after=3)
     as_before(open_page("train", run=short), "train, the article's first epochs")
+    RunStore(home).delete(short)  # two of one second would be told apart by their ids
+    run_id = enter_run(home, article, state="running", stop_after=12)
+    as_before(open_page("train", run=run_id), "train, as in the article")
 
 
 def test_of_a_run_whose_store_is_damaged(open_page, home, as_before):
