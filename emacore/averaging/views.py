@@ -330,10 +330,11 @@ def gain_table(beta: float, windows: Mapping[str, int]) -> Table:
     """Amplitude out by amplitude in, over the frequency (cycles per step): frequency, EMA, and each window's.
 
     Windows of one size have one gain, so only the first of them is in the table.
-    From a twentieth of the cut-off, at most 0.0001, to the highest frequency a sequence has, 0.5.
+    From a twentieth of the cut-off, at most 0.0001, to the highest frequency a sequence has, 0.5, so densely that on a
+    log axis the lobes of a window that lie between two points are small.
     """
     cutoff = filters.cutoff_frequency(beta)
-    frequency = np.geomspace(min(1e-4, (cutoff or 0.01) / 20), 0.5, 400)
+    frequency = np.geomspace(min(1e-4, (cutoff or 0.01) / 20), 0.5, 2000)
     first = {size: name for name, size in reversed(list(windows.items()))}
     moving = {first[n]: np.abs(filters.moving_average_response(n, frequency)) for n in dict.fromkeys(windows.values())}
     return {"frequency": frequency, "EMA": np.abs(filters.frequency_response(beta, frequency)), **moving}

@@ -6,6 +6,7 @@ from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.signals import final_loss
 from emacore.averaging.solving import with_half_life
 from emacore.averaging.windows import Window
+from emacore.charts.thin import kept_rows
 from emacore.widgets.schedules import state_of
 
 CURVATURES, START = (1.0, 0.25), (2.0, 1.6)
@@ -166,7 +167,7 @@ def test_the_gain_is_that_of_a_sine_that_is_filtered():
     assert list(table) == ["frequency", "EMA", views.DELAY]
     assert table["frequency"][-1] == 0.5
     assert table["frequency"][0] == pytest.approx(1e-4)
-    k = 330
+    k = 1650
     wave = np.exp(2j * np.pi * table["frequency"][k] * np.arange(4000))
     for name in ("EMA", views.DELAY):
         filter_name = views.ZERO if name == "EMA" else name
@@ -178,6 +179,21 @@ def test_the_gain_is_that_of_a_sine_that_is_filtered():
         views.DELAY,
         views.NOISE,
     ]
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.9, 0.98, 0.999, 0.999999])
+def test_no_lobe_of_a_gain_lies_between_the_points_that_are_drawn(beta):
+    windows = views.equal_windows(beta, 0.9)
+    table = views.gain_table(beta, windows)
+    across = np.log(table["frequency"])
+    fine = np.linspace(across[0], across[-1], 400_000)
+    frequency = np.exp(fine).clip(max=0.5)
+    truth = {name: np.abs(filters.moving_average_response(size, frequency)) for name, size in windows.items()}
+    truth["EMA"] = np.abs(filters.frequency_response(beta, frequency))
+    for name in table.keys() - {"frequency"}:
+        kept = kept_rows(table["frequency"], table[name], x_scale="log")
+        drawn = np.interp(fine, across[kept], table[name][kept])
+        np.testing.assert_allclose(drawn, truth[name], atol=0.005)
 
 
 def test_the_answer_to_a_jump_and_to_a_spike():
