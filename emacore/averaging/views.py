@@ -141,7 +141,7 @@ def loss_by_decay(
     Args:
         runs: So many are simulated; with 0 ``simulated`` and ``error`` are NaN.
     """
-    decays = np.unique(np.r_[0.0, beta, 1 - np.geomspace(0.8, 1e-6, 120)])
+    decays = np.unique(np.r_[0.0, beta, 1 - np.geomspace(0.8, 1e-6, 132)])
     expected = final_loss(curvatures, learning_rate, gradient_noise, num_steps, decays, start)
     if not runs:
         missing = np.full(len(decays), np.nan)

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from emacore.averaging import filters, views
@@ -7,6 +8,7 @@ from emacore.averaging.signals import final_loss
 from emacore.averaging.solving import with_half_life
 from emacore.averaging.windows import Window
 from emacore.charts.thin import kept_rows
+from emacore.charts.tradeoff import tradeoff
 from emacore.widgets.schedules import state_of
 
 CURVATURES, START = (1.0, 0.25), (2.0, 1.6)
@@ -234,6 +236,23 @@ def test_the_columns_of_the_losses_over_the_decay():
     np.testing.assert_allclose(table["half_life"][1:], np.log(0.5) / np.log(table["decay"][1:]))
     assert (table["last"] == table["expected"][table["decay"] == 0]).all()
     assert table["expected"][found.lowest] == table["expected"][1:].min()
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.2, 1.5])
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.1, 3.0])
+def test_no_bend_of_a_loss_lies_between_the_decays_that_are_drawn(rate, noise):
+    run = (1.0, 0.25), rate, noise, 300
+    found = views.loss_by_decay(*run, (2.0, 1.6), 0.9, runs=0).table()
+    drawn = found["decay"] > 0
+    fine = 1 - np.geomspace(0.8, 1e-6, 5000)
+    across, exact = np.log(filters.half_lives(fine)), final_loss(*run, fine, (2.0, 1.6))
+    figure = tradeoff(pd.DataFrame(found)[drawn], chosen=10.0, label="")
+    ends = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    low, high = np.log(ends)
+    for name, truth in {"bias": exact.bias, "variance": exact.variance, "expected": exact.total}.items():
+        line = np.interp(across, np.log(found["half_life"][drawn]), np.log(np.maximum(found[name][drawn], 1e-300)))
+        true = np.log(np.maximum(truth, 1e-300))
+        np.testing.assert_allclose(line.clip(low, high), true.clip(low, high), atol=0.005 * (high - low))
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
