@@ -43,8 +43,9 @@ def group_delay(beta: float, frequency: ArrayLike = 0.0) -> Floats:
     At frequency 0 it is ``beta / (1 - beta)``, the mean age of the weights.
     """
     _check_beta(beta)
-    cosine = np.cos(2 * np.pi * np.asarray(frequency, dtype=np.float64))
-    return np.asarray(beta * (cosine - beta) / (1 - 2 * beta * cosine + beta**2))
+    # 1 - cos(w) = 2 sin(w/2)^2 keeps the digits where beta is near 1.
+    less = 2 * np.sin(np.pi * np.asarray(frequency, dtype=np.float64)) ** 2
+    return np.asarray(beta * ((1 - beta) - less) / ((1 - beta) ** 2 + 2 * beta * less))
 
 
 def impulse_response(beta: float, num_steps: int) -> Floats:

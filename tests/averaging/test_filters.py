@@ -24,6 +24,17 @@ def test_response_and_delay_equal_scipys(beta):
     assert filters.group_delay(beta) == pytest.approx(beta / (1 - beta))
 
 
+@pytest.mark.parametrize("power", range(1, 16))
+def test_a_delay_keeps_its_digits_where_beta_is_near_1(power):
+    beta = 1 - 10.0**-power
+    rest = 1 - beta
+    assert filters.group_delay(beta) == pytest.approx(beta / rest, rel=1e-12)
+    frequency = rest * np.array([0.0, 0.01, 0.16, 3.0])
+    turn = np.exp(-2j * np.pi * frequency)
+    behind = (beta * turn / (rest - beta * np.expm1(-2j * np.pi * frequency))).real
+    np.testing.assert_allclose(filters.group_delay(beta, frequency), behind, rtol=1e-6)
+
+
 @given(betas)
 def test_cutoff_halves_the_power(beta):
     cutoff = filters.cutoff_frequency(beta)
