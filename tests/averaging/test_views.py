@@ -208,7 +208,26 @@ def test_the_answer_to_a_jump_and_to_a_spike():
     np.testing.assert_allclose(ages["EMA"], one_by_one([1.0, *[0.0] * 56], 0.9, 0.0))
     np.testing.assert_allclose(np.cumsum(ages[views.DELAY]), jump[views.DELAY])
     assert len(views.step_table(0.2, {})["EMA"]) == 20
-    assert len(views.step_table(0.99999, {})["EMA"]) == 20_000
+
+
+@pytest.mark.parametrize("beta", [0.98, 0.9999, 0.999999])
+@pytest.mark.parametrize("table", [views.step_table, views.age_table])
+def test_an_answer_is_seen_whole_however_long_the_memory(beta, table):
+    windows = views.equal_windows(beta)
+    found = table(beta, windows)
+    across = next(iter(found.values()))
+    every = np.arange(across[0], across[-1] + 1)
+    whole = {
+        "EMA": 1 - beta**every if table is views.step_table else (1 - beta) * beta**every,
+        **{
+            name: np.minimum(every / size, 1) if table is views.step_table else (every < size) / size
+            for name, size in windows.items()
+        },
+    }
+    assert every[-1] > 2 * filters.half_life(beta)
+    for name, truth in whole.items():
+        np.testing.assert_allclose(np.interp(every, across, found[name]), truth, atol=0.001 * truth.max())
+    assert len(across) < 21_000
 
 
 def test_spectra_keep_what_is_slow():
