@@ -12,6 +12,7 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from emacore.averaging.code import from_code, to_code
+from emacore.averaging.families import UniformAverage
 from emacore.averaging.schedules import Schedule
 from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
@@ -123,13 +124,17 @@ def loss_frames(folder: str, epochs: int, code: str, marks: Marks, loss: str, sc
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def share_frames(folder: str, epochs: int, code: str, marks: Marks, ends: Ends) -> Frames:
-    """The frames of what each step weighs in the schedule's last average, at the marks of each setting."""
-    trajectory = opened(folder, epochs)
-    moving = {
-        key: [partial(trajectory.shares, from_code(text)) for text in _varied(code, ((key, values),))]
-        for key, values in marks
-    }
-    steps = trajectory.rows.steps.astype(np.float64)
+    """The frames of what each step weighs in the schedule's last average, at the marks of each setting; those that it
+    skips are left out."""
+    trajectory, schedule = opened(folder, epochs), from_code(code)
+    alike = UniformAverage(update_after_step=schedule.update_after_step, update_every=schedule.update_every)
+    rows = np.flatnonzero(trajectory.shares(alike))
+
+    def line(text: str) -> NDArray[np.float64]:
+        return trajectory.shares(from_code(text))[rows]
+
+    moving = {key: [partial(line, text) for text in _varied(code, ((key, values),))] for key, values in marks}
+    steps = trajectory.rows.steps[rows].astype(np.float64)
     return line_frames("step", "weight", "curve", NOW, steps, moving, y_ends=ends)
 
 
