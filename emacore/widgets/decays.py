@@ -20,7 +20,7 @@ from emacore.averaging.windows import Scheme
 from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
 from emacore.charts.moving import MOST_HELD, Frames, Handle, View, line_frames
-from emacore.charts.thin import Floats, Scale, axis_ends
+from emacore.charts.thin import Floats, Scale, axis_ends, roomy_ends
 from emacore.formatting import number, plain
 from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
 from emacore.widgets.page import BOUND, leave_if_run_anew
@@ -273,8 +273,7 @@ def decay_ends(code: str, num_steps: int, quantity: str, marks: Marks) -> Ends:
 
 def _around(values: pd.Series, scale: Scale, ends: Ends) -> Ends:
     """The ends of an axis for these values and what lies between ``ends``."""
-    low, high = axis_ends([*axis_ends(values.to_numpy(), scale), *ends], scale)
-    return (low, high) if low < high else (0.1, 1.0)
+    return roomy_ends([*axis_ends(values.to_numpy(), scale), *ends], scale)
 
 
 def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:

@@ -18,7 +18,7 @@ from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import CHOSEN
-from emacore.charts.thin import Scale, axis_ends
+from emacore.charts.thin import Scale, roomy_ends
 from emacore.replay.frames import MOST_EPOCHS
 from emacore.widgets.moving import schedule_settings, show_moving
 from emacore.widgets.replay import NOW, Recorded, frames_of_codes, looked_at, opened
@@ -109,8 +109,7 @@ def _around(losses: pd.Series, scale: Scale, folder: str, epochs: int, code: str
     """The ends of an axis for these losses and those of a few marks of each handle."""
     extremes = tuple((key, (values[0], values[len(values) // 2], values[-1])) for key, values in marks)
     _, reached = frames_of_codes(folder, epochs, _varied(code, extremes), _ROUGH)
-    low, high = axis_ends(np.concatenate([losses.to_numpy(dtype=np.float64), reached.ravel()]), scale)
-    return (low, high) if low < high else (0.1, 1.0)
+    return roomy_ends(np.concatenate([losses.to_numpy(dtype=np.float64), reached.ravel()]), scale)
 
 
 def loss_frames(folder: str, epochs: int, code: str, marks: Marks, loss: str, scale: Scale, ends: Ends) -> Frames:

@@ -43,6 +43,20 @@ def test_a_line_chart_has_titles_colours_tooltip_and_names_that_highlight():
     assert chart["layer"][3]["data"] == {"values": [{"label": "cut-off", "at": 1.0, "height": -6}]}
 
 
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("value", [0.518, 7e-5, 3e8, 0.0, -2.0])
+def test_names_of_curves_that_are_one_number_stand_apart(scale, value):
+    figure = chart_of(pd.DataFrame({"x": [1, 1], "y": value, "who": ["one", "two"]}), y_scale=scale, height=240)
+    if value <= 0 and scale == "log":
+        assert figure.empty
+        return
+    low, high = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert low < value < high
+    on = np.log if scale == "log" else np.asarray
+    places = [on(row["y"]) for row in figure.spec["layer"][2]["data"]["values"]]
+    assert abs(places[1] - places[0]) / (on(high) - on(low)) * 145 > 14.9  # pixels of a line of text
+
+
 @pytest.mark.parametrize(("epochs", "whole"), [([0, 1, 5], True), ([0.0, 1.0, np.nan], True), ([0.5, 1.0, 2.0], False)])
 def test_an_axis_of_whole_numbers_has_no_ticks_between_them_whatever_holds_them(epochs, whole):
     chart = chart_of(pd.DataFrame({"x": epochs, "y": [1.0, 2.0, 3.0], "who": "one"}))

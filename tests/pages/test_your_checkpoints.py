@@ -282,6 +282,22 @@ def test_what_was_opened_is_replayed_like_a_run(open_page, of_mine, evaluated, f
     assert "In this run the average ends" in texts(app)
 
 
+def test_a_loss_that_is_one_number_lies_on_the_axis_that_is_drawn(
+    open_page, of_mine, evaluated, folder, home, monkeypatch
+):
+    monkeypatch.setenv("EMACORE_EVALUATE", "small_eval:level")
+    app = open_page("what_if", replayed="opened-tiny", family="Constant", beta="0.5")
+    answered(app, home, "Measure what is stored")
+    worked(app, home)
+    assert set(drawn(app)[0]["loss"]) == {5.0}
+    ends = next(
+        convert_arrow_bytes_to_pandas_df(data.data.data).iloc[0]
+        for data in app.get("vega_lite_chart")[0].proto.datasets
+        if data.name == "ends0"
+    )
+    assert ends["y_0"] < 5 < ends["y_1"]
+
+
 def moving(app, column):
     return next(one for one in frames(app).values() if any(name.startswith(f"{column}_0_") for name in one))
 
