@@ -8,7 +8,7 @@ from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.seeds import bands, bins, differences, histogram
-from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
+from emacore.charts.style import AVERAGED, CHOSEN, ORIGINAL, OTHERS, palette
 from emacore.charts.tradeoff import tradeoff
 from emacore.formatting import number
 
@@ -182,7 +182,9 @@ def test_a_cell_of_the_map_never_says_that_a_change_is_0(gain, text):
 
 def test_palette_gives_each_name_its_colour():
     assert palette(["a", "b", "c"], {"b": AVERAGED}) == {"a": OTHERS[0], "b": AVERAGED, "c": OTHERS[1]}
-    assert len(set(palette(list("abcde")).values())) == 5
+    assert len(set(palette(list("abcdefg"), {"d": AVERAGED}).values())) == 7
+    chosen = palette(list("abcdefg"), {"d": AVERAGED, "e": CHOSEN})
+    assert len(set(chosen.values())) == 7
 
 
 def test_a_landscape_is_drawn_as_lines_of_equal_loss():

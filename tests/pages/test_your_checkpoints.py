@@ -20,6 +20,7 @@ from emacore.experiments import opened as module
 from emacore.experiments.jobs import work_off
 from emacore.experiments.opened import contents_of, example, opened
 from emacore.experiments.store import RunStore
+from emacore.widgets.opened import MOST_MERGES, SUGGESTED
 from tests.experiments.opened_folders import MEASURE, small_run, stored_rows
 from tests.helpers import ME
 from tests.pages.conftest import drag, drawn, enter_recorded, frames, run, texts
@@ -94,6 +95,14 @@ def test_without_anything_opened_there_is_an_example(open_page):
     assert "Nothing of yours is open, so this is an example: 10 files of a run of 2,000 steps." in texts(app)
     assert any("Snapshots" in block.value for block in app.code)
     assert "`emacore checkpoints snapshots` lists them" in texts(app)
+
+
+def test_as_many_merges_as_can_be_chosen_look_different(open_page):
+    app = open_page("your_checkpoints", stored_steps="1000", merges=list(SUGGESTED[:MOST_MERGES]))
+    above = json.loads(app.get("vega_lite_chart")[0].proto.spec)["vconcat"][0]["layer"][0]["encoding"]
+    for channel in ("color", "strokeDash"):
+        scale = above[channel]["scale"]
+        assert len(scale["domain"]) == len({str(look) for look in scale["range"]}) == MOST_MERGES + 1
 
 
 def test_names_at_the_ends_of_curves_stand_apart_on_the_axis_that_is_drawn(open_page):
