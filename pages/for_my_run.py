@@ -52,7 +52,7 @@ with picture_above("run"):
         size = float((table["to_step"] - table["from_step"]).max())
         show_chart(
             lines(
-                table,
+                pd.DataFrame(parts.outline({name: table[name].to_numpy() for name in table}, run.steps)),
                 x="steps_to_end" if zoomed else "run_percent",
                 y="weight_percent",
                 series="series",

@@ -103,11 +103,8 @@ with controls:
 noisy = sequence.sequence.noisy
 windows = views.equal_windows(beta, sequence.autocorrelation)
 shown = views.shown_windows(chosen, windows)
-colours = {
-    "sequence": ORIGINAL,
-    "clean part": CLEAN,
-    **palette(chosen, {chosen[0]: AVERAGED} if chosen else {}),
-}
+first = next((name for name in chosen if name not in windows), "")  # the small pictures show an EMA beside windows
+colours = {"sequence": ORIGINAL, "clean part": CLEAN, **palette(chosen, {first: AVERAGED})}
 answers = answers_of(sequence, chosen, beta, schedule)
 with charts:
     finish = show_smoothing(

@@ -43,20 +43,21 @@ def group_delay(beta: float, frequency: ArrayLike = 0.0) -> Floats:
     At frequency 0 it is ``beta / (1 - beta)``, the mean age of the weights.
     """
     _check_beta(beta)
-    cosine = np.cos(2 * np.pi * np.asarray(frequency, dtype=np.float64))
-    return np.asarray(beta * (cosine - beta) / (1 - 2 * beta * cosine + beta**2))
+    # 1 - cos(w) = 2 sin(w/2)^2 keeps the digits where beta is near 1.
+    less = 2 * np.sin(np.pi * np.asarray(frequency, dtype=np.float64)) ** 2
+    return np.asarray(beta * ((1 - beta) - less) / ((1 - beta) ** 2 + 2 * beta * less))
 
 
-def impulse_response(beta: float, num_steps: int) -> Floats:
-    """The weight of a value of age 0, 1, ..., num_steps - 1: ``(1 - beta) * beta ** age``."""
+def impulse_response(beta: float, ages: ArrayLike) -> Floats:
+    """The weights of values of these ages (steps): ``(1 - beta) * beta ** age``, in their shape."""
     _check_beta(beta)
-    return np.asarray((1 - beta) * beta ** np.arange(num_steps, dtype=np.float64))
+    return np.asarray((1 - beta) * beta ** np.asarray(ages, dtype=np.float64))
 
 
-def step_response(beta: float, num_steps: int) -> Floats:
-    """The answer, from a zero start, to values that are 1 from step 0 on: ``1 - beta ** (t + 1)``."""
+def step_response(beta: float, values: ArrayLike) -> Floats:
+    """The answers, from a zero start, to so many values that are 1: ``1 - beta ** values``, in their shape."""
     _check_beta(beta)
-    return np.asarray(1 - beta ** np.arange(1, num_steps + 1, dtype=np.float64))
+    return np.asarray(1 - beta ** np.asarray(values, dtype=np.float64))
 
 
 def variance_gain(beta: float, autocorrelation: float = 0.0) -> float:

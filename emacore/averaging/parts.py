@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -124,6 +124,21 @@ def part_table(schemes: Mapping[str, Scheme], num_steps: int, parts: int = 60) -
         for column, values in rows.items():
             columns.setdefault(column, []).append(values)
     return {column: np.concatenate(values) for column, values in columns.items()}
+
+
+def outline(table: Mapping[str, NDArray[Any]], num_steps: int) -> dict[str, NDArray[Any]]:
+    """The parts of :func:`part_table` as lines that are level over each: two rows a part, its begin and its end.
+
+    Returns:
+        Columns: ``series``, ``run_percent`` and ``steps_to_end`` (of that place, in two ways), ``weight_percent``.
+    """
+    edges = np.stack([table["from_step"], table["to_step"]], axis=1).ravel()
+    return {
+        "series": np.repeat(table["series"], 2),
+        "run_percent": 100 * edges / num_steps,
+        "steps_to_end": edges - num_steps,
+        "weight_percent": np.repeat(table["weight_percent"], 2),
+    }
 
 
 def span_shown(schemes: Mapping[str, Scheme], num_steps: int) -> float:

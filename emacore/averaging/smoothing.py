@@ -264,7 +264,7 @@ class Smoothing:
     def gain_table(self, settled: Settled) -> dict[str, Floats]:
         """Amplitude out by amplitude in, over the frequency in cycles per unit of x: frequency, gain."""
         low = 1e-4 if settled.cutoff is None else min(1e-4, settled.cutoff * settled.distance / 20)
-        frequency = np.geomspace(max(low, 1e-9), 0.5, 400)
+        frequency = np.geomspace(max(low, 1e-9), 0.5, 2000)
         if self.way == "moving-average":
             gain = np.abs(filters.moving_average_response(int(self.amount), frequency))
         else:
@@ -276,18 +276,17 @@ class Smoothing:
         answer."""
         if self.way == "moving-average":
             window = int(self.amount)
-            count = min(window + max(window // 5, 2), 50 * most)
-            weight = np.where(np.arange(count) < window, 1 / window, 0.0)
+            count = window + max(window // 5, 2)
         else:
-            beta = min(settled.decay, 1 - 1e-12)
-            count = int(min(max(20, 3 * filters.equivalent_window(beta)), 50 * most))
-            weight = filters.impulse_response(beta, count)
-        shown = np.unique(np.round(np.linspace(0, count - 1, min(count, most))).astype(int))
-        return {
-            "age": shown * settled.distance,
-            "weight": weight[shown],
-            "answer": np.minimum(np.cumsum(weight), 1.0)[shown],
-        }
+            beta = min(settled.decay, 1 - 1e-15)
+            count = int(max(20, 3 * filters.equivalent_window(beta)))
+        shown = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+        if self.way == "moving-average":
+            shown = np.union1d(shown, [window - 1, window])
+            weight, answer = np.where(shown < window, 1 / window, 0.0), np.minimum((shown + 1) / window, 1.0)
+        else:
+            weight, answer = filters.impulse_response(beta, shown), filters.step_response(beta, shown + 1)
+        return {"age": shown * settled.distance, "weight": weight, "answer": answer}
 
 
 def moving_average_cutoff(window: int) -> float | None:

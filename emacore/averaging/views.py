@@ -141,7 +141,7 @@ def loss_by_decay(
     Args:
         runs: So many are simulated; with 0 ``simulated`` and ``error`` are NaN.
     """
-    decays = np.unique(np.r_[0.0, beta, 1 - np.geomspace(0.8, 1e-6, 120)])
+    decays = np.unique(np.r_[0.0, beta, 1 - np.geomspace(0.8, 1e-6, 132)])
     expected = final_loss(curvatures, learning_rate, gradient_noise, num_steps, decays, start)
     if not runs:
         missing = np.full(len(decays), np.nan)
@@ -330,10 +330,11 @@ def gain_table(beta: float, windows: Mapping[str, int]) -> Table:
     """Amplitude out by amplitude in, over the frequency (cycles per step): frequency, EMA, and each window's.
 
     Windows of one size have one gain, so only the first of them is in the table.
-    From a twentieth of the cut-off, at most 0.0001, to the highest frequency a sequence has, 0.5.
+    From a twentieth of the cut-off, at most 0.0001, to the highest frequency a sequence has, 0.5, so densely that on a
+    log axis the lobes of a window that lie between two points are small.
     """
     cutoff = filters.cutoff_frequency(beta)
-    frequency = np.geomspace(min(1e-4, (cutoff or 0.01) / 20), 0.5, 400)
+    frequency = np.geomspace(min(1e-4, (cutoff or 0.01) / 20), 0.5, 2000)
     first = {size: name for name, size in reversed(list(windows.items()))}
     moving = {first[n]: np.abs(filters.moving_average_response(n, frequency)) for n in dict.fromkeys(windows.values())}
     return {"frequency": frequency, "EMA": np.abs(filters.frequency_response(beta, frequency)), **moving}
@@ -345,24 +346,35 @@ def spectrum_table(noisy: ArrayLike, averaged: ArrayLike) -> Table:
     return {"frequency": frequency, "sequence": before, "EMA": after}
 
 
-def _ages(beta: float) -> int:
-    """The number of steps after which an EMA has answered a jump: three of its equivalent windows, 20 to 20,000."""
-    return int(min(max(20, 3 * filters.equivalent_window(beta)), 20_000))
+#: Two small pictures have at most about this many rows.
+_MOST_AGES = 20_000
+
+
+def _ages(beta: float, windows: Mapping[str, int]) -> NDArray[np.int64]:
+    """The steps, from 0, in which an EMA answers a jump: three of its equivalent windows, at least 20.
+
+    Where they are many, some of them, evenly spread, and those around the end of each window.
+    """
+    steps = int(max(20, 3 * filters.equivalent_window(beta)))
+    if steps <= _MOST_AGES:
+        return np.arange(steps)
+    even = np.linspace(0, steps - 1, _MOST_AGES).round().astype(np.int64)
+    ends = np.array([size + side for size in windows.values() for side in (-1, 0)], dtype=np.int64)
+    return np.union1d(even, ends[ends < steps])
 
 
 def step_table(beta: float, windows: Mapping[str, int]) -> Table:
     """The answer to a jump from 0 to 1, as a share of it: steps (since the jump, from 1), EMA, and each window's."""
-    steps = _ages(beta)
-    jumps = {name: np.r_[np.zeros(size), np.ones(steps)] for name, size in windows.items()}
-    moving = {name: moving_average(jump, windows[name])[windows[name] :] for name, jump in jumps.items()}
-    return {"steps": np.arange(1, steps + 1), "EMA": filters.step_response(beta, steps), **moving}
+    steps = _ages(beta, windows) + 1
+    moving = {name: np.minimum(steps / size, 1) for name, size in windows.items()}
+    return {"steps": steps, "EMA": filters.step_response(beta, steps), **moving}
 
 
 def age_table(beta: float, windows: Mapping[str, int]) -> Table:
     """What a value of each age (steps) weighs: age, EMA, and each window's."""
-    ages = np.arange(_ages(beta))
+    ages = _ages(beta, windows)
     moving = {name: np.where(ages < size, 1 / size, 0.0) for name, size in windows.items()}
-    return {"age": ages, "EMA": filters.impulse_response(beta, len(ages)), **moving}
+    return {"age": ages, "EMA": filters.impulse_response(beta, ages), **moving}
 
 
 def shown_windows(chosen: Collection[str], windows: Mapping[str, int]) -> dict[str, int]:

@@ -221,6 +221,7 @@ def _products_after(rates: Floats) -> Floats:
     """``result[..., s]``: the product of all rates after s.  Built from the end, so it only ever shrinks towards 0."""
     result = np.ones(rates.shape)
     result[..., :-1] = np.cumprod(rates[..., :0:-1], axis=-1)[..., ::-1]
+    result[result < np.finfo(np.float64).tiny] = 0.0  # below it rounding stops the fall: 0.999 times 5e-324 is 5e-324
     return result
 
 

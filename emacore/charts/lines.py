@@ -22,7 +22,7 @@ from emacore.charts.ends import (
 )
 from emacore.charts.figure import Figure, spec_of, with_layer_data
 from emacore.charts.style import CLEAN, DASHES
-from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, rows_of_series, thin
+from emacore.charts.thin import MAX_POINTS, Scale, axis_ends, left_out, roomy_ends, rows_of_series, thin
 
 #: A line's points that answer the pointer: each is a mark of its own, and drawing a thousand takes 0.2 s.
 PROBES = 120
@@ -74,6 +74,8 @@ def lines(
     present, across = set(parts), shown[x].to_numpy()
     told = left_out(table, {x: x_scale, y: y_scale}, series)
     several = len(parts) > 1 or bool(told and table[series].nunique() > 1)  # one that is alone needs no name
+    if several and y_domain is None and ends[0] == ends[1]:
+        y_domain = roomy_ends(table[y], y_scale)  # else the names would lie over each other
     visible = (0.0, 0.0)
     if len(across) and (low := across.min()) < (high := across.max()):
         visible = float(low), float(high)

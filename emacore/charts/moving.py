@@ -227,7 +227,7 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
                 if "y" in view.ends:  # the figure took them to be those of its own curves
                     ends = np.asarray(cells["y"], dtype=np.float64)
                     cells |= {"y": _apart(ends, view), "low": _apart(ends, view, cells[NAME])}
-                then |= {own: _names(frames, view) for own, frames in enumerate(sets) if not frames.layers}
+                then |= _names(sets, view)
             tables[table] = _arrow(cells)
         hidden = [
             {"filter": f"!({_moves(sets[own], order)} && {_is_of(sets[own], column or sets[own].column)})"}
@@ -264,8 +264,27 @@ def _moved_by(handles: Sequence[Handle], view: View) -> list[Frames]:
     return [frames for frames in view.frames if any(handle.key in frames.moving for handle in handles)]
 
 
-def _names(frames: Frames, view: View) -> Frames:
-    """Where the name of each series stands at each mark: at the last row that the axis can show, apart from others."""
+def _names(sets: Sequence[Frames], view: View) -> dict[int, Frames]:
+    """Where the name of each series stands at each mark, by the place of its frames: apart from all that move with
+    it."""
+    found = {own: _at_ends(frames, view) for own, frames in enumerate(sets) if not frames.layers}
+    for key in dict.fromkeys(key for one in found.values() for key in one.moving) if "y" in view.ends else ():
+        moved = [one for one in found.values() if key in one.moving]
+        names = np.concatenate([one.rows[NAME].to_numpy() for one in moved])
+        places = np.concatenate([one.moving[key]["y"] for one in moved])
+        lows = places.copy()
+        for told, first, drawn in zip(places.T, lows.T, np.isfinite(places).T, strict=True):
+            own = names[drawn].astype(str).tolist()
+            first[drawn], told[drawn] = _apart(first[drawn], view, own), _apart(told[drawn], view)
+        row = 0
+        for one in moved:
+            rows = slice(row, row := row + len(one.rows))
+            one.moving[key]["y"][:], one.moving[key]["low"][:] = places[rows], lows[rows]
+    return found
+
+
+def _at_ends(frames: Frames, view: View) -> Frames:
+    """The names of the frames' series at the last row that the axis can show."""
     x, y = frames.line
     low, high = view.ends.get("y", (-np.inf, np.inf))
     parts = [np.flatnonzero(frames.rows[frames.column] == name) for name in frames.rows[frames.column].unique()]
@@ -278,12 +297,7 @@ def _names(frames: Frames, view: View) -> Frames:
         last = np.stack([part[shown[part].argmax(axis=0)] for part in parts])
         seen = np.isfinite(np.take_along_axis(shown, last, axis=0))
         places = np.where(seen, np.take_along_axis(up, last, axis=0), np.nan)
-        lows = places.copy()
-        if "y" in view.ends:
-            for told, first, drawn in zip(places.T, lows.T, seen.T, strict=True):
-                own = names[drawn].astype(str).tolist()
-                first[drawn], told[drawn] = _apart(first[drawn], view, own), _apart(told[drawn], view)
-        moving[key] = {"x": np.take_along_axis(across, last, axis=0), "y": places, "low": lows}
+        moving[key] = {"x": np.take_along_axis(across, last, axis=0), "y": places, "low": places.copy()}
     return Frames(pd.DataFrame({frames.column: names, NAME: names}), moving, frames.column)
 
 

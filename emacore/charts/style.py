@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import cycle
 
 ORIGINAL = "#E8790C"  # orange: the trained weights, or a noisy sequence
 AVERAGED = "#3B82D6"  # blue: their average
@@ -22,9 +23,10 @@ DASHES = {
 
 
 def palette(names: Iterable[str], fixed: dict[str, str] | None = None) -> dict[str, str]:
-    """A colour for each name: the fixed ones, and the others in their order."""
-    rest = iter(OTHERS * 4)
-    return {name: (fixed or {}).get(name) or next(rest) for name in names}
+    """A colour for each name: the fixed ones, and for up to six others one that no other name has, in their order."""
+    own = fixed or {}
+    rest = cycle([colour for colour in (*OTHERS, CHOSEN) if colour not in own.values()])
+    return {name: own.get(name) or next(rest) for name in names}
 
 
 def mixed(colour: str, page: str, share: float) -> str:

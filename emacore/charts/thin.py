@@ -212,6 +212,16 @@ def axis_ends(values: ArrayLike, scale: Scale) -> tuple[float, float]:
     return low, high
 
 
+def roomy_ends(values: ArrayLike, scale: Scale) -> tuple[float, float]:
+    """:func:`axis_ends` of an axis that has a length also where all values are one number, or none can be shown."""
+    low, high = axis_ends(values, scale)
+    if low < high:
+        return low, high
+    if not low:
+        return (0.1, 1.0) if scale == "log" else (-1.0, 1.0)
+    return low - abs(low) / 10, low + abs(low) / 10
+
+
 def left_out(table: pd.DataFrame, scales: Mapping[str, Scale], series: str) -> str:
     """A sentence that says how many rows of which series the axes cannot show, and why; empty where they show all.
 

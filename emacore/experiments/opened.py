@@ -29,11 +29,14 @@ from emacore.averaging.code import from_code, to_code
 from emacore.averaging.coefficients import Averaged, Profile, Span, merged_profile
 from emacore.averaging.families import PowerFunction
 from emacore.averaging.planned import Planned, planned
+from emacore.averaging.schedules import Schedule
+from emacore.averaging.views import sampled_calls
 
 #: The environment variables that name what is opened, with os.pathsep between them, and what measures it.
 OPEN, EVALUATE = "EMACORE_OPEN", "EMACORE_EVALUATE"
-#: Points of a curve of weights besides those at which files lie.
-_POINTS = 1500
+
+#: Of a longer run about this many calls are drawn, and so many before each file that is an average itself.
+_POINTS, _POINTS_OF_AN_AVERAGE = 20_000, 80
 
 Floats = NDArray[np.float64]
 Table = dict[str, NDArray[Any]]
@@ -257,31 +260,41 @@ def weight_table(series: Series, plans: Mapping[str, Planned]) -> Table:
     }
 
 
-def growth_table(series: Series, found: Planned) -> Table:
-    """How the weights of a merge add up over the steps, in a long table: curve, step, weight so far.
+def growth_table(series: Series, parts: Mapping[str, Floats], at: NDArray[np.int64] | None = None) -> Table:
+    """How weights add up over the steps, in a long table: curve, step, weight so far.
 
-    The curves are "all steps", of the average that the merge stands for, if there is one, and "these files".
+    Args:
+        parts: By the name of the curve, the sum after each call, shape (calls,).
+        at: The calls to take; by default all.
     """
-    at, parts = growth_calls(series, _POINTS), growth(series, found)
+    calls = np.arange(series.calls) if at is None else at
     return {
-        "curve": np.repeat(np.array(list(parts), dtype=object), len(at)),
-        "step": np.tile(at + series.shift, len(parts)),
-        "weight": np.concatenate([values[at] for values in parts.values()]),
+        "curve": np.repeat(np.array(list(parts), dtype=object), len(calls)),
+        "step": np.tile(calls + series.shift, len(parts)),
+        "weight": np.concatenate([values[calls] for values in parts.values()]),
     }
 
 
 def growth(series: Series, found: Planned) -> dict[str, Floats]:
-    """The curves of :func:`growth_table`, each of shape (calls,)."""
+    """How the weights of a merge add up: "all steps", of the average that it stands for, if there is one, and "these
+    files"; each of shape (calls,)."""
     parts = {"these files": np.cumsum(merged_profile(series.calls, series.profiles, found.coefficients))}
     return parts if found.target is None else {"all steps": np.cumsum(found.target), **parts}
 
 
-def growth_calls(series: Series, points: int) -> NDArray[np.int64]:
-    """The calls at which such a curve is drawn: where files begin and end, and so many more, evenly spread."""
-    ends = [one.end for one in series.profiles]
-    begins = [one.begin if isinstance(one, Span) else one.end for one in series.profiles]
-    corners = np.array([*ends, *begins, *(np.array(begins) - 1)], dtype=np.int64)
-    return np.unique([*np.linspace(0, series.calls - 1, points).round().astype(np.int64), *corners.clip(0)])
+def growth_calls(series: Series, schedule: Schedule) -> NDArray[np.int64]:
+    """The calls at which such curves of a schedule's merge are drawn: all, or of a long run those that show it whatever
+    the schedule's settings are, but for its start and ``update_every``."""
+    if series.calls <= _POINTS:
+        return np.arange(series.calls)
+    ends = np.array([one.end for one in series.profiles])
+    begins = np.array([one.begin if isinstance(one, Span) else one.end for one in series.profiles])
+    averaged = ends[[isinstance(one, Averaged) for one in series.profiles]]
+    # A file's own average can have a memory of any length.
+    ages = np.geomspace(1, series.calls, _POINTS_OF_AN_AVERAGE).astype(np.int64)
+    moves = sampled_calls(series.calls, schedule, _POINTS)
+    places = np.concatenate([moves, moves - 1, ends, begins, begins - 1, np.subtract.outer(averaged, ages).ravel()])
+    return np.unique(places[places >= 0])
 
 
 class Moved(NamedTuple):
@@ -289,7 +302,7 @@ class Moved(NamedTuple):
 
     Attributes:
         coefficients: Shape (N, schedules).
-        all_steps, these_files: How weights add up at the calls of :func:`growth_calls`, shape (calls, schedules).
+        all_steps, these_files: How weights add up at some calls, shape (calls, schedules).
         error, reached: Of their certificates, shape (schedules,).
     """
 
@@ -300,9 +313,9 @@ class Moved(NamedTuple):
     reached: Floats
 
 
-def moved(series: Series, codes: Sequence[str], fit: Any, points: int) -> Moved:
-    """The merges by schedules given as code; a schedule that these files cannot give is NaN throughout."""
-    at = growth_calls(series, points)
+def moved(series: Series, codes: Sequence[str], fit: Any, at: NDArray[np.int64]) -> Moved:
+    """The merges by schedules given as code, drawn at some calls; a schedule that these files cannot give is NaN
+    throughout."""
     count = len(series.profiles)
     found = Moved(*(np.full((rows, len(codes)), np.nan) for rows in (count, len(at), len(at), 1, 1)))
     for place, code in enumerate(codes):

@@ -19,8 +19,8 @@ from emacore.averaging.weights import weights
 from emacore.averaging.windows import Scheme
 from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
-from emacore.charts.moving import MOST_HELD, Frames, Handle, Line, View, line_frames
-from emacore.charts.thin import Floats, Scale, axis_ends
+from emacore.charts.moving import MOST_HELD, Frames, Handle, View, line_frames
+from emacore.charts.thin import Floats, Scale, axis_ends, roomy_ends
 from emacore.formatting import number, plain
 from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
 from emacore.widgets.page import BOUND, leave_if_run_anew
@@ -40,6 +40,8 @@ _FILLED = 0.85
 #: At most this many calls of a run are drawn, and kept: on an axis of a thousand pixels more of them look the same.
 #: All of a million steps would take 30 MB a curve, and many times that while they are put together.
 DRAWN_CALLS = 20_000
+#: In frames of the averages after many steps, at least this many for each of those.
+_FEWEST_CALLS = 2_000
 
 
 @st.cache_data(show_spinner=False)
@@ -217,7 +219,9 @@ def show_decays(
         at = values.pop("at", ())
         own = tuple(values.items())
         pins = tuple((name, scheme_to_code(curve)) for name, curve in curves.items() if name != NOW)
-        moved = decays_of_marks(schedule, num_steps)
+        calls = views.acting_calls(num_steps, schedule)
+        # Of a long run the upper picture needs few of them, and the lower one can keep none.
+        moved = decays_of_marks(schedule, calls) if len(calls) <= DRAWN_CALLS else None
         return [
             (decay_frames(code, num_steps, quantity, x_scale, own, decay_view.ends["y"], moved),) if own else (),
             weight_frames(code, num_steps, step, weight_scale, own, at, pins, weight_ends, moved),
@@ -240,12 +244,11 @@ Ends = tuple[float, float]
 Moved = Callable[[str, float], Floats]
 
 
-def decays_of_marks(schedule: Schedule, num_steps: int) -> Moved:
-    """What gives the decays of a schedule with one setting moved, at the calls that are not skipped.
+def decays_of_marks(schedule: Schedule, calls: NDArray[np.int64]) -> Moved:
+    """What gives the decays of a schedule with one setting moved, at some calls that are not skipped.
 
-    Both pictures are made of them, so they are computed once, as far as they fit into memory.
+    It keeps them, as far as they fit into memory, for both pictures are made of them.
     """
-    calls = views.acting_calls(num_steps, schedule)
 
     @lru_cache(maxsize=max(1, MOST_HELD // calls.nbytes))
     def moved(key: str, value: float) -> Floats:
@@ -270,8 +273,7 @@ def decay_ends(code: str, num_steps: int, quantity: str, marks: Marks) -> Ends:
 
 def _around(values: pd.Series, scale: Scale, ends: Ends) -> Ends:
     """The ends of an axis for these values and what lies between ``ends``."""
-    low, high = axis_ends([*axis_ends(values.to_numpy(), scale), *ends], scale)
-    return (low, high) if low < high else (0.1, 1.0)
+    return roomy_ends([*axis_ends(values.to_numpy(), scale), *ends], scale)
 
 
 def _weight_ends(weights: pd.Series, scale: Scale, num_steps: int) -> Ends:
@@ -289,11 +291,12 @@ def decay_frames(
 
     Args:
         ends: The ends of the y axis.
-        _moved: What :func:`decays_of_marks` returns, where it is there already.
+        _moved: What :func:`decays_of_marks` returns of all calls, where they are few and it is there already.
     """
     schedule, (column, _, scale) = from_code(code), QUANTITIES[quantity]
-    moved = _moved or decays_of_marks(schedule, num_steps)
-    across = views.acting_calls(num_steps, schedule).astype(np.float64) + (1 if x_scale == "log" else 0)
+    calls = views.sampled_calls(num_steps, schedule, DRAWN_CALLS)
+    moved = _moved or decays_of_marks(schedule, calls)
+    across = calls.astype(np.float64) + (1 if x_scale == "log" else 0)
 
     def line(key: str, value: float) -> Floats:
         return views.column_of(schedule, moved(key, value), column)
@@ -320,27 +323,39 @@ def weight_frames(
     Args:
         pins: The pinned curves: name and code.
         ends: The ends of the y axis.
-        _moved: What :func:`decays_of_marks` returns, where it is there already.
+        _moved: What :func:`decays_of_marks` returns of all calls, where it is there already.
     """
     schedule = from_code(code)
-    moved = _moved or decays_of_marks(schedule, num_steps)
     found = []
 
-    def add(name: str, calls: NDArray[np.int64], moving: Mapping[str, Sequence[Line]]) -> None:
-        across = calls.astype(np.float64)
-        found.append(line_frames("step", "weight", "curve", name, across, moving, y_scale=scale, y_ends=ends))
+    def add(
+        name: str, scheme: Scheme, steps: Sequence[int], moving: Mapping[str, Sequence[Callable[[], Floats]]]
+    ) -> None:
+        calls = drawn = views.acting_calls(max(steps) + 1, scheme)
+        if len(calls) > DRAWN_CALLS:
+            most = max(DRAWN_CALLS // len(steps), _FEWEST_CALLS)
+            drawn = np.unique(np.concatenate([views.sampled_calls(one + 1, scheme, most) for one in steps]))
+        rows = np.searchsorted(calls, drawn)
+        shown = {key: [partial(_at_rows, line, rows) for line in own] for key, own in moving.items()}
+        across = drawn.astype(np.float64)
+        found.append(line_frames("step", "weight", "curve", name, across, shown, y_scale=scale, y_ends=ends))
 
     if marks:
         calls = views.acting_calls(step + 1, schedule)
+        moved = _moved or decays_of_marks(schedule, calls)
 
         def line(key: str, value: float) -> Floats:
             return weights(moved(key, value)[: len(calls)])
 
-        add(NOW, calls, {key: [partial(line, key, value) for value in values] for key, values in marks})
+        add(NOW, schedule, [step], {key: [partial(line, key, value) for value in values] for key, values in marks})
     if percents:
         steps = [at_step(num_steps, percent) for percent in percents]
         for name, scheme in ((NOW, schedule), *((name, scheme_from_code(text)) for name, text in pins)):
-            calls = views.acting_calls(max(steps) + 1, scheme)
             leave_if_run_anew()
-            add(name, calls, {"at": views.weight_lines(scheme, steps, calls)})
+            calls = views.acting_calls(max(steps) + 1, scheme)
+            add(name, scheme, steps, {"at": views.weight_lines(scheme, steps, calls)})
     return tuple(found)
+
+
+def _at_rows(line: Callable[[], Floats], rows: NDArray[np.intp]) -> Floats:
+    return line()[rows]

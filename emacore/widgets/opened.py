@@ -16,6 +16,7 @@ from emacore.averaging.code import merge_from_code
 from emacore.averaging.coefficients import FITS, Merge
 from emacore.averaging.expected import expected_distances
 from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
+from emacore.averaging.schedules import Schedule
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
 from emacore.experiments.measuring import MOST_APART, Question
@@ -27,6 +28,8 @@ from emacore.experiments.opened import (
     certificate_table,
     contents_of,
     decay_table,
+    growth,
+    growth_calls,
     growth_table,
     identity_of,
     merge_command,
@@ -149,7 +152,8 @@ def chosen_merges(code: str) -> dict[str, Merge]:
 def plans_of(
     of: str, series: Series, codes: Mapping[str, str], fit: Any
 ) -> tuple[dict[str, Planned], dict[str, pd.DataFrame]]:
-    """The plan of each merge, and the table of how its weights add up; merges that cannot be made are told.
+    """The plan of each merge, and of a schedule's the table of how its weights add up; merges that cannot be made are
+    told.
 
     Args:
         of: What plans are kept by: it changes with the files.
@@ -158,18 +162,23 @@ def plans_of(
     plans, growths = {}, {}
     for name, code in codes.items():
         try:
-            plans[name], growths[name] = _planned(of, series.name, code, fit, series)
+            plans[name], growth_of = _planned(of, series.name, code, fit, series)
         except ValueError as error:
             st.warning(f"{escaped(name)}: {escaped(error)}.", icon=":material/warning:")
+        else:
+            if growth_of is not None:
+                growths[name] = growth_of
     return plans, growths
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
-def _planned(of: str, name: str, code: str, fit: Any, _series: Series) -> tuple[Planned, pd.DataFrame]:
-    found = planned(merge_from_code(code), _series.profiles, _series.calls, fit)
-    return found._replace(target=None), pd.DataFrame(
-        growth_table(_series, found)
-    )  # a number a step is too much to keep
+def _planned(of: str, name: str, code: str, fit: Any, _series: Series) -> tuple[Planned, pd.DataFrame | None]:
+    merge = merge_from_code(code)
+    found, table = planned(merge, _series.profiles, _series.calls, fit), None
+    if isinstance(merge, Schedule):
+        at = growth_calls(_series, merge)
+        table = pd.DataFrame(growth_table(_series, growth(_series, found), at))
+    return found._replace(target=None), table  # a number a step is too much to keep
 
 
 def distances_between(name: str, found: Contents, series: Series) -> NDArray[np.float64] | None:

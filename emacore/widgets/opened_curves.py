@@ -20,7 +20,7 @@ from emacore.averaging.schedules import Schedule
 from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
-from emacore.charts.thin import Scale, axis_ends
+from emacore.charts.thin import Scale, roomy_ends
 from emacore.experiments.opened import Floats, Series
 from emacore.replay.trajectory import Table
 from emacore.widgets.moving import schedule_settings, show_moving
@@ -91,8 +91,7 @@ def show_opened_curves(
     views: list[View] = []
     kinds: list[str] = []
     if losses is not None:
-        low, high = axis_ends(losses.table[losses.column], losses.scale)
-        ends = (low, high) if low < high else (0.1, 1.0)
+        ends = roomy_ends(losses.table[losses.column], losses.scale)
         told: dict[str, Any] = {"y": losses.column, "y_title": losses.title, "y_scale": losses.scale}
         above = lines(losses.table, x_title="", height=230, **told, **shared)
         kinds.append("loss")

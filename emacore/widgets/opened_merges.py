@@ -14,14 +14,14 @@ import streamlit as st
 
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.coefficients import Certificate
-from emacore.averaging.planned import Planned
+from emacore.averaging.planned import Planned, planned
 from emacore.averaging.schedules import Schedule
 from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import AVERAGED, CLEAN, palette
 from emacore.charts.thin import axis_ends
-from emacore.experiments.opened import Floats, Moved, Series, growth_calls, moved, weight_table
+from emacore.experiments.opened import Floats, Moved, Series, growth, growth_calls, growth_table, moved, weight_table
 from emacore.widgets.moving import schedule_settings, show_moving
 from emacore.widgets.opened import NOW
 from emacore.widgets.page import picture
@@ -32,8 +32,6 @@ Marks = tuple[tuple[str, tuple[float, ...]], ...]
 #: What a mark costs, as :func:`~emacore.widgets.moving.schedule_settings` counts it, in calls: a constant, and a share
 #: more for each file, for their least squares.
 _COST, _PER_FILE = 60_000, 0.2
-#: Points of the curve of how the weights add up, besides those at the files.
-_POINTS = 150
 #: Where the certificate stands in the lower picture, as shares of its width and height.
 _AT = (0.02, 0.97)
 
@@ -52,7 +50,7 @@ def show_merges_moving(
 
     Args:
         of: What frames are kept by: it changes with the files.
-        plans, growths: Of the merges by their names; the one that moves is :data:`NOW`.
+        plans, growths: Of the merges by their names, the latter of schedules only; the one that moves is :data:`NOW`.
     """
     code = to_code(schedule)
     calls = int((_COST + series.calls) * (1 + _PER_FILE * len(series.profiles)))
@@ -63,11 +61,11 @@ def show_merges_moving(
     hues = palette(plans, {NOW: AVERAGED})
     own = dict(zip(table["line"], table["merge"], strict=True))
     span = (float(series.shift), float(series.steps[-1]))
-    growth = growths[NOW]
+    grown = growths[NOW]
     rough = tuple((key, (values[0], values[len(values) // 2], values[-1])) for key, values in marks)
     reached = _moved(of, series.name, code, fit, rough, series)
     coefficient_ends = around(table["coefficient"], reached.coefficients)
-    growth_ends = around(growth["weight"], reached.these_files)
+    growth_ends = around(grown["weight"], reached.these_files)
     above = lines(
         table,
         x="step",
@@ -79,7 +77,7 @@ def show_merges_moving(
         height=230,
     )
     below = lines(
-        growth,
+        grown,
         x="step",
         y="weight",
         series="curve",
@@ -100,7 +98,11 @@ def show_merges_moving(
         layer = len(below.spec["layer"])
         return frames_of_merges(of, series.name, code, fit, at, coefficient_ends, growth_ends, layer, series)
 
-    with picture(lambda: table.drop(columns="line"), f"coefficients-{name}"), picture(growth, f"growth-{name}"):
+    def whole() -> pd.DataFrame:
+        found = planned(schedule, series.profiles, series.calls, fit, bests=False)
+        return pd.DataFrame(growth_table(series, growth(series, found)))
+
+    with picture(lambda: table.drop(columns="line"), f"coefficients-{name}"), picture(whole, f"growth-{name}"):
         finish = show_moving(
             "merges",
             settings,
@@ -188,7 +190,7 @@ def varied(code: str, marks: Marks) -> list[str]:
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _moved(of: str, name: str, code: str, fit: Any, marks: Marks, _series: Series) -> Moved:
-    return moved(_series, varied(code, marks), fit, _POINTS)
+    return moved(_series, varied(code, marks), fit, growth_calls(_series, from_code(code)))
 
 
 def around(values: pd.Series, reached: Floats) -> Ends:
@@ -225,7 +227,7 @@ def frames_of_merges(
         across = np.array(_series.steps, dtype=np.float64)[rows]
         moving = by_key(found.coefficients[rows])
         above.append(line_frames("step", "coefficient", "line", line, across, moving, y_ends=coefficient_ends))
-    across = (growth_calls(_series, _POINTS) + _series.shift).astype(np.float64)
+    across = (growth_calls(_series, from_code(code)) + _series.shift).astype(np.float64)
     below = [
         line_frames("step", "weight", "curve", curve, across, by_key(values), y_ends=growth_ends)
         for curve, values in (("all steps", found.all_steps), ("these files", found.these_files))

@@ -12,12 +12,13 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from emacore.averaging.code import from_code, to_code
+from emacore.averaging.families import UniformAverage
 from emacore.averaging.schedules import Schedule
 from emacore.charts.figure import Figure
 from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import CHOSEN
-from emacore.charts.thin import Scale, axis_ends
+from emacore.charts.thin import Scale, roomy_ends
 from emacore.replay.frames import MOST_EPOCHS
 from emacore.widgets.moving import schedule_settings, show_moving
 from emacore.widgets.replay import NOW, Recorded, frames_of_codes, looked_at, opened
@@ -108,8 +109,7 @@ def _around(losses: pd.Series, scale: Scale, folder: str, epochs: int, code: str
     """The ends of an axis for these losses and those of a few marks of each handle."""
     extremes = tuple((key, (values[0], values[len(values) // 2], values[-1])) for key, values in marks)
     _, reached = frames_of_codes(folder, epochs, _varied(code, extremes), _ROUGH)
-    low, high = axis_ends(np.concatenate([losses.to_numpy(dtype=np.float64), reached.ravel()]), scale)
-    return (low, high) if low < high else (0.1, 1.0)
+    return roomy_ends(np.concatenate([losses.to_numpy(dtype=np.float64), reached.ravel()]), scale)
 
 
 def loss_frames(folder: str, epochs: int, code: str, marks: Marks, loss: str, scale: Scale, ends: Ends) -> Frames:
@@ -123,13 +123,17 @@ def loss_frames(folder: str, epochs: int, code: str, marks: Marks, loss: str, sc
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def share_frames(folder: str, epochs: int, code: str, marks: Marks, ends: Ends) -> Frames:
-    """The frames of what each step weighs in the schedule's last average, at the marks of each setting."""
-    trajectory = opened(folder, epochs)
-    moving = {
-        key: [partial(trajectory.shares, from_code(text)) for text in _varied(code, ((key, values),))]
-        for key, values in marks
-    }
-    steps = trajectory.rows.steps.astype(np.float64)
+    """The frames of what each step weighs in the schedule's last average, at the marks of each setting; those that it
+    skips are left out."""
+    trajectory, schedule = opened(folder, epochs), from_code(code)
+    alike = UniformAverage(update_after_step=schedule.update_after_step, update_every=schedule.update_every)
+    rows = np.flatnonzero(trajectory.shares(alike))
+
+    def line(text: str) -> NDArray[np.float64]:
+        return trajectory.shares(from_code(text))[rows]
+
+    moving = {key: [partial(line, text) for text in _varied(code, ((key, values),))] for key, values in marks}
+    steps = trajectory.rows.steps[rows].astype(np.float64)
     return line_frames("step", "weight", "curve", NOW, steps, moving, y_ends=ends)
 
 

@@ -24,6 +24,17 @@ def test_response_and_delay_equal_scipys(beta):
     assert filters.group_delay(beta) == pytest.approx(beta / (1 - beta))
 
 
+@pytest.mark.parametrize("power", range(1, 16))
+def test_a_delay_keeps_its_digits_where_beta_is_near_1(power):
+    beta = 1 - 10.0**-power
+    rest = 1 - beta
+    assert filters.group_delay(beta) == pytest.approx(beta / rest, rel=1e-12)
+    frequency = rest * np.array([0.0, 0.01, 0.16, 3.0])
+    turn = np.exp(-2j * np.pi * frequency)
+    behind = (beta * turn / (rest - beta * np.expm1(-2j * np.pi * frequency))).real
+    np.testing.assert_allclose(filters.group_delay(beta, frequency), behind, rtol=1e-6)
+
+
 @given(betas)
 def test_cutoff_halves_the_power(beta):
     cutoff = filters.cutoff_frequency(beta)
@@ -42,9 +53,9 @@ def test_cutoff_edge_is_the_highest_frequency():
 def test_impulse_and_step_responses_are_what_the_recursion_answers():
     impulse = np.eye(1, 50)[0]
     rates = np.full(50, 0.8)
-    np.testing.assert_allclose(filters.impulse_response(0.8, 50), average(impulse, rates))
-    np.testing.assert_allclose(filters.step_response(0.8, 50), average(np.ones(50), rates))
-    assert filters.step_response(0.8, 3) == pytest.approx([0.2, 0.36, 0.488])
+    np.testing.assert_allclose(filters.impulse_response(0.8, np.arange(50)), average(impulse, rates))
+    np.testing.assert_allclose(filters.step_response(0.8, np.arange(1, 51)), average(np.ones(50), rates))
+    assert filters.step_response(0.8, [1, 2, 3]) == pytest.approx([0.2, 0.36, 0.488])
 
 
 @given(inner, st.floats(-0.95, 0.95))
@@ -52,7 +63,7 @@ def test_variance_gain_is_the_quadratic_form_of_the_weights(beta, rho):
     if beta > 0.98:
         beta = 0.98
     ages = np.arange(1500)
-    weights = filters.impulse_response(beta, 1500)
+    weights = filters.impulse_response(beta, np.arange(1500))
     covariance = rho ** np.abs(ages).astype(float)
     correlated = signal.fftconvolve(np.concatenate([covariance[:0:-1], covariance]), weights)[1499:2999]
     assert filters.variance_gain(beta, rho) == pytest.approx(weights @ correlated, rel=1e-6)

@@ -44,7 +44,9 @@ def test_rise_time_by_hand():
     assert measurements.rise_time([0.2, 0.8]) == pytest.approx(1.5)
     assert measurements.rise_time([0.0, 0.1]) != measurements.rise_time([1.0])
     assert math.isnan(measurements.rise_time([0.1, 0.2]))
-    assert measurements.rise_time(filters.step_response(0.99, 500)) == pytest.approx(filters.half_life(0.99), rel=0.01)
+    assert measurements.rise_time(filters.step_response(0.99, np.arange(1, 501))) == pytest.approx(
+        filters.half_life(0.99), rel=0.01
+    )
 
 
 def test_variance_ratio():

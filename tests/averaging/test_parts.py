@@ -16,7 +16,7 @@ from emacore.averaging.families import (
     gamma_from_sigma_rel,
     sigma_rel_from_gamma,
 )
-from emacore.averaging.parts import memory, part_table, remaining, span_shown
+from emacore.averaging.parts import memory, outline, part_table, remaining, span_shown
 from emacore.averaging.schedules import Schedule, final_half_life
 from emacore.averaging.solving import with_relative_width
 from emacore.averaging.weights import mean_age, relative_width, start_share, weights
@@ -132,6 +132,21 @@ def test_the_parts_are_where_the_average_is():
     assert span_shown({"a": UniformAverage()}, 10_000) == 100
     assert span_shown({"a": Constant(0.5)}, 10) == 100
     assert len(part_table({"a": Constant(0.5)}, 10)["series"]) == 10
+
+
+def test_lines_of_parts_are_level_over_each_and_reach_from_end_to_end():
+    schemes = {"short": Constant(0.5), "long": UniformAverage()}
+    table, lines = part_table(schemes, 10_000), outline(part_table(schemes, 10_000), 10_000)
+    for name in schemes:
+        own = lines["series"] == name
+        steps = lines["steps_to_end"][own] + 10_000
+        np.testing.assert_allclose(lines["run_percent"][own], steps / 100)
+        assert (steps[0], steps[-1]) == (table["from_step"][0], 10_000)
+        for row in np.flatnonzero(table["series"] == name):
+            inside = np.linspace(table["from_step"][row], table["to_step"][row], 9)[1:-1]
+            np.testing.assert_allclose(
+                np.interp(inside, steps, lines["weight_percent"][own]), table["weight_percent"][row]
+            )
 
 
 @pytest.mark.parametrize("num_steps", [2, 7, 100, 601, 5003])

@@ -91,6 +91,26 @@ def test_the_figures_are_those_of_what_comes_out(way, amount):
     assert gains["frequency"][-1] == pytest.approx(0.5 / 7)
 
 
+@pytest.mark.parametrize(
+    ("way", "amount"),
+    [("tensorboard", 0.6), ("pandas", 1e12), ("first", 0.9999999), ("moving-average", 10.0), ("moving-average", 1e7)],
+)
+def test_an_answer_is_seen_whole_however_long_the_memory(way, amount):
+    smoothing = Smoothing(way, amount)
+    settled = smoothing.settled(np.arange(100.0))
+    table = smoothing.weight_table(settled)
+    ages = np.linspace(0, table["age"][-1], 100_000).round()
+    if way == "moving-average":
+        ages = np.union1d(ages, [amount - 1, amount])
+        weight, answer = np.where(ages < amount, 1 / amount, 0), np.minimum((ages + 1) / amount, 1)
+    else:
+        assert table["age"][-1] > 2 * settled.half_life
+        weight, answer = (1 - settled.decay) * settled.decay**ages, 1 - settled.decay ** (ages + 1)
+    for name, truth in {"weight": weight, "answer": answer}.items():
+        drawn = np.interp(ages, table["age"], table[name])
+        np.testing.assert_allclose(drawn, truth, atol=0.005 * truth.max())
+
+
 def test_a_schedule_has_the_figures_of_its_last_decay():
     schedule = InversePower(0.99, update_after_step=5, update_every=1)
     smoothing = Smoothing("schedule", schedule=schedule)

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from emacore.averaging import filters, views
@@ -6,6 +7,8 @@ from emacore.averaging.families import Constant, InversePower, UniformAverage
 from emacore.averaging.signals import final_loss
 from emacore.averaging.solving import with_half_life
 from emacore.averaging.windows import Window
+from emacore.charts.thin import kept_rows
+from emacore.charts.tradeoff import tradeoff
 from emacore.widgets.schedules import state_of
 
 CURVATURES, START = (1.0, 0.25), (2.0, 1.6)
@@ -166,7 +169,7 @@ def test_the_gain_is_that_of_a_sine_that_is_filtered():
     assert list(table) == ["frequency", "EMA", views.DELAY]
     assert table["frequency"][-1] == 0.5
     assert table["frequency"][0] == pytest.approx(1e-4)
-    k = 330
+    k = 1650
     wave = np.exp(2j * np.pi * table["frequency"][k] * np.arange(4000))
     for name in ("EMA", views.DELAY):
         filter_name = views.ZERO if name == "EMA" else name
@@ -180,6 +183,21 @@ def test_the_gain_is_that_of_a_sine_that_is_filtered():
     ]
 
 
+@pytest.mark.parametrize("beta", [0.2, 0.9, 0.98, 0.999, 0.999999])
+def test_no_lobe_of_a_gain_lies_between_the_points_that_are_drawn(beta):
+    windows = views.equal_windows(beta, 0.9)
+    table = views.gain_table(beta, windows)
+    across = np.log(table["frequency"])
+    fine = np.linspace(across[0], across[-1], 400_000)
+    frequency = np.exp(fine).clip(max=0.5)
+    truth = {name: np.abs(filters.moving_average_response(size, frequency)) for name, size in windows.items()}
+    truth["EMA"] = np.abs(filters.frequency_response(beta, frequency))
+    for name in table.keys() - {"frequency"}:
+        kept = kept_rows(table["frequency"], table[name], x_scale="log")
+        drawn = np.interp(fine, across[kept], table[name][kept])
+        np.testing.assert_allclose(drawn, truth[name], atol=0.005)
+
+
 def test_the_answer_to_a_jump_and_to_a_spike():
     jump = views.step_table(0.9, {views.DELAY: 19})
     assert jump["steps"].tolist() == list(range(1, 58))
@@ -190,7 +208,26 @@ def test_the_answer_to_a_jump_and_to_a_spike():
     np.testing.assert_allclose(ages["EMA"], one_by_one([1.0, *[0.0] * 56], 0.9, 0.0))
     np.testing.assert_allclose(np.cumsum(ages[views.DELAY]), jump[views.DELAY])
     assert len(views.step_table(0.2, {})["EMA"]) == 20
-    assert len(views.step_table(0.99999, {})["EMA"]) == 20_000
+
+
+@pytest.mark.parametrize("beta", [0.98, 0.9999, 0.999999])
+@pytest.mark.parametrize("table", [views.step_table, views.age_table])
+def test_an_answer_is_seen_whole_however_long_the_memory(beta, table):
+    windows = views.equal_windows(beta)
+    found = table(beta, windows)
+    across = next(iter(found.values()))
+    every = np.arange(across[0], across[-1] + 1)
+    whole = {
+        "EMA": 1 - beta**every if table is views.step_table else (1 - beta) * beta**every,
+        **{
+            name: np.minimum(every / size, 1) if table is views.step_table else (every < size) / size
+            for name, size in windows.items()
+        },
+    }
+    assert every[-1] > 2 * filters.half_life(beta)
+    for name, truth in whole.items():
+        np.testing.assert_allclose(np.interp(every, across, found[name]), truth, atol=0.001 * truth.max())
+    assert len(across) < 21_000
 
 
 def test_spectra_keep_what_is_slow():
@@ -218,6 +255,23 @@ def test_the_columns_of_the_losses_over_the_decay():
     np.testing.assert_allclose(table["half_life"][1:], np.log(0.5) / np.log(table["decay"][1:]))
     assert (table["last"] == table["expected"][table["decay"] == 0]).all()
     assert table["expected"][found.lowest] == table["expected"][1:].min()
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.2, 1.5])
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.1, 3.0])
+def test_no_bend_of_a_loss_lies_between_the_decays_that_are_drawn(rate, noise):
+    run = (1.0, 0.25), rate, noise, 300
+    found = views.loss_by_decay(*run, (2.0, 1.6), 0.9, runs=0).table()
+    drawn = found["decay"] > 0
+    fine = 1 - np.geomspace(0.8, 1e-6, 5000)
+    across, exact = np.log(filters.half_lives(fine)), final_loss(*run, fine, (2.0, 1.6))
+    figure = tradeoff(pd.DataFrame(found)[drawn], chosen=10.0, label="")
+    ends = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    low, high = np.log(ends)
+    for name, truth in {"bias": exact.bias, "variance": exact.variance, "expected": exact.total}.items():
+        line = np.interp(across, np.log(found["half_life"][drawn]), np.log(np.maximum(found[name][drawn], 1e-300)))
+        true = np.log(np.maximum(truth, 1e-300))
+        np.testing.assert_allclose(line.clip(low, high), true.clip(low, high), atol=0.005 * (high - low))
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])

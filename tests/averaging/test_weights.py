@@ -193,3 +193,13 @@ def test_the_recursion_is_that_of_a_plain_loop_short_and_long(shape, one):
     found = recursion(factors, driven.copy())
     assert found.shape == shape
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.3, 0.9, 0.999, 0.99999])
+def test_weights_fall_to_nothing_and_do_not_stop_at_the_smallest_number(beta):
+    ages = np.arange(min(int(2000 / -np.log(beta)), 10**7))[::-1]
+    logs = np.log(1 - beta) + ages * np.log(beta)
+    found = weights(np.full(len(ages), beta))
+    assert (found[logs < np.log(1e-308) - 30] == 0).all()
+    large = logs > np.log(1e-290)
+    np.testing.assert_allclose(np.log(found[large]), logs[large], rtol=1e-9)

@@ -8,7 +8,7 @@ from emacore.charts.heatmap import evidence_map, heatmap
 from emacore.charts.lines import lines
 from emacore.charts.plane import paths, paths_on_landscape
 from emacore.charts.seeds import bands, bins, differences, histogram
-from emacore.charts.style import AVERAGED, ORIGINAL, OTHERS, palette
+from emacore.charts.style import AVERAGED, CHOSEN, ORIGINAL, OTHERS, palette
 from emacore.charts.tradeoff import tradeoff
 from emacore.formatting import number
 
@@ -41,6 +41,20 @@ def test_a_line_chart_has_titles_colours_tooltip_and_names_that_highlight():
     assert {"highlight": ["name"]}.items() <= {p["name"]: p["select"].get("fields") for p in chart["params"]}.items()
     assert chart["layer"][3]["mark"]["type"] == "rule"
     assert chart["layer"][3]["data"] == {"values": [{"label": "cut-off", "at": 1.0, "height": -6}]}
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("value", [0.518, 7e-5, 3e8, 0.0, -2.0])
+def test_names_of_curves_that_are_one_number_stand_apart(scale, value):
+    figure = chart_of(pd.DataFrame({"x": [1, 1], "y": value, "who": ["one", "two"]}), y_scale=scale, height=240)
+    if value <= 0 and scale == "log":
+        assert figure.empty
+        return
+    low, high = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert low < value < high
+    on = np.log if scale == "log" else np.asarray
+    places = [on(row["y"]) for row in figure.spec["layer"][2]["data"]["values"]]
+    assert abs(places[1] - places[0]) / (on(high) - on(low)) * 145 > 14.9  # pixels of a line of text
 
 
 @pytest.mark.parametrize(("epochs", "whole"), [([0, 1, 5], True), ([0.0, 1.0, np.nan], True), ([0.5, 1.0, 2.0], False)])
@@ -168,7 +182,9 @@ def test_a_cell_of_the_map_never_says_that_a_change_is_0(gain, text):
 
 def test_palette_gives_each_name_its_colour():
     assert palette(["a", "b", "c"], {"b": AVERAGED}) == {"a": OTHERS[0], "b": AVERAGED, "c": OTHERS[1]}
-    assert len(set(palette(list("abcde")).values())) == 5
+    assert len(set(palette(list("abcdefg"), {"d": AVERAGED}).values())) == 7
+    chosen = palette(list("abcdefg"), {"d": AVERAGED, "e": CHOSEN})
+    assert len(set(chosen.values())) == 7
 
 
 def test_a_landscape_is_drawn_as_lines_of_equal_loss():

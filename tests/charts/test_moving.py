@@ -97,17 +97,21 @@ def test_a_name_stands_at_the_last_point_that_the_axis_can_show():
                     assert y == pytest.approx(drawn[int(x)])
 
 
-def test_names_of_curves_that_move_together_stay_apart():
+@pytest.mark.parametrize("sets", [1, 2])
+def test_names_of_curves_that_move_together_stay_apart(sets):
     rows = pd.DataFrame({"step": [0.0, 1.0, 0.0, 1.0], "curve": ["a", "a", "b", "b"]})
-    frames = Frames(
-        rows, {"power": {"y": np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.8]])}}, "curve", ("step", "y")
-    )
+    lifted = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.8]])
+    frames = [
+        Frames(rows.iloc[own].reset_index(drop=True), {"power": {"y": lifted[own]}}, "curve", ("step", "y"))
+        for own in np.array_split(np.arange(4), sets)
+    ]
     table = rows.assign(y=1.0)
     figure = lines(
         table, x="step", y="y", series="curve", colours={"a": "#111", "b": "#222"}, x_title="s", y_title="y", height=200
     )
-    shown = moving([View(figure, (frames,), {"y": (0.0, 2.0)})], [POWER])
-    near, far = (shown.tables["names0_0"][f"y_0_{mark}"].to_numpy() for mark in (0, 1))
+    shown = moving([View(figure, tuple(frames), {"y": (0.0, 2.0)})], [POWER])
+    tables = [shown.tables[f"names0_{place}"] for place in range(sets)]
+    near, far = (np.concatenate([one[f"y_0_{mark}"].to_numpy() for one in tables]) for mark in (0, 1))
     assert abs(near[0] - near[1]) / 2 * plot_height(200) == pytest.approx(15, abs=1e-6)
     assert far == pytest.approx([1.0, 1.8])
 

@@ -10,7 +10,7 @@ from emacore.averaging.weights import weights
 from emacore.charts.lines import lines
 from emacore.charts.seeds import bands
 from emacore.charts.style import AVERAGED, ORIGINAL
-from emacore.charts.thin import MAX_POINTS, axis_ends, drawable, kept_rows, left_out, rows_with_gaps, thin
+from emacore.charts.thin import MAX_POINTS, axis_ends, drawable, kept_rows, left_out, roomy_ends, rows_with_gaps, thin
 
 SCALES = st.sampled_from(["linear", "log"])
 #: How far a drawn line may be from a smooth curve, as a share of the axis.
@@ -215,6 +215,16 @@ def test_a_chart_is_thinned_for_the_axis_that_all_its_lines_share():
     drawn = lines(table, **arguments()).data
     b = drawn[drawn["s"] == "b"]
     assert missed(x, np.exp(-x / 50), b["x"].to_numpy(), "linear", "linear") <= MOST_MISSED
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("values", [[], [0.0], [np.nan], [5.0], [-3.0, -3.0], [1e-9], [2.0, 7.0]])
+def test_an_axis_has_a_length_and_what_it_shows_within(values, scale):
+    low, high = roomy_ends(values, scale)
+    assert low < high
+    shown = np.array(values)[drawable(values, scale)]
+    assert ((low <= shown) & (shown <= high)).all()
+    assert scale == "linear" or low > 0
 
 
 def test_rounding_is_not_blown_up_to_the_height_of_the_chart():

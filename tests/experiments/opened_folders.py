@@ -46,6 +46,9 @@ def distance(tensors):
     calls.append(1)
     return sum(float((tensor.double() ** 2).sum()) for tensor in tensors.values())
 
+def level(tensors):
+    return 5.0
+
 def broken(tensors):
     raise RuntimeError("the data are not there")
 """

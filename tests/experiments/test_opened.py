@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from emacore import Snapshots
-from emacore.averaging.code import merge_from_code
-from emacore.averaging.coefficients import Span, merged_profile
+from emacore import Constant, Snapshots
+from emacore.averaging.code import from_code, merge_from_code
+from emacore.averaging.coefficients import Averaged, Span, merged_profile
 from emacore.averaging.planned import planned
+from emacore.charts.thin import kept_rows
 from emacore.checkpoints import open_checkpoints
 from emacore.checkpoints.planning import plan_merge
 from emacore.experiments import opened as module
@@ -26,6 +28,8 @@ from emacore.experiments.opened import (
     contents_of,
     decay_table,
     example,
+    growth,
+    growth_calls,
     growth_table,
     identity_of,
     merge_command,
@@ -135,7 +139,7 @@ def test_snapshots_are_planned_as_the_command_merges_them(tmp_path, kind):
 def test_weights_add_up_as_the_merge_does_at_every_step(kind, code):
     series = example(60, 6, kind)
     found = planned(merge_from_code(code), series.profiles, series.calls)
-    table = growth_table(series, found)
+    table = growth_table(series, growth(series, found))
     wanted = table["curve"] == "all steps"
     np.testing.assert_allclose(table["weight"][wanted], np.cumsum(found.target)[table["step"][wanted] - 1])
     sums = np.cumsum(merged_profile(60, series.profiles, found.coefficients))
@@ -151,10 +155,35 @@ def test_an_example_of_windows_covers_every_step_once():
     assert all(isinstance(one, Span) and one.begin == one.end for one in example(1000, 7, "raw").profiles)
 
 
-def test_a_long_run_is_drawn_by_few_points():
-    series = example(400_000, 40, "raw")
-    found = planned(merge_from_code("Window(size=100000)"), series.profiles, series.calls)
-    assert len(growth_table(series, found)["step"]) < 4000
+@pytest.mark.parametrize("kind", ["raw", "window", "average"])
+@pytest.mark.parametrize(("steps", "files"), [(2_000, 20), (200_000, 40), (1_000_000, 5)])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "Constant(beta=0.9)",
+        "Constant(beta=0.999, update_after_step=1000)",
+        "Constant(beta=0.9, update_every=5000)",
+        "InversePower()",
+        "PowerFunction(sigma_rel=0.1)",
+    ],
+)
+def test_few_points_show_how_the_weights_add_up_however_long_the_run(kind, steps, files, code):
+    series = example(steps, files, kind)
+    if kind == "average":
+        decays = Constant(0.99).decays(steps)
+        series = replace(series, profiles=tuple(Averaged(one.end, decays) for one in series.profiles))
+    schedule = from_code(code)
+    whole = growth(series, planned(schedule, series.profiles, steps, bests=False))
+    at = growth_calls(series, schedule)
+    table, every = growth_table(series, whole, at), growth_table(series, whole)
+    assert every["step"].tolist() == 2 * list(range(1, steps + 1))
+    assert every["weight"].tolist() == [*whole["all steps"], *whole["these files"]]
+    assert len(at) <= 50_000
+    for name, weights in whole.items():
+        own = table["curve"] == name
+        kept = kept_rows(table["step"][own], table["weight"][own])
+        drawn = np.interp(np.arange(1, steps + 1), table["step"][own][kept], table["weight"][own][kept])
+        np.testing.assert_allclose(drawn, weights, atol=0.005 * np.ptp(weights))
 
 
 def test_decays_of_a_diagnosis_have_both_ends_of_each_stretch():
@@ -212,11 +241,11 @@ def test_the_small_model_of_the_docs_measures_and_leaves_what_the_page_reads(tmp
 def test_what_follows_the_pointer_is_what_each_schedule_alone_would_show(contents):
     series = contents.series["model"]
     codes = ["InversePower(beta=0.99)", "PowerFunction(sigma_rel=0.1)", "RateDecay(shape='cosine', steps=10**6)"]
-    found = module.moved(series, codes, None, points=40)
-    at = module.growth_calls(series, 40)
+    at = np.array([0, 7, 30])
+    found = module.moved(series, codes, None, at)
     for place, code in enumerate(codes[:2]):
         alone = planned(merge_from_code(code), series.profiles, series.calls, bests=False)
-        curves = module.growth(series, alone)
+        curves = growth(series, alone)
         np.testing.assert_array_equal(found.coefficients[:, place], alone.coefficients)
         np.testing.assert_array_equal(found.all_steps[:, place], curves["all steps"][at])
         np.testing.assert_array_equal(found.these_files[:, place], curves["these files"][at])

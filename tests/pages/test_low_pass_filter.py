@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emacore.averaging import measurements
+from emacore.averaging import measurements, views
 from emacore.averaging.families import InversePower
 from emacore.averaging.filters import cutoff_frequency, window_of_equal_noise
 from emacore.averaging.signals import NOISES, SIGNALS, sequence
@@ -342,6 +342,16 @@ def test_every_chart_draws_what_it_says(open_page):
         share = 0.1 * 0.9**age if name == "EMA" else (age < sizes[name]) / sizes[name]
         np.testing.assert_allclose(line["weight"], share, atol=1e-12)
     assert set(jumps["filter"]) == set(ages["filter"]) == {"EMA", *windows}
+
+
+@pytest.mark.parametrize("first", [views.DELAY, views.NOISE, views.SCHEDULE, views.FIRST])
+def test_no_two_lines_of_a_picture_have_one_colour(open_page, first):
+    app = open_page("low_pass_filter", filters=[first, *(name for name in views.FILTERS if name != first)])
+    charts = [json.loads(chart.proto.spec) for chart in app.get("vega_lite_chart")]
+    assert len(charts) == 5
+    for chart in charts:
+        scale = chart["layer"][0]["encoding"]["color"]["scale"]
+        assert len(set(scale["range"])) == len(scale["domain"]) > 1
 
 
 def test_the_table_is_of_the_sequence_that_is_drawn(open_page):

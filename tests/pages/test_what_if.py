@@ -496,6 +496,12 @@ def test_every_mark_of_every_handle_is_the_replay_of_that_very_schedule(open_pag
         assert losses.filter(regex=f"loss_{place}_").iloc[-1].nunique() > most / 3, "else this shows nothing"
 
 
+def test_steps_that_are_skipped_are_no_teeth_while_a_handle_moves(open_page, home):
+    enter(home)
+    app = open_page("what_if", view="Family", beta="0.8", update_after_step="7", update_every="5")
+    assert set(frames(app)["frames1_0"]["step"]) <= set(range(5, 60, 5))
+
+
 def test_a_handle_that_is_let_go_sets_its_setting_and_all_that_shows_it(open_page, home):
     run_id = enter(home)
     app = open_page("what_if", view="Family", beta="0.8")

@@ -1,5 +1,7 @@
 """Your checkpoints, and what was opened on the page What if."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,14 @@ from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 
 from emacore import Constant, PowerFunction
 from emacore.averaging.code import merge_from_code
-from emacore.averaging.coefficients import certificate
+from emacore.averaging.coefficients import certificate, merged_profile
 from emacore.averaging.expected import expected_distances
 from emacore.averaging.held import held, squared_distances
-from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
+from emacore.averaging.planned import PROMISE, planned, planned_in_words
 from emacore.averaging.weights import weights
-from emacore.experiments.opened import example, growth_table, opened
+from emacore.experiments.opened import example, opened
 from emacore.experiments.store import RunStore
+from emacore.widgets.opened import MOST_MERGES, SUGGESTED
 from tests.experiments.opened_folders import stored_rows
 from tests.pages.conftest import answered, drag, drawn, enter_recorded, frames, run, texts, worked
 
@@ -38,6 +41,14 @@ def test_without_anything_opened_there_is_an_example(open_page):
     assert "Nothing of yours is open, so this is an example: 10 files of a run of 2,000 steps." in texts(app)
     assert any("Snapshots" in block.value for block in app.code)
     assert "`emacore checkpoints snapshots` lists them" in texts(app)
+
+
+def test_as_many_merges_as_can_be_chosen_look_different(open_page):
+    app = open_page("your_checkpoints", stored_steps="1000", merges=list(SUGGESTED[:MOST_MERGES]))
+    above = json.loads(app.get("vega_lite_chart")[0].proto.spec)["vconcat"][0]["layer"][0]["encoding"]
+    for channel in ("color", "strokeDash"):
+        scale = above[channel]["scale"]
+        assert len(scale["domain"]) == len({str(look) for look in scale["range"]}) == MOST_MERGES + 1
 
 
 def test_names_at_the_ends_of_curves_stand_apart_on_the_axis_that_is_drawn(open_page):
@@ -65,12 +76,11 @@ def test_merges_and_certificates_follow_the_handle(open_page):
     for name in columns:
         mark = name.removeprefix("reached_0_")
         factors = coefficients[f"coefficient_0_{mark}"].to_numpy()
-        made = Planned(factors, None, None, 0.0, 0.0)
         one = certificate(np.full(800, 1 / 800), series.profiles, factors)
         assert text[name].item() == pytest.approx(one.reached)
-        table = growth_table(series, made)
-        at = np.searchsorted(table["step"], growth["step"].astype(int))
-        np.testing.assert_allclose(growth[f"weight_0_{mark}"], table["weight"][at], atol=1e-9)
+        weights = np.cumsum(merged_profile(800, series.profiles, factors))
+        shown = np.interp(np.arange(800) + series.shift, growth["step"], growth[f"weight_0_{mark}"])
+        np.testing.assert_allclose(shown, weights, atol=0.005 * 1.05)
         last.append(one.reached)
     assert max(last) > 2 * min(last)
     drag(app, beta=int(columns[3].rpartition("_")[2]))
@@ -225,6 +235,22 @@ def test_what_was_opened_is_replayed_like_a_run(open_page, of_mine, evaluated, f
         curves.loc[curves["curve"] == "the run's own EMA", "loss"], (averages**2).sum(axis=1), rtol=1e-5
     )
     assert "In this run the average ends" in texts(app)
+
+
+def test_a_loss_that_is_one_number_lies_on_the_axis_that_is_drawn(
+    open_page, of_mine, evaluated, folder, home, monkeypatch
+):
+    monkeypatch.setenv("EMACORE_EVALUATE", "small_eval:level")
+    app = open_page("what_if", replayed="opened-tiny", family="Constant", beta="0.5")
+    answered(app, home, "Measure what is stored")
+    worked(app, home)
+    assert set(drawn(app)[0]["loss"]) == {5.0}
+    ends = next(
+        convert_arrow_bytes_to_pandas_df(data.data.data).iloc[0]
+        for data in app.get("vega_lite_chart")[0].proto.datasets
+        if data.name == "ends0"
+    )
+    assert ends["y_0"] < 5 < ends["y_1"]
 
 
 def moving(app, column):

@@ -118,9 +118,70 @@ def test_the_decays_of_each_mark_are_computed_once_for_both_pictures_and_can_be_
     monkeypatch.setattr(decays, "leave_if_run_anew", lambda: left.append(1))
     schedule, num_steps = Constant(beta=0.98, update_every=3), 1237
     code, marks = to_code(schedule), (("beta", (0.9, 0.98, 0.999)),)
-    moved = decays.decays_of_marks(schedule, num_steps)
+    moved = decays.decays_of_marks(schedule, views.acting_calls(num_steps, schedule))
     decays.decay_frames(code, num_steps, "1 - decay", "log", marks, (1e-4, 1.0), moved)
     decays.weight_frames(code, num_steps, num_steps - 1, "linear", marks, (), (), (0.0, 0.1), moved)
+    assert len(left) == 3
+
+
+#: The shortest average, averages that begin late or move seldom, and a cap that acts from some call on.
+LONG = (
+    "Constant(beta=0.9)",
+    "Constant(beta=0.9999, update_after_step=1000)",
+    "Constant(beta=0.99, update_every=3)",
+    "InversePower(beta=0.999)",
+    "PowerFunction(sigma_rel=0.1)",
+    "UniformAverage(update_after_step=270000)",
+    "Window(size=70)",
+    "Window(size=20000, schedule=Constant(beta=0.999))",
+)
+
+
+@pytest.mark.parametrize("code", LONG)
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_frames_of_a_long_run_show_every_call(code, scale):
+    steps, percents, scheme = 300_000, (1, 2, 10, 50, 92, 100), scheme_from_code(code)
+    windowed = isinstance(scheme, Window)
+    settings = [] if windowed else schedule_settings(scheme, 4_000_000)
+    marks = tuple((one.key, one.marks) for one in settings)
+    now, pins = ("Constant()", ((code, code),)) if windowed else (code, ())
+    weighed = decays._drawn_weights(code, steps - 1)["weight"]
+    ends = decays._weight_ends(weighed, scale, steps)
+    found = decays.weight_frames(now, steps, steps - 1, scale, marks, percents, pins, ends)
+    shown = [one for one in found if windowed <= (one.rows["curve"].iloc[0] == code)]
+    assert {key for one in shown for key in one.moving} == {"at", *dict(marks)}
+    for frames in shown:
+        for key, values in [*marks, ("at", percents)]:
+            for mark, value in enumerate(values if key in frames.moving else ()):
+                other = scheme if key == "at" else scheme.varied(**{key: value})
+                after = at_step(steps, value) if key == "at" else steps - 1
+                calls = views.acting_calls(after + 1, other)
+                truth = views.weights_at(other, after, calls)
+                seen = truth > 0 if scale == "log" else np.isfinite(truth)
+                line = frames.moving[key]["weight"][:, mark]
+                there = np.isfinite(line)
+                across = frames.rows["step"].to_numpy()[there]
+                assert missed(line[there], across, truth[seen], calls[seen], scale, ends) <= 0.005
+    if not windowed and marks:
+        calls = views.acting_calls(steps, scheme)
+        for quantity, (column, _, y_scale) in QUANTITIES.items():
+            ends = decays.decay_ends(code, steps, quantity, marks)
+            frames = decays.decay_frames(code, steps, quantity, scale, marks, ends)
+            first = 1 if scale == "log" else 0
+            for key, values in marks:
+                for mark, value in enumerate(values):
+                    truth = views.decays_at(scheme.varied(**{key: value}), calls, column)
+                    line = frames.moving[key][column][:, mark]
+                    there, seen = np.isfinite(line), np.isfinite(truth) & ((truth > 0) | (y_scale == "linear"))
+                    across = frames.rows["step"].to_numpy()[there]
+                    assert missed(line[there], across, truth[seen], calls[seen] + first, y_scale, ends, scale) <= 0.005
+
+
+def test_of_a_long_run_each_mark_is_computed_once(monkeypatch):
+    left = []
+    monkeypatch.setattr(decays, "leave_if_run_anew", lambda: left.append(1))
+    marks = (("beta", (0.9, 0.98, 0.999)),)
+    decays.weight_frames("Constant(beta=0.98)", 5_000_000, 4_999_999, "linear", marks, (), (), (0.0, 0.1))
     assert len(left) == 3
 
 
