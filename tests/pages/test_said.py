@@ -43,6 +43,7 @@ from tests.pages.conftest import (
 SAID = Path(__file__).parent / "said"
 #: What differs from run to run, and what stands there instead.
 MASKED = {
+    r"\b\d+\.\d+(?:e[+-]?\d+)?\b": "0",
     r"\b[0-9a-f]{10,12}\b": "ID",
     r"\b\d\d:\d\d(:\d\d)?\b": "TIME",
     r"(?<![A-Za-z])\d[\d,.]*(?:e[+-]?\d+)?(?<![,.])": "0",
