@@ -96,9 +96,9 @@ class OptimizerConfig:
 
     Args:
         name: "adam", "adamw" or "sgd"; ``momentum`` is of "sgd" only.
-        rate_rule: "plateau" multiplies the rate by ``plateau_factor`` after ``plateau_patience`` epochs in which the
-            validation loss of ``plateau_curve`` ("ema" or "original") did not improve; "cosine" lowers it to 0 over
-            ``max_epochs``; "constant" leaves it.
+        rate_rule: "plateau" multiplies the rate by ``plateau_factor`` once the validation loss of ``plateau_curve``
+            ("ema" or "original") was no better for more than ``plateau_patience`` epochs in a row: it must fall by
+            0.01 % of its size; "cosine" lowers the rate to 0 over ``max_epochs``; "constant" leaves it.
     """
 
     name: str = "adam"
