@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from emacore.courtesy import step_aside
 from emacore.ema import EMA
 from emacore.replay.recording import Recorder, thinning
+from emacore.tensors.pairing import distinct
 from emacore.training.config import OptimizerConfig, StoppingConfig, TaskConfig, check_rows
 from emacore.training.history import MODELS, columns, summarise
 from emacore.training.task import Dataset, Task
@@ -138,7 +139,7 @@ class _Run:
     def recorded(self, folder: str | Path, most_bytes: float) -> Recorder:
         """A recorder of this run; where all steps would take more than ``most_bytes``, it keeps every k-th only."""
         steps = math.ceil(len(self.data.x_train) / self.config.optimizer.batch_size)
-        row_bytes = 4 * sum(parameter.numel() for parameter in self.parameters)
+        row_bytes = sum(tensor.numel() * tensor.element_size() for tensor in distinct(self.model).values())
         every = thinning(steps, row_bytes, self.config.max_epochs, most_bytes)
         settings = json.loads(self.config.to_json())
         return Recorder(self.model, folder, every, settings=settings, most_bytes=most_bytes)

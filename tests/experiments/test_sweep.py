@@ -175,7 +175,8 @@ def test_a_cell_under_way_is_stopped_and_leaves_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):
-    def deadly(index, job):  # in here, so that the processes import nothing for it, as each of them would torch
+    # In here, so that the processes import nothing for it, as each of them would torch.
+    def deadly(index, job, should_stop, modules):
         if '"learning_rate": 0.03' in job:
             os.kill(os.getpid(), signal.SIGKILL)
         return index, {code: [{"seed": 1, "error": None}] for code in GRID["schedule"]}

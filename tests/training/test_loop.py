@@ -222,7 +222,7 @@ def test_a_plateau_is_that_of_torch_and_the_same_of_losses_below_0(patience):
     for losses in ([-2.0] * 12, [-2 + 1e-5 * epoch for epoch in range(12)], [0.0] * 12):
         lowered = [0.5 ** (epoch // (patience + 1)) for epoch in range(12)]
         assert rates(losses, patience) == lowered == rates([2.0] * 12, patience)
-    assert rates([-1.001**epoch for epoch in range(12)], patience) == [1.0] * 12
+    assert rates([-(1.001**epoch) for epoch in range(12)], patience) == [1.0] * 12
 
 
 @pytest.mark.parametrize(
