@@ -186,7 +186,7 @@ def _show_atlas(view: View) -> Codes:
         + "A wide blue plateau is a safe choice; the diamond is the "
         "lowest."
         + (" Dotted cells: this run is too short for beta, which never acts." if never.any() else "")
-        + (" Empty cells: no such average has that width in this run." if table["code"].isna().any() else "")
+        + (" Empty cells: no such average can be had in this run." if table["code"].isna().any() else "")
     )
     st.markdown(curves.atlas_in_words(cells, best, reference, metric))
     _pin_buttons(view.clicked, cells["code"][best.row])
