@@ -557,11 +557,12 @@ def number_of_tests(found: pd.DataFrame) -> int:
     return int(found.drop_duplicates("test")["wilcoxon_p"].notna().sum())
 
 
-def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
+def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True, signed: bool = False) -> str:
     """What :func:`summary` says of the cells together, in one sentence: where averaging helps and hurts, and most.
 
     Args:
         complete: Whether these are all cells that there will be.
+        signed: Whether :func:`has_losses_below_0` of them.
     """
     different = found.drop_duplicates("test")
     seeds = _seeds(found)
@@ -572,7 +573,7 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
         if count := int((different["verdict"] == kind).sum()):
             most = _most(different, kind)
             place = _place(found[found["test"] == most["test"]], found, grid)
-            gain = _beside(most["median_gain_percent"] / 100)
+            gain = _beside(most["median_gain_percent"] / 100, signed)
             parts.append(f"{kind} in {count}, most at {place} (median final loss {gain})")
     if not parts:
         return f"{begin} none shows whether averaging helps or hurts."
@@ -587,11 +588,17 @@ def _seeds(found: pd.DataFrame) -> str:
     return " or ".join([*map(str, others), counted(most, "seed")])
 
 
-def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
+def has_losses_below_0(table: pd.DataFrame) -> bool:
+    """Whether a final loss of :func:`sweep`'s table is below 0: then a ratio of two says nothing."""
+    return bool((table[["final_original", "final_ema"]].astype(np.float64) < 0).any(axis=None))
+
+
+def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True, signed: bool = False) -> str:
     """What :func:`summary` says of the cells together, in sentences that the numbers bear out.
 
     Args:
         complete: Whether these are all cells that there will be.
+        signed: Whether :func:`has_losses_below_0` of them.
     """
     different = found.drop_duplicates("test")
     counts = different["verdict"].value_counts()
@@ -622,7 +629,7 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
             cell = _most(different, verdict)
             same = found[found["test"] == cell["test"]]
             over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
-            gain = _beside(cell["median_gain_percent"] / 100)
+            gain = _beside(cell["median_gain_percent"] / 100, signed)
             sentences.append(
                 f"It {verdict} most at {_place(same, found, grid)}: in the median{over} the final loss is "
                 f"{gain}, and averaging won in {cell['wins']} of {counted(cell['seeds'], 'seed')}."
@@ -716,9 +723,9 @@ def _why_alike(sweep: Sweep, groups: Sequence[Sequence[int]]) -> str:
     return "; ".join(told)
 
 
-def _beside(gain: float) -> str:
+def _beside(gain: float, signed: bool) -> str:
     """The averaged network's loss beside the original's."""
-    if gain < -9:
+    if gain < -9 and not signed:
         return f"{number(1 - gain, 3)} times the original's"
     if not gain:
         return "the same as the original's"

@@ -27,6 +27,7 @@ from emacore.experiments.sweep import (
     cells_of,
     failures,
     for_map,
+    has_losses_below_0,
     headline,
     in_words,
     number_of_tests,
@@ -212,6 +213,14 @@ def test_a_summary_of_the_cells():
     assert "averaging won in 0 of 12 seeds" in said
     ruined = found.assign(median_gain_percent=[30, 0.0, -9900])
     assert "the final loss is 100 times the original's" in in_words(ruined, ["a"])
+    assert "loss 100 times the original's)" in headline(ruined, ["a"])
+    below = pd.DataFrame(rows).assign(final_original=-0.01)
+    assert has_losses_below_0(below)
+    assert not has_losses_below_0(pd.DataFrame(rows))
+    assert not has_losses_below_0(pd.DataFrame({"final_original": [None, 1.0], "final_ema": [None, None]}))
+    for said in (in_words(ruined, ["a"], signed=True), headline(ruined, ["a"], signed=True)):
+        assert "9,900 % higher" in said
+        assert "times" not in said
 
 
 def test_the_cells_in_one_sentence():
