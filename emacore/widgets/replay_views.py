@@ -157,7 +157,7 @@ def _show_atlas(view: View) -> Codes:
         return ()
     never = curves.beta_never_acts(cells, view.schedule, x, y)
     picture = heatmap(
-        table.assign(beta_never=never),
+        table.assign(beta_never=never, loss=table[view.recorded.loss.column]),
         reference=reference,
         x_title=TITLES.get(x, x),
         y_title=TITLES.get(y, y),

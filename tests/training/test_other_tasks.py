@@ -131,3 +131,18 @@ def test_a_recording_of_a_network_with_buffers_is_thinned_to_what_it_may_take(mo
     trajectory = open_run(tmp_path / "run")
     assert trajectory.every > 1
     assert len(trajectory.epoch_ends) == 3
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ((Metric("error", "error"),), "the first metric of Wrong must be the loss"),
+        ((Metric("loss", "accuracy", higher_is_better=True),), "must be the loss: .* lower is better"),
+        ((Metric("loss", "a"), Metric("loss", "b")), "two metrics have the column 'loss'"),
+        ((Metric("loss", "a"), Metric("epoch", "b")), "cannot have the column 'epoch'"),
+    ],
+)
+def test_a_task_whose_metrics_could_not_be_told_apart_is_refused(metrics, message):
+    with pytest.raises(ValueError, match=message):
+        type("Wrong", (RunConfig,), {"task_name": "wrong in a test", "metrics": metrics})
+    assert "wrong in a test" not in RunConfig._by_task
