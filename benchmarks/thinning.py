@@ -33,6 +33,7 @@ SCHEMES: list[Scheme] = [
     replace(RunConfig().schedule, update_every=10),
     Constant(0.9),
     Constant(0.99),
+    Constant(0.999),
     PowerFunction(sigma_rel=0.1),
     Window(500),
 ]

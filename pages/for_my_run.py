@@ -83,6 +83,8 @@ with st.container(horizontal=True):
 with st.expander("A memory of my own choice, of any family", key="own", bind="query-params") as own:
     if own.open:
         own_memory(run)
-with st.expander(f"The {len(PUBLISHED)} widths that EDM2's authors chose, by model, metric and guidance"):
+with st.expander(
+    f"The {len(PUBLISHED)} widths that EDM2's authors chose, by model, metric and classifier-free guidance"
+):
     show_table(published_table(PUBLISHED), name="published_widths")
 reset_button(RUN_DEFAULTS)

@@ -33,6 +33,15 @@ def wait_for(condition, seconds=60):
     raise AssertionError("waited in vain")
 
 
+def lives(pid):
+    """Whether a process is there."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # a zombie waiting for init has ended too
+
+
 def interrupted(act, at, modules):
     """Call ``act()``, with a KeyboardInterrupt, as of a signal, before the ``at``-th line of these modules; 0 for none.
 

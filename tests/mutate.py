@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 #: Imported once, and not again for each line that is broken.
 LIBRARIES = ("altair", "hypothesis", "pandas", "scipy.stats", "sklearn.datasets", "streamlit.testing.v1", "torch")
 #: What is asked of all modules.
-OF_ALL = "tests/test_conventions.py"
+OF_ALL = ["tests/test_conventions.py", "tests/pages/test_said.py"]
 SWAPS = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -132,10 +132,10 @@ def test_files(module: Path, owner: str, root: Path) -> tuple[list[str], list[st
 
     Where the layout has none these are all that name it; for widgets, those of the pages that use it.  The others,
     which are asked where the first notice nothing, name the module or import the function or class that is broken
-    (``owner``).
+    (``owner``); for widgets, they are also those of all other pages.
     """
     if module.parts[0] == "pages":
-        return [f"tests/pages/test_{module.stem}.py"], ["tests/pages/test_app.py", "tests/pages/test_link.py", OF_ALL]
+        return [f"tests/pages/test_{module.stem}.py"], ["tests/pages/test_app.py", "tests/pages/test_link.py", *OF_ALL]
     mirrored = root / "tests" / Path(*module.parts[1:-1])
     dotted = ".".join(module.with_suffix("").parts)
     named = re.compile(rf"{dotted}\b|from {dotted.rpartition('.')[0]} import .*\b{module.stem}\b")
@@ -147,7 +147,13 @@ def test_files(module: Path, owner: str, root: Path) -> tuple[list[str], list[st
     found = list(dict.fromkeys([*own, *beside, *pages] or naming))
     imported = re.compile(rf"from emacore\b.* import [^#\n]*\b{owner}\b")
     using = [path for path in everywhere if owner and imported.search(path.read_text())]
-    others = [path for path in dict.fromkeys([*naming, *using, root / OF_ALL]) if path not in found]
+    # A page's test may go on to another page, with what was opened there.
+    all_pages = sorted((root / "tests/pages").glob("test_*.py")) if pages else []
+    others = [
+        path
+        for path in dict.fromkeys([*naming, *using, *all_pages, *(root / name for name in OF_ALL)])
+        if path not in found
+    ]
     return [str(path.relative_to(root)) for path in found], [str(path.relative_to(root)) for path in others]
 
 

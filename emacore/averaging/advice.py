@@ -144,7 +144,7 @@ def _widths(pixels: int, metric: str, guidance: bool, **widths: float) -> list[P
 
 
 #: The widths that EDM2's authors chose (:data:`EDM2`), without and with classifier-free guidance; read from the names
-#: of its models.
+#: of its models.  Those for autoguidance are another paper's.
 PUBLISHED = [
     *_widths(512, "FID", False, xs=0.135, s=0.13, m=0.1, l=0.085, xl=0.085, xxl=0.07),
     *_widths(512, "FD-DINOv2", False, xs=0.2, s=0.19, m=0.155, l=0.155, xl=0.155, xxl=0.15),

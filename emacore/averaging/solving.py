@@ -185,16 +185,10 @@ def _first_with(
     bracket, low, high = _first_crossing(error, positions)
     if bracket is None:
         return None, low + wanted, high + wanted
+    # Of whole numbers none may be exact: of the two around the crossing it returns the one that misses less.
     found = candidate(float(scipy.optimize.brentq(error, *bracket, xtol=1e-12)))
-    if _tunes_the_start(schedule):  # of whole numbers none may be exact
-        starts = (found.start + k * found.update_every for k in (-1, 0, 1))
-        near_ones = [found.varied(update_after_step=start) for start in starts if 0 <= start < num_steps]
-        found = min(near_ones, key=lambda one: abs(measure(one, num_steps) - wanted))
-    elif _tunes_a_whole_number(schedule):
-        own = getattr(found, schedule.tuned)
-        near = possible(found, schedule.tuned, range(own - 1, own + 2))
-        near_ones = [found.varied(**{schedule.tuned: value}) for value in near]
-        found = min(near_ones, key=lambda one: abs(measure(one, num_steps) - wanted))
+    if _tunes_the_start(schedule):  # named by the call at which it begins, not by one that is skipped
+        found = found.varied(update_after_step=found.start)
     return found, low + wanted, high + wanted
 
 

@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from emacore.experiments.jobs import CarriedOut
-    from emacore.experiments.store import RunStore
     from emacore.experiments.studies import Job, Sweep
     from emacore.training.config import TaskConfig
 
@@ -245,6 +244,7 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
     """
     import pandas as pd
 
+    from emacore.replay.curves import MISS_MORE
     from emacore.tasks import open_run
 
     named = {scheme_to_code(scheme): scheme for scheme in schemes}
@@ -254,7 +254,7 @@ def replay(folder: str, schemes: tuple[Scheme, ...], final: bool, output: str | 
     if trajectory.every > 1:
         _tell(
             f"One step in {trajectory.every} was recorded, so this is close, not exact: on the article's run its own "
-            "schedule misses the loss by up to 0.5, 2 and 5 % with one step in 2, 5 and 10; shorter averages by more."
+            f"schedule misses the loss by up to 0.5, 2 and 5 % with one step in 2, 5 and 10; {MISS_MORE}."
         )
     _write(pd.DataFrame(trajectory.final(named) if final else trajectory.replay(named)), output)
 
@@ -599,7 +599,7 @@ def _carried_out(
         run_id = store.enter(job, worker)
         job = store.result(run_id).job  # whose table the store keeps
         _tell(f"{run_id}: {job_in_words(job)}")
-        by_hand.at_once = lambda: _end_at_once(store, run_id, worker)
+        by_hand.at_once = lambda: store.finish(run_id, worker, "stopped", stopped="stopped")
         try:
             with alive(store, run_id, worker, by_hand.stop):
                 done = carry_out(store, run_id, worker, job, by_hand.stop, step, trouble=trouble, **arguments)
@@ -609,15 +609,6 @@ def _carried_out(
             raise
     _tell(f"{run_id} ({job_in_words(job)}): {done.ended}")
     return done
-
-
-def _end_at_once(store: RunStore, run_id: str, worker: str) -> None:
-    """Enter the end of a run whose process is about to go, and end the processes that it started."""
-    store.finish(run_id, worker, "stopped", stopped="stopped")
-    if "joblib" in sys.modules:
-        from joblib.externals.loky import get_reusable_executor
-
-        get_reusable_executor().shutdown(wait=False, kill_workers=True)
 
 
 def _end(done: CarriedOut, by_hand: Interruption, output: str | None, *, failed: bool = False) -> None:

@@ -100,11 +100,13 @@ def in_words(comparison: PairedComparison) -> str:
     table = shipped()
     table = table[table["intervals"] == kind]
     simulated = table["seeds"].unique()
-    seeds = simulated[simulated <= pairs].max() if (simulated <= pairs).any() else simulated.min()
+    fewer = simulated[simulated <= pairs]
+    seeds = fewer.max() if len(fewer) else simulated.min()
     table = table[table["seeds"] == seeds]
-    near = "" if seeds == pairs else f" (the simulated number nearest to {pairs})"
+    which = f"the largest number up to {pairs}" if len(fewer) else "the smallest number"
+    of = f"{seeds} seeds" if seeds == pairs else f"{seeds} seeds ({which} that was simulated)"
     told = [
-        f"95 % intervals by {kind}. In {table['studies'].iloc[0]:,} simulated studies of {seeds} seeds{near} for each "
+        f"95 % intervals by {kind}. In {table['studies'].iloc[0]:,} simulated studies of {of} for each "
         f"of {len(SHAPES)} shapes of gains ({', '.join(SHAPES)}), that of the median held the truth in "
         f"{_range(table, 'median')}; that of the mean in {_range(table, 'mean')}."
     ]

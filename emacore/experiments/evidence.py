@@ -371,7 +371,10 @@ def gains_in_words(table: pd.DataFrame, comparison: PairedComparison, *, is_arti
     )
     if comparison.seeds_needed is not None:
         needed = "a million seeds or more" if comparison.seeds_needed >= 10**6 else f"{comparison.seeds_needed:,} seeds"
-        told.append(f"With {needed} a t-test finds a mean gain as large as this one in four studies of five.")
+        told.append(
+            f"With {needed} a t-test finds a mean gain as large as this one in four studies of five, if gains are "
+            "spread normally."
+        )
     return " ".join(told)
 
 

@@ -28,6 +28,7 @@ from emacore.experiments.measuring import question_from_json, work_on
 from emacore.experiments.store import RunLost, RunStore, StoreError, StoreFull, worker_name
 from emacore.experiments.studies import Job, Study, Sweep, job_from_json
 from emacore.experiments.sweep import SweepError, sweep
+from emacore.experiments.workers import Workers
 from emacore.memory import uncollected
 from emacore.tasks.regression.config import RunConfig
 
@@ -163,7 +164,8 @@ class JobQueue:
                 self.store.workers.forget(name)
                 if came_up:
                     self.store.fail_run_of(name, f"The worker process ended unexpectedly ({how}); {said}.")
-                elif not self._workers:  # the next one would fare no better, and the run would wait forever
+                elif not self._workers and not self.store.counts().get("running"):
+                    # The next one would fare no better, and nobody is at work who could take the run up.
                     self.store.fail_next(f"No worker process could be started ({how}); {said}.")
 
     def _put_away(self, process: subprocess.Popen[bytes]) -> Path | None:
@@ -224,7 +226,7 @@ def _log_to_write(folder: Path, token: str) -> Iterator[BinaryIO | None]:
         log = None
         with suppress(OSError):
             path.parent.mkdir(exist_ok=True)
-            _drop_oldest(path.parent)
+            _drop_oldest(Workers(path.parent))
             log = opened.enter_context(path.open("ab"))
         yield log
 
@@ -249,13 +251,13 @@ def _drop_if_empty(log: Path) -> bool:
     return False
 
 
-def _drop_oldest(folder: Path) -> None:
-    """Keep the newest logs in which something was said."""
+def _drop_oldest(workers: Workers) -> None:
+    """Keep the newest logs in which something was said, and all of workers that live."""
     found = []
-    for log in folder.glob("*.log"):
+    for log in workers.folder.glob("*.log"):
         with suppress(OSError):  # another server may be dropping it too
             about = log.stat()
-            if about.st_size:
+            if about.st_size and not workers.is_held(log.stem):
                 found.append((about.st_mtime, log))
     for _, log in sorted(found)[: -LOGS_KEPT + 1]:
         with suppress(OSError):

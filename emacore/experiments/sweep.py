@@ -38,6 +38,7 @@ from emacore.experiments.statistics import (
 )
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep, job_from_json
+from emacore.experiments.workers import end_with
 from emacore.formatting import counted, number, percent
 from emacore.training.acting import acting, idle_settings
 from emacore.training.config import TaskConfig, article_schedule
@@ -199,7 +200,13 @@ def _engine(
         return _persistent(jobs, modules, should_stop)
 
     if address is None:
-        with joblib.parallel_config("loky", n_jobs=workers or joblib.cpu_count(), inner_max_num_threads=1):
+        with joblib.parallel_config(
+            "loky",
+            n_jobs=workers or joblib.cpu_count(),
+            inner_max_num_threads=1,
+            initializer=end_with,  # else they go on for whole cells where this process is killed
+            initargs=(os.getpid(),),
+        ):
             yield persistent
         return
     try:

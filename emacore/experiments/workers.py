@@ -1,10 +1,11 @@
-"""Whether a worker lives: asked of a lock that it holds, not of clocks."""
+"""Whether a worker lives: asked of a lock that it holds, not of clocks; and what ends with it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ from typing import Any
 
 import filelock
 
+#: Seconds between the looks of a process that another one started whether that one is still there.
+LOOK = 1.0
 #: Seconds without a sign of life, while one looks on, after which the worker of another machine counts as gone.
 STALE_AFTER = 15.0
 
@@ -20,6 +23,20 @@ STALE_AFTER = 15.0
 def worker_name(pid: int, token: str) -> str:
     """A worker's name, from which another process on the same machine can tell whether it still lives."""
     return f"{pid}:{token}@{platform.node()}"
+
+
+def end_with(parent: int) -> None:
+    """Have this process end once ``parent``, the number of the one that started it, is gone, in whatever way.
+
+    On Windows, where a process is never told another parent, nothing happens.
+    """
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 class Workers:
@@ -45,6 +62,10 @@ class Workers:
             if held:
                 lock.release()
                 Path(lock.lock_file).unlink(missing_ok=True)
+
+    def is_held(self, token: str) -> bool:
+        """Whether there is a lock of the worker of this token, as while it lives."""
+        return self._lock(token).exists()
 
     def forget(self, worker: str) -> None:
         """Remove the lock of a worker that has ended."""
@@ -79,7 +100,9 @@ class Workers:
         return False
 
     def _lock_of(self, worker: str) -> Path:
-        token = worker.rpartition("@")[0].partition(":")[2]
+        return self._lock(worker.rpartition("@")[0].partition(":")[2])
+
+    def _lock(self, token: str) -> Path:
         return self.folder / f"{hashlib.sha256(token.encode()).hexdigest()[:24]}.lock"
 
 

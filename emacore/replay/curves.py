@@ -20,6 +20,9 @@ from emacore.replay.measure import Metric, lead_in_words, trailing
 from emacore.replay.trajectory import Table, Trajectory
 from emacore.replay.weight_space import Space
 
+#: Which averages a recording of every k-th step replays less closely than the run's own.
+MISS_MORE = "averages that look back few steps, or still hold much of their start, miss theirs by more"
+
 
 def curve(trajectory: Trajectory, scheme: Scheme) -> Table:
     """The curve of a scheme: epoch, step (the one after which the epoch ended, from 0), and each metric's column.
@@ -147,7 +150,7 @@ def thinning_in_words(
     return (
         f"{told}: the run's own average, replayed from it, misses the loss that the training measured by "
         f"{percent(missed[-1], 2)} after epoch {counted[-1]}, and by up to {percent(largest, 2)} from epoch {since} "
-        "on. Averages that look back fewer steps miss theirs by more."
+        f"on. {MISS_MORE[0].upper()}{MISS_MORE[1:]}."
     )
 
 

@@ -71,7 +71,8 @@ class Recorder:
         module: The module that is trained; a compiled or DataParallel one is looked into.
         folder: A new folder, or one without a recording.
         every: Replays of every k-th step are close to the exact ones where the weights move little in between and the
-            average looks back over many times k steps; :class:`~emacore.replay.trajectory.Trajectory` says how close.
+            average looks back over many times k steps and holds little of its start;
+            :class:`~emacore.replay.trajectory.Trajectory` says how close.
         names: Only these parameters and buffers; by default all that are part of the state.
         trainable_only: Only the parameters that require a gradient now, and the buffers of their modules.
         float16: Half the size; each weight is rounded by at most a 2048th of itself (or 3e-8, if that is more), and

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emacore.tensors.pairing import real_count
+
+#: Linux's advice to read a range of a mapped file and to map it; Python's mmap has no name for it.
+_POPULATE_READ = 22
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,24 @@ class Rows:
         flat = [torch.cat([state[name].detach().float().reshape(-1) for name in tensors]) for state in states]
         chosen = range(len(states)) if steps is None else steps
         return cls(torch.stack(flat).numpy(), np.array(chosen, dtype=np.int64), tensors)
+
+
+def read_in_turn(weights: Any, rows: slice, columns: slice) -> None:
+    """Have the system read a part of rows that are memory-mapped, row by row, where it can.
+
+    A matrix product asks for a little of every row at a time, and a disk takes twice as long for that.
+    """
+    part = weights[rows, columns] if isinstance(weights, np.memmap) and sys.platform == "linux" else np.empty(0)
+    mapping = part.base
+    while isinstance(mapping, np.ndarray):
+        mapping = mapping.base
+    if not (part.size and isinstance(mapping, mmap.mmap)):
+        return
+    start = np.frombuffer(mapping, np.uint8).ctypes.data
+    for row in part:
+        first = row.ctypes.data - start
+        page = first - first % mmap.PAGESIZE
+        try:
+            mapping.madvise(_POPULATE_READ, page, first + row.nbytes - page)
+        except OSError:  # a kernel before 5.14; what is not read now will be when it is asked for
+            return

@@ -20,7 +20,7 @@ from emacore.averaging.weights import stretch_weights, weights
 from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
 from emacore.replay.measure import Measure, Metric, OneByOne, check_metrics
 from emacore.replay.recording import read_recording
-from emacore.replay.rows import Rows
+from emacore.replay.rows import Rows, read_in_turn
 from emacore.tensors.buffers import Policy, copied_buffers
 from emacore.tensors.pairing import from_reals, ties, unwrapped
 
@@ -95,10 +95,11 @@ class Trajectory:
         """The most steps that one row stands for.
 
         With more than one, replays are those of a run that moved only then: close to the exact ones where the weights
-        moved little in between, and the average looks back over many rows.  On the article's run, from epoch 10 on,
-        those of every 2nd, 5th and 10th step miss the loss of its own schedule by up to 0.5, 2 and 5 %, with
-        ``update_every=10`` by up to 1, 4 and 9 %, and that of ``Constant(0.9)``, which looks back ten steps, by up to
-        8, 27 and 61 % (the largest of 8 seeds, ``benchmarks/thinning.py``).
+        moved little in between, and the average looks back over many rows and holds little of its start.  On the
+        article's run, from epoch 10 on, those of every 2nd, 5th and 10th step miss the loss of its own schedule by up
+        to 0.5, 2 and 5 %, with ``update_every=10`` by up to 1, 4 and 9 %, that of ``Constant(0.9)``, which looks back
+        ten steps, by up to 8, 27 and 61 %, and that of ``Constant(0.999)``, which holds the first weights for long, by
+        up to 4, 13 and 23 % (the largest of 8 seeds, ``benchmarks/thinning.py``).
         """
         return int(np.diff(self.rows.steps, prepend=-1).max()) if len(self.weights) else 1
 
@@ -289,6 +290,9 @@ class Trajectory:
             weighing = weighing[:, begin - first :]
             for left in range(0, columns, strip):
                 right = min(left + strip, columns)
+                if left % _BLOCK_COLUMNS == 0 and len(weighing) > 1:
+                    ahead = slice(offset + left, offset + min(left + _BLOCK_COLUMNS, columns))
+                    read_in_turn(self.weights, slice(begin, stop), ahead)
                 rows = np.asarray(self.weights[begin:stop, offset + left : offset + right])
                 products = _weighed(weighing, rows.astype(np.float32, copy=False))
                 part = carried[:, left:right]

@@ -20,6 +20,9 @@ from emacore.widgets.schedules import schedule_defaults
 #: Parameters of controls that take any text: "inf" may be the name of a column.
 FREE_TEXT = ("metrics", "own_x", "pins", "target", "features", "widths", "values_", "find_job", "picked")
 
+#: Parameters with the id of a job or the name of something opened: "12e456789012" is an id, and no endless number.
+NAMES = ("run", "study", "sweep", "replayed", "overlay", "opened", "section", "diagnosed_average", "diagnosed_raw")
+
 _SMALL = re.compile(r"\d+(\.\d+)?e-\d{1,2}", re.IGNORECASE)
 
 #: Parameters of controls of which nothing may be chosen.
@@ -143,6 +146,8 @@ def _cleaned() -> dict[str, tuple[str, Any]]:
                 if sum(map(len, texts)) > LETTERS:
                     found[key] = (f"{sum(map(len, texts)):,} letters", None)
                     link.remove_param(key)
+            elif key in NAMES:
+                continue
             elif (texts == [""] and key not in MAY_BE_EMPTY) or any(_is_endless(text) for text in texts):
                 found[key] = (", ".join(texts), None)
                 link.remove_param(key)

@@ -89,8 +89,8 @@ def _wanted(num_steps: int) -> tuple[str, float]:
         10.0,
         0.1,
         key="want_width",
-        help="Wider is calmer, and later: it holds on to older weights. The published models of EDM2 have 1.5 to 20 %: "
-        "which width is best depends on the model, the metric and the guidance.",
+        help="Wider is calmer, and later: it holds on to older weights. EDM2's authors chose 1.5 to 20 %, without and "
+        "with classifier-free guidance: which width is best depends on the model, the metric and the guidance.",
         **BOUND,
     )
     return "relative width", float(width / 100)

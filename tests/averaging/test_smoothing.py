@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from emacore.averaging.families import InversePower
-from emacore.averaging.smoothing import WAYS, Smoothing, moving_average_cutoff
+from emacore.averaging.smoothing import WAYS, Settled, Smoothing, moving_average_cutoff
 from emacore.averaging.trackers import tensorboard_decays, wandb_decays
 from emacore.averaging.weights import average
 
@@ -52,6 +52,11 @@ def test_every_way_is_tried():
     for name, way in WAYS.items():
         assert Smoothing(name, way.default).smooth([], []).shape == (0,)
         assert Smoothing(name, way.low).by_distance == way.by_distance
+
+
+def test_of_an_average_that_never_moves_nothing_passes():
+    found = Smoothing("first", 1.0).settled(np.arange(9.0))
+    assert found == Settled(1.0, 1.0, math.inf, math.inf, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from emacore.averaging import schedules, solving
@@ -77,6 +77,13 @@ def test_what_cannot_be_reached_says_so():
         solving.with_half_life(PowerFunction(gamma=0), 100, 9000)
 
 
+@pytest.mark.parametrize("wanted", [0, -1.0, math.nan, math.inf, True, "5"])
+@pytest.mark.parametrize(("solve", "name"), [(solving.with_half_life, "steps"), (solving.with_relative_width, "width")])
+def test_what_is_no_memory_is_told_by_its_name(solve, name, wanted):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        solve(Constant(), 100, wanted)
+
+
 TOO_FEW_MOVES = {"update_after_step": 100, "update_every": 7}
 
 
@@ -117,7 +124,8 @@ def check_solved(solve, measure, schedule, num_steps, wanted):
         solved = solve(schedule, num_steps, wanted)
     except ValueError as error:
         told = str(error)
-        assert any(words in told for words in ("within reach", "nearest is", "ask for", "run ends at step", "no power"))
+        said = ("within reach", "nearest is", "ask for", "run ends at step", "no power", "is 0 whatever that setting")
+        assert any(words in told for words in said)
         return None
     tolerance = 0.02 if isinstance(schedule, UniformAverage) else 1e-5
     assert measure(solved, num_steps) == pytest.approx(wanted, rel=tolerance, abs=0)
@@ -146,6 +154,7 @@ def test_a_half_life_is_solved_or_refused(schedule, num_steps, steps):
     check_solved(solving.with_half_life, schedules.final_half_life, schedule, num_steps, steps)
 
 
+@example(ExponentialRamp(beta=0.0, tau=1e100), 13, 0.5)
 @given(st.one_of(ANY, extremes()), RUNS, st.one_of(st.floats(1e-4, 0.6), st.sampled_from([1e-90, 1e-12, 0.2887, 7.0])))
 def test_a_width_is_solved_or_refused(schedule, num_steps, width):
     check_solved(solving.with_relative_width, width_over, schedule, num_steps, width)
@@ -167,6 +176,21 @@ def test_a_floor_under_the_decay_that_is_asked_for_is_told():
         solving.with_half_life(floored, 5000, 250)
     solved = solving.with_half_life(InversePower(0.95, min_value=0.999, update_every=1), 5000, 100)  # beta wins
     assert schedules.final_half_life(solved, 5000) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("capped", "num_steps"),
+    [
+        (InversePower(0.93, inv_gamma=95.0, min_value=0.59, update_after_step=5, update_every=1), 20),
+        (InversePower(0.99, inv_gamma=0.06, update_after_step=5, update_every=3), 400),
+        (InversePower(0.9, inv_gamma=1.0, min_value=0.12, update_after_step=5, update_every=10), 100),
+    ],
+)
+def test_a_width_that_only_a_cap_gives_is_found_with_it(capped, num_steps):
+    wanted = width_over(capped, num_steps)
+    solved = solving.with_relative_width(capped, num_steps, wanted)
+    assert width_over(solved, num_steps) == pytest.approx(wanted, rel=1e-5)
+    assert solved.beta == capped.beta
 
 
 def test_the_start_of_a_running_mean_is_sought_wherever_it_was():

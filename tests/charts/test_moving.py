@@ -237,6 +237,16 @@ def test_no_axis_finds_its_ends_in_what_moves():
     assert shown.tables["ends0"].select(["x_0", "x_1"]).to_pylist() == [{"x_0": STEPS[0], "x_1": STEPS[-1]}]
 
 
+def test_an_axis_that_a_layer_gives_reaches_as_far_with_handles():
+    table = pd.DataFrame({"step": STEPS, "curve": "now", "y": curve(0.75)})
+    figure = lines(table, x="step", y="y", series="curve", colours={"now": "#111"}, x_title="s", y_title="y")
+    figure.spec["layer"][0]["encoding"]["x"]["scale"] = {"domain": [-5.0, 9000.0]}
+    values = {"power": [curve(power) for power in POWERS]}
+    frames = line_frames("step", "y", "curve", "now", STEPS, values, y_ends=(0.0, 2.0))
+    shown = moving([View(figure, (frames,), {"y": (0.0, 2.0)})], [POWER])
+    assert shown.tables["ends0"].select(["x_0", "x_1"]).to_pylist() == [{"x_0": -5.0, "x_1": 9000.0}]
+
+
 def test_without_handles_it_is_the_picture_that_stands_still():
     shown, _ = picture([])
     assert list(shown.tables) == ["still0", "rows0_2", "ends0"]

@@ -77,12 +77,13 @@ def test_recordings_are_freed_by_age_size_and_state(store):
 
 def test_tables_of_no_job_and_cells_are_freed_too(store):
     store.add_table(b"a,b\n1,2\n")
-    store.add_cell("key", [{"seed": 0}])
+    store.add_cell("key", [{"seed": 0, "error": "x" * 3_000_000}])
     asked = emacore("runs", "prune", "--cells", input="n\n", code=1).output
+    assert "0 jobs, 2.9 MB to free" in asked
     assert "1 table that no job trains on" in asked
     assert "cells of sweeps" in asked
     emacore("runs", "prune", "--yes")
-    assert (store.taken()["tables"], store.cell("key")) == (0, [{"seed": 0}])
+    assert (store.taken()["tables"], store.cell("key")[0]["seed"]) == (0, 0)
     emacore("runs", "--prune", "--cells", "--yes")
     assert store.cell("key") is None
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import click
+import joblib
 import pandas as pd
 import pytest
 
@@ -16,7 +17,7 @@ from emacore.cli.terminal import print_out
 from emacore.experiments.store import RunStore
 from emacore.training import loop
 from tests.forked import Forked
-from tests.helpers import wait_for
+from tests.helpers import lives, wait_for
 
 ROOT, FULL = Path(__file__).parents[2], Path("/dev/full")
 ENDLESS = ["train", "--set", "max_epochs=100000", "--set", "stopping.curve=none", "--set", "data.n_samples=200"]
@@ -87,6 +88,50 @@ def test_signals_and_exit_codes(ended, name, tmp_path):
         assert len(written) == len(kept)
     assert kept["epoch"].tolist() == sorted(kept["epoch"])
     assert not list((tmp_path / "workers").glob("*.lock")) or name == "twice"
+
+
+ENDLESS_CELLS = """
+import os, signal, sys
+from pathlib import Path
+from emacore.cli.commands import cli
+from emacore.experiments import sweep
+
+def forever(index, job, should_stop=None):
+    Path("training", str(os.getpid())).touch()
+    while True:
+        signal.pause()
+
+sweep.train_cell = forever
+cli(["sweep", "--grid", "optimizer.learning_rate=[0.001, 0.002, 0.003]", "--seeds", "2"])
+"""
+
+
+def test_a_second_ctrl_c_ends_a_sweep_at_once_though_its_cells_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    place, said = tmp_path / "training", tmp_path / "err"
+    place.mkdir()
+    with said.open("w") as err:
+        run = Forked(
+            [sys.executable, "-c", ENDLESS_CELLS],
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+            cwd=tmp_path,
+            env=os.environ | {"EMACORE_HOME": str(tmp_path / "home")},
+        )
+    wait_for(lambda: len(list(place.iterdir())) == 2)
+    training = [int(path.name) for path in place.iterdir()]
+    try:
+        run.send_signal(signal.SIGINT)  # to it alone, as kill sends it
+        wait_for(lambda: "Ctrl-C once more ends at once" in said.read_text())
+        run.send_signal(signal.SIGINT)
+        assert run.wait(20) == 130
+        assert RunStore(tmp_path / "home").jobs()["state"].tolist() == ["stopped"]
+        wait_for(lambda: not any(map(lives, training)), 20)
+    finally:
+        for number in (run.pid, *training):
+            if lives(number):
+                os.kill(number, signal.SIGKILL)
+        run.wait()
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="nothing here is always full")

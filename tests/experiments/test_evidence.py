@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from emacore import RunConfig
 from emacore.averaging.families import Constant
@@ -241,7 +242,7 @@ def test_the_answers_in_one_sentence(factor, said):
         steadiness_original=1.0,
         steadiness_ema=np.linspace(0.5, 0.6, 12),
     )
-    found = answers(table)  # SciPy goes through all signs of ranks that are tied
+    found = answers(table)
     sentence = headline(found, FREE)
     assert sentence == f"Over 12 seeds, {said}; its curve is steadier in 12 of 12."
     assert headline(found, FREE, complete=False).startswith("So far, over 12 seeds, ")
@@ -273,6 +274,25 @@ def test_the_articles_one_run_stands_beside_its_own_settings_only():
     one = answers(table)["final"]
     assert "article" not in gains_in_words(table, one)
     assert "one run gained 20 %: 75 % of the 4 seeds gained less" in gains_in_words(table, one, is_article=True)
+
+
+def test_the_seeds_that_a_t_test_needs_are_those_of_normal_gains():
+    rng = np.random.default_rng(4)
+    gained = stats.zscore(rng.normal(size=16), ddof=1) + 0.5
+    table = pd.DataFrame({"seed": range(16), "final_original": 1.0, "final_ema": 1 - gained})
+    one = answers(table)["final"]
+    assert one.seeds_needed == 34
+    told = "With 34 seeds a t-test finds a mean gain as large as this one in four studies of five, if gains are spread"
+    assert f"{told} normally." in gains_in_words(table, one)
+    found = {
+        name: (stats.ttest_1samp(0.5 + studies, 0, axis=1).pvalue < 0.05).mean()
+        for name, studies in {
+            "normal": rng.normal(size=(4000, 34)),
+            "skewed": rng.exponential(size=(4000, 34)) - 1,
+        }.items()
+    }
+    assert found["normal"] == pytest.approx(0.8, abs=0.03)
+    assert found["skewed"] > 0.88
 
 
 def test_seeds_that_diverged_on_both_sides_are_no_gains_of_nothing():

@@ -21,7 +21,7 @@ from emacore.tasks.regression.config import DataConfig
 from emacore.training import loop
 from tests.experiments.conftest import ENDLESS
 from tests.forked import Forked, forking
-from tests.helpers import ME, wait_for
+from tests.helpers import ME, lives, wait_for
 
 QUICK = RunConfig(data=DataConfig(n_samples=200), max_epochs=3)
 
@@ -128,19 +128,11 @@ def test_a_killed_server_takes_its_worker_along_and_the_run_reads_interrupted(tm
         server.stdin.close()
         server.stdout.close()
     run_id = store.runs()["id"][0]
-    wait_for(lambda: not _exists(worker), 5)
+    wait_for(lambda: not lives(worker), 5)
     queue = JobQueue(store, limit=1)
     assert store.result(run_id).state == "interrupted"
     assert not queue._workers
     assert len(store.history(run_id)) >= 1
-
-
-def _exists(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"  # a zombie waiting for init has ended too
 
 
 def worked_off(tmp_path, config="{}"):
@@ -205,6 +197,20 @@ def test_a_worker_that_cannot_start_fails_the_run_it_was_for(tmp_path, monkeypat
     queue.close()
 
 
+def test_a_worker_that_cannot_start_fails_no_run_that_others_can_take_up(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, "exit 3")
+    others = queue.store.enter(QUICK, ME)
+    waiting = queue.submit(QUICK)
+    for _ in range(3):
+        buried(queue)
+        assert queue.store.result(waiting).state == "queued"
+    queue.store.finish(others, ME, "done")
+    buried(queue)
+    assert "exit status 3" in queue.store.result(waiting).error
+    assert queue.store.result(others).state == "done"
+    queue.close()
+
+
 def saying(tmp_path, monkeypatch, script):
     """Workers that run a script in place of Python."""
     program = tmp_path / "worker"
@@ -252,6 +258,23 @@ def test_of_many_dead_workers_the_last_are_kept(tmp_path, monkeypatch):
     kept = [log_named_in(queue.store.result(run).error).exists() for run in runs]
     assert kept[-2:] == [True, True]
     assert sum(kept) <= 3
+    queue.close()
+
+
+def test_what_a_worker_said_that_still_lives_is_kept(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, "echo wrong >&2; exit 3")
+    monkeypatch.setattr(jobs, "LOGS_KEPT", 3)
+    with queue.store.workers.working("elder"):
+        log = queue.store.folder / "workers" / "elder.log"
+        log.write_text("a warning")
+        os.utime(log, (0, 0))
+        for _ in range(4):
+            queue.submit(QUICK)
+            buried(queue)
+        assert log.read_text() == "a warning"
+    queue.submit(QUICK)
+    buried(queue)
+    assert not log.exists()
     queue.close()
 
 

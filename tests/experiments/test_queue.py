@@ -47,6 +47,9 @@ def test_only_the_owner_writes_and_only_while_it_runs(store):
 
 
 def test_a_worker_that_died_fails_the_run_that_it_had_claimed_and_no_other(store):
+    before = [claimed(store) for _ in range(3)]
+    for ended, state in zip(before, ("done", "stopped", "interrupted"), strict=True):
+        store.finish(ended, ME, state)
     run_id, waiting = claimed(store), store.create(CONFIG)
     for idle in ("another", ME.replace(":test", ":test2")):
         store.fail_run_of(idle, "signal 9")
@@ -55,6 +58,7 @@ def test_a_worker_that_died_fails_the_run_that_it_had_claimed_and_no_other(store
         store.fail_run_of(ME, "signal 9")
         assert (store.result(run_id).state, store.result(run_id).error) == ("failed", "signal 9")
         assert store.result(waiting).state == "queued"
+        assert [store.result(run).state for run in before] == ["done", "stopped", "interrupted"]
 
 
 def test_where_no_worker_can_be_started_the_oldest_run_that_waits_fails(store):

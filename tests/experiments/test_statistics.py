@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 from collections import Counter
@@ -5,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -129,6 +130,30 @@ def test_pairs_that_are_not_finite_decide_alone_too():
 def test_wilcoxons_p_of_tied_and_equal_pairs_is_scipys(gains):
     found = paired_comparison([4.0] * len(gains), [4.0 - gain for gain in gains]).wilcoxon_p
     assert found == pytest.approx(stats.wilcoxon(np.array(gains, float), zero_method="pratt").pvalue)
+
+
+@given(st.integers(0, 250), st.lists(st.integers(-5, 5), min_size=1, max_size=9))
+def test_wilcoxons_p_is_the_share_of_all_signs_however_many_pairs_are_equal(equal, differences):
+    different = [one for one in differences if one]
+    assume(different)
+    values = np.array([0.0] * (equal + len(differences) - len(different)) + different)
+    ranks = stats.rankdata(np.abs(values))[values != 0]
+    sums = np.array(list(itertools.product([0, 1], repeat=len(different)))) @ ranks
+    won = ranks[np.array(different) > 0].sum()
+    expected = min(1, 2 * min((sums <= won).mean(), (sums >= won).mean()))
+    found = paired_comparison(np.full(len(values), 9.0), 9 - values)
+    assert found.wilcoxon_p == pytest.approx(expected)
+    assert found.wilcoxon_p >= min(1, 2 / 2 ** len(different))
+
+
+@pytest.mark.parametrize("equal", [0, 150])
+def test_of_more_pairs_wilcoxons_p_is_near_that_of_all_signs(monkeypatch, equal):
+    values = np.concatenate([np.zeros(equal), np.random.default_rng(5).normal(0.05, 1, 200)])
+    near = statistics._wilcoxon(values)
+    monkeypatch.setattr(statistics, "_ADDITIONS", 10**9)
+    exact = statistics._wilcoxon(values)
+    assert 0.01 < exact < 0.5
+    assert exact != near == pytest.approx(exact, abs=0.003)
 
 
 def test_the_means_interval_is_students():
@@ -292,7 +317,9 @@ def test_words_never_contradict_the_numbers_of_many_tests():
     for _ in range(16):
         comparisons = [paired_comparison(*drawn_pairs(rng)) for _ in range(rng.integers(1, 30))]
         p_values = np.array([one.wilcoxon_p for one in comparisons])
-        for one, among, adjusted in zip(comparisons, corrected(comparisons), holm(p_values), strict=True):
+        for n, (one, among, adjusted) in enumerate(
+            zip(comparisons, corrected(comparisons), holm(p_values), strict=True)
+        ):
             kind, words = kind_of(one, among), verdict(one, "the final loss", among)
             kinds[kind] += 1
             no_empty_words(words)
@@ -317,6 +344,9 @@ def test_words_never_contradict_the_numbers_of_many_tests():
             elif kind == "cannot tell" and one.pairs >= 6:
                 assert f"the corrected p would be {among.least:.2g}" in words
                 assert among.least >= 0.05
+                won = paired_comparison(np.full(one.seeds, 2.0), np.linspace(1, 1.5, one.seeds))
+                assert corrected([*comparisons[:n], won, *comparisons[n + 1 :]])[n].p == pytest.approx(among.least)
+                assert one.seeds < fewest_seeds(among.tests)
     assert set(kinds) == set(KINDS)
 
 
@@ -333,6 +363,20 @@ def test_so_many_tests_need_so_many_seeds(tests):
         assert ("one test" in said.lower()) == (tests == 1)
         assert ("Holm" in said) == (tests > 1 and kind == "cannot tell")
     assert fewest_seeds(20) == 10
+
+
+@pytest.mark.parametrize("intervals", [CLASSICAL, BCA])
+@pytest.mark.parametrize("pairs", range(6, 31))
+def test_gains_that_are_all_the_same_have_an_interval_of_this_gain_alone(pairs, intervals):
+    found = paired_comparison(np.ones(pairs), np.full(pairs, 0.7), intervals=intervals)
+    for interval in (found.median, found.mean):
+        assert interval.low == interval.estimate == interval.high == 1 - 0.7
+
+
+@pytest.mark.parametrize("intervals", [CLASSICAL, BCA])
+def test_where_no_gain_is_finite_there_is_no_estimate(intervals):
+    found = paired_comparison([NAN] * 8, [1.0] * 8, intervals=intervals)
+    assert np.isnan([found.median.estimate, found.median.low, found.mean.estimate, found.mean.high]).all()
 
 
 def test_ties_and_diverged_seeds_are_told_and_never_dropped():

@@ -44,7 +44,7 @@ from emacore.training.config import OptimizerConfig, StoppingConfig, article_sch
 from emacore.training.replicas import replicate
 from tests.experiments.conftest import no_empty_words
 from tests.forked import Forked
-from tests.helpers import wait_for
+from tests.helpers import lives, wait_for
 
 CONFIG = RunConfig(
     data=DataConfig(n_samples=120, n_features=5, n_informative=3),
@@ -188,6 +188,37 @@ def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):
     assert set(found.loc[dead, "optimizer.learning_rate"]) == {0.03}
     assert found.loc[dead, "error"].str.contains("died 3 times").all()
     assert (~dead).sum() == 2
+
+
+ENDLESS_CELLS = """
+import os, signal, sys
+from pathlib import Path
+from emacore.experiments import sweep
+from tests.experiments.test_sweep import CONFIG, GRID, SEEDS
+
+def forever(index, job):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    while True:
+        signal.pause()
+
+sweep.train_cell = forever
+sweep.sweep(CONFIG, GRID | {"max_epochs": [3, 4]}, SEEDS, workers=2)
+"""
+
+
+def test_processes_of_a_sweep_end_with_the_one_that_is_killed(tmp_path):
+    code = ENDLESS_CELLS.replace("sys.argv[1]", repr(str(tmp_path)))
+    with Forked([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+        finally:
+            process.kill()
+    training = [int(path.name) for path in tmp_path.iterdir()]
+    try:
+        wait_for(lambda: not any(map(lives, training)), 20)
+    finally:
+        for number in filter(lives, training):
+            os.kill(number, signal.SIGKILL)
 
 
 def test_a_summary_of_the_cells():

@@ -1,6 +1,7 @@
 """Pages without a browser, a store of their own for them, and what workers leave in it."""
 
 import json
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 from emacore import RunConfig, train
 from emacore.averaging.code import to_code
 from emacore.averaging.families import Constant, InversePower
-from emacore.experiments import jobs
+from emacore.experiments import jobs, opened
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep
 from emacore.experiments.sweep import sweep
@@ -22,6 +23,7 @@ from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig, StoppingConfig, article_schedule
 from emacore.training.replicas import replicate
 from emacore.widgets import moving
+from tests.experiments.opened_folders import MEASURE, small_run
 from tests.helpers import ME
 
 APP = Path(__file__).parents[2] / "app.py"
@@ -52,6 +54,15 @@ SWEEP = Sweep(
     {"optimizer.learning_rate": [0.001, 0.01], "schedule": [to_code(article_schedule()), "Constant(beta=0.9)"]},
     tuple(range(8)),
 )
+#: A cell of that.
+CELL = "optimizer.learning_rate 0.01, schedule Constant(beta=0.9)"
+#: What a Weights & Biases panel saves: two runs.
+PANEL = (
+    '"Step","run-1 - loss","run-1 - loss__MIN","run-1 - loss__MAX",'
+    '"run-2 - loss","run-2 - loss__MIN","run-2 - loss__MAX"\n'
+    + "".join(f'"{10 * n}","{v}","{v}","{v}","","",""\n' for n, v in enumerate([4.0, 2.0, 3.0, 1.0]))
+    + "".join(f'"{10 * n + 5}","","","","{v}","{v}","{v}"\n' for n, v in enumerate([8.0, 6.0, 7.0]))
+).encode()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -99,7 +110,7 @@ def all_marks(few_marks, monkeypatch):
 def open_page():
     """Open a page of the app as its link does; fails on any exception the page shows."""
 
-    def opened(page, **query):
+    def open_it(page, **query):
         app = AppTest.from_file(str(APP), default_timeout=60)
         for key, value in query.items():
             app.query_params[key] = value
@@ -107,7 +118,7 @@ def open_page():
             app.switch_page(f"pages/{page}.py")
         return run(app)
 
-    return opened
+    return open_it
 
 
 def run(app):
@@ -241,7 +252,7 @@ def enter_recorded(home, config=FREE, state="done", **options):
     return run_id
 
 
-def enter_study(home, study=STUDY, state="done"):
+def enter_study(home, study=STUDY, state="done", **ending):
     """A study in the store, and the result that it has."""
     store = RunStore(home)
     study_id = store.create(study)
@@ -256,11 +267,11 @@ def enter_study(home, study=STUDY, state="done"):
     for rows in looks:
         store.append(study_id, ME, {"epoch": rows[0]["epoch"], "rows": rows})
     if state != "running":
-        store.finish(study_id, ME, state, stopped="all seeds ended")
+        store.finish(study_id, ME, state, **({"stopped": "all seeds ended"} | ending))
     return study_id, result
 
 
-def enter_sweep(home, job=SWEEP, state="done"):
+def enter_sweep(home, job=SWEEP, state="done", **ending):
     """A sweep in the store, and its table."""
     store = RunStore(home)
     sweep_id = store.enter(job, ME)
@@ -273,5 +284,63 @@ def enter_sweep(home, job=SWEEP, state="done"):
     for number, rows in enumerate(done, 1):
         store.append(sweep_id, ME, {"epoch": number, "rows": rows})
     if state != "running":
-        store.finish(sweep_id, ME, state, stopped="all cells trained")
+        store.finish(sweep_id, ME, state, **({"stopped": "all cells trained"} | ending))
     return sweep_id, table
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Checkpoints of a small run."""
+    path = tmp_path_factory.mktemp("hidden") / "tiny"
+    small_run(path)
+    (path.parent / "small_eval.py").write_text(MEASURE)
+    return path
+
+
+@pytest.fixture
+def of_mine(folder, monkeypatch):
+    """The folder is opened; its headers are read here, because another process would have to load torch."""
+
+    def here(name, path):
+        try:
+            answer = {**opened._read(Path(path)), "identity": opened.identity_of(Path(path))}
+        except ValueError as error:
+            answer = {"error": str(error)}
+        return json.dumps(answer)
+
+    monkeypatch.setattr(opened, "asked_elsewhere", here)
+    monkeypatch.setenv("EMACORE_OPEN", str(folder))
+    return opened.contents_of("tiny", folder)
+
+
+@pytest.fixture
+def evaluated(folder, monkeypatch):
+    """There is a function that measures what is stored."""
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setenv("EMACORE_EVALUATE", "small_eval:distance")
+    yield
+    sys.modules.pop("small_eval", None)
+
+
+def answered(app, home, label):
+    """Press a button that asks, and let a worker answer."""
+    (button,) = [one for one in app.button if one.label == label]
+    button.click()
+    run(app)
+    return worked(app, home)
+
+
+def worked(app, home):
+    store = RunStore(home)
+    while (claimed := store.claim(ME, 1)) is not None:
+        jobs.work_off(store, ME, *claimed)
+        run(app)
+    return app
+
+
+def own(open_page, content, **query):
+    """The page of filters with a file of one's own."""
+    app = open_page("low_pass_filter", **query)
+    app.get_by_key("own").set_value(("mine.csv", content, "text/csv"))
+    return run(app)

@@ -242,7 +242,7 @@ def test_a_cap_that_was_raised_and_a_floor_in_the_way_are_told(open_page):
 
 def test_only_published_widths_are_told(open_page):
     width = open_page("for_my_run", own="true", memory="relative width").get_by_key("want_width")
-    assert "EDM2 have 1.5 to 20 %" in width.help
+    assert "EDM2's authors chose 1.5 to 20 %, without and with classifier-free guidance" in width.help
     assert "depends on the model, the metric and the guidance" in width.help
     assert "usual" not in open_page("for_my_run", own="true").get_by_key("want_half_life").help
 

@@ -1,6 +1,8 @@
 """Links that ask for what a control cannot have."""
 
 import ast
+import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,41 @@ def test_free_text_may_say_inf(open_page):
                 keys |= {ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "key"}
     assert keys == {"'widths'", "_values_key(name)", "'find_job'", "key"}  # the last one, of a name, is no setting
     assert {"widths", "values_", "find_job"} < set(FREE_TEXT)
+
+
+@pytest.mark.parametrize("job_id", ["12e456789012", "1e9999999999", "000000000001"])
+@pytest.mark.parametrize(
+    ("page", "key", "enter"),
+    [
+        ("train", "run", lambda home: enter_run(home, epochs=2)),
+        ("train", "overlay", lambda home: (enter_run(home, epochs=2), enter_run(home, epochs=2))[0]),
+        ("evidence", "study", lambda home: enter_study(home)[0]),
+        ("where_it_helps", "sweep", lambda home: enter_sweep(home)[0]),
+        ("what_if", "replayed", enter_recorded),
+    ],
+)
+def test_an_id_that_reads_as_a_number_is_one(open_page, home, page, key, enter, job_id):
+    found = enter(home)
+    store = RunStore(home)
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE runs SET id = ? WHERE id = ?", (job_id, found))
+        connection.execute("UPDATE epochs SET run_id = ? WHERE run_id = ?", (job_id, found))
+    if store.recording(found).exists():
+        store.recording(found).rename(store.recording(job_id))
+    app = open_page(page, **{key: job_id})
+    assert not told(app)
+    assert app.query_params[key] == job_id
+    assert app.get_by_key(f"pick-{key}").value == job_id
+
+
+@pytest.mark.parametrize("name", ["inf", "1e999", "nan"])
+def test_what_was_opened_may_be_called_like_a_number(open_page, of_mine, folder, tmp_path, monkeypatch, name):
+    for other in (name, "other"):
+        (tmp_path / other).symlink_to(folder)
+    monkeypatch.setenv("EMACORE_OPEN", os.pathsep.join(str(tmp_path / other) for other in ("other", name)))
+    app = open_page("your_checkpoints", opened=name)
+    assert not told(app)
+    assert app.get_by_key("opened").value == name
 
 
 def test_a_choice_of_a_job_is_in_the_link_by_its_id_whatever_it_is_called(open_page, home):

@@ -11,7 +11,7 @@ from emacore.averaging.filters import cutoff_frequency, window_of_equal_noise
 from emacore.averaging.signals import NOISES, SIGNALS, sequence
 from emacore.charts.style import AVERAGED
 from emacore.widgets import own_curves
-from tests.pages.conftest import drag, drawn, frames, marked, run, texts
+from tests.pages.conftest import PANEL, drag, drawn, frames, marked, own, run, texts
 
 
 def comparison(app):
@@ -140,20 +140,6 @@ def test_the_small_pictures_share_their_rules_and_colours(open_page):
 def test_low_decays_have_no_cutoff(open_page):
     assert "No cut-off" not in texts(open_page("low_pass_filter"))
     assert open_page("low_pass_filter", f_decay="0.2").get_by_key("f_decay").value == 0.2
-
-
-def own(open_page, content, **query):
-    app = open_page("low_pass_filter", **query)
-    app.get_by_key("own").set_value(("mine.csv", content, "text/csv"))
-    return run(app)
-
-
-PANEL = (
-    '"Step","run-1 - loss","run-1 - loss__MIN","run-1 - loss__MAX",'
-    '"run-2 - loss","run-2 - loss__MIN","run-2 - loss__MAX"\n'
-    + "".join(f'"{10 * n}","{v}","{v}","{v}","","",""\n' for n, v in enumerate([4.0, 2.0, 3.0, 1.0]))
-    + "".join(f'"{10 * n + 5}","","","","{v}","{v}","{v}"\n' for n, v in enumerate([8.0, 6.0, 7.0]))
-).encode()
 
 
 def test_a_file_of_a_tracker_is_drawn_and_smoothed_at_once_as_the_tracker_does_it(open_page):

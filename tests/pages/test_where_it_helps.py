@@ -15,11 +15,9 @@ from emacore.experiments.studies import Sweep, job_from_json
 from emacore.formatting import p_value
 from emacore.training.config import StoppingConfig, article_schedule
 from tests.helpers import ME
-from tests.pages.conftest import SWEEP, assert_verdict_first, drawn, run, select, texts
+from tests.pages.conftest import CELL, SWEEP, assert_verdict_first, drawn, run, select, texts
 from tests.pages.conftest import SWEEP_CONFIG as CONFIG
 from tests.pages.conftest import enter_sweep as enter
-
-CELL = "optimizer.learning_rate 0.01, schedule Constant(beta=0.9)"
 
 
 def press(app, label):

@@ -1,9 +1,5 @@
 """Your checkpoints, and what was opened on the page What if."""
 
-import json
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,63 +12,11 @@ from emacore.averaging.expected import expected_distances
 from emacore.averaging.held import held, squared_distances
 from emacore.averaging.planned import PROMISE, Planned, planned, planned_in_words
 from emacore.averaging.weights import weights
-from emacore.experiments import opened as module
-from emacore.experiments.jobs import work_off
-from emacore.experiments.opened import contents_of, example, growth_table, opened
+from emacore.experiments.opened import example, growth_table, opened
 from emacore.experiments.store import RunStore
 from emacore.replay.measure import Metric
-from tests.experiments.opened_folders import MEASURE, small_run, stored_rows
-from tests.helpers import ME
-from tests.pages.conftest import drag, drawn, enter_recorded, frames, run, texts
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("hidden") / "tiny"
-    small_run(path)
-    (path.parent / "small_eval.py").write_text(MEASURE)
-    return path
-
-
-@pytest.fixture
-def of_mine(folder, monkeypatch):
-    """The folder is opened; its headers are read here, because another process would have to load torch."""
-
-    def here(name, path):
-        try:
-            answer = {**module._read(Path(path)), "identity": module.identity_of(Path(path))}
-        except ValueError as error:
-            answer = {"error": str(error)}
-        return json.dumps(answer)
-
-    monkeypatch.setattr(module, "asked_elsewhere", here)
-    monkeypatch.setenv("EMACORE_OPEN", str(folder))
-    return contents_of("tiny", folder)
-
-
-@pytest.fixture
-def evaluated(folder, monkeypatch):
-    monkeypatch.chdir(folder.parent)
-    monkeypatch.syspath_prepend(str(folder.parent))
-    monkeypatch.setenv("EMACORE_EVALUATE", "small_eval:distance")
-    yield
-    sys.modules.pop("small_eval", None)
-
-
-def answered(app, home, label):
-    """Press a button that asks, and let a worker answer."""
-    (button,) = [one for one in app.button if one.label == label]
-    button.click()
-    run(app)
-    return worked(app, home)
-
-
-def worked(app, home):
-    store = RunStore(home)
-    while (claimed := store.claim(ME, 1)) is not None:
-        work_off(store, ME, *claimed)
-        run(app)
-    return app
+from tests.experiments.opened_folders import stored_rows
+from tests.pages.conftest import answered, drag, drawn, enter_recorded, frames, run, texts, worked
 
 
 def table_with(app, *columns):

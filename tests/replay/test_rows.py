@@ -1,5 +1,6 @@
 """Rows of weights at any steps: what each stands for, what is asked of them, and how often they are read."""
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from emacore.averaging.families import (
 )
 from emacore.averaging.windows import Window
 from emacore.replay import trajectory
-from emacore.replay.rows import Rows
+from emacore.replay.rows import _POPULATE_READ, Rows, read_in_turn
 from emacore.replay.trajectory import Trajectory
 
 STARTS = st.integers(0, 12)
@@ -256,6 +257,64 @@ def test_what_nobody_weighs_is_not_read():
     np.testing.assert_allclose(opened.average(late, [99]), 1, rtol=1e-6)
     assert (values.reads[:60] == 0).all()
     assert (values.reads[60:] == 1).all()
+
+
+def _mapped_bytes(path):
+    """How much of a mapped file lies in this process's memory."""
+    mappings = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+    return sum(1024 * int(mapping.split("Rss:")[1].split()[0]) for mapping in mappings)
+
+
+def _linux_can_populate():
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE).madvise(_POPULATE_READ)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _linux_can_populate(), reason="Linux can from 5.14 on")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_part_of_a_mapped_file_that_was_read_in_turn_is_in_memory(dtype, tmp_path):
+    np.save(tmp_path / "rows.npy", np.ones((64, 50_000), dtype=dtype))
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")[:60]  # as a recording that still grows is cut
+    assert _mapped_bytes(tmp_path) == 0
+    read_in_turn(mapped, slice(8, 60), slice(11_111, 44_444))
+    assert _mapped_bytes(tmp_path) >= mapped[8:60, 11_111:44_444].nbytes
+
+
+@pytest.mark.parametrize("weights", [np.ones((5, 7), "float32"), np.ones((0, 7), "float32"), [[1.0, 2.0]]])
+def test_rows_that_are_not_mapped_are_left_alone(weights):
+    read_in_turn(weights, slice(0, 1), slice(0, 1))
+
+
+@pytest.mark.parametrize("columns", [1, 40, 64, 200])
+def test_for_many_schemes_mapped_rows_are_read_in_turn_once_and_few_columns_at_a_time(columns, tmp_path, monkeypatch):
+    values = np.random.default_rng(0).standard_normal((30, columns), dtype=np.float32)
+    np.save(tmp_path / "rows.npy", values)
+    tensors = {"w": torch.empty(columns, device="meta")}
+    in_memory, mapped = (
+        Trajectory(Rows(weights, np.arange(30), tensors))
+        for weights in (values, np.load(tmp_path / "rows.npy", mmap_mode="r"))
+    )
+    monkeypatch.setattr(trajectory, "_BLOCK_BYTES", 4 * 16 * 7)
+    monkeypatch.setattr(trajectory, "_STRIP_COLUMNS", 16)
+    monkeypatch.setattr(trajectory, "_BLOCK_COLUMNS", 64)
+    asked, most = np.zeros(values.shape), []
+
+    def read(weights, *part):
+        asked[part] += 1
+        most.append(values[part].shape[1])
+        read_in_turn(weights, *part)
+
+    monkeypatch.setattr(trajectory, "read_in_turn", read)
+    mapped.average([Constant(0.9)])
+    assert not most  # the product of a single scheme asks for row by row anyway
+    schemes = [Constant(0.9), Constant(0.99)]
+    found = mapped.average(schemes, [29])
+    assert (asked == 1).all()
+    assert max(most) <= 64
+    assert np.array_equal(found, in_memory.average(schemes, [29]))
 
 
 def test_schemes_are_weighed_once_where_they_are_the_same(monkeypatch):

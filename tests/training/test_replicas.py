@@ -1,8 +1,10 @@
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from emacore import RunConfig, train
@@ -152,6 +154,48 @@ def test_a_diverged_seed_leaves_and_harms_no_other():
     result = replicate(config, SEEDS)
     assert result.stopped == dict.fromkeys(SEEDS, "diverged")
     assert not np.isfinite(result.history.groupby("seed")["train_loss"].last()).any()
+
+
+def test_those_that_do_not_diverge_go_on_as_if_nobody_had():
+    config = replace(CONFIG, optimizer=OptimizerConfig("sgd", 2.0, rate_rule="constant"))
+    result = replicate(config, [5, 3, 0, 7])
+    assert result.stopped == {5: "diverged", 3: "max epochs", 0: "diverged", 7: "max epochs"}
+    for seed in (3, 7):
+        alone = replicate(config, [seed]).history
+        pd.testing.assert_frame_equal(of(result.history, seed), of(alone, seed), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("spoilt", ["train_loss", "val_loss_original", "val_loss_ema"])
+def test_one_loss_that_is_not_finite_is_a_divergence(monkeypatch, spoilt, value):
+    config, task = replace(CONFIG, max_epochs=4), type(CONFIG.task())
+    unspoilt = replicate(config, SEEDS).history
+    loss, score, calls = task.loss, task.score, Counter()
+
+    def spoil(name, values):
+        """Once in the second epoch, of the last seed, and not its gradients."""
+        calls[name] += 1
+        first = CONFIG.steps_per_epoch + 1 if name == "train_loss" else 3
+        at = first + (spoilt == "val_loss_ema")
+        wrong = torch.zeros_like(values)
+        wrong[(-1,) * values.ndim] = value
+        return values + wrong if spoilt.startswith(name) and calls[name] == at else values
+
+    def spoilt_score(self, *given):
+        found = score(self, *given)
+        return found | {"loss": spoil("val_loss", torch.as_tensor(found["loss"]))}
+
+    monkeypatch.setattr(task, "loss", lambda self, *given: spoil("train_loss", loss(self, *given)))
+    monkeypatch.setattr(task, "score", spoilt_score)
+    result = replicate(config, SEEDS)
+    assert result.stopped == dict.fromkeys(SEEDS[:-1], "max epochs") | {SEEDS[-1]: "diverged"}
+    assert result.history.groupby("seed")["epoch"].max().to_dict() == dict.fromkeys(SEEDS[:-1], 4) | {SEEDS[-1]: 2}
+    for seed in SEEDS[:-1]:
+        pd.testing.assert_frame_equal(of(result.history, seed), of(unspoilt, seed), rtol=1e-4, atol=1e-7)
+    calls.clear()
+    alone = train(config)
+    assert (alone.stopped, len(alone.history)) == ("diverged", 2)
+    assert np.flatnonzero(~np.isfinite(alone.history[spoilt])).tolist() == [1]
 
 
 def test_stopped_between_and_within_epochs():
