@@ -196,7 +196,7 @@ from pathlib import Path
 from emacore.experiments import sweep
 from tests.experiments.test_sweep import CONFIG, GRID, SEEDS
 
-def forever(index, job):
+def forever(index, job, should_stop, modules):
     Path(sys.argv[1], str(os.getpid())).touch()
     while True:
         signal.pause()
