@@ -6,9 +6,9 @@ And the same memory at another batch size or run length.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy  # whose parts are loaded where they are used
@@ -21,6 +21,7 @@ from emacore.checks import check_positive
 from emacore.formatting import counted, number
 
 S = TypeVar("S", bound=Schedule)
+T = TypeVar("T")
 
 #: The longest run whose weights are all looked at for a relative width: 8 MB each time an array of them is made.
 _MOST_WEIGHTS = 10**6
@@ -36,8 +37,8 @@ def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
     """``schedule`` with its tuned setting changed so that the decay at the end of the run halves in ``steps`` steps.
 
     By the family's formula, or else by bisection.  The tuned setting is the family's: ``power``, ``beta``, ``gamma``,
-    or, for the running mean, its start, which is a whole number of moves and so may miss the half-life by up to 2 %.  A
-    cap ``beta`` that is in the way, where another setting is tuned, is raised.
+    or, for the running mean, its start.  A whole number, as that is, may miss the half-life by up to 2 %.  A cap
+    ``beta`` that is in the way, where another setting is tuned, is raised.
 
     Raises:
         ValueError: where no value of the setting does it; the message says what would.
@@ -71,8 +72,8 @@ def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
 
     The relative width is the standard deviation in time of the weights, divided by the length of the whole run,
     whenever the average starts.  Found by bisection on the weights of the run, so skipped calls and the copy at the
-    start count; in runs of more than a million steps its width is known to six digits, by integrals.  The start of the
-    running mean is a whole number of moves, so it may miss the width by up to 2 %.
+    start count; in runs of more than a million steps its width is known to six digits, by integrals.  A setting
+    that is a whole number, as the start of the running mean, may miss the width by up to 2 %.
     A cap ``beta`` that is in the way, where another setting is tuned, is raised.
 
     Raises:
@@ -172,7 +173,8 @@ def _first_with(
 
     An average that barely moves is narrow again, around its start; the first crossing follows the run instead.
     """
-    value, positions = schedule.search(schedule.tuned, num_steps)
+    value, _ = schedule.search(schedule.tuned, num_steps)
+    positions = possible_positions(schedule, schedule.tuned, num_steps)
 
     def candidate(position: float) -> S:
         return schedule.varied(**{schedule.tuned: value(position)})
@@ -180,11 +182,13 @@ def _first_with(
     def error(position: float) -> float:
         return min(measure(candidate(position), num_steps), _ENDLESS) - wanted
 
-    bracket, low, high = _first_crossing(error, positions.tolist())
+    bracket, low, high = _first_crossing(error, positions)
     if bracket is None:
         return None, low + wanted, high + wanted
     # Of whole numbers none may be exact: of the two around the crossing it returns the one that misses less.
     found = candidate(float(scipy.optimize.brentq(error, *bracket, xtol=1e-12)))
+    if _tunes_the_start(schedule):  # named by the call at which it begins, not by one that is skipped
+        found = found.varied(update_after_step=found.start)
     return found, low + wanted, high + wanted
 
 
@@ -205,6 +209,46 @@ def _first_crossing(
     return (bounds[0], float(peak.x)) if errors[top] < 0 <= greatest else None, min(errors), greatest
 
 
+def possible(schedule: Schedule, key: str, values: Iterable[T]) -> tuple[T, ...]:
+    """Those ``values`` of a setting, by its name or its control's key, that the schedule can have beside its others."""
+    return tuple(value for value in values if can_have(schedule, **{key: value}))
+
+
+def possible_positions(schedule: Schedule, setting: str, num_steps: int) -> list[float]:
+    """The positions at which the solvers look for a setting, without those whose value the schedule cannot have.
+
+    Where these begin or end between two positions, it is found by bisection.  Where there are none, all are given, so
+    that the family says why.
+    """
+    value, positions = schedule.search(setting, num_steps)
+
+    def can_be(position: float) -> bool:
+        return can_have(schedule, **{setting: value(position)})
+
+    every = positions.tolist()
+    able = [can_be(position) for position in every]
+    found = []
+    for n, position in enumerate(every):
+        if n and able[n] != able[n - 1]:
+            inside, outside = (position, every[n - 1]) if able[n] else (every[n - 1], position)
+            for _ in range(50):
+                middle = (inside + outside) / 2
+                inside, outside = (middle, outside) if can_be(middle) else (inside, middle)
+            found.append(inside)
+        if able[n]:
+            found.append(position)
+    return found or every
+
+
+def can_have(schedule: Schedule, **settings: Any) -> bool:
+    """Whether the schedule can have these settings, by their names or their controls' keys, beside its others."""
+    try:
+        schedule.varied(**settings)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_moves(schedule: Schedule, num_steps: int) -> None:
     """Raise ``ValueError`` if a run is over before the average moves, whatever the tuned setting."""
     last = last_move(schedule, num_steps)
@@ -219,5 +263,10 @@ def _tunes_the_start(schedule: Schedule) -> bool:
     return schedule.tuned == "update_after_step"
 
 
+def _tunes_a_whole_number(schedule: Schedule) -> bool:
+    own = (control for control in schedule.controls if schedule.tuned in (control.name, control.key))
+    return _tunes_the_start(schedule) or any(control.whole for control in own)
+
+
 def _tolerance(schedule: Schedule) -> float:
-    return 0.02 if _tunes_the_start(schedule) else _EXACT
+    return 0.02 if _tunes_a_whole_number(schedule) else _EXACT

@@ -229,18 +229,6 @@ def sampled_calls(num_steps: int, scheme: Scheme, most: int) -> NDArray[np.int64
     return places[(places >= 0) & (places < count)] * every
 
 
-def possible(schedule: Schedule, key: str, values: Iterable[float]) -> tuple[float, ...]:
-    """Those ``values`` of the setting with this control's key that the schedule can have beside its other settings."""
-    taken = []
-    for value in values:
-        try:
-            schedule.varied(**{key: value})
-        except ValueError:
-            continue
-        taken.append(value)
-    return tuple(taken)
-
-
 def weights_at(scheme: Scheme, step: int, calls: NDArray[np.integer[Any]]) -> Floats:
     """What a run's :func:`acting_calls`, shape (rows,), weigh in the average after ``step``; NaN for later ones."""
     return weight_lines(scheme, [step], calls)[0]()

@@ -21,6 +21,8 @@ CELL, POINTED = "cell", "pointed"
 #: that is level has the page's own colour, so a map glares neither in light nor in dark.
 _COLOURS = alt.Scale(domain=[-2, 0, 0, 2], range=[AVERAGED, f"{AVERAGED}00", f"{ORIGINAL}00", ORIGINAL])
 _RATIOS = {-2: "a quarter", -1: "half", 0: "the original's", 1: "double", 2: "4 times"}
+#: The same where losses are below 0, of which ratios say nothing: in shares of the original's size.
+_SHARES = {-2: "100 % lower", -1: "50 % lower", 0: "the original's", 1: "50 % higher", 2: "100 % higher"}
 #: Lines that hatch a cell, from edge to edge, in shares of its width and height.
 _HATCHES = (
     *((0.0, up, 1 - up, 1.0) for up in (0.75, 0.5, 0.25, 0.0)),
@@ -66,19 +68,24 @@ def heatmap(
         chosen=table["code"].eq(chosen) if chosen else False,
         clicks=clicks,
     )
-    return Figure(shown, _spec(x_title, y_title, loss_title, shared, height))
+    return Figure(shown, _spec(x_title, y_title, loss_title, shared, height, _signed(table["loss"], reference)))
+
+
+def _signed(losses: pd.Series, reference: float) -> bool:
+    """Whether there are losses of which ratios say nothing."""
+    return not reference > 0 or bool((losses < 0).any())
 
 
 def _change(losses: pd.Series, reference: float) -> pd.Series:
     """How much lower (below 0) or higher losses are than another: in doublings, or, where losses are below 0, in halves
     of its size; at most 2."""
-    if reference > 0 and not (losses < 0).any():
+    if not _signed(losses, reference):
         return pd.Series(np.log2(losses / reference), index=losses.index).clip(-2, 2)
     return (2 * (losses - reference) / abs(reference)).clip(-2, 2)
 
 
 @lru_cache(maxsize=64)
-def _spec(x_title: str, y_title: str, loss_title: str, shared: str | None, height: int) -> dict[str, Any]:
+def _spec(x_title: str, y_title: str, loss_title: str, shared: str | None, height: int, signed: bool) -> dict[str, Any]:
     clicked = alt.selection_point(name=CELL, fields=["code", "clicks"], toggle=False, empty=False)
     pointed = alt.selection_point(
         name=POINTED,
@@ -89,6 +96,7 @@ def _spec(x_title: str, y_title: str, loss_title: str, shared: str | None, heigh
         bind=alt.BindDirect(element="body", event=shared) if shared else alt.Undefined,
     )
     framed = pointed | alt.datum.chosen
+    legend = _legend("loss beside the original's", _SHARES if signed else _RATIOS)
     base = alt.Chart().encode(
         x=alt.X("x:O", title=x_title, axis=alt.Axis(format=",.5~r", labelOverlap=True, labelAngle=0)),
         y=alt.Y("y:O", title=y_title, sort="descending", axis=alt.Axis(format=",.5~r", labelOverlap=True)),
@@ -96,7 +104,7 @@ def _spec(x_title: str, y_title: str, loss_title: str, shared: str | None, heigh
     cells = (
         base.mark_rect(stroke=CHOSEN)
         .encode(
-            fill=alt.Fill("change:Q", scale=_COLOURS, legend=_legend("loss beside the original's")),
+            fill=alt.Fill("change:Q", scale=_COLOURS, legend=legend),
             strokeWidth=alt.StrokeWidthValue(
                 **alt.when(alt.datum.chosen).then(alt.value(3)).when(pointed).then(alt.value(2)).otherwise(alt.value(0))
             ),
@@ -121,15 +129,15 @@ def _spec(x_title: str, y_title: str, loss_title: str, shared: str | None, heigh
     return spec_of(alt.layer(cells, dots, lowest, places).properties(height=height))
 
 
-def _legend(title: str) -> alt.Legend:
-    names = " : ".join(f"datum.value == {value} ? {json.dumps(text)}" for value, text in _RATIOS.items())
+def _legend(title: str, labels: dict[int, str]) -> alt.Legend:
+    names = " : ".join(f"datum.value == {value} ? {json.dumps(text)}" for value, text in labels.items())
     return alt.Legend(
         title=title,
         titleOrient="left",
         titleLimit=400,
         orient="top",
         direction="horizontal",
-        values=list(_RATIOS),
+        values=list(labels),
         labelExpr=f"{names} : ''",
         gradientLength=alt.ExprRef("max(120, width - 180)"),
         gradientThickness=8,
@@ -143,6 +151,7 @@ def evidence_map(
     *,
     x_title: str,
     y_title: str,
+    signed: bool = False,
     dark: bool = False,
 ) -> Figure:
     """What many seeds show in each cell: blue where averaging won, orange where it lost, hatched without evidence.
@@ -150,14 +159,15 @@ def evidence_map(
     Args:
         table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code,
             median_gain_percent, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
+        signed: Whether there are losses below 0, of which ratios say nothing: then all is in shares of their size.
         dark: Whether the page is dark; a cell lets the more of the page through the less it shows.
     """
     with np.errstate(invalid="ignore"):
         ratio = np.maximum(1 - table["median_gain_percent"].astype(float) / 100, 2.0**-9)
     shown = table.assign(
-        change=np.log2(ratio).clip(-2, 2),
+        change=(-2 * table["median_gain_percent"].astype(float) / 100 if signed else np.log2(ratio)).clip(-2, 2),
         text=[
-            f"{_gain(gain / 100)}\n{wins} of {seeds}"
+            f"{_gain(gain / 100, signed)}\n{wins} of {seeds}"
             for gain, wins, seeds in zip(table["median_gain_percent"], table["wins"], table["seeds"], strict=True)
         ],
     )
@@ -177,12 +187,12 @@ def evidence_map(
     return Figure(shown, with_layer_data(spec, _HATCHED, lines))
 
 
-def _gain(share: float) -> str:
+def _gain(share: float, signed: bool) -> str:
     """A gain (a share) as a cell says it: above 0 is better; of a loss that grew to more than tenfold, the multiple of
-    the original's."""
+    the original's, unless there are losses below 0."""
     if not np.isfinite(share):
         return "not finite"
-    if share <= -10:
+    if share <= -10 and not signed:
         return f"x {number(1 - share, 3)}"
     return signed_percent(share, 2 if abs(share) < 1 else 3) if share else "equal"
 

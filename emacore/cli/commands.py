@@ -196,7 +196,14 @@ def sweep(
     import joblib
 
     from emacore.experiments.studies import Sweep
-    from emacore.experiments.sweep import address_of, before_start, in_words, rules_of_cells, summary
+    from emacore.experiments.sweep import (
+        address_of,
+        before_start,
+        has_losses_below_0,
+        in_words,
+        rules_of_cells,
+        summary,
+    )
 
     def read() -> Sweep:
         grid = {name: values if isinstance(values, list) else [values] for name, values in axes}
@@ -218,7 +225,8 @@ def sweep(
             )
         if len(done.history):
             found = summary(done.history, list(job.grid))
-            _tell(f"{found.to_string(index=False)}\n{in_words(found, list(job.grid))} {rules_of_cells(job)}".rstrip())
+            words = in_words(found, list(job.grid), signed=has_losses_below_0(done.history))
+            _tell(f"{found.to_string(index=False)}\n{words} {rules_of_cells(job)}".rstrip())
         _end(done, by_hand, output, failed=bool(done.history["error"].notna().any()))
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import version
 from itertools import product
 from pathlib import PurePath
@@ -162,8 +162,9 @@ def job_in_words(job: Job) -> str:
 def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
     """``config`` with settings changed by their dotted names, such as ``optimizer.learning_rate``.
 
-    Another ``schedule.family`` keeps those of its settings that both families have.  ``schedule`` itself takes a
-    schedule's code, such as ``Constant(beta=0.99)``, or a decay, which is that of a ``Constant``.
+    Another ``schedule.family`` keeps those of its settings that both families have, and begins with its own defaults
+    for the others.  ``schedule`` itself takes a schedule's code, such as ``Constant(beta=0.99)``, or a decay, which is
+    that of a ``Constant``.
 
     Raises:
         ValueError: for a name that is no setting, or a value out of range.
@@ -185,8 +186,9 @@ def with_settings(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig
             part[last] = _schedule(value).to_dict()
         elif name == "schedule.family" and value != part[last]:
             family = FAMILIES.get(value) if isinstance(value, str) else None
-            own = {f.name for f in fields(family)} if family is not None else set()
-            changed["schedule"] = {"family": value, **{key: part[key] for key in part if key in own}}
+            own = fields(family) if family is not None else ()
+            first = {f.name: None if f.default is MISSING else f.default for f in own}
+            changed["schedule"] = {"family": value, **first, **{key: part[key] for key in part if key in first}}
         else:
             part[last] = value
     try:

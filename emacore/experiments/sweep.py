@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,8 @@ def sweep(
 
     Raises:
         ValueError: as :class:`~emacore.experiments.studies.Sweep`, before anything starts.
-        SweepError: if the scheduler cannot be reached, or its workers have other versions.
+        SweepError: if the scheduler cannot be reached, or its workers have other versions; or if the task or a family
+            is defined in a script, which other processes cannot import.
     """
     job = Sweep(config, grid, tuple(seeds))
     chosen, keys = job.cells(), job.cell_keys()
@@ -120,11 +122,12 @@ def sweep(
     groups = sharing({n: cell for n, (_, cell) in enumerate(chosen) if n not in done})
     jobs = {first: _study(group, seeds).to_json(indent=None) for first, group in groups.items()}
     stopped = False
-    with _engine(address, workers, should_stop) as run:
+    with _engine(address, workers, should_stop, _modules([cell for _, cell in chosen])) as run:
         for first, found in run(jobs):
             elapsed = monotonic() - begin
             for index, cell in groups[first].items():
-                rows = found[to_code(cell.schedule)]
+                failed = [{"seed": seed, "error": found} for seed in job.seeds]
+                rows = failed if isinstance(found, str) else found[to_code(cell.schedule)]
                 if store is not None and not any(row["error"] for row in rows):
                     store.add_cell(keys[index], rows)
                 stopped = take(index, rows, elapsed)
@@ -170,17 +173,31 @@ def _study(group: Mapping[int, TaskConfig], seeds: Sequence[int]) -> Study:
     return Study(first, tuple(seeds), tuple(different.values()))
 
 
-Run = Callable[[dict[int, str]], Iterator[tuple[int, Found]]]
+def _modules(cells: Sequence[TaskConfig]) -> tuple[str, ...]:
+    """The modules outside this package that make the task of cells and the families of their schedules known."""
+    kinds = {kind: None for cell in cells for kind in (type(cell), type(cell.schedule))}
+    return tuple(dict.fromkeys(kind.__module__ for kind in kinds if kind.__module__.partition(".")[0] != "emacore"))
+
+
+Results = Iterator[tuple[int, Found | str]]
+Run = Callable[[dict[int, str]], Results]
 
 
 @contextmanager
-def _engine(address: str | None, workers: int | None, should_stop: Callable[[], bool] | None) -> Iterator[Run]:
+def _engine(
+    address: str | None, workers: int | None, should_stop: Callable[[], bool] | None, modules: tuple[str, ...]
+) -> Iterator[Run]:
     if address is None and workers == 1:
         yield lambda jobs: _here(jobs, should_stop)
         return
+    if "__main__" in modules:
+        raise SweepError(
+            "The processes that train cannot import what is defined in a script or a notebook, as this task or family "
+            "is: put it into a module of its own, or sweep with workers=1."
+        )
 
-    def persistent(jobs: dict[int, str]) -> Iterator[tuple[int, Found]]:
-        return _persistent(jobs, should_stop)
+    def persistent(jobs: dict[int, str]) -> Results:
+        return _persistent(jobs, modules, should_stop)
 
     if address is None:
         with joblib.parallel_config(
@@ -243,7 +260,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _here(jobs: dict[int, str], should_stop: Callable[[], bool] | None) -> Iterator[tuple[int, Found]]:
+def _here(jobs: dict[int, str], should_stop: Callable[[], bool] | None) -> Results:
     """Run all jobs in this process, where even a job under way can be stopped; it leaves nothing."""
     for index, job in jobs.items():
         try:
@@ -252,7 +269,9 @@ def _here(jobs: dict[int, str], should_stop: Callable[[], bool] | None) -> Itera
             return
 
 
-def _persistent(jobs: dict[int, str], should_stop: Callable[[], bool] | None = None) -> Iterator[tuple[int, Found]]:
+def _persistent(
+    jobs: dict[int, str], modules: tuple[str, ...], should_stop: Callable[[], bool] | None = None
+) -> Results:
     """Run all jobs.  Where a worker dies, those that were not done are run again, in the end each alone.
 
     Ctrl-C in a terminal ends the workers too, and then nothing is run again.
@@ -263,34 +282,39 @@ def _persistent(jobs: dict[int, str], should_stop: Callable[[], bool] | None = N
         alone = attempt == TRIES - 1
         for batch in [{n: job} for n, job in left.items()] if alone else [left]:
             try:
-                for index, found in _parallel(batch):
+                for index, found in _parallel(batch, modules):
                     del left[index]
                     yield index, found
             except Exception as problem:  # loky's and Dask's words for a dead worker have no common class
                 error = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'a worker died'}"
         if not left or (should_stop is not None and should_stop()):
             return
-    for index, job in left.items():
-        yield index, _failed(job, f"the worker process died {TRIES} times ({error})")
+    for index in left:
+        yield index, f"the worker process died {TRIES} times ({error})"
 
 
-def _parallel(jobs: dict[int, str]) -> Iterator[tuple[int, Found]]:
-    calls = (joblib.delayed(train_cell)(index, job) for index, job in list(jobs.items()))
+def _parallel(jobs: dict[int, str], modules: tuple[str, ...]) -> Results:
+    calls = (joblib.delayed(train_cell)(index, job, None, modules) for index, job in list(jobs.items()))
     # Cells take seconds: batching them would only delay their results.
     yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(calls)
 
 
-def train_cell(index: int, job: str, should_stop: Callable[[], bool] | None = None) -> tuple[int, Found]:
-    """Train the cells that share a training, a study as JSON: the index, and by schedule a row for each seed.
+def train_cell(
+    index: int, job: str, should_stop: Callable[[], bool] | None = None, modules: Sequence[str] = ()
+) -> tuple[int, Found | str]:
+    """Train the cells that share a training, a study as JSON: the index, and by schedule a row for each seed, or why
+    not.
 
-    Runs in a worker.
+    Runs in a worker, which imports ``modules`` first: they make its task and families known.
     """
     try:
+        for module in modules:
+            import_module(module)
         return index, _trained(job, should_stop)
     except _CutShort:
         raise
     except Exception as error:  # one cell's trouble must not end the others
-        return index, _failed(job, f"{type(error).__name__}: {error}")
+        return index, f"{type(error).__name__}: {error}"
 
 
 def _trained(job: str, should_stop: Callable[[], bool] | None) -> Found:
@@ -311,8 +335,8 @@ def _rows(result: ReplicaResult, name: str) -> Rows:
     """The figures of each seed of one of the averages, named as if it were the only one."""
     history = result.history
     last = history.groupby("seed", sort=False).nth(-1).set_index("seed")
-    finals = _finals(result.config)
-    last = last[[column.replace("ema", name) for column in finals]].set_axis(finals, axis=1)
+    own = _finals(result.config, name)
+    last = last[own].set_axis(_finals(result.config), axis=1)
     table = per_seed(history, name, patience=patience_of(result.config)).set_index("seed").join(last)
     table = table.assign(seconds=float(history["seconds"].max()), error=None, stopped=pd.Series(result.stopped))
     return [{str(key): _plain(value) for key, value in row.items()} for row in table.reset_index().to_dict("records")]
@@ -323,9 +347,9 @@ def columns_of(config: TaskConfig) -> list[str]:
     return ["seed", *_NAMES, *_finals(config), "epochs", *_CHOSEN, "stopped", "seconds", "elapsed", "error"]
 
 
-def _finals(config: TaskConfig) -> list[str]:
-    """The columns of the final metrics but the loss."""
-    return [f"val_{metric.column}_{model}" for metric in config.metrics[1:] for model in MODELS]
+def _finals(config: TaskConfig, average: str = "ema") -> list[str]:
+    """The columns of the final metrics but the loss, of the original and of one of the averages."""
+    return [f"val_{metric.column}_{model}" for metric in config.metrics[1:] for model in ("original", average)]
 
 
 def _read(job: str) -> Study:
@@ -338,12 +362,6 @@ def _read(job: str) -> Study:
 def _plain(value: Any) -> Any:
     """NumPy's numbers as Python's, which JSON can hold."""
     return value.item() if hasattr(value, "item") else value
-
-
-def _failed(job: str, error: str) -> Found:
-    study = _read(job)
-    schedules = (study.config.schedule, *study.schedules)
-    return {to_code(schedule): [{"seed": seed, "error": error} for seed in study.seeds] for schedule in schedules}
 
 
 def _table(done: Mapping[int, Rows], columns: list[str]) -> pd.DataFrame:
@@ -546,11 +564,12 @@ def number_of_tests(found: pd.DataFrame) -> int:
     return int(found.drop_duplicates("test")["wilcoxon_p"].notna().sum())
 
 
-def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
+def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True, signed: bool = False) -> str:
     """What :func:`summary` says of the cells together, in one sentence: where averaging helps and hurts, and most.
 
     Args:
         complete: Whether these are all cells that there will be.
+        signed: Whether :func:`has_losses_below_0` of them.
     """
     different = found.drop_duplicates("test")
     seeds = _seeds(found)
@@ -561,7 +580,7 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
         if count := int((different["verdict"] == kind).sum()):
             most = _most(different, kind)
             place = _place(found[found["test"] == most["test"]], found, grid)
-            gain = _beside(most["median_gain_percent"] / 100)
+            gain = _beside(most["median_gain_percent"] / 100, signed)
             parts.append(f"{kind} in {count}, most at {place} (median final loss {gain})")
     if not parts:
         return f"{begin} none shows whether averaging helps or hurts."
@@ -576,11 +595,17 @@ def _seeds(found: pd.DataFrame) -> str:
     return " or ".join([*map(str, others), counted(most, "seed")])
 
 
-def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True) -> str:
+def has_losses_below_0(table: pd.DataFrame) -> bool:
+    """Whether a final loss of :func:`sweep`'s table is below 0: then a ratio of two says nothing."""
+    return bool((table[["final_original", "final_ema"]].astype(np.float64) < 0).any(axis=None))
+
+
+def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True, signed: bool = False) -> str:
     """What :func:`summary` says of the cells together, in sentences that the numbers bear out.
 
     Args:
         complete: Whether these are all cells that there will be.
+        signed: Whether :func:`has_losses_below_0` of them.
     """
     different = found.drop_duplicates("test")
     counts = different["verdict"].value_counts()
@@ -611,7 +636,7 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True)
             cell = _most(different, verdict)
             same = found[found["test"] == cell["test"]]
             over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
-            gain = _beside(cell["median_gain_percent"] / 100)
+            gain = _beside(cell["median_gain_percent"] / 100, signed)
             sentences.append(
                 f"It {verdict} most at {_place(same, found, grid)}: in the median{over} the final loss is "
                 f"{gain}, and averaging won in {cell['wins']} of {counted(cell['seeds'], 'seed')}."
@@ -705,9 +730,9 @@ def _why_alike(sweep: Sweep, groups: Sequence[Sequence[int]]) -> str:
     return "; ".join(told)
 
 
-def _beside(gain: float) -> str:
+def _beside(gain: float, signed: bool) -> str:
     """The averaged network's loss beside the original's."""
-    if gain < -9:
+    if gain < -9 and not signed:
         return f"{number(1 - gain, 3)} times the original's"
     if not gain:
         return "the same as the original's"

@@ -17,6 +17,7 @@ from emacore.averaging.families import MAX_SIGMA_REL, InversePower, PowerFunctio
 from emacore.averaging.filters import decay_from_half_life
 from emacore.averaging.rounding import round_and_even, round_and_even_in_log
 from emacore.averaging.schedules import TIMING, Schedule, last_move
+from emacore.averaging.solving import can_have, possible_positions
 from emacore.averaging.weights import relative_width
 from emacore.averaging.windows import Scheme, Window
 from emacore.replay.trajectory import Table, Trajectory
@@ -98,7 +99,7 @@ def without_axes(schedule: Schedule, x: str, y: str) -> Schedule:
     """The schedule with first values for all that the cells over these axes replace.
 
     Schedules for which this is the same have the same atlas, so that one need not be made again while a slider moves
-    what is an axis.
+    what is an axis.  The schedule itself where these values do not go with its others.
     """
     pair = {x, y}
     replaced = {"beta" if axis == "half_life" else axis for axis in pair} - {"relative_width", "window"}
@@ -113,7 +114,7 @@ def without_axes(schedule: Schedule, x: str, y: str) -> Schedule:
         for control in (*schedule.controls, *TIMING)
         if {control.key, control.name} & replaced
     }
-    return schedule.varied(**first)
+    return schedule.varied(**first) if can_have(schedule, **first) else schedule
 
 
 def atlas(trajectory: Trajectory, schedule: Schedule, x: str, y: str, metric: str = "final") -> Table:
@@ -130,8 +131,9 @@ def atlas(trajectory: Trajectory, schedule: Schedule, x: str, y: str, metric: st
         metric: "final", or "best": each cell's lowest loss of :data:`BEST_OF` epochs, evenly spread up to the last.
 
     Returns:
-        x, y, code (``None`` where nothing has that relative width), beta_from (the first step at which beta acts; NaN
-        where it never does in this run), each metric's column (NaN where there is no code), and, of "best", epoch.
+        x, y, code (``None`` where nothing has that relative width, or the family refuses these settings together),
+        beta_from (the first step at which beta acts; NaN where it never does in this run), each metric's column (NaN
+        where there is no code), and, of "best", epoch.
 
     Raises:
         ValueError: if ``x`` and ``y`` are not two settings, or while there is nothing to measure.
@@ -145,13 +147,13 @@ def atlas(trajectory: Trajectory, schedule: Schedule, x: str, y: str, metric: st
     rows, epochs = _looked_at(trajectory, metric)
     if not rows:
         raise ValueError("the recording has no whole epoch yet")
-    steps = trajectory.steps
+    steps, schedule = trajectory.steps, without_axes(schedule, x, y)
     cells: list[dict[str, Any]] = []
     schemes: dict[str, Scheme] = {}
     for vertical in values[y](steps).tolist():
         for horizontal in values[x](steps).tolist():
             settings = {x: _short(horizontal), y: _short(vertical)}
-            scheme = _scheme(schedule, settings, steps)
+            scheme = _possible_scheme(schedule, settings, steps)
             code = scheme and scheme_to_code(scheme)
             if scheme and code:
                 schemes[code] = scheme
@@ -197,6 +199,14 @@ def widths(trajectory: Trajectory) -> Table:
         "relative_width": np.array([relative_width(schedule.decays(trajectory.steps)) for schedule in schedules]),
         **{metric.column: found[metric.column] for metric in trajectory.measured},
     }
+
+
+def _possible_scheme(schedule: Schedule, settings: dict[str, Any], steps: int) -> Scheme | None:
+    """The scheme of a cell, if the family has one with these settings beside its others."""
+    try:
+        return _scheme(schedule, settings, steps)
+    except ValueError:
+        return None
 
 
 def _scheme(schedule: Schedule, settings: dict[str, Any], steps: int) -> Scheme | None:
@@ -289,7 +299,8 @@ def _reach(schedule: Schedule, setting: str, steps: int) -> tuple[NDArray[np.flo
 
     Beyond it the average keeps so much of its start that it is narrow again, around that.
     """
-    value, positions = schedule.search(setting, steps)
+    value = schedule.search(setting, steps).value
+    positions = np.array(possible_positions(schedule, setting, steps))
     widths = np.array([_width(schedule, setting, steps, value(position)) for position in positions.tolist()])
     top = int(widths.argmax())
     around = positions[max(top - 1, 0)], positions[min(top + 1, len(positions) - 1)]

@@ -71,8 +71,8 @@ def curve_figures(curves: Table, metrics: Sequence[Metric], original: str, from_
         curve, final, best, best_epoch, steadiness, ahead_since and ahead_for of the loss, then final_<column> and
         best_<column> of each other metric, each metric's best of its own epoch.  The standard deviation is over the
         epochs at which all losses are finite; NaN where those are fewer than two.  ``ahead_since`` is the epoch from
-        which the loss stays below the original's to the end, NaN if it does not, and ``ahead_for`` how many epochs
-        those are.
+        which the loss stays better than the original's to the end, NaN if it does not, and ``ahead_for`` how many
+        epochs those are.
 
     Raises:
         ValueError: unless all curves have the same epochs, for else their figures could not be compared.
@@ -85,7 +85,8 @@ def curve_figures(curves: Table, metrics: Sequence[Metric], original: str, from_
     epochs = curves["epoch"][rows[original]]
     losses = np.array([curves[loss.column][rows[name]] for name in names], dtype=np.float64)
     steady = losses[:, (epochs >= from_epoch) & np.isfinite(losses).all(axis=0)]
-    below = losses < losses[names.index(original)]
+    beside = losses[names.index(original)]
+    below = losses > beside if loss.higher_is_better else losses < beside
     ahead = [trailing(own) for own in below]
     best = [loss.best(values) for values in losses]
     found = {

@@ -51,6 +51,40 @@ class Metric:
         return int(usable.argmax() if self.higher_is_better else usable.argmin())
 
 
+#: The columns that tables of measured networks have besides those of the metrics.
+_TAKEN = frozenset(
+    [
+        "beta_from",
+        "code",
+        "copies_kept",
+        "curve",
+        "epoch",
+        "forward_passes",
+        "relative_width",
+        "row",
+        "schedule",
+        "scheme",
+        "setting",
+        "step",
+        "width",
+        "x",
+        "y",
+    ]
+)
+
+
+def check_metrics(metrics: Sequence[Metric]) -> None:
+    """Raise ``ValueError`` unless each metric has a column of its own, which no table has already, and there is one."""
+    columns = [metric.column for metric in metrics]
+    if not columns:
+        raise ValueError("there must be at least one metric: the loss")
+    for n, column in enumerate(columns):
+        if column in columns[:n]:
+            raise ValueError(f"two metrics have the column {column!r}: give one of them another")
+        if column in _TAKEN:
+            raise ValueError(f"a metric cannot have the column {column!r}, which tables of networks have already")
+
+
 #: Fewer epochs or files than these at the end of a run are told, but not as a lead.
 LEAD = 5
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from emacore.averaging.schedules import Schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
 from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
-from emacore.replay.measure import Measure, Metric, OneByOne
+from emacore.replay.measure import Measure, Metric, OneByOne, check_metrics
 from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows, read_in_turn
 from emacore.tensors.buffers import Policy, copied_buffers
@@ -44,6 +44,9 @@ class Trajectory:
         measure: How networks are measured: a :class:`~emacore.replay.measure.Measure`, or a function from one
             network's tensors by name to a number (its loss).
 
+    Raises:
+        ValueError: if two metrics of ``measure`` have the same column, or one has a column that tables have already.
+
     Attributes:
         weights: Shape (T, P), float32 or float16: the flat weights after each row's step.
         epoch_ends: The rows at which epochs ended.
@@ -58,6 +61,8 @@ class Trajectory:
         self.settings = rows.settings
         self.tensors = rows.tensors
         self._measure = measure if measure is None or isinstance(measure, Measure) else OneByOne(measure)
+        if self._measure is not None:
+            check_metrics(self._measure.metrics)
         self._first_steps = np.concatenate([[0], np.asarray(rows.steps[:-1]) + 1]) if len(rows.steps) else rows.steps
         self._of_windows: dict[tuple[Window, bytes], Floats] = {}
 

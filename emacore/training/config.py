@@ -16,7 +16,7 @@ from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule, schedule_from_dict
 from emacore.checks import check_at_least_zero, check_choice, check_positive, check_whole, is_real
 from emacore.limits import LAYERS, WIDTH, check_most
-from emacore.replay.measure import Metric
+from emacore.replay.measure import Metric, check_metrics
 
 if TYPE_CHECKING:
     from emacore.training.task import Task
@@ -96,9 +96,9 @@ class OptimizerConfig:
 
     Args:
         name: "adam", "adamw" or "sgd"; ``momentum`` is of "sgd" only.
-        rate_rule: "plateau" multiplies the rate by ``plateau_factor`` after ``plateau_patience`` epochs in which the
-            validation loss of ``plateau_curve`` ("ema" or "original") did not improve; "cosine" lowers it to 0 over
-            ``max_epochs``; "constant" leaves it.
+        rate_rule: "plateau" multiplies the rate by ``plateau_factor`` once the validation loss of ``plateau_curve``
+            ("ema" or "original") was no better for more than ``plateau_patience`` epochs in a row: it must fall by
+            0.01 % of its size; "cosine" lowers the rate to 0 over ``max_epochs``; "constant" leaves it.
     """
 
     name: str = "adam"
@@ -159,7 +159,7 @@ class TaskConfig:
     """
 
     task_name: ClassVar[str]
-    #: What is measured; the first is the loss, whose column is ``loss``.
+    #: What is measured; the first is the loss, whose column is ``loss``, and of which less is better.
     metrics: ClassVar[tuple[Metric, ...]]
     #: The settings, by their dotted names, that :attr:`subject` tells of.
     told_by_subject: ClassVar[tuple[str, ...]] = ()
@@ -174,6 +174,11 @@ class TaskConfig:
     max_epochs: int = 500
 
     def __init_subclass__(cls) -> None:
+        check_metrics(cls.metrics)
+        if cls.metrics[0].column != "loss" or cls.metrics[0].higher_is_better:
+            raise ValueError(
+                f"the first metric of {cls.__name__} must be the loss: Metric('loss', ...), lower is better"
+            )
         TaskConfig._by_task[cls.task_name] = cls
 
     def __post_init__(self) -> None:

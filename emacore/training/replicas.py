@@ -66,7 +66,7 @@ def replicate(
 
     Raises:
         ValueError: for no seeds, the same one twice, one that is no whole number from 0 on, a schedule's name that the
-            history needs itself, or data that do not fit the settings.
+            history needs itself, data that do not fit the settings, or a network with buffers or frozen parameters.
         TypeError: for a schedule that is none, or seeds that are no list.
     """
     seeds = checked_seeds(seeds)
@@ -138,6 +138,13 @@ class _Stack:
         self.ended: dict[int, str] = {}
         networks = [_initial(self.network, seed) for seed in seeds]
         self.layout = distinct(networks[0])
+        trained = {name for name, parameter in networks[0].named_parameters() if parameter.requires_grad}
+        if others := [name for name in self.layout if name not in trained]:
+            named = ", ".join(others[:3] + ["..."] * (len(others) > 3))
+            raise ValueError(
+                "many seeds at once need a network of parameters that are all trained, but this one has "
+                f"{named}, which {'is' if len(others) == 1 else 'are'} not: train its seeds one by one, by train()"
+            )
         flat = torch.stack([torch.cat([reals(tensor) for tensor in distinct(net).values()]) for net in networks])
         self.schedules = {"ema": config.schedule, **schedules}
         self.steps = 0

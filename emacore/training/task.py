@@ -40,7 +40,10 @@ class Task(ABC):
 
     @abstractmethod
     def network(self, config: Any, data: Dataset) -> Perceptron:
-        """The network that is trained on such data."""
+        """The network that is trained on such data.
+
+        Many seeds at once, as studies and sweeps train them, need one without buffers or frozen parameters.
+        """
 
     @abstractmethod
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:

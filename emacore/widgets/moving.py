@@ -30,7 +30,7 @@ import pandas as pd
 import streamlit as st
 
 from emacore.averaging.schedules import Control, Schedule
-from emacore.averaging.views import possible
+from emacore.averaging.solving import possible
 from emacore.charts.moving import Frames, Handle, Moving, Signal, View, fixed_part, moving
 from emacore.formatting import decay as decay_text
 from emacore.formatting import number

@@ -30,7 +30,7 @@ from emacore.widgets.asking import Unanswered, answer_to, known, version
 from emacore.widgets.opened import can_measure, contents, distances_between, plans_of
 from emacore.widgets.opened_curves import Losses, known_so_far, show_opened_curves
 from emacore.widgets.opened_merges import show_merges_moving
-from emacore.widgets.page import beside_controls, csv_button, loss_axis, show_chart, show_table
+from emacore.widgets.page import beside_controls, csv_button, escaped, loss_axis, show_chart, show_table
 from emacore.widgets.replay import CELL_NAME, NOW, ORIGINAL_NAME, OWN, metric_columns
 from emacore.widgets.replay_cells import kept_cell
 from emacore.widgets.replay_views import show_views
@@ -284,8 +284,15 @@ def show_opened_run(name: str) -> None:
                 name=f"figures-{run.id}",
                 column_config=metric_columns(opened, "file"),
             )
-            verdict.markdown(curve_in_words(figures, ORIGINAL_NAME, NOW, "file"))
-    if opened is not None:
+            if not opened.loss.higher_is_better:
+                verdict.markdown(curve_in_words(figures, ORIGINAL_NAME, NOW, "file"))
+    if opened is not None and opened.loss.higher_is_better:
+        verdict.info(
+            f"More {escaped(opened.loss.name)} is better, but sentences and maps here compare losses: they are there "
+            "once a loss comes first in the metrics of what measures.",
+            icon=":material/info:",
+        )
+    elif opened is not None:
         with views:
             show_views(opened, schedule, kept)
     finish()

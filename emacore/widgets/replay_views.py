@@ -157,7 +157,7 @@ def _show_atlas(view: View) -> Codes:
         return ()
     never = curves.beta_never_acts(cells, view.schedule, x, y)
     picture = heatmap(
-        table.assign(beta_never=never),
+        table.assign(beta_never=never, loss=table[view.recorded.loss.column]),
         reference=reference,
         x_title=TITLES.get(x, x),
         y_title=TITLES.get(y, y),
@@ -186,7 +186,7 @@ def _show_atlas(view: View) -> Codes:
         + "A wide blue plateau is a safe choice; the diamond is the "
         "lowest."
         + (" Dotted cells: this run is too short for beta, which never acts." if never.any() else "")
-        + (" Empty cells: no such average has that width in this run." if table["code"].isna().any() else "")
+        + (" Empty cells: no such average can be had in this run." if table["code"].isna().any() else "")
     )
     st.markdown(curves.atlas_in_words(cells, best, reference, metric))
     _pin_buttons(view.clicked, cells["code"][best.row])

@@ -362,8 +362,8 @@ def _optimizer_controls() -> OptimizerConfig:
             *ENDS["plateau_patience"],
             default["plateau_patience"],
             key="plateau_patience",
-            help="Epochs without improvement before the rate is lowered. Fewer lower it sooner, and more often by "
-            "chance.",
+            help="So many epochs in a row may bring no improvement of 0.01 %; one more, and the rate is lowered. Fewer "
+            "lower it sooner, and more often by chance.",
             **BOUND,
         )
         values["plateau_curve"] = st.segmented_control(

@@ -84,6 +84,8 @@ def _asked_for(key: str, low: float, high: float) -> Iterator[float]:
 def schedule_controls(*, typed: bool = False) -> Schedule:
     """The controls of a schedule: its family and what that family says can be moved.
 
+    It ends the page where the family refuses what they say together.
+
     Args:
         typed: Number inputs in place of sliders, for pages on which the chart has the handles.
     """
@@ -105,7 +107,10 @@ def schedule_controls(*, typed: bool = False) -> Schedule:
         changed = any(_asked(control) != control.default for control in rare)
         with st.expander("More settings", expanded=changed, key=MORE, on_change="rerun"):
             values |= _in_pairs(rare, typed)
-    return schedule_from_dict({"family": name, **values})
+    try:
+        return schedule_from_dict({"family": name, **values})
+    except ValueError as error:
+        stop_with(f"{label} cannot have these settings together: {error}.")
 
 
 def _in_pairs(controls: Sequence[Control], typed: bool) -> dict[str, float]:
@@ -160,6 +165,9 @@ def _slider(control: Control) -> float:
         case "count":
             return number_box(control)
         case "log":
+            if control.whole:
+                marks = control.marks()
+                return round(_marked_slider(control.title, control.key, control.default, marks, help=control.help))
             return log_slider(control.title, control.key, control.default, *ends, help=control.help)
         case "log(1 - value)":
             value = beta_slider(control.title, control.key, control.default, *ends, help=control.help)

@@ -20,6 +20,7 @@ from emacore.experiments.sweep import (
     Progress,
     failures,
     for_map,
+    has_losses_below_0,
     headline,
     in_words,
     number_of_tests,
@@ -174,13 +175,14 @@ def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Cal
     names = list(sweep.grid)
     complete = run.state in FINAL_STATES
     found = summary(table, names)
-    st.markdown(f"**{escaped(headline(found, names, complete=complete))}**")
+    signed = has_losses_below_0(table)
+    st.markdown(f"**{escaped(headline(found, names, complete=complete, signed=signed))}**")
     if rules := rules_of_cells(sweep):
         st.caption(f":material/rule: {escaped(rules)}")
-    words = in_words(found, names, complete=complete)
+    words = in_words(found, names, complete=complete, signed=signed)
     if len(names) == 2:
         cells = for_map(found, names)
-        _show_map(cells, sweep, run.id, words)
+        _show_map(cells, sweep, run.id, words, signed=signed)
         say_whence()
         _show_cell(cells["code"].tolist(), table, sweep, run.id, complete=complete)
     else:
@@ -215,7 +217,7 @@ _COLUMNS = {
 }
 
 
-def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> None:
+def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str, *, signed: bool) -> None:
     x, y = sweep.grid
     across, up = setting_in_words(x), setting_in_words(y)
     drawn = evidence_map(
@@ -224,6 +226,7 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> N
         [value_label(value) for value in sweep.grid[y]],
         x_title=across,
         y_title=up,
+        signed=signed,
         dark=st.context.theme.type == "dark",
     )
     key = f"map-{sweep_id}"
@@ -237,10 +240,15 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str) -> N
             selection_mode=CELL,
             key=key,
         )
+    multiples, end = (
+        ("", "100 % of the original's size")
+        if signed
+        else (" (x 20: the loss is 20 times the original's)", "a factor of 4")
+    )
     st.caption(
-        "The median gain in the final loss (x 20: the loss is 20 times the original's), and in how many seeds the "
-        "average was better. **Look for** where blue (it helps) turns to orange (it hurts), full from a factor of 4 "
-        "on; hatched shows neither. A click chooses a cell."
+        f"The median gain in the final loss{multiples}, and in how many seeds the average was better. **Look for** "
+        f"where blue (it helps) turns to orange (it hurts), full from {end} on; hatched shows neither. A click "
+        "chooses a cell."
     )
 
 

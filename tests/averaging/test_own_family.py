@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -205,6 +205,124 @@ def test_the_command_line_has_it_by_the_variable(family, folder, tmp_path):
     table = np.genfromtxt(found.stdout.splitlines(), delimiter=",", names=True)
     np.testing.assert_allclose(table["decay"], by_hand(60, 0.9, 20), atol=1e-15)
     assert CliRunner().invoke(cli, arguments).stdout == found.stdout
+
+
+OTHERS = """
+from dataclasses import dataclass
+
+import numpy as np
+
+from emacore.averaging.schedules import Control, Schedule, register
+from emacore.checks import check_unit, check_whole
+
+
+@register
+@dataclass(frozen=True)
+class Between(Schedule):
+    low: float = 0.5
+    high: float = 0.99
+    span: int = 1000
+
+    tuned = "high"
+    controls = (
+        Control("low", 0.0, 0.999, 0.5, "Where it begins.", axis=(0.0, 0.95)),
+        Control("high", 0.001, 0.99999, 0.99, "Where it ends.", scale="log(1 - value)", axis=(0.5, 0.9999)),
+        Control("span", 1, 1_000_000, 1000, "Moves between.", scale="log", axis=(10, 10_000)),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_unit("low", self.low)
+        check_unit("high", self.high)
+        check_whole("span", self.span, 1)
+        if not self.low < self.high:
+            raise ValueError(f"high must be above low = {self.low!r}, got {self.high!r}")
+
+    def decays_of_moves(self, calls):
+        return self.low + (self.high - self.low) * np.minimum(self.move_number(calls) / self.span, 1)
+
+
+@register
+@dataclass(frozen=True)
+class Tail(Schedule):
+    count: int = 50
+
+    tuned = "count"
+    controls = (Control("count", 1, 1_000_000, 50, "Moves that count.", scale="log", axis=(2, 2000)),)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_whole("count", self.count, 1)
+
+    def decays_of_moves(self, calls):
+        return 1 - 1 / np.minimum(self.move_number(calls), self.count)
+"""
+
+
+@pytest.fixture
+def others(tmp_path, monkeypatch):
+    """Families with a setting that bounds another one, and with whole numbers."""
+    (tmp_path / "other_families.py").write_text(OTHERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = dict(FAMILIES)
+    yield importlib.import_module("other_families")
+    FAMILIES.clear()
+    FAMILIES.update(known)
+    sys.modules.pop("other_families")
+
+
+@pytest.mark.parametrize(("low", "every"), [(0.5, 1), (0.9, 2), (0.97, 1)])
+def test_the_solvers_look_where_the_family_can_be(others, low, every):
+    schedule = others.Between(low=low, span=50, update_every=every)
+    solved = with_half_life(schedule, 5000, 60)
+    assert solved == replace(schedule, high=solved.high)
+    assert solved.high == pytest.approx(0.5 ** (every / 60), rel=1e-6)
+    assert final_width(with_relative_width(schedule, 5000, 0.02), 5000) == pytest.approx(0.02, rel=1e-5)
+    least = -every / np.log2(low)  # the half-life of what it begins with
+    assert with_half_life(schedule, 5000, 1.02 * least).high == pytest.approx(low ** (1 / 1.02), rel=1e-6)
+    with pytest.raises(ValueError, match=f"no high of Between gives .* half-lifes from {least:.3g} to"):
+        with_half_life(schedule, 5000, 0.9 * least)
+
+
+@pytest.mark.parametrize("steps", [30, 60, 333])
+def test_a_whole_number_is_solved_for_as_nearly_as_it_can_be(others, steps):
+    solved = with_half_life(others.Tail(update_after_step=11), 5000, steps)
+    assert isinstance(solved.count, int)
+    near = [abs(schedules.final_half_life(others.Tail(solved.count + k), 5000) - steps) for k in (-1, 0, 1)]
+    assert min(near) == near[1] < 0.02 * steps
+    assert final_width(with_relative_width(others.Tail(), 5000, 0.05), 5000) == pytest.approx(0.05, rel=0.02)
+
+
+def test_cells_that_the_family_refuses_are_empty(others, tmp_path):
+    module = nn.Linear(1, 1, bias=False)
+    with Recorder(module, tmp_path / "run") as recorder:
+        for value in np.random.default_rng(0).normal(size=30):
+            module.weight.data.fill_(value)
+            recorder.record()
+    trajectory = Trajectory(
+        read_recording(tmp_path / "run"), OneByOne(lambda state: float(state["weight"].item() ** 2))
+    )
+    schedule = others.Between(low=0.3, high=0.4, span=20)
+    for x, y in combinations(axes(others.Between), 2):
+        if y not in partners(x, others.Between):
+            continue
+        cells = atlas(trajectory, schedule, x, y)
+        assert any(cells["code"]), (x, y)
+        assert np.array_equal(cells["code"] != None, np.isfinite(cells["loss"]))  # noqa: E711
+        if {x, y} == {"low", "high"}:
+            assert np.array_equal(cells["code"] != None, cells["x"] < cells["y"])  # noqa: E711
+
+
+@pytest.mark.parametrize("page", ["decay_schedule", "for_my_run", "low_pass_filter", "train", "evidence"])
+def test_controls_of_whole_numbers_and_of_settings_that_bound_each_other(others, page, open_page):  # noqa: F811
+    further = {"own": "true", "run_steps": "5000"} if page == "for_my_run" else {}
+    for settings in ({"family": "Tail", "count": "7"}, {"family": "Between", "low": "0.9", "span": "50"}):
+        assert not open_page(page, **settings, **further).error
+    if page in ("decay_schedule", "train"):
+        app = open_page(page, family="Between", low="0.9", high="0.5")
+        assert app.error[0].value == (
+            "Between cannot have these settings together: high must be above low = 0.9, got 0.5."
+        )
 
 
 @dataclass(frozen=True)

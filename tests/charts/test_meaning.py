@@ -91,6 +91,20 @@ def test_what_is_level_has_the_colour_of_the_page_and_the_legend_says_what_colou
     assert 'datum.value == 2 ? "4 times"' in fill["legend"]["labelExpr"]
 
 
+def test_maps_of_losses_below_0_speak_of_shares_of_their_size_and_never_of_multiples():
+    table = pd.DataFrame({"x": [1, 2, 3], "y": 1, "code": ["a", "b", "c"], "loss": [-3.0, -1.0, 2.0]})
+    figure = heatmap(table, reference=-2.0, x_title="x", y_title="y", loss_title="")
+    said = figure.spec["layer"][0]["encoding"]["fill"]["legend"]["labelExpr"]
+    for change, gain in figure.data[["change", "gain"]].iloc[:2].itertuples(index=False):
+        words = f"{abs(gain):.0f} % {'lower' if gain > 0 else 'higher'}"
+        assert f'datum.value == {change:.0f} ? "{words}"' in said
+    cells = pd.DataFrame({"x": ["1", "2", "3"], "y": "a", "code": ["a", "b", "c"], "verdict": "unclear"})
+    cells = cells.assign(wins=3, seeds=8, median_gain_percent=[50.0, -50.0, -1900.0])
+    shown = evidence_map(cells, ["1", "2", "3"], ["a"], x_title="x", y_title="y", signed=True).data
+    assert shown["change"].tolist() == [-1, 1, 2]
+    assert [text.split("\n")[0] for text in shown["text"]] == ["+50 %", "-50 %", "-1,900 %"]
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_numbers_on_a_map_of_evidence_can_be_read_on_any_page(dark):
     gains = [*np.linspace(-3.5, 0.99, 40), -100.0, math.nan]

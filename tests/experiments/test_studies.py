@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from emacore.averaging.code import from_code
 from emacore.averaging.families import Constant, UniformAverage
+from emacore.averaging.schedules import changed_settings
 from emacore.experiments.studies import (
     Study,
     Sweep,
@@ -31,6 +33,28 @@ def test_settings_by_dotted_names():
             with_settings(RunConfig(), {name: 1})
     with pytest.raises(ValueError, match="optimizer.learning_rate must be"):
         with_settings(RunConfig(), {"optimizer.learning_rate": -1})
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "Constant(beta=0.9)",
+        "BiasCorrected(beta=0.9)",
+        "InversePower(inv_gamma=5.0, min_value=0.1, update_every=1)",
+        "RationalWarmup(beta=0.9)",
+        "ExponentialRamp(beta=0.9, tau=50.0)",
+        "PowerFunction(sigma_rel=0.1)",
+        "PowerFunction(gamma=3.0)",
+        "UniformAverage(update_every=3)",
+    ],
+)
+def test_a_family_and_its_settings_one_by_one_are_the_whole_schedule(code):
+    schedule = from_code(code)
+    given = {f"schedule.{name}": value for name, value in changed_settings(schedule).items()}
+    found = with_settings(RunConfig(), {**given, "schedule.family": type(schedule).__name__}).schedule
+    shared = {"update_after_step": 100, "beta": 0.999}  # the article's, of which both families have these
+    kept = {k: v for k, v in shared.items() if f"schedule.{k}" not in given and hasattr(schedule, k)}
+    assert found == replace(schedule, **kept)
 
 
 def test_a_study_goes_to_json_and_back():

@@ -27,6 +27,7 @@ from emacore.experiments.sweep import (
     cells_of,
     failures,
     for_map,
+    has_losses_below_0,
     headline,
     in_words,
     number_of_tests,
@@ -175,7 +176,8 @@ def test_a_cell_under_way_is_stopped_and_leaves_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):
-    def deadly(index, job):  # in here, so that the processes import nothing for it, as each of them would torch
+    # In here, so that the processes import nothing for it, as each of them would torch.
+    def deadly(index, job, should_stop, modules):
         if '"learning_rate": 0.03' in job:
             os.kill(os.getpid(), signal.SIGKILL)
         return index, {code: [{"seed": 1, "error": None}] for code in GRID["schedule"]}
@@ -194,7 +196,7 @@ from pathlib import Path
 from emacore.experiments import sweep
 from tests.experiments.test_sweep import CONFIG, GRID, SEEDS
 
-def forever(index, job):
+def forever(index, job, should_stop, modules):
     Path(sys.argv[1], str(os.getpid())).touch()
     while True:
         signal.pause()
@@ -242,6 +244,14 @@ def test_a_summary_of_the_cells():
     assert "averaging won in 0 of 12 seeds" in said
     ruined = found.assign(median_gain_percent=[30, 0.0, -9900])
     assert "the final loss is 100 times the original's" in in_words(ruined, ["a"])
+    assert "loss 100 times the original's)" in headline(ruined, ["a"])
+    below = pd.DataFrame(rows).assign(final_original=-0.01)
+    assert has_losses_below_0(below)
+    assert not has_losses_below_0(pd.DataFrame(rows))
+    assert not has_losses_below_0(pd.DataFrame({"final_original": [None, 1.0], "final_ema": [None, None]}))
+    for said in (in_words(ruined, ["a"], signed=True), headline(ruined, ["a"], signed=True)):
+        assert "9,900 % higher" in said
+        assert "times" not in said
 
 
 def test_the_cells_in_one_sentence():

@@ -133,7 +133,7 @@ def scales(spec):
 def test_widths_that_no_average_has_are_told(open_page, home):
     enter(home)
     app = open_page("what_if", view="Atlas", atlas_x="relative_width", atlas_y="beta", update_after_step="3")
-    assert "Empty cells: no such average has that width" in texts(app)
+    assert "Empty cells: no such average can be had" in texts(app)
     cells = next(d.value for d in app.dataframe if "code" in d.value)
     there = cells[cells["code"].notna()]
     assert len(there) < len(cells)

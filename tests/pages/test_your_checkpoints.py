@@ -16,6 +16,7 @@ from emacore.averaging.planned import PROMISE, planned, planned_in_words
 from emacore.averaging.weights import weights
 from emacore.experiments.opened import example, opened
 from emacore.experiments.store import RunStore
+from emacore.replay.measure import Metric
 from emacore.widgets.opened import MOST_MERGES, SUGGESTED
 from tests.experiments.opened_folders import stored_rows
 from tests.pages.conftest import answered, drag, drawn, enter_recorded, frames, run, texts, worked
@@ -309,6 +310,32 @@ def test_each_view_asks_a_worker_and_shows_its_answer(open_page, of_mine, evalua
         answered(app, home, label)
         assert len(drawn(app)) + len(app.dataframe) > before, view
         assert not [one for one in app.button if one.label == label]
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_a_first_metric_of_another_name_and_one_of_which_more_is_better(open_page, of_mine, evaluated, home, higher):
+    module = __import__("small_eval")
+    distance = module.distance
+
+    def measured(tensors):
+        found = distance(tensors)
+        return {"accuracy": 1 / found, "error": found}
+
+    error, accuracy = Metric("error", "error"), Metric("accuracy", "accuracy", higher_is_better=True)
+    measured.metrics = (accuracy, error) if higher else (error, accuracy)
+    module.distance = measured
+    app = open_page("what_if", replayed="opened-tiny", view="Atlas", update_after_step="0", beta="0.5")
+    answered(app, home, "Measure what is stored")
+    worked(app, home)
+    if higher:
+        assert "More accuracy is better, but sentences and maps here compare losses" in texts(app)
+        assert not [words for words in ("lowest", "below the original", "above the original") if words in texts(app)]
+        assert not [one for one in app.button if one.label == "Measure this atlas"]
+        return
+    answered(app, home, "Measure this atlas")
+    cells = drawn(app)[-1]
+    assert cells["loss"].tolist() == cells["error"].tolist()
+    assert cells.loc[cells["best"], "error"].tolist() == [cells["error"].min()]
 
 
 def test_averages_that_belong_together_are_merged_at_each_step(

@@ -284,3 +284,9 @@ def test_a_range_is_of_what_is_finite(trajectory):
     assert curves.finite_range([3.0, np.nan, 1.0, np.inf]) == (1.0, 3.0)
     assert np.isnan(curves.finite_range([np.nan])).all()
     assert original(trajectory)["loss"] == pytest.approx((trajectory.weights[-1] ** 2).sum(), rel=1e-6)
+
+
+def test_of_a_first_metric_of_which_more_is_better_ahead_is_above():
+    curves_of = table([0.5, 0.6, 0.7], [0.4, 0.7, 0.8])
+    found = curve_figures(curves_of, (Metric("loss", "accuracy", higher_is_better=True),), "original", 1)
+    assert (found["ahead_since"][1], found["ahead_for"][1], found["best"][1]) == (2, 2, 0.8)

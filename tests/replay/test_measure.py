@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from emacore.replay.measure import Measure, Metric, OneByOne
+from emacore.averaging.families import Constant, InversePower
+from emacore.replay.atlas import atlas, widths
+from emacore.replay.curves import curve
+from emacore.replay.measure import Measure, Metric, OneByOne, check_metrics
+from emacore.replay.relatives import relatives
 from emacore.replay.rows import Rows
 from emacore.replay.trajectory import Trajectory
 
@@ -51,3 +55,39 @@ def test_a_gain_is_above_0_where_the_average_is_better():
     np.testing.assert_allclose(higher.gain([4.0, 4.0, -4.0], [3.0, 5.0, -5.0]), [-0.25, 0.25, -0.25])
     assert np.isnan(lower.gain(0.0, 1.0))
     assert np.isnan(lower.gain(np.nan, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ((), "at least one metric"),
+        (("loss", "loss"), "two metrics have the column 'loss'"),
+        *(
+            (("loss", name), f"a metric cannot have the column '{name}'")
+            for name in ("epoch", "schedule", "scheme", "x")
+        ),
+    ],
+)
+def test_a_metric_that_would_be_written_over_another_column_is_refused(columns, message):
+    rows = Rows(np.zeros((2, 1), np.float32), np.arange(2), {"a": torch.empty(1, device="meta")}, [1])
+    measure = OneByOne(lambda state: 1.0, tuple(Metric(column, column) for column in columns))
+    with pytest.raises(ValueError, match=message):
+        Trajectory(rows, measure)
+
+
+def test_no_table_has_a_column_of_its_own_that_a_metric_can_take(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(30, 1)).astype(np.float32)
+    rows = Rows(weights, np.arange(30), {"a": torch.empty(1, device="meta")}, [9, 19, 29])
+    trajectory = Trajectory(rows, OneByOne(lambda state: float(state["a"][0]), (Metric("free", "loss"),)))
+    tables = [
+        trajectory.replay({"a": Constant(0.5)}),
+        trajectory.final({"a": Constant(0.5)}),
+        trajectory.metrics({"a": Constant(0.5)}, [3]),
+        atlas(trajectory, InversePower(update_every=1), "power", "beta", "best"),
+        widths(trajectory),
+        relatives(trajectory),
+        curve(trajectory, Constant(0.5)),
+    ]
+    for column in {name for table in tables for name in table} - {"free"}:
+        with pytest.raises(ValueError, match=f"cannot have the column '{column}'"):
+            check_metrics([Metric(column, "one")])

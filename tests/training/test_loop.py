@@ -15,7 +15,7 @@ from emacore.tasks.regression.data import load
 from emacore.training import loop
 from emacore.training.config import NetworkConfig, OptimizerConfig, StoppingConfig
 from emacore.training.history import columns, steadiness, summarise
-from emacore.training.loop import make_optimizer
+from emacore.training.loop import RateRule, make_optimizer
 
 SMALL = RunConfig(
     data=DataConfig(n_samples=200, n_features=5, n_informative=3),
@@ -189,6 +189,40 @@ def test_the_gain_of_a_summary_is_that_of_the_article():
     assert table["metric"].tolist() == ["mse", "mae", "r2"]
     assert table["gain_percent"].tolist() == pytest.approx([20.0, 9.5, 0.11], abs=0.05)
     assert math.isnan(steadiness(history, 1)[0])
+
+
+def rates(losses, patience, factor=0.5, rate=1.0, rule=None):
+    """The learning rate after each of these losses, by the house's plateau rule or by another one."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=rate)
+    settings = OptimizerConfig(plateau_patience=patience, plateau_factor=factor)
+    ours = RateRule(optimizer, replace(SMALL, optimizer=settings))
+    found = []
+    for loss in losses:
+        ours.adjust({"val_loss_ema": loss}) if rule is None else rule(optimizer, factor, patience, loss)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+@pytest.mark.parametrize("patience", [0, 1, 4])
+def test_a_plateau_is_that_of_torch_and_the_same_of_losses_below_0(patience):
+    drawn = np.random.default_rng(patience)
+    losses = np.exp(-np.arange(120) / 30) * (1 + 0.02 * drawn.normal(size=120)) + 0.5
+    losses[50:60] = losses[49] * (1 - 2e-5 * np.arange(10))  # falls too slowly to count
+    losses[-3:] = np.nan, np.inf, 0.1
+    theirs = {}
+
+    def torchs(optimizer, factor, patience, loss):
+        rule = theirs.setdefault("", torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min", factor, patience))
+        rule.step(loss)
+
+    found = rates(losses, patience, 0.3, 1e-3)
+    assert found == rates(losses, patience, 0.3, 1e-3, torchs)
+    assert len(set(found)) > 1
+    assert not np.array_equal(found, rates(losses + 7, patience, 0.3, 1e-3))  # a share of its size
+    for losses in ([-2.0] * 12, [-2 + 1e-5 * epoch for epoch in range(12)], [0.0] * 12):
+        lowered = [0.5 ** (epoch // (patience + 1)) for epoch in range(12)]
+        assert rates(losses, patience) == lowered == rates([2.0] * 12, patience)
+    assert rates([-(1.001**epoch) for epoch in range(12)], patience) == [1.0] * 12
 
 
 @pytest.mark.parametrize(
