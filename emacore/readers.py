@@ -274,7 +274,7 @@ def _json_lines(text: str) -> Table:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if place == full[-1][0] and len(full) > 1:
+            if place == full[-1][0]:  # never the first, by which the format was known
                 notes.append(f"line {place}, the last, is half an object and was left out")
                 break
             raise TableError(

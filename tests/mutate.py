@@ -131,8 +131,8 @@ def test_files(module: Path, owner: str, root: Path) -> tuple[list[str], list[st
     """The test files that belong to a module by the layout, with those beside them that name it; and others.
 
     Where the layout has none these are all that name it; for widgets, those of the pages that use it.  The others,
-    which are asked where the first notice nothing, name the module or import the function or class that is broken
-    (``owner``); for widgets, they are also those of all other pages.
+    which are asked where the first notice nothing, name the module, import the function or class that is broken
+    (``owner``), or lie beside; for widgets, they are also those of all other pages.
     """
     if module.parts[0] == "pages":
         return [f"tests/pages/test_{module.stem}.py"], ["tests/pages/test_app.py", "tests/pages/test_link.py", *OF_ALL]
@@ -149,12 +149,12 @@ def test_files(module: Path, owner: str, root: Path) -> tuple[list[str], list[st
     using = [path for path in everywhere if owner and imported.search(path.read_text())]
     # A page's test may go on to another page, with what was opened there.
     all_pages = sorted((root / "tests/pages").glob("test_*.py")) if pages else []
-    others = [
-        path
-        for path in dict.fromkeys([*naming, *using, *all_pages, *(root / name for name in OF_ALL)])
-        if path not in found
+    others = dict.fromkeys([*naming, *using, *all_pages, *(root / name for name in OF_ALL)])
+    if mirrored != root / "tests":
+        others |= dict.fromkeys(path for path in everywhere if path.parent == mirrored)
+    return [str(path.relative_to(root)) for path in found], [
+        str(path.relative_to(root)) for path in others if path not in found
     ]
-    return [str(path.relative_to(root)) for path in found], [str(path.relative_to(root)) for path in others]
 
 
 def using_pages(module: Path, root: Path) -> list[Path]:

@@ -170,8 +170,11 @@ def test_windows_of_files_and_coefficients():
 
 
 def test_a_file_later_than_what_is_wanted_is_refused():
-    with pytest.raises(ValueError, match="a file of call 12 is later"):
-        best_coefficients(weights(Constant(0.9).decays(10)), [Span(12, 12)])
+    wanted = weights(Constant(0.9).decays(10))
+    for late in (10, 12):
+        with pytest.raises(ValueError, match=f"a file of call {late} is later than what is wanted, which ends at 9"):
+            best_coefficients(wanted, [Span(late, late)])
+    assert best_coefficients(wanted, [Span(9, 9)]).shape == (1,)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from emacore import open_checkpoints
+from emacore.checkpoints import soups
 from emacore.checkpoints.soups import EvaluationError, Tried, evaluated, evaluation, greedy_soup
 from tests.forked import forking_spawned
 from tests.helpers import wait_for
@@ -114,9 +116,12 @@ def test_what_cannot_evaluate_is_told(folder, monkeypatch):
             evaluated(function, path, str(folder))
 
 
-def test_an_interruption_of_this_process_alone_ends_the_one_that_evaluates(folder, monkeypatch):
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_an_interruption_of_this_process_alone_ends_the_one_that_evaluates(folder, monkeypatch, stubborn):
     forking_spawned(monkeypatch)
-    (folder / "endless.py").write_text(ENDLESS)
+    monkeypatch.setattr(soups, "_ENDS_WITHIN", 0.2 if stubborn else 60)
+    ignores = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if stubborn else ""
+    (folder / "endless.py").write_text(ENDLESS + ignores)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -135,6 +140,7 @@ def test_an_interruption_of_this_process_alone_ends_the_one_that_evaluates(folde
     with pytest.raises(KeyboardInterrupt):
         evaluate_both()
     pid = int((folder / "begun").read_text())
+    wait_for(lambda: pid not in {child.pid for child in multiprocessing.active_children()})
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

@@ -68,6 +68,19 @@ class Counts:
         self.count = state["count"]
 
 
+def test_averages_go_on_where_they_were_saved():
+    _, several = moved()
+    model = Network()
+    again = Several(model, {"a": Constant(0.5), "b": Constant(0.9)}, None, {})
+    again.load_state_dict(several.state_dict())
+    for one in (several, again):
+        change(one._module, 7)
+        one.update()
+    for name, ema in several.emas.items():
+        assert_same(tensors(again.emas[name].ema_model), tensors(ema.ema_model))
+        assert again.emas[name].step == ema.step == 4
+
+
 def test_a_tracker_is_moved_saved_and_goes_on():
     _, plain = moved()
     model, averages = Network(), {"a": Constant(0.5), "b": Constant(0.9)}

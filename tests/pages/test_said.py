@@ -1,7 +1,7 @@
 """What pages say, in words: their sentences, controls and pictures, as somebody read them and found them right.
 
-Each number is a 0, for other tests look at numbers.  After a change of words, have them written anew, and read what
-changed:
+Each number but the limits of controls is a 0, for other tests look at numbers.  After a change of words, have them
+written anew, and read what changed:
 
     EMACORE_SAID=new .venv/bin/python -m pytest tests/pages/test_said.py; git diff tests/pages/said
 """
@@ -15,6 +15,7 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emacore import RunConfig
@@ -56,6 +57,8 @@ UNREAD |= {"direction", "editing_mode", "element_type", "form_id", "format", "ha
 UNREAD |= {"ignore_rerun", "isolate_styles", "js_content", "js_source_path", "json", "language", "page_script_hash"}
 UNREAD |= {"query_param_key", "required", "select_all", "spec", "tag", "theme", "type", "url", "wrap"}
 UNREAD |= {"columns", "use_content", "use_stretch", "uuid"}
+#: Numbers of controls, which are no results.
+LIMITS = ("min", "max", "step", "default", "max_selections", "max_upload_size_mb")
 
 
 def said(app, unread=UNREAD):
@@ -65,25 +68,30 @@ def said(app, unread=UNREAD):
 
 def _lines(node, begin, unread):
     proto = getattr(node, "proto", None)
-    words = list(_words(proto, unread)) if hasattr(proto, "ListFields") else []
+    words = [*map(_masked, _words(proto, unread))] if hasattr(proto, "ListFields") else []
     if node.type == "dataframe":
         words += map(str, node.value.columns)
+    if "help" not in unread and words:
+        words += _limits(proto)
     if words or node.type.startswith("vega"):
         yield from _wrapped(f"{node.type}: {' | '.join(words)}", begin)
         begin += "  "
     if node.type == "vega_lite_chart":
         for line in _drawn(json.loads(proto.spec)):
-            yield from _wrapped(line, begin)
+            yield from _wrapped(_masked(line), begin)
     for child in getattr(node, "children", {}).values():
         yield from _lines(child, begin, unread)
 
 
 def _wrapped(line, begin):
+    deeper = begin + "    "
+    return textwrap.wrap(begin + line, 118, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False)
+
+
+def _masked(text):
     for pattern, instead in MASKED.items():
-        line = re.sub(pattern, instead, line)
-    return textwrap.wrap(
-        begin + line, 118, subsequent_indent=begin + "    ", break_long_words=False, break_on_hyphens=False
-    )
+        text = re.sub(pattern, instead, text)
+    return text
 
 
 def _words(proto, unread):
@@ -95,6 +103,12 @@ def _words(proto, unread):
             yield field.name
         for one in [value] if isinstance(value, str) or hasattr(value, "ListFields") else _listed(value):
             yield from [one] if isinstance(one, str) else _words(one, unread)
+
+
+def _limits(proto):
+    for field, value in proto.ListFields():
+        if field.name in LIMITS and not isinstance(value, str):
+            yield f"{field.name} {' '.join(f'{one:.10g}' for one in np.atleast_1d(value))}"
 
 
 def _listed(value):

@@ -1,4 +1,5 @@
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -393,6 +394,20 @@ def test_a_disk_is_left_to_histories_before_it_is_full(tmp_path, monkeypatch):
             recorder.record()
     assert recorder.error.startswith("the recording ends after step 18: the disk is nearly full")
     assert len(read_recording(tmp_path / "run").weights) == 19
+
+
+def test_a_recording_whose_files_cannot_be_removed_gives_way_too(tmp_path, monkeypatch):
+    model = nn.Linear(9, 1)
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.record()
+
+        def stuck(*arguments, **options):
+            raise PermissionError("not yours")
+
+        monkeypatch.setattr(os, "unlink", stuck)
+        recorder.give_way("the disk is full")
+        recorder.record()
+    assert recorder.error == "nothing is left of the recording: the disk is full"
 
 
 def test_a_recording_gives_way_and_the_training_goes_on(tmp_path):

@@ -14,6 +14,9 @@ def test_the_printed_tables_agree_with_themselves():
         assert 100 * (1 - row["ema"] / row["original"]) == pytest.approx(row["gain_percent"], abs=0.5)
     assert 100 * (r2["ema"] / r2["original"] - 1) == pytest.approx(r2["gain_percent"], abs=0.01)
     assert pytest.approx(15 / 23) == STEADINESS_RATIO
+    # Nothing printed depends on the train losses, but these are their sum and their lowest.
+    assert PROGRESS["train_loss"].sum() == pytest.approx(0.3606)
+    assert PROGRESS.set_index("epoch")["train_loss"].idxmin() == 80
 
 
 def test_the_runs_own_figures_stand_beside_those_of_the_same_epochs():
