@@ -134,6 +134,19 @@ def test_the_parts_are_where_the_average_is():
     assert len(part_table({"a": Constant(0.5)}, 10)["series"]) == 10
 
 
+@pytest.mark.parametrize("num_steps", [10, 61, 1234, 5003])
+@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize("start", [0, 0.3, 0.505])
+def test_a_copy_that_weighs_much_lies_in_a_part(num_steps, every, start):
+    copied = Constant(0.99999, update_every=every, update_after_step=int(start * num_steps))
+    table = part_table({"copied": copied, "mean": UniformAverage(update_every=every)}, num_steps)
+    assert table["weight_percent"][table["series"] == "copied"].sum() > 98.9
+    for name in ("copied", "mean"):
+        own = table["series"] == name
+        assert table["from_step"][own][1:].tolist() == table["to_step"][own][:-1].tolist()
+        assert own.sum() <= 60
+
+
 def test_lines_of_parts_are_level_over_each_and_reach_from_end_to_end():
     schemes = {"short": Constant(0.5), "long": UniformAverage()}
     table, lines = part_table(schemes, 10_000), outline(part_table(schemes, 10_000), 10_000)
