@@ -443,6 +443,7 @@ def _end_with_server(store: RunStore, name: str, current: list[str], log: Path) 
         with suppress(StoreError):
             store.finish(run_id, name, "interrupted")
     _drop_if_empty(log)
+    store.workers.forget(name)  # nothing after it is run that would
     os._exit(0)
 
 

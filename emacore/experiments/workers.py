@@ -64,8 +64,9 @@ class Workers:
                 Path(lock.lock_file).unlink(missing_ok=True)
 
     def is_held(self, token: str) -> bool:
-        """Whether there is a lock of the worker of this token, as while it lives."""
-        return self._lock(token).exists()
+        """Whether the lock of the worker of this token is there, and not seen to be free; a free one is removed."""
+        path = self._lock(token)
+        return path.exists() and _is_locked(path) is not False
 
     def forget(self, worker: str) -> None:
         """Remove the lock of a worker that has ended."""
@@ -88,22 +89,26 @@ class Workers:
             self._silent[run_id] = heartbeat, since
             return time.monotonic() - since <= STALE_AFTER
         path = self._lock_of(worker)
-        if not path.exists():
-            return _process_lives(name.partition(":")[0])
-        try:
-            with filelock.FileLock(path, timeout=0):
-                path.unlink(missing_ok=True)
-        except filelock.Timeout:
-            return True
-        except (OSError, NotImplementedError):
-            return _process_lives(name.partition(":")[0])
-        return False
+        held = _is_locked(path) if path.exists() else None
+        return _process_lives(name.partition(":")[0]) if held is None else held
 
     def _lock_of(self, worker: str) -> Path:
         return self._lock(worker.rpartition("@")[0].partition(":")[2])
 
     def _lock(self, token: str) -> Path:
         return self.folder / f"{hashlib.sha256(token.encode()).hexdigest()[:24]}.lock"
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether somebody holds a lock, which is removed if nobody does; ``None`` where none can be taken."""
+    try:
+        with filelock.FileLock(path, timeout=0):
+            path.unlink(missing_ok=True)
+    except filelock.Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return None
+    return False
 
 
 def _process_lives(number: str) -> bool:

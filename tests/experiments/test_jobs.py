@@ -19,6 +19,7 @@ from emacore.experiments.studies import Study, Sweep
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
 from emacore.training import loop
+from tests import forked
 from tests.experiments.conftest import ENDLESS
 from tests.forked import Forked, forking
 from tests.helpers import ME, lives, wait_for
@@ -129,6 +130,7 @@ def test_a_killed_server_takes_its_worker_along_and_the_run_reads_interrupted(tm
         server.stdout.close()
     run_id = store.runs()["id"][0]
     wait_for(lambda: not lives(worker), 5)
+    assert not list((tmp_path / "workers").glob("*.lock"))
     queue = JobQueue(store, limit=1)
     assert store.result(run_id).state == "interrupted"
     assert not queue._workers
@@ -275,6 +277,26 @@ def test_what_a_worker_said_that_still_lives_is_kept(tmp_path, monkeypatch):
     queue.submit(QUICK)
     buried(queue)
     assert not log.exists()
+    queue.close()
+
+
+def test_what_killed_workers_said_is_dropped_in_its_turn(tmp_path, monkeypatch):
+    queue = saying(tmp_path, monkeypatch, "echo wrong >&2; exit 3")
+    monkeypatch.setattr(jobs, "LOGS_KEPT", 3)
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom emacore.experiments.workers import Workers\n"
+        "with Workers(Path(sys.argv[1])).working(sys.argv[2]):\n    os.kill(os.getpid(), 9)"
+    )
+    folder = queue.store.folder / "workers"
+    for token in "abcd":
+        forked.run([sys.executable, "-c", code, str(folder), token])
+        (folder / f"{token}.log").write_text("a warning")
+        os.utime(folder / f"{token}.log", (0, 0))
+    for _ in range(3):
+        queue.submit(QUICK)
+        buried(queue)
+    assert len(list(folder.glob("*.log"))) <= 3
+    assert not list(folder.glob("*.lock"))
     queue.close()
 
 
