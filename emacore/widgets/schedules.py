@@ -64,8 +64,11 @@ def beta_slider(
 _LONGEST_WORD = 14
 
 
-def _marked_slider(label: str, key: str, default: float, marks: Sequence[float], **arguments: Any) -> float:
-    options = sorted({*marks, default, *_asked_for(key, min(marks), max(marks))})
+def _marked_slider(
+    label: str, key: str, default: float, marks: Sequence[float], *, whole: bool = False, **arguments: Any
+) -> float:
+    asked = (value for value in _asked_for(key, min(marks), max(marks)) if not whole or value.is_integer())
+    options = sorted({*marks, default, *asked})
     value = st.select_slider(label, options, default, key=key, format_func=number_text, **{**BOUND, **arguments})
     return float(value)
 
@@ -166,8 +169,8 @@ def _slider(control: Control) -> float:
             return number_box(control)
         case "log":
             if control.whole:
-                marks = control.marks()
-                return round(_marked_slider(control.title, control.key, control.default, marks, help=control.help))
+                marks, told = control.marks(), control.help
+                return int(_marked_slider(control.title, control.key, control.default, marks, whole=True, help=told))
             return log_slider(control.title, control.key, control.default, *ends, help=control.help)
         case "log(1 - value)":
             value = beta_slider(control.title, control.key, control.default, *ends, help=control.help)

@@ -318,6 +318,10 @@ def test_controls_of_whole_numbers_and_of_settings_that_bound_each_other(others,
     further = {"own": "true", "run_steps": "5000"} if page == "for_my_run" else {}
     for settings in ({"family": "Tail", "count": "7"}, {"family": "Between", "low": "0.9", "span": "50"}):
         assert not open_page(page, **settings, **further).error
+    if page == "train":
+        app = open_page(page, family="Tail", count="2.5")
+        assert any("2.5" in one.value for one in app.warning)
+        assert app.select_slider(key="count").value == 50
     if page in ("decay_schedule", "train"):
         app = open_page(page, family="Between", low="0.9", high="0.5")
         assert app.error[0].value == (
