@@ -19,10 +19,16 @@ def remarks(schedule: Schedule, num_steps: int) -> list[str]:
             f"update_every = {schedule.update_every:,} is {so_long} the run ({num_steps:,} steps): only step 0 is "
             "looked at, and nothing is averaged."
         ]
-    if last <= schedule.start:
+    if last < schedule.start:
+        so_long = "as long as" if schedule.start == num_steps else "longer than"
         return [
-            f"The warm-up is longer than the run: the average begins at step {schedule.start:,}, and the run ends at "
+            f"The warm-up is {so_long} the run: the average begins at step {schedule.start:,}, and the run ends at "
             f"step {num_steps - 1:,}. Until then it is a copy of the weights."
+        ]
+    if last == schedule.start:
+        return [
+            f"The average begins at step {last:,} with a copy of the weights and would move at step "
+            f"{last + schedule.update_every:,}, but the run ends at step {num_steps - 1:,}: nothing is averaged."
         ]
     decays = schedule.decays(num_steps)
     if not decays[last]:

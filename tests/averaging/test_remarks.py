@@ -30,6 +30,14 @@ ARTICLE = InversePower(beta=0.999, update_after_step=100, update_every=1)
             ["beta = 0.999 is never reached in this run: the decay ends at 0.99653", "from step 31,722 on"],
         ),
         (ARTICLE, 80, ["warm-up is longer than the run: the average begins at step 101, and the run ends at step 79"]),
+        (ARTICLE, 101, ["warm-up is as long as the run: the average begins at step 101, and the run ends at step 100"]),
+        (ARTICLE, 102, ["The average begins at step 101 with a copy of the weights and would move at step 102, but"]),
+        (
+            Constant(0.9, update_after_step=40, update_every=40),
+            50,
+            ["begins at step 40 with a copy of the weights and would move at step 80, but the run ends at step 49"],
+        ),
+        (UniformAverage(), 1, ["begins at step 0 with a copy", "would move at step 1, but the run ends at step 0"]),
         (InversePower(update_every=500), 400, ["update_every = 500 is longer than the run (400 steps)"]),
         (
             InversePower(power=1.0, update_after_step=0, update_every=10),
