@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import socket
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -296,7 +297,14 @@ def _persistent(
 def _parallel(jobs: dict[int, str], modules: tuple[str, ...]) -> Results:
     calls = (joblib.delayed(train_cell)(index, job, None, modules) for index, job in list(jobs.items()))
     # Cells take seconds: batching them would only delay their results.
-    yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(calls)
+    results = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(calls)
+    try:
+        for result in results:  # noqa: UP028 - "yield from" would close it before the warning is silenced
+            yield result
+    finally:
+        with warnings.catch_warnings():  # whoever stops a sweep wants to hear nothing of tasks that are cut short
+            warnings.filterwarnings("ignore", ".*tasks", UserWarning)
+            results.close()
 
 
 def train_cell(

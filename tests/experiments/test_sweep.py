@@ -3,9 +3,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from dataclasses import replace
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -188,6 +190,24 @@ def test_a_worker_that_dies_costs_its_own_cell_only(monkeypatch):
     assert set(found.loc[dead, "optimizer.learning_rate"]) == {0.03}
     assert found.loc[dead, "error"].str.contains("died 3 times").all()
     assert (~dead).sum() == 2
+
+
+def test_a_sweep_that_is_stopped_hears_nothing_of_what_is_cut_short(monkeypatch, recwarn):
+    gate = threading.Event()
+
+    def waiting(index, job, should_stop, modules):
+        if index:
+            gate.wait()
+        return index, "no training"
+
+    monkeypatch.setattr(sweep_module, "train_cell", waiting)
+    with joblib.parallel_config("threading", n_jobs=2):
+        results = sweep_module._parallel(dict.fromkeys(range(4), "{}"), ())
+        assert next(results) == (0, "no training")
+        timer = threading.Timer(0, gate.set)
+        timer.start()
+        results.close()
+    assert not recwarn.list
 
 
 ENDLESS_CELLS = """
