@@ -44,7 +44,8 @@ def agrees(schedule, num_steps):
     found = memory(schedule, num_steps)
     assert found.half_life == final_half_life(schedule, num_steps)
     assert found.mean_age == pytest.approx(mean_age(decays), rel=1e-6, abs=1e-9)
-    assert found.relative_width == pytest.approx(relative_width(decays), rel=2e-6, abs=1e-9)
+    # Of a variance that is a difference of squares, rounding leaves 1e-16, so a width of 1e-8, where all is the start.
+    assert found.relative_width == pytest.approx(relative_width(decays), rel=2e-6, abs=1e-7)
     assert found.start_share == pytest.approx(start_share(decays, start=schedule.start), rel=1e-9, abs=1e-12)
     calls = np.unique(np.linspace(0, num_steps - 1, 50).astype(int))
     np.testing.assert_allclose(remaining(schedule, num_steps, calls), np.cumsum(weights(decays))[calls], atol=1e-10)
