@@ -97,7 +97,7 @@ def part_table(schemes: Mapping[str, Scheme], num_steps: int, parts: int = 60) -
     """What equal parts of the run weigh in each final average, where they weigh something: the last so much of the run.
 
     A part is a whole number of steps and of updates, so that none seems to weigh less because it has one less; what is
-    less than a part at the beginning is left out, but where it weighs as much as the part after it, as a copy may.
+    less than a part at the beginning is left out where it weighs less than the part after it, and than an equal share.
 
     Args:
         parts: So many at most.
@@ -110,22 +110,20 @@ def part_table(schemes: Mapping[str, Scheme], num_steps: int, parts: int = 60) -
     every = max((one.update_every for one in schemes.values() if isinstance(one, Schedule)), default=1)
     shown = num_steps * span_shown(schemes, num_steps) / 100
     size = min(-(-math.ceil(shown / parts) // every) * every, num_steps)
-    whole = (num_steps - size * np.arange(math.floor(shown / size + 1e-9) + 1.0))[::-1]
-    begin = max(num_steps - math.ceil(shown), 0)
+    whole = (num_steps - size * np.arange(max(math.floor(shown / size + 1e-9), 1) + 1.0))[::-1]
+    all_edges = np.array([min(num_steps - math.ceil(shown), whole[0]), *whole])
     columns: dict[str, list[NDArray[np.generic]]] = {}
     for name, scheme in schemes.items():
-        edges = whole
-        if begin < whole[0]:
-            rest, first = np.diff(remaining(scheme, num_steps, np.array([begin, *whole[:2]]) - 1))
-            if rest and rest > first * (1 - 1e-9):
-                edges = np.array([begin, *whole])
+        shares = np.diff(remaining(scheme, num_steps, all_edges - 1))
+        skip = 0 if shares[0] > min(shares[1] * (1 - 1e-9), 1 / parts) else 1
+        edges = all_edges[skip:]
         rows = {
             "series": np.full(len(edges) - 1, name),
             "from_step": edges[:-1],
             "to_step": edges[1:],
             "run_percent": 100 * (edges[:-1] + edges[1:]) / 2 / num_steps,
             "steps_to_end": (edges[:-1] + edges[1:]) / 2 - num_steps,
-            "weight_percent": 100 * np.diff(remaining(scheme, num_steps, edges - 1)),
+            "weight_percent": 100 * shares[skip:],
         }
         for column, values in rows.items():
             columns.setdefault(column, []).append(values)

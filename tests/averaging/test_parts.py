@@ -133,17 +133,20 @@ def test_the_parts_are_where_the_average_is():
     assert span_shown({"a": UniformAverage()}, 10_000) == 100
     assert span_shown({"a": Constant(0.5)}, 10) == 100
     assert len(part_table({"a": Constant(0.5)}, 10)["series"]) == 10
+    assert part_table({"a": Constant(0.0, update_every=100)}, 601)["weight_percent"].tolist() == [100]
 
 
 @pytest.mark.parametrize("num_steps", [10, 61, 1234, 5003])
-@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize("every", [1, 7, 700])
 @pytest.mark.parametrize("start", [0, 0.3, 0.505])
-def test_a_copy_that_weighs_much_lies_in_a_part(num_steps, every, start):
+def test_what_weighs_much_lies_in_a_part(num_steps, every, start):
     copied = Constant(0.99999, update_every=every, update_after_step=int(start * num_steps))
-    table = part_table({"copied": copied, "mean": UniformAverage(update_every=every)}, num_steps)
+    schemes = {"copied": copied, "mean": UniformAverage(update_every=every), "window": Window(num_steps // 6)}
+    table = part_table(schemes, num_steps)
     assert table["weight_percent"][table["series"] == "copied"].sum() > 98.9
-    for name in ("copied", "mean"):
+    for name in schemes:
         own = table["series"] == name
+        assert table["weight_percent"][own].sum() > 97.3
         assert table["from_step"][own][1:].tolist() == table["to_step"][own][:-1].tolist()
         assert own.sum() <= 60
 
