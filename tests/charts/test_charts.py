@@ -214,6 +214,20 @@ def test_differences_are_ordered_and_rules_drawn():
     assert none.spec["layer"][1]["data"]["values"] == []
 
 
+def test_what_of_many_seeds_cannot_be_drawn_is_told():
+    gains = pd.DataFrame({"seed": [1, 2, 3, 4], "gain_percent": [5.0, np.nan, np.inf, -np.inf]})
+    for lost, told in (
+        (gains, "3 of 4 values of the gain (missing, infinite)"),
+        (gains[:2], "1 of 2"),
+        (gains[:1], ""),
+    ):
+        figure = differences(lost, x_title="gain", interval=(np.nan, np.nan), rules={})
+        bars = histogram(lost["gain_percent"], x_title="gain")
+        assert figure.left_out == bars.left_out
+        assert told in figure.left_out
+        assert bool(told) == bool(figure.left_out)
+
+
 def test_bands_and_histograms():
     table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": [0.0, 1.0], "median": 2.0, "high": 3.0, "seeds": 8})
     assert len(bands(table, {"a": ORIGINAL}, y_title="loss").data) == 1  # a log axis has no 0
