@@ -581,7 +581,7 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True,
             most = _most(different, kind)
             place = _place(found[found["test"] == most["test"]], found, grid)
             gain = _beside(most["median_gain_percent"] / 100, signed)
-            parts.append(f"{kind} in {count}, most at {place} (median final loss {gain})")
+            parts.append(f"{kind} in {count}, most at {place} (median final loss {gain}{_over_pairs(most)})")
     if not parts:
         return f"{begin} none shows whether averaging helps or hurts."
     rest = int((~different["verdict"].isin(["helps", "hurts"])).sum())
@@ -635,13 +635,17 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True,
         if verdict in counts:
             cell = _most(different, verdict)
             same = found[found["test"] == cell["test"]]
-            over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
             gain = _beside(cell["median_gain_percent"] / 100, signed)
             sentences.append(
-                f"It {verdict} most at {_place(same, found, grid)}: in the median{over} the final loss is "
+                f"It {verdict} most at {_place(same, found, grid)}: in the median{_over_pairs(cell)} the final loss is "
                 f"{gain}, and averaging won in {cell['wins']} of {counted(cell['seeds'], 'seed')}."
             )
     return " ".join(sentences)
+
+
+def _over_pairs(cell: Mapping[str, Any]) -> str:
+    """The pairs that a cell's median is of, where they are not all its seeds."""
+    return f" over {cell['pairs']} of {counted(cell['seeds'], 'seed')}" if cell["pairs"] < cell["seeds"] else ""
 
 
 def _most(found: pd.DataFrame, verdict: str) -> dict[str, Any]:

@@ -255,7 +255,7 @@ def test_a_summary_of_the_cells():
 
 
 def test_the_cells_in_one_sentence():
-    columns = {"a": [1, 2, 3], "b": 5, "seeds": 12, "test": [1, 2, 3], "wilcoxon_p": 0.01}
+    columns = {"a": [1, 2, 3], "b": 5, "seeds": 12, "pairs": 12, "test": [1, 2, 3], "wilcoxon_p": 0.01}
     found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain_percent": [10, 60, -9900]})
     assert headline(found, ["a", "b"]) == (
         "Of 3 cells, 12 seeds each, averaging helps in 2, most at a 2, b 5 (median final loss 60 % lower) and hurts in "
@@ -322,7 +322,7 @@ def drawn_table(rng):
 
 def test_a_cell_has_one_verdict_and_cells_that_are_the_same_are_one_test():
     rng = np.random.default_rng(0)
-    repeated = 0
+    repeated = some = 0
     for _ in range(30):
         table, pairs = drawn_table(rng)
         found, cells = summary(table, ["a", "b"]), cells_of(table, ["a", "b"])
@@ -343,7 +343,16 @@ def test_a_cell_has_one_verdict_and_cells_that_are_the_same_are_one_test():
         assert number_of_tests(found) == len(tested)
         assert (f"are {len(same)} different ones" in said) == (len(same) < len(pairs))
         no_empty_words(said)
+        short, different = headline(found, ["a", "b"]), found.drop_duplicates("test")
+        sides = [different[different["verdict"] == kind] for kind in ("helps", "hurts")]
+        most = [side.loc[side["median_gain_percent"].abs().idxmax()] for side in sides if len(side)]
+        over = [f" over {cell['pairs']} of {cell['seeds']} seeds" for cell in most if cell["pairs"] < cell["seeds"]]
+        some += len(over)
+        for words in (said, short):
+            assert words.count(" over ") == len(over), "where a median is not of all seeds"
+            assert all(pairs in words for pairs in over)
     assert repeated > 5
+    assert some > 3
 
 
 def test_lists_are_values_too():
