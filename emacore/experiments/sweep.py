@@ -541,10 +541,13 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
 
 
 def value_label(value: Any) -> str:
-    """A value of a grid as an axis of a map shows it; a line break may stand in a schedule's code."""
+    """A value of a grid as an axis of a map shows it; a line break may stand in a schedule's code.
+
+    Numbers are told apart by all digits but those of rounding, whether a table holds them whole or as floats.
+    """
     if value == to_code(article_schedule()):
         return "the article's"
-    return f"{value:.12g}" if isinstance(value, float) else str(value).replace("(", "\n(", 1)
+    return f"{value:.15g}" if isinstance(value, float) else str(value).replace("(", "\n(", 1)
 
 
 def for_map(found: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:

@@ -368,6 +368,20 @@ def test_values_are_written_for_an_axis():
     assert [value_label(value) for value in values] == labels
 
 
+def test_values_that_differ_have_places_of_their_own_on_a_map():
+    for values in (
+        [10**12, 0.1],
+        [0.5, 0.5 + 1e-14],
+        [0.1, 0.1000000000001, 0.2],
+        [0, 1e-13],
+        [8, 32, 128],
+        [10**9, 2.5],
+    ):
+        cells = for_map(pd.DataFrame({"a": values, "b": "x"}), ["a", "b"])
+        assert cells["x"].tolist() == [value_label(value) for value in values]
+        assert cells["code"].is_unique
+
+
 def test_a_map_has_the_places_of_its_cells_and_the_codes_that_choose_them():
     rows = [
         {"optimizer.learning_rate": rate, "schedule": schedule, "seed": seed, "final_original": 1, "final_ema": 2}
