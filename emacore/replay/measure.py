@@ -36,11 +36,11 @@ class Metric:
     def gain(self, original: Any, averaged: Any) -> Any:
         """By how much ``averaged`` is better than ``original``, relative to it: above 0 where it is better.
 
-        Numbers or arrays; NaN where the original is 0.
+        Numbers or arrays; NaN where the original is 0 or not finite.
         """
         one, other = np.asarray(original, dtype=np.float64), np.asarray(averaged, dtype=np.float64)
-        better = other - one if self.higher_is_better else one - other
         with np.errstate(divide="ignore", invalid="ignore"):
+            better = other - one if self.higher_is_better else one - other
             return np.where(one == 0, np.nan, better / np.abs(one))[()]
 
     def best(self, values: Any) -> int:
