@@ -264,8 +264,21 @@ def share_below(values: ArrayLike, value: float) -> str:
     return "none" if np.isnan(share) else f"{share:.0f} %"
 
 
-def training_in_words(history: pd.DataFrame) -> str:
-    """How many seeds still train at which epoch."""
+def training_in_words(history: pd.DataFrame, averaged: str = "ema") -> str:
+    """How many seeds still train at which epoch, and how many of them have losses that no band can be of."""
+    return " ".join(filter(None, [_ends_in_words(history), _lost_in_words(history, averaged)]))
+
+
+def _lost_in_words(history: pd.DataFrame, averaged: str) -> str:
+    curves = history[["val_loss_original", f"val_loss_{averaged}"]].to_numpy(dtype=np.float64)
+    lost, seeds = history["seed"][~np.isfinite(curves).all(axis=1)].nunique(), history["seed"].nunique()
+    if not lost:
+        return ""
+    have, are = ("has", "is") if lost == 1 else ("have", "are")
+    return f"{lost} of {counted(seeds, 'seed')} {have} losses that are not finite, and {are} not counted there."
+
+
+def _ends_in_words(history: pd.DataFrame) -> str:
     training = history.groupby("epoch").size()
     seeds, last = int(training.max()), int(training.index[-1])
     if training.iloc[-1] == seeds:

@@ -203,6 +203,9 @@ def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
                 won = known["val_loss_ema"].fillna(np.inf) < known["val_loss_original"].fillna(np.inf)
                 assert share.loc[epoch].tolist() == pytest.approx([won.mean(), len(known)])
         said = training_in_words(rows)
+        losing = rows[~np.isfinite(rows[["val_loss_original", "val_loss_ema"]]).all(axis=1)]["seed"].nunique()
+        told = f"{losing} of {len(ends)} seeds ha"
+        assert (told in said) == ("not finite" in said) == bool(losing)
         whose = f"All {len(ends)} seeds train" if len(ends) > 1 else "The one seed trains"
         assert said.startswith(f"{whose} up to epoch {ends.min()}")
         if ends.min() < ends.max():
