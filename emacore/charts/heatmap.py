@@ -158,7 +158,7 @@ def evidence_map(
 
     Args:
         table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code,
-            median_gain_percent, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
+            median_gain_percent, wins, seeds, untrained, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
         signed: Whether there are losses below 0, of which ratios say nothing: then all is in shares of their size.
         dark: Whether the page is dark; a cell lets the more of the page through the less it shows.
     """
@@ -167,8 +167,10 @@ def evidence_map(
     shown = table.assign(
         change=(-2 * table["median_gain_percent"].astype(float) / 100 if signed else np.log2(ratio)).clip(-2, 2),
         text=[
-            f"{_gain(gain / 100, signed)}\n{wins} of {seeds}"
-            for gain, wins, seeds in zip(table["median_gain_percent"], table["wins"], table["seeds"], strict=True)
+            "not trained" if untrained == seeds else f"{_gain(gain / 100, signed)}\n{wins} of {seeds}"
+            for gain, wins, seeds, untrained in zip(
+                *(table[name] for name in ("median_gain_percent", "wins", "seeds", "untrained")), strict=True
+            )
         ],
     )
     page = DARK_PAGE if dark else LIGHT_PAGE

@@ -387,9 +387,14 @@ class Cell:
     among: Corrected | None
 
     @property
+    def untrained(self) -> int:
+        """How many of its seeds could not be trained."""
+        return int(self.rows["error"].notna().sum())
+
+    @property
     def failed(self) -> bool:
         """Whether none of its seeds could be trained."""
-        return bool(self.rows["error"].notna().all())
+        return self.untrained == len(self.rows)
 
     @property
     def verdict(self) -> str:
@@ -512,7 +517,8 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
     """A row for each cell: what its seeds say of the final loss.
 
     Returns:
-        The grid's columns (lists as text), ``seeds``, ``pairs`` (those with a finite gain), ``wins``,
+        The grid's columns (lists as text), ``seeds``, ``untrained`` (those that could not be trained), ``pairs`` (those
+        with a finite gain), ``wins``,
         ``median_gain_percent`` (of the pairs, in percent of the original's loss) with its 95 % interval ``low_percent``
         to ``high_percent``, ``wilcoxon_p`` (of the cell alone), ``p``
         (the same after Holm's correction for all tests, by which the verdict goes), ``test`` (cells with the same
@@ -526,6 +532,7 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
             {
                 **{name: str(value) if isinstance(value, list) else value for name, value in cell.settings.items()},
                 "seeds": len(cell.rows),
+                "untrained": cell.untrained,
                 "pairs": 0 if one is None else one.pairs,
                 "wins": 0 if one is None else one.wins,
                 "median_gain_percent": 100 * median.estimate,

@@ -154,7 +154,7 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
     """Progress, remaining time, and how the sweep ended."""
     cells = so_far.cells
     left = "" if so_far.left is None else f", {so_far.left.in_words()}"
-    why = "you stopped it" if run.stopped == "stopped" else "every cell is trained"
+    why = "you stopped it" if run.stopped == "stopped" else "every cell has ended"
     show_state(
         run,
         so_far.share,
@@ -202,6 +202,7 @@ def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Cal
 _COLUMNS = {
     name: st.column_config.Column(title, help=told)
     for name, (title, told) in {
+        "untrained": ("untrained", "Seeds that could not be trained: each ended in an error."),
         "pairs": ("pairs", "Seeds with a finite gain, of which the median is."),
         "wins": ("wins", "Seeds in which the average ended with the lower loss."),
         "median_gain_percent": (
@@ -277,6 +278,7 @@ def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: st
     asked = questions_of(table, list(sweep.grid), codes.index(code), complete=complete)
     cell = asked["final"]
     if cell.failed:
+        st.info("None of its seeds could be trained.", icon=":material/info:")
         return
     compared = {question: one.comparison for question, one in asked.items() if one.comparison is not None}
     words, dots = st.columns(2, gap="medium")

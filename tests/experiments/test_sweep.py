@@ -15,6 +15,7 @@ from joblib.externals.loky.backend import context
 from emacore import RunConfig
 from emacore.averaging.code import to_code
 from emacore.averaging.families import Constant, InversePower
+from emacore.charts.heatmap import evidence_map
 from emacore.experiments import sweep as sweep_module
 from emacore.experiments.evidence import per_seed, training_in_words
 from emacore.experiments.statistics import holm, kind_of, verdict
@@ -224,7 +225,7 @@ def test_processes_of_a_sweep_end_with_the_one_that_is_killed(tmp_path):
 def test_a_summary_of_the_cells():
     rng = np.random.default_rng(0)
     rows = [
-        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 1 - gain + 0.05 * rng.normal()}
+        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 1 - gain + 0.05 * rng.normal(), "error": None}
         for a, gain in ((1, 0.3), (2, 0.0), (3, -0.3))
         for seed in range(12)
     ]
@@ -276,7 +277,9 @@ def test_the_cells_in_one_sentence():
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_one_cell_and_one_seed_are_told_in_the_singular(cells, seeds):
     rows = [
-        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 0.5} for a in range(cells) for seed in range(seeds)
+        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 0.5, "error": None}
+        for a in range(cells)
+        for seed in range(seeds)
     ]
     table = pd.DataFrame(rows)
     found = summary(table, ["a"])
@@ -284,7 +287,10 @@ def test_one_cell_and_one_seed_are_told_in_the_singular(cells, seeds):
     written = [headline(found, ["a"]), in_words(found, ["a"]), trainings_in_words(job), *before_start(job)]
     written += [verdict(cell.comparison, "the final loss", cell.among) for cell in cells_of(table, ["a"])]
     looking = replace(job.config, stopping=StoppingConfig("ema"))
-    written += [training_in_words(pd.DataFrame({"epoch": [1, 2] * seeds})), *idle_settings(looking).values()]
+    history = pd.DataFrame(
+        [{"seed": n, "epoch": e, "val_loss_original": np.nan, "val_loss_ema": 1} for e in (1, 2) for n in range(seeds)]
+    )
+    written += [training_in_words(history), *idle_settings(looking).values()]
     for words in written:
         no_empty_words(words)
     assert written[0].startswith("Of 1 cell, " if cells == 1 else "Of 1 different cell, ")
@@ -314,7 +320,7 @@ def drawn_table(rng):
                 pairs[1][rng.random(seeds) < rng.choice([0, 0, 0.3])] = np.nan
             cells.append(pairs)
             rows += [
-                {"a": a, "b": b, "seed": seed, "final_original": one, "final_ema": other}
+                {"a": a, "b": b, "seed": seed, "final_original": one, "final_ema": other, "error": None}
                 for seed, (one, other) in enumerate(zip(*pairs, strict=True))
             ]
     return pd.DataFrame(rows), cells
@@ -384,7 +390,14 @@ def test_values_that_differ_have_places_of_their_own_on_a_map():
 
 def test_a_map_has_the_places_of_its_cells_and_the_codes_that_choose_them():
     rows = [
-        {"optimizer.learning_rate": rate, "schedule": schedule, "seed": seed, "final_original": 1, "final_ema": 2}
+        {
+            "optimizer.learning_rate": rate,
+            "schedule": schedule,
+            "seed": seed,
+            "final_original": 1,
+            "final_ema": 2,
+            "error": None,
+        }
         for rate in (0.01, 0.001)
         for schedule in ("Constant(beta=0.9)", to_code(article_schedule()))
         for seed in (0, 1)
@@ -430,6 +443,10 @@ def test_how_far_a_sweep_is_and_what_failed():
     assert list(failures(table).items()) == [("late", 2), ("early", 1)]
     without_numbers = table.assign(final_original=np.nan, final_ema=np.nan)
     assert [cell.failed for cell in cells_of(without_numbers, list(job.grid))] == [False, True]
+    found = summary(without_numbers, list(job.grid))
+    assert found["untrained"].tolist() == [1, 2]
+    drawn = evidence_map(for_map(found, list(job.grid)), ["[4]"], ["1", "2"], x_title="x", y_title="y").data
+    assert drawn["text"].tolist() == ["not finite\n0 of 2", "not trained"]
 
 
 def test_the_time_a_sweep_still_takes_does_not_count_up():
