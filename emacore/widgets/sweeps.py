@@ -198,6 +198,10 @@ def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Cal
         json_button(sweep, "sweep")
 
 
+#: A map of more columns has cells too narrow for numbers on the screen of a phone.
+_COLUMNS_MOST = 7
+
+
 #: The columns of the table of all cells: their titles and what they say.
 _COLUMNS = {
     name: st.column_config.Column(title, help=told)
@@ -246,10 +250,11 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str, *, s
         if signed
         else (" (x 20: the loss is 20 times the original's)", "a factor of 4")
     )
+    narrow = " Where cells are too narrow for numbers, it says them." if len(sweep.grid[x]) > _COLUMNS_MOST else ""
     st.caption(
         f"The median gain in the final loss{multiples}, and in how many seeds the average was better. **Look for** "
         f"where blue (it helps) turns to orange (it hurts), full from {end} on; hatched shows neither. A click "
-        "chooses a cell."
+        f"chooses a cell.{narrow}"
     )
 
 

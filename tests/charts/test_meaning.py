@@ -160,6 +160,9 @@ def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows(
     assert figure.data["change"].tolist() == [pytest.approx(np.log2(0.75))]
     assert figure.data["median_gain_percent"].tolist() == [25.0]
     assert numbers["encoding"]["text"]["field"] == "text"
+    mark = numbers["mark"]
+    assert mark["opacity"] == {"expr": "width / 2 < 32 ? 0 : 1"}, "numbers that would run into each other are not drawn"
+    assert mark["fontSize"] == {"expr": "clamp(width / 2 / 4, 8, 12)"}
     lower = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y").spec
     assert figure.spec["height"] - lower["height"] == 2 * 62
 

@@ -446,7 +446,7 @@ def test_how_far_a_sweep_is_and_what_failed():
     found = summary(without_numbers, list(job.grid))
     assert found["untrained"].tolist() == [1, 2]
     drawn = evidence_map(for_map(found, list(job.grid)), ["[4]"], ["1", "2"], x_title="x", y_title="y").data
-    assert drawn["text"].tolist() == ["not finite\n0 of 2", "not trained"]
+    assert drawn["text"].tolist() == ["not finite\n0 of 2", "not\ntrained"]
 
 
 def test_the_time_a_sweep_still_takes_does_not_count_up():
