@@ -204,7 +204,7 @@ def _stop(picked: pd.DataFrame) -> None:
             icon=":material/stop:",
             on_click=_each,
             args=(ids, "stop"),
-            help=f"End the {len(ids)} of these that wait or train; what they have is kept.",
+            help=f"End the {counted(len(ids), 'job')} of these still to be trained; what is there is kept.",
         )
 
 
@@ -214,7 +214,8 @@ def _delete(picked: pd.DataFrame) -> None:
     ids, names = picked.loc[~going, "id"].tolist(), picked.loc[~going, "name"].tolist()
     with st.popover("Delete", icon=":material/delete:"):
         if going.any():
-            st.warning(f"{going.sum()} of these still train: stop them first.", icon=":material/warning:")
+            still = "trains: stop it" if going.sum() == 1 else "train: stop them"
+            st.warning(f"{going.sum()} of these still {still} first.", icon=":material/warning:")
         if not ids:
             return
         st.markdown("\n".join(f"- {escaped(name)}" for name in names[:_LISTED_MOST]))
