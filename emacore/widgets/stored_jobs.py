@@ -118,7 +118,9 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
             "original": st.column_config.Column("loss, original"),
             "ema": st.column_config.Column("loss, EMA"),
             "gain_percent": st.column_config.Column(
-                "better (%)", help="The gain in percent of the original's loss, above 0 where the average is better."
+                "better (%)",
+                help="The gain in percent of the original's loss, above 0 where the average is better; of a study, the "
+                "median over the seeds with a finite one.",
             ),
             "seconds": st.column_config.Column("took (s)"),
         },
