@@ -30,6 +30,8 @@ _HATCHES = (
 )
 #: The number of the layer of these lines.
 _HATCHED = 1
+#: Pixels of a cell's width below which its numbers would run into those beside it, and are not drawn.
+_NARROWEST = 32
 #: The colours that letters on a cell can have: the one that stands out more is taken.
 _LETTERS = ("#16181C", "#E6E9EF")
 
@@ -158,7 +160,7 @@ def evidence_map(
 
     Args:
         table: x and y (of ``x_values`` and ``y_values``, in which a line break may stand), code,
-            median_gain_percent, wins, seeds, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
+            median_gain_percent, wins, seeds, untrained, pairs, wilcoxon_p, p (Holm's), verdict.  Cells may be missing.
         signed: Whether there are losses below 0, of which ratios say nothing: then all is in shares of their size.
         dark: Whether the page is dark; a cell lets the more of the page through the less it shows.
     """
@@ -167,8 +169,10 @@ def evidence_map(
     shown = table.assign(
         change=(-2 * table["median_gain_percent"].astype(float) / 100 if signed else np.log2(ratio)).clip(-2, 2),
         text=[
-            f"{_gain(gain / 100, signed)}\n{wins} of {seeds}"
-            for gain, wins, seeds in zip(table["median_gain_percent"], table["wins"], table["seeds"], strict=True)
+            "not\ntrained" if untrained == seeds else f"{_gain(gain / 100, signed)}\n{wins} of {seeds}"
+            for gain, wins, seeds, untrained in zip(
+                *(table[name] for name in ("median_gain_percent", "wins", "seeds", "untrained")), strict=True
+            )
         ],
     )
     page = DARK_PAGE if dark else LIGHT_PAGE
@@ -227,8 +231,13 @@ def _evidence_map(x_values: tuple[str, ...], y_values: tuple[str, ...], x_title:
     hatches = base.mark_line(color="#5A5F68", strokeWidth=1, opacity=0.45).encode(
         xOffset=across, yOffset=up, detail=["code:N", "line:N"]
     )
-    numbers = base.mark_text(fontSize=12, lineBreak="\n", baseline="middle", dy=-6).encode(
-        text=alt.Text("text:N"), color=alt.Color("letters:N", scale=None)
-    )
+    cell = f"width / {max(1, len(x_values))}"
+    numbers = base.mark_text(
+        fontSize=alt.ExprRef(f"clamp({cell} / 4, 8, 12)"),
+        opacity=alt.ExprRef(f"{cell} < {_NARROWEST} ? 0 : 1"),
+        lineBreak="\n",
+        baseline="middle",
+        dy=-6,
+    ).encode(text=alt.Text("text:N"), color=alt.Color("letters:N", scale=None))
     layered = alt.layer(cells, hatches, numbers).resolve_scale(xOffset="independent", yOffset="independent")
     return spec_of(layered.properties(height=90 + 62 * len(y_values)))

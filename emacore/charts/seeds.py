@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from emacore.charts.ends import NAME, WHOLE_AXIS, free_of, name_marks, names_at_ends, plot_height, room_for
 from emacore.charts.figure import Figure, pixels_down, spec_of, with_layer_data
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
-from emacore.charts.thin import Scale, axis_ends, left_out, thin
+from emacore.charts.thin import Scale, axis_ends, left_out, left_out_of, thin
 from emacore.formatting import IN_CHARTS, number
 
 _MOST_BINS = 24
@@ -107,7 +107,7 @@ def differences(
     """One dot a seed, from the smallest to the largest gain: blue where averaging won, orange where it lost.
 
     Args:
-        table: seed, gain_percent; gains that are not finite are not drawn.
+        table: seed, gain_percent; gains that are not finite are not drawn, which ``left_out`` tells.
         interval: The median's, which is shaded; NaN where there is none.
         rules: Labelled vertical lines, by their labels.
     """
@@ -120,7 +120,7 @@ def differences(
     spec = with_layer_data(spec, _INTERVAL, [{"low": low, "high": high}] if np.isfinite([low, high]).all() else [])
     for layer in (_RULES, _LABELS):
         spec = with_layer_data(spec, layer, marks)
-    return Figure(shown, spec, empty=shown.empty)
+    return Figure(shown, spec, _left_out(table["gain_percent"], "the gain"), empty=shown.empty)
 
 
 @lru_cache(maxsize=32)
@@ -154,7 +154,12 @@ def histogram(
     table = bins(values, whole=whole)
     marks = [{"at": at, "label": label} for label, at in (rules or {}).items()]
     spec = with_layer_data(_histogram(x_title, whole, height), 1, marks)
-    return Figure(table, with_layer_data(spec, 2, marks), empty=table.empty)
+    return Figure(table, with_layer_data(spec, 2, marks), _left_out(values, f"the {x_title}"), empty=table.empty)
+
+
+def _left_out(values: ArrayLike, name: str) -> str:
+    """How many seeds have no value that can be drawn, in a sentence."""
+    return left_out_of({name: {"value": np.asarray(values, dtype=np.float64)}}, {"value": "linear"})
 
 
 def bins(values: ArrayLike, *, whole: bool = False) -> pd.DataFrame:
@@ -197,7 +202,7 @@ def _histogram(x_title: str, whole: bool, height: int) -> dict[str, Any]:
     x = alt.X("low:Q", bin="binned", title=x_title, scale=alt.Scale(zero=False, nice=False, padding=24), axis=axis)
     bars = (
         alt.Chart()
-        .mark_bar(color=AVERAGED, opacity=0.8)
+        .mark_bar(color=AVERAGED, opacity=0.8, binSpacing=1)  # by Streamlit's own 4 pixels narrow bars would vanish
         .encode(
             x=x,
             x2=alt.X2("high:Q"),

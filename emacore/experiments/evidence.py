@@ -35,7 +35,7 @@ from emacore.training.history import TimeLeft, time_left
 #: The questions, and what they ask of a seed.
 QUESTIONS = {
     "final": "the final loss",
-    "fixed": "the loss at the last epoch that all seeds reached",
+    "fixed": "the loss at a fixed epoch",
     "own": "the loss where each curve's own early stop ends it",
     "best": "the lowest loss of a run",
     "steadiness": "the curve's standard deviation",
@@ -77,7 +77,8 @@ def per_seed(
 
     Args:
         history: Of a study; losses are those of the columns ``val_loss_original`` and ``val_loss_<averaged>``.
-        steady_from: The epoch from which the standard deviation of the loss is taken; NaN for shorter runs.
+        steady_from: The epoch from which the standard deviations of both losses are taken, over the epochs at which
+            both are finite; NaN where fewer than two are left.
         patience: Of an early stop.  Without one there is no answer to "own".
 
     Returns:
@@ -87,9 +88,10 @@ def per_seed(
         before (``own_ended_<curve>`` is false), that of the last epoch.
     """
     groups = history.groupby("seed", sort=False)
-    late = history[history["epoch"] >= steady_from].groupby("seed", sort=False)
     last = history.loc[groups["epoch"].idxmax().to_numpy()].set_index("seed")
     curves = {"original": "val_loss_original", "ema": f"val_loss_{averaged}"}
+    finite = np.isfinite(history[list(curves.values())].to_numpy(dtype=np.float64)).all(axis=1)
+    late = history[finite & (history["epoch"] >= steady_from)].groupby("seed", sort=False)
     table = groups["epoch"].max().rename("epochs").to_frame()
     sound, reached = np.isfinite(last[list(curves.values())].to_numpy()).all(axis=1), table["epochs"].to_numpy()
     fixed = int((reached[sound] if sound.any() else reached).min())
@@ -173,7 +175,7 @@ def chosen_in_words(table: pd.DataFrame, found: Mapping[str, PairedComparison], 
     """
     told = ["Final: each run's last epoch."]
     if "fixed" in found:
-        told.append(f"Fixed: epoch {_fixed_epoch(table)} of every run, the last that all reached.")
+        told.append(_fixed_in_words(table))
     if "own" in found:
         ended = {"the original": table["own_ended_original"], "the average": table["own_ended_ema"]}
         short = {name: int((~flags.astype(bool)).sum()) for name, flags in ended.items()}
@@ -194,8 +196,16 @@ def chosen_in_words(table: pd.DataFrame, found: Mapping[str, PairedComparison], 
     return " ".join(told)
 
 
-def _fixed_epoch(table: pd.DataFrame) -> int:
-    return int(table["fixed_epoch"].dropna().iloc[0])
+def _fixed_in_words(table: pd.DataFrame) -> str:
+    """Which epoch the fixed one is, and how many runs are without it."""
+    fixed = int(table["fixed_epoch"].dropna().iloc[0])
+    without = int((table["epochs"] < fixed).sum())
+    if not without:
+        return f"Fixed: epoch {fixed} of every run, the last that all reached."
+    return (
+        f"Fixed: epoch {fixed}, the last that all reached which did not diverge; {without} of "
+        f"{counted(len(table), 'run')} diverged before it and {'has' if without == 1 else 'have'} no loss there."
+    )
 
 
 def bands(history: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -254,8 +264,21 @@ def share_below(values: ArrayLike, value: float) -> str:
     return "none" if np.isnan(share) else f"{share:.0f} %"
 
 
-def training_in_words(history: pd.DataFrame) -> str:
-    """How many seeds still train at which epoch."""
+def training_in_words(history: pd.DataFrame, averaged: str = "ema") -> str:
+    """How many seeds still train at which epoch, and how many of them have losses that no band can be of."""
+    return " ".join(filter(None, [_ends_in_words(history), _lost_in_words(history, averaged)]))
+
+
+def _lost_in_words(history: pd.DataFrame, averaged: str) -> str:
+    curves = history[["val_loss_original", f"val_loss_{averaged}"]].to_numpy(dtype=np.float64)
+    lost, seeds = history["seed"][~np.isfinite(curves).all(axis=1)].nunique(), history["seed"].nunique()
+    if not lost:
+        return ""
+    have, are = ("has", "is") if lost == 1 else ("have", "are")
+    return f"{lost} of {counted(seeds, 'seed')} {have} losses that are not finite, and {are} not counted there."
+
+
+def _ends_in_words(history: pd.DataFrame) -> str:
     training = history.groupby("epoch").size()
     seeds, last = int(training.max()), int(training.index[-1])
     if training.iloc[-1] == seeds:
@@ -278,9 +301,10 @@ def headline(found: Mapping[str, PairedComparison], config: TaskConfig, *, compl
     """
     final = found["final"]
     size = percent(abs(final.median.estimate))
+    over = f" over {over_pairs(final)}" if final.infinite else ""
     told = {
-        "helps": f"averaging lowers the final loss by {size} in the median",
-        "hurts": f"averaging raises the final loss by {size} in the median",
+        "helps": f"averaging lowers the final loss by {size} in the median{over}",
+        "hurts": f"averaging raises the final loss by {size} in the median{over}",
         "no difference shown": "no difference in the final loss is shown",
         "unclear": "whether averaging changes the final loss is unclear",
         "cannot tell": "nothing can be told of the final loss",
@@ -289,7 +313,7 @@ def headline(found: Mapping[str, PairedComparison], config: TaskConfig, *, compl
     for curve, rules in looking_at(config).items():
         whose = "average" if curve == "ema" else "original"
         if "the early stop" in rules:
-            rule = f", at an end that an early stop chose by the {whose}'s loss"
+            rule = f", while an early stop looked at the {whose}'s loss"
         elif rules and not rule:
             rule = f", while the learning rate followed the {whose}'s loss"
     steady = ""
@@ -299,7 +323,7 @@ def headline(found: Mapping[str, PairedComparison], config: TaskConfig, *, compl
             "hurts": f"; its curve is less steady in {one.losses} of {one.seeds}",
         }.get(kind_of(one), "")
     has_median = final.pairs and " in the median" not in told
-    median = f"median gain {signed_percent(final.median.estimate)}; " if has_median else ""
+    median = f"median gain {signed_percent(final.median.estimate)}{over}; " if has_median else ""
     return (
         f"{'Over' if complete else 'So far, over'} {counted(final.seeds, 'seed')}, {told} ({median}the average was "
         f"better in {final.wins}{rule}){steady}."

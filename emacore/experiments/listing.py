@@ -136,7 +136,7 @@ def overlay(
 ) -> pd.DataFrame:
     """The validation losses of several jobs over epochs and steps, as one long table.
 
-    Of a study it is the median over the seeds that still train at that epoch; a sweep has no curve and no rows.
+    Of a study it is the median over the finite losses of that epoch; a sweep has no curve and no rows.
 
     Args:
         models: "original", "ema" or both.
@@ -151,6 +151,9 @@ def overlay(
         if isinstance(job, Sweep) or history.empty:
             continue
         columns = {model: f"val_loss_{model}" for model in MODELS if model in models}
+        if isinstance(job, Study):
+            curves = history[list(columns.values())]
+            history = history.assign(**curves.where(np.isfinite(curves)))
         by_epoch = history.groupby("epoch", sort=True)[["steps", *columns.values()]].median().reset_index()
         for model, column in columns.items():
             part = by_epoch[["epoch", "steps", column]].rename(columns={column: "loss"})

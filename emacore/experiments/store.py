@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 from contextlib import suppress
 
+import numpy as np
 import pandas as pd
 
 from emacore.experiments.database import StoreError, StoreFull, default_folder, transaction
@@ -115,7 +116,11 @@ class RunStore(Queue):
             found = [as_now(row) for (text,) in rows for row in json.loads(text)["rows"]]
             if not found:
                 return pd.DataFrame(columns=["seed", *(columns(job.config.metrics) if isinstance(job, Study) else ())])
-            return pd.DataFrame(job.in_order(found) if isinstance(job, Sweep) else found)
+            if isinstance(job, Sweep):
+                return pd.DataFrame(job.in_order(found))
+            table = pd.DataFrame(found)
+            lost = table.columns[table.isna().all()]  # a column of nulls alone has no type
+            return table.astype(dict.fromkeys(lost, np.float64))
 
     def result(self, run_id: str) -> StoredRun:
         """A job's state and settings, and a run's final (or latest) metrics.

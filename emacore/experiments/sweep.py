@@ -395,9 +395,14 @@ class Cell:
     among: Corrected | None
 
     @property
+    def untrained(self) -> int:
+        """How many of its seeds could not be trained."""
+        return int(self.rows["error"].notna().sum())
+
+    @property
     def failed(self) -> bool:
         """Whether none of its seeds could be trained."""
-        return bool(self.rows["error"].notna().all())
+        return self.untrained == len(self.rows)
 
     @property
     def verdict(self) -> str:
@@ -520,7 +525,8 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
     """A row for each cell: what its seeds say of the final loss.
 
     Returns:
-        The grid's columns (lists as text), ``seeds``, ``pairs`` (those with a finite gain), ``wins``,
+        The grid's columns (lists as text), ``seeds``, ``untrained`` (those that could not be trained), ``pairs`` (those
+        with a finite gain), ``wins``,
         ``median_gain_percent`` (of the pairs, in percent of the original's loss) with its 95 % interval ``low_percent``
         to ``high_percent``, ``wilcoxon_p`` (of the cell alone), ``p``
         (the same after Holm's correction for all tests, by which the verdict goes), ``test`` (cells with the same
@@ -534,6 +540,7 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
             {
                 **{name: str(value) if isinstance(value, list) else value for name, value in cell.settings.items()},
                 "seeds": len(cell.rows),
+                "untrained": cell.untrained,
                 "pairs": 0 if one is None else one.pairs,
                 "wins": 0 if one is None else one.wins,
                 "median_gain_percent": 100 * median.estimate,
@@ -549,10 +556,13 @@ def summary(table: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
 
 
 def value_label(value: Any) -> str:
-    """A value of a grid as an axis of a map shows it; a line break may stand in a schedule's code."""
+    """A value of a grid as an axis of a map shows it; a line break may stand in a schedule's code.
+
+    Numbers are told apart by all digits but those of rounding, whether a table holds them whole or as floats.
+    """
     if value == to_code(article_schedule()):
         return "the article's"
-    return f"{value:.12g}" if isinstance(value, float) else str(value).replace("(", "\n(", 1)
+    return f"{value:.15g}" if isinstance(value, float) else str(value).replace("(", "\n(", 1)
 
 
 def for_map(found: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
@@ -589,7 +599,7 @@ def headline(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True,
             most = _most(different, kind)
             place = _place(found[found["test"] == most["test"]], found, grid)
             gain = _beside(most["median_gain_percent"] / 100, signed)
-            parts.append(f"{kind} in {count}, most at {place} (median final loss {gain})")
+            parts.append(f"{kind} in {count}, most at {place} (median final loss {gain}{_over_pairs(most)})")
     if not parts:
         return f"{begin} none shows whether averaging helps or hurts."
     rest = int((~different["verdict"].isin(["helps", "hurts"])).sum())
@@ -643,13 +653,17 @@ def in_words(found: pd.DataFrame, grid: Sequence[str], *, complete: bool = True,
         if verdict in counts:
             cell = _most(different, verdict)
             same = found[found["test"] == cell["test"]]
-            over = f" over {cell['pairs']} of them" if cell["pairs"] < cell["seeds"] else ""
             gain = _beside(cell["median_gain_percent"] / 100, signed)
             sentences.append(
-                f"It {verdict} most at {_place(same, found, grid)}: in the median{over} the final loss is "
+                f"It {verdict} most at {_place(same, found, grid)}: in the median{_over_pairs(cell)} the final loss is "
                 f"{gain}, and averaging won in {cell['wins']} of {counted(cell['seeds'], 'seed')}."
             )
     return " ".join(sentences)
+
+
+def _over_pairs(cell: Mapping[str, Any]) -> str:
+    """The pairs that a cell's median is of, where they are not all its seeds."""
+    return f" over {cell['pairs']} of {counted(cell['seeds'], 'seed')}" if cell["pairs"] < cell["seeds"] else ""
 
 
 def _most(found: pd.DataFrame, verdict: str) -> dict[str, Any]:

@@ -36,11 +36,11 @@ class Metric:
     def gain(self, original: Any, averaged: Any) -> Any:
         """By how much ``averaged`` is better than ``original``, relative to it: above 0 where it is better.
 
-        Numbers or arrays; NaN where the original is 0.
+        Numbers or arrays; NaN where the original is 0 or not finite.
         """
         one, other = np.asarray(original, dtype=np.float64), np.asarray(averaged, dtype=np.float64)
-        better = other - one if self.higher_is_better else one - other
         with np.errstate(divide="ignore", invalid="ignore"):
+            better = other - one if self.higher_is_better else one - other
             return np.where(one == 0, np.nan, better / np.abs(one))[()]
 
     def best(self, values: Any) -> int:
@@ -94,19 +94,24 @@ def trailing(flags: NDArray[np.bool_]) -> int:
     return int(np.argmin(flags[::-1])) if not flags.all() else len(flags)
 
 
-def lead_in_words(since: float, count: int, unit: str = "epoch", *, who: str = "It") -> str:
+def lead_in_words(
+    since: float, count: int, unit: str = "epoch", *, who: str = "It", finite_to: float | None = None
+) -> str:
     """Whether ``who`` stays below the original to the end of a run: since when, and for how long.
 
     Args:
         since: The first ``unit`` of those at the end at which it is below without a break.
         count: How many these are.
+        finite_to: The last ``unit`` with finite losses, if that is not the run's last: then it is the end.
     """
     if not count:
         return f"{who} does not stay below the original."
     if count < LEAD:
         which = f"the last {unit}" if count == 1 else f"the last {counted(count, unit)}"
-        return f"{who} is below the original at {which} only, too few to be called a lead."
-    return f"{who} stays below the original from {unit} {number(since)} on, for {counted(count, unit)} up to the end."
+        finite = "" if finite_to is None else " with finite losses"
+        return f"{who} is below the original at {which}{finite} only, too few to be called a lead."
+    end = "the end" if finite_to is None else f"{unit} {number(finite_to)}, the last with finite losses"
+    return f"{who} stays below the original from {unit} {number(since)} on, for {counted(count, unit)} up to {end}."
 
 
 class Measure(ABC):

@@ -189,27 +189,34 @@ def steadiness(history: pd.DataFrame, from_epoch: int) -> tuple[float, float]:
 
 def epochs_without_best(history: pd.DataFrame, curve: str) -> int:
     """How many epochs ago the validation loss of ``curve`` ("original" or "ema") was at its lowest."""
-    losses = history[f"val_loss_{curve}"]
-    return len(losses) - 1 - int(losses.argmin()) if losses.notna().any() else len(losses)
+    losses = history[f"val_loss_{curve}"].to_numpy(dtype=np.float64)
+    finite = np.where(np.isfinite(losses), losses, np.inf)
+    return len(losses) - 1 - int(finite.argmin()) if np.isfinite(finite).any() else len(losses)
 
 
 def in_words(history: pd.DataFrame) -> list[str]:
     """What the figures of this one run say, and no more than that."""
-    finite = history[np.isfinite(history["val_loss_original"]) & np.isfinite(history["val_loss_ema"])]
-    if finite.empty:
+    curves = history[[f"val_loss_{model}" for model in MODELS]].to_numpy(dtype=np.float64)
+    epochs, finite = history["epoch"].to_numpy(), np.isfinite(curves)
+    both = np.flatnonzero(finite.all(axis=1))
+    if not both.size:
         return []
-    epochs = finite["epoch"].to_numpy()
-    original, ema = (finite[f"val_loss_{name}"].to_numpy() for name in ("original", "ema"))
+    end = int(both[-1])
+    original, ema = curves[end].tolist()
+    lowest = [int(np.where(own, curve, np.inf).argmin()) for curve, own in zip(curves.T, finite.T, strict=True)]
+    least = [number(float(curve[at])) for curve, at in zip(curves.T, lowest, strict=True)]
     sentences = [
-        f"In this run, after epoch {epochs[-1]}, the averaged model's validation loss is "
-        f"{compared(float(ema[-1]), float(original[-1]), 'lower than', 'higher than')} the original's "
-        f"({number(ema[-1])} against {number(original[-1])}).",
-        f"The lowest validation loss was {number(original.min())} for the original (epoch "
-        f"{epochs[original.argmin()]}) and "
-        f"{number(ema.min())} for the average (epoch {epochs[ema.argmin()]}).",
+        f"In this run, after epoch {epochs[end]}, the averaged model's validation loss is "
+        f"{compared(ema, original, 'lower than', 'higher than')} the original's "
+        f"({number(ema)} against {number(original)}).",
+        f"The lowest validation loss was {least[0]} for the original (epoch {epochs[lowest[0]]}) and "
+        f"{least[1]} for the average (epoch {epochs[lowest[1]]}).",
     ]
-    if ahead := trailing(ema < original):
-        sentences.append(lead_in_words(epochs[-ahead], ahead, who="The average"))
+    ahead = trailing((finite.all(axis=1) & (curves[:, 1] < curves[:, 0]))[: end + 1])
+    if ahead:
+        finite_to = None if end == len(history) - 1 else float(epochs[end])
+        since = float(epochs[end + 1 - ahead])
+        sentences.append(lead_in_words(since, ahead, who="The average", finite_to=finite_to))
     return sentences
 
 

@@ -118,7 +118,9 @@ def picked_jobs(found: pd.DataFrame) -> pd.DataFrame:
             "original": st.column_config.Column("loss, original"),
             "ema": st.column_config.Column("loss, EMA"),
             "gain_percent": st.column_config.Column(
-                "better (%)", help="The gain in percent of the original's loss, above 0 where the average is better."
+                "better (%)",
+                help="The gain in percent of the original's loss, above 0 where the average is better; of a study, the "
+                "median over the seeds with a finite one.",
             ),
             "seconds": st.column_config.Column("took (s)"),
         },
@@ -204,7 +206,7 @@ def _stop(picked: pd.DataFrame) -> None:
             icon=":material/stop:",
             on_click=_each,
             args=(ids, "stop"),
-            help=f"End the {len(ids)} of these that wait or train; what they have is kept.",
+            help=f"End the {counted(len(ids), 'job')} of these still to be trained; what is there is kept.",
         )
 
 
@@ -214,7 +216,8 @@ def _delete(picked: pd.DataFrame) -> None:
     ids, names = picked.loc[~going, "id"].tolist(), picked.loc[~going, "name"].tolist()
     with st.popover("Delete", icon=":material/delete:"):
         if going.any():
-            st.warning(f"{going.sum()} of these still train: stop them first.", icon=":material/warning:")
+            still = "trains: stop it" if going.sum() == 1 else "train: stop them"
+            st.warning(f"{going.sum()} of these still {still} first.", icon=":material/warning:")
         if not ids:
             return
         st.markdown("\n".join(f"- {escaped(name)}" for name in names[:_LISTED_MOST]))

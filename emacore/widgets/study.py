@@ -182,7 +182,8 @@ def _curves(run: StoredRun, history: pd.DataFrame, averaged: str) -> None:
         table=table,
         name=f"bands-{run.id}",
         look_for="**Look for** where the blue line crosses the orange one, and which band is narrower. Line: median; "
-        f"band: 5 to 95 % of the seeds still training; grey: how many those are. {training_in_words(history)}",
+        f"band: 5 to 95 % of the seeds still training; grey: how many those are. "
+        f"{training_in_words(history, averaged)}",
     )
 
 

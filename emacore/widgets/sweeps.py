@@ -154,7 +154,7 @@ def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) ->
     """Progress, remaining time, and how the sweep ended."""
     cells = so_far.cells
     left = "" if so_far.left is None else f", {so_far.left.in_words()}"
-    why = "you stopped it" if run.stopped == "stopped" else "every cell is trained"
+    why = "you stopped it" if run.stopped == "stopped" else "every cell has ended"
     show_state(
         run,
         so_far.share,
@@ -198,10 +198,15 @@ def _evidence(run: StoredRun, sweep: Sweep, table: pd.DataFrame, say_whence: Cal
         json_button(sweep, "sweep")
 
 
+#: A map of more columns has cells too narrow for numbers on the screen of a phone.
+_COLUMNS_MOST = 7
+
+
 #: The columns of the table of all cells: their titles and what they say.
 _COLUMNS = {
     name: st.column_config.Column(title, help=told)
     for name, (title, told) in {
+        "untrained": ("untrained", "Seeds that could not be trained: each ended in an error."),
         "pairs": ("pairs", "Seeds with a finite gain, of which the median is."),
         "wins": ("wins", "Seeds in which the average ended with the lower loss."),
         "median_gain_percent": (
@@ -245,10 +250,11 @@ def _show_map(cells: pd.DataFrame, sweep: Sweep, sweep_id: str, words: str, *, s
         if signed
         else (" (x 20: the loss is 20 times the original's)", "a factor of 4")
     )
+    narrow = " Where cells are too narrow for numbers, it says them." if len(sweep.grid[x]) > _COLUMNS_MOST else ""
     st.caption(
         f"The median gain in the final loss{multiples}, and in how many seeds the average was better. **Look for** "
         f"where blue (it helps) turns to orange (it hurts), full from {end} on; hatched shows neither. A click "
-        "chooses a cell."
+        f"chooses a cell.{narrow}"
     )
 
 
@@ -277,6 +283,7 @@ def _show_cell(codes: list[str], table: pd.DataFrame, sweep: Sweep, sweep_id: st
     asked = questions_of(table, list(sweep.grid), codes.index(code), complete=complete)
     cell = asked["final"]
     if cell.failed:
+        st.info("None of its seeds could be trained.", icon=":material/info:")
         return
     compared = {question: one.comparison for question, one in asked.items() if one.comparison is not None}
     words, dots = st.columns(2, gap="medium")

@@ -289,7 +289,7 @@ def _steadiness(history: pd.DataFrame, article: dict[str, float] | None) -> None
     )
     original, ema = steadiness(history, first)
     if pd.isna(original):
-        st.caption(f"From epoch {first} on there are fewer than two epochs.")
+        st.caption(f"From epoch {first} on there are fewer than two epochs at which both losses are finite.")
         return
     one, two = st.columns(2)
     for place, model, name, value in ((one, "original", "original", original), (two, "ema", "EMA", ema)):

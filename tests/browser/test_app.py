@@ -324,7 +324,7 @@ def test_a_sweep_shows_where_it_helps_and_a_click_opens_the_cell(server, page):
     )
     page.get_by_role("heading", name="Where it helps", level=1).wait_for()
     page.get_by_role("button", name="Start", exact=True).click()
-    page.get_by_text(re.compile("cells of 8 seeds, .* every cell is trained")).wait_for(timeout=150_000)
+    page.get_by_text(re.compile("cells of 8 seeds, .* every cell has ended")).wait_for(timeout=150_000)
     settled(page)
     picture = page.locator("[data-testid=stVegaLiteChart]").first
     wait_for(lambda: drawn(picture, ORIGINAL) > 1000)  # a decay of 0.9999 is too long for 500 steps

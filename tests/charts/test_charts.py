@@ -150,7 +150,15 @@ def test_a_map_of_evidence_hatches_what_shows_nothing():
             "code": ["1a", "2a", "1b"],
             "median_gain_percent": [50.0, -9900.0, 1.0],
         }
-    ).assign(wins=[12, 0, 6], seeds=12, low=0.0, high=0.0, p=0.01, verdict=["helps", "hurts", "no difference shown"])
+    ).assign(
+        wins=[12, 0, 6],
+        seeds=12,
+        untrained=0,
+        low=0.0,
+        high=0.0,
+        p=0.01,
+        verdict=["helps", "hurts", "no difference shown"],
+    )
     figure = evidence_map(table, ["1", "2"], ["a", "b"], x_title="x", y_title="y")
     assert figure.data["change"].round(3).tolist() == [-1.0, 2.0, -0.014]
     assert figure.data["text"].tolist() == ["+50 %\n12 of 12", "x 100\n0 of 12", "+1 %\n6 of 12"]
@@ -174,6 +182,7 @@ def test_a_cell_of_the_map_never_says_that_a_change_is_0(gain, text):
         "median_gain_percent": 100 * gain,
         "wins": 3,
         "seeds": 8,
+        "untrained": 0,
         "verdict": "hurts",
     }
     figure = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y")
@@ -214,6 +223,20 @@ def test_differences_are_ordered_and_rules_drawn():
     assert none.spec["layer"][1]["data"]["values"] == []
 
 
+def test_what_of_many_seeds_cannot_be_drawn_is_told():
+    gains = pd.DataFrame({"seed": [1, 2, 3, 4], "gain_percent": [5.0, np.nan, np.inf, -np.inf]})
+    for lost, told in (
+        (gains, "3 of 4 values of the gain (missing, infinite)"),
+        (gains[:2], "1 of 2"),
+        (gains[:1], ""),
+    ):
+        figure = differences(lost, x_title="gain", interval=(np.nan, np.nan), rules={})
+        bars = histogram(lost["gain_percent"], x_title="gain")
+        assert figure.left_out == bars.left_out
+        assert told in figure.left_out
+        assert bool(told) == bool(figure.left_out)
+
+
 def test_bands_and_histograms():
     table = pd.DataFrame({"curve": "a", "epoch": [1, 2], "low": [0.0, 1.0], "median": 2.0, "high": 3.0, "seeds": 8})
     assert len(bands(table, {"a": ORIGINAL}, y_title="loss").data) == 1  # a log axis has no 0
@@ -230,6 +253,7 @@ def test_bands_and_histograms():
     ruled = histogram(pd.Series([1.0, 2.0]), x_title="x", rules={"theirs": 1.5}).spec["layer"]
     assert ruled[1]["data"]["values"] == ruled[2]["data"]["values"] == [{"at": 1.5, "label": "theirs"}]
     assert histogram(pd.Series([1.0]), x_title="x").spec["layer"][1]["data"]["values"] == []
+    assert ruled[0]["mark"]["binSpacing"] == 1, "bars of four pixels are seen"
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -99,7 +99,7 @@ def test_maps_of_losses_below_0_speak_of_shares_of_their_size_and_never_of_multi
         words = f"{abs(gain):.0f} % {'lower' if gain > 0 else 'higher'}"
         assert f'datum.value == {change:.0f} ? "{words}"' in said
     cells = pd.DataFrame({"x": ["1", "2", "3"], "y": "a", "code": ["a", "b", "c"], "verdict": "unclear"})
-    cells = cells.assign(wins=3, seeds=8, median_gain_percent=[50.0, -50.0, -1900.0])
+    cells = cells.assign(wins=3, seeds=8, untrained=0, median_gain_percent=[50.0, -50.0, -1900.0])
     shown = evidence_map(cells, ["1", "2", "3"], ["a"], x_title="x", y_title="y", signed=True).data
     assert shown["change"].tolist() == [-1, 1, 2]
     assert [text.split("\n")[0] for text in shown["text"]] == ["+50 %", "-50 %", "-1,900 %"]
@@ -116,6 +116,7 @@ def test_numbers_on_a_map_of_evidence_can_be_read_on_any_page(dark):
             "median_gain_percent": 100 * gain,
             "wins": 3,
             "seeds": 8,
+            "untrained": 0,
             "verdict": "unclear",
         }
         for n, gain in enumerate(gains)
@@ -139,7 +140,8 @@ def test_contrast_is_that_of_the_standard():
 
 
 def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows():
-    cell = {"x": "1", "y": "a", "code": "1a", "median_gain_percent": 25.0, "wins": 3, "seeds": 8, "verdict": "unclear"}
+    cell = {"x": "1", "y": "a", "code": "1a", "median_gain_percent": 25.0, "wins": 3, "seeds": 8, "untrained": 0}
+    cell["verdict"] = "unclear"
     figure = evidence_map(pd.DataFrame([cell]), ["1", "2"], ["a", "b", "c"], x_title="x", y_title="y")
     cells, hatches, numbers = figure.spec["layer"]
     ends = pd.DataFrame(hatches["data"]["values"]).groupby("line")[["across", "up"]].agg(list)
@@ -158,6 +160,9 @@ def test_a_map_of_evidence_is_hatched_from_edge_to_edge_and_as_high_as_its_rows(
     assert figure.data["change"].tolist() == [pytest.approx(np.log2(0.75))]
     assert figure.data["median_gain_percent"].tolist() == [25.0]
     assert numbers["encoding"]["text"]["field"] == "text"
+    mark = numbers["mark"]
+    assert mark["opacity"] == {"expr": "width / 2 < 32 ? 0 : 1"}, "numbers that would run into each other are not drawn"
+    assert mark["fontSize"] == {"expr": "clamp(width / 2 / 4, 8, 12)"}
     lower = evidence_map(pd.DataFrame([cell]), ["1"], ["a"], x_title="x", y_title="y").spec
     assert figure.spec["height"] - lower["height"] == 2 * 62
 

@@ -31,7 +31,7 @@ from emacore.experiments.statistics import BCA, kind_of, paired_comparison
 from emacore.experiments.studies import Study
 from emacore.formatting import p_value
 from emacore.training.config import OptimizerConfig, StoppingConfig
-from emacore.training.history import MODELS
+from emacore.training.history import MODELS, steadiness
 from emacore.training.loop import EarlyStop
 from tests.experiments.conftest import drawn_pairs, no_empty_words
 
@@ -127,6 +127,30 @@ def test_what_each_answer_was_chosen_on_is_told():
     assert chosen_in_words(table, answers(table), RunConfig()) in text
 
 
+def test_the_fixed_epoch_is_said_to_be_reached_by_those_who_reached_it_only():
+    diverged = {seed: ([np.nan], [np.inf]) for seed in (7, 8)}
+    for lost, said in (
+        ({}, "Fixed: epoch 2 of every run, the last that all reached."),
+        ({7: diverged[7]}, "Fixed: epoch 2, the last that all reached which did not diverge; 1 of 3 runs diverged"),
+        (diverged, "2 of 4 runs diverged before it and have no loss there."),
+    ):
+        table = per_seed(history(LOSSES | lost))
+        assert said in chosen_in_words(table, answers(table), FREE)
+    assert "all" not in QUESTIONS["fixed"]
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_seed_is_as_steady_here_as_it_is_as_a_run_of_its_own(lost):
+    rng = np.random.default_rng(5)
+    rows = history({seed: rng.lognormal(size=(2, 9)) for seed in range(20)})
+    for curve in MODELS:
+        rows.loc[rng.random(len(rows)) < 0.2, f"val_loss_{curve}"] = lost
+    for first in (1, 3, 8):
+        table = per_seed(rows, steady_from=first).set_index("seed")[["steadiness_original", "steadiness_ema"]]
+        for seed, own in rows.groupby("seed"):
+            assert table.loc[seed].tolist() == pytest.approx(steadiness(own, first), nan_ok=True)
+
+
 def test_the_order_of_the_rows_does_not_matter():
     rows = history(LOSSES)
     by_epoch = rows.sort_values(["epoch", "seed"], ascending=[True, False], ignore_index=True)
@@ -179,6 +203,9 @@ def test_how_many_seeds_bands_and_wins_are_of_is_told_at_each_epoch():
                 won = known["val_loss_ema"].fillna(np.inf) < known["val_loss_original"].fillna(np.inf)
                 assert share.loc[epoch].tolist() == pytest.approx([won.mean(), len(known)])
         said = training_in_words(rows)
+        losing = rows[~np.isfinite(rows[["val_loss_original", "val_loss_ema"]]).all(axis=1)]["seed"].nunique()
+        told = f"{losing} of {len(ends)} seeds ha"
+        assert (told in said) == ("not finite" in said) == bool(losing)
         whose = f"All {len(ends)} seeds train" if len(ends) > 1 else "The one seed trains"
         assert said.startswith(f"{whose} up to epoch {ends.min()}")
         if ends.min() < ends.max():
@@ -247,8 +274,8 @@ def test_the_answers_in_one_sentence(factor, said):
     assert sentence == f"Over 12 seeds, {said}; its curve is steadier in 12 of 12."
     assert headline(found, FREE, complete=False).startswith("So far, over 12 seeds, ")
     by_stop = headline(found, RunConfig())
-    assert "at an end that an early stop chose by the average's loss)" in by_stop
-    assert "at an end that an early stop chose by the original's loss)" in headline(found, ON_ORIGINAL)
+    assert "while an early stop looked at the average's loss)" in by_stop
+    assert "while an early stop looked at the original's loss)" in headline(found, ON_ORIGINAL)
     few = headline(answers(table[:3].drop(columns=["steadiness_original", "steadiness_ema"])), FREE)
     assert few.startswith("Over 3 seeds, nothing can be told of the final loss (")
     plateau = RunConfig(stopping=StoppingConfig("none"))
@@ -267,6 +294,8 @@ def test_the_one_sentence_follows_the_numbers():
         assert ("raises the final loss" in sentence) == (kind == "hurts")
         assert f"better in {one.wins})" in sentence
         assert ("in the median" in sentence or "median gain" in sentence) == (one.pairs > 0)
+        of_some = 0 < one.pairs < one.seeds
+        assert (f"over {one.pairs} of {one.seeds} seed" in sentence) == of_some, "the median's own pairs"
 
 
 def test_the_articles_one_run_stands_beside_its_own_settings_only():

@@ -4,11 +4,13 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from emacore import RunConfig
 from emacore.averaging.families import Constant
+from emacore.experiments.evidence import bands
 from emacore.experiments.listing import (
     ORDERS,
     chosen,
@@ -152,6 +154,18 @@ def test_overlaid_curves_are_the_histories():
     assert overlay({"new": CONFIG}, {"new": history([], [])}).empty
     alone = overlay({"one": CONFIG}, runs, ["ema"])
     assert (alone["curve"].tolist(), alone["loss"].tolist()) == (["one", "one"], [8.0, 1.0])
+
+
+def test_the_curve_of_a_study_is_the_median_line_of_its_bands():
+    rng = np.random.default_rng(2)
+    ends = rng.integers(1, 9, 12)
+    history = seeds({seed: rng.lognormal(size=(2, end)) for seed, end in enumerate(ends)})
+    for model in ("original", "ema"):
+        history.loc[rng.random(len(history)) < 0.3, f"val_loss_{model}"] = rng.choice([np.nan, np.inf])
+    table = overlay({"many": STUDY}, {"many": history}).set_index(["model", "epoch"])["loss"]
+    medians = bands(history, {f"val_loss_{model}": model for model in ("original", "ema")})
+    for row in medians.itertuples():
+        assert table[row.curve, row.epoch] == pytest.approx(row.median, nan_ok=True)
 
 
 def test_losses_are_alike_on_the_same_rows_only():

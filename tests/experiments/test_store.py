@@ -4,11 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from emacore import RunConfig
 from emacore.averaging.families import Constant
+from emacore.experiments.evidence import bands, per_seed
 from emacore.experiments.store import RunStore, StoreError
 from emacore.experiments.studies import Study, Sweep
 from emacore.tasks.regression.config import DataConfig
@@ -81,6 +83,17 @@ def test_frames_read_back_from_csv_unchanged(store, tmp_path):
 
 
 STUDY = Study(CONFIG, (4, 1), (Constant(0.5),))
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1]])
+def test_lost_losses_of_a_study_are_numbers_however_many_are_lost(store, rows):
+    study_id = claimed(store, STUDY)
+    losses = [{"seed": seed, "epoch": 1, "val_loss_original": None, "val_loss_ema": 0.5} for seed in STUDY.seeds]
+    store.append(study_id, ME, {"epoch": 1, "rows": [losses[n] for n in rows]})
+    history = store.history(study_id)
+    assert history["val_loss_original"].dtype == np.float64
+    assert per_seed(history)["final_original"].isna().all()
+    assert (bands(history, {"val_loss_original": "original"})["seeds"] == 0).all()
 
 
 def test_a_study_is_kept_beside_the_runs(store):

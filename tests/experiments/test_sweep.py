@@ -17,6 +17,7 @@ from joblib.externals.loky.backend import context
 from emacore import RunConfig
 from emacore.averaging.code import to_code
 from emacore.averaging.families import Constant, InversePower
+from emacore.charts.heatmap import evidence_map
 from emacore.experiments import sweep as sweep_module
 from emacore.experiments.evidence import per_seed, training_in_words
 from emacore.experiments.statistics import holm, kind_of, verdict
@@ -244,7 +245,7 @@ def test_processes_of_a_sweep_end_with_the_one_that_is_killed(tmp_path):
 def test_a_summary_of_the_cells():
     rng = np.random.default_rng(0)
     rows = [
-        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 1 - gain + 0.05 * rng.normal()}
+        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 1 - gain + 0.05 * rng.normal(), "error": None}
         for a, gain in ((1, 0.3), (2, 0.0), (3, -0.3))
         for seed in range(12)
     ]
@@ -275,7 +276,7 @@ def test_a_summary_of_the_cells():
 
 
 def test_the_cells_in_one_sentence():
-    columns = {"a": [1, 2, 3], "b": 5, "seeds": 12, "test": [1, 2, 3], "wilcoxon_p": 0.01}
+    columns = {"a": [1, 2, 3], "b": 5, "seeds": 12, "pairs": 12, "test": [1, 2, 3], "wilcoxon_p": 0.01}
     found = pd.DataFrame(columns | {"verdict": ["helps", "helps", "hurts"], "median_gain_percent": [10, 60, -9900]})
     assert headline(found, ["a", "b"]) == (
         "Of 3 cells, 12 seeds each, averaging helps in 2, most at a 2, b 5 (median final loss 60 % lower) and hurts in "
@@ -296,7 +297,9 @@ def test_the_cells_in_one_sentence():
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_one_cell_and_one_seed_are_told_in_the_singular(cells, seeds):
     rows = [
-        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 0.5} for a in range(cells) for seed in range(seeds)
+        {"a": a, "seed": seed, "final_original": 1.0, "final_ema": 0.5, "error": None}
+        for a in range(cells)
+        for seed in range(seeds)
     ]
     table = pd.DataFrame(rows)
     found = summary(table, ["a"])
@@ -304,7 +307,10 @@ def test_one_cell_and_one_seed_are_told_in_the_singular(cells, seeds):
     written = [headline(found, ["a"]), in_words(found, ["a"]), trainings_in_words(job), *before_start(job)]
     written += [verdict(cell.comparison, "the final loss", cell.among) for cell in cells_of(table, ["a"])]
     looking = replace(job.config, stopping=StoppingConfig("ema"))
-    written += [training_in_words(pd.DataFrame({"epoch": [1, 2] * seeds})), *idle_settings(looking).values()]
+    history = pd.DataFrame(
+        [{"seed": n, "epoch": e, "val_loss_original": np.nan, "val_loss_ema": 1} for e in (1, 2) for n in range(seeds)]
+    )
+    written += [training_in_words(history), *idle_settings(looking).values()]
     for words in written:
         no_empty_words(words)
     assert written[0].startswith("Of 1 cell, " if cells == 1 else "Of 1 different cell, ")
@@ -334,7 +340,7 @@ def drawn_table(rng):
                 pairs[1][rng.random(seeds) < rng.choice([0, 0, 0.3])] = np.nan
             cells.append(pairs)
             rows += [
-                {"a": a, "b": b, "seed": seed, "final_original": one, "final_ema": other}
+                {"a": a, "b": b, "seed": seed, "final_original": one, "final_ema": other, "error": None}
                 for seed, (one, other) in enumerate(zip(*pairs, strict=True))
             ]
     return pd.DataFrame(rows), cells
@@ -342,7 +348,7 @@ def drawn_table(rng):
 
 def test_a_cell_has_one_verdict_and_cells_that_are_the_same_are_one_test():
     rng = np.random.default_rng(0)
-    repeated = 0
+    repeated = some = 0
     for _ in range(30):
         table, pairs = drawn_table(rng)
         found, cells = summary(table, ["a", "b"]), cells_of(table, ["a", "b"])
@@ -363,7 +369,16 @@ def test_a_cell_has_one_verdict_and_cells_that_are_the_same_are_one_test():
         assert number_of_tests(found) == len(tested)
         assert (f"are {len(same)} different ones" in said) == (len(same) < len(pairs))
         no_empty_words(said)
+        short, different = headline(found, ["a", "b"]), found.drop_duplicates("test")
+        sides = [different[different["verdict"] == kind] for kind in ("helps", "hurts")]
+        most = [side.loc[side["median_gain_percent"].abs().idxmax()] for side in sides if len(side)]
+        over = [f" over {cell['pairs']} of {cell['seeds']} seeds" for cell in most if cell["pairs"] < cell["seeds"]]
+        some += len(over)
+        for words in (said, short):
+            assert words.count(" over ") == len(over), "where a median is not of all seeds"
+            assert all(pairs in words for pairs in over)
     assert repeated > 5
+    assert some > 3
 
 
 def test_lists_are_values_too():
@@ -379,9 +394,30 @@ def test_values_are_written_for_an_axis():
     assert [value_label(value) for value in values] == labels
 
 
+def test_values_that_differ_have_places_of_their_own_on_a_map():
+    for values in (
+        [10**12, 0.1],
+        [0.5, 0.5 + 1e-14],
+        [0.1, 0.1000000000001, 0.2],
+        [0, 1e-13],
+        [8, 32, 128],
+        [10**9, 2.5],
+    ):
+        cells = for_map(pd.DataFrame({"a": values, "b": "x"}), ["a", "b"])
+        assert cells["x"].tolist() == [value_label(value) for value in values]
+        assert cells["code"].is_unique
+
+
 def test_a_map_has_the_places_of_its_cells_and_the_codes_that_choose_them():
     rows = [
-        {"optimizer.learning_rate": rate, "schedule": schedule, "seed": seed, "final_original": 1, "final_ema": 2}
+        {
+            "optimizer.learning_rate": rate,
+            "schedule": schedule,
+            "seed": seed,
+            "final_original": 1,
+            "final_ema": 2,
+            "error": None,
+        }
         for rate in (0.01, 0.001)
         for schedule in ("Constant(beta=0.9)", to_code(article_schedule()))
         for seed in (0, 1)
@@ -427,6 +463,10 @@ def test_how_far_a_sweep_is_and_what_failed():
     assert list(failures(table).items()) == [("late", 2), ("early", 1)]
     without_numbers = table.assign(final_original=np.nan, final_ema=np.nan)
     assert [cell.failed for cell in cells_of(without_numbers, list(job.grid))] == [False, True]
+    found = summary(without_numbers, list(job.grid))
+    assert found["untrained"].tolist() == [1, 2]
+    drawn = evidence_map(for_map(found, list(job.grid)), ["[4]"], ["1", "2"], x_title="x", y_title="y").data
+    assert drawn["text"].tolist() == ["not finite\n0 of 2", "not\ntrained"]
 
 
 def test_the_time_a_sweep_still_takes_does_not_count_up():

@@ -195,7 +195,7 @@ def test_deleting_is_asked_twice(open_page, home, jobs):
     runs = RunStore(home)
     runs.rename(runs.enter(RunConfig(), ME), "training")
     app = pick(open_page("runs"), "one", "failed", "training")
-    assert "1 of these still train: stop them first" in texts(app)
+    assert "1 of these still trains: stop it first" in texts(app)
     assert app.get_by_key("delete").disabled
     app.checkbox[0].check()
     assert app.checkbox[0].label == "Yes, these 2"

@@ -54,7 +54,9 @@ def test_a_gain_is_above_0_where_the_average_is_better():
     np.testing.assert_allclose(lower.gain([4.0, 4.0, -4.0], [3.0, 5.0, -5.0]), [0.25, -0.25, 0.25])
     np.testing.assert_allclose(higher.gain([4.0, 4.0, -4.0], [3.0, 5.0, -5.0]), [-0.25, 0.25, -0.25])
     assert np.isnan(lower.gain(0.0, 1.0))
-    assert np.isnan(lower.gain(np.nan, 1.0))
+    assert np.isnan(
+        [one.gain(lost, other) for one in TWO for lost in (np.nan, np.inf) for other in (1.0, np.inf)]
+    ).all()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from emacore.formatting import number
 from emacore.replay.measure import Metric
 from emacore.tasks.regression import article
 from emacore.tasks.regression.config import RunConfig
@@ -69,11 +72,41 @@ def test_words_of_a_run_that_diverged_are_of_its_finite_part():
     assert in_words(history([], [])) == []
 
 
+def test_words_of_losses_with_gaps_hold_for_the_whole_run():
+    rng = np.random.default_rng(6)
+    leads = gone = 0
+    for _ in range(300):
+        original = rng.random(int(rng.integers(1, 30)))
+        averaged = original - rng.choice([0.2, 0.2, -0.2]) + 0.1 * rng.random(len(original))
+        for values in (original, averaged):
+            begin = int(rng.integers(len(values)))
+            values[begin : begin + int(rng.integers(0, 8))] = rng.choice([np.nan, np.inf])
+        words, both = in_words(history(original, averaged)), np.isfinite(original) & np.isfinite(averaged)
+        if not both.any():
+            assert words == []
+            continue
+        for values, name in ((original, "original"), (averaged, "average")):
+            epoch = int(np.where(np.isfinite(values), values, np.inf).argmin()) + 1
+            assert f"{number(values[epoch - 1])} for the {name} (epoch {epoch})" in words[1]
+        end = int(np.flatnonzero(both)[-1]) + 1
+        told = re.search(r"from epoch (\d+) on, for (\d+) epochs up to (the end|epoch (\d+), the last w)", words[-1])
+        if told is not None:
+            since, count = int(told[1]), int(told[2])
+            assert since + count - 1 == end == int(told[4] or len(original))
+            assert both[since - 1 : end].all(), "a lead has no gap"
+            assert (averaged < original)[since - 1 : end].all()
+            leads, gone = leads + 1, gone + (end < len(original))
+        elif len(words) > 2:
+            assert ("with finite losses" in words[2]) == (end < len(original))
+    assert min(leads, gone) > 5
+
+
 def test_epochs_without_best():
     table = history([0.5, 0.2, 0.4], [0.9, 0.3, 0.1])
     assert epochs_without_best(table, "original") == 1
     assert epochs_without_best(table, "ema") == 0
-    assert epochs_without_best(history([float("nan")], [1.0]), "original") == 1
+    for lost in (float("nan"), float("inf")):
+        assert epochs_without_best(history([lost], [1.0]), "original") == 1
 
 
 def test_the_articles_tables_stand_beside_the_runs():
