@@ -212,7 +212,7 @@ class Usual(NamedTuple):
     factor: float = 1.0
 
 
-class Setting(NamedTuple):
+class Recommendation(NamedTuple):
     """A schedule for a run, why, and who says so; ``usual`` where the reason names the decay of another batch size."""
 
     name: str
@@ -222,7 +222,7 @@ class Setting(NamedTuple):
     usual: Usual | None = None
 
 
-def reason_in(run: Run, setting: Setting) -> str:
+def reason_in(run: Run, setting: Recommendation) -> str:
     """Why a setting, with the batch size that it was carried over to."""
     usual = setting.usual
     if usual is None or (usual.factor == 1 and run.batch in (None, usual.batch)):
@@ -252,7 +252,7 @@ class Measured(NamedTuple):
 class Advice(NamedTuple):
     """Two or three settings; what to expect of averaging here; warnings; and what nobody knows."""
 
-    settings: list[Setting]
+    settings: list[Recommendation]
     expected: list[Remark]
     warnings: list[Remark]
     unknown: list[str]
@@ -364,7 +364,7 @@ def half_life_in(run: Run, schedule: Schedule) -> HalfLife:
     return HalfLife(steps, None if run.epochs is None else share * run.epochs, share)
 
 
-def settings_table(run: Run, settings: list[Setting]) -> dict[str, list[object]]:
+def settings_table(run: Run, settings: list[Recommendation]) -> dict[str, list[object]]:
     """The settings as columns: setting, schedule, half_life_ steps, epochs and percent, reason, source."""
     rows = [(one, half_life_in(run, one.schedule)) for one in settings]
     return {
@@ -378,7 +378,7 @@ def settings_table(run: Run, settings: list[Setting]) -> dict[str, list[object]]
     }
 
 
-def rescaled_settings(settings: list[Setting], batch: float = 1.0, length: float = 1.0) -> list[Setting]:
+def rescaled_settings(settings: list[Recommendation], batch: float = 1.0, length: float = 1.0) -> list[Recommendation]:
     """The same settings at ``batch`` times the batch size and for ``length`` times as long a run, rounded.
 
     Settings made for a share of the run keep that share, and their memory in samples at another batch size.
@@ -394,7 +394,7 @@ def rescaled_settings(settings: list[Setting], batch: float = 1.0, length: float
     return found
 
 
-def rescaling_remarks(settings: list[Setting], batch: float) -> list[Remark]:
+def rescaling_remarks(settings: list[Recommendation], batch: float) -> list[Remark]:
     """What to know of settings (as they were) that are carried over to ``batch`` times the batch size."""
     if batch == 1:
         return []
@@ -410,9 +410,9 @@ def rescaling_remarks(settings: list[Setting], batch: float) -> list[Remark]:
     return found + [Remark(note, PRODUCT) for note in notes if note]
 
 
-def _window(run: Run) -> Setting:
+def _window(run: Run) -> Recommendation:
     window = 0.01 * run.steps
-    return Setting(
+    return Recommendation(
         "Window of 1 %",
         constant_of_window(window, run.update_every),
         "the delay and noise of a plain mean of the last 1 % of the run: windows of "
@@ -421,23 +421,23 @@ def _window(run: Run) -> Setting:
     )
 
 
-def _width(run: Run, width: float, reason: str, source: Source) -> Setting:
-    return Setting(
+def _width(run: Run, width: float, reason: str, source: Source) -> Recommendation:
+    return Recommendation(
         f"Width {percent(width)}", PowerFunction(sigma_rel=width, update_every=run.update_every), reason, source
     )
 
 
-def _convention(run: Run, decay: float, batch: float | None, name: str, source: Source) -> Setting:
+def _convention(run: Run, decay: float, batch: float | None, name: str, source: Source) -> Recommendation:
     """A decay that is usual at a batch size, as it is at the run's."""
     factor = run.update_every * (1.0 if batch is None or run.batch is None else run.batch / batch)
     schedule = Constant(rounded_decay(decay**factor), update_every=run.update_every)
     told = f"{decay_text(decay)} a step" + ("" if batch is None else f" at batch {number(batch)}")
-    return Setting(name, schedule, told, source, Usual(batch or run.batch))
+    return Recommendation(name, schedule, told, source, Usual(batch or run.batch))
 
 
-def _tail(run: Run) -> Setting:
+def _tail(run: Run) -> Recommendation:
     start = int(float(f"{0.9 * run.steps:.3g}"))
-    return Setting(
+    return Recommendation(
         "Mean of the last tenth",
         UniformAverage(update_after_step=start, update_every=run.update_every),
         ("with the stable rate to the end, " if run.rate == "warm-up, stable, decay" else "")
@@ -446,9 +446,9 @@ def _tail(run: Run) -> Setting:
     )
 
 
-def _fraction(run: Run) -> Setting:
+def _fraction(run: Run) -> Recommendation:
     gamma = float(f"{gamma_of_fraction(0.05):.3g}")
-    return Setting(
+    return Recommendation(
         "Half-life 5 % of the time so far",
         PowerFunction(gamma=gamma, update_every=run.update_every),
         "needs no length in advance: the memory grows with the run",
@@ -456,7 +456,7 @@ def _fraction(run: Run) -> Setting:
     )
 
 
-def _settings(run: Run) -> list[Setting]:
+def _settings(run: Run) -> list[Recommendation]:
     lowered = run.rate == "cosine or linear to zero"
     if run.trained == "teacher of a student":
         dino = _convention(run, 0.9995, 256, "DINO's advice", DINO)
@@ -482,7 +482,7 @@ def _settings(run: Run) -> list[Setting]:
     return [_tail(run), _window(run), other] if run.trained == "language model" else [_window(run), other, _tail(run)]
 
 
-def _expected(run: Run, settings: list[Setting], measured: dict[str, Measured]) -> list[Remark]:
+def _expected(run: Run, settings: list[Recommendation], measured: dict[str, Measured]) -> list[Remark]:
     found = []
     steady, high, low = (measured.get(name) for name in ("steadiness", "high rate", "lowered rate"))
     if run.wish == "noisy evaluation":
@@ -522,7 +522,7 @@ def _study(what: str, one: Measured) -> Remark:
     )
 
 
-def warnings(run: Run, settings: list[Setting]) -> list[Remark]:
+def warnings(run: Run, settings: list[Recommendation]) -> list[Remark]:
     """What could go wrong with these settings in this run."""
     found = []
     if run.trained == "teacher of a student":
@@ -544,7 +544,7 @@ def warnings(run: Run, settings: list[Setting]) -> list[Remark]:
     return [*found, *_never(run), *own_warnings(run, settings)]
 
 
-def own_warnings(run: Run, settings: list[Setting]) -> list[Remark]:
+def own_warnings(run: Run, settings: list[Recommendation]) -> list[Remark]:
     """What could go wrong with settings, whoever chose them: no move, a cap that never acts, a start that stays."""
     every = max(one.schedule.update_every for one in settings)
     if every >= run.steps:
@@ -578,7 +578,7 @@ def _never(run: Run) -> list[Remark]:
     ]
 
 
-def _capped(run: Run, settings: list[Setting]) -> list[Remark]:
+def _capped(run: Run, settings: list[Recommendation]) -> list[Remark]:
     found = []
     for name, schedule, *_ in settings:
         beta = getattr(schedule, "beta", None)
@@ -592,7 +592,7 @@ def _capped(run: Run, settings: list[Setting]) -> list[Remark]:
     return found
 
 
-def _starts(run: Run, settings: list[Setting]) -> list[Remark]:
+def _starts(run: Run, settings: list[Recommendation]) -> list[Remark]:
     found = []
     for name, schedule, *_ in settings:
         share = float(remaining(schedule, run.steps, [schedule.start])[0])
@@ -614,7 +614,7 @@ def _starts(run: Run, settings: list[Setting]) -> list[Remark]:
     return found
 
 
-def _copies(run: Run, settings: list[Setting]) -> list[Remark]:
+def _copies(run: Run, settings: list[Recommendation]) -> list[Remark]:
     """Averages that are none, because a step (or a call) is as long as their memory."""
     found = []
     for name, schedule, *_ in settings:
@@ -630,7 +630,7 @@ def _copies(run: Run, settings: list[Setting]) -> list[Remark]:
     return found
 
 
-def _coarse(run: Run, settings: list[Setting]) -> list[Remark]:
+def _coarse(run: Run, settings: list[Recommendation]) -> list[Remark]:
     found = [(one.name, one.schedule.update_every, final_half_life(one.schedule, run.steps)) for one in settings]
     coarse = [(name, every, steps) for name, every, steps in found if every > 1 and 0 < steps < 10 * every]
     if not coarse:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from emacore.averaging.expected import expected_distances
 from emacore.averaging.held import squared_distances
 from emacore.averaging.planned import planned
-from emacore.checkpoints.planning import Plan, is_copied
+from emacore.checkpoints.planning import MergePlan, is_copied
 from emacore.checkpoints.sections import Section
 from emacore.formatting import number, percent
 from emacore.tensors.pairing import reals
@@ -51,7 +51,7 @@ def sampled_distances(sections: Sequence[Section], numbers: int = _SAMPLE) -> Fl
     return result
 
 
-def expected_of(plan: Plan) -> dict[str, str]:
+def expected_of(plan: MergePlan) -> dict[str, str]:
     """A sentence on each merge of raw weights: how far it is likely to be from the average over all steps."""
     sections = [source.section for source in plan.sources]
     if len(sections) < 3 or len(sections) > _MOST or {one.kind for one in sections} != {"raw"}:

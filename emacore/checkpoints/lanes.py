@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emacore.checkpoints.files import Stamp
 from emacore.checkpoints.hashing import Hashes
-from emacore.checkpoints.planning import Plan, is_copied
+from emacore.checkpoints.planning import MergePlan, is_copied
 from emacore.checkpoints.stored import StoredTensor
 
 #: Numbers of one tensor that are read at a time; fewer where many files would make them more than so many bytes.
@@ -41,7 +41,7 @@ class Block:
     share: float
 
 
-def blocks_of(plan: Plan) -> Iterator[Block]:
+def blocks_of(plan: MergePlan) -> Iterator[Block]:
     """The blocks of a merge, in the order of the newest file."""
     used = [plan.sources[n].section.tensors for n in plan.used.tolist()]
     width = sum(max(tensor.dtype.itemsize for tensor in tensors.values()) for tensors in used)
@@ -55,7 +55,7 @@ def blocks_of(plan: Plan) -> Iterator[Block]:
             yield Block(name, start, stop, (stop - start) * each, done / max(1, plan.read_bytes))
 
 
-def lanes_of(plan: Plan, count: int, *, hashed: bool) -> list[Lane]:
+def lanes_of(plan: MergePlan, count: int, *, hashed: bool) -> list[Lane]:
     """The sources of a merge, on up to so many threads; those that lie in the same files on the same."""
     of_checkpoint: dict[int, list[int]] = {}
     for n in sorted({*plan.used.tolist(), len(plan.sources) - 1}):
@@ -72,7 +72,7 @@ class Lane:
         hashed: Whether the files of those that take part are hashed.
     """
 
-    def __init__(self, plan: Plan, members: Sequence[int], hashed: bool) -> None:
+    def __init__(self, plan: MergePlan, members: Sequence[int], hashed: bool) -> None:
         self._tensors = {n: plan.sources[n].section.tensors for n in members}
         self._used, self._newest = set(plan.used.tolist()), len(plan.sources) - 1
         used = self._used.intersection(members) if hashed else ()
@@ -118,7 +118,7 @@ class Lane:
                 yield n, tensors[name]
 
 
-def _names(plan: Plan) -> list[str]:
+def _names(plan: MergePlan) -> list[str]:
     newest = plan.sources[-1].section.tensors
     return sorted(newest, key=lambda name: (str(newest[name].file), newest[name].offset))
 

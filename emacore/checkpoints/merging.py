@@ -19,7 +19,7 @@ from torch import Tensor
 from emacore.averaging.coefficients import Merge
 from emacore.checkpoints.beside import whole_or_nothing
 from emacore.checkpoints.lanes import Block, blocks_of, lanes_of
-from emacore.checkpoints.planning import Options, Plan, is_copied, plan_merge, provenance
+from emacore.checkpoints.planning import MergePlan, Options, is_copied, plan_merge, provenance
 from emacore.checkpoints.reading import Checkpoints, open_checkpoints
 from emacore.checkpoints.stored import CheckpointError
 from emacore.checkpoints.writing import Writer, targets_of, told_beside
@@ -85,7 +85,7 @@ def merge(
 
 
 def carry_out(
-    plan: Plan,
+    plan: MergePlan,
     checkpoints: Checkpoints,
     out: Path,
     accumulate: torch.dtype = torch.float32,
@@ -128,7 +128,7 @@ def carry_out(
     return targets
 
 
-def check_place(plan: Plan, out: Path, form: str = "safetensors") -> list[Path]:
+def check_place(plan: MergePlan, out: Path, form: str = "safetensors") -> list[Path]:
     """The file or folder of each result, if all of them can be written there.
 
     Raises:
@@ -165,7 +165,7 @@ def _moves(stages: Sequence[Path], targets: Sequence[Path]) -> list[tuple[Path, 
 
 
 def _pass(
-    plan: Plan,
+    plan: MergePlan,
     writers: Sequence[Writer],
     accumulate: torch.dtype,
     progress: Callable[[int], None],
@@ -219,7 +219,7 @@ def _pass(
 class _Adder:
     """Adds up what was read of a block, and writes it."""
 
-    def __init__(self, plan: Plan, writers: Sequence[Writer], accumulate: torch.dtype) -> None:
+    def __init__(self, plan: MergePlan, writers: Sequence[Writer], accumulate: torch.dtype) -> None:
         self._sources, self._writers, self._accumulate = plan.sources, writers, accumulate
         self._used = plan.used.tolist()
         self._factors = np.array([result.coefficients for result in plan.results])[:, self._used]

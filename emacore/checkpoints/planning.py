@@ -48,7 +48,7 @@ UPDATE_BN = "torch.optim.swa_utils.update_bn(loader, model)"
 
 
 @dataclass(frozen=True)
-class Source:
+class MergeSource:
     """One stored set of weights that takes part in a merge."""
 
     checkpoint: Checkpoint
@@ -97,7 +97,7 @@ def _mean_of(steps: float) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """What a merge reads and writes.
 
     Attributes:
@@ -108,7 +108,7 @@ class Plan:
         fit: As it was asked for.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[MergeSource, ...]
     results: tuple[Result, ...]
     remarks: tuple[str, ...]
     read_bytes: int
@@ -151,7 +151,7 @@ def plan_merge(
     sigma_rel: Sequence[float] = (),
     update_every: int = 1,
     dtype: torch.dtype | None = None,
-) -> Plan:
+) -> MergePlan:
     """What :func:`~emacore.checkpoints.merging.merge` would do; nothing is read but headers.
 
     Args:
@@ -204,7 +204,7 @@ def plan_merge(
     remarks += _remarks(sources, tensors)
     used = np.flatnonzero(np.any([result.coefficients != 0 for result in results], axis=0))
     size = sum(_stored_bytes(tensor, dtype) for tensor in tensors.values())
-    return Plan(
+    return MergePlan(
         tuple(sources),
         results,
         tuple(remarks),
@@ -216,7 +216,7 @@ def plan_merge(
     )
 
 
-def provenance(plan: Plan, result: Result, digests: Mapping[Path, str]) -> dict[str, Any]:
+def provenance(plan: MergePlan, result: Result, digests: Mapping[Path, str]) -> dict[str, Any]:
     """What a result was made of, as JSON can hold it."""
     files = [
         {
@@ -303,7 +303,7 @@ def _width(section: Section | None) -> float | None:
 
 def _sources(
     chosen: Checkpoints, names: Sequence[str], last: int | None, sigma_rel: Sequence[float], update_every: int
-) -> tuple[list[Source], int]:
+) -> tuple[list[MergeSource], int]:
     """What takes part, with its profile, and the step before the first call."""
     if sigma_rel and len(sigma_rel) != len(names):
         raise ValueError(
@@ -324,7 +324,7 @@ def _sources(
         elif width is not None:
             decays[name] = PowerFunction(sigma_rel=width).decays(calls)
     begin = 0
-    sources: list[Source] = []
+    sources: list[MergeSource] = []
     for one in chosen:
         for name in names:
             section = one.section(name)
@@ -347,11 +347,11 @@ def _sources(
                 if not sources:
                     begin = call if last is not None else 0
                 profile = Span(call - begin, call - begin)
-            sources.append(Source(one, section, profile))
+            sources.append(MergeSource(one, section, profile))
     return sources, begin
 
 
-def _result(name: str, asked: Merge, sources: Sequence[Source], calls: int, fit: Fit | None) -> Result:
+def _result(name: str, asked: Merge, sources: Sequence[MergeSource], calls: int, fit: Fit | None) -> Result:
     found = planned(asked, [source.profile for source in sources], calls, fit)
     coefficients = found.coefficients.copy()
     if not isinstance(asked, Coefficients):
@@ -359,7 +359,7 @@ def _result(name: str, asked: Merge, sources: Sequence[Source], calls: int, fit:
     return Result(name, asked, coefficients, found.certificate, found.nonnegative, found.free)
 
 
-def _remarks(sources: Sequence[Source], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
+def _remarks(sources: Sequence[MergeSource], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
     if copied := [name for name, tensor in tensors.items() if is_copied(name, tensor)]:
         yield f"copied from step {sources[-1].checkpoint.step:,}, not averaged: {listed(copied)}"
         if sum(tensors[name].nbytes for name in copied) > sum(tensor.nbytes for tensor in tensors.values()) / 2:

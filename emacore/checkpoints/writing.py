@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emacore.checkpoints.planning import Plan, Source, dtype_of
+from emacore.checkpoints.planning import MergePlan, MergeSource, dtype_of
 from emacore.checkpoints.stored import DTYPE_NAMES, CheckpointError, stem_of
 from emacore.formatting import number
 
@@ -21,7 +21,7 @@ from emacore.formatting import number
 class Writer:
     """The weights of one result, written in any order into safetensors files like those of the input."""
 
-    def __init__(self, stage: Path, plan: Plan, one_file: bool) -> None:
+    def __init__(self, stage: Path, plan: MergePlan, one_file: bool) -> None:
         stage.mkdir()
         self._stage, self._plan, self._as_torch = stage, plan, one_file
         tensors = plan.sources[-1].section.tensors
@@ -149,7 +149,7 @@ def _as_torch_file(source: Path, ties: Mapping[str, str], target: Path) -> None:
     source.unlink()
 
 
-def _shards(source: Source) -> dict[str, list[str]]:
+def _shards(source: MergeSource) -> dict[str, list[str]]:
     """The names of the result's files and what lies in each: as in the input, where that is of several safetensors."""
     files = dict.fromkeys(tensor.file for tensor in source.section.tensors.values())
     if len(files) == 1 or any(file.suffix != ".safetensors" for file in files):
@@ -166,20 +166,20 @@ def _write_index(folder: Path, places: Mapping[str, str]) -> None:
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(content, indent=1))
 
 
-def _configs(source: Source) -> list[Path]:
+def _configs(source: MergeSource) -> list[Path]:
     """What libraries need beside weights to load a model."""
     folder = source.checkpoint.files[0].parent
     names = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json")
     return sorted({path for name in names for path in folder.glob(name) if path.is_file()})
 
 
-def _is_folder(plan: Plan) -> bool:
+def _is_folder(plan: MergePlan) -> bool:
     """Whether a result is a folder: of several files, or with what says how to load it."""
     source = plan.sources[-1]
     return len(_shards(source)) > 1 or any("config" in path.name for path in _configs(source))
 
 
-def targets_of(plan: Plan, out: Path, form: str) -> list[Path]:
+def targets_of(plan: MergePlan, out: Path, form: str) -> list[Path]:
     """The file or folder of each result."""
     suffix = ".pt" if form == "pt" else ".safetensors"
     if len(plan.results) == 1 and out.suffix == suffix and not _is_folder(plan):

@@ -35,7 +35,7 @@ from emacore.cli.options import (
     Number,
     ScheduleCode,
     SchemeCode,
-    Setting,
+    SettingType,
     WithFamilies,
     WithSettings,
     each_line,
@@ -44,7 +44,7 @@ from emacore.cli.options import (
     seed_count,
     settings,
 )
-from emacore.cli.terminal import FAILED, Interruption, Progress, languages, silence
+from emacore.cli.terminal import FAILED, Interruption, ProgressBar, languages, silence
 from emacore.cli.terminal import checked as _checked
 from emacore.cli.terminal import tell as _tell
 from emacore.cli.terminal import write_table as _write
@@ -95,7 +95,7 @@ def train(config: str | None, changes: tuple[tuple[str, Any], ...], verbose: boo
         return f"epoch {row['epoch']}: {losses}" if verbose else losses
 
     with Interruption() as by_hand:
-        with Progress("epoch", run.max_epochs, each=verbose) as progress:
+        with ProgressBar("epoch", run.max_epochs, each=verbose) as progress:
             done = _carried_out(run, by_hand, lambda rows: progress.step(words(rows)))
         _end(done, by_hand, output)
 
@@ -144,7 +144,7 @@ def replicate(
     )
     _tell(seeds_in_words(seeds, 1))
     with Interruption() as by_hand:
-        with Progress("epoch", study.config.max_epochs, each=verbose) as progress:
+        with ProgressBar("epoch", study.config.max_epochs, each=verbose) as progress:
             done = _carried_out(
                 study,
                 by_hand,
@@ -164,7 +164,7 @@ def replicate(
 @click.option(
     "--grid",
     "axes",
-    type=Setting(),
+    type=SettingType(),
     multiple=True,
     required=True,
     help="A setting and its values, name=[values] as JSON; each further one multiplies the cells.",
@@ -215,7 +215,7 @@ def sweep(
         _tell(words)
     count, place = len(job.cells()), itertools.count(1)
     with Interruption() as by_hand:
-        with Progress("cell", count, each=verbose) as progress:
+        with ProgressBar("cell", count, each=verbose) as progress:
             done = _carried_out(
                 job,
                 by_hand,

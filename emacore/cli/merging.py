@@ -19,12 +19,12 @@ import click
 from emacore.averaging.code import merge_from_code, merge_to_code
 from emacore.averaging.coefficients import FITS, LastFiles, Merge
 from emacore.cli.options import output
-from emacore.cli.terminal import SIGNALS, write_text
+from emacore.cli.terminal import ENDING_SIGNALS, write_text
 from emacore.formatting import counted, duration, in_bytes, number
 
 # Files of weights are opened by torch, which takes seconds to come: --help goes without.
 if TYPE_CHECKING:
-    from emacore.checkpoints.planning import Options, Plan
+    from emacore.checkpoints.planning import MergePlan, Options
     from emacore.checkpoints.reading import Checkpoints
     from emacore.checkpoints.soups import Evaluation, Tried
 
@@ -279,7 +279,7 @@ def _tell_of(found: Checkpoints) -> None:
         _tell(f"cannot be read: {words}")
 
 
-def _tell_plan(plan: Plan) -> None:
+def _tell_plan(plan: MergePlan) -> None:
     first, last = plan.sources[0].checkpoint.step, plan.sources[-1].checkpoint.step
     _tell(
         f"{counted(len(plan.used), 'file')} of {len(plan.sources)}, steps {first:,} to {last:,}: "
@@ -291,7 +291,7 @@ def _tell_plan(plan: Plan) -> None:
         _tell(words)
 
 
-def _coefficients(plan: Plan) -> list[dict[str, Any]]:
+def _coefficients(plan: MergePlan) -> list[dict[str, Any]]:
     return [
         {"step": source.checkpoint.step, "section": source.section.name}
         | {result.name: float(result.coefficients[n]) for result in plan.results}
@@ -351,7 +351,7 @@ def _ending_by_exceptions() -> Iterator[None]:
     def end(signum: int, frame: object) -> None:
         sys.exit(128 + signum)
 
-    signals = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+    signals = [one for one in ENDING_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
     before = [signal.signal(one, end) for one in signals]
     try:
         yield

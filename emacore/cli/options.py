@@ -52,7 +52,7 @@ class SchemeCode(click.ParamType[Scheme]):
         return _completed(["Window(", *(f"{name}(" for name in FAMILIES)], incomplete)
 
 
-class Setting(click.ParamType[tuple[str, Any]]):
+class SettingType(click.ParamType[tuple[str, Any]]):
     """A setting by its dotted name, ``name=value``; the value is JSON, or else text."""
 
     name = "name=value"
@@ -137,7 +137,7 @@ def settings(command: Command) -> Command:
     return click.option(
         "--set",
         "changes",
-        type=Setting(),
+        type=SettingType(),
         multiple=True,
         help="Change one of them, as in optimizer.learning_rate=0.01; may be given many times.",
     )(command)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Exit codes: 0 is done, and a signal's is 128 and its number, as shells have it.
 FAILED, USAGE, DIVERGED = 1, 2, 3
 #: The signals that end a training; Windows lacks one.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+ENDING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def tell(text: str) -> None:
@@ -106,7 +106,7 @@ class Interruption:
         self._wakes.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
-        for one in SIGNALS:
+        for one in ENDING_SIGNALS:
             if signal.getsignal(one) is not signal.SIG_IGN:
                 self._before[one] = signal.signal(one, lambda number, frame: None)
         return self
@@ -140,7 +140,7 @@ class Interruption:
                     tell("\nstopping: what there is will be kept; Ctrl-C once more ends at once")
 
 
-class Progress:
+class ProgressBar:
     """A bar of what is done, with pace and time left, where standard error is a terminal; nothing elsewhere.
 
     Args:

@@ -45,7 +45,7 @@ AHEAD, TRAINING = "ahead", "training"
 
 
 @dataclass(frozen=True)
-class Progress:
+class StudyProgress:
     """How far a study is.
 
     Args:
@@ -61,13 +61,13 @@ class Progress:
     left: TimeLeft | None
 
 
-def progress(history: pd.DataFrame, max_epochs: int) -> Progress:
+def progress(history: pd.DataFrame, max_epochs: int) -> StudyProgress:
     """How far a study is by its history, which may be empty."""
     if history.empty:
-        return Progress(0, 0.0, 0, None)
+        return StudyProgress(0, 0.0, 0, None)
     taken = history.groupby("epoch")["seconds"].max()
     epoch, shares = int(taken.index[-1]), taken.index.to_numpy() / max_epochs
-    return Progress(epoch, epoch / max_epochs, int((history["epoch"] == epoch).sum()), time_left(taken, shares))
+    return StudyProgress(epoch, epoch / max_epochs, int((history["epoch"] == epoch).sum()), time_left(taken, shares))
 
 
 def per_seed(

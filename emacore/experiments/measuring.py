@@ -103,7 +103,7 @@ def evaluator() -> str:
     return f"{named}@{hashlib.sha256(content).hexdigest()[:12]}"
 
 
-class Progress(NamedTuple):
+class MeasuringProgress(NamedTuple):
     """How far an answer is: networks measured, of so many."""
 
     done: int

@@ -461,7 +461,7 @@ def questions_of(table: pd.DataFrame, grid: Sequence[str], number: int, *, compl
 
 
 @dataclass(frozen=True)
-class Progress:
+class SweepProgress:
     """How far a sweep is.
 
     Args:
@@ -475,14 +475,14 @@ class Progress:
     left: TimeLeft | None
 
 
-def progress(table: pd.DataFrame, sweep: Sweep, seconds: float) -> Progress:
+def progress(table: pd.DataFrame, sweep: Sweep, seconds: float) -> SweepProgress:
     """How far a sweep is by its table, which may be empty, ``seconds`` after its start.
 
     What is left is expected of each cell as it ends, so it stays the same until the next one does, and by its steps, so
     a cell that trains longer counts for more.
     """
     if table.empty:
-        return Progress(0, 0.0, None)
+        return SweepProgress(0, 0.0, None)
     work = _work(sweep)
     grid = list(sweep.grid)
     cells = table.iloc[[places[0] for places in _by_cell(table[grid])]]
@@ -494,9 +494,9 @@ def progress(table: pd.DataFrame, sweep: Sweep, seconds: float) -> Progress:
     kept = sum(steps for end, steps in ends if not end)
     trained = [(end, steps) for end, steps in ends if end]
     if not trained:
-        return Progress(len(cells), share, None)
+        return SweepProgress(len(cells), share, None)
     taken, steps = zip(*trained, strict=True)
-    return Progress(len(cells), share, time_left(taken, kept + np.cumsum(steps), kept))
+    return SweepProgress(len(cells), share, time_left(taken, kept + np.cumsum(steps), kept))
 
 
 def _work(sweep: Sweep) -> dict[str, float]:

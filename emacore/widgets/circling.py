@@ -15,7 +15,7 @@ from emacore.charts.moving import Floats, Frames, View
 from emacore.charts.plane import border_of, path_frames, paths, playing
 from emacore.charts.tradeoff import tradeoff, tradeoff_frames
 from emacore.formatting import decay as decay_text
-from emacore.widgets.moving import Animation, Setting, show_moving
+from emacore.widgets.moving import Animation, HandledSetting, show_moving
 from emacore.widgets.overview import CURVATURES, DECAY, DRAWN, NOISE, RATE, START, losses_of, path_of
 from emacore.widgets.page import leave_if_run_anew, number_text
 
@@ -73,9 +73,9 @@ def show_circling(rate: float, noise: float, beta: float, *, plays: bool, again:
     return show_moving(
         "circling",
         [
-            Setting(RATE, "learning rate", _RATES, rate),
-            Setting(NOISE, "gradient noise", _NOISES, noise),
-            Setting(DECAY, "decay of the average", _DECAYS, beta, decay_text),
+            HandledSetting(RATE, "learning rate", _RATES, rate),
+            HandledSetting(NOISE, "gradient noise", _NOISES, noise),
+            HandledSetting(DECAY, "decay of the average", _DECAYS, beta, decay_text),
         ],
         views,
         lambda handles: circling_frames(rate, noise, beta, tuple((handle.key, handle.values) for handle in handles)),

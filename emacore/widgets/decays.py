@@ -22,7 +22,7 @@ from emacore.charts.lines import lines
 from emacore.charts.moving import MOST_HELD, Frames, Handle, View, line_frames
 from emacore.charts.thin import Floats, Scale, axis_ends, roomy_ends
 from emacore.formatting import number, plain
-from emacore.widgets.moving import Setting, marks_for, schedule_settings, show_moving
+from emacore.widgets.moving import HandledSetting, marks_for, schedule_settings, show_moving
 from emacore.widgets.page import BOUND, leave_if_run_anew
 
 #: The current curve, beside those that are pinned.
@@ -212,7 +212,9 @@ def show_decays(
     if percent is not None:
         most = marks_for(sum(len(views.acting_calls(num_steps, curve)) for curve in curves.values()), 2)
         percents = tuple(range(2, 101, 2 if most > 50 else 10))
-        settings.append(Setting("at", "after step (% of the run)", (1, *percents), percent, lambda p: f"{p:g} %"))
+        settings.append(
+            HandledSetting("at", "after step (% of the run)", (1, *percents), percent, lambda p: f"{p:g} %")
+        )
 
     def frames_of(handles: Sequence[Handle]) -> list[tuple[Frames, ...]]:
         values = {handle.key: handle.values for handle in handles}

@@ -8,7 +8,7 @@ from it, and where it is let go, or a key has moved it, the chart's callback wri
     with charts:
         finish = show_moving(
             "decays",
-            [Setting("power", "power", POWER.marks(), values["power"])],
+            [HandledSetting("power", "power", POWER.marks(), values["power"])],
             [View(lines(...))],                      # what is drawn at once
             lambda handles: [(line_frames(...),)],   # for each view, what it draws at the handles' marks
             alt_text="...",
@@ -80,7 +80,7 @@ _JS = """export default function ({data}) {
 _spoken = st.components.v2.component("emacore_handle_values", js=_JS)
 
 
-class Setting(NamedTuple):
+class HandledSetting(NamedTuple):
     """A setting that a handle moves: the key of the number input that holds it, what stands beside the handle, the
     handle's marks (increasing), and the value now, which may lie between two marks."""
 
@@ -116,7 +116,7 @@ class Animation(NamedTuple):
         ]
 
 
-def schedule_settings(schedule: Schedule, calls: int = 1) -> list[Setting]:
+def schedule_settings(schedule: Schedule, calls: int = 1) -> list[HandledSetting]:
     """The settings of a schedule's family that have a handle, with the marks that go with its other settings.
 
     Args:
@@ -125,7 +125,7 @@ def schedule_settings(schedule: Schedule, calls: int = 1) -> list[Setting]:
     shown = [control for control in schedule.controls if control.scale != "count" and _has_handle(control, schedule)]
     most = marks_for(calls, len(shown))
     return [
-        Setting(
+        HandledSetting(
             control.key,
             control.title,
             possible(schedule, control.key, control.marks(most)),
@@ -147,7 +147,7 @@ def _has_handle(control: Control, schedule: Schedule) -> bool:
 
 def show_moving(
     name: str,
-    settings: Sequence[Setting],
+    settings: Sequence[HandledSetting],
     views: Sequence[View],
     frames_of: Callable[[Sequence[Handle]], Sequence[tuple[Frames, ...]]],
     *,
@@ -216,7 +216,7 @@ def _key(name: str, state: dict[str, Any]) -> str:
     return f"chart-{name}-{state['count']}"
 
 
-def _handle(setting: Setting, start: float) -> Handle:
+def _handle(setting: HandledSetting, start: float) -> Handle:
     """A handle with the setting's marks and, between them, where it starts."""
     marks = tuple(sorted({*setting.marks, start}))
     return Handle(setting.key, setting.title, marks, tuple(map(setting.text, marks)), marks.index(start))

@@ -14,9 +14,9 @@ from emacore.averaging.advice import (
     TRAINED,
     WISHES,
     Measured,
+    Recommendation,
     Remark,
     Run,
-    Setting,
     Source,
     half_life_in,
     reason_in,
@@ -122,7 +122,7 @@ def run_controls() -> Run:
         stop_with(f"{str(error)[0].upper()}{str(error)[1:]}.")
 
 
-def carried_over(run: Run, settings: list[Setting]) -> tuple[Run, list[Setting], float]:
+def carried_over(run: Run, settings: list[Recommendation]) -> tuple[Run, list[Recommendation], float]:
     """Controls that carry settings over to another batch size or length.
 
     Returns:
@@ -159,7 +159,7 @@ def run_in_words(run: Run) -> str:
     return f"{counted(run.steps, 'step')} in all{batch}{epochs}"
 
 
-def show_settings(run: Run, settings: Iterable[Setting]) -> None:
+def show_settings(run: Run, settings: Iterable[Recommendation]) -> None:
     """Show each setting with its half-life, its code, the reason, and the source of that."""
     for setting in settings:
         with st.container(border=True, gap=None):
@@ -185,7 +185,7 @@ def told_source(source: Source) -> str:
     return f'{source.kind}: [{name}]({source.url} "{title}")' if source.url else f"{source.kind}: {name}"
 
 
-def show_code(run: Run, settings: list[Setting], key: str = "library") -> None:
+def show_code(run: Run, settings: list[Recommendation], key: str = "library") -> None:
     """Code for the reader's library, of each setting."""
     found = {one.name: {snippet.library: snippet for snippet in snippets(one.schedule, run.steps)} for one in settings}
     libraries = list(dict.fromkeys(library for own in found.values() for library in own))
@@ -208,7 +208,7 @@ def show_code(run: Run, settings: list[Setting], key: str = "library") -> None:
                 st.caption(escaped(snippet.note))
 
 
-def show_decays(run: Run, settings: Iterable[Setting]) -> None:
+def show_decays(run: Run, settings: Iterable[Recommendation]) -> None:
     """Links to the decays of each setting, on the page that draws them, where its sliders can show them."""
     if run.steps > MOST_SHOWN:
         return

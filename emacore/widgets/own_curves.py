@@ -24,7 +24,7 @@ from emacore.formatting import in_bytes, number
 from emacore.limits import TABLE_BYTES
 from emacore.metric_files import Curve, MetricFile, curves, figures_table, read_metrics, with_smoothed
 from emacore.tables import is_light, numeric_columns
-from emacore.widgets.moving import Setting, show_moving
+from emacore.widgets.moving import HandledSetting, show_moving
 from emacore.widgets.page import BOUND, csv_button, escaped, sentence, show_table, stop_with
 from emacore.widgets.schedules import schedule_controls
 from emacore.widgets.signals import HANDLED_STEPS
@@ -382,7 +382,7 @@ def _drawn(curve: Curve, scale: Scale) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _settings(found: Sequence[Curve], smoothings: Mapping[str, Smoothing], span: float) -> list[Setting]:
+def _settings(found: Sequence[Curve], smoothings: Mapping[str, Smoothing], span: float) -> list[HandledSetting]:
     """Handles for the numbers of the smoothings, where frames are few enough."""
     moved = [one for one in smoothings.values() if one.way in AMOUNTS]
     numbers = sum(len(curve.values) for curve in found)
@@ -393,7 +393,7 @@ def _settings(found: Sequence[Curve], smoothings: Mapping[str, Smoothing], span:
     if most < 8:
         return []
     return [
-        Setting(
+        HandledSetting(
             AMOUNTS[one.way],
             f"{WAYS[one.way].number.lower()}, {WAYS[one.way].label}",
             _marks(one.way, most, span, numbers // len(found)),

@@ -45,7 +45,7 @@ _MAP_HEIGHT = 330
 
 
 @dataclass(frozen=True)
-class View:
+class ViewedRun:
     """What a view shows: a run up to an epoch, the schedule of the controls, the code of the atlas' kept cell."""
 
     recorded: Recorded | OpenedRun
@@ -83,7 +83,7 @@ def show_views(recorded: Recorded | OpenedRun, schedule: Schedule, clicked: str 
         )
     with told():
         try:
-            return VIEWS[view](View(recorded, epochs, schedule, clicked)) or ()
+            return VIEWS[view](ViewedRun(recorded, epochs, schedule, clicked)) or ()
         except Unanswered:
             return ()
         except RecordingError as error:
@@ -103,7 +103,7 @@ def show_code(recorded: Recorded, code: str) -> None:
         )
 
 
-def _show_family(view: View) -> None:
+def _show_family(view: ViewedRun) -> None:
     loss, *others = view.recorded.metrics
     now = view.recorded.curve(view.code)
     own = {metric.column: now[metric.column][view.epochs - 1] for metric in view.recorded.metrics}
@@ -145,7 +145,7 @@ def _show_family(view: View) -> None:
         )
 
 
-def _show_atlas(view: View) -> Codes:
+def _show_atlas(view: ViewedRun) -> Codes:
     run = view.recorded.run
     x, y, metric = _atlas_controls(type(view.schedule))
     cells, reference = view.recorded.atlas(view.epochs, to_code(without_axes(view.schedule, x, y)), x, y, metric)
@@ -254,7 +254,7 @@ def _pin_buttons(clicked: str | None, best: str) -> None:
         )
 
 
-def _show_space(view: View) -> None:
+def _show_space(view: ViewedRun) -> None:
     left, right = st.columns(2)
     kind = left.segmented_control(
         "Plane",
@@ -334,7 +334,7 @@ def _show_space(view: View) -> None:
     st.caption("The average lags where its line lies above the original's, and is calmer where it has fewer teeth.")
 
 
-def _show_widths(view: View) -> None:
+def _show_widths(view: ViewedRun) -> None:
     loss, table = view.recorded.loss, view.recorded.widths(view.epochs)
     reference = float(view.recorded.measured("original")[loss.column][view.epochs - 1])
     best = curves.best_row(table, loss)
@@ -362,7 +362,7 @@ def _show_widths(view: View) -> None:
     _carry(view, float(table["relative_width"][best.row]))
 
 
-def _carry(view: View, width: float) -> None:
+def _carry(view: ViewedRun, width: float) -> None:
     """Show the schedule that has this relative width in a run of another length."""
     length = st.number_input(
         "Steps of the other run",
@@ -389,7 +389,7 @@ def _carry(view: View, width: float) -> None:
     )
 
 
-VIEWS: dict[str, Callable[[View], Codes | None]] = {
+VIEWS: dict[str, Callable[[ViewedRun], Codes | None]] = {
     "Atlas": _show_atlas,
     "Family": _show_family,
     "Weight space": _show_space,

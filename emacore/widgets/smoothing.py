@@ -16,7 +16,7 @@ from emacore.charts.moving import Floats, Frames, Handle, View, line_frames
 from emacore.charts.thin import Scale, axis_ends
 from emacore.formatting import counted
 from emacore.formatting import decay as decay_text
-from emacore.widgets.moving import Setting, show_moving
+from emacore.widgets.moving import HandledSetting, show_moving
 from emacore.widgets.page import leave_if_run_anew, show_chart
 from emacore.widgets.signals import HANDLED_STEPS, MOVED, Chosen
 
@@ -84,7 +84,7 @@ def show_smoothing(
     return show_moving("smoothing", settings, [view], frames_of, alt_text=alt_text)
 
 
-def _settings(chosen: Chosen, lines_drawn: int, beta: float) -> list[Setting]:
+def _settings(chosen: Chosen, lines_drawn: int, beta: float) -> list[HandledSetting]:
     """Handles for the decay, and for as many of the sequence's own settings as the frames have room for."""
     made, steps = chosen.made or {}, len(chosen.sequence.noisy)
     moved = {"level": made.get("noise", "none") != "none", "rho": made.get("noise") == "AR(1)"}
@@ -94,10 +94,10 @@ def _settings(chosen: Chosen, lines_drawn: int, beta: float) -> list[Setting]:
         return []
     keys = [key for key, moves in moved.items() if moves][: room // _FEWEST_MARKS - 1]
     most = min(room // (1 + len(keys)), 60)
-    found = [Setting(DECAY, "decay (beta)", BETA.marks(most), beta, decay_text)]
+    found = [HandledSetting(DECAY, "decay (beta)", BETA.marks(most), beta, decay_text)]
     for key in keys:
         title, marks = MOVED[key]
-        found.append(Setting(key, title, marks[:: -(-len(marks) // most)], st.session_state[key]))
+        found.append(HandledSetting(key, title, marks[:: -(-len(marks) // most)], st.session_state[key]))
     return found
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import streamlit as st
 
 from emacore.averaging import parts, solving
-from emacore.averaging.advice import PRODUCT, Run, Setting, own_warnings
+from emacore.averaging.advice import PRODUCT, Recommendation, Run, own_warnings
 from emacore.averaging.code import from_code, to_code
 from emacore.formatting import counted, decay, number, percent
 from emacore.snippets import explicit_code
@@ -46,7 +46,7 @@ def own_memory(run: Run) -> None:
             + (f"`beta` was in the way, so it is {decay(beta)} now; " if lifted and beta is not None else "")
             + "the other settings are as on the left."
         )
-        setting = Setting("your own", found, "", PRODUCT)
+        setting = Recommendation("your own", found, "", PRODUCT)
         show_remarks(own_warnings(run, [setting]), warn=True)
         try:
             st.button("Use these settings", on_click=partial(put, state_of(found)), icon=":material/check:")

@@ -18,7 +18,7 @@ from emacore.experiments.coverage import in_words as coverage_in_words
 from emacore.experiments.evidence import (
     AHEAD,
     TRAINING,
-    Progress,
+    StudyProgress,
     answers,
     bands,
     gains_in_words,
@@ -68,7 +68,7 @@ def draw_shipped_study() -> None:
     _evidence(run, shipped.STUDY, history, told)
 
 
-def _headline(run: StoredRun, study: Study, so_far: Progress) -> None:
+def _headline(run: StoredRun, study: Study, so_far: StudyProgress) -> None:
     """Progress, remaining time, and how the study ended or may end."""
     epoch, seeds = so_far.epoch, len(study.seeds)
     left = "starting"

@@ -17,7 +17,7 @@ from emacore.experiments.statistics import p_values_in_words
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.experiments.studies import Study, Sweep, json_values
 from emacore.experiments.sweep import (
-    Progress,
+    SweepProgress,
     failures,
     for_map,
     has_losses_below_0,
@@ -150,7 +150,7 @@ def draw_shipped_sweep() -> None:
     _evidence(run, shipped.SWEEP, table, told)
 
 
-def _headline(run: StoredRun, sweep: Sweep, so_far: Progress, seconds: float) -> None:
+def _headline(run: StoredRun, sweep: Sweep, so_far: SweepProgress, seconds: float) -> None:
     """Progress, remaining time, and how the sweep ended."""
     cells = so_far.cells
     left = "" if so_far.left is None else f", {so_far.left.in_words()}"

@@ -18,8 +18,8 @@ from emacore.averaging.advice import (
     TRAINED,
     WISHES,
     Measured,
+    Recommendation,
     Run,
-    Setting,
     advise,
     constant_of_window,
     gamma_of_fraction,
@@ -209,7 +209,10 @@ def test_another_batch_size_keeps_the_memory_in_samples(trained, batch):
 
 
 def test_what_comes_with_another_batch_size_is_told():
-    settings = [Setting("a", Constant(), "", advice.PRODUCT), Setting("b", InversePower(), "", advice.PRODUCT)]
+    settings = [
+        Recommendation("a", Constant(), "", advice.PRODUCT),
+        Recommendation("b", InversePower(), "", advice.PRODUCT),
+    ]
     assert rescaling_remarks(settings, 1) == []
     first, second = rescaling_remarks(settings, 8)
     assert "learning rate was chosen for the other batch size and must be scaled" in first.text
@@ -263,7 +266,8 @@ def test_a_run_beyond_the_limits_is_told():
 
 def told(run, *schedules):
     return "\n".join(
-        one.text for one in warnings(run, [Setting(f"s{i}", s, "why", advice.PRODUCT) for i, s in enumerate(schedules)])
+        one.text
+        for one in warnings(run, [Recommendation(f"s{i}", s, "why", advice.PRODUCT) for i, s in enumerate(schedules)])
     )
 
 

@@ -167,7 +167,7 @@ def test_a_bar_where_there_is_a_terminal_and_nothing_elsewhere(monkeypatch, caps
     screen = Screen()
     for stream, expected in ((screen, True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
-        with terminal.Progress("epoch", 3) as progress:
+        with terminal.ProgressBar("epoch", 3) as progress:
             for _ in range(3):
                 progress.step("loss 0.5")
         assert bool(stream.getvalue()) == expected
@@ -175,16 +175,16 @@ def test_a_bar_where_there_is_a_terminal_and_nothing_elsewhere(monkeypatch, caps
     assert screen.getvalue().rstrip(" \x1b[?25h").endswith("\n"), "what is printed next begins a line of its own"
     assert "an epoch; loss 0.5" in screen.getvalue()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with terminal.Progress("cell", 1, each=True) as progress:
+    with terminal.ProgressBar("cell", 1, each=True) as progress:
         progress.step("cell 1 of 1")
     assert sys.stderr.getvalue() == "cell 1 of 1\n"
 
 
 def test_without_a_signal_nothing_stays_changed():
-    before = [signal.getsignal(number) for number in terminal.SIGNALS]
+    before = [signal.getsignal(number) for number in terminal.ENDING_SIGNALS]
     with terminal.Interruption() as by_hand:
         assert not by_hand.stop.is_set()
-    assert [signal.getsignal(number) for number in terminal.SIGNALS] == before
+    assert [signal.getsignal(number) for number in terminal.ENDING_SIGNALS] == before
     assert [by_hand.exit_code(how) for how in ("max epochs", "diverged", "stopped")] == [0, 3, 0]
 
 

@@ -17,7 +17,7 @@ def app_of(*, stop=False):
 
         from emacore.charts.lines import lines
         from emacore.charts.moving import View, line_frames
-        from emacore.widgets.moving import Setting, show_moving
+        from emacore.widgets.moving import HandledSetting, show_moving
         from emacore.widgets.page import BOUND
 
         steps = np.arange(50.0)
@@ -42,7 +42,7 @@ def app_of(*, stop=False):
 
         finish = show_moving(
             "one",
-            [Setting("power", "power", (0.5, 1.0, 1.5), power)],
+            [HandledSetting("power", "power", (0.5, 1.0, 1.5), power)],
             [view],
             frames_of,
             alt_text=f"a curve of power {power}",
