@@ -74,14 +74,17 @@ def test_a_server_tells_its_workers(tmp_path, monkeypatch):
     os.close(heard)
 
 
-def test_a_worker_takes_note_until_its_server_ends(monkeypatch):
+def test_a_worker_takes_note_until_its_server_ends(monkeypatch, tmp_path):
     from emacore.experiments import jobs
+    from emacore.experiments.store import RunStore
 
     heard, said = os.pipe()
     ended = threading.Event()
     monkeypatch.setattr(jobs, "_SERVER", heard)
     monkeypatch.setattr(jobs.os, "_exit", lambda code: ended.set())
-    listening = threading.Thread(target=jobs._end_with_server, args=(None, "name", [], jobs.Path("no.log")))
+    listening = threading.Thread(
+        target=jobs._end_with_server, args=(RunStore(tmp_path), "name", [], tmp_path / "no.log")
+    )
     listening.start()
     try:
         os.write(said, b"-+")

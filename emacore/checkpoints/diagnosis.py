@@ -15,7 +15,7 @@ from emacore.averaging.code import to_code
 from emacore.averaging.families import BiasCorrected, ExponentialRamp, InversePower, RationalWarmup
 from emacore.averaging.recovery import MOST_RATE, Floats, Rate
 from emacore.averaging.schedules import Schedule, last_move
-from emacore.checkpoints.facts import Evidence, TensorFacts, evidence_in
+from emacore.checkpoints.observed import Evidence, TensorFacts, evidence_in
 from emacore.checkpoints.reading import Checkpoints, open_checkpoints
 from emacore.formatting import counted, number, percent
 from emacore.formatting import decay as decay_text

@@ -10,7 +10,7 @@ import torch
 from benchmarks.diagnosis import FAULTS, LIBRARIES, faulty_rows, healthy_rows, table
 from emacore import Constant, InversePower, RationalWarmup, Window, diagnose
 from emacore.checkpoints.diagnosis import diagnosed
-from emacore.checkpoints.facts import gathered
+from emacore.checkpoints.observed import gathered
 from emacore.checkpoints.stored import CheckpointError
 from tests.helpers import section_of
 

@@ -96,7 +96,7 @@ from pathlib import Path
 from emacore.cli.commands import cli
 from emacore.experiments import sweep
 
-def forever(index, job, should_stop=None):
+def forever(index, job, should_stop, modules):
     Path("training", str(os.getpid())).touch()
     while True:
         signal.pause()

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from emacore.checkpoints import facts
-from emacore.checkpoints.facts import evidence_in, gathered
+from emacore.checkpoints import observed
+from emacore.checkpoints.observed import evidence_in, gathered
 from emacore.checkpoints.reading import open_checkpoints
 from emacore.checkpoints.stored import CheckpointError
 from tests.helpers import section_of
@@ -89,7 +89,7 @@ def test_an_average_that_is_the_raw_weights_but_for_rounding_is_equal():
 def test_parts_of_tensors_say_what_whole_ones_say(monkeypatch):
     raws, averages = run()
     whole = read(raws, averages)
-    monkeypatch.setattr(facts, "_BLOCK", 6 * 20)
+    monkeypatch.setattr(observed, "_BLOCK", 6 * 20)
     parts = read(raws, averages)
     for name, sums in whole.sums.items():
         assert len(parts.sums[name].counts) <= 16
