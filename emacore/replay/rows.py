@@ -92,7 +92,7 @@ def read_in_turn(weights: Any, rows: slice, columns: slice) -> None:
     if not (part.size and isinstance(mapping, mmap.mmap)):
         return
     start = np.frombuffer(mapping, np.uint8).ctypes.data
-    for row in part:
+    for row in part.reshape(1, -1) if part.flags.c_contiguous else part:  # short rows would be many calls
         first = row.ctypes.data - start
         page = first - first % mmap.PAGESIZE
         try:

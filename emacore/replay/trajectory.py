@@ -65,6 +65,7 @@ class Trajectory:
             check_metrics(self._measure.metrics)
         self._first_steps = np.concatenate([[0], np.asarray(rows.steps[:-1]) + 1]) if len(rows.steps) else rows.steps
         self._of_windows: dict[tuple[Window, bytes], Floats] = {}
+        self._read: dict[int, int] = {}  # up to which row columns, by their first, were read in turn
 
     @classmethod
     def open(
@@ -291,8 +292,7 @@ class Trajectory:
             for left in range(0, columns, strip):
                 right = min(left + strip, columns)
                 if left % _BLOCK_COLUMNS == 0 and len(weighing) > 1:
-                    ahead = slice(offset + left, offset + min(left + _BLOCK_COLUMNS, columns))
-                    read_in_turn(self.weights, slice(begin, stop), ahead)
+                    self._read_ahead(begin, stop, offset + left, offset + min(left + _BLOCK_COLUMNS, columns))
                 rows = np.asarray(self.weights[begin:stop, offset + left : offset + right])
                 products = _weighed(weighing, rows.astype(np.float32, copy=False))
                 part = carried[:, left:right]
@@ -308,6 +308,13 @@ class Trajectory:
                 if windows:
                     result[[k for k, _ in windows]] = sliding.pop(stop - 1)
                 yield result
+
+    def _read_ahead(self, begin: int, stop: int, left: int, right: int) -> None:
+        """Read what a product will ask for, where it was not read before: it costs little then, but not nothing."""
+        seen = self._read.get(left, 0)
+        if seen < stop:
+            read_in_turn(self.weights, slice(max(begin, seen), stop), slice(left, right))
+            self._read[left] = stop
 
     def _networks(self, schemes: Iterable[Scheme], at: list[int]) -> Iterator[tuple[NDArray[np.float32], int]]:
         """The flat averages after each row for each scheme, and the row whose copied tensors go with each."""

@@ -312,6 +312,7 @@ def test_for_many_schemes_mapped_rows_are_read_in_turn_once_and_few_columns_at_a
     assert not most  # the product of a single scheme asks for row by row anyway
     schemes = [Constant(0.9), Constant(0.99)]
     found = mapped.average(schemes, [29])
+    np.testing.assert_allclose(mapped.average(schemes, [7, 29])[:, 1], found[:, 0], atol=1e-6)  # not read in turn again
     assert (asked == 1).all()
     assert max(most) <= 64
     assert np.array_equal(found, in_memory.average(schemes, [29]))
