@@ -56,6 +56,13 @@ SWEEP = Sweep(
 )
 #: A cell of that.
 CELL = "optimizer.learning_rate 0.01, schedule Constant(beta=0.9)"
+#: What asks a worker, in each view of what was opened.
+BUTTONS = {
+    "Atlas": "Measure this atlas",
+    "Family": "Measure these averages",
+    "Weight space": "Measure the loss on this plane",
+    "Best width": "Measure these widths",
+}
 #: What a Weights & Biases panel saves: two runs.
 PANEL = (
     '"Step","run-1 - loss","run-1 - loss__MIN","run-1 - loss__MAX",'

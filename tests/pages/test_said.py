@@ -26,6 +26,7 @@ from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig
 from tests.helpers import ME
 from tests.pages.conftest import (
+    BUTTONS,
     CELL,
     FREE,
     PANEL,
@@ -339,12 +340,7 @@ def test_of_what_was_opened_and_is_replayed(open_page, home, as_before, of_mine,
     as_before(app, "what if, opened")
     answered(app, home, "Measure what is stored")
     as_before(worked(app, home), "what if, opened and measured")
-    for view, label in {
-        "Atlas": "Measure this atlas",
-        "Family": "Measure these averages",
-        "Weight space": "Measure the loss on this plane",
-        "Best width": "Measure these widths",
-    }.items():
+    for view, label in BUTTONS.items():
         app.segmented_control(key="view").set_value(view)
         as_before(answered(run(app), home, label), f"what if, opened, {view.lower()}")
 

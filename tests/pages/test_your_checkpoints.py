@@ -19,7 +19,7 @@ from emacore.experiments.store import RunStore
 from emacore.replay.measure import Metric
 from emacore.widgets.opened import MOST_MERGES, SUGGESTED
 from tests.experiments.opened_folders import stored_rows
-from tests.pages.conftest import answered, drag, drawn, enter_recorded, frames, run, texts, worked
+from tests.pages.conftest import BUTTONS, answered, drag, drawn, enter_recorded, frames, run, texts, worked
 
 
 def table_with(app, *columns):
@@ -298,12 +298,7 @@ def test_without_anything_that_measures_weights_and_distances_follow_all_the_sam
 def test_each_view_asks_a_worker_and_shows_its_answer(open_page, of_mine, evaluated, home):
     app = open_page("what_if", replayed="opened-tiny", view="Atlas")
     answered(app, home, "Measure what is stored")
-    for view, label in {
-        "Atlas": "Measure this atlas",
-        "Family": "Measure these averages",
-        "Weight space": "Measure the loss on this plane",
-        "Best width": "Measure these widths",
-    }.items():
+    for view, label in BUTTONS.items():
         app.segmented_control(key="view").set_value(view)
         run(app)
         before = len(drawn(app)) + len(app.dataframe)
