@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,9 +177,9 @@ def passed(files: list[str], root: Path, timeout: float) -> bool:
     process = multiprocessing.get_context("fork").Process(target=run, args=(files, root))
     process.start()
     process.join(timeout)
-    if process.exitcode is None:
+    with suppress(ProcessLookupError):  # processes of joblib's, which tests leave, wait for minutes for more to do
         os.killpg(process.pid, signal.SIGKILL)
-        process.join()
+    process.join()
     return process.exitcode in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
@@ -195,7 +196,7 @@ def run(files: list[str], root: Path) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
-    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not browser and not long", *files]))
+    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not browser and not long", *files]))
 
 
 def copied(root: Path) -> None:
