@@ -419,8 +419,6 @@ class Averages:
         return self.step - self.step % BLOCK
 
     def _is_not_finite(self, ahead: Ahead, offset: int) -> bool:
-        if self._watch is None or self._watch.is_stale():
-            self._look_up()
         flat = self._flat_now()
         is_finite = not flat.numel() or bool(torch.stack(torch.aminmax(flat)).isfinite().all())
         if not anywhere(not is_finite, self._averaged_layout().values()):

@@ -135,6 +135,7 @@ def test_a_rate_decay_is_a_descent_with_these_rates(shape):
     steps = generator.normal(size=48)
     path = np.cumsum(steps)
     decay = RateDecay(shape)
+    assert decay.rates([0, 1]).tolist() == [1, 0]
     target = decay.target(4, 48)
     progress = (np.arange(5, 48) - 0.5 - 4) / 43
     ended = path[4] + decay.rates(progress) @ steps[5:]
