@@ -163,6 +163,12 @@ def test_soups_are_told_with_what_they_were_chosen_on(run, folder, monkeypatch):
         assert words in found.stderr
     assert "the greedy soup was chosen on judge:near, whose number flatters it" in found.stderr
     assert "greedy-soup: judge:near is 10" in found.stderr
+    which = "judge:near does not say which is better by its metrics: higher is taken for it"
+    assert which not in found.stderr
+    unsaid = run(
+        "merge", folder, "--soup", "greedy", "--evaluate", "judge:near", "--section", "model", "-o", folder / "b"
+    )
+    assert which in unsaid.stderr
     assert run("merge", folder, "--soup", "greedy", "--dry-run").exit_code == 2
 
 
