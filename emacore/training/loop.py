@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from emacore.courtesy import step_aside
 from emacore.ema import EMA
@@ -220,42 +220,20 @@ class RateRule:
     def __init__(self, optimizer: torch.optim.Optimizer, config: TaskConfig) -> None:
         settings = config.optimizer
         self.curve = settings.plateau_curve
-        self.rule: _Plateau | CosineAnnealingLR | None = None
+        self.rule: ReduceLROnPlateau | CosineAnnealingLR | None = None
         if settings.rate_rule == "plateau":
-            self.rule = _Plateau(optimizer, settings.plateau_factor, settings.plateau_patience)
+            self.rule = ReduceLROnPlateau(optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience)
         elif settings.rate_rule == "cosine":
             self.rule = CosineAnnealingLR(optimizer, T_max=config.max_epochs)
 
     def adjust(self, row: dict[str, Any]) -> None:
         """Take an epoch's row of the history into account."""
-        if isinstance(self.rule, _Plateau):
+        if isinstance(self.rule, ReduceLROnPlateau):
+            # A share of the best loss: where that is below 0 it must be taken off on the other side.
+            self.rule.threshold = math.copysign(self.rule.threshold, self.rule.best)
             self.rule.step(row[f"val_loss_{self.curve}"])
         elif self.rule is not None:
             self.rule.step()
-
-
-class _Plateau:
-    """torch's ReduceLROnPlateau, which takes a loss below 0 that stands still or rises a little for a better one."""
-
-    #: By what share of its size a loss must fall to be a better one, and by how much at least a rate is lowered.
-    threshold, least = 1e-4, 1e-8
-
-    def __init__(self, optimizer: torch.optim.Optimizer, factor: float, patience: int) -> None:
-        self.optimizer, self.factor, self.patience = optimizer, factor, patience
-        self.best, self.bad_epochs = math.inf, 0
-
-    def step(self, loss: float) -> None:
-        """Lower the rate if, with this epoch's loss, more than ``patience`` in a row were no better than the best."""
-        if loss < min(self.best * (1 - self.threshold), self.best * (1 + self.threshold)):
-            self.best, self.bad_epochs = loss, 0
-            return
-        self.bad_epochs += 1
-        if self.bad_epochs > self.patience:
-            self.bad_epochs = 0
-            for group in self.optimizer.param_groups:
-                lower = group["lr"] * self.factor
-                if group["lr"] - lower > self.least:
-                    group["lr"] = lower
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
