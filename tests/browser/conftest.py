@@ -175,9 +175,24 @@ def unchanged(look):
     return seen[0][1]
 
 
+def picture_of(locator):
+    """What is seen of it, as PNG; looked at again where the app draws it anew at this very moment."""
+    from playwright.sync_api import Error
+
+    def look():
+        try:
+            return locator.screenshot()
+        except Error as error:
+            if "not attached" not in str(error):
+                raise
+            return None
+
+    return wait_for(look)
+
+
 def still(locator):
     """Wait until it looks the same twice in a row, and return its picture."""
-    return unchanged(locator.screenshot)
+    return unchanged(lambda: picture_of(locator))
 
 
 def metric(page, label):
@@ -192,14 +207,13 @@ def changes_from(locator, before):
 
 def click_in(picture, across=0.5, down=0.25):
     """A click into a map, at these shares of its width and height."""
-    picture.scroll_into_view_if_needed()
-    still(picture)
-    box = picture.bounding_box()
+    still(picture)  # which brings it into view
+    box = wait_for(picture.bounding_box)
     picture.page.mouse.click(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
 
 
 def drawn(chart, colour):
     """How many pixels of a chart have about this colour."""
-    pixels = np.asarray(Image.open(io.BytesIO(chart.screenshot())).convert("RGB"), dtype=np.int32)
+    pixels = np.asarray(Image.open(io.BytesIO(picture_of(chart))).convert("RGB"), dtype=np.int32)
     wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
     return int((np.abs(pixels - wanted).max(axis=-1) < 60).sum())

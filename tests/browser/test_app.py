@@ -18,7 +18,18 @@ from emacore.experiments.store import RunStore
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import RunConfig
 from emacore.tasks.regression.data import load
-from tests.browser.conftest import Server, changes_from, click_in, drawn, metric, settled, still, unchanged, visit
+from tests.browser.conftest import (
+    Server,
+    changes_from,
+    click_in,
+    drawn,
+    metric,
+    picture_of,
+    settled,
+    still,
+    unchanged,
+    visit,
+)
 from tests.helpers import wait_for
 
 if sys.platform == "win32":
@@ -210,7 +221,7 @@ def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(serve
     try:
         page.mouse.down()
         page.mouse.move(box["x"] + 3, box["y"] + box["height"] / 2, steps=3)
-        wait_for(lambda: chart.screenshot() != before)
+        wait_for(lambda: picture_of(chart) != before)
     finally:
         os.kill(server.process.pid, signal.SIGCONT)
     page.mouse.up()
@@ -290,8 +301,8 @@ def test_the_curves_of_a_run_that_trains_grow_by_themselves(server, page):
     page.get_by_role("link", name="What if").click()
     page.get_by_role("button", name=re.compile("^As of epoch .* bring up to date")).wait_for(timeout=150_000)
     chart = page.locator("[data-testid=stVegaLiteChart]").first
-    before = chart.screenshot()
-    wait_for(lambda: chart.screenshot() != before, 90)
+    before = picture_of(chart)
+    wait_for(lambda: picture_of(chart) != before, 90)
     store = RunStore(server.home)
     for run_id in store.runs()["id"]:
         store.request_stop(run_id)
