@@ -63,9 +63,7 @@ class Writes:
             return
         write = _Write(call, ranks, f"emacore/{together}/{number}")
         try:
-            store = _store()
-            store.set(f"{write.key}/{dist.get_rank()}", "written")
-            store.add(write.key, 1)
+            _store().set(f"{write.key}/{dist.get_rank()}", "written")
         except (AttributeError, RuntimeError):  # no store, or the process that has it is gone
             return
         self.waiting.append(write)
@@ -89,7 +87,7 @@ def _look(write: _Write) -> None:
     together = write.key.split("/")[1]
     try:
         store = _store()
-        if together in _told or store.add(write.key, 0) >= len(write.ranks):
+        if together in _told or store.check([f"{write.key}/{rank}" for rank in write.ranks]):
             return
         missing = [rank for rank in write.ranks if not store.check([f"{write.key}/{rank}"])]
     except (AttributeError, RuntimeError):
