@@ -29,6 +29,8 @@ from emacore.training.history import MODELS
 
 #: What is said of a setting that changes nothing beside the others.
 IDLE = "(no effect)"
+#: The end of a part of a name that tells when the job was entered.
+_TIME = re.compile(r"\b\d\d:\d\d(:\d\d)?$")
 #: The orders of a list, by what a person calls them: the column, and whether it ascends.
 ORDERS = {
     "newest": ("created", False),
@@ -190,16 +192,21 @@ def differences(jobs: Mapping[str, Job]) -> pd.DataFrame:
 
 
 def short_names(names: Sequence[str], given: Collection[str] = ()) -> dict[str, str]:
-    """For a legend: different names without the parts, between commas or colons, that all have in common.
+    """For a legend: different names without the parts, between commas or colons, that all have in common, and without
+    the time at their end where the others tell them apart.
 
     Args:
         given: Names that people gave; they stay, and do not count.
     """
     parts = {name: re.split(", |: ", name) for name in names if name not in given}
     common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
-    short = {name: ", ".join(part for part in own if part not in common) or name for name, own in parts.items()}
-    found = {name: short.get(name, name) for name in names}
-    return found if len(set(found.values())) == len(found) else {name: name for name in names}
+    short = {name: [part for part in own if part not in common] for name, own in parts.items()}
+    timeless = {name: [part for part in own if not _TIME.search(part)] for name, own in short.items()}
+    for left in (timeless, short) if all(timeless.values()) else (short,):
+        found = {name: ", ".join(left.get(name, [])) or name for name in names}
+        if len(set(found.values())) == len(found):
+            return found
+    return {name: name for name in names}
 
 
 def config_of(job: Job) -> TaskConfig:

@@ -23,7 +23,7 @@ from emacore.experiments.listing import (
     overlay,
     short_names,
 )
-from emacore.experiments.names import words_of
+from emacore.experiments.names import SERVER, words_of
 from emacore.experiments.store import STATES, RunStore, StoredRun, StoreError
 from emacore.experiments.studies import Sweep
 from emacore.formatting import counted, in_bytes
@@ -319,19 +319,19 @@ def compare(picked: pd.DataFrame) -> None:
     with told():
         ids = dict(zip(picked["name"], picked["id"], strict=True))
         runs = {name: store.result(job_id) for name, job_id in ids.items()}
-    jobs = {name: run.job for name, run in runs.items()}
-    _curves(ids, runs)
-    if len(jobs) < 2:
+    short = short_names(list(runs), [name for name, run in runs.items() if run.name or run.asked == SERVER])
+    _curves(ids, runs, short)
+    if len(runs) < 2:
         return
     st.header("What their settings differ in")
-    table = differences(jobs)
+    table = differences({short[name]: run.job for name, run in runs.items()})
     if table.empty:
         st.markdown("In nothing: they are the same experiment with the same seed.")
     else:
-        show_table(table, name="differences", wrapped=len(jobs) <= _BESIDE_MOST)
+        show_table(table, name="differences", wrapped=len(runs) <= _BESIDE_MOST)
 
 
-def _curves(ids: dict[str, str], runs: dict[str, StoredRun]) -> None:
+def _curves(ids: dict[str, str], runs: dict[str, StoredRun], short: dict[str, str]) -> None:
     store = job_queue().store
     drawn = {name: run for name, run in runs.items() if not isinstance(run.job, Sweep)}
     first = dict(list(drawn.items())[:MOST_CURVES])
@@ -356,7 +356,6 @@ def _curves(ids: dict[str, str], runs: dict[str, StoredRun]) -> None:
         )
         scale = loss_axis()
     models = MODELS[which]
-    short = short_names(list(first), [name for name, run in first.items() if run.name])
     with told():
         histories = {short[name]: store.history(ids[name]) for name in first}
     table = overlay({short[name]: run.job for name, run in first.items()}, histories, models)

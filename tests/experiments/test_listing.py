@@ -207,9 +207,9 @@ def test_differences_of_studies_and_sweeps():
     assert odd.loc["seeds"].tolist() == ["2, 1, 5", "[7]"]
 
 
-def test_legends_leave_out_what_all_names_have_in_common():
+def test_legends_leave_out_what_all_names_have_in_common_and_times_that_tell_nothing_apart():
     one, other = "regression, Adam 0.01 constant, 60 epochs, 14:03", "regression, Adam 0.1 constant, 60 epochs, 14:05"
-    short = {one: "Adam 0.01 constant, 14:03", other: "Adam 0.1 constant, 14:05"}
+    short = {one: "Adam 0.01 constant", other: "Adam 0.1 constant"}
     assert short_names([one, other]) == short
     assert short_names([one, other, "mine, all mine"], ["mine, all mine"]) == {
         **short,
@@ -217,8 +217,16 @@ def test_legends_leave_out_what_all_names_have_in_common():
     }
     study = "8 seeds: regression, Adam 0.1 constant, 60 epochs, 14:03"
     assert short_names([one, study])[study] == "8 seeds, Adam 0.1 constant"
-    assert short_names([one]) == {one: one}
-    assert short_names([one, "mine"], ["mine"]) == {one: one, "mine": "mine"}
+    alone = one.removesuffix(", 14:03")
+    assert short_names([one]) == {one: alone}
+    assert short_names([one, "mine"], ["mine"]) == {one: alone, "mine": "mine"}
+    again, later = one.replace("14:03", "3 Mar 14:07"), one.replace("14:03", "14:03:58")
+    assert short_names([one, again, later]) == {one: "14:03", again: "3 Mar 14:07", later: "14:03:58"}
+    assert short_names([one, again, other]) == {
+        one: "Adam 0.01 constant, 14:03",
+        again: "Adam 0.01 constant, 3 Mar 14:07",
+        other: "Adam 0.1 constant, 14:05",
+    }
     assert short_names([]) == {}
     assert short_names(["a, b", "a, b, c"]) == {"a, b": "a, b", "a, b, c": "c"}
     taken = ["a, b", "a, c", "b"]

@@ -12,10 +12,12 @@ import pytest
 
 from emacore import RunConfig
 from emacore.averaging.families import Constant
+from emacore.experiments.names import EXAMPLE
 from emacore.experiments.store import RunStore
 from emacore.experiments.studies import Study, Sweep
 from emacore.tasks.regression.config import DataConfig
 from emacore.training.config import OptimizerConfig
+from emacore.training.loop import train
 from emacore.widgets import stored_jobs
 from emacore.widgets.again import PAGES, job_state, start_state
 from emacore.widgets.runs import ENDS, run_state
@@ -159,6 +161,22 @@ def test_what_has_no_curve_and_what_cannot_be_compared_is_told(open_page, home, 
     assert "cannot be compared" in texts(pick(open_page("runs"), "one", "other rows"))
     RunStore(home).rename(enter_run(home, SHORT), "twin")
     assert "the same experiment with the same seed" in texts(pick(open_page("runs"), "one", "twin"))
+
+
+def test_curves_and_differences_are_called_after_what_is_not_common_beside_the_servers_run_too(open_page, home):
+    runs, one = RunStore(home), replace(SHORT, max_epochs=1)
+    run_id = runs.create_once("example", one)
+    for seed in (4, 5, 6):
+        enter_run(home, replace(one, seed=seed))
+    assert run_id in runs.claim(ME, 99)
+    train(one, lambda row: runs.append(run_id, ME, row))
+    runs.finish(run_id, ME, "done", stopped="max epochs")
+    app = open_page("runs")
+    app = pick(app, *app.dataframe[0].value["name"])
+    *short, example = sorted(drawn(app)[0]["curve"].unique())
+    assert example == EXAMPLE
+    assert [name.partition(",")[0] for name in short] == ["seed 4", "seed 5", "seed 6"]
+    assert sorted(app.table[0].value) == sorted(["setting", example, *short])
 
 
 def test_so_many_curves_are_drawn_as_there_are_colours(open_page, home, monkeypatch):
