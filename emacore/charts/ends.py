@@ -29,8 +29,10 @@ _GAP = 15
 _MOST_ROOM = 240
 #: Pixels that names have at least, also in a small picture: so "original" is one line.
 _LEAST_ROOM = 72
-#: Pixels of a letter on average, and letters that a line is taken to have where names wrap.
+#: Pixels of a letter on average, and letters that a line has: in the most room, and is taken to have in less than a
+#: picture's names want.
 _LETTER, _LINE = 7, 13
+_LONGEST = (_MOST_ROOM - 8) // _LETTER
 #: A pattern with the most letters of a line: it ends before a space or a bracket, or within a word that is too long.
 _WRAPPED = r"(.{1,%s})(\s+|(?=[(_=])|$)|(.{%s})"
 
@@ -57,8 +59,8 @@ def names_at_ends(
         y_domain: The ends of the y axis; by default those of all values that it can show.
 
     Returns:
-        A row for each series: ``name``, ``x`` and ``y`` in units of the axes, and ``low``, the ``y`` of its first line
-        where names wrap.
+        A row for each series: ``name``, ``x`` and ``y``, that of its first line, in units of the axes, and ``low``,
+        the same where a narrow picture has more lines of them.
     """
     across, up = (table[column].to_numpy(dtype=np.float64) for column in (x, y))
     shown = drawable(up, y_scale) & drawable(across, x_scale)
@@ -67,8 +69,8 @@ def names_at_ends(
     seen = {name: own for name, rows in rows_of_series(table, series).items() if len(own := rows[shown[rows]])}
     last = [own[across[own].argmax()] for own in seen.values()]
     names, ends = [str(name) for name in seen], y_domain or (float(up[shown].min()), float(up[shown].max()))
-    places = names_apart(up[last], height, ends, y_scale)
-    lows = names_apart(up[last], height, ends, y_scale, names)
+    places = names_apart(names, up[last], height, ends, y_scale)
+    lows = names_apart(names, up[last], height, ends, y_scale, narrow=True)
     return [
         {NAME: name, "x": float(at), "y": place, "low": low}
         for name, at, place, low in zip(names, across[last], places, lows, strict=True)
@@ -81,16 +83,23 @@ def plot_height(height: int) -> int:
 
 
 def names_apart(
-    places: ArrayLike, height: int, ends: tuple[float, float], scale: Scale, wrapped: Sequence[str] = ()
+    names: Sequence[str],
+    places: ArrayLike,
+    height: int,
+    ends: tuple[float, float],
+    scale: Scale,
+    *,
+    narrow: bool = False,
 ) -> list[float]:
-    """Places on an axis of ``height`` pixels with these ends, moved apart so that names can stand there.
+    """Places on an axis of ``height`` pixels with these ends, moved apart so that names have their first lines there.
 
     Args:
-        wrapped: The names, if they wrap; the places are then those of their first lines.
+        narrow: Whether the picture has less room for them than :func:`room_for` says.
     """
     low, high = _scaled(ends, scale)
-    pattern = re.compile(_WRAPPED % (_LINE, _LINE))
-    lines = [len([part for part in pattern.finditer(name) if part[0]]) for name in wrapped]
+    letters = _LINE if narrow else _LONGEST
+    pattern = re.compile(_WRAPPED % (letters, letters))
+    lines = [len([part for part in pattern.finditer(name) if part[0]]) for name in names]
     moved = apart(_scaled(places, scale), _GAP / height * (high - low), low, high, lines)
     return np.exp(moved).tolist() if scale == "log" else moved
 
@@ -147,13 +156,12 @@ def name_marks(colour: alt.Color, room: int) -> alt.Chart:
     """
     letters = f"max(4, floor(({_taken(room)} - 8) / {_LETTER}))"
     pattern = "'" + _WRAPPED.replace("\\", "\\\\").replace("%s", f"' + {letters} + '") + "'"
-    wraps = "true" if room >= _MOST_ROOM else f"{_taken(room)} < {room}"
     text: alt.Chart = (
         alt.Chart()
         .transform_calculate(
             **{
                 WRITTEN: f"split(trim(replace(datum.{NAME}, regexp({pattern}, 'g'), '$1$3\\n')), '\\n')",
-                "place": f"{wraps} ? datum.low : datum.y",
+                "place": f"{_taken(room)} < {room} ? datum.low : datum.y",
             }
         )
         .mark_text(

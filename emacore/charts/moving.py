@@ -226,7 +226,7 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
                 column = NAME
                 if "y" in view.ends:  # the figure took them to be those of its own curves
                     ends = np.asarray(cells["y"], dtype=np.float64)
-                    cells |= {"y": _apart(ends, view), "low": _apart(ends, view, cells[NAME])}
+                    cells |= {"y": _apart(cells[NAME], ends, view), "low": _apart(cells[NAME], ends, view, narrow=True)}
                 then |= _names(sets, view)
             tables[table] = _arrow(cells)
         hidden = [
@@ -253,11 +253,12 @@ def _moving_view(view: View, number: int, handles: Sequence[Handle], tables: dic
     return {"layer": layers} | {key: view.figure.spec[key] for key in ("height", "resolve") if key in view.figure.spec}
 
 
-def _apart(places: Floats, view: View, wrapped: Sequence[str] = ()) -> list[float]:
-    """Where names stand on the y axis of a view, ``wrapped`` ones or others, so that they do not lie over each
+def _apart(names: Sequence[str], places: Floats, view: View, *, narrow: bool = False) -> list[float]:
+    """Where names stand on the y axis of a view, in a narrow picture or another, so that they do not lie over each
     other."""
     scale: Scale = "log" if any(_is_log(layer, "y") for layer in view.figure.spec["layer"]) else "linear"
-    return names_apart(places, plot_height(int(view.figure.spec["height"])), view.ends["y"], scale, wrapped)
+    height = plot_height(int(view.figure.spec["height"]))
+    return names_apart(names, places, height, view.ends["y"], scale, narrow=narrow)
 
 
 def _moved_by(handles: Sequence[Handle], view: View) -> list[Frames]:
@@ -275,7 +276,7 @@ def _names(sets: Sequence[Frames], view: View) -> dict[int, Frames]:
         lows = places.copy()
         for told, first, drawn in zip(places.T, lows.T, np.isfinite(places).T, strict=True):
             own = names[drawn].astype(str).tolist()
-            first[drawn], told[drawn] = _apart(first[drawn], view, own), _apart(told[drawn], view)
+            first[drawn], told[drawn] = _apart(own, first[drawn], view, narrow=True), _apart(own, told[drawn], view)
         row = 0
         for one in moved:
             rows = slice(row, row := row + len(one.rows))

@@ -49,6 +49,10 @@ def test_long_names_wrap_and_take_their_lines():
     # Of two lines, three and one, each 15 of 300 pixels high.
     assert np.diff(sorted(first)) == pytest.approx([3 * 0.05, 0.05])
     assert np.diff([row["y"] for row in rows]) == pytest.approx([0.05, 0.05])
+    # A name that the most room does not have in one line takes two of it.
+    long = table.assign(curve=[names[0], "constant 0.96, 110 epochs, seed 6, 20:33", names[2]])
+    rows = names_at_ends(long, "x", "y", "curve", height=300, y_domain=(0.0, 1.0))
+    assert np.diff([row["y"] for row in rows]) == pytest.approx([0.1, 0.05])
 
 
 def test_a_name_is_at_the_last_point_that_the_axes_can_show():
