@@ -144,11 +144,22 @@ def visit(page, path):
 
     Nothing is loaded again, which would take six seconds of CPU; what the session holds stays.
     """
-    page.evaluate(
-        "url => { history.pushState({}, '', url); dispatchEvent(new PopStateEvent('popstate')); }", f"/{path}"
-    )
+    from playwright.sync_api import TimeoutError
+
     name = path.partition("?")[0].replace("_", " ").capitalize() or "Overview"
-    page.wait_for_function("name => document.title.replaceAll('-', ' ').startsWith(`${name}  `)", arg=name)
+    drawn = "name => document.title.replaceAll('-', ' ').startsWith(`${name}  `)"
+
+    def went():
+        page.evaluate(
+            "url => { history.pushState({}, '', url); dispatchEvent(new PopStateEvent('popstate')); }", f"/{path}"
+        )
+        try:
+            page.wait_for_function(drawn, arg=name, timeout=30_000)
+        except TimeoutError:  # a script that ran its own page anew at this very moment took it back
+            return False
+        return True
+
+    wait_for(went, 90)
     page.get_by_role("heading", level=1).wait_for()
     settled(page, charts=False)
 
@@ -190,6 +201,11 @@ def picture_of(locator):
     return wait_for(look)
 
 
+def place_of(locator):
+    """Where it is on the page: x, y, width and height in pixels; waits while the app draws it anew."""
+    return wait_for(locator.bounding_box)
+
+
 def still(locator):
     """Wait until it looks the same twice in a row, and return its picture."""
     return unchanged(lambda: picture_of(locator))
@@ -208,7 +224,7 @@ def changes_from(locator, before):
 def click_in(picture, across=0.5, down=0.25):
     """A click into a map, at these shares of its width and height."""
     still(picture)  # which brings it into view
-    box = wait_for(picture.bounding_box)
+    box = place_of(picture)
     picture.page.mouse.click(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
 
 

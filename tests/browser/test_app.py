@@ -25,6 +25,7 @@ from tests.browser.conftest import (
     drawn,
     metric,
     picture_of,
+    place_of,
     settled,
     still,
     unchanged,
@@ -76,7 +77,7 @@ def test_a_dragged_handle_bends_the_curve_without_the_server_and_on_release_all_
     handle = page.get_by_role("slider", name="power")
     handle.wait_for()
     settled(page)
-    age, box, seen = metric(page, "Mean age").inner_text(), handle.bounding_box(), [curves(page)]
+    age, box, seen = metric(page, "Mean age").inner_text(), place_of(handle), [curves(page)]
     title = page.locator("[class*=st-key-moving-] .role-title-text").first
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + 0.3 * box["width"], y)
@@ -215,7 +216,7 @@ def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(serve
     settled(page)
     chart = page.locator(".st-key-moving-replay [data-testid=stVegaLiteChart]")
     before = still(chart)
-    box = handle.bounding_box()
+    box = place_of(handle)
     page.mouse.move(box["x"] + box["width"] * 0.23, box["y"] + box["height"] / 2)
     os.kill(server.process.pid, signal.SIGSTOP)  # the picture needs no answer
     try:
@@ -232,7 +233,7 @@ def test_what_if_follows_a_handle_and_a_cell_and_a_click_or_a_key_keeps_it(serve
     # A cell that is pointed at is a curve, and no more one when the pointer leaves.
     still(picture)
     assert drawn(chart, CHOSEN) == 0
-    place = picture.bounding_box()
+    place = place_of(picture)
     page.mouse.move(place["x"] + place["width"] * 0.5, place["y"] + place["height"] * 0.6)
     wait_for(lambda: drawn(chart, CHOSEN) > 20)
     page.mouse.move(5, 5)

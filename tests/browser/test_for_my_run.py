@@ -8,7 +8,7 @@ from torch import nn
 
 from emacore.averaging.families import PowerFunction
 from emacore.averaging.weights import weights
-from tests.browser.conftest import settled, visit
+from tests.browser.conftest import place_of, settled, visit
 from tests.helpers import wait_for
 
 if sys.platform == "win32":
@@ -31,7 +31,7 @@ def test_a_run_is_filled_in_and_its_code_runs(server, page):
     card = page.get_by_text("half-life 6,931 steps, 1.73 % of the run")
     card.wait_for()
     settled(page)
-    box, picture = card.bounding_box(), page.locator("[data-testid=stVegaLiteChart]").first.bounding_box()
+    box, picture = place_of(card), place_of(page.locator("[data-testid=stVegaLiteChart]").first)
     assert box["y"] + box["height"] < 800
     assert picture["y"] + picture["height"] < 800
     code = page.locator("[data-testid=stCode] code").first.inner_text()
@@ -46,8 +46,8 @@ def test_a_run_is_filled_in_and_its_code_runs(server, page):
     wait_for(lambda: page.evaluate("document.documentElement.scrollWidth") <= 400)
     pieces = [page.locator("[data-testid=stVegaLiteChart]"), page.get_by_text("What is trained"), card]
     pieces.append(page.get_by_text("The same at another batch size"))
-    wait_for(lambda: (tops := [piece.first.bounding_box()["y"] for piece in pieces]) == sorted(tops))
-    assert pieces[0].first.bounding_box()["y"] < 400, "on the first screen"
+    wait_for(lambda: (tops := [place_of(piece.first)["y"] for piece in pieces]) == sorted(tops))
+    assert place_of(pieces[0].first)["y"] < 400, "on the first screen"
     page.set_viewport_size({"width": 360, "height": 800})
     visit(page, "decay_schedule")
     settled(page)
@@ -55,4 +55,4 @@ def test_a_run_is_filled_in_and_its_code_runs(server, page):
     assert links.evaluate_all("all => all.length > 0 && all.every(one => one.scrollWidth <= one.clientWidth + 1)")
     pieces = [page.locator("[data-testid=stVegaLiteChart] svg.marks"), page.locator("input[type=range]")]
     pieces.append(page.get_by_text("Show", exact=True))
-    wait_for(lambda: (tops := [piece.first.bounding_box()["y"] for piece in pieces]) == sorted(tops))
+    wait_for(lambda: (tops := [place_of(piece.first)["y"] for piece in pieces]) == sorted(tops))

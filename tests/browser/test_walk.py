@@ -65,7 +65,8 @@ def act(page, kind, chance, kinds):
         page.keyboard.press("Escape")
     elif kind == "picture":
         one.scroll_into_view_if_needed()
-        box = one.bounding_box()
+        if (box := one.bounding_box()) is None:  # the app has taken it away
+            return None
         page.mouse.click(box["x"] + chance.random() * box["width"], box["y"] + chance.random() * box["height"])
         name = "table" if "stDataFrame" in (one.get_attribute("data-testid") or "") else "picture"
     else:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.browser.conftest import Server, settled
+from tests.browser.conftest import Server, place_of, settled
 from tests.experiments.opened_folders import small_run
 from tests.helpers import wait_for
 
@@ -26,7 +26,7 @@ def test_the_certificate_of_opened_files_follows_the_pointer_and_the_command_fol
         page.get_by_text("6 checkpoints of steps 10 to 60").wait_for()
         certificate = page.locator("[class*=st-key-moving-] svg").get_by_text(re.compile("averages noise as"))
         command = page.locator("[data-testid=stCode]").filter(has_text="emacore merge 'my run'")
-        before, said, box = certificate.text_content(), command.inner_text(), handle.bounding_box()
+        before, said, box = certificate.text_content(), command.inner_text(), place_of(handle)
         page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + box["height"] / 2)
         page.mouse.down()
         page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + box["height"] / 2)
