@@ -17,6 +17,8 @@ from emacore.averaging.windows import decays_at_end
 from emacore.experiments.store import RunStore
 from emacore.formatting import number, percent
 from emacore.replay.atlas import axes, plateau
+from emacore.replay.curves import finite_range
+from emacore.replay.frames import shown_epochs
 from emacore.replay.recording import Recorder
 from emacore.replay.weight_space import space
 from emacore.tasks import open_run
@@ -494,6 +496,30 @@ def test_every_mark_of_every_handle_is_the_replay_of_that_very_schedule(open_pag
             whole = weights_of(scheme.decays(60))
             np.testing.assert_allclose(weights[f"weight_{place}_{mark}"], whole[weights["step"].astype(int)], atol=1e-4)
         assert losses.filter(regex=f"loss_{place}_").iloc[-1].nunique() > most / 3, "else this shows nothing"
+
+
+@pytest.mark.parametrize("most", [16_000, 900])
+def test_a_moved_curve_misses_no_epoch_or_the_page_says_at_how_many_it_is_drawn(open_page, home, monkeypatch, most):
+    monkeypatch.setattr(replay.frames, "MOST_NETWORKS", most)
+    run_id = enter(home, replace(FREE, max_epochs=75, data=DataConfig(n_samples=100)))
+    app = open_page("what_if", view="Atlas", beta="0.8", update_after_step="7")
+    losses, opened = frames(app)["frames0_0"], open_run(RunStore(home).recording(run_id))
+    [cells] = [table for table in own_pictures(app).values() if "cell_0" in table]
+    steps = opened.rows.steps[opened.epoch_ends]
+    ends = finite_range(np.concatenate([drawn(app)[0]["loss"], losses.filter(regex="loss_").to_numpy().ravel()]))
+    told = re.search(r"A curve that a handle moves is drawn at (\d+) of the 75 epochs", texts(app))
+    shown = shown_epochs(75, int(told[1]) if told else 75)
+    assert bool(told) == (most == 900)
+    title = json.loads(app.get("vega_lite_chart")[0].proto.spec)["title"]["text"]["expr"]
+    powers = json.loads(re.search(r'(\["[^]]*\])\[drag_power', title)[1])
+    for mark, power in enumerate(powers):
+        column = f"loss_0_{mark}"
+        scheme = InversePower(0.8, power=float(power), update_after_step=7, update_every=1)
+        whole = opened.replay({"": scheme})["loss"]
+        missed = np.abs(np.interp(steps, losses["step"], losses[column]) - whole)[shown - 1]
+        assert missed.max() <= 0.005 * (ends[1] - ends[0])
+        assert set(losses["step"]) <= set(steps[shown - 1])
+    assert f"Under the pointer, a curve is drawn at {len(cells)} of the 75 epochs; kept, at all." in texts(app)
 
 
 def test_steps_that_are_skipped_are_no_teeth_while_a_handle_moves(open_page, home):
