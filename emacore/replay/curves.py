@@ -249,6 +249,22 @@ def atlas_in_words(cells: Table, best: Best, reference: float, metric: str) -> s
     )
 
 
+def no_best_in_words(cells: Table, metric: str) -> str:
+    """Why an atlas has no lowest cell: none of its averages can be had, or none has a finite loss.
+
+    Args:
+        metric: "final" or "best", as of the cells.
+    """
+    if all(code is None for code in cells["code"]):
+        return "All cells of this map are empty: no such average can be had in this run. Choose other axes or settings."
+    if metric == "best":
+        return "No schedule of this map has a finite loss after any of the epochs that are looked at."
+    return (
+        "No schedule of this map has a finite loss after the last epoch of this run. Its lowest may be finite: "
+        "choose **best**."
+    )
+
+
 def width_curves(widths: Table, loss: Metric, reference: float) -> Table:
     """The final loss of averages over their relative width, beside the original's: curve, width (%), loss.
 

@@ -153,8 +153,7 @@ def _show_atlas(view: ViewedRun) -> Codes:
     table = pd.DataFrame(cells).astype({"beta_from": "Int64"})
     best = curves.best_row(cells, view.recorded.loss)
     if best is None:
-        other = "" if metric == "best" else " Its lowest may be finite: choose **best**."
-        st.markdown(f"No schedule of this map has a finite loss after the last epoch of this run.{other}")
+        st.markdown(curves.no_best_in_words(cells, metric))
         return ()
     never = curves.beta_never_acts(cells, view.schedule, x, y)
     picture = heatmap(

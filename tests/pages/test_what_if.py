@@ -522,6 +522,15 @@ def test_a_moved_curve_misses_no_epoch_or_the_page_says_at_how_many_it_is_drawn(
     assert f"Under the pointer, a curve is drawn at {len(cells)} of the 75 epochs; kept, at all." in texts(app)
 
 
+@pytest.mark.parametrize("metric", ["final", "best"])
+def test_a_map_of_which_no_average_can_be_had_says_so_and_nothing_of_losses(open_page, home, metric):
+    enter(home)
+    axes_of = {"atlas_x": "beta", "atlas_y": "relative_width", "atlas_metric": metric}
+    app = open_page("what_if", view="Atlas", update_after_step="1000", **axes_of)
+    assert "All cells of this map are empty: no such average can be had in this run." in texts(app)
+    assert "finite" not in texts(app)
+
+
 def test_steps_that_are_skipped_are_no_teeth_while_a_handle_moves(open_page, home):
     enter(home)
     app = open_page("what_if", view="Family", beta="0.8", update_after_step="7", update_every="5")

@@ -259,6 +259,16 @@ def test_the_best_row_and_how_many_are_near_it():
     assert "the original at its lowest of the same epochs 1.5." in curves.atlas_in_words(cells, best, 1.5, "best")
 
 
+def test_why_a_map_has_no_lowest_cell_follows_its_cells():
+    empty = {"code": np.array([None, None], dtype=object)}
+    assert {curves.no_best_in_words(empty, metric) for metric in ("final", "best")} == {
+        "All cells of this map are empty: no such average can be had in this run. Choose other axes or settings."
+    }
+    lost = {"code": np.array(["A()", None], dtype=object)}
+    assert "after the last epoch of this run. Its lowest may be finite" in curves.no_best_in_words(lost, "final")
+    assert curves.no_best_in_words(lost, "best").endswith("after any of the epochs that are looked at.")
+
+
 def test_the_widths_that_are_drawn_are_shares_of_the_run_in_percent():
     table = {"width": np.array([0.1, 0.2]), "relative_width": np.array([0.09, 0.15]), "loss": np.array([2.0, 1.0])}
     drawn = curves.width_curves(table, LOSS, 3.0)
