@@ -335,12 +335,12 @@ def _watch(store: RunStore, run: StoredRun, seen: int) -> None:
 
 def say_what_is_exact(recorded: Recorded) -> None:
     """Tell where the replay of this run is not exact, or not whole."""
-    rules = training_follows_average(recorded.run.config)
+    rules = training_follows_average(recorded.run.config, recorded.trained)
     if rules:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(
                 f":material/info: This training looked at its own average ({' and '.join(rules)}): with another one, "
-                "other weights would have been trained."
+                "other weights could have been trained."
             )
             st.button(
                 "Train it again without",

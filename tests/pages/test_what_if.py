@@ -23,7 +23,7 @@ from emacore.replay.recording import Recorder
 from emacore.replay.weight_space import space
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import OptimizerConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets import moving, replay
 from tests.helpers import ME
 from tests.pages.conftest import FREE, drag, drawn, frames, marked, run, select, texts
@@ -147,8 +147,12 @@ def test_widths_that_no_average_has_are_told(open_page, home):
 
 
 def test_a_training_that_looked_at_its_average_is_told_and_can_be_trained_without(open_page, home):
+    impatient = {"optimizer": OptimizerConfig(plateau_patience=1), "stopping": StoppingConfig("ema", 3)}
     config = RunConfig(data=DataConfig(n_samples=200), max_epochs=4)
     enter(home, config)
+    app = open_page("what_if", view="Family")
+    assert "looked at its own average" not in texts(app), "no rule can act in so few epochs"
+    enter(home, replace(config, **impatient))
     app = open_page("what_if", view="Family")
     assert "the plateau rule of its learning rate and its early stop" in texts(app)
     next(b for b in app.button if b.label.startswith("Train it again")).click()
