@@ -67,12 +67,16 @@ def show_curves(
     below = lines(shares, y="weight", x_title="step of the run", y_title="weight in the end", height=90, **shared)
     views = [View(_with_pointed(above, loss), ends={**whole, "y": ends}), View(below, ends={**whole, "y": weight_ends})]
 
+    pointed = [pd.DataFrame()]  # the cells' curves, once they are there
+
     def frames_of(handles: Sequence[Handle]) -> list[tuple[Frames, ...]]:
         marks = tuple((handle.key, handle.values) for handle in handles)
+        cells = pointed[0].filter(regex="^cell_").to_numpy(dtype=np.float64)
+        room = roomy_ends(np.concatenate([ends, cells.ravel()]), scale)
         if not marks:
-            return [(), ()]
+            return [(Frames(pd.DataFrame({"curve": []}), {}, "curve", ends={"y": room}),), ()]
         return [
-            (loss_frames(*of, code, marks, loss, scale, ends, most),),
+            (loss_frames(*of, code, marks, loss, scale, room, most),),
             (share_frames(*of, code, marks, weight_ends),),
         ]
 
@@ -83,7 +87,12 @@ def show_curves(
             "figures and the CSV are of all."
         )
     pointed_at = len(above.spec["layer"])
-    return lambda cells: finish({(0, pointed_at): cells()})
+
+    def finish_with(cells: Callable[[], pd.DataFrame]) -> None:
+        pointed[0] = cells()
+        finish({(0, pointed_at): pointed[0]})
+
+    return finish_with
 
 
 def _with_pointed(figure: Figure, loss: str) -> Figure:
@@ -125,11 +134,14 @@ def _around(losses: pd.Series, scale: Scale, folder: str, epochs: int, code: str
 def loss_frames(
     folder: str, epochs: int, code: str, marks: Marks, loss: str, scale: Scale, ends: Ends, most: int
 ) -> Frames:
-    """The frames of the loss of the schedule's average at the marks of each setting, at ``most`` epochs at most."""
+    """The frames of the loss of the schedule's average at the marks of each setting, at ``most`` epochs at most; the
+    axis goes as far as they do, and to ``ends`` at least."""
     shown, losses = frames_of_codes(folder, epochs, _varied(code, marks), most)
+    ends = roomy_ends(np.concatenate([ends, losses.ravel()]), scale)
     trajectory = opened(folder, epochs)
     steps = trajectory.rows.steps[np.asarray(trajectory.epoch_ends)[shown - 1]].astype(np.float64)
-    return line_frames("step", loss, "curve", NOW, steps, _by_key(losses, marks), y_scale=scale, y_ends=ends)
+    found = line_frames("step", loss, "curve", NOW, steps, _by_key(losses, marks), y_scale=scale, y_ends=ends)
+    return found._replace(ends={"y": ends})
 
 
 @st.cache_data(max_entries=32, show_spinner=False)

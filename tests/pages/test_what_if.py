@@ -526,6 +526,23 @@ def test_a_moved_curve_misses_no_epoch_or_the_page_says_at_how_many_it_is_drawn(
     assert f"Under the pointer, a curve is drawn at {len(cells)} of the 75 epochs; kept, at all." in texts(app)
 
 
+@pytest.mark.parametrize("axis", ["log", "linear"])
+@pytest.mark.parametrize("family", ["Inverse power", "Running mean"])
+def test_no_curve_that_a_handle_or_the_pointer_shows_leaves_the_picture(open_page, home, family, axis, monkeypatch):
+    monkeypatch.setattr(moving, "_MOST_MARKS", 80)
+    noisy = OptimizerConfig(rate_rule="constant", learning_rate=0.03)
+    enter(home, replace(FREE, max_epochs=40, optimizer=noisy, data=DataConfig(n_samples=100)))
+    app = open_page("what_if", family=family, view="Atlas", loss_axis=axis, beta="0.999", update_after_step="0")
+    tables = own_pictures(app)
+    [cells] = [table for table in tables.values() if "cell_0" in table]
+    moved = tables["frames0_0"].filter(regex="loss_").to_numpy() if "frames0_0" in tables else np.empty(0)
+    assert moved.any() == (family == "Inverse power")
+    shown = np.concatenate([moved.ravel(), cells.filter(regex="cell_").to_numpy().ravel(), tables["still0"]["loss"]])
+    low, high = tables["ends0"][["y_0", "y_1"]].iloc[0]
+    assert low == pytest.approx(np.nanmin(shown), rel=1e-6)
+    assert high == pytest.approx(np.nanmax(shown), rel=1e-6)
+
+
 @pytest.mark.parametrize("metric", ["final", "best"])
 def test_a_map_of_which_no_average_can_be_had_says_so_and_nothing_of_losses(open_page, home, metric):
     enter(home)
