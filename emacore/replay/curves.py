@@ -139,7 +139,7 @@ def thinning_in_words(
     _check_length("replayed", replayed, epochs)
     known, found = np.asarray(exact, dtype=np.float64), np.asarray(replayed, dtype=np.float64)
     told = f"The recording holds one step in {every} only, to stay within its budget, so replays are close, not exact"
-    usable = np.isfinite(known) & np.isfinite(found)
+    usable = np.isfinite(known) & np.isfinite(found) & (known != 0)  # of a loss of 0 no miss is a share
     if not usable.any():
         return f"{told}."
     counted = np.asarray(epochs)[usable]
@@ -165,8 +165,10 @@ def smaller_rate_in_words(epochs: ArrayLike, rates: ArrayLike, original: ArrayLi
         original, averaged: The validation loss of the trained weights and of their average after each.
 
     Raises:
-        ValueError: if those are not as many.
+        ValueError: if those are not as many, or none.
     """
+    if not len(np.asarray(epochs)):
+        raise ValueError("there must be at least one epoch")
     for name, values in (("rates", rates), ("original", original), ("averaged", averaged)):
         _check_length(name, values, epochs)
     counted, rate = np.asarray(epochs), np.asarray(rates, dtype=np.float64)

@@ -300,3 +300,10 @@ def test_of_a_first_metric_of_which_more_is_better_ahead_is_above():
     curves_of = table([0.5, 0.6, 0.7], [0.4, 0.7, 0.8])
     found = curve_figures(curves_of, (Metric("loss", "accuracy", higher_is_better=True),), "original", 1)
     assert (found["ahead_since"][1], found["ahead_for"][1], found["best"][1]) == (2, 2, 0.8)
+
+
+def test_a_loss_of_0_is_left_out_of_the_misses_and_a_run_without_epochs_is_refused():
+    told = curves.thinning_in_words([1, 2, 3], [0.0, 2.0, 1.0], [0.5, 2.0, 1.1], 3, from_epoch=1)
+    assert "by 10 % after epoch 3, and by up to 10 % from epoch 1 on" in told
+    with pytest.raises(ValueError, match="at least one epoch"):
+        curves.smaller_rate_in_words([], [], [], [])
