@@ -164,10 +164,10 @@ def change_in_words(before: float, after: float) -> str:
     if after < before:
         by = 1 - after / before
         return f"Averaging lowers the expected loss of this run by {percent(by) if by < 0.995 else 'more than 99.5 %'}"
-    if after < 10 * before:
-        return f"Averaging raises the expected loss of this run by {percent(after / before - 1)}"
     if after < AT_MINIMUM:
         return "This run ends practically at the minimum, with and without averaging"
+    if after < 10 * before:
+        return f"Averaging raises the expected loss of this run by {percent(after / before - 1)}"
     return f"Averaging raises the expected loss of this run from {bounded(before, 3)} to {bounded(after, 3)}"
 
 

@@ -76,6 +76,7 @@ class Frames(NamedTuple):
         column: The column of the series.  The rows of the same series in the figure's table are hidden meanwhile.
         line: The columns of a line's x and y, at whose end its name stands.
         layers: The layers of the figure that draw them; by default all that draw the figure's table.
+        ends: How far the view's axes ("x", "y") must go for them, where that is further than the view's own ends.
     """
 
     rows: pd.DataFrame
@@ -83,6 +84,7 @@ class Frames(NamedTuple):
     column: str
     line: tuple[str, str] = ("x", "y")
     layers: tuple[int, ...] = ()
+    ends: Mapping[str, tuple[float, float]] = {}
 
     @property
     def size(self) -> int:
@@ -130,7 +132,7 @@ def moving(views: Sequence[View], handles: Sequence[Handle], signals: Sequence[S
     figure's own rows of these series are hidden while a handle that moves them is away from its start.
     """
     tables: dict[str, Table] = {}
-    views = [view._replace(ends=_across(view) | dict(view.ends)) for view in views]
+    views = [view._replace(ends=_across(view) | _with_room(view)) for view in views]
     drawn = [_moving_view(view, number, handles, tables) for number, view in enumerate(views)]
     params: dict[str, Spec] = {}
     lit = [signal for number, view in enumerate(views) for signal in _lit(number, view, handles)]
@@ -322,6 +324,16 @@ def _across(view: View) -> dict[str, tuple[float, float]]:
     values = np.concatenate(found) if found else np.empty(0)
     values = values[np.isfinite(values)]
     return {"x": (float(values.min()), float(values.max()))} if len(values) else {}
+
+
+def _with_room(view: View) -> dict[str, tuple[float, float]]:
+    """The fixed ends of the view's axes, as far out as its frames need them."""
+    found = dict(view.ends)
+    for frames in view.frames:
+        for channel, (low, high) in frames.ends.items():
+            own = found.get(channel, (low, high))
+            found[channel] = min(own[0], low), max(own[1], high)
+    return found
 
 
 def _tables_of_ends(number: int, view: View) -> dict[str, Table]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -164,6 +164,15 @@ def rules_in_words(config: TaskConfig, averaged: Schedule | None = None) -> str:
         elif curve == "ema":
             told.append("So it steers the training, and the final loss tells of this rule as well.")
     return " ".join(told)
+
+
+def rules_of_run_in_words(config: TaskConfig, history: pd.DataFrame, stopped: str) -> str:
+    """:func:`rules_in_words` of one run that is over, whose ``history`` and end say which of its rules acted."""
+    if stopped != "early stop":
+        config = replace(config, stopping=replace(config.stopping, curve="none"))
+    if history["learning_rate"].nunique() == 1:
+        config = replace(config, optimizer=replace(config.optimizer, rate_rule="constant"))
+    return rules_in_words(config)
 
 
 def chosen_in_words(table: pd.DataFrame, found: Mapping[str, PairedComparison], config: TaskConfig) -> str:

@@ -139,7 +139,7 @@ def thinning_in_words(
     _check_length("replayed", replayed, epochs)
     known, found = np.asarray(exact, dtype=np.float64), np.asarray(replayed, dtype=np.float64)
     told = f"The recording holds one step in {every} only, to stay within its budget, so replays are close, not exact"
-    usable = np.isfinite(known) & np.isfinite(found)
+    usable = np.isfinite(known) & np.isfinite(found) & (known != 0)  # of a loss of 0 no miss is a share
     if not usable.any():
         return f"{told}."
     counted = np.asarray(epochs)[usable]
@@ -165,8 +165,10 @@ def smaller_rate_in_words(epochs: ArrayLike, rates: ArrayLike, original: ArrayLi
         original, averaged: The validation loss of the trained weights and of their average after each.
 
     Raises:
-        ValueError: if those are not as many.
+        ValueError: if those are not as many, or none.
     """
+    if not len(np.asarray(epochs)):
+        raise ValueError("there must be at least one epoch")
     for name, values in (("rates", rates), ("original", original), ("averaged", averaged)):
         _check_length(name, values, epochs)
     counted, rate = np.asarray(epochs), np.asarray(rates, dtype=np.float64)
@@ -246,6 +248,22 @@ def atlas_in_words(cells: Table, best: Best, reference: float, metric: str) -> s
         f"{number(reference)}. It was **chosen on these very validation rows**, so it flatters itself. "
         f"{percent(best.near, 2)} of the cells lie within 5 % of it: the wider that plateau, the less the choice "
         "matters."
+    )
+
+
+def no_best_in_words(cells: Table, metric: str) -> str:
+    """Why an atlas has no lowest cell: none of its averages can be had, or none has a finite loss.
+
+    Args:
+        metric: "final" or "best", as of the cells.
+    """
+    if all(code is None for code in cells["code"]):
+        return "All cells of this map are empty: no such average can be had in this run. Choose other axes or settings."
+    if metric == "best":
+        return "No schedule of this map has a finite loss after any of the epochs that are looked at."
+    return (
+        "No schedule of this map has a finite loss after the last epoch of this run. Its lowest may be finite: "
+        "choose **best**."
     )
 
 

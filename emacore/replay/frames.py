@@ -10,11 +10,16 @@ from numpy.typing import NDArray
 from emacore.averaging.windows import Scheme
 from emacore.replay.trajectory import Trajectory
 
-#: A curve that moves is shown at about this many epochs at most.
-MOST_EPOCHS = 60
+#: Networks measured for the curves of one picture: two seconds' work, with networks of the article's size.
+MOST_NETWORKS = 16_000
 
 
-def shown_epochs(count: int, most: int = MOST_EPOCHS) -> NDArray[np.int64]:
+def most_epochs(schemes: int) -> int:
+    """At how many epochs at most the curves of so many schemes are shown, so that they are soon there."""
+    return max(2, MOST_NETWORKS // max(schemes, 1))
+
+
+def shown_epochs(count: int, most: int) -> NDArray[np.int64]:
     """Which of ``count`` epochs to show, counted from 1: all, or about ``most`` evenly spread, the first and the last
     among them."""
     if not count:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from emacore.averaging.schedules import Schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
 from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
+from emacore.checks import check_whole
 from emacore.replay.measure import Measure, Metric, OneByOne, check_metrics
 from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows, read_in_turn
@@ -122,7 +123,12 @@ class Trajectory:
         return self._measure
 
     def decays(self, schedule: Schedule, rows: int) -> Floats:
-        """The schedule's decays over the first ``rows`` rows: of each, the product over the steps it stands for."""
+        """The schedule's decays over the first ``rows`` rows: of each, the product over the steps it stands for.
+
+        Raises:
+            ValueError: if there are not so many rows.
+        """
+        check_whole("rows", rows, 0, len(self.weights))
         return self._by_row(schedule.decays(int(self.rows.steps[rows - 1]) + 1), rows) if rows else np.empty(0)
 
     def shares(self, scheme: Scheme) -> Floats:
@@ -176,14 +182,23 @@ class Trajectory:
         return self._labelled(schemes, wanted, found)
 
     def measure(self, networks: NDArray[Any]) -> Table:
-        """The metrics of flat weights of shape (N, P), a row each: each metric's column."""
+        """The metrics of flat weights of shape (N, P), a row each: each metric's column.
+
+        Raises:
+            ValueError: for another shape.
+        """
         last = len(self.weights) - 1
-        return self._table((network, last) for network in networks)
+        return self._table((network, last) for network in self._flat(networks, 0))
 
     def ensemble(self, networks: NDArray[Any]) -> dict[str, float]:
-        """The metrics of the one model that averages the predictions of flat weights of shape (N, P)."""
+        """The metrics of the one model that averages the predictions of flat weights of shape (N, P), N at least 1.
+
+        Raises:
+            ValueError: for another shape.
+        """
         last = len(self.weights) - 1
-        batches = _batches(((network, last) for network in networks), self._measuring.at_once)
+        given = self._flat(networks, 1)
+        batches = _batches(((network, last) for network in given), self._measuring.at_once)
         return dict(self._measuring.ensemble([self._stacked(batch) for batch in batches]))
 
     def state(self, scheme: Scheme, at: int = -1) -> dict[str, Tensor]:
@@ -403,6 +418,13 @@ class Trajectory:
 
     def _measured(self, table: Table) -> Table:
         return {metric.column: table[metric.column] for metric in self.measured}
+
+    def _flat(self, networks: NDArray[Any], least: int) -> NDArray[Any]:
+        found, columns = np.asarray(networks), self.weights.shape[1]
+        if found.ndim != 2 or found.shape[1] != columns or len(found) < least:
+            some = f", N at least {least}" if least else ""
+            raise ValueError(f"networks must have shape (N, {columns}){some}; got {found.shape}")
+        return found
 
     def _checked(self, at: Sequence[int] | None) -> list[int]:
         rows = np.asarray(self.epoch_ends if at is None else at)

@@ -9,6 +9,7 @@ import scipy  # whose parts are loaded where they are used
 from numpy.typing import NDArray
 
 from emacore.averaging.windows import Scheme
+from emacore.checks import check_unit
 from emacore.replay.trajectory import Table, Trajectory
 
 Floats = NDArray[np.floating]
@@ -66,7 +67,12 @@ def principal(path: Floats) -> Plane:
 
 
 def path_rows(trajectory: Trajectory, from_share: float = 0.0) -> list[int]:
-    """At most :data:`PATH_POINTS` recorded rows, evenly spread from a share of the run to its end."""
+    """At most :data:`PATH_POINTS` recorded rows, evenly spread from a share of the run to its end.
+
+    Raises:
+        ValueError: if the share is outside [0, 1].
+    """
+    check_unit("from_share", from_share)
     rows = len(trajectory.weights)
     first = min(int(from_share * rows), max(0, rows - 3))
     return np.unique(np.linspace(first, rows - 1, PATH_POINTS).round().astype(int)).tolist()  # type: ignore[no-any-return]
@@ -123,7 +129,8 @@ def space(trajectory: Trajectory, scheme: Scheme, kind: str, from_share: float =
             average.
 
     Raises:
-        ValueError: for another kind, fewer than three steps, weights that are not finite, or three points on a line.
+        ValueError: for another kind, a share outside [0, 1], fewer than three steps, weights that are not finite, or
+            three points on a line.
     """
     rows = path_rows(trajectory, from_share)
     if len(rows) < 3:

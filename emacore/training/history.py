@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emacore.formatting import compared, duration, number, percent
 from emacore.replay.measure import Metric, lead_in_words, trailing
+from emacore.training.acting import idle_settings
 from emacore.training.config import TaskConfig
 
 #: What the two models that each epoch measures are called in columns and settings.
@@ -220,11 +222,13 @@ def in_words(history: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def training_follows_average(config: TaskConfig) -> list[str]:
-    """Which rules of a run look at the average: then another average would have trained another run."""
+def training_follows_average(config: TaskConfig, epochs: int | None = None) -> list[str]:
+    """Which rules of a run look at the average, and can act in its ``epochs``, by default as many as it may have: then
+    another average can train another run."""
+    idle = idle_settings(config if epochs is None else replace(config, max_epochs=epochs))
     rules = []
-    if config.optimizer.rate_rule == "plateau" and config.optimizer.plateau_curve == "ema":
+    if "optimizer.plateau_curve" not in idle and config.optimizer.plateau_curve == "ema":
         rules.append("the plateau rule of its learning rate")
-    if config.stopping.curve == "ema":
+    if "stopping.curve" not in idle and config.stopping.curve == "ema":
         rules.append("its early stop")
     return rules

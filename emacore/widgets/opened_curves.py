@@ -176,18 +176,23 @@ def _frames(
 
 
 def _loss_frames(losses: Losses, code: str, at: Marks, layer: int, x_ends: Ends, y_ends: Ends) -> tuple[Frames, ...]:
-    """The loss at the marks that are measured; of the others the first point, which all have in common."""
+    """The loss at the marks that are measured; of the others the first point, which all have in common.
+
+    The axis goes as far as they do, and to ``y_ends`` at least.
+    """
     table, loss, scale = losses.table, losses.column, losses.scale
     original = table[table["curve"] == table["curve"].iloc[0]]
     first = np.full(len(original), np.nan)
     first[0] = original[loss].iloc[0]
     codes = varied(code, at)
     kept = losses.measured(codes)
+    y_ends = roomy_ends(np.concatenate([y_ends, *kept.values()]), scale)
     curves = _by_key(at, [kept.get(text, first) for text in codes])
     there = _by_key(at, [1.0 if text in kept else np.nan for text in codes])
     told = {key: {"measured": np.array(values)} for key, values in there.items()}
     steps = original["step"].to_numpy(dtype=np.float64)
     moving = line_frames("step", loss, "curve", NOW, steps, curves, y_scale=scale, y_ends=y_ends)
+    moving = moving._replace(ends={"y": y_ends})
     return moving, words_frames(layer, _place_on(x_ends, y_ends, scale), told)
 
 

@@ -42,8 +42,8 @@ ORIGINAL_NAME, OWN, NOW, CELL_NAME = "original", "the run's own EMA", "now", "th
 SECONDS_BETWEEN_LOOKS = 2.0
 #: The same until the first epoch is over, when a page has nothing to compute that could lose a click.
 SECONDS_BETWEEN_FIRST_LOOKS = 0.5
-#: So few schemes that one part of the frames takes less than a tenth of a second.
-_SCHEMES_AT_ONCE = 10
+#: So few networks that one part of the frames takes about a tenth of a second, of a long run a few of them.
+_NETWORKS_AT_ONCE = 1_000
 #: The session's key of the run that was begun with and what the controls were set to then; and the parameter by which
 #: a link says that its settings are the article's, though none stand in it.
 _BEGUN, _ARTICLE = "begun", "begin"
@@ -161,8 +161,9 @@ def frames_of_codes(
     It is replayed in parts, each of which is kept, and between which a page that is to be run anew leaves here.
     """
     shown, parts = frames.shown_epochs(epochs, most), []
-    for first in range(0, len(codes), _SCHEMES_AT_ONCE):
-        parts.append(_frames(folder, epochs, tuple(codes[first : first + _SCHEMES_AT_ONCE]), most))
+    at_once = max(1, _NETWORKS_AT_ONCE // max(len(shown), 1))
+    for first in range(0, len(codes), at_once):
+        parts.append(_frames(folder, epochs, tuple(codes[first : first + at_once]), most))
         leave_if_run_anew()
     return shown, np.concatenate(parts, axis=1) if parts else np.empty((len(shown), 0), dtype=np.float32)
 
@@ -335,12 +336,12 @@ def _watch(store: RunStore, run: StoredRun, seen: int) -> None:
 
 def say_what_is_exact(recorded: Recorded) -> None:
     """Tell where the replay of this run is not exact, or not whole."""
-    rules = training_follows_average(recorded.run.config)
+    rules = training_follows_average(recorded.run.config, recorded.trained)
     if rules:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(
                 f":material/info: This training looked at its own average ({' and '.join(rules)}): with another one, "
-                "other weights would have been trained."
+                "other weights could have been trained."
             )
             st.button(
                 "Train it again without",

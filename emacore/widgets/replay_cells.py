@@ -14,6 +14,7 @@ import pandas as pd
 import streamlit as st
 
 from emacore.charts.heatmap import CELL
+from emacore.replay.frames import most_epochs
 from emacore.widgets.replay import Recorded, frames_of_codes, looked_at
 
 
@@ -26,8 +27,6 @@ class Named(Protocol):
 
 #: The browser's event that the cell under the pointer is another one.
 MOVED = "emacore-cell"
-#: The curve of a cell under the pointer is shown at about this many epochs.
-EPOCHS = 40
 #: The session's key of the kept cell: the chart it is of, its code, and how often keys have moved it.
 _STATE = "cell"
 
@@ -161,10 +160,11 @@ def _keep_moved(run: Named, key: str, codes: Sequence[str | None]) -> None:
 
 
 def cell_curves(recorded: Recorded, codes: Sequence[str | None]) -> pd.DataFrame:
-    """The curve of each cell as a column ``cell_0``, ``cell_1``, ... of losses, beside the ``step`` of each row."""
+    """The curve of each cell as a column ``cell_0``, ``cell_1``, ... of losses, beside the ``step`` of each row, at as
+    many epochs as :func:`~emacore.replay.frames.most_epochs` allows."""
     there = {f"cell_{number}": code for number, code in enumerate(codes) if code is not None}
     epochs = looked_at(recorded)
-    shown, losses = frames_of_codes(recorded.folder, epochs, list(there.values()), EPOCHS)
+    shown, losses = frames_of_codes(recorded.folder, epochs, list(there.values()), most_epochs(len(there)))
     table = pd.DataFrame(losses, columns=list(there))
     table.insert(0, "step", recorded.steps_of(shown))
     return table

@@ -19,7 +19,8 @@ from emacore.charts.lines import lines
 from emacore.charts.moving import Frames, Handle, View, line_frames
 from emacore.charts.style import CHOSEN
 from emacore.charts.thin import Scale, roomy_ends
-from emacore.replay.frames import MOST_EPOCHS
+from emacore.formatting import counted
+from emacore.replay.frames import most_epochs
 from emacore.widgets.moving import schedule_settings, show_moving
 from emacore.widgets.replay import NOW, Recorded, frames_of_codes, looked_at, opened
 from emacore.widgets.replay_cells import MOVED
@@ -57,6 +58,7 @@ def show_curves(
     """
     code, loss, of = to_code(schedule), recorded.loss.column, (recorded.folder, looked_at(recorded))
     settings = schedule_settings(schedule, _COST)
+    most = most_epochs(sum(len(setting.marks) + 1 for setting in settings))  # a handle may start between two marks
     ends = _around(curves[loss], scale, *of, code, tuple((setting.key, setting.marks) for setting in settings))
     weight_ends = 0.0, max(float(shares["weight"].max()), 1e-12) / 0.85
     whole = {"x": (0.0, float(recorded.trajectory.steps))}
@@ -65,15 +67,32 @@ def show_curves(
     below = lines(shares, y="weight", x_title="step of the run", y_title="weight in the end", height=90, **shared)
     views = [View(_with_pointed(above, loss), ends={**whole, "y": ends}), View(below, ends={**whole, "y": weight_ends})]
 
+    pointed = [pd.DataFrame()]  # the cells' curves, once they are there
+
     def frames_of(handles: Sequence[Handle]) -> list[tuple[Frames, ...]]:
         marks = tuple((handle.key, handle.values) for handle in handles)
+        cells = pointed[0].filter(regex="^cell_").to_numpy(dtype=np.float64)
+        room = roomy_ends(np.concatenate([ends, cells.ravel()]), scale)
         if not marks:
-            return [(), ()]
-        return [(loss_frames(*of, code, marks, loss, scale, ends),), (share_frames(*of, code, marks, weight_ends),)]
+            return [(Frames(pd.DataFrame({"curve": []}), {}, "curve", ends={"y": room}),), ()]
+        return [
+            (loss_frames(*of, code, marks, loss, scale, room, most),),
+            (share_frames(*of, code, marks, weight_ends),),
+        ]
 
     finish = show_moving("replay", settings, views, frames_of, alt_text=alt_text)
+    if settings and most < of[1]:
+        st.caption(
+            f"A curve that a handle moves is drawn at {most} of the {counted(of[1], 'epoch')}, evenly spread; its "
+            "figures and the CSV are of all."
+        )
     pointed_at = len(above.spec["layer"])
-    return lambda cells: finish({(0, pointed_at): cells()})
+
+    def finish_with(cells: Callable[[], pd.DataFrame]) -> None:
+        pointed[0] = cells()
+        finish({(0, pointed_at): pointed[0]})
+
+    return finish_with
 
 
 def _with_pointed(figure: Figure, loss: str) -> Figure:
@@ -112,13 +131,17 @@ def _around(losses: pd.Series, scale: Scale, folder: str, epochs: int, code: str
     return roomy_ends(np.concatenate([losses.to_numpy(dtype=np.float64), reached.ravel()]), scale)
 
 
-def loss_frames(folder: str, epochs: int, code: str, marks: Marks, loss: str, scale: Scale, ends: Ends) -> Frames:
-    """The frames of the loss of the schedule's average at the marks of each setting, at about :data:`MOST_EPOCHS`
-    epochs."""
-    shown, losses = frames_of_codes(folder, epochs, _varied(code, marks), MOST_EPOCHS)
+def loss_frames(
+    folder: str, epochs: int, code: str, marks: Marks, loss: str, scale: Scale, ends: Ends, most: int
+) -> Frames:
+    """The frames of the loss of the schedule's average at the marks of each setting, at ``most`` epochs at most; the
+    axis goes as far as they do, and to ``ends`` at least."""
+    shown, losses = frames_of_codes(folder, epochs, _varied(code, marks), most)
+    ends = roomy_ends(np.concatenate([ends, losses.ravel()]), scale)
     trajectory = opened(folder, epochs)
     steps = trajectory.rows.steps[np.asarray(trajectory.epoch_ends)[shown - 1]].astype(np.float64)
-    return line_frames("step", loss, "curve", NOW, steps, _by_key(losses, marks), y_scale=scale, y_ends=ends)
+    found = line_frames("step", loss, "curve", NOW, steps, _by_key(losses, marks), y_scale=scale, y_ends=ends)
+    return found._replace(ends={"y": ends})
 
 
 @st.cache_data(max_entries=32, show_spinner=False)

@@ -17,9 +17,10 @@ from emacore.charts.lines import lines
 from emacore.charts.plane import paths_on_landscape
 from emacore.charts.ranking import ranking
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL
-from emacore.formatting import number
+from emacore.formatting import counted, number
 from emacore.replay import curves
 from emacore.replay.atlas import BEST_OF, TITLES, axes, partners, without_axes
+from emacore.replay.frames import most_epochs
 from emacore.replay.recording import RecordingError
 from emacore.replay.relatives import costs_in_words, with_ema
 from emacore.widgets.asking import Unanswered
@@ -152,8 +153,7 @@ def _show_atlas(view: ViewedRun) -> Codes:
     table = pd.DataFrame(cells).astype({"beta_from": "Int64"})
     best = curves.best_row(cells, view.recorded.loss)
     if best is None:
-        other = "" if metric == "best" else " Its lowest may be finite: choose **best**."
-        st.markdown(f"No schedule of this map has a finite loss after the last epoch of this run.{other}")
+        st.markdown(curves.no_best_in_words(cells, metric))
         return ()
     never = curves.beta_never_acts(cells, view.schedule, x, y)
     picture = heatmap(
@@ -181,12 +181,14 @@ def _show_atlas(view: ViewedRun) -> Codes:
         )
     codes, pointed = tuple(cells["code"].tolist()), view.recorded.follows_pointer
     cell_keys(run, codes, table["x"].nunique(), best.row)
+    most = most_epochs(int(table["code"].notna().sum()))
+    coarse = f" Under the pointer, a curve is drawn at {most} of the {counted(view.epochs, 'epoch')}; kept, at all."
     st.caption(
         ("Point at a cell to see its curve, click to keep it. " if pointed else "Click a cell to see its curve. ")
-        + "A wide blue plateau is a safe choice; the diamond is the "
-        "lowest."
+        + "A wide blue plateau is a safe choice; the diamond is the lowest."
         + (" Dotted cells: this run is too short for beta, which never acts." if never.any() else "")
         + (" Empty cells: no such average can be had in this run." if table["code"].isna().any() else "")
+        + (coarse if pointed and most < view.epochs else "")
     )
     st.markdown(curves.atlas_in_words(cells, best, reference, metric))
     _pin_buttons(view.clicked, cells["code"][best.row])

@@ -10,7 +10,7 @@ import streamlit as st
 from emacore.averaging.remarks import remarks
 from emacore.charts.lines import lines
 from emacore.charts.style import AVERAGED, CLEAN, ORIGINAL, OTHERS
-from emacore.experiments.evidence import rules_in_words
+from emacore.experiments.evidence import rules_in_words, rules_of_run_in_words
 from emacore.experiments.listing import measured_alike
 from emacore.experiments.store import FINAL_STATES, StoredRun
 from emacore.formatting import counted, number
@@ -267,7 +267,8 @@ def _figures(run: StoredRun, history: pd.DataFrame) -> None:
     csv_button(history, f"history-{run.id}")
     for words in told:
         st.markdown(words)
-    if rules := rules_in_words(run.config):
+    over = _is_over(run)
+    if rules := rules_of_run_in_words(run.config, history, run.stopped or "") if over else rules_in_words(run.config):
         st.markdown(rules)
     if _is_over(run) and told:
         st.markdown("One run is one draw: another seed can turn the sign of the difference.")

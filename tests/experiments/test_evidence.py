@@ -21,6 +21,7 @@ from emacore.experiments.evidence import (
     per_seed,
     progress,
     rules_in_words,
+    rules_of_run_in_words,
     share_below,
     steadiness_ratios,
     training_in_words,
@@ -108,6 +109,18 @@ def test_rules_that_look_at_a_curve_are_told_with_whose_it_is():
     assert "7 epochs past the lowest loss of the original" in rules_in_words(ON_ORIGINAL, Constant(0.5))
     plateau = rules_in_words(RunConfig(stopping=StoppingConfig("none")))
     assert "the plateau rule of the learning rate looks at this average. So it steers the training" in plateau
+
+
+def test_of_one_run_that_is_over_only_the_rules_are_told_that_acted_in_it():
+    lowered = pd.DataFrame({"learning_rate": [0.1, 0.05]})
+    steady = pd.DataFrame({"learning_rate": [0.1, 0.1]})
+    assert rules_of_run_in_words(RunConfig(), lowered, "early stop") == rules_in_words(RunConfig())
+    assert rules_of_run_in_words(RunConfig(), steady, "max epochs") == ""
+    by_stop = rules_of_run_in_words(RunConfig(), steady, "early stop")
+    assert by_stop.startswith("Here the early stop looks at this average. A run that it ends is 20 epochs past")
+    by_rate = rules_of_run_in_words(RunConfig(), lowered, "stopped")
+    assert by_rate.startswith("Here the plateau rule of the learning rate looks at this average. So it steers")
+    assert "past its best" not in by_rate
 
 
 def test_what_each_answer_was_chosen_on_is_told():

@@ -150,7 +150,7 @@ def test_cells_that_differ_in_their_average_share_a_training(table, monkeypatch)
     columns = [name for name in shared if name not in ("seconds", "elapsed")]
     pd.testing.assert_frame_equal(shared[columns], alone[columns], rtol=1e-4)
     jobs.clear()
-    looking = replace(CONFIG, stopping=StoppingConfig("ema"), max_epochs=1)
+    looking = replace(CONFIG, stopping=StoppingConfig("ema", 1), max_epochs=2)
     sweep(looking, GRID, SEEDS, workers=1)
     assert len(jobs) == 4
 
@@ -494,7 +494,7 @@ def test_the_time_a_sweep_still_takes_does_not_count_up():
 
 def test_how_many_trainings_a_sweep_takes_is_told():
     assert trainings_in_words(Sweep(CONFIG, GRID, (0, 1, 2))).startswith("4 cells in 2 trainings of 3 seeds. Cells")
-    looking = replace(CONFIG, stopping=StoppingConfig("ema"))
+    looking = replace(CONFIG, stopping=StoppingConfig("ema", 1))
     assert trainings_in_words(Sweep(looking, GRID, (0, 1))).startswith("4 cells in 4 trainings of 2 seeds. Cells")
 
 

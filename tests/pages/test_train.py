@@ -80,7 +80,7 @@ def test_a_finished_run_shows_its_figures_and_claims_nothing_general(open_page, 
     said = texts(app)
     assert "Ended after 30 epochs" in said
     assert "In this run, after epoch 30, the averaged model's validation loss is" in said
-    assert "Here the plateau rule of the learning rate looks at this average. So it steers the training" in said
+    assert "So it steers the training" not in said, "the plateau rule has not acted"
     assert "One run is one draw" in said
     assert "beta = 0.999 is never reached" in said
     history = RunStore(home).history(run_id)
@@ -90,6 +90,23 @@ def test_a_finished_run_shows_its_figures_and_claims_nothing_general(open_page, 
     assert progress["epoch"].tolist() == [10, 20, 30]
     assert progress["val_loss_ema"].tolist() == history["val_loss_ema"].iloc[[9, 19, 29]].tolist()
     assert progress["val_loss_ema_article"].tolist() == [0.0233, 0.0110, 0.0075]
+
+
+@pytest.mark.parametrize(("stop_patience", "plateau_patience"), [(2, 400), (400, 1)])
+def test_rules_of_a_finished_run_are_told_where_they_acted(open_page, home, stop_patience, plateau_patience):
+    optimizer = OptimizerConfig(learning_rate=0.03, plateau_patience=plateau_patience)
+    config = RunConfig(
+        data=DataConfig(n_samples=200),
+        optimizer=optimizer,
+        schedule=Constant(0.5),
+        stopping=StoppingConfig("ema", stop_patience),
+        max_epochs=12,
+    )
+    said = texts(open_page("train", run=enter(home, config)))
+    assert "Ended after" in said
+    assert ("early stop" in said) == ("past its best" in said) == ("2 epochs without a new best" in said)
+    assert ("early stop" in said) == (stop_patience == 2)
+    assert ("plateau rule of the learning rate" in said) == (plateau_patience == 1)
 
 
 def test_a_running_run_shows_progress_and_why_it_may_end(open_page, home):

@@ -17,11 +17,13 @@ from emacore.averaging.windows import decays_at_end
 from emacore.experiments.store import RunStore
 from emacore.formatting import number, percent
 from emacore.replay.atlas import axes, plateau
+from emacore.replay.curves import finite_range
+from emacore.replay.frames import shown_epochs
 from emacore.replay.recording import Recorder
 from emacore.replay.weight_space import space
 from emacore.tasks import open_run
 from emacore.tasks.regression.config import DataConfig
-from emacore.training.config import OptimizerConfig
+from emacore.training.config import OptimizerConfig, StoppingConfig
 from emacore.widgets import moving, replay
 from tests.helpers import ME
 from tests.pages.conftest import FREE, drag, drawn, frames, marked, run, select, texts
@@ -145,8 +147,12 @@ def test_widths_that_no_average_has_are_told(open_page, home):
 
 
 def test_a_training_that_looked_at_its_average_is_told_and_can_be_trained_without(open_page, home):
+    impatient = {"optimizer": OptimizerConfig(plateau_patience=1), "stopping": StoppingConfig("ema", 3)}
     config = RunConfig(data=DataConfig(n_samples=200), max_epochs=4)
     enter(home, config)
+    app = open_page("what_if", view="Family")
+    assert "looked at its own average" not in texts(app), "no rule can act in so few epochs"
+    enter(home, replace(config, **impatient))
     app = open_page("what_if", view="Family")
     assert "the plateau rule of its learning rate and its early stop" in texts(app)
     next(b for b in app.button if b.label.startswith("Train it again")).click()
@@ -494,6 +500,56 @@ def test_every_mark_of_every_handle_is_the_replay_of_that_very_schedule(open_pag
             whole = weights_of(scheme.decays(60))
             np.testing.assert_allclose(weights[f"weight_{place}_{mark}"], whole[weights["step"].astype(int)], atol=1e-4)
         assert losses.filter(regex=f"loss_{place}_").iloc[-1].nunique() > most / 3, "else this shows nothing"
+
+
+@pytest.mark.parametrize("most", [16_000, 900])
+def test_a_moved_curve_misses_no_epoch_or_the_page_says_at_how_many_it_is_drawn(open_page, home, monkeypatch, most):
+    monkeypatch.setattr(replay.frames, "MOST_NETWORKS", most)
+    run_id = enter(home, replace(FREE, max_epochs=75, data=DataConfig(n_samples=100)))
+    app = open_page("what_if", view="Atlas", beta="0.8", update_after_step="7")
+    losses, opened = frames(app)["frames0_0"], open_run(RunStore(home).recording(run_id))
+    [cells] = [table for table in own_pictures(app).values() if "cell_0" in table]
+    steps = opened.rows.steps[opened.epoch_ends]
+    ends = finite_range(np.concatenate([drawn(app)[0]["loss"], losses.filter(regex="loss_").to_numpy().ravel()]))
+    told = re.search(r"A curve that a handle moves is drawn at (\d+) of the 75 epochs", texts(app))
+    shown = shown_epochs(75, int(told[1]) if told else 75)
+    assert bool(told) == (most == 900)
+    title = json.loads(app.get("vega_lite_chart")[0].proto.spec)["title"]["text"]["expr"]
+    powers = json.loads(re.search(r'(\["[^]]*\])\[drag_power', title)[1])
+    for mark, power in enumerate(powers):
+        column = f"loss_0_{mark}"
+        scheme = InversePower(0.8, power=float(power), update_after_step=7, update_every=1)
+        whole = opened.replay({"": scheme})["loss"]
+        missed = np.abs(np.interp(steps, losses["step"], losses[column]) - whole)[shown - 1]
+        assert missed.max() <= 0.005 * (ends[1] - ends[0])
+        assert set(losses["step"]) <= set(steps[shown - 1])
+    assert f"Under the pointer, a curve is drawn at {len(cells)} of the 75 epochs; kept, at all." in texts(app)
+
+
+@pytest.mark.parametrize("axis", ["log", "linear"])
+@pytest.mark.parametrize("family", ["Inverse power", "Running mean"])
+def test_no_curve_that_a_handle_or_the_pointer_shows_leaves_the_picture(open_page, home, family, axis, monkeypatch):
+    monkeypatch.setattr(moving, "_MOST_MARKS", 80)
+    noisy = OptimizerConfig(rate_rule="constant", learning_rate=0.03)
+    enter(home, replace(FREE, max_epochs=40, optimizer=noisy, data=DataConfig(n_samples=100)))
+    app = open_page("what_if", family=family, view="Atlas", loss_axis=axis, beta="0.999", update_after_step="0")
+    tables = own_pictures(app)
+    [cells] = [table for table in tables.values() if "cell_0" in table]
+    moved = tables["frames0_0"].filter(regex="loss_").to_numpy() if "frames0_0" in tables else np.empty(0)
+    assert moved.any() == (family == "Inverse power")
+    shown = np.concatenate([moved.ravel(), cells.filter(regex="cell_").to_numpy().ravel(), tables["still0"]["loss"]])
+    low, high = tables["ends0"][["y_0", "y_1"]].iloc[0]
+    assert low == pytest.approx(np.nanmin(shown), rel=1e-6)
+    assert high == pytest.approx(np.nanmax(shown), rel=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["final", "best"])
+def test_a_map_of_which_no_average_can_be_had_says_so_and_nothing_of_losses(open_page, home, metric):
+    enter(home)
+    axes_of = {"atlas_x": "beta", "atlas_y": "relative_width", "atlas_metric": metric}
+    app = open_page("what_if", view="Atlas", update_after_step="1000", **axes_of)
+    assert "All cells of this map are empty: no such average can be had in this run." in texts(app)
+    assert "finite" not in texts(app)
 
 
 def test_steps_that_are_skipped_are_no_teeth_while_a_handle_moves(open_page, home):

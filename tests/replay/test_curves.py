@@ -259,6 +259,16 @@ def test_the_best_row_and_how_many_are_near_it():
     assert "the original at its lowest of the same epochs 1.5." in curves.atlas_in_words(cells, best, 1.5, "best")
 
 
+def test_why_a_map_has_no_lowest_cell_follows_its_cells():
+    empty = {"code": np.array([None, None], dtype=object)}
+    assert {curves.no_best_in_words(empty, metric) for metric in ("final", "best")} == {
+        "All cells of this map are empty: no such average can be had in this run. Choose other axes or settings."
+    }
+    lost = {"code": np.array(["A()", None], dtype=object)}
+    assert "after the last epoch of this run. Its lowest may be finite" in curves.no_best_in_words(lost, "final")
+    assert curves.no_best_in_words(lost, "best").endswith("after any of the epochs that are looked at.")
+
+
 def test_the_widths_that_are_drawn_are_shares_of_the_run_in_percent():
     table = {"width": np.array([0.1, 0.2]), "relative_width": np.array([0.09, 0.15]), "loss": np.array([2.0, 1.0])}
     drawn = curves.width_curves(table, LOSS, 3.0)
@@ -290,3 +300,10 @@ def test_of_a_first_metric_of_which_more_is_better_ahead_is_above():
     curves_of = table([0.5, 0.6, 0.7], [0.4, 0.7, 0.8])
     found = curve_figures(curves_of, (Metric("loss", "accuracy", higher_is_better=True),), "original", 1)
     assert (found["ahead_since"][1], found["ahead_for"][1], found["best"][1]) == (2, 2, 0.8)
+
+
+def test_a_loss_of_0_is_left_out_of_the_misses_and_a_run_without_epochs_is_refused():
+    told = curves.thinning_in_words([1, 2, 3], [0.0, 2.0, 1.0], [0.5, 2.0, 1.1], 3, from_epoch=1)
+    assert "by 10 % after epoch 3, and by up to 10 % from epoch 1 on" in told
+    with pytest.raises(ValueError, match="at least one epoch"):
+        curves.smaller_rate_in_words([], [], [], [])

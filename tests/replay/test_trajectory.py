@@ -423,3 +423,19 @@ def test_windows_that_end_at_each_row_are_means_of_the_last_rows():
     for row in range(9):
         np.testing.assert_allclose(found[0, row], drawn[max(0, row - 3) : row + 1].mean(axis=0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found[1, row], drawn[: row + 1].mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_trajectory_is_asked_for_in_a_wrong_shape_is_refused_in_its_own_words(run):
+    opened = open_run(run[1])
+    rows, columns = opened.weights.shape
+    for networks in (np.zeros((2, columns + 1)), np.zeros(columns), np.zeros((1, columns, 1))):
+        for asked in (opened.measure, opened.ensemble):
+            with pytest.raises(ValueError, match=rf"networks must have shape \(N, {columns}\)"):
+                asked(networks)
+    with pytest.raises(ValueError, match=r"N at least 1; got \(0, "):
+        opened.ensemble(np.zeros((0, columns)))
+    assert not len(opened.measure(np.zeros((0, columns)))["loss"])
+    for count in (rows + 1, -1, 2.5):
+        with pytest.raises(ValueError, match="rows must be a whole number"):
+            opened.decays(Constant(0.9), count)
+    assert len(opened.decays(Constant(0.9), rows)) == rows

@@ -105,3 +105,9 @@ def test_what_has_no_plane_is_told(trajectory):
     with pytest.raises(ValueError, match="on a line"):
         space(trajectory, Constant(0.0), "three points")
     assert path_rows(trajectory, 0.99) == [27, 28, 29]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(trajectory, share):
+    with pytest.raises(ValueError, match=r"from_share must be in \[0, 1\], got"):
+        space(trajectory, Constant(0.5), "three points", share)

@@ -1,8 +1,10 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from emacore.formatting import number
 from emacore.replay.measure import Metric
@@ -25,6 +27,7 @@ from emacore.training.history import (
     training_follows_average,
     validation,
 )
+from emacore.training.loop import EarlyStop, RateRule
 from emacore.training.replicas import replicate
 
 
@@ -139,6 +142,41 @@ def test_which_rules_look_at_the_average():
     assert not training_follows_average(RunConfig(optimizer=steady, stopping=StoppingConfig("original")))
     on_original = OptimizerConfig(plateau_curve="original")
     assert not training_follows_average(RunConfig(optimizer=on_original, stopping=StoppingConfig("none")))
+
+
+@pytest.mark.parametrize("curve", ["ema", "original"])
+@pytest.mark.parametrize("patience", [1, 3])
+@pytest.mark.parametrize("epochs", range(1, 7))
+def test_rules_look_at_the_average_where_one_that_never_improves_trains_another_run(curve, patience, epochs):
+    def trained(epochs_without_a_best):
+        """The rates of the epochs that are trained, where the average never improves or always does."""
+        rates, parameter = [], torch.nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        rate, stop = RateRule(optimizer, config), EarlyStop(config.stopping)
+        for epoch in range(1, config.max_epochs + 1):
+            rates.append(optimizer.param_groups[0]["lr"])
+            row = {"epoch": epoch, "val_loss_original": 1.0 / epoch}
+            row["val_loss_ema"] = 1.0 if epochs_without_a_best else 1.0 / epoch
+            rate.adjust(row)
+            if stop.is_over(row):
+                break
+        return rates
+
+    for rule in ("plateau", "constant"):
+        for stopping in (curve, "none"):
+            config = RunConfig(
+                optimizer=OptimizerConfig(rate_rule=rule, plateau_curve=curve, plateau_patience=patience),
+                stopping=StoppingConfig(stopping, patience),
+                max_epochs=epochs,
+            )
+            if trained(True) != trained(False):
+                assert training_follows_average(config)
+                assert training_follows_average(replace(config, max_epochs=500), epochs)
+            elif rule == "plateau" and stopping == "none":
+                assert not training_follows_average(config)
+            if curve == "original" or epochs <= patience:
+                assert not training_follows_average(config)
+                assert not training_follows_average(replace(config, max_epochs=500), epochs)
 
 
 def test_equal_losses_are_told_as_equal():
