@@ -21,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.families import PowerFunction
 from emacore.averaging.schedules import Floats, Schedule
-from emacore.checks import check_choice, check_whole
+from emacore.checks import check_choice, check_whole, numbers
 from emacore.ema import EMA
-from emacore.tensors.pairing import ties, unwrapped
+from emacore.tensors.pairing import as_names, check_module, ties, unwrapped
 from emacore.tensors.sharded import is_sharded
 from emacore.tensors.steps import after_each_step
 
@@ -99,16 +99,16 @@ class Snapshots:
     ) -> None:
         check_whole("every", every, 1)
         check_choice("kind", kind, ("windows", "power"))
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"module must be a torch.nn.Module, got {module!r}")
-        self.folder, self._every, self._kind = Path(folder), every, kind
+        check_module("module", module)
+        self.folder, self._every, self._kind = Path(folder), int(every), kind
+        names = None if names is None else as_names("names", names)
         if not resume and any(self.folder.glob("step_*")):
             raise FileExistsError(
                 f"{self.folder} holds snapshots already: choose another folder, or resume=True and load_state_dict()"
             )
-        schedules: dict[str, Schedule] = {_WINDOW: _Windows(every)}
+        schedules: dict[str, Schedule] = {_WINDOW: _Windows(self._every)}
         if kind == "power":
-            widths = sorted(sigma_rel) if isinstance(sigma_rel, Sequence) else [sigma_rel]
+            widths = sorted(numbers("sigma_rel", sigma_rel))
             schedules = {f"power-{width:.3f}": PowerFunction(sigma_rel=width) for width in widths}
             if not len(schedules) == len(widths) > 1:
                 raise ValueError(
@@ -193,6 +193,8 @@ class Snapshots:
         if not (isinstance(state, Mapping) and {"step", "every", "averages"} <= state.keys()):
             what = list(state)[:6] if isinstance(state, Mapping) else state
             raise ValueError(f"the state is none of Snapshots.state_dict(), but {what!r:.200}")
+        if not isinstance(state["averages"], Mapping):
+            raise ValueError(f"the state is none of Snapshots.state_dict(), but {list(state)!r:.200}")  # noqa: TRY004
         if state["every"] != self.every or state["averages"].keys() != self.averages.keys():
             raise ValueError(
                 f"the state is of snapshots every {state['every']} steps of {', '.join(state['averages'])}; these are "

@@ -52,7 +52,14 @@ class Rows:
             raise ValueError(f"weights must have shape (T, {columns}), as their tensors say; got {self.weights.shape}")
         count = len(self.weights)
         steps = np.asarray(self.steps)
-        if steps.shape != (count,) or (count and not (steps[0] >= 0 and (np.diff(steps) > 0).all())):
+        if steps.dtype.kind in "ui":  # differences of unsigned ones are never below 0
+            steps = steps.astype(np.int64)
+            object.__setattr__(self, "steps", steps)
+        if (
+            steps.dtype != np.int64
+            or steps.shape != (count,)
+            or (count and not (steps[0] >= 0 and (np.diff(steps) > 0).all()))
+        ):
             raise ValueError(f"steps must be {count} rising numbers of at least 0, one for each row; got {steps}")
         ends = np.asarray(self.epoch_ends, dtype=np.int64)
         if ends.size and not (ends[0] >= 0 and ends[-1] < count and (np.diff(ends) > 0).all()):

@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import Schedule, last_move
+from emacore.averaging.schedules import Schedule, check_schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
-from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
+from emacore.averaging.windows import Scheme, Window, check_named, check_scheme, decays_at_end
+from emacore.checks import check_whole
 from emacore.replay.measure import Measure, Metric, OneByOne, check_metrics
 from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows, read_in_turn
 from emacore.tensors.buffers import Policy, copied_buffers
-from emacore.tensors.pairing import from_reals, ties, unwrapped
+from emacore.tensors.pairing import check_takes_values, from_reals, ties, unwrapped
 
 Floats = NDArray[np.float64]
 #: A table: columns of equal length by name, as ``pandas.DataFrame`` takes them.
@@ -46,6 +47,7 @@ class Trajectory:
 
     Raises:
         ValueError: if two metrics of ``measure`` have the same column, or one has a column that tables have already.
+        TypeError: if ``rows`` or ``measure`` is another thing.
 
     Attributes:
         weights: Shape (T, P), float32 or float16: the flat weights after each row's step.
@@ -55,6 +57,13 @@ class Trajectory:
     """
 
     def __init__(self, rows: Rows, measure: Measure | Callable[[dict[str, Tensor]], float] | None = None) -> None:
+        if not isinstance(rows, Rows):
+            raise TypeError(
+                f"rows must be Rows, got {rows!r:.200}: Trajectory.open(folder) opens a recording, "
+                "Trajectory(open_checkpoints(path).rows()) a folder of checkpoints"
+            )
+        if measure is not None and not callable(measure):
+            raise TypeError(f"measure must be a function of one network's tensors, or a Measure, got {measure!r}")
         self.rows = rows
         self.weights = rows.weights
         self.epoch_ends = list(rows.epoch_ends)
@@ -122,7 +131,14 @@ class Trajectory:
         return self._measure
 
     def decays(self, schedule: Schedule, rows: int) -> Floats:
-        """The schedule's decays over the first ``rows`` rows: of each, the product over the steps it stands for."""
+        """The schedule's decays over the first ``rows`` rows: of each, the product over the steps it stands for.
+
+        Raises:
+            ValueError: if there are not so many rows.
+            TypeError: if ``schedule`` is none; a window has no decays.
+        """
+        check_schedule("schedule", schedule)
+        check_whole("rows", rows, 0, len(self.weights))
         return self._by_row(schedule.decays(int(self.rows.steps[rows - 1]) + 1), rows) if rows else np.empty(0)
 
     def shares(self, scheme: Scheme) -> Floats:
@@ -139,8 +155,10 @@ class Trajectory:
 
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not.
-            TypeError: if a scheme is none.
+            TypeError: if a scheme is none, or they are no list.
         """
+        if not isinstance(schemes, Sequence):
+            raise TypeError(f"schemes must be a list, such as [Constant(beta=0.999)], got {schemes!r}")
         wanted = self._checked(at)
         columns = self.weights.shape[1]
         result = np.empty((len(schemes), len(wanted), columns), dtype=np.float32)
@@ -170,18 +188,24 @@ class Trajectory:
 
         One pass over the rows; only some averages are in memory at a time.
         """
-        _check_named(schemes)
+        check_named("schemes", schemes)
         wanted = self._checked(at)
         found = self._table(self._networks(schemes.values(), wanted))
         return self._labelled(schemes, wanted, found)
 
     def measure(self, networks: NDArray[Any]) -> Table:
-        """The metrics of flat weights of shape (N, P), a row each: each metric's column."""
+        """The metrics of flat weights of shape (N, P), a row each: each metric's column.
+
+        Raises:
+            ValueError: for another shape (also :meth:`ensemble`).
+        """
+        self._check_flat(networks)
         last = len(self.weights) - 1
         return self._table((network, last) for network in networks)
 
     def ensemble(self, networks: NDArray[Any]) -> dict[str, float]:
         """The metrics of the one model that averages the predictions of flat weights of shape (N, P)."""
+        self._check_flat(networks)
         last = len(self.weights) - 1
         batches = _batches(((network, last) for network in networks), self._measuring.at_once)
         return dict(self._measuring.ensemble([self._stacked(batch) for batch in batches]))
@@ -210,8 +234,10 @@ class Trajectory:
 
         Raises:
             RuntimeError: if the module lacks one of the tensors, or has it in another shape.
-            ValueError: if there is no such row.
+            ValueError: if there is no such row, or the module has no values yet.
+            TypeError: if it is none, or ``scheme`` is none.
         """
+        check_takes_values("module", module, self.tensors.keys() | self.rows.copied_tensors.keys())
         found = ties(unwrapped(module))
         for name, tensor in {**self.tensors, **self.rows.copied_tensors}.items():
             if name not in found or found[name].tensor.shape != tensor.shape:
@@ -243,7 +269,7 @@ class Trajectory:
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not, or a result has a column's name.
         """
-        _check_named(schemes)
+        check_named("schemes", schemes)
         wanted = [self._row(-1)] if at is None else self._checked(at)
         results: list[Mapping[str, float]] = []
         for network, moved in self._networks(schemes.values(), wanted):
@@ -378,7 +404,7 @@ class Trajectory:
 
     def _state(self, network: NDArray[Any], moved: int) -> dict[str, Tensor]:
         """The tensors of one network by name, in their own dtypes."""
-        flat = torch.from_numpy(np.asarray(network, dtype=np.float32)).unsqueeze(0)
+        flat = torch.from_numpy(_writable(network)).unsqueeze(0)
         averaged = from_reals(flat, self.tensors)
         return {name: tensor[0].to(self.tensors[name].dtype) for name, tensor in averaged.items()} | self._copies(moved)
 
@@ -404,12 +430,17 @@ class Trajectory:
     def _measured(self, table: Table) -> Table:
         return {metric.column: table[metric.column] for metric in self.measured}
 
+    def _check_flat(self, networks: NDArray[Any]) -> None:
+        columns = self.weights.shape[1]
+        if (shape := np.shape(networks))[1:] != (columns,):
+            raise ValueError(f"networks must have shape (N, {columns}), a row of weights each; got {shape}")
+
     def _checked(self, at: Sequence[int] | None) -> list[int]:
         rows = np.asarray(self.epoch_ends if at is None else at)
         if not rows.size and rows.ndim == 1:
             return []
         whole = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer)
-        if not whole or (np.diff(rows) <= 0).any() or rows[0] < 0 or rows[-1] >= len(self.weights):
+        if not whole or (rows[1:] <= rows[:-1]).any() or rows[0] < 0 or rows[-1] >= len(self.weights):
             raise ValueError(f"at must be rising rows from 0 to {len(self.weights) - 1}, such as [0], got {at!r}")
         return [int(row) for row in rows]
 
@@ -421,9 +452,10 @@ class Trajectory:
         return int(at) % len(self.weights)
 
 
-def _check_named(schemes: object) -> None:
-    if not isinstance(schemes, Mapping):
-        raise TypeError(f"schemes must be given by name, such as {{'slow': Constant(beta=0.999)}}, got {schemes!r}")
+def _writable(network: NDArray[Any]) -> NDArray[np.float32]:
+    """Flat weights in float32; torch warns of memory that it may not write, such as that of a recording."""
+    found = np.asarray(network, dtype=np.float32)
+    return found if found.flags.writeable else found.copy()
 
 
 def _batches(networks: Iterable[tuple[NDArray[Any], int]], size: int) -> Iterator[list[tuple[NDArray[Any], int]]]:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import mean_squared_error
+from torch import nn
 from torch.func import functional_call
 
 from benchmarks import thinning
@@ -423,3 +424,19 @@ def test_windows_that_end_at_each_row_are_means_of_the_last_rows():
     for row in range(9):
         np.testing.assert_allclose(found[0, row], drawn[max(0, row - 3) : row + 1].mean(axis=0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found[1, row], drawn[: row + 1].mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_a_recording_are_measured_as_they_lie_there(tmp_path):
+    model = nn.Linear(2, 1)
+    with Recorder(model, tmp_path / "run") as recorder:
+        for value in (1.0, 2.0):
+            nn.init.constant_(model.weight, value)
+            recorder.record()
+    trajectory = Trajectory.open(tmp_path / "run", measure=lambda tensors: float(tensors["weight"].sum()))
+    assert trajectory.measure(trajectory.weights)["loss"].tolist() == [2.0, 4.0]  # torch warns of memory that is kept
+    for shape in ((3,), (2, 5), (1, 3, 1)):
+        with pytest.raises(ValueError, match=r"networks must have shape \(N, 3\)"):
+            trajectory.measure(np.zeros(shape))
+    for rows in (-1, 3, 1.0):
+        with pytest.raises(ValueError, match="rows must be a whole number"):
+            trajectory.decays(UniformAverage(), rows)
