@@ -145,6 +145,10 @@ def article_schedule() -> InversePower:
     return InversePower(beta=0.999, update_after_step=100, update_every=1)
 
 
+#: What the parts of a task's settings are, whatever the task; its network has settings of its own kind.
+_PARTS = {"data": TaskData, "optimizer": OptimizerConfig, "schedule": Schedule, "stopping": StoppingConfig}
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """Everything that decides a run's numbers, whatever is trained; each task has a class of its own of this.
@@ -186,9 +190,12 @@ class TaskConfig:
         TaskConfig._by_task[cls.task_name] = cls
 
     def __post_init__(self) -> None:
-        for part, kind in _types(type(self)).items():  # type: ignore[arg-type]
-            if isinstance(kind, type) and is_dataclass(kind) and not isinstance(getattr(self, part), kind):
-                raise TypeError(f"{part} must be a {kind.__name__}, got {getattr(self, part)!r}")
+        for part, kind in _PARTS.items():
+            value = getattr(self, part)
+            if not isinstance(value, kind):
+                raise TypeError(f"{part} must be a {kind.__name__}, got {value!r}")
+        if not is_dataclass(self.network) or isinstance(self.network, type):
+            raise TypeError(f"network must be the settings of a network, such as NetworkConfig(), got {self.network!r}")
         keep_plain(self)
         check_whole("seed", self.seed, 0)
         if self.seed > MOST_SEED:
