@@ -19,7 +19,7 @@ from emacore.averaging.schedules import Schedule, check_schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
 from emacore.averaging.windows import Scheme, Window, check_named, check_scheme, decays_at_end
 from emacore.checks import check_whole
-from emacore.replay.measure import Measure, Metric, OneByOne, check_metrics
+from emacore.replay.measure import Measure, Metric, OneByOne, as_number, check_metrics
 from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows, read_in_turn
 from emacore.tensors.buffers import Policy, copied_buffers
@@ -268,13 +268,17 @@ class Trajectory:
 
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not, or a result has a column's name.
+            TypeError: if a result is no number.
         """
         check_named("schemes", schemes)
         wanted = [self._row(-1)] if at is None else self._checked(at)
         results: list[Mapping[str, float]] = []
         for network, moved in self._networks(schemes.values(), wanted):
             result = function(self._state(network, moved))
-            results.append(result if isinstance(result, Mapping) else {"value": float(result)})
+            if isinstance(result, Mapping):
+                results.append({name: as_number(one, name) for name, one in result.items()})
+            else:
+                results.append({"value": as_number(result)})
         names = dict.fromkeys(name for result in results for name in result)
         if "schedule" in names or "row" in names:
             raise ValueError('the results of function must not be named "schedule" or "row": those are columns')
