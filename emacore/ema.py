@@ -316,6 +316,10 @@ class EMA(Shadowed):
         Buffers that are not persistent are left out, as everywhere, and so are tensors of which no average is kept.
         To go on training, keep :meth:`state_dict`.  The processes of a sharded model call it together; the first
         writes.
+
+        Raises:
+            OSError: if the file cannot be written.
+            ValueError: if a tensor has no place in such a file: of complex128, sparse or quantised.
         """
         self._look_again()
         about = {"step": str(self._now.step), "initted": str(int(self._now.initted))}
