@@ -265,6 +265,10 @@ class Recorder:
             self._files = [RowFile(self.folder / "weights.npy", descr, columns)]
             if extra:
                 self._files.append(RowFile(self.folder / "copied.npy", "|u1", extra))
+        except FileExistsError as error:
+            if self.folder.is_dir():
+                return FileExistsError(f"{self.folder} holds a recording already: choose another folder")
+            return FileExistsError(f"{self.folder} cannot be a folder ({error.strerror}): choose another one")
         except OSError as error:
             return error
         self._write_about()

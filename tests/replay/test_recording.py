@@ -261,8 +261,11 @@ def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="no floating-point tensor"):
         Recorder(nn.ReLU(), tmp_path)
     Recorder(model, tmp_path).close()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="holds a recording already: choose another folder"):
         Recorder(model, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match=r"file cannot be a folder \(File exists\): choose another one"):
+        Recorder(model, tmp_path / "file")
 
 
 class Kept(nn.Module):
