@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -75,12 +74,11 @@ def plain(value: Any) -> Any:
 
 def keep_plain(settings: Any) -> None:
     """Have a frozen dataclass, and those in it, keep Python's own numbers in place of NumPy's."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if is_dataclass(value) and not isinstance(value, type):
+    for name, value in getattr(settings, "__dict__", {}).items():
+        if isinstance(value, (np.generic, tuple)):
+            object.__setattr__(settings, name, plain(value))
+        elif hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
             keep_plain(value)
-        elif isinstance(value, (np.generic, tuple)):
-            object.__setattr__(settings, field.name, plain(value))
 
 
 def shown(value: object) -> str:
