@@ -180,7 +180,7 @@ class Coefficients:
         ValueError: if one is no finite number that fits into float32, or all are 0.
     """
 
-    values: tuple[float, ...]
+    values: Sequence[float]
 
     def __post_init__(self) -> None:
         values = self.values
