@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.schedules import Schedule, schedule_from_dict
+from emacore.averaging.windows import check_named
 from emacore.checks import check_whole
 from emacore.tensors.ahead import BLOCK, STRETCH, Ahead, counted
 from emacore.tensors.attributes import Follower
@@ -24,6 +25,7 @@ from emacore.tensors.lending import OPEN, Lending, check_not_lent
 from emacore.tensors.pairing import (
     Tie,
     check_has_values,
+    check_takes_values,
     distinct,
     in_plain_memory,
     is_averaged,
@@ -63,6 +65,7 @@ _KEPT = (
     "_copied_buffers",
     "_policy",
 )
+_NUMBERS = (int, float, np.number, Tensor)
 _WAITING_BYTES = 2**20  # for each average; beyond it, waiting costs more memory than it saves time
 
 
@@ -97,6 +100,7 @@ class Averages:
 
     Raises:
         ValueError: for no schedule, a module that has no values yet, nothing to average, or several devices.
+        TypeError: for a module or a schedule that is none, or schedules without names.
 
     Example:
         >>> from emacore import Constant, UniformAverage
@@ -128,8 +132,6 @@ class Averages:
         names: Collection[str] | None = None,
         trainable_only: bool = False,
     ) -> None:
-        if not schedules:
-            raise ValueError("schedules must name at least one schedule")
         _check_schedules(schedules)
         check_has_values("module", module)
         self._module = module
@@ -288,8 +290,10 @@ class Averages:
         Raises:
             KeyError: if there is no such average.
             RuntimeError: if names or shapes differ.
+            TypeError, ValueError: if ``module`` is none, or has no values yet.
         """
         values = self._tensors_of(name, bema)
+        check_takes_values("module", module, self._layout.keys())
         target = unwrapped(module)
         online = unwrapped(self.module)
         now = ties(online)
@@ -335,10 +339,13 @@ class Averages:
                 under those that they have now.
 
         Raises:
-            ValueError: if it is of other schedules, or of another module.
+            ValueError: if it is of other schedules, or of another module, or none of :meth:`state_dict`.
         """
         if self._inside is not None:
             raise RuntimeError("load_state_dict() inside average_parameters(): leave its with block first")
+        if not (isinstance(state, Mapping) and {"schedules", "averages", "copied", "step"} <= state.keys()):
+            what = list(state)[:6] if isinstance(state, Mapping) else state
+            raise ValueError(f"the state is none of Averages.state_dict(), but {what!r:.200}")
         told = {name: schedule.to_dict() for name, schedule in self.schedules.items()}
         if list(state["schedules"]) != list(told) or (strict_schedule and state["schedules"] != told):
             raise ValueError(
@@ -548,9 +555,13 @@ class Averages:
     def _tensors_of(self, name: str, bema: tuple[float, str] | None = None) -> dict[str, Tensor]:
         """An average as tensors by name, a shared one once."""
         names, averages = list(self.schedules), self.averages
+        if bema is not None and not (
+            isinstance(bema, (tuple, list)) and len(bema) == 2 and isinstance(bema[0], _NUMBERS)
+        ):
+            raise ValueError(f"bema must be a number and the name of an average, such as (0.5, 'first'), got {bema!r}")
         alpha, first = bema or (0.0, name)
         for one in (name, first):
-            if one not in self.schedules:
+            if one not in names:
                 raise KeyError(f"there is no average {one!r}; there are {listed(names)}")
         row = names.index(name)
         if bema and self._inside is None:
@@ -578,6 +589,9 @@ class Averages:
 
 
 def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
+    check_named("schedules", schedules)
+    if not schedules:
+        raise ValueError("schedules must name at least one schedule")
     for name, schedule in schedules.items():
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")

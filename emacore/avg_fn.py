@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import Schedule
+from emacore.averaging.schedules import Schedule, check_schedule
 from emacore.tensors.buffers import Policy, copied_buffers
-from emacore.tensors.pairing import accumulator_dtype, is_averaged, unwrapped
+from emacore.tensors.pairing import accumulator_dtype, check_module, is_averaged, unwrapped
 
 
 def averaging_function(
@@ -26,8 +26,14 @@ def averaging_function(
         module: The module being trained, whose buffers are told apart as :class:`EMA` does.
         buffers: Which of them to average, as for :class:`EMA`; it needs ``module``.
 
-    The returned function raises ``TypeError`` for an average of less than 32 bits, which it has nowhere to keep wider.
+    Raises:
+        TypeError: if ``schedule`` or ``module`` is none; from the returned function, for an average of less than 32
+            bits, which it has nowhere to keep wider.
+        ValueError: for ``buffers`` without ``module``, or of another kind.
     """
+    check_schedule("schedule", schedule)
+    if module is not None:
+        check_module("module", module)
     if buffers is not None and module is None:
         raise ValueError("buffers needs module, because AveragedModel hands tensors over without their names")
     own = None if module is None else _OwnBuffers(unwrapped(module), buffers)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,13 +44,41 @@ def check_at_least_zero(name: str, value: object) -> None:
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
 
 
 def is_real(value: object) -> bool:
     """Whether ``value`` is a number, and no truth value."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def numbers(name: str, values: object) -> list[float]:
+    """A list, tuple, set or array of numbers, or one alone, as a list of Python's own.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found = [values] if is_real(values) else list(values) if isinstance(values, Iterable) else [None]
+    if isinstance(values, (str, bytes)) or not all(map(is_real, found)):
+        raise ValueError(f"{name} must be a list of numbers, such as [0.05, 0.1], got {values!r}")
+    return [plain(value) for value in found]
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers as Python's own, also in a tuple: narrow ones overflow, and neither JSON nor code has any."""
+    if isinstance(value, (np.integer, np.floating)):
+        return int(value) if isinstance(value, np.integer) else float(value)
+    return tuple(map(plain, value)) if type(value) is tuple else value
+
+
+def keep_plain(settings: Any) -> None:
+    """Have a frozen dataclass, and those in it, keep Python's own numbers in place of NumPy's."""
+    for name, value in getattr(settings, "__dict__", {}).items():
+        if isinstance(value, (np.generic, tuple)):
+            object.__setattr__(settings, name, plain(value))
+        elif hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+            keep_plain(value)
 
 
 def shown(value: object) -> str:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule
-from emacore.checks import check_unit, check_whole
+from emacore.checks import check_unit
 from emacore.tensors.attributes import Attributes, Follower
 from emacore.tensors.buffers import Policy, copied_buffers, follow_buffers
 from emacore.tensors.calls import LOOK
@@ -23,6 +23,7 @@ from emacore.tensors.exchange import Exchange
 from emacore.tensors.exports import load_tensors, save_tensors
 from emacore.tensors.lending import OPEN, Lending, check_not_lent
 from emacore.tensors.pairing import (
+    check_takes_values,
     distinct,
     is_averaged,
     listed,
@@ -34,8 +35,15 @@ from emacore.tensors.pairing import (
     unwrapped,
 )
 from emacore.tensors.plan import Plan
-from emacore.tensors.rules import as_names
-from emacore.tensors.settings import Names, OnNonfinite, ScheduleSetting
+from emacore.tensors.settings import (
+    Followed,
+    Names,
+    OnNonfinite,
+    ScheduleSetting,
+    checked_every,
+    checked_methods,
+    checked_share,
+)
 from emacore.tensors.shadowed import Shadowed
 from emacore.tensors.sharded import copy_each, laid_out, local
 from emacore.tensors.steps import after_each_step
@@ -55,8 +63,9 @@ class EMA(Shadowed):
     call of the schedule.
 
     ``beta``, ``update_after_step``, ``update_every``, ``inv_gamma``, ``power`` and ``min_value`` are attributes, too,
-    as far as the schedule has them; they and the three of names may be set in the middle of a run.  An average that has
-    begun goes on from where it is.
+    as far as the schedule has them; they and the three of names, ``on_nonfinite``, ``strict_schedule``,
+    ``forward_method_names`` and the two of ``update_model_with_ema`` may be set in the middle of a run.  An average
+    that has begun goes on from where it is.  The others cannot be assigned: they are chosen when the wrapper is built.
 
     Args:
         model: The module being trained.  A ``torch.compile``d or (Distributed)DataParallel one is looked into.
@@ -98,9 +107,10 @@ class EMA(Shadowed):
         strict_schedule: Whether ``load_state_dict()`` refuses a state that was saved under another schedule.
 
     Raises:
-        ValueError: for a setting out of range, a name that matches nothing, a model that has no values yet or nothing
-            to average, or a shadow that shares modules or memory with it.
-        TypeError: for a model that cannot be copied, or is a ScriptModule.
+        ValueError: for a setting out of range, a name that matches nothing, a device that cannot be used, a model that
+            has no values yet or nothing to average, or a shadow that shares modules or memory with it.
+        TypeError: for a model that is none, cannot be copied, or is a ScriptModule, or a setting of another kind.
+        RuntimeError: for a shadow that has other tensors than the model.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -122,6 +132,9 @@ class EMA(Shadowed):
     ignore_names = Names("ignored")
     ignore_startswith_names = Names("ignored_starts", starts=True)
     on_nonfinite = OnNonfinite(lambda ema: ema._now.forget_decays())
+    update_model_with_ema_every = Followed(checked_every)
+    update_model_with_ema_beta = Followed(checked_share)
+    forward_method_names = Followed(checked_methods)
 
     def __init__(
         self,
@@ -151,16 +164,11 @@ class EMA(Shadowed):
         update_model_with_ema_every: int | None = None,
         update_model_with_ema_beta: float = 0.0,
     ) -> None:
-        if update_model_with_ema_every is not None:
-            check_whole("update_model_with_ema_every", update_model_with_ema_every, 1)
-        check_unit("update_model_with_ema_beta", update_model_with_ema_beta)
         settings = InversePower(
             beta, inv_gamma, power, min_value, update_after_step=update_after_step, update_every=update_every
         )
         if schedule is not None and settings != InversePower():
             raise ValueError(f"give either schedule or its settings, not both: got {schedule!r} and {settings!r}")
-        if accumulator_dtype is not None and not accumulator_dtype.is_floating_point:
-            raise ValueError(f"accumulator_dtype must be a real floating-point dtype, got {accumulator_dtype}")
         super().__init__(
             model,
             ema_model,
@@ -176,10 +184,7 @@ class EMA(Shadowed):
         self.on_nonfinite = on_nonfinite
         self.update_model_with_ema_every = update_model_with_ema_every
         self.update_model_with_ema_beta = update_model_with_ema_beta
-        self.forward_method_names = as_names("forward_method_names", forward_method_names)
-        missing = [name for name in self.forward_method_names if not callable(getattr(self.ema_model, name, None))]
-        if missing:
-            raise ValueError(f"forward_method_names: {type(self.ema_model).__name__} has no method {listed(missing)}")
+        self.forward_method_names = forward_method_names
         self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
         self.ignore_names = ignore_names
         self.ignore_startswith_names = ignore_startswith_names
@@ -311,6 +316,10 @@ class EMA(Shadowed):
         Buffers that are not persistent are left out, as everywhere, and so are tensors of which no average is kept.
         To go on training, keep :meth:`state_dict`.  The processes of a sharded model call it together; the first
         writes.
+
+        Raises:
+            OSError: if the file cannot be written.
+            ValueError: if a tensor has no place in such a file: of complex128, sparse or quantised.
         """
         self._look_again()
         about = {"step": str(self._now.step), "initted": str(int(self._now.initted))}
@@ -331,8 +340,9 @@ class EMA(Shadowed):
         about = load_tensors(self.ema_model, path, self._rules.left_out)
         self._accumulators = {}
         self._now.forget_plan()
-        if "step" in about and "initted" in about:
-            self.step, self.initted = int(about["step"]), bool(int(about["initted"]))
+        step, initted = about.get("step", ""), about.get("initted", "")
+        if step.isdecimal() and initted in ("0", "1"):  # others' files have what they call so
+            self.step, self.initted = int(step), initted == "1"
 
     def _move(self, plan: Plan, decay: float) -> None:
         try:
@@ -429,7 +439,9 @@ class EMA(Shadowed):
 
         Raises:
             RuntimeError: if names or shapes differ.
+            TypeError, ValueError: if it is no module, or has no values yet.
         """
+        check_takes_values("module", module, ties(self.ema_model).keys())
         target = unwrapped(module)
         self._tell_attributes()
         self._look_again()

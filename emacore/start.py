@@ -13,8 +13,12 @@ def main() -> None:
     """Run the command line."""
     signal(SIGINT, SIG_DFL)  # until there is something to keep, Ctrl-C just ends it
     stand_in()
-    from emacore.cli.commands import main
-
+    try:
+        from emacore.cli.commands import main
+    except ImportError as error:
+        if "EMACORE_FAMILIES" not in str(error):
+            raise
+        sys.exit(f"Error: {error}")
     main()
 
 

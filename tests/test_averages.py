@@ -267,6 +267,9 @@ def test_a_state_of_something_else_is_refused():
         averages.load_state_dict(Averages(nn.Linear(2, 2), {"a": Constant(0.6)}).state_dict())
     with pytest.raises(ValueError, match="averages of 12 weights, this module has 6"):
         averages.load_state_dict(Averages(nn.Linear(3, 3), {"a": Constant(0.5)}).state_dict())
+    for state in (None, 5, {}, {"a": 1}, EMA(nn.Linear(2, 2)).state_dict()):
+        with pytest.raises(ValueError, match=r"the state is none of Averages\.state_dict\(\)"):
+            averages.load_state_dict(state)
 
 
 def test_a_replaced_tensor_is_followed_and_a_changed_module_told():

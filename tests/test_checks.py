@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from emacore.checks import (
     check_unit,
     check_whole,
     is_real,
+    keep_plain,
+    numbers,
     shown,
 )
 
@@ -74,3 +77,31 @@ def test_numbers_of_very_many_digits_are_written_by_their_bits():
     assert shown(2**333) == "a whole number of 334 bits"
     assert shown(-(2**20_000)) == "a whole number of 20,001 bits"
     assert shown("x") == "'x'"
+
+
+def test_settings_keep_python_s_own_numbers_also_in_their_parts():
+    @dataclass(frozen=True)
+    class Part:
+        widths: tuple = (np.int8(3), (np.float16(0.5), "a"))
+
+    @dataclass(frozen=True, slots=True)
+    class Closed:
+        size: int = 1
+
+    @dataclass(frozen=True)
+    class Whole:
+        number: float = np.float32(0.25)
+        flag: bool = True
+        text: str = "1"
+        part: Part = Part()
+        closed: Closed = Closed()
+        kind: type = Part
+
+    keep_plain(whole := Whole())
+    assert repr((whole.number, whole.part.widths)) == "(0.25, (3, (0.5, 'a')))"
+    assert (whole.flag, whole.text, whole.closed.size, whole.kind) == (True, "1", 1, Part)
+    assert numbers("widths", np.array([0.5, 2])) == numbers("widths", {0.5, np.int8(2)}) == [0.5, 2]
+    assert numbers("widths", 3) == [3]
+    for other in (None, "12", ["1"], [None], 1j, {"a": 1}):
+        with pytest.raises(ValueError, match=r"widths must be a list of numbers, such as \[0\.05, 0\.1\], got "):
+            numbers("widths", other)

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+import emacore
+from emacore.averaging.code import merge_from_code
+
 DOCS = Path(__file__).parents[1] / "docs"
 ELSEWHERE = re.compile(r"from (peft|accelerate|lightning|transformers|torch\.distributed)|import torch\.distributed")
 BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "your_loop.md").read_text(), re.DOTALL)
@@ -28,6 +31,15 @@ def test_the_code_for_your_loop_runs_as_it_stands(tmp_path, monkeypatch):
         exec(block, names)
         if "attach" in block:
             assert names["ema"].step.item() == 3
+
+
+def test_what_a_merge_is_called_in_python_is_that():
+    told = re.findall(r"^\| `(.*?)`, in Python `(.*?)`", (DOCS / "checkpoints.md").read_text(), re.MULTILINE)
+    assert len(told) == 2
+    for code, python in told:
+        assert eval(python, vars(emacore) | {name: getattr(emacore, name) for name in emacore.__all__}) == (
+            merge_from_code(code)
+        )
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if ELSEWHERE.search(block)])

@@ -1,14 +1,17 @@
 import copy
+import inspect
 import io
 import pickle
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
 from ema_pytorch import EMA as EMAPytorch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 from torch.optim.swa_utils import update_bn
@@ -1477,3 +1480,76 @@ def test_weights_that_are_gone_meanwhile_are_named():
     model.to("meta")
     with pytest.raises(ValueError, match="'weight' is on the meta device"):
         ema.update()
+
+
+@pytest.mark.parametrize("calls", [1, 20, 1500])
+def test_feeding_back_that_is_asked_for_in_the_middle_of_a_run_begins_at_the_next_call(calls):
+    model = nn.Linear(2, 1)
+    ema = EMA(model, schedule=Constant(0.5))
+    for _ in range(calls):
+        ema.update()
+    ema.update_model_with_ema_every, ema.update_model_with_ema_beta = 1, 0.25
+    before = tensors(model)
+    change(model, 1)
+    now, average = model.weight.detach().clone(), before["weight"].lerp(model.weight.detach(), 0.5)
+    ema.update()
+    torch.testing.assert_close(model.weight.detach(), average.lerp(now, 0.25))
+    ema.update_model_with_ema_every = None
+    change(model, 2)
+    now = model.weight.detach().clone()
+    ema.update()
+    assert torch.equal(model.weight, now)
+    for name, value in {
+        "update_model_with_ema_every": 0,
+        "update_model_with_ema_beta": 2,
+        "forward_method_names": ["nope"],
+        "step": -1,
+    }.items():
+        with pytest.raises(ValueError, match=name):
+            setattr(ema, name, value)
+
+
+def test_what_would_have_no_effect_cannot_be_assigned():
+    ema = EMA(nn.Linear(2, 1).half(), schedule=Constant(0.9))
+    ema.update()
+    settings = inspect.signature(EMA).parameters.keys() - {"model", "ema_model", "schedule"}
+    followed = {name for name in settings if hasattr(EMA, name) and name != "buffers"} | {"strict_schedule"}
+    for name in settings - followed - {f.name for f in fields(InversePower)}:
+        with pytest.raises(AttributeError, match=f"{name} is chosen when the average is built"):
+            setattr(ema, name, None)
+    ema.update()
+    again = copy.deepcopy(ema)
+    again.update()
+    assert again.step == 3
+
+
+@pytest.mark.parametrize("device", ["meta", "nowhere", "cuda:99", 5])
+def test_a_device_that_keeps_nothing_is_told_as_that(device):
+    with pytest.raises(ValueError, match="device"):
+        EMA(nn.Linear(2, 1), device=device)
+
+
+def test_a_module_without_values_takes_no_averages():
+    ema = EMA(nn.Linear(2, 1))
+    for module, why in ((nn.LazyLinear(1), "is lazy"), (nn.Linear(2, 1, device="meta"), "is on the meta device")):
+        with pytest.raises(ValueError, match=f"module: 'weight' {why}"):
+            ema.copy_to(module)
+        with pytest.raises(ValueError, match=f"module: 'weight' {why}"):
+            Averages(nn.Linear(2, 1), {"a": Constant(0.9)}).copy_to(module, "a")
+
+
+def test_what_another_writes_into_a_safetensors_file_is_no_step(tmp_path):
+    model = nn.Linear(2, 1)
+    ema = EMA(model, schedule=Constant(0.9))
+    for about in (
+        {"step": "last", "initted": "1"},
+        {"step": "-4", "initted": "1"},
+        {"step": "4", "initted": "yes"},
+        {},
+    ):
+        save_file(model.state_dict(), tmp_path / "model.safetensors", about)
+        ema.load(tmp_path / "model.safetensors")
+        assert ema.step == 0
+    save_file(model.state_dict(), tmp_path / "model.safetensors", {"step": "4", "initted": "1"})
+    ema.load(tmp_path / "model.safetensors")
+    assert ema.step == 4

@@ -10,4 +10,12 @@ from emacore.averaging import families as families
 
 # A person's own families: the modules that register them, with commas.
 for _module in filter(None, os.environ.get("EMACORE_FAMILIES", "").split(",")):
-    import_module(_module.strip())
+    try:
+        import_module(_module.strip())
+    except ModuleNotFoundError as error:
+        if error.name != _module.strip().partition(".")[0]:
+            raise  # one that it imports itself
+        raise ImportError(
+            f"EMACORE_FAMILIES names the module {_module.strip()!r}, which is not on the Python path: set PYTHONPATH "
+            "to its folder"
+        ) from error

@@ -71,7 +71,8 @@ def merge_from_code(text: str) -> Merge:
     """What :func:`merge_to_code` wrote; nothing is run.
 
     Besides schedules and windows of steps there are ``Window(files=10)``, which counts files,
-    ``RateDecay(shape='1-sqrt', steps=10000)`` and ``Coefficients(-0.5, 1.5)``, those of the last files.
+    ``RateDecay(shape='1-sqrt', steps=10000)`` and ``Coefficients(-0.5, 1.5)``, those of the last files, which may
+    stand in a list, as they do in Python.
 
     Raises:
         ValueError: if it is anything else.
@@ -84,7 +85,8 @@ def _merge(call: ast.expr) -> Merge:
         if call.func.id == "Coefficients":
             if call.keywords:
                 raise ValueError("Coefficients takes numbers without names")
-            return Coefficients(tuple(float(_constant(value)) for value in call.args))
+            values = [_constant(value) for value in call.args]
+            return Coefficients(values[0] if len(values) == 1 and isinstance(values[0], (list, tuple)) else values)
         if call.func.id == "RateDecay":
             settings = _settings(call, ("shape", "steps"))
             return RateDecay(**_known("RateDecay", settings, ("shape", "steps")))

@@ -9,6 +9,7 @@ the target in the L2 norm is what Karras et al. ("Analyzing and Improving the Tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.weights import weights
 from emacore.averaging.windows import Scheme, decays_at_end
-from emacore.checks import check_choice, check_whole
+from emacore.checks import check_choice, check_whole, is_real, keep_plain, plain
 
 Floats = NDArray[np.float64]
 Fit = Literal["linear", "nonnegative", "free"]
@@ -39,6 +40,7 @@ class Span:
     end: int
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         check_whole("begin", self.begin, 0)
         check_whole("end", self.end, self.begin)
 
@@ -94,12 +96,16 @@ class RateDecay:
     Args:
         shape: How the rate falls to zero: ``linear``, ``cosine`` or ``1-sqrt``.
         steps: Over how many of the last steps; by default over all from the first file on.
+
+    Raises:
+        ValueError: for another shape, or if ``steps`` is no whole number of at least 1.
     """
 
     shape: str = "linear"
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         check_choice("shape", self.shape, ("linear", "cosine", "1-sqrt"))
         if self.steps is not None:
             check_whole("steps", self.steps, 1)
@@ -139,13 +145,21 @@ class RateDecay:
 
 @dataclass(frozen=True)
 class LastFiles:
-    """The last ``files`` files, whatever their steps: their plain mean, or what a schedule makes of them in a row."""
+    """The last ``files`` files, whatever their steps: their plain mean, or what a schedule makes of them in a row.
+
+    Raises:
+        ValueError: if ``files`` is no whole number of at least 1.
+        TypeError: if ``schedule`` is none.
+    """
 
     files: int
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         check_whole("files", self.files, 1)
+        if self.schedule is not None and not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule must be a schedule, such as Constant(beta=0.9), or None; got {self.schedule!r}")
 
     def coefficients(self, count: int) -> Floats:
         """The coefficient of each of ``count`` files, shape (count,)."""
@@ -157,15 +171,28 @@ class LastFiles:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Coefficients of the last files, as they are; they may be negative."""
+    """Coefficients of the last files, as they are; they may be negative.
 
-    values: tuple[float, ...]
+    Args:
+        values: One or more numbers, the last file's last: a list, a tuple or an array.
+
+    Raises:
+        ValueError: if one is no finite number that fits into float32, or all are 0.
+    """
+
+    values: Sequence[float]
 
     def __post_init__(self) -> None:
-        if not np.any(self.values) or not np.isfinite(self.values).all():
-            raise ValueError(f"coefficients must be finite numbers, at least one of them not 0, got {self.values!r}")
-        if np.abs(self.values).max() > np.finfo(np.float32).max:
-            raise ValueError(f"coefficients must be numbers that fit into float32, got {self.values!r}")
+        values = self.values
+        given = values.tolist() if isinstance(values, np.ndarray) else values
+        if not isinstance(given, (list, tuple)) or not all(map(is_real, given)):
+            raise ValueError(f"values must be a list of numbers, such as [-0.5, 1.5], got {values!r}")
+        numbers = plain(tuple(given))
+        if not any(numbers) or not all(-math.inf < one < math.inf for one in numbers):
+            raise ValueError(f"coefficients must be finite numbers, at least one of them not 0, got {values!r}")
+        if max(map(abs, numbers)) > float(np.finfo(np.float32).max):
+            raise ValueError(f"coefficients must be numbers that fit into float32, got {values!r:.200}")
+        object.__setattr__(self, "values", tuple(map(float, numbers)))
 
     def coefficients(self, count: int) -> Floats:
         """The coefficient of each of ``count`` files, shape (count,).

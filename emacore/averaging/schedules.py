@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.rounding import round_and_even, round_and_even_in_log
-from emacore.checks import check_whole
+from emacore.checks import check_whole, is_real, keep_plain
 
 Floats = NDArray[np.float64]
 
@@ -223,11 +223,7 @@ class Schedule:
     rescaling: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if isinstance(value, (np.integer, np.floating)):  # narrow ones overflow, and none can be read as code
-                plain = int(value) if isinstance(value, np.integer) else float(value)
-                object.__setattr__(self, setting.name, plain)
+        keep_plain(self)
         check_whole("update_after_step", self.update_after_step, 0, MOST_CALLS)
         check_whole("update_every", self.update_every, 1, MOST_CALLS)
 
@@ -246,8 +242,13 @@ class Schedule:
 
         Raises:
             ValueError: where the family's rule gives what is no decay.
+            TypeError: if ``calls`` are no numbers.
         """
         numbers = np.asarray(calls)
+        if numbers.dtype.kind not in "biuf":
+            raise TypeError(f"calls must be numbers of calls, such as 5 or [0, 1, 2], got {calls!r}")
+        if numbers.dtype.kind != "f":  # narrow ones overflow
+            numbers = numbers.astype(np.int64, copy=False)
         decays = np.ones(numbers.shape)
         acts = numbers % self.update_every == 0
         decays[acts & (numbers <= self.start)] = 0.0
@@ -282,7 +283,7 @@ class Schedule:
         Raises:
             ValueError: if ``decay`` is not in (0, 1].
         """
-        if not 0 < decay <= 1:
+        if not (is_real(decay) and 0 < decay <= 1):
             raise ValueError(f"decay must be in (0, 1], got {decay!r}")
         every = self.update_every
         below, reached = self.start + every, max(_LAST_CALL // every * every, self.start + every)
@@ -407,6 +408,12 @@ def register(family: F) -> F:
     return family
 
 
+def check_schedule(name: str, schedule: object) -> None:
+    """Raise ``TypeError`` unless ``schedule`` is one; a window has no decays."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"{name} must be a schedule, such as Constant(beta=0.999), got {schedule!r}")
+
+
 def schedule_from_dict(settings: Mapping[str, Any]) -> Schedule:
     """The schedule that ``Schedule.to_dict`` described.
 
@@ -437,7 +444,7 @@ def changed_settings(schedule: Schedule) -> dict[str, Any]:
 def last_move(schedule: Schedule, num_steps: int) -> int:
     """The last call of a run of ``num_steps`` calls that is not skipped."""
     check_whole("num_steps", num_steps, 1, MOST_CALLS)
-    return (num_steps - 1) // schedule.update_every * schedule.update_every
+    return (int(num_steps) - 1) // schedule.update_every * schedule.update_every
 
 
 def final_half_life(schedule: Schedule, num_steps: int) -> float:

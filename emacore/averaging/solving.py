@@ -15,9 +15,9 @@ import scipy  # whose parts are loaded where they are used
 
 from emacore.averaging.filters import decay_from_half_life, half_life
 from emacore.averaging.parts import memory
-from emacore.averaging.schedules import LARGEST_DECAY, Schedule, final_half_life, last_move
+from emacore.averaging.schedules import LARGEST_DECAY, Schedule, check_schedule, final_half_life, last_move
 from emacore.averaging.weights import relative_width
-from emacore.checks import check_positive
+from emacore.checks import check_positive, plain
 from emacore.formatting import counted, number
 
 S = TypeVar("S", bound=Schedule)
@@ -41,9 +41,12 @@ def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
     ``beta`` that is in the way, where another setting is tuned, is raised.
 
     Raises:
-        ValueError: where no value of the setting does it; the message says what would.
+        ValueError: where no value of the setting does it; the message says what would.  Also for numbers out of range.
+        TypeError: if ``schedule`` is none.
     """
+    check_schedule("schedule", schedule)
     check_positive("steps", steps)
+    num_steps, steps = plain(num_steps), plain(steps)
     _check_moves(schedule, num_steps)
     every = schedule.update_every
     decay = decay_from_half_life(steps / every)
@@ -77,9 +80,13 @@ def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
     A cap ``beta`` that is in the way, where another setting is tuned, is raised.
 
     Raises:
-        ValueError: where no value of the setting does it; the message gives the widths within reach.
+        ValueError: where no value of the setting does it; the message gives the widths within reach.  Also for numbers
+            out of range.
+        TypeError: if ``schedule`` is none.
     """
+    check_schedule("schedule", schedule)
     check_positive("width", width)
+    num_steps, width = plain(num_steps), plain(width)
     _check_moves(schedule, num_steps)
     return _searched(schedule, num_steps, width, final_width, "relative width", f"{width:g} over")
 
@@ -109,6 +116,7 @@ def at_batch_size(schedule: S, factor: float) -> S:
         ValueError: for a family that has no such settings.
     """
     check_positive("factor", factor)
+    factor = plain(factor)
     found = schedule.rescaled(factor)
     if found is None:
         raise ValueError(
@@ -124,7 +132,7 @@ def at_length(schedule: S, factor: float) -> S:
     It is stretched in time: ``factor`` steps do what one did.  So it is :func:`at_batch_size` with ``1 / factor``.
     """
     check_positive("factor", factor)
-    return at_batch_size(schedule, 1 / factor)
+    return at_batch_size(schedule, 1 / plain(factor))
 
 
 def _searched(

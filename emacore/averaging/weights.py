@@ -149,13 +149,19 @@ def mean_age(decays: ArrayLike, step: int = -1) -> float:
     """The mean age, in steps, of what the average after call ``step`` holds.
 
     The value of call ``step`` has age 0, and the initial average has the age of a call before the first.
+
+    Raises:
+        ValueError: if ``decays`` are not numbers in [0, 1], or there is no such call.
     """
     ages, shares = _ages(decays, step)
     return float(ages @ shares)
 
 
 def effective_count(decays: ArrayLike, step: int = -1) -> float:
-    """How many equally weighted snapshots average out independent noise as well: 1 / sum of squared weights (Kish)."""
+    """How many equally weighted snapshots average out independent noise as well: 1 / sum of squared weights (Kish).
+
+    It takes and raises what :func:`mean_age` does.
+    """
     _, shares = _ages(decays, step)
     return float(1 / (shares @ shares))
 
@@ -207,8 +213,14 @@ def checked_decays(decays: ArrayLike) -> Floats:
 
     Raises:
         ValueError: if it has another shape or holds a number outside [0, 1].
+        TypeError: if it holds what is no number.
     """
-    rates = np.asarray(decays, dtype=np.float64)
+    try:
+        rates = np.asarray(decays, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"decays must be numbers, shape (T,), such as Constant(beta=0.99).decays(1000), got {decays!r:.200}"
+        ) from error
     if rates.ndim != 1:
         raise ValueError(f"decays must have shape (T,), got {rates.shape}")
     if rates.size and not (rates.min() >= 0 and rates.max() <= 1):  # so written, a NaN fails too
@@ -226,9 +238,12 @@ def _products_after(rates: Floats) -> Floats:
 
 
 def _end(rates: Floats, step: int) -> int:
-    if not -len(rates) <= step < len(rates):
-        raise ValueError(f"step must be one of the {len(rates)} calls (or negative, from the end), got {step}")
-    return step % len(rates) + 1
+    if not len(rates):
+        raise ValueError("decays must be those of at least one call, got none")
+    whole = isinstance(step, (int, np.integer)) and not isinstance(step, bool)
+    if not whole or not -len(rates) <= step < len(rates):
+        raise ValueError(f"step must be one of the {len(rates)} calls (or negative, from the end), got {shown(step)}")
+    return int(step) % len(rates) + 1
 
 
 def _ages(decays: ArrayLike, step: int) -> tuple[Floats, Floats]:

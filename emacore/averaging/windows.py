@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from emacore.averaging.families import UniformAverage
 from emacore.averaging.schedules import Schedule
-from emacore.checks import check_whole
+from emacore.checks import check_whole, keep_plain
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +35,7 @@ class Window:
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         check_whole("size", self.size, 1)
         if self.schedule is not None and not isinstance(self.schedule, Schedule):
             raise TypeError(f"a window's schedule must be a schedule or None, got {self.schedule!r}")
@@ -52,6 +53,12 @@ def check_scheme(scheme: object) -> None:
     """Raise ``TypeError`` unless ``scheme`` is a schedule or a window."""
     if not isinstance(scheme, (Schedule, Window)):
         raise TypeError(f"a scheme must be a schedule or a window, such as Constant(beta=0.99), got {scheme!r}")
+
+
+def check_named(argument: str, schemes: object) -> None:
+    """Raise ``TypeError`` unless they are given by name."""
+    if not isinstance(schemes, Mapping):
+        raise TypeError(f"{argument} must be given by name, such as {{'slow': Constant(beta=0.999)}}, got {schemes!r}")
 
 
 def decays_at_end(

@@ -28,10 +28,11 @@ from emacore.averaging.coefficients import (
 )
 from emacore.averaging.families import PowerFunction
 from emacore.averaging.planned import planned
+from emacore.averaging.windows import check_named
 from emacore.checkpoints.reading import Checkpoint, Checkpoints, check_alike
 from emacore.checkpoints.sections import Section
 from emacore.checkpoints.stored import DTYPE_NAMES, CheckpointError, StoredTensor
-from emacore.checks import check_choice, check_whole
+from emacore.checks import check_choice, check_whole, numbers
 from emacore.formatting import number, percent
 from emacore.limits import MERGED_STEPS, check_most
 from emacore.tensors.pairing import listed
@@ -169,6 +170,8 @@ def plan_merge(
         CheckpointError: if the files do not go together.
         ValueError: for a setting that does not fit them.
     """
+    check_named("merges", merges)
+    sigma_rel = numbers("sigma_rel", sigma_rel)
     if not merges:
         raise ValueError("name at least one scheme to merge by")
     if fit is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -197,7 +198,10 @@ def open_checkpoints(path: str | Path | Sequence[str | Path]) -> Checkpoints:
         >>> Trajectory(open_checkpoints(folder).rows()).state(UniformAverage())["weight"].tolist()
         [200.0, 200.0]
     """
-    roots = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
+    several = [path] if isinstance(path, (str, Path)) else list(path) if isinstance(path, Iterable) else [path]
+    if not all(isinstance(one, (str, os.PathLike)) for one in several):
+        raise TypeError(f"path must be a file, a folder, or a list of them, got {path!r}")
+    roots = list(map(Path, several))
     if not roots:
         raise CheckpointError("give at least one file or folder")
     found: list[tuple[Unit, Path, list[Section]]] = []

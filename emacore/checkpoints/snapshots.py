@@ -21,9 +21,10 @@ from torch.utils.hooks import RemovableHandle
 
 from emacore.averaging.families import PowerFunction
 from emacore.averaging.schedules import Floats, Schedule
-from emacore.checks import check_choice, check_whole
+from emacore.checks import check_choice, check_whole, numbers
 from emacore.ema import EMA
-from emacore.tensors.pairing import ties, unwrapped
+from emacore.tensors.exports import check_storable
+from emacore.tensors.pairing import as_names, check_module, ties, unwrapped
 from emacore.tensors.sharded import is_sharded
 from emacore.tensors.steps import after_each_step
 
@@ -70,7 +71,8 @@ class Snapshots:
 
     Raises:
         FileExistsError: if the folder holds snapshots already, unless ``resume``.
-        ValueError: for a setting out of range.
+        ValueError: for a setting out of range, or a tensor that has no place in a safetensors file.
+        TypeError: if ``module`` is none.
 
     Example:
         >>> import tempfile
@@ -99,16 +101,16 @@ class Snapshots:
     ) -> None:
         check_whole("every", every, 1)
         check_choice("kind", kind, ("windows", "power"))
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"module must be a torch.nn.Module, got {module!r}")
-        self.folder, self._every, self._kind = Path(folder), every, kind
+        check_module("module", module)
+        self.folder, self._every, self._kind = Path(folder), int(every), kind
+        names = None if names is None else as_names("names", names)
         if not resume and any(self.folder.glob("step_*")):
             raise FileExistsError(
                 f"{self.folder} holds snapshots already: choose another folder, or resume=True and load_state_dict()"
             )
-        schedules: dict[str, Schedule] = {_WINDOW: _Windows(every)}
+        schedules: dict[str, Schedule] = {_WINDOW: _Windows(self._every)}
         if kind == "power":
-            widths = sorted(sigma_rel) if isinstance(sigma_rel, Sequence) else [sigma_rel]
+            widths = sorted(numbers("sigma_rel", sigma_rel))
             schedules = {f"power-{width:.3f}": PowerFunction(sigma_rel=width) for width in widths}
             if not len(schedules) == len(widths) > 1:
                 raise ValueError(
@@ -126,6 +128,8 @@ class Snapshots:
             )
             for name, schedule in schedules.items()
         }
+        for average in self.averages.values():
+            _tensors_of(average)
         self.step = 0
         self.error: str | None = None
         # The step of the last file to keep, until the next one is written; a run without a state begins again.
@@ -193,6 +197,8 @@ class Snapshots:
         if not (isinstance(state, Mapping) and {"step", "every", "averages"} <= state.keys()):
             what = list(state)[:6] if isinstance(state, Mapping) else state
             raise ValueError(f"the state is none of Snapshots.state_dict(), but {what!r:.200}")
+        if not isinstance(state["averages"], Mapping):
+            raise ValueError(f"the state is none of Snapshots.state_dict(), but {list(state)!r:.200}")  # noqa: TRY004
         if state["every"] != self.every or state["averages"].keys() != self.averages.keys():
             raise ValueError(
                 f"the state is of snapshots every {state['every']} steps of {', '.join(state['averages'])}; these are "
@@ -242,17 +248,12 @@ def _of_any(error: str | None) -> str | None:
 
 def _written(average: EMA, partial: Path, path: Path, about: Mapping[str, str]) -> tuple[Path, Path]:
     """Write an average beside its place; returns both."""
-    state = average.state_dict()
-    wide = {
-        name.removeprefix("accumulator."): value for name, value in state.items() if name.startswith("accumulator.")
-    }
-    kept = average.weights
+    tensors, kept = _tensors_of(average), average.weights
     aliases = {
         name: tie.first_name
         for name, tie in ties(average.ema_model).items()
         if name not in kept and tie.first_name in kept
     }
-    tensors = {name: wide.get(name, tensor).detach() for name, tensor in kept.items()}
     if any(map(is_sharded, tensors.values())):
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_saver import save
@@ -271,6 +272,22 @@ def _written(average: EMA, partial: Path, path: Path, about: Mapping[str, str]) 
         plain = {name: _plain(tensor) for name, tensor in tensors.items()}
         save_file(plain, partial, {**aliases, "format": "pt", **about})
     return partial, path.with_name(f"{path.name}.safetensors")
+
+
+def _tensors_of(average: EMA) -> dict[str, Tensor]:
+    """What is written of an average: as wide as it is kept.
+
+    Raises:
+        ValueError: if a tensor has no place in a file.
+    """
+    state = average.state_dict()
+    wide = {
+        name.removeprefix("accumulator."): value for name, value in state.items() if name.startswith("accumulator.")
+    }
+    tensors = {name: wide.get(name, tensor).detach() for name, tensor in average.weights.items()}
+    if not any(map(is_sharded, tensors.values())):
+        check_storable(tensors, "leave it out by names=")
+    return tensors
 
 
 def _move(moves: Sequence[tuple[Path, Path]]) -> None:

@@ -194,9 +194,16 @@ def targets_of(plan: MergePlan, out: Path, form: str) -> list[Path]:
         )
         raise ValueError(f"{out} is named like a file, but {why}: name a folder, or another form")
     for result in plan.results:
+        if not isinstance(result.name, str):
+            raise TypeError(f"a result's name must be a text, got {result.name!r}")
         if len(result.name.encode()) > 200:
             raise ValueError(f"a result's name must be one of at most 200 bytes, got {result.name[:60]!r}...")
-        if Path(result.name).name != result.name or result.name.startswith(".") or not result.name:
+        if (
+            Path(result.name).name != result.name
+            or result.name.startswith(".")
+            or not result.name
+            or "\0" in result.name
+        ):
             raise ValueError(f"a result's name must be that of a file, got {result.name!r}")
     return [out / (result.name if _is_folder(plan) else f"{result.name}{suffix}") for result in plan.results]
 

@@ -201,16 +201,18 @@ class WithSettings(WithFamilies):
 
 
 def _families() -> Iterator[tuple[str, str]]:
+    timing = {one.name: one.default for one in fields(Schedule)}
     for name, family in FAMILIES.items():
         about = {control.name: control for control in family.controls}
         parts = [
             f"{one.name} = {'?' if one.default is MISSING else one.default}"
             + (f" ({about[one.name].low:g} to {about[one.name].high:g} in the app)" if one.name in about else "")
-            for one in fields(family)
-            if not one.kw_only
+            for one in sorted(fields(family), key=lambda one: one.name in timing)
+            if one.name not in timing or one.default != timing[one.name]
         ]
         yield name, f"{family.label}. {'; '.join(parts) or 'It has no setting of its own'}."
-    yield "all of them", "; ".join(f"{control.name} ({control.help.partition('. ')[0]})" for control in TIMING) + "."
+    told = [f"{one.name} = {timing[one.name]} ({one.help.partition('. ')[0]})" for one in TIMING]
+    yield "all of them", f"{'; '.join(told)}; where not told otherwise."
 
 
 def _settings_of_a_run() -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.schedules import Schedule
+from emacore.checks import check_whole
 from emacore.experiments.statistics import (
     CLASSICAL,
     PairedComparison,
@@ -86,7 +87,22 @@ def per_seed(
         fixed one that of ``fixed_epoch``, the last that all seeds reached which did not diverge.  The own one is that
         of ``own_epoch_<curve>``, at which an early stop that looks at this curve alone ends it, or, where the run ended
         before (``own_ended_<curve>`` is false), that of the last epoch.
+
+    Raises:
+        TypeError: if ``history`` is no table.
+        ValueError: if it has no rows, or not these columns; for another ``patience``.
     """
+    if not isinstance(history, pd.DataFrame):
+        raise TypeError(
+            f"history must be a study's table, such as replicate(config, seeds).history, got {history!r:.200}"
+        )
+    needed = ["seed", "epoch", "val_loss_original", f"val_loss_{averaged}"]
+    if missing := [column for column in needed if column not in history]:
+        raise ValueError(f"history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}")
+    if history.empty:
+        raise ValueError("history has no rows: no epoch of the study is over")
+    if patience is not None:
+        check_whole("patience", patience, 1)
     groups = history.groupby("seed", sort=False)
     last = history.loc[groups["epoch"].idxmax().to_numpy()].set_index("seed")
     curves = {"original": "val_loss_original", "ema": f"val_loss_{averaged}"}
@@ -344,7 +360,18 @@ def answers(table: pd.DataFrame, intervals: str = CLASSICAL) -> dict[str, Paired
 
     Args:
         intervals: As :func:`~emacore.experiments.statistics.paired_comparison` takes them.
+
+    Returns:
+        By question; one to which no seed has an answer, or none of its own, is left out.
+
+    Raises:
+        TypeError: if ``table`` is none.
+        ValueError: if it is another one, or there are no such intervals.
     """
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"table must be that of per_seed(history), got {table!r:.200}")
+    if not {"final_original", "final_ema"} <= set(table):
+        raise ValueError(f"table must be that of per_seed(history), got one of {', '.join(map(str, table.columns))}")
     found = {question: comparison_of(table, question, intervals) for question in QUESTIONS}
     return {question: one for question, one in found.items() if one is not None}
 

@@ -308,7 +308,14 @@ def verdict(comparison: PairedComparison, what: str = "the final loss", among: C
 
     Args:
         among: The comparison as one of several tests, if it is.
+
+    Raises:
+        TypeError: if ``comparison`` is none.
     """
+    if not isinstance(comparison, PairedComparison):
+        raise TypeError(
+            f"comparison must be one of answers(...), such as answers(table)['final'], got {comparison!r:.200}"
+        )
     kind, median = kind_of(comparison, among), comparison.median
     won = f"averaging won {comparison.wins} of {comparison.seeds}"
     over = f"over {over_pairs(comparison)}"

@@ -142,6 +142,19 @@ class Measure(ABC):
         raise NotImplementedError(f"{type(self).__name__} knows no predictions, so it cannot measure an ensemble")
 
 
+def as_number(found: Any, name: str | None = None) -> float:
+    """What a function of a network returned, as a number; of several ``name`` says which.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = "the function of a network's tensors" if name is None else f"{name!r} of what measures a network"
+        raise TypeError(f"{what} must be a number (or several by name), got {found!r:.100}") from error
+
+
 class OneByOne(Measure):
     """Measures by a function of one network.
 
@@ -171,14 +184,14 @@ class OneByOne(Measure):
         if not isinstance(found, Mapping):
             if len(self.metrics) != 1:
                 raise ValueError(f"the measure returned {found!r}, where it is to return {self._columns()} by name")
-            return {self.metrics[0].column: float(found)}
+            return {self.metrics[0].column: as_number(found)}
         missing = [metric.column for metric in self.metrics if metric.column not in found]
         if missing:
             raise ValueError(
                 f"the measure returned {sorted(found)}, where it is to return {self._columns()}: say what it returns "
                 "by its attribute metrics"
             )
-        return found
+        return {metric.column: as_number(found[metric.column], metric.column) for metric in self.metrics}
 
     def _columns(self) -> str:
         return ", ".join(metric.column for metric in self.metrics)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.checks import check_whole, shown
+from emacore.checks import check_whole, is_real, shown
 from emacore.formatting import in_bytes
 from emacore.limits import DESCRIPTION_BYTES, DISK_RESERVE, RECORDED_EVERY, RECORDED_STEPS, check_most
 from emacore.replay.rows import Rows
@@ -89,8 +89,9 @@ class Recorder:
     Raises:
         FileExistsError: if the folder already holds a recording.
         RuntimeError: in the other processes of a sharded module, if the one that writes cannot begin.
-        ValueError: for a name that the module does not have, a module with no values or nothing to average, or a tensor
-            that has no place in a row.
+        ValueError: for a name that the module does not have, a module with no values or nothing to average, a tensor
+            that has no place in a row, or a number out of range.
+        TypeError: for a module that is none, or settings that JSON cannot hold.
 
     Example:
         >>> import tempfile
@@ -121,7 +122,11 @@ class Recorder:
         trainable_only: bool = False,
     ) -> None:
         check_whole("every", every, 1)
+        every = int(every)
+        if not is_real(most_bytes) or math.isnan(most_bytes):
+            raise ValueError(f"most_bytes must be a number of bytes, got {most_bytes!r}")
         check_has_values("module", module)
+        kept_settings = _as_json(settings)
         self.folder = Path(folder)
         self._module = unwrapped(module)
         self._every = every
@@ -148,6 +153,7 @@ class Recorder:
         self.row_bytes = columns * self._dtype.itemsize + extra
         self._gathers = any(map(is_sharded, wanted.values()))
         self._writes = is_first(wanted.values())
+        self._is_closed = False
         self._is_over = False  # known to all processes
         self._room = max(1, _BUFFER_BYTES // self.row_bytes)
         self._rows = torch.empty(self._room if self._writes else 0, columns, dtype=self._dtype)
@@ -161,7 +167,7 @@ class Recorder:
             "dtype": "float16" if float16 else "float32",
             "tensors": _described(averaged),
             "copied": _described(copied),
-            "config": None if settings is None else dict(settings),
+            "config": kept_settings,
             "every": every,
             "epoch_ends": [],
         }
@@ -178,17 +184,21 @@ class Recorder:
 
     def size(self, calls: int) -> int:
         """Bytes on the disk after so many calls of :meth:`record`."""
-        return len(self._files) * _HEADER_BYTES + calls // self._every * self.row_bytes
+        check_whole("calls", calls, 0)
+        return len(self._files) * _HEADER_BYTES + int(calls) // self._every * self.row_bytes
 
     def record(self) -> None:
         """Keep the weights as they are now, if it is this call's turn.  Call it after each optimiser step.
 
         Raises:
-            RuntimeError: if the module gained, lost or reshaped a tensor, or inside ``average_parameters()``.
+            RuntimeError: if the module gained, lost or reshaped a tensor, inside ``average_parameters()``, or after
+                :meth:`close`.
         """
         if OPEN:
             why = "record() inside average_parameters() would record the average; call it outside"
             check_not_lent(self._module, why)
+        if self._is_closed and self.error is None:
+            raise RuntimeError("record() after close(), or after its with block: the recording has ended")
         self._calls += 1
         if self._calls % self._every or (self._is_over if self._gathers else self.error is not None):
             return
@@ -244,6 +254,7 @@ class Recorder:
         """Write what is left, and close the files."""
         self._tell_late(ties(self._module).keys() - self._layout.keys())
         self._flush()
+        self._is_closed = True
         for file in self._files:
             file.close()
 
@@ -254,6 +265,10 @@ class Recorder:
             self._files = [RowFile(self.folder / "weights.npy", descr, columns)]
             if extra:
                 self._files.append(RowFile(self.folder / "copied.npy", "|u1", extra))
+        except FileExistsError as error:
+            if self.folder.is_dir():
+                return FileExistsError(f"{self.folder} holds a recording already: choose another folder")
+            return FileExistsError(f"{self.folder} cannot be a folder ({error.strerror}): choose another one")
         except OSError as error:
             return error
         self._write_about()
@@ -346,6 +361,16 @@ class Recorder:
             partial.replace(self.folder / "run.json")
         except OSError as error:
             self._end(str(error.strerror))
+
+
+def _as_json(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The settings as they are stored; raises before anything is."""
+    if settings is None:
+        return None
+    try:
+        return dict(json.loads(json.dumps(dict(settings))))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"settings must be a dictionary that JSON can hold, or None: {error}") from error
 
 
 def _passing(module: nn.Module) -> set[str]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emacore.tensors.pairing import real_count
+from emacore.tensors.pairing import is_averaged, real_count, reals
 
 #: Linux's advice to read a range of a mapped file and to map it; Python's mmap has no name for it.
 _POPULATE_READ = 22
@@ -52,7 +52,14 @@ class Rows:
             raise ValueError(f"weights must have shape (T, {columns}), as their tensors say; got {self.weights.shape}")
         count = len(self.weights)
         steps = np.asarray(self.steps)
-        if steps.shape != (count,) or (count and not (steps[0] >= 0 and (np.diff(steps) > 0).all())):
+        if steps.dtype.kind in "ui":  # differences of unsigned ones are never below 0
+            steps = steps.astype(np.int64)
+            object.__setattr__(self, "steps", steps)
+        if (
+            steps.dtype != np.int64
+            or steps.shape != (count,)
+            or (count and not (steps[0] >= 0 and (np.diff(steps) > 0).all()))
+        ):
             raise ValueError(f"steps must be {count} rising numbers of at least 0, one for each row; got {steps}")
         ends = np.asarray(self.epoch_ends, dtype=np.int64)
         if ends.size and not (ends[0] >= 0 and ends[-1] < count and (np.diff(ends) > 0).all()):
@@ -63,19 +70,26 @@ class Rows:
         """Rows of the states of one module, held in memory.
 
         Args:
-            states: Floating-point tensors by name, the same names and shapes in each.
+            states: Floating-point or complex tensors by name, the same names and shapes in each.
             steps: After which steps they were taken, counted from 0; by default after every one.
 
         Raises:
             ValueError: if there is none, or they differ in names or shapes.
+            TypeError: if they are no such tensors by name.
         """
+        if isinstance(states, Mapping) or not all(isinstance(state, Mapping) for state in states):
+            raise TypeError("states must be a list of mappings, such as [model.state_dict()]")
         if not states:
             raise ValueError("there must be at least one state")
+        for name, tensor in (item for state in states for item in state.items()):
+            if not (isinstance(tensor, Tensor) and is_averaged(tensor)):
+                kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise TypeError(f"{name!r} must be a floating-point or complex tensor, to be averaged; it is of {kind}")
         tensors = {name: tensor.detach().to("meta") for name, tensor in states[0].items()}
         for n, state in enumerate(states):
             if {name: tensor.shape for name, tensor in state.items()} != {n: t.shape for n, t in tensors.items()}:
                 raise ValueError(f"state {n} has other tensors, or tensors of other shapes, than the first")
-        flat = [torch.cat([state[name].detach().float().reshape(-1) for name in tensors]) for state in states]
+        flat = [torch.cat([reals(state[name].detach()).float() for name in tensors]) for state in states]
         chosen = range(len(states)) if steps is None else steps
         return cls(torch.stack(flat).numpy(), np.array(chosen, dtype=np.int64), tensors)
 

@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import Schedule, last_move
+from emacore.averaging.schedules import Schedule, check_schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
-from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
+from emacore.averaging.windows import Scheme, Window, check_named, check_scheme, decays_at_end
 from emacore.checks import check_whole
-from emacore.replay.measure import Measure, Metric, OneByOne, check_metrics
+from emacore.replay.measure import Measure, Metric, OneByOne, as_number, check_metrics
 from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows, read_in_turn
 from emacore.tensors.buffers import Policy, copied_buffers
-from emacore.tensors.pairing import from_reals, ties, unwrapped
+from emacore.tensors.pairing import check_takes_values, from_reals, ties, unwrapped
 
 Floats = NDArray[np.float64]
 #: A table: columns of equal length by name, as ``pandas.DataFrame`` takes them.
@@ -47,6 +47,7 @@ class Trajectory:
 
     Raises:
         ValueError: if two metrics of ``measure`` have the same column, or one has a column that tables have already.
+        TypeError: if ``rows`` or ``measure`` is another thing.
 
     Attributes:
         weights: Shape (T, P), float32 or float16: the flat weights after each row's step.
@@ -56,6 +57,13 @@ class Trajectory:
     """
 
     def __init__(self, rows: Rows, measure: Measure | Callable[[dict[str, Tensor]], float] | None = None) -> None:
+        if not isinstance(rows, Rows):
+            raise TypeError(
+                f"rows must be Rows, got {rows!r:.200}: Trajectory.open(folder) opens a recording, "
+                "Trajectory(open_checkpoints(path).rows()) a folder of checkpoints"
+            )
+        if measure is not None and not callable(measure):
+            raise TypeError(f"measure must be a function of one network's tensors, or a Measure, got {measure!r}")
         self.rows = rows
         self.weights = rows.weights
         self.epoch_ends = list(rows.epoch_ends)
@@ -127,7 +135,9 @@ class Trajectory:
 
         Raises:
             ValueError: if there are not so many rows.
+            TypeError: if ``schedule`` is none; a window has no decays.
         """
+        check_schedule("schedule", schedule)
         check_whole("rows", rows, 0, len(self.weights))
         return self._by_row(schedule.decays(int(self.rows.steps[rows - 1]) + 1), rows) if rows else np.empty(0)
 
@@ -145,8 +155,10 @@ class Trajectory:
 
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not.
-            TypeError: if a scheme is none.
+            TypeError: if a scheme is none, or they are no list.
         """
+        if not isinstance(schemes, Sequence):
+            raise TypeError(f"schemes must be a list, such as [Constant(beta=0.999)], got {schemes!r}")
         wanted = self._checked(at)
         columns = self.weights.shape[1]
         result = np.empty((len(schemes), len(wanted), columns), dtype=np.float32)
@@ -176,7 +188,7 @@ class Trajectory:
 
         One pass over the rows; only some averages are in memory at a time.
         """
-        _check_named(schemes)
+        check_named("schemes", schemes)
         wanted = self._checked(at)
         found = self._table(self._networks(schemes.values(), wanted))
         return self._labelled(schemes, wanted, found)
@@ -225,8 +237,10 @@ class Trajectory:
 
         Raises:
             RuntimeError: if the module lacks one of the tensors, or has it in another shape.
-            ValueError: if there is no such row.
+            ValueError: if there is no such row, or the module has no values yet.
+            TypeError: if it is none, or ``scheme`` is none.
         """
+        check_takes_values("module", module, self.tensors.keys() | self.rows.copied_tensors.keys())
         found = ties(unwrapped(module))
         for name, tensor in {**self.tensors, **self.rows.copied_tensors}.items():
             if name not in found or found[name].tensor.shape != tensor.shape:
@@ -257,13 +271,17 @@ class Trajectory:
 
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not, or a result has a column's name.
+            TypeError: if a result is no number.
         """
-        _check_named(schemes)
+        check_named("schemes", schemes)
         wanted = [self._row(-1)] if at is None else self._checked(at)
         results: list[Mapping[str, float]] = []
         for network, moved in self._networks(schemes.values(), wanted):
             result = function(self._state(network, moved))
-            results.append(result if isinstance(result, Mapping) else {"value": float(result)})
+            if isinstance(result, Mapping):
+                results.append({name: as_number(one, name) for name, one in result.items()})
+            else:
+                results.append({"value": as_number(result)})
         names = dict.fromkeys(name for result in results for name in result)
         if "schedule" in names or "row" in names:
             raise ValueError('the results of function must not be named "schedule" or "row": those are columns')
@@ -393,7 +411,7 @@ class Trajectory:
 
     def _state(self, network: NDArray[Any], moved: int) -> dict[str, Tensor]:
         """The tensors of one network by name, in their own dtypes."""
-        flat = torch.from_numpy(np.asarray(network, dtype=np.float32)).unsqueeze(0)
+        flat = torch.from_numpy(_writable(network)).unsqueeze(0)
         averaged = from_reals(flat, self.tensors)
         return {name: tensor[0].to(self.tensors[name].dtype) for name, tensor in averaged.items()} | self._copies(moved)
 
@@ -431,7 +449,7 @@ class Trajectory:
         if not rows.size and rows.ndim == 1:
             return []
         whole = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer)
-        if not whole or (np.diff(rows) <= 0).any() or rows[0] < 0 or rows[-1] >= len(self.weights):
+        if not whole or (rows[1:] <= rows[:-1]).any() or rows[0] < 0 or rows[-1] >= len(self.weights):
             raise ValueError(f"at must be rising rows from 0 to {len(self.weights) - 1}, such as [0], got {at!r}")
         return [int(row) for row in rows]
 
@@ -443,9 +461,10 @@ class Trajectory:
         return int(at) % len(self.weights)
 
 
-def _check_named(schemes: object) -> None:
-    if not isinstance(schemes, Mapping):
-        raise TypeError(f"schemes must be given by name, such as {{'slow': Constant(beta=0.999)}}, got {schemes!r}")
+def _writable(network: NDArray[Any]) -> NDArray[np.float32]:
+    """Flat weights in float32; torch warns of memory that it may not write, such as that of a recording."""
+    found = np.asarray(network, dtype=np.float32)
+    return found if found.flags.writeable else found.copy()
 
 
 def _batches(networks: Iterable[tuple[NDArray[Any], int]], size: int) -> Iterator[list[tuple[NDArray[Any], int]]]:

@@ -46,5 +46,8 @@ def open_run(folder: str | Path, epochs: int | None = None) -> Trajectory:
     try:
         config = TaskConfig.from_json(json.dumps(rows.settings))
     except ValueError as error:
-        raise RecordingError(f"the settings of the recording in {folder} cannot be read: {error}") from error
+        raise RecordingError(
+            f"the settings of the recording in {folder} cannot be read: {error}; one of another loop opens by "
+            "Trajectory.open(folder, measure=...)"
+        ) from error
     return Trajectory(rows, ValidationMeasure(config))

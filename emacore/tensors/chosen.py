@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emacore.tensors.pairing import listed, ties
+from emacore.tensors.pairing import as_names, listed, ties
 from emacore.tensors.sharded import fill, is_fully_sharded, is_sharded, reshard, sharded_alike, share_parts
 
 _COMPILED = "_orig_mod."
@@ -26,18 +26,17 @@ def chosen(module: nn.Module, names: Collection[str] | None, trainable_only: boo
 
     Raises:
         ValueError: for a name that the module does not have, for both arguments at once, or if nothing is left.
-        TypeError: for a string in place of a collection.
+        TypeError: for what are no names, such as a string in place of a collection.
     """
     known = ties(module)
     if names is None and not trainable_only:
         return frozenset(tie.first_name for tie in known.values())
     if names is not None and trainable_only:
         raise ValueError("give either names or trainable_only, not both")
-    if isinstance(names, str):
-        raise TypeError(f"names must be a collection of names, got the string {names!r}: write [{names!r}]")
-    for name in sorted(set(names or ()) - set(known)):
+    wanted = trainable(module) if names is None else as_names("names", names)
+    for name in sorted(wanted - set(known)):
         raise ValueError(f"names: the module has no tensor {name!r}; it has {listed(known)}")
-    found = frozenset(known[name].first_name for name in (trainable(module) if names is None else names))
+    found = frozenset(known[name].first_name for name in wanted)
     if not found:
         why = "no parameter of the module requires a gradient" if trainable_only else "names is empty"
         raise ValueError(f"{why}, so that there is nothing to average")

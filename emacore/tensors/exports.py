@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,8 +25,10 @@ def save_tensors(module: nn.Module, path: str | Path, left_out: Collection[str],
 
     Raises:
         OSError: if the file cannot be written.
+        ValueError: if a tensor has no place in such a file.
     """
     export = _exported(module, left_out)
+    check_storable({name: tie.tensor for name, tie in export.items()})
     tensors = {
         name: gathered(tie.tensor).detach().contiguous() for name, tie in export.items() if tie.first_name == name
     }
@@ -37,6 +40,14 @@ def save_tensors(module: nn.Module, path: str | Path, left_out: Collection[str],
         save_file(tensors, path, {**aliases, "format": "pt", **about})
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def check_storable(tensors: Mapping[str, Tensor], cure: str = "keep state_dict() by torch.save") -> None:
+    """Raise ``ValueError`` if a tensor has no place in a safetensors file."""
+    for name, tensor in tensors.items():
+        if tensor.is_quantized or tensor.layout != torch.strided or tensor.dtype in (torch.complex32, torch.complex128):
+            kind = tensor.dtype if tensor.layout == torch.strided else f"layout {tensor.layout}"
+            raise ValueError(f"{name!r} is of {kind}, which safetensors files cannot hold: {cure}")
 
 
 def load_tensors(module: nn.Module, path: str | Path, left_out: Collection[str]) -> dict[str, str]:

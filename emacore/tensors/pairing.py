@@ -229,11 +229,37 @@ def from_reals(flat: Tensor, layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def check_module(role: str, module: object) -> None:
+    """Raise ``TypeError`` unless it is a module of torch."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{role} must be a torch.nn.Module, got {module!r:.200}")
+
+
+def check_takes_values(role: str, module: nn.Module, names: Collection[str]) -> None:
+    """Raise if values cannot be copied into a module: ``TypeError`` if it is none, or ``ValueError``.
+
+    Args:
+        names: Of the tensors that are to take them; a module may lack some.
+    """
+    check_module(role, module)
+    for name, tie in ties(unwrapped(module)).items():
+        if name in names:
+            _check_value(role, name, tie.tensor)
+
+
+def _check_value(role: str, name: str, tensor: Tensor) -> None:
+    if is_lazy(tensor):
+        raise ValueError(f"{role}: {name!r} is lazy and has no shape yet; run one batch through it first")
+    if tensor.is_meta:
+        raise ValueError(f"{role}: {name!r} is on the meta device and has no values; load or initialise it first")
+
+
 def check_has_values(role: str, module: nn.Module) -> None:
-    """Raise if a tensor of the module cannot be averaged: ``ValueError``, or ``TypeError`` for what torch compiled.
+    """Raise if it is no module or was compiled to a script (``TypeError``), or a tensor of it cannot be averaged.
 
     It may have no values yet, lie on other processes, or be a parameter of a sparse or expanded kind.
     """
+    check_module(role, module)
     check_not_flat(role, module)
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
@@ -243,10 +269,7 @@ def check_has_values(role: str, module: nn.Module) -> None:
                 "the module from which it was made, and script the average"
             )
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{role}: {name!r} is lazy and has no shape yet; run one batch through it first")
-        if tensor.is_meta:
-            raise ValueError(f"{role}: {name!r} is on the meta device and has no values; load or initialise it first")
+        _check_value(role, name, tensor)
         if isinstance(tensor, nn.Parameter) and tensor.shape == (0,):
             raise ValueError(
                 f"{role}: {name!r} has shape (0,), as DeepSpeed's ZeRO-3 leaves in place of weights that lie on other "
@@ -292,3 +315,17 @@ def listed(names: Collection[str], most: int = 6) -> str:
     """At most ``most`` of some names, for a message, and how many more there are."""
     shown = [repr(name) for name in sorted(names)[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} others" if len(names) > most else "")
+
+
+def as_names(argument: str, names: Iterable[str]) -> frozenset[str]:
+    """Names as a set.
+
+    Raises:
+        TypeError: for what are no names, and for a string, whose letters would be taken for names.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"{argument} must be a collection of names, got the string {names!r}: write [{names!r}]")
+    found = frozenset(names) if isinstance(names, Iterable) else None
+    if found is None or not all(isinstance(name, str) for name in found):
+        raise TypeError(f"{argument} must be a collection of names, such as ['weight'], got {names!r}")
+    return found

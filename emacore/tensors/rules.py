@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -60,14 +59,3 @@ class Rules:
     def kept(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Those of which an average is kept."""
         return {name: tensor for name, tensor in tensors.items() if name not in self.left_out}
-
-
-def as_names(argument: str, names: Collection[str]) -> frozenset[str]:
-    """A collection of names as a set.
-
-    Raises:
-        TypeError: for a string, whose letters would be taken for names.
-    """
-    if isinstance(names, str):
-        raise TypeError(f"{argument} must be a collection of names, got the string {names!r}: write [{names!r}]")
-    return frozenset(names)

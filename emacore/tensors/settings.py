@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection
 from dataclasses import fields, replace
 from typing import Any
 
-from emacore.checks import check_choice
-from emacore.tensors.pairing import listed, slots, ties
-from emacore.tensors.rules import as_names
+from emacore.checks import check_choice, check_unit, check_whole, plain
+from emacore.tensors.pairing import as_names, listed, slots, ties
 
 
 class ScheduleSetting:
@@ -80,3 +79,45 @@ class OnNonfinite:
         average._on_nonfinite = choice
         if self._changed is not None:
             self._changed(average)
+
+
+class Followed:
+    """A setting as an attribute that is checked where it is assigned, and followed from the next call on.
+
+    Args:
+        checked: Returns what is kept of a value, given the average, the attribute's name and the value, or raises.
+    """
+
+    def __init__(self, checked: Callable[[Any, str, Any], Any]) -> None:
+        self._checked = checked
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, average: Any, owner: type) -> Any:
+        return self if average is None else average.__dict__[self._name]
+
+    def __set__(self, average: Any, value: Any) -> None:
+        average.__dict__[self._name] = self._checked(average, self._name, value)
+        average._now.move = None  # which knows nothing of it
+
+
+def checked_every(average: Any, name: str, value: Any) -> int | None:
+    """So many calls, or ``None`` for never."""
+    if value is not None:
+        check_whole(name, value, 1)
+    return plain(value)  # type: ignore[no-any-return]
+
+
+def checked_share(average: Any, name: str, value: Any) -> float:
+    """A share from 0 to 1."""
+    check_unit(name, value)
+    return plain(value)  # type: ignore[no-any-return]
+
+
+def checked_methods(average: Any, name: str, value: Any) -> frozenset[str]:
+    """Names of methods that the shadow has."""
+    names = as_names(name, value)
+    if missing := [one for one in names if not callable(getattr(average.ema_model, one, None))]:
+        raise ValueError(f"{name}: {type(average.ema_model).__name__} has no method {listed(missing)}")
+    return names

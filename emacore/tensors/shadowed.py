@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from emacore.averaging.schedules import Schedule
+from emacore.checks import check_whole
 from emacore.tensors.attributes import Attributes
 from emacore.tensors.buffers import Policy, marks
 from emacore.tensors.calls import Calls
@@ -34,6 +35,11 @@ from emacore.tensors.states import (
     match,
     put_accumulators,
     taken_accumulators,
+)
+
+_MODULES = frozenset({"model", "online_model", "ema_model"})
+_FIXED = frozenset(
+    {"accumulator_dtype", "buffers", "device", "include_online_model", "keep_half", "names", "trainable_only"}
 )
 
 
@@ -68,6 +74,11 @@ class Shadowed(nn.Module):
         strict_schedule: bool,
     ) -> None:
         super().__init__()
+        if accumulator_dtype is not None and not _is_wide(accumulator_dtype):
+            raise ValueError(
+                "accumulator_dtype must be a real floating-point dtype of at least 16 bits, such as torch.float32, got "
+                f"{accumulator_dtype!r}"
+            )
         # An object of its own, because nn.Module's attribute assignment costs as much as averaging a tensor.
         self._now = Calls()
         self.schedule = schedule
@@ -76,6 +87,8 @@ class Shadowed(nn.Module):
         self.keep_half = keep_half
         self.strict_schedule = strict_schedule
         check_has_values("model", model)
+        if device is not None:
+            _check_device(device)
         online = unwrapped(model)
         if not ties(online):
             raise ValueError(
@@ -110,9 +123,14 @@ class Shadowed(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # nn.Module keeps modules before any property is asked.
-        if name not in ("model", "online_model", "ema_model") or not hasattr(self, "_told"):
+        if name not in _MODULES | _FIXED or not hasattr(self, "_told"):
             super().__setattr__(name, value)
             return
+        if name in _FIXED:
+            raise AttributeError(
+                f"{name} is chosen when the average is built, and would have no effect by now: build another one, and "
+                "load the state of this one into it"
+            )
         if not isinstance(value, nn.Module):
             raise TypeError(f"{name} must be a module, got {value!r}")
         check_has_values(name, value)
@@ -152,7 +170,9 @@ class Shadowed(nn.Module):
 
     @step.setter
     def step(self, value: int | Tensor) -> None:
-        self._now.step = int(value)
+        step = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        check_whole("step", step, 0)
+        self._now.step = int(step)
         self._now.forget_decays()
 
     @property
@@ -330,3 +350,17 @@ class Shadowed(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         self._now.forget_plan()
+
+
+def _is_wide(dtype: object) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
+
+
+def _check_device(device: torch.device | str) -> None:
+    """Raise ``ValueError`` unless values can be kept there."""
+    try:
+        tensor = torch.empty(0, device=device)
+    except Exception as error:  # of many kinds: a word that is none, a library without it, a machine without it
+        raise ValueError(f"device: nothing can be kept on {device!r} ({error})") from error
+    if tensor.is_meta:
+        raise ValueError("device: the meta device keeps no values")

@@ -61,8 +61,8 @@ def after_each_step(
 
 def stepping(optimizer: Any) -> torch.optim.Optimizer:
     """The optimiser that steps, inside accelerate's and Lightning's wrappers."""
-    inner = optimizer
-    while isinstance(inner, torch.optim.Optimizer) or averages_by_itself(inner) or inner is optimizer:
+    inner = getattr(optimizer, "optimizer", None)
+    while inner is not optimizer and (isinstance(inner, torch.optim.Optimizer) or averages_by_itself(inner)):
         optimizer, inner = inner, getattr(inner, "optimizer", None)
     if averages_by_itself(optimizer):
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from emacore.averaging.families import InversePower
 from emacore.averaging.schedules import Schedule, schedule_from_dict
-from emacore.checks import check_at_least_zero, check_choice, check_positive, check_whole, is_real
+from emacore.checks import check_at_least_zero, check_choice, check_positive, check_whole, is_real, keep_plain
 from emacore.limits import LAYERS, WIDTH, check_most
 from emacore.replay.measure import Metric, check_metrics
 
@@ -78,6 +78,7 @@ class NetworkConfig:
             raise ValueError(f"network.widths must be a list of layer widths, got {self.widths!r}")  # noqa: TRY004
         check_most("layer widths (network.widths)", len(self.widths), LAYERS)
         object.__setattr__(self, "widths", tuple(self.widths))
+        keep_plain(self)
         for width in self.widths:
             check_whole("network.widths", width, 1)
             check_most("units of a layer (network.widths)", width, WIDTH)
@@ -112,6 +113,7 @@ class OptimizerConfig:
     plateau_curve: str = "ema"
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         check_choice("optimizer.name", self.name, OPTIMIZERS)
         check_positive("optimizer.learning_rate", self.learning_rate)
         check_at_least_zero("optimizer.weight_decay", self.weight_decay)
@@ -133,6 +135,7 @@ class StoppingConfig:
     patience: int = 20
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         check_choice("stopping.curve", self.curve, (*CURVES, "none"))
         check_whole("stopping.patience", self.patience, 1)
 
@@ -140,6 +143,10 @@ class StoppingConfig:
 def article_schedule() -> InversePower:
     """The schedule of the article's experiment."""
     return InversePower(beta=0.999, update_after_step=100, update_every=1)
+
+
+#: What the parts of a task's settings are, whatever the task; its network has settings of its own kind.
+_PARTS = {"data": TaskData, "optimizer": OptimizerConfig, "schedule": Schedule, "stopping": StoppingConfig}
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,7 @@ class TaskConfig:
 
     Raises:
         ValueError: for a value out of range; the message names the setting.
+        TypeError: for a part of another kind.
     """
 
     task_name: ClassVar[str]
@@ -182,6 +190,13 @@ class TaskConfig:
         TaskConfig._by_task[cls.task_name] = cls
 
     def __post_init__(self) -> None:
+        for part, kind in _PARTS.items():
+            value = getattr(self, part)
+            if not isinstance(value, kind):
+                raise TypeError(f"{part} must be a {kind.__name__}, got {value!r}")
+        if not is_dataclass(self.network) or isinstance(self.network, type):
+            raise TypeError(f"network must be the settings of a network, such as NetworkConfig(), got {self.network!r}")
+        keep_plain(self)
         check_whole("seed", self.seed, 0)
         if self.seed > MOST_SEED:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
@@ -257,7 +272,7 @@ def checked_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
         ValueError: for other numbers.
         TypeError: for anything else.
     """
-    if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str | bytes):
+    if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str | bytes) or np.ndim(seeds) == 0:
         raise TypeError(f"seeds must be a list of whole numbers, got {seeds!r}")
     for seed in seeds:
         check_whole("seeds", seed, 0, MOST_SEED)
@@ -265,6 +280,12 @@ def checked_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
     if not found or len(set(found)) != len(found):
         raise ValueError(f"seeds must be different numbers, at least one; got {list(found)!r}")
     return found
+
+
+def check_config(config: object) -> None:
+    """Raise ``TypeError`` unless it is the settings of a run."""
+    if not isinstance(config, TaskConfig):
+        raise TypeError(f"config must be the settings of a run, such as RunConfig(seed=1), got {config!r}")
 
 
 def check_rows(train_rows: int, batch_size: int) -> None:

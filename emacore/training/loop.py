@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
+from emacore.checks import is_real
 from emacore.courtesy import step_aside
 from emacore.ema import EMA
 from emacore.replay.recording import Recorder, thinning
 from emacore.tensors.pairing import distinct
-from emacore.training.config import OptimizerConfig, StoppingConfig, TaskConfig, check_rows
+from emacore.training.config import OptimizerConfig, StoppingConfig, TaskConfig, check_config, check_rows
 from emacore.training.history import MODELS, columns, summarise
 from emacore.training.task import Dataset, Task
 
@@ -73,8 +74,14 @@ def train(
         on_recorder: Called with what keeps the weights, before the first step: it can be told to give way.
 
     Raises:
-        ValueError: if the data do not fit the settings (also :class:`emacore.tables.TableError`).
+        ValueError: if the data do not fit the settings (also :class:`emacore.tables.TableError`), or ``record_bytes``
+            is no number.
+        TypeError: if ``config`` is another thing.
+        FileExistsError: if ``record`` holds a recording already.
     """
+    check_config(config)
+    if not is_real(record_bytes) or math.isnan(record_bytes):
+        raise ValueError(f"record_bytes must be a number of bytes, got {record_bytes!r}")
     task = config.task()
     data = task.load(config)
     check_rows(len(data.x_train), config.optimizer.batch_size)

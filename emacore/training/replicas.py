@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule
+from emacore.averaging.windows import check_named
 from emacore.courtesy import step_aside
 from emacore.tensors.pairing import distinct, from_reals, reals
-from emacore.training.config import OptimizerConfig, TaskConfig, check_rows, checked_seeds
+from emacore.training.config import OptimizerConfig, TaskConfig, check_config, check_rows, checked_seeds
 from emacore.training.history import columns, further_columns
 from emacore.training.loop import SECONDS_BETWEEN_STOP_CHECKS, EarlyStop, RateRule, make_optimizer, uncompiled
 from emacore.training.network import Perceptron
@@ -67,9 +68,12 @@ def replicate(
     Raises:
         ValueError: for no seeds, the same one twice, one that is no whole number from 0 on, a schedule's name that the
             history needs itself, data that do not fit the settings, or a network with buffers or frozen parameters.
-        TypeError: for a schedule that is none, or seeds that are no list.
+        TypeError: for settings or a schedule that are none, schedules without names, or seeds that are no list.
     """
+    check_config(config)
     seeds = checked_seeds(seeds)
+    if schedules is not None:
+        check_named("schedules", schedules)
     further = further_columns(config.metrics, schedules or {})
     for name, schedule in (schedules or {}).items():
         if not isinstance(schedule, Schedule):

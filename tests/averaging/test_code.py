@@ -149,9 +149,18 @@ def test_merges_both_ways(text, merge):
         ("RateDecay(step=3)", "RateDecay has no setting 'step'; it has shape, steps"),
         ("Coefficients()", "at least one"),
         ("Coefficients(a=1)", "without names"),
+        ("Coefficients(1, 'x')", "values must be a list of numbers"),
+        ("Coefficients([1, 2], 3)", "values must be a list of numbers"),
+        ("Coefficients(True)", "values must be a list of numbers"),
         ("Coefficients(print('x'))", "not a schedule, window, RateDecay or Coefficients"),
     ],
 )
 def test_what_is_no_merge_is_told(text, words):
     with pytest.raises(ValueError, match=words):
         merge_from_code(text)
+
+
+@pytest.mark.parametrize("text", ["Coefficients([-0.5, 1.5])", "Coefficients((-0.5, 1.5))", "Coefficients(-0.5, 1.5)"])
+def test_coefficients_may_stand_as_in_python(text):
+    assert merge_from_code(text) == Coefficients([-0.5, 1.5])
+    assert merge_to_code(Coefficients([-0.5, 1.5])) == "Coefficients(-0.5, 1.5)"

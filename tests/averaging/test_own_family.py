@@ -207,6 +207,22 @@ def test_the_command_line_has_it_by_the_variable(family, folder, tmp_path):
     assert CliRunner().invoke(cli, arguments).stdout == found.stdout
 
 
+def test_a_variable_that_names_no_module_is_told_as_that(tmp_path):
+    environment = {**os.environ, "EMACORE_FAMILIES": " nowhere", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "emacore", "schedule", "Constant(beta=0.9)"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr.startswith(
+        "Error: EMACORE_FAMILIES names the module 'nowhere', which is not on the Python path"
+    )
+    assert found.stderr.count("\n") == 1
+    (tmp_path / "mine.py").write_text("import nowhere")
+    environment |= {"EMACORE_FAMILIES": "mine", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "No module named 'nowhere'" in found.stderr
+    assert "EMACORE_FAMILIES" not in found.stderr.splitlines()[-1]  # it is the module's own
+
+
 OTHERS = """
 from dataclasses import dataclass
 

@@ -203,3 +203,9 @@ def test_weights_fall_to_nothing_and_do_not_stop_at_the_smallest_number(beta):
     assert (found[logs < np.log(1e-308) - 30] == 0).all()
     large = logs > np.log(1e-290)
     np.testing.assert_allclose(np.log(found[large]), logs[large], rtol=1e-9)
+
+
+def test_decays_of_no_call_are_told_as_that():
+    for function in (weights, initial_share, mean_age, effective_count, relative_width):
+        with pytest.raises(ValueError, match="decays must be those of at least one call"):
+            function([])

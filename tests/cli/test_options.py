@@ -1,10 +1,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from emacore.averaging.schedules import FAMILIES
 from emacore.cli.commands import cli
 from emacore.cli.options import Count, Number, WithSettings, tried
 
@@ -55,6 +58,16 @@ def options(command):
     if isinstance(command, click.Group):
         return [option for one in command.commands.values() for option in options(one)]
     return [one for one in command.params if isinstance(one, click.Option)]
+
+
+def test_the_help_tells_what_each_setting_of_each_family_is_by_default():
+    told = " ".join(CliRunner().invoke(cli, ["schedule", "--help"]).output.partition("Schedules:")[2].split())
+    starts = [told.index(f"{name} {family.label}.") for name, family in FAMILIES.items()] + [told.index("all of them")]
+    shared = told[starts[-1] :]
+    for family, start, stop in zip(FAMILIES.values(), starts, starts[1:], strict=False):
+        for setting in fields(family):
+            own, everybodys = (f"{setting.name} = {setting.default}" in part for part in (told[start:stop], shared))
+            assert own or (everybodys and f"{setting.name} =" not in told[start:stop]), (family, setting.name)
 
 
 def test_the_help_of_each_option_tells_what_it_is_by_default():

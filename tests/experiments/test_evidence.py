@@ -382,3 +382,19 @@ def test_what_is_written_of_any_seeds_names_its_pairs_and_has_no_empty_numbers()
             no_empty_words(words)
             pairs = found["final"].pairs
             assert pairs == len(seeds) or f"{pairs} of {len(seeds)}" in words or f"| {pairs} |" in words
+
+
+def test_a_study_without_what_is_asked_for_is_told():
+    whole = history({1: ([1.0, 2.0], [1.0, 1.5])})
+    for table, why in (
+        (whole.iloc[:0], "no epoch of the study is over"),
+        (whole.drop(columns="seed"), "history has no column 'seed'; it has"),
+        (whole.drop(columns="val_loss_ema"), "history has no column 'val_loss_ema'"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            per_seed(table)
+    with pytest.raises(ValueError, match="history has no column 'val_loss_other'"):
+        per_seed(whole, "other")
+    for patience in (0, -1, 2.5, "a"):
+        with pytest.raises(ValueError, match="patience must be a whole number of at least 1"):
+            per_seed(whole, patience=patience)

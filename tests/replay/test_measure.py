@@ -93,3 +93,26 @@ def test_no_table_has_a_column_of_its_own_that_a_metric_can_take(tmp_path):
     for column in {name for table in tables for name in table} - {"free"}:
         with pytest.raises(ValueError, match=f"cannot have the column '{column}'"):
             check_metrics([Metric(column, "one")])
+
+
+NO_NUMBER = [None, "x", [1], 1 + 2j, torch.ones(2)]
+
+
+@pytest.mark.parametrize("returned", [*NO_NUMBER, *({"loss": one} for one in NO_NUMBER)])
+def test_a_function_that_returns_no_number_is_told_as_that(returned):
+    rows = Rows.of([{"weight": torch.ones(2)}, {"weight": torch.zeros(2)}])
+    name = "'loss'" if isinstance(returned, dict) else "the function of a network's tensors"
+    for measured in (
+        lambda: Trajectory(rows, lambda tensors: returned).final({"a": Constant(0.9)}),
+        lambda: Trajectory(rows).evaluate({"a": Constant(0.9)}, lambda tensors: returned),
+    ):
+        with pytest.raises(TypeError, match=f"{name}.* must be a number .*got "):
+            measured()
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.float32(2), np.int64(2), torch.tensor(2.0), torch.ones(1) * 2])
+def test_numbers_of_any_kind_become_a_column_of_floats(number):
+    rows = Rows.of([{"weight": torch.ones(2)}])
+    for returned, column in ((number, "value"), ({"a": number}, "a")):
+        found = Trajectory(rows).evaluate({"a": Constant(0.9)}, lambda tensors, returned=returned: returned)
+        assert (found[column].dtype, found[column].tolist()) == (np.float64, [2.0])

@@ -261,8 +261,11 @@ def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="no floating-point tensor"):
         Recorder(nn.ReLU(), tmp_path)
     Recorder(model, tmp_path).close()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="holds a recording already: choose another folder"):
         Recorder(model, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match=r"file cannot be a folder \(File exists\): choose another one"):
+        Recorder(model, tmp_path / "file")
 
 
 class Kept(nn.Module):
@@ -499,3 +502,23 @@ def test_a_frozen_mask_is_recorded_as_it_is(tmp_path):
     nn.init.zeros_(model.mask)
     Trajectory.open(tmp_path / "run").load_into(model, Constant(0.5))
     assert model.mask.tolist() == [0.0, -float("inf")]
+
+
+def test_what_is_recorded_after_the_end_is_not_lost_in_silence(tmp_path):
+    model = nn.Linear(2, 1)
+    with Recorder(model, tmp_path / "run") as recorder:
+        recorder.record()
+    with pytest.raises(RuntimeError, match="after close"):
+        recorder.record()
+    recorder.close()
+    assert len(Trajectory.open(tmp_path / "run").weights) == 1
+
+
+@pytest.mark.parametrize("given", [5, {"a": object()}, {"a": np.float32(1)}, {"a": {1, 2}}, "text"])
+def test_settings_that_cannot_be_stored_are_told_before_anything_is(tmp_path, given):
+    with pytest.raises(TypeError, match="settings must be a dictionary that JSON can hold"):
+        Recorder(nn.Linear(2, 1), tmp_path / "run", settings=given)
+    assert not (tmp_path / "run").exists()
+    with Recorder(nn.Linear(2, 1), tmp_path / "run", settings={"a": (1, 2)}) as recorder:
+        recorder.record()
+    assert Trajectory.open(tmp_path / "run").settings == {"a": [1, 2]}

@@ -386,3 +386,15 @@ def test_loading_a_module_takes_as_much_memory_again_as_it_has(tmp_path):
     for line in found:
         most, size = map(float, line.split())
         assert 1.9 * size < most < 2.1 * size, (most, size)
+
+
+def test_complex_states_are_averaged_and_what_cannot_be_is_named():
+    states = [{"wave": torch.tensor([1 + 2j, 3.0])}, {"wave": torch.tensor([3.0, 1 + 2j])}]
+    found = Trajectory(Rows.of(states)).state(UniformAverage())["wave"]
+    torch.testing.assert_close(found, torch.tensor([2 + 1j, 2 + 1j]))
+    for other in ([{"count": torch.tensor(3)}], [{"count": 3}]):
+        with pytest.raises(TypeError, match="'count' must be a floating-point or complex tensor"):
+            Rows.of(other)
+    for other in (states[0], [5], [[torch.ones(1)]]):
+        with pytest.raises(TypeError, match="states must be a list of mappings"):
+            Rows.of(other)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import mean_squared_error
+from torch import nn
 from torch.func import functional_call
 
 from benchmarks import thinning
@@ -439,3 +440,19 @@ def test_what_a_trajectory_is_asked_for_in_a_wrong_shape_is_refused_in_its_own_w
         with pytest.raises(ValueError, match="rows must be a whole number"):
             opened.decays(Constant(0.9), count)
     assert len(opened.decays(Constant(0.9), rows)) == rows
+
+
+def test_weights_of_a_recording_are_measured_as_they_lie_there(tmp_path):
+    model = nn.Linear(2, 1)
+    with Recorder(model, tmp_path / "run") as recorder:
+        for value in (1.0, 2.0):
+            nn.init.constant_(model.weight, value)
+            recorder.record()
+    trajectory = Trajectory.open(tmp_path / "run", measure=lambda tensors: float(tensors["weight"].sum()))
+    assert trajectory.measure(trajectory.weights)["loss"].tolist() == [2.0, 4.0]  # torch warns of memory that is kept
+    for shape in ((3,), (2, 5), (1, 3, 1)):
+        with pytest.raises(ValueError, match=r"networks must have shape \(N, 3\)"):
+            trajectory.measure(np.zeros(shape))
+    for rows in (-1, 3, 1.0):
+        with pytest.raises(ValueError, match="rows must be a whole number"):
+            trajectory.decays(UniformAverage(), rows)

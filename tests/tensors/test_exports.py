@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
-from emacore import EMA, BiasCorrected, InversePower
+from emacore import EMA, BiasCorrected, InversePower, Snapshots
 from tests.helpers import Network, assert_same, change, tensors
 
 
@@ -136,3 +136,20 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path):
         ema.load(tmp_path / "missing.safetensors")
     with pytest.raises(OSError, match=r"averages\.safetensors cannot be written"):
         ema.save(tmp_path / "no folder" / "averages.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["complex128", "sparse"])
+def test_what_a_safetensors_file_cannot_hold_is_named(tmp_path, kind):
+    model = nn.Linear(2, 1)
+    model.register_buffer(
+        "odd", torch.eye(2).to_sparse() if kind == "sparse" else torch.ones(2, dtype=torch.complex128)
+    )
+    with pytest.raises(ValueError, match=r"'odd' is of .* safetensors files cannot hold: keep state_dict\(\)"):
+        EMA(model).save(tmp_path / "average.safetensors")
+    with pytest.raises(ValueError, match=r"'odd' is of .* safetensors files cannot hold: leave it out by names="):
+        Snapshots(model, tmp_path / "kept", 2)
+    assert not list(tmp_path.iterdir())
+    snapshots = Snapshots(model, tmp_path / "kept", 2, names=["weight", "bias"])
+    for _ in range(2):
+        snapshots.update()
+    assert len(list((tmp_path / "kept").iterdir())) == 1

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from emacore.tensors.pairing import (
+    as_names,
     check_has_values,
     distinct,
     from_reals,
@@ -118,3 +119,13 @@ def test_names_are_listed_in_order_and_not_all():
     assert listed({"b", "a"}) == "'a', 'b'"
     assert listed(set("fedcba")) == "'a', 'b', 'c', 'd', 'e', 'f'"
     assert listed(set("hgfedcba")) == "'a', 'b', 'c', 'd', 'e', 'f' and 2 others"
+
+
+def test_names_are_a_collection_of_texts_used_up_or_not_and_no_string():
+    for names in (["a", "b", "a"], ("a", "b"), {"a", "b"}, {"a": 1, "b": 2}, (name for name in "ab")):
+        assert as_names("names", names) == {"a", "b"}
+    with pytest.raises(TypeError, match="names must be a collection of names, got the string 'ab'"):
+        as_names("names", "ab")
+    for other in (5, None, [5], ["a", None]):
+        with pytest.raises(TypeError, match=r"names must be a collection of names, such as \['weight'\], got "):
+            as_names("names", other)

@@ -1,8 +1,7 @@
-import pytest
 import torch
 from torch import nn
 
-from emacore.tensors.rules import Rules, as_names
+from emacore.tensors.rules import Rules
 
 
 def test_each_name_is_averaged_copied_ignored_or_left_out():
@@ -31,9 +30,3 @@ def test_a_copied_buffer_that_becomes_a_parameter_is_averaged_and_a_mark_stays_o
     model.scale_mask = nn.Parameter(torch.ones(2))
     rules.look_again(model)
     assert rules.copied == {"mark"}
-
-
-def test_a_string_is_no_collection_of_names():
-    assert as_names("names", ["a", "b", "a"]) == {"a", "b"}
-    with pytest.raises(TypeError, match="names must be a collection of names, got the string 'ab'"):
-        as_names("names", "ab")

@@ -119,3 +119,15 @@ def test_schedule_free_optimisers_are_told_apart():
     plain = torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1)
     assert stepping(plain) is plain
     assert not averages_by_itself(plain)
+
+
+@pytest.mark.parametrize("other", [None, 5, "x", torch.optim.SGD, [1]])
+def test_what_is_no_optimizer_is_told(other):
+    with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer, got"):
+        stepping(other)
+
+
+def test_an_optimizer_that_says_it_wraps_itself_is_the_one_that_steps():
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)])
+    optimizer.optimizer = optimizer
+    assert stepping(optimizer) is optimizer

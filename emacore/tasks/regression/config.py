@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emacore.checks import check_at_least_zero, check_choice, check_whole, is_real
+from emacore.checks import check_at_least_zero, check_choice, check_whole, is_real, keep_plain
 from emacore.limits import TABLE_CELLS, check_most
 from emacore.replay.measure import Metric
 from emacore.tables import hash_of, read_file
@@ -64,6 +64,7 @@ class DataConfig(TaskData):
     text: str = "leave out"
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         check_choice("data.kind", self.kind, DATA_KINDS)
         check_whole("data.n_samples", self.n_samples, 4)
         check_whole("data.n_features", self.n_features, 5 if self.kind == "friedman1" else 1)
