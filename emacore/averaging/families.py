@@ -124,8 +124,8 @@ class InversePower(Schedule):
             return math.inf
 
     def with_decay(self, call: int, decay: float) -> Self:
-        power = power_reaching(decay, call, inv_gamma=self.inv_gamma, update_after_step=self.update_after_step)
-        return replace(self, power=power, beta=max(self.beta, decay))
+        power = -math.log1p(-decay) / math.log1p((call - self.update_after_step) / self.inv_gamma)
+        return replace(self, power=min(max(power, SMALLEST), LARGEST), beta=max(self.beta, decay))
 
     def rescaled(self, factor: float) -> Self:
         # k moves around call k e take in k (k e / inv_gamma)^-power.
@@ -143,7 +143,10 @@ class InversePower(Schedule):
         return Search(lambda log: min(math.exp(log) * scale, LARGEST), np.log(np.geomspace(1e-3, 50.0, 65)))
 
     def cure(self, decay: float, usual: str) -> str:
-        return f"ask for that, or lower min_value = {decay_text(self.min_value)}" if self.min_value > decay else usual
+        if self.min_value <= decay:
+            return usual
+        lower = f"lower min_value = {decay_text(self.min_value)}"
+        return lower if self.min_value == self.beta == 1 else f"ask for that, or {lower}"
 
     def remarks(self, decays: Floats) -> list[str]:
         return [*self._floor(), *self._counting(decays)]
