@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from emacore.averaging.schedules import Schedule, schedule_from_dict
-from emacore.checks import check_whole
+from emacore.averaging.schedules import Schedule, check_schedule, schedule_from_dict
+from emacore.checks import check_named, check_whole
 from emacore.tensors.ahead import BLOCK, STRETCH, Ahead, counted
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import Policy, copied_buffers, holds, marks, put_buffers
@@ -128,9 +128,9 @@ class Averages:
         names: Collection[str] | None = None,
         trainable_only: bool = False,
     ) -> None:
+        _check_schedules(schedules)
         if not schedules:
             raise ValueError("schedules must name at least one schedule")
-        _check_schedules(schedules)
         check_has_values("module", module)
         self._module = module
         self._schedules = dict(schedules)
@@ -578,9 +578,9 @@ class Averages:
 
 
 def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
+    check_named("schedules", schedules)
     for name, schedule in schedules.items():
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")
+        check_schedule(f"schedules: {name!r}", schedule)
 
 
 def _on_one_device(tensors: list[Tensor]) -> list[Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import Schedule
+from emacore.averaging.schedules import Schedule, check_schedule
 from emacore.tensors.buffers import Policy, copied_buffers
 from emacore.tensors.pairing import accumulator_dtype, is_averaged, unwrapped
 
@@ -28,6 +28,7 @@ def averaging_function(
 
     The returned function raises ``TypeError`` for an average of less than 32 bits, which it has nowhere to keep wider.
     """
+    check_schedule("schedule", schedule)
     if buffers is not None and module is None:
         raise ValueError("buffers needs module, because AveragedModel hands tensors over without their names")
     own = None if module is None else _OwnBuffers(unwrapped(module), buffers)

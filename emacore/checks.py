@@ -1,9 +1,14 @@
-"""What constructors ask of their settings: each check raises a ``ValueError`` that names the setting and the value."""
+"""What constructors ask of their settings: each check raises an error that names the setting and the value.
+
+It is a ``ValueError`` where nothing else is said.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +50,20 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
+
+
+def check_named(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a mapping, of schedules by the names of their averages."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be given by name, such as {{'slow': Constant(beta=0.999)}}, got {value!r}")
+
+
+def set_plain(settings: Any) -> None:
+    """Turn NumPy's numbers in a dataclass into Python's own: narrow ones overflow, and none can be read as code."""
+    for setting in fields(settings):
+        value = getattr(settings, setting.name)
+        if isinstance(value, (np.integer, np.floating)):
+            object.__setattr__(settings, setting.name, value.item())
 
 
 def is_real(value: object) -> bool:

@@ -17,10 +17,10 @@ import numpy as np
 import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
 
-from emacore.averaging.schedules import Schedule
+from emacore.averaging.schedules import Schedule, check_schedule
 from emacore.averaging.weights import weights
 from emacore.averaging.windows import Scheme, decays_at_end
-from emacore.checks import check_choice, check_whole
+from emacore.checks import check_choice, check_whole, is_real, set_plain
 
 Floats = NDArray[np.float64]
 Fit = Literal["linear", "nonnegative", "free"]
@@ -41,6 +41,7 @@ class Span:
     def __post_init__(self) -> None:
         check_whole("begin", self.begin, 0)
         check_whole("end", self.end, self.begin)
+        set_plain(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,7 @@ class Averaged:
 
     def __post_init__(self) -> None:
         check_whole("end", self.end, 0, len(self.decays) - 1)
+        set_plain(self)
 
 
 Profile = Span | Averaged
@@ -103,6 +105,7 @@ class RateDecay:
         check_choice("shape", self.shape, ("linear", "cosine", "1-sqrt"))
         if self.steps is not None:
             check_whole("steps", self.steps, 1)
+        set_plain(self)
 
     def rates(self, progress: ArrayLike) -> Floats:
         """The emulated rate, as a share of the constant one, where so much of the decay is over, from 0 to 1."""
@@ -146,6 +149,9 @@ class LastFiles:
 
     def __post_init__(self) -> None:
         check_whole("files", self.files, 1)
+        if self.schedule is not None:
+            check_schedule("schedule", self.schedule)
+        set_plain(self)
 
     def coefficients(self, count: int) -> Floats:
         """The coefficient of each of ``count`` files, shape (count,)."""
@@ -162,10 +168,17 @@ class Coefficients:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not np.any(self.values) or not np.isfinite(self.values).all():
+        listed = isinstance(self.values, Sequence | np.ndarray) and len(np.shape(self.values)) == 1
+        if (
+            not listed
+            or not all(map(is_real, self.values))
+            or not np.any(self.values)
+            or not np.isfinite(self.values).all()
+        ):
             raise ValueError(f"coefficients must be finite numbers, at least one of them not 0, got {self.values!r}")
         if np.abs(self.values).max() > np.finfo(np.float32).max:
             raise ValueError(f"coefficients must be numbers that fit into float32, got {self.values!r}")
+        object.__setattr__(self, "values", tuple(map(float, self.values)))
 
     def coefficients(self, count: int) -> Floats:
         """The coefficient of each of ``count`` files, shape (count,).

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emacore.averaging.filters import half_life
 from emacore.averaging.rounding import round_and_even, round_and_even_in_log
-from emacore.checks import check_whole
+from emacore.checks import check_whole, set_plain
 
 Floats = NDArray[np.float64]
 
@@ -223,11 +223,7 @@ class Schedule:
     rescaling: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if isinstance(value, (np.integer, np.floating)):  # narrow ones overflow, and none can be read as code
-                plain = int(value) if isinstance(value, np.integer) else float(value)
-                object.__setattr__(self, setting.name, plain)
+        set_plain(self)
         check_whole("update_after_step", self.update_after_step, 0, MOST_CALLS)
         check_whole("update_every", self.update_every, 1, MOST_CALLS)
 
@@ -405,6 +401,12 @@ def register(family: F) -> F:
         raise ValueError(f"{name} has no setting {family.tuned!r}, which its solvers would vary: set tuned")
     FAMILIES[name] = family
     return family
+
+
+def check_schedule(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a schedule; a window, which has no decays, is none."""
+    if not isinstance(value, Schedule):
+        raise TypeError(f"{name} must be a schedule, such as Constant(beta=0.999), got {value!r}")
 
 
 def schedule_from_dict(settings: Mapping[str, Any]) -> Schedule:

@@ -15,7 +15,7 @@ import scipy  # whose parts are loaded where they are used
 
 from emacore.averaging.filters import decay_from_half_life, half_life
 from emacore.averaging.parts import memory
-from emacore.averaging.schedules import LARGEST_DECAY, Schedule, final_half_life, last_move
+from emacore.averaging.schedules import LARGEST_DECAY, Schedule, check_schedule, final_half_life, last_move
 from emacore.averaging.weights import relative_width
 from emacore.checks import check_positive
 from emacore.formatting import counted, number
@@ -45,6 +45,7 @@ def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
     Raises:
         ValueError: where no value of the setting does it; the message says what would.
     """
+    check_schedule("schedule", schedule)
     check_positive("steps", steps)
     _check_moves(schedule, num_steps)
     every = schedule.update_every
@@ -80,6 +81,7 @@ def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
     Raises:
         ValueError: where no value of the setting does it; the message gives the widths within reach.
     """
+    check_schedule("schedule", schedule)
     check_positive("width", width)
     _check_moves(schedule, num_steps)
     return _searched(schedule, num_steps, width, final_width, f"{width:g} over")
@@ -109,6 +111,7 @@ def at_batch_size(schedule: S, factor: float) -> S:
     Raises:
         ValueError: for a family that has no such settings.
     """
+    check_schedule("schedule", schedule)
     check_positive("factor", factor)
     found = schedule.rescaled(factor)
     if found is None:

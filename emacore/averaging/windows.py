@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from emacore.averaging.families import UniformAverage
 from emacore.averaging.schedules import Schedule
-from emacore.checks import check_whole
+from emacore.checks import check_whole, set_plain
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +36,7 @@ class Window:
 
     def __post_init__(self) -> None:
         check_whole("size", self.size, 1)
+        set_plain(self)
         if self.schedule is not None and not isinstance(self.schedule, Schedule):
             raise TypeError(f"a window's schedule must be a schedule or None, got {self.schedule!r}")
 

@@ -14,7 +14,7 @@ import numpy as np
 from emacore.averaging.code import to_code
 from emacore.averaging.families import BiasCorrected, ExponentialRamp, InversePower, RationalWarmup
 from emacore.averaging.recovery import MOST_RATE, Floats, Rate
-from emacore.averaging.schedules import Schedule, last_move
+from emacore.averaging.schedules import Schedule, check_schedule, last_move
 from emacore.checkpoints.observed import Evidence, TensorFacts, evidence_in
 from emacore.checkpoints.reading import Checkpoints, open_checkpoints
 from emacore.formatting import counted, number, percent
@@ -178,8 +178,8 @@ def diagnose(
         CheckpointError: if no file holds both, or they do not go together.
         TypeError: if ``configured`` is no schedule: a window has no decays.
     """
-    if configured is not None and not isinstance(configured, Schedule):
-        raise TypeError(f"configured must be a schedule, such as Constant(beta=0.999), got {configured!r}")
+    if configured is not None:
+        check_schedule("configured", configured)
     opened = checkpoints if isinstance(checkpoints, Checkpoints) else open_checkpoints(checkpoints)
     evidence = evidence_in(opened, average, raw)
     notes = []

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from emacore.averaging.schedules import Schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
 from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
+from emacore.checks import check_named
 from emacore.replay.measure import Measure, Metric, OneByOne, check_metrics
 from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows, read_in_turn
@@ -170,7 +171,7 @@ class Trajectory:
 
         One pass over the rows; only some averages are in memory at a time.
         """
-        _check_named(schemes)
+        check_named("schemes", schemes)
         wanted = self._checked(at)
         found = self._table(self._networks(schemes.values(), wanted))
         return self._labelled(schemes, wanted, found)
@@ -243,7 +244,7 @@ class Trajectory:
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not, or a result has a column's name.
         """
-        _check_named(schemes)
+        check_named("schemes", schemes)
         wanted = [self._row(-1)] if at is None else self._checked(at)
         results: list[Mapping[str, float]] = []
         for network, moved in self._networks(schemes.values(), wanted):
@@ -419,11 +420,6 @@ class Trajectory:
         if not isinstance(at, (int, np.integer)) or not -len(self.weights) <= at < len(self.weights):
             raise ValueError(f"at must be one of the {len(self.weights)} recorded rows, got {at!r}")
         return int(at) % len(self.weights)
-
-
-def _check_named(schemes: object) -> None:
-    if not isinstance(schemes, Mapping):
-        raise TypeError(f"schemes must be given by name, such as {{'slow': Constant(beta=0.999)}}, got {schemes!r}")
 
 
 def _batches(networks: Iterable[tuple[NDArray[Any], int]], size: int) -> Iterator[list[tuple[NDArray[Any], int]]]:

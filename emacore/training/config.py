@@ -257,7 +257,7 @@ def checked_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
         ValueError: for other numbers.
         TypeError: for anything else.
     """
-    if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str | bytes):
+    if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str | bytes) or not getattr(seeds, "ndim", 1):
         raise TypeError(f"seeds must be a list of whole numbers, got {seeds!r}")
     for seed in seeds:
         check_whole("seeds", seed, 0, MOST_SEED)

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import Schedule
+from emacore.averaging.schedules import Schedule, check_schedule
+from emacore.checks import check_named
 from emacore.courtesy import step_aside
 from emacore.tensors.pairing import distinct, from_reals, reals
 from emacore.training.config import OptimizerConfig, TaskConfig, check_rows, checked_seeds
@@ -67,13 +68,14 @@ def replicate(
     Raises:
         ValueError: for no seeds, the same one twice, one that is no whole number from 0 on, a schedule's name that the
             history needs itself, data that do not fit the settings, or a network with buffers or frozen parameters.
-        TypeError: for a schedule that is none, or seeds that are no list.
+        TypeError: for a schedule that is none, schedules without names, or seeds that are no list.
     """
     seeds = checked_seeds(seeds)
+    if schedules is not None:
+        check_named("schedules", schedules)
     further = further_columns(config.metrics, schedules or {})
     for name, schedule in (schedules or {}).items():
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedules[{name!r}] must be a schedule, such as Constant(beta=0.99), got {schedule!r}")
+        check_schedule(f"schedules[{name!r}]", schedule)
     task = config.task()
     data = task.load(config)
     check_rows(len(data.x_train), config.optimizer.batch_size)

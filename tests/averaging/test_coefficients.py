@@ -163,7 +163,7 @@ def test_windows_of_files_and_coefficients():
     assert LastFiles(9).coefficients(4).tolist() == [0.25] * 4
     assert LastFiles(3, Constant(0.5)).coefficients(4).tolist() == [0, 0.25, 0.25, 0.5]
     assert Coefficients((-0.5, 1.5)).coefficients(3).tolist() == [0, -0.5, 1.5]
-    for nothing in ((), (0.0, 0.0), (float("nan"),)):
+    for nothing in ((), (0.0, 0.0), (float("nan"),), 1.0, np.array(1.0), [[1.0]], "1", ["1"], [None], {1: 2}):
         with pytest.raises(ValueError, match="at least one of them not 0"):
             Coefficients(nothing)
     with pytest.raises(ValueError, match="2 coefficients for 1 files"):

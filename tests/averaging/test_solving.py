@@ -22,6 +22,7 @@ from emacore.averaging.families import (
 from emacore.averaging.schedules import Schedule
 from emacore.averaging.solving import at_batch_size, at_length
 from emacore.averaging.weights import relative_width
+from emacore.averaging.windows import Window
 from tests.averaging.conftest import ANY, SOLVABLE, extremes
 
 
@@ -82,6 +83,18 @@ def test_what_cannot_be_reached_says_so():
 def test_what_is_no_memory_is_told_by_its_name(solve, name, wanted):
     with pytest.raises(ValueError, match=f"{name} must be"):
         solve(Constant(), 100, wanted)
+
+
+@pytest.mark.parametrize("wrong", [Window(5), "Constant()", Constant, None])
+def test_what_is_no_schedule_is_told(wrong):
+    for ask in (
+        lambda: solving.with_half_life(wrong, 100, 5),
+        lambda: solving.with_relative_width(wrong, 100, 0.1),
+        lambda: at_batch_size(wrong, 2.0),
+        lambda: at_length(wrong, 2.0),
+    ):
+        with pytest.raises(TypeError, match="schedule must be a schedule, such as .*, got"):
+            ask()
 
 
 RUNS = st.one_of(st.integers(1, 12), st.integers(13, 400))
