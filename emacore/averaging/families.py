@@ -58,6 +58,9 @@ class InversePower(Schedule):
 
     label: ClassVar[str] = "Inverse power"
     known_as: ClassVar[str] = "the article's"
+    course: ClassVar[str] = (
+        "copies first, then bends: `inv_gamma` says where, and `power` how steeply, until `beta` caps it."
+    )
     controls: ClassVar[tuple[Control, ...]] = (
         Control(
             "power",
@@ -194,6 +197,7 @@ class Constant(Schedule):
     beta: float = 0.999
 
     label: ClassVar[str] = "Constant"
+    course: ClassVar[str] = "copies first, then has the one decay `beta` at every move."
     controls: ClassVar[tuple[Control, ...]] = (BETA,)
 
     def __post_init__(self) -> None:
@@ -222,6 +226,7 @@ class BiasCorrected(Schedule):
     beta: float = 0.999
 
     label: ClassVar[str] = "Bias-corrected"
+    course: ClassVar[str] = "begins as the plain mean of its moves, and tends to `beta`."
     controls: ClassVar[tuple[Control, ...]] = (BETA,)
     attains_beta: ClassVar[bool] = False
 
@@ -273,6 +278,7 @@ class RationalWarmup(Schedule):
 
     label: ClassVar[str] = "Rational warm-up"
     known_as: ClassVar[str] = "TensorFlow's and torch_ema's"
+    course: ClassVar[str] = "has decay (1 + n) / (10 + n) at move n, whatever is set, until `beta` caps it."
     controls: ClassVar[tuple[Control, ...]] = (BETA,)
     rescaling: ClassVar[str] = (
         "Of the rational warm-up only beta can scale: its warm-up counts moves and has no setting. At a factor of 8 "
@@ -314,6 +320,7 @@ class ExponentialRamp(Schedule):
 
     label: ClassVar[str] = "Exponential ramp"
     known_as: ClassVar[str] = "the YOLO models'"
+    course: ClassVar[str] = "climbs towards `beta`, of which it has 63 % after `tau` moves."
     controls: ClassVar[tuple[Control, ...]] = (
         Control(
             "tau",
@@ -374,6 +381,7 @@ class PowerFunction(Schedule):
 
     label: ClassVar[str] = "Power function"
     known_as: ClassVar[str] = "EDM2's"
+    course: ClassVar[str] = "climbs for as long as the run goes on, so that its relative width stays about the same."
     controls: ClassVar[tuple[Control, ...]] = (
         Control(
             "width",
@@ -458,6 +466,9 @@ class UniformAverage(Schedule):
 
     label: ClassVar[str] = "Running mean"
     known_as: ClassVar[str] = "SWA, where it starts late"
+    course: ClassVar[str] = (
+        "is the plain mean of all moves since its start: its decay, 1 - 1/n at move n, always climbs."
+    )
     tuned: ClassVar[str] = "update_after_step"
 
     def decays_of_moves(self, calls: Floats) -> Floats:

@@ -211,6 +211,8 @@ class Schedule:
     #: The family's name for people, and who knows it, as in "*Constant* is the textbooks'".
     label: ClassVar[str] = ""
     known_as: ClassVar[str] = ""
+    #: How its decays go, as what follows its name in a sentence, with the keys of its sliders in backticks.
+    course: ClassVar[str] = ""
     #: Its own settings, in the order of their sliders.
     controls: ClassVar[tuple[Control, ...]] = ()
     #: The setting that the solvers vary.
