@@ -143,7 +143,8 @@ class InversePower(Schedule):
         # What matters is power * log(1 + e / inv_gamma) at the end.
         passed = max(last_move(self, num_steps) - self.update_after_step, 1)
         scale = math.log1p(passed) / math.log1p(passed / self.inv_gamma)
-        return Search(lambda log: min(math.exp(log) * scale, LARGEST), np.log(np.geomspace(1e-3, 50.0, 65)))
+        powers = np.unique([*np.geomspace(1e-12, 1e-3, 10), *np.geomspace(1e-3, 50.0, 65)])
+        return Search(lambda log: min(math.exp(log) * scale, LARGEST), np.log(powers))
 
     def cure(self, decay: float, usual: str) -> str:
         if self.min_value <= decay:
