@@ -114,7 +114,7 @@ def weights(decays: ArrayLike, step: int = -1) -> Floats:
 def initial_share(decays: ArrayLike, step: int = -1) -> float:
     """What is left, in the average after call ``step``, of the average before the first call: the product of decays."""
     rates = checked_decays(decays)
-    return float(np.prod(rates[: _end(rates, step)]))
+    return vanishing(float(np.prod(rates[: _end(rates, step)])))
 
 
 def start_share(decays: ArrayLike, step: int = -1, start: int | None = None) -> float:
@@ -128,7 +128,7 @@ def start_share(decays: ArrayLike, step: int = -1, start: int | None = None) -> 
     end = _end(rates, step)
     copies = np.flatnonzero(rates[: end if start is None else min(end, start + 1)] == 0)
     first = int(copies[-1]) + 1 if copies.size else 0
-    return float(np.prod(rates[first:end]))
+    return vanishing(float(np.prod(rates[first:end])))
 
 
 def stretch_weights(decays: Floats) -> tuple[Floats, Floats]:
@@ -202,6 +202,12 @@ def moving_average(values: ArrayLike, window: int) -> Floats:
     return np.asarray(sums / counts)
 
 
+def vanishing(product: float) -> float:
+    """A product of many decays; 0 where a float has fewer digits for it, and rounding stops its fall: 0.9 times 5e-324
+    is 5e-324."""
+    return product if product >= np.finfo(np.float64).tiny else 0.0
+
+
 def checked_decays(decays: ArrayLike) -> Floats:
     """``decays`` as float64 of shape (T,).
 
@@ -221,7 +227,7 @@ def _products_after(rates: Floats) -> Floats:
     """``result[..., s]``: the product of all rates after s.  Built from the end, so it only ever shrinks towards 0."""
     result = np.ones(rates.shape)
     result[..., :-1] = np.cumprod(rates[..., :0:-1], axis=-1)[..., ::-1]
-    result[result < np.finfo(np.float64).tiny] = 0.0  # below it rounding stops the fall: 0.999 times 5e-324 is 5e-324
+    result[result < np.finfo(np.float64).tiny] = 0.0  # as vanishing
     return result
 
 

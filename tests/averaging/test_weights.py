@@ -73,6 +73,7 @@ def test_shares_of_the_start_and_of_the_initial_average():
     decays = Constant(0.9, update_after_step=10).decays(51)
     assert initial_share(decays) == 0
     assert start_share(decays) == pytest.approx(0.9**40)
+    assert initial_share(np.full(10_000, 0.9)) == start_share(np.full(10_000, 0.9)) == 0  # where rounding would stop
     assert weights(decays)[10] == pytest.approx(0.9**40)
     no_copy = np.full(40, 0.9)
     assert start_share(no_copy) == initial_share(no_copy) == pytest.approx(0.9**40)
