@@ -84,7 +84,7 @@ def _merge(call: ast.expr) -> Merge:
         if call.func.id == "Coefficients":
             if call.keywords:
                 raise ValueError("Coefficients takes numbers without names")
-            return Coefficients(tuple(float(_constant(value)) for value in call.args))
+            return Coefficients(tuple(_constant(value) for value in call.args))
         if call.func.id == "RateDecay":
             settings = _settings(call, ("shape", "steps"))
             return RateDecay(**_known("RateDecay", settings, ("shape", "steps")))

@@ -9,6 +9,7 @@ the target in the L2 norm is what Karras et al. ("Analyzing and Improving the Tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -169,16 +170,13 @@ class Coefficients:
 
     def __post_init__(self) -> None:
         listed = isinstance(self.values, Sequence | np.ndarray) and len(np.shape(self.values)) == 1
-        if (
-            not listed
-            or not all(map(is_real, self.values))
-            or not np.any(self.values)
-            or not np.isfinite(self.values).all()
-        ):
+        plain = [value.item() if isinstance(value, np.generic) else value for value in self.values] if listed else []
+        # Compared as they are, for a whole number may be beyond any float.
+        if not any(plain) or not all(is_real(value) and abs(value) < math.inf for value in plain):
             raise ValueError(f"coefficients must be finite numbers, at least one of them not 0, got {self.values!r}")
-        if np.abs(self.values).max() > np.finfo(np.float32).max:
+        if max(map(abs, plain)) > float(np.finfo(np.float32).max):
             raise ValueError(f"coefficients must be numbers that fit into float32, got {self.values!r}")
-        object.__setattr__(self, "values", tuple(map(float, self.values)))
+        object.__setattr__(self, "values", tuple(map(float, plain)))
 
     def coefficients(self, count: int) -> Floats:
         """The coefficient of each of ``count`` files, shape (count,).

@@ -530,10 +530,11 @@ def _check_gamma(gamma: float) -> None:
 
 
 def _check_sigma_rel(sigma_rel: float) -> None:
+    largest = f"{MAX_SIGMA_REL:.6f}"  # which is less, so that it can be given
     if not is_real(sigma_rel) or not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
-        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {shown(sigma_rel)}")
+        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {largest}], got {shown(sigma_rel)}")
     if sigma_rel < SMALLEST:
-        raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {MAX_SIGMA_REL:.4f}, got {shown(sigma_rel)}")
+        raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {largest}, got {shown(sigma_rel)}")
 
 
 def _check_target(decay: float, step: float, update_after_step: int) -> None:

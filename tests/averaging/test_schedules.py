@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -207,7 +208,7 @@ def test_the_edges_of_the_settings_give_numbers(schedule, num_steps, level):
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda: PowerFunction(sigma_rel=1e-300), "sigma_rel must be from 1e-100 to 0.2887, got 1e-300"),
+        (lambda: PowerFunction(sigma_rel=1e-300), "sigma_rel must be from 1e-100 to 0.288675, got 1e-300"),
         (lambda: PowerFunction(gamma=10**400), "gamma must be finite and at least 0|gamma must be from 0 to 1e.100"),
         (lambda: PowerFunction(gamma="a"), "gamma must be finite and at least 0, got 'a'"),
         (lambda: PowerFunction(sigma_rel="a"), "sigma_rel must be in .* got 'a'"),
@@ -231,6 +232,27 @@ def test_the_edges_of_the_settings_give_numbers(schedule, num_steps, level):
 def test_values_beyond_all_use_get_a_sentence(build, named):
     with pytest.raises(ValueError, match=named):
         build()
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [(family, f.name) for family in schedules.FAMILIES.values() for f in fields(family)],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_the_bounds_that_a_refusal_names_are_possible(family, setting):
+    others = {"gamma": 1.0} if family is PowerFunction and setting not in ("gamma", "sigma_rel") else {}
+    told = set()
+    for value in (-1, 1e-300, 1e300, 10**400, 2, 0.5, math.nan, "a"):
+        try:
+            family(**{setting: value}, **others)
+        except ValueError as error:
+            bounds = str(error).split(", got ")[0]
+            told |= {*re.findall(r"at least (\S+)", bounds), *sum(re.findall(r"from (\S+) to (\S+)", bounds), ())}
+            told |= set(re.findall(r"(?:= |, |\[)([\d.]+)(?=[],])", bounds))
+    assert told
+    for text in told:
+        bound = text.replace(",", "").rstrip(".")
+        family(**{setting: int(bound) if bound.isdigit() else float(bound)}, **others)
 
 
 @pytest.mark.parametrize("family", [BiasCorrected, ExponentialRamp, RationalWarmup, Constant, InversePower])
