@@ -299,7 +299,8 @@ def _check_moves(schedule: Schedule, num_steps: int) -> None:
     last = last_move(schedule, num_steps)
     if last <= schedule.start and not (_tunes_the_start(schedule) and last > 0):
         raise ValueError(
-            f"the average starts at step {schedule.start}, but the run ends at step {num_steps - 1}: "
+            f"the average starts at step {schedule.start:,} and would first move at step "
+            f"{schedule.start + schedule.update_every:,}, but the run ends at step {num_steps - 1:,}: "
             "make the run longer or update_after_step and update_every smaller"
         )
 

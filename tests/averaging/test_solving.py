@@ -70,8 +70,14 @@ def test_a_solution_keeps_the_cap_or_lifts_it_to_where_it_ends(solve, beta, shar
 
 
 def test_what_cannot_be_reached_says_so():
-    with pytest.raises(ValueError, match="run ends at step 50"):
+    with pytest.raises(
+        ValueError, match="starts at step 200 and would first move at step 201, but the run ends at step 50"
+    ):
         solving.with_half_life(Constant(update_after_step=200), 51, 10)
+    with pytest.raises(
+        ValueError, match="starts at step 299 and would first move at step 312, but the run ends at step 311"
+    ):
+        solving.with_relative_width(RationalWarmup(update_after_step=311, update_every=13), 312, 0.1)
     with pytest.raises(ValueError, match="at most the plain mean"):
         solving.with_half_life(BiasCorrected(), 100, 500)
     with pytest.raises(ValueError, match="half-life of 9000 steps"):
