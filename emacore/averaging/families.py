@@ -132,7 +132,10 @@ class InversePower(Schedule):
 
     def rescaled(self, factor: float) -> Self:
         # k moves around call k e take in k (k e / inv_gamma)^-power.
-        inv_gamma = self.inv_gamma * factor ** ((1 - self.power) / self.power)
+        try:
+            inv_gamma = self.inv_gamma * factor ** ((1 - self.power) / self.power)
+        except OverflowError:
+            inv_gamma = math.inf
         return replace(self, beta=self.beta**factor, inv_gamma=inv_gamma, min_value=self.min_value**factor)
 
     def search(self, setting: str, num_steps: int) -> Search:

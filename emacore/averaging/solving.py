@@ -109,17 +109,22 @@ def at_batch_size(schedule: S, factor: float) -> S:
         factor: New batch size by old one, above 0.
 
     Raises:
-        ValueError: for a family that has no such settings.
+        ValueError: for a family that has no such settings, or where they would be out of range.
     """
     check_schedule("schedule", schedule)
     check_positive("factor", factor)
-    found = schedule.rescaled(factor)
-    if found is None:
+    try:
+        found = schedule.rescaled(factor)
+        if found is not None:
+            return found.varied(update_after_step=round(schedule.update_after_step / factor))
+    except ValueError as error:
         raise ValueError(
-            f"{type(schedule).__name__} does not say which of its settings would do in one step what it does in "
-            f"{factor:g}: solve for its half-life at the end of the run instead"
-        )
-    return found.varied(update_after_step=round(schedule.update_after_step / factor))
+            f"no {type(schedule).__name__} does in one step what this one does in {factor:g}: {error}"
+        ) from error
+    raise ValueError(
+        f"{type(schedule).__name__} does not say which of its settings would do in one step what it does in "
+        f"{factor:g}: solve for its half-life at the end of the run instead"
+    )
 
 
 def at_length(schedule: S, factor: float) -> S:

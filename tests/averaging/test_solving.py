@@ -339,6 +339,19 @@ def test_there_and_back_is_the_same(schedule, factor):
             assert getattr(back, name) == pytest.approx(value, rel=1e-6)
 
 
+@example(InversePower(power=0.01), 1e50)
+@given(st.one_of(ANY, extremes()), st.floats(1e-3, 1e3) | st.sampled_from([1e-100, 1e-50, 1e50, 1e100]))
+def test_whatever_the_factor_there_is_a_schedule_or_a_sentence(schedule, factor):
+    refused = rf"no {type(schedule).__name__} does in one step what this one does in \S+: \w+ must be .*, got"
+    for rescaled in (at_batch_size, at_length):
+        said = ""
+        try:
+            assert type(rescaled(schedule, factor)) is type(schedule)
+        except ValueError as error:
+            said = str(error)
+        assert not said or re.match(refused, said)
+
+
 def test_the_warm_up_scales_too():
     assert at_batch_size(Constant(0.99, update_after_step=1000, update_every=10), 4) == Constant(
         0.99**4, update_after_step=250, update_every=10
