@@ -23,8 +23,9 @@ from emacore.formatting import counted, number
 S = TypeVar("S", bound=Schedule)
 T = TypeVar("T")
 
-#: The longest run whose weights are all looked at for a relative width: 8 MB each time an array of them is made.
-_MOST_WEIGHTS = 10**6
+#: The longest run whose weights are all looked at for a relative width, some hundred times; beyond it integrals are
+#: many times as fast.
+_MOST_WEIGHTS = 10**5
 #: So near, relatively, an answer must be to what was asked for, whole numbers aside.
 _EXACT = 1e-5
 #: Below so much a width is lost in rounding.
@@ -74,7 +75,7 @@ def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
 
     The relative width is the standard deviation in time of the weights, divided by the length of the whole run,
     whenever the average starts.  Found by bisection on the weights of the run, so skipped calls and the copy at the
-    start count; in runs of more than a million steps its width is known to six digits, by integrals.  A setting
+    start count; in runs of more than 100,000 steps its width is known to five digits, by integrals.  A setting
     that is a whole number, as the start of the running mean, may miss the width by up to 2 %.
     A cap ``beta`` that is in the way, where another setting is tuned, is raised.
 

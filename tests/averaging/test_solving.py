@@ -69,6 +69,15 @@ def test_a_solution_keeps_the_cap_or_lifts_it_to_where_it_ends(solve, beta, shar
     assert replace(solved, power=schedule.power, beta=beta) == schedule
 
 
+@pytest.mark.parametrize("schedule", SOLVABLE, ids=repr)
+def test_in_a_long_run_the_width_by_integrals_is_that_of_the_weights(schedule):
+    solved = solving.with_relative_width(schedule, 400_000, 0.05)
+    tolerance = 0.02 if isinstance(schedule, UniformAverage) else 1e-5
+    exact = relative_width(solved.decays(400_000))
+    assert exact == pytest.approx(0.05, rel=tolerance)
+    assert solving.final_width(solved, 400_000) == pytest.approx(exact, rel=1e-5)
+
+
 def test_what_cannot_be_reached_says_so():
     with pytest.raises(
         ValueError, match="starts at step 200 and would first move at step 201, but the run ends at step 50"
