@@ -237,7 +237,7 @@ class Schedule:
     def decays(self, num_steps: int) -> Floats:
         """The decays of calls 0 to ``num_steps - 1``: float64, shape (num_steps,), each in [0, 1]."""
         check_whole("num_steps", num_steps, 0, MOST_CALLS)
-        return self.at(np.arange(num_steps))
+        return self.at(np.arange(int(num_steps)))
 
     def at(self, calls: ArrayLike) -> Floats:
         """The decays of the given call numbers: float64, in the shape of ``calls``.
@@ -246,6 +246,8 @@ class Schedule:
             ValueError: where the family's rule gives what is no decay.
         """
         numbers = np.asarray(calls)
+        if numbers.dtype.kind in "iu":
+            numbers = numbers.astype(np.int64)  # narrow ones overflow
         decays = np.ones(numbers.shape)
         acts = numbers % self.update_every == 0
         decays[acts & (numbers <= self.start)] = 0.0
@@ -441,7 +443,7 @@ def changed_settings(schedule: Schedule) -> dict[str, Any]:
 def last_move(schedule: Schedule, num_steps: int) -> int:
     """The last call of a run of ``num_steps`` calls that is not skipped."""
     check_whole("num_steps", num_steps, 1, MOST_CALLS)
-    return (num_steps - 1) // schedule.update_every * schedule.update_every
+    return (int(num_steps) - 1) // schedule.update_every * schedule.update_every
 
 
 def final_half_life(schedule: Schedule, num_steps: int) -> float:

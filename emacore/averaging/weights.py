@@ -6,6 +6,7 @@ All functions take ``decays`` of shape (T,), float64, each in [0, 1], as a sched
 from __future__ import annotations
 
 import math
+from operator import index
 
 import numpy as np
 import scipy  # whose parts are loaded where they are used
@@ -177,11 +178,13 @@ def moving_average(values: ArrayLike, window: int) -> Floats:
     than the windows that hold it.
 
     Raises:
-        ValueError: if ``window`` is below 1.
+        ValueError: if ``window`` is below 1, or for values of another shape.
     """
     if not is_real(window) or not 1 <= window < math.inf or int(window) != window:
         raise ValueError(f"window must be a whole number of at least 1, got {shown(window)}")
     numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim not in (1, 2):
+        raise ValueError(f"values must have shape (T,) or (T, k), got {numbers.shape}")
     if not len(numbers):
         return numbers.copy()
     # Cut into blocks of a window's length, a window is the end of one block and the beginning of the next: sums alone,
@@ -232,6 +235,10 @@ def _products_after(rates: Floats) -> Floats:
 
 
 def _end(rates: Floats, step: int) -> int:
+    try:
+        step = index(step)
+    except TypeError:
+        raise TypeError(f"step must be a whole number, got {step!r}") from None
     if not -len(rates) <= step < len(rates):
         raise ValueError(f"step must be one of the {len(rates)} calls (or negative, from the end), got {step}")
     return step % len(rates) + 1

@@ -140,8 +140,10 @@ class Trajectory:
 
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not.
-            TypeError: if a scheme is none.
+            TypeError: if a scheme is none, or the schemes are no list.
         """
+        if not isinstance(schemes, Sequence) or isinstance(schemes, str):
+            raise TypeError(f"schemes must be a list of schedules and windows, got {schemes!r}")
         wanted = self._checked(at)
         columns = self.weights.shape[1]
         result = np.empty((len(schemes), len(wanted), columns), dtype=np.float32)

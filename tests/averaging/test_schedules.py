@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from emacore.averaging import code, families, schedules
+from emacore.averaging import code, families, schedules, solving
 from emacore.averaging.families import (
     BiasCorrected,
     Constant,
@@ -17,9 +17,10 @@ from emacore.averaging.families import (
     RationalWarmup,
     UniformAverage,
 )
+from emacore.averaging.parts import memory
 from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import Schedule
-from emacore.averaging.weights import relative_width
+from emacore.averaging.weights import mean_age, relative_width, weights
 from tests.averaging.conftest import ANY, extremes
 
 
@@ -271,3 +272,23 @@ def test_what_was_here_before_it_had_a_module_of_its_own_is_still_imported_from_
     for name in ("Nothing", "_first"):
         with pytest.raises(ImportError, match=f"cannot import name '{name}'"):
             exec(f"from emacore.averaging.schedules import {name}")
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.int32, np.uint64])
+@pytest.mark.parametrize(
+    "schedule", [Constant(0.9, update_every=300), InversePower(update_after_step=900), Constant(0.9)]
+)
+def test_counts_may_be_numpys_own(schedule, kind):
+    """Narrow ones overflow beside larger numbers."""
+    num_steps = kind(100)
+    decays = schedule.decays(100)
+    np.testing.assert_array_equal(schedule.decays(num_steps), decays)
+    np.testing.assert_array_equal(schedule.at(np.arange(100, dtype=kind)), decays)
+    assert schedules.last_move(schedule, num_steps) == schedules.last_move(schedule, 100)
+    assert schedules.final_half_life(schedule, num_steps) == schedules.final_half_life(schedule, 100)
+    assert remarks(schedule, num_steps) == remarks(schedule, 100)
+    assert memory(schedule, num_steps) == memory(schedule, 100)
+    long = Constant(0.9).decays(1000)
+    assert mean_age(long, kind(99)) == mean_age(long, 99)
+    np.testing.assert_array_equal(weights(long, kind(99)), weights(long, 99))
+    assert solving.with_half_life(Constant(0.9), num_steps, kind(7)) == solving.with_half_life(Constant(0.9), 100, 7)
