@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from emacore.averaging.schedules import Schedule, schedule_from_dict
-from emacore.averaging.windows import check_named
-from emacore.checks import check_whole
+from emacore.averaging.schedules import Schedule, check_schedule, schedule_from_dict
+from emacore.checks import check_named, check_whole
 from emacore.tensors.ahead import BLOCK, STRETCH, Ahead, counted
 from emacore.tensors.attributes import Follower
 from emacore.tensors.buffers import Policy, copied_buffers, holds, marks, put_buffers
@@ -593,8 +592,7 @@ def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
     if not schedules:
         raise ValueError("schedules must name at least one schedule")
     for name, schedule in schedules.items():
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedules: {name!r} must be a schedule, got {schedule!r}")
+        check_schedule(f"schedules: {name!r}", schedule)
 
 
 def _on_one_device(tensors: list[Tensor]) -> list[Tensor]:

@@ -1,9 +1,12 @@
-"""What constructors ask of their settings: each check raises a ``ValueError`` that names the setting and the value."""
+"""What constructors ask of their settings: each check raises an error that names the setting and the value.
+
+It is a ``ValueError`` where nothing else is said.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,12 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
+
+
+def check_named(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a mapping, of schedules by the names of their averages."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be given by name, such as {{'slow': Constant(beta=0.999)}}, got {value!r}")
 
 
 def is_real(value: object) -> bool:

@@ -225,7 +225,8 @@ def _post_hoc(schedule: PowerFunction, num_steps: int | None) -> Snippet:
         '    checkpoint_folder="./post-hoc-ema-checkpoints", checkpoint_dtype=torch.float32,\n)\n'
         f"{loop}\nema.checkpoint()\naveraged = ema.synthesize_ema_model(sigma_rel={width})\n"
         "# averaged.ema_model is the averaged model; any other width can be made of the same snapshots",
-        f"It keeps two averages, of widths 5 and 10 % (EDM2's), and a snapshot of both each {apart:,} updates. What it "
+        f"It keeps two averages, of widths 5 and 10 % (EDM2's), and a snapshot of both every "
+        f"{'update' if apart == 1 else f'{apart:,} updates'}. What it "
         "makes of them is near the width that is asked for, the nearer the more snapshots there are.",
     )
 
@@ -349,7 +350,8 @@ def _optax(schedule: Schedule) -> Snippet:
             head = "import optax\n\naverage = None\n"
             body = f"{move}{_written(1 - schedule.beta)})"
         case BiasCorrected() if schedule.beta <= _SINGLE:
-            head = f"import optax\n\nema = optax.ema(decay={_written(schedule.beta)}, debias=True)\nstate = None\n"
+            made = f"ema = optax.ema(decay={_written(schedule.beta)}, debias=True)"
+            head = f"import optax\n\n{made}\naverage = state = None\n"
             body = "average, state = ema.update(params, ema.init(params) if state is None else state)"
         case _:
             head = f"import optax\n{_given(schedule)}average = None\n"

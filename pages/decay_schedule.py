@@ -21,6 +21,10 @@ from emacore.widgets.schedules import (
     schedule_defaults,
 )
 
+OPENING = (
+    "How much of the old average does each step keep? Small decays forget fast, decays near 1 remember long; a warm-up "
+    "moves from the one to the other."
+)
 FIGURES = [
     "mean age (steps)",
     "effective count (snapshots)",
@@ -41,11 +45,8 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 
 through_app()
 st.title("Decay schedule")
-st.markdown(
-    "How much of the old average does each step keep? Small decays forget fast, decays near 1 remember long; a warm-up "
-    "moves from the one to the other: first copies, then a bend, whose place is `inv_gamma` and whose steepness is "
-    "`power`, until `beta` caps it."
-)
+opening = st.empty()
+opening.markdown(OPENING)
 st.page_link(
     "pages/for_my_run.py",
     label="**Which settings fit my run?** Say how long it is: For my run",
@@ -60,6 +61,8 @@ with controls:
     pins = pin_controls(code, {**schedule_defaults(), **RUN_LENGTH_DEFAULTS}, scheme_from_code)
     curves = {NOW: schedule, **pins}
 
+if schedule.course:
+    opening.markdown(f"{OPENING} *{schedule.label}* {schedule.course}")
 colours = palette(curves, {NOW: AVERAGED})
 last = last_move(schedule, num_steps)
 

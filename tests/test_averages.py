@@ -301,6 +301,9 @@ def test_wrong_arguments_are_named():
         Averages(model, {})
     with pytest.raises(TypeError, match="'a' must be a schedule"):
         Averages(model, {"a": 0.9})
+    for unnamed in (Constant(0.9), [Constant(0.9)], None):
+        with pytest.raises(TypeError, match="schedules must be given by name, such as"):
+            Averages(model, unnamed)
     with pytest.raises(ValueError, match="no floating-point tensor"):
         Averages(nn.ReLU(), {"a": Constant(0.9)})
     with pytest.raises(ValueError, match="meta device"):

@@ -7,6 +7,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from emacore import EMA, averaging_function
 from emacore.averaging.families import BiasCorrected, Constant, UniformAverage
+from emacore.averaging.windows import Window
 from tests.helpers import Network, change, tensors
 
 
@@ -23,6 +24,12 @@ def test_averaging_function_in_torchs_averaged_model(schedule):
         ours.update()
     for name, tensor in tensors(theirs.module).items():
         torch.testing.assert_close(tensor, ours.ema_model.state_dict()[name])
+
+
+def test_what_is_no_schedule_is_told_before_it_averages():
+    for wrong in (None, 0.99, Window(5), "Constant()"):
+        with pytest.raises(TypeError, match="schedule must be a schedule, such as .*, got"):
+            averaging_function(wrong)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

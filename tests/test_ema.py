@@ -1467,7 +1467,7 @@ def test_another_shadow_or_model_takes_the_place_of_the_first(include):
 
 
 def test_a_schedule_is_a_schedule_when_it_is_given_and_when_it_is_assigned():
-    with pytest.raises(TypeError, match=r"must be a schedule, such as Constant\(0\.999\), got 0\.99"):
+    with pytest.raises(TypeError, match=r"must be a schedule, such as Constant\(beta=0\.999\), got 0\.99"):
         EMA(nn.Linear(1, 1), schedule=0.99)
     ema = EMA(nn.Linear(1, 1))
     with pytest.raises(TypeError, match="must be a schedule"):

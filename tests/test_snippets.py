@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,21 @@ def test_before_the_start_it_is_a_copy_or_the_note_says_what_it_is(family, libra
     values, found = run(snippet)
     waits = "weights of before the training, not a copy" in snippet.note
     assert found == pytest.approx(0.0 if waits else values[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [Constant(0.9), BiasCorrected(0.9)], ids=to_code)
+def test_in_optax_there_is_no_average_before_the_start(schedule):
+    names = {"batches": range(5), "train_on": lambda batch: 0.5}
+    exec(in_library("optax", replace(schedule, update_after_step=9)).code, names)
+    assert names["average"] is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "often"), [(100, "every update."), (600, "every 6 updates."), (10**6, "every 10,000 u")]
+)
+def test_how_often_snapshots_are_kept_is_told(steps, often):
+    notes = [one.note for one in snippets(PowerFunction(sigma_rel=0.1), steps) if "PostHocEMA" in one.library]
+    assert often in notes[0]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=to_code)

@@ -32,6 +32,8 @@ WISHES: tuple[Wish, ...] = ("noisy evaluation", "final quality", "several length
 
 #: By how much rounding may change a half-life.
 ROUNDING = 0.05
+#: A mean of fewer updates is hardly one.
+_FEWEST = 3
 #: An average that is so much of its newest snapshot is a copy of it.
 _COPY = 0.95
 
@@ -316,8 +318,11 @@ def rounded_schedule(schedule: Schedule) -> Schedule:
 
 
 def constant_of_window(window: float, update_every: int = 1) -> Constant:
-    """The constant decay, rounded, whose delay and noise are those of a plain mean of the last ``window`` steps."""
-    moves = max(window / update_every, 3.0)
+    """The constant decay, rounded, whose delay and noise are those of a plain mean of the last ``window`` steps.
+
+    Of less than one update it is 0, which copies.
+    """
+    moves = max(window / update_every, 1.0)
     return Constant(rounded_decay(filters.decay_from_window(moves)), update_every=update_every)
 
 
@@ -411,12 +416,13 @@ def rescaling_remarks(settings: list[Recommendation], batch: float) -> list[Rema
 
 
 def _window(run: Run) -> Recommendation:
-    window = 0.01 * run.steps
+    share = min(max(0.01, _FEWEST * run.update_every / run.steps), 1.0)
     return Recommendation(
-        "Window of 1 %",
-        constant_of_window(window, run.update_every),
-        "the delay and noise of a plain mean of the last 1 % of the run: windows of "
-        "about that length did well on the tasks of AlgoPerf",
+        f"Window of {percent(share)}",
+        constant_of_window(share * run.steps, run.update_every),
+        f"the delay and noise of a plain mean of the last {percent(share)} of the run: "
+        + ("" if share == 0.01 else "1 % would hold too few updates, but ")
+        + "windows of about 1 % did well on the tasks of AlgoPerf",
         LAWA,
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 import scipy  # whose parts are loaded where they are used
 from numpy.typing import ArrayLike, NDArray
 
-from emacore.averaging.schedules import Schedule
+from emacore.averaging.schedules import Schedule, check_schedule
 from emacore.averaging.weights import weights
 from emacore.averaging.windows import Scheme, decays_at_end
 from emacore.checks import check_choice, check_whole, is_real, keep_plain, plain
@@ -58,6 +58,7 @@ class Averaged:
     decays: Floats
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         check_whole("end", self.end, 0, len(self.decays) - 1)
 
 
@@ -158,8 +159,8 @@ class LastFiles:
     def __post_init__(self) -> None:
         keep_plain(self)
         check_whole("files", self.files, 1)
-        if self.schedule is not None and not isinstance(self.schedule, Schedule):
-            raise TypeError(f"schedule must be a schedule, such as Constant(beta=0.9), or None; got {self.schedule!r}")
+        if self.schedule is not None:
+            check_schedule("schedule", self.schedule)
 
     def coefficients(self, count: int) -> Floats:
         """The coefficient of each of ``count`` files, shape (count,)."""

@@ -58,6 +58,9 @@ class InversePower(Schedule):
 
     label: ClassVar[str] = "Inverse power"
     known_as: ClassVar[str] = "the article's"
+    course: ClassVar[str] = (
+        "copies first, then bends: `inv_gamma` says where, and `power` how steeply, until `beta` caps it."
+    )
     controls: ClassVar[tuple[Control, ...]] = (
         Control(
             "power",
@@ -124,12 +127,15 @@ class InversePower(Schedule):
             return math.inf
 
     def with_decay(self, call: int, decay: float) -> Self:
-        power = power_reaching(decay, call, inv_gamma=self.inv_gamma, update_after_step=self.update_after_step)
-        return replace(self, power=power, beta=max(self.beta, decay))
+        power = -math.log1p(-decay) / math.log1p((call - self.update_after_step) / self.inv_gamma)
+        return replace(self, power=min(max(power, SMALLEST), LARGEST), beta=max(self.beta, decay))
 
     def rescaled(self, factor: float) -> Self:
         # k moves around call k e take in k (k e / inv_gamma)^-power.
-        inv_gamma = self.inv_gamma * factor ** ((1 - self.power) / self.power)
+        try:
+            inv_gamma = self.inv_gamma * factor ** ((1 - self.power) / self.power)
+        except OverflowError:
+            inv_gamma = math.inf
         return replace(self, beta=self.beta**factor, inv_gamma=inv_gamma, min_value=self.min_value**factor)
 
     def search(self, setting: str, num_steps: int) -> Search:
@@ -140,10 +146,14 @@ class InversePower(Schedule):
         # What matters is power * log(1 + e / inv_gamma) at the end.
         passed = max(last_move(self, num_steps) - self.update_after_step, 1)
         scale = math.log1p(passed) / math.log1p(passed / self.inv_gamma)
-        return Search(lambda log: min(math.exp(log) * scale, LARGEST), np.log(np.geomspace(1e-3, 50.0, 65)))
+        powers = np.unique([*np.geomspace(1e-12, 1e-3, 10), *np.geomspace(1e-3, 50.0, 65)])
+        return Search(lambda log: min(math.exp(log) * scale, LARGEST), np.log(powers))
 
     def cure(self, decay: float, usual: str) -> str:
-        return f"ask for that, or lower min_value = {decay_text(self.min_value)}" if self.min_value > decay else usual
+        if self.min_value <= decay:
+            return usual
+        lower = f"lower min_value = {decay_text(self.min_value)}"
+        return lower if self.min_value == self.beta == 1 else f"ask for that, or {lower}"
 
     def remarks(self, decays: Floats) -> list[str]:
         return [*self._floor(), *self._counting(decays)]
@@ -191,6 +201,7 @@ class Constant(Schedule):
     beta: float = 0.999
 
     label: ClassVar[str] = "Constant"
+    course: ClassVar[str] = "copies first, then has the one decay `beta` at every move."
     controls: ClassVar[tuple[Control, ...]] = (BETA,)
 
     def __post_init__(self) -> None:
@@ -219,6 +230,7 @@ class BiasCorrected(Schedule):
     beta: float = 0.999
 
     label: ClassVar[str] = "Bias-corrected"
+    course: ClassVar[str] = "begins as the plain mean of its moves, and tends to `beta`."
     controls: ClassVar[tuple[Control, ...]] = (BETA,)
     attains_beta: ClassVar[bool] = False
 
@@ -270,6 +282,7 @@ class RationalWarmup(Schedule):
 
     label: ClassVar[str] = "Rational warm-up"
     known_as: ClassVar[str] = "TensorFlow's and torch_ema's"
+    course: ClassVar[str] = "has decay (1 + n) / (10 + n) at move n, whatever is set, until `beta` caps it."
     controls: ClassVar[tuple[Control, ...]] = (BETA,)
     rescaling: ClassVar[str] = (
         "Of the rational warm-up only beta can scale: its warm-up counts moves and has no setting. At a factor of 8 "
@@ -311,6 +324,7 @@ class ExponentialRamp(Schedule):
 
     label: ClassVar[str] = "Exponential ramp"
     known_as: ClassVar[str] = "the YOLO models'"
+    course: ClassVar[str] = "climbs towards `beta`, of which it has 63 % after `tau` moves."
     controls: ClassVar[tuple[Control, ...]] = (
         Control(
             "tau",
@@ -371,6 +385,7 @@ class PowerFunction(Schedule):
 
     label: ClassVar[str] = "Power function"
     known_as: ClassVar[str] = "EDM2's"
+    course: ClassVar[str] = "climbs for as long as the run goes on, so that its relative width stays about the same."
     controls: ClassVar[tuple[Control, ...]] = (
         Control(
             "width",
@@ -455,6 +470,9 @@ class UniformAverage(Schedule):
 
     label: ClassVar[str] = "Running mean"
     known_as: ClassVar[str] = "SWA, where it starts late"
+    course: ClassVar[str] = (
+        "is the plain mean of all moves since its start: its decay, 1 - 1/n at move n, always climbs."
+    )
     tuned: ClassVar[str] = "update_after_step"
 
     def decays_of_moves(self, calls: Floats) -> Floats:
@@ -515,10 +533,11 @@ def _check_gamma(gamma: float) -> None:
 
 
 def _check_sigma_rel(sigma_rel: float) -> None:
+    largest = f"{MAX_SIGMA_REL:.6f}"  # which is less, so that it can be given
     if not is_real(sigma_rel) or not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-12:
-        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {MAX_SIGMA_REL:.4f}], got {shown(sigma_rel)}")
+        raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {largest}], got {shown(sigma_rel)}")
     if sigma_rel < SMALLEST:
-        raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {MAX_SIGMA_REL:.4f}, got {shown(sigma_rel)}")
+        raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {largest}, got {shown(sigma_rel)}")
 
 
 def _check_target(decay: float, step: float, update_after_step: int) -> None:

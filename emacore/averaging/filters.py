@@ -99,13 +99,21 @@ def window_of_equal_noise(beta: float, autocorrelation: float = 0.0) -> int:
     For white noise it is :func:`equivalent_window`; for AR(1) noise it is found by bisection.
     """
     target = variance_gain(beta, autocorrelation)
-    low, high = 1, 2
-    while moving_average_variance_gain(high, autocorrelation) > target:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if moving_average_variance_gain(middle, autocorrelation) > target else (low, middle)
-    return min((low, high), key=lambda n: abs(moving_average_variance_gain(n, autocorrelation) - target))
+
+    def gain(window: int) -> float:
+        return moving_average_variance_gain(window, autocorrelation)
+
+    found = []
+    # Of noise that changes its sign from step to step, even windows are calmer than the odd ones beside them.
+    for first in (1, 2):
+        low, high = 0, 1
+        while gain(first + 2 * high) > target:
+            low, high = high, high * 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if gain(first + 2 * middle) > target else (low, middle)
+        found += [first + 2 * low, first + 2 * high]
+    return min(sorted(found), key=lambda window: abs(gain(window) - target))
 
 
 def half_life(beta: float) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emacore.averaging import filters
 from emacore.averaging.signals import Sequence
-from emacore.averaging.weights import average, start_share, weights
+from emacore.averaging.weights import average, start_share, vanishing, weights
 
 Floats = NDArray[np.float64]
 
@@ -146,9 +146,9 @@ def comparison(
     add(
         "half-life (steps)",
         filters.half_life(beta),
-        rise_time(average(np.ones(steps), from_zero)),
+        rise_time(average(np.ones(steps), from_zero)) if beta >= 0.5 else None,
         "time to half of a jump",
-        too_short,
+        too_short if beta >= 0.5 else "shorter than one step",
     )
     add(
         "cut-off (cycles per step)",
@@ -158,6 +158,7 @@ def comparison(
         too_short if has_noise else "there is no noise",
     )
     from_first = np.concatenate([[0.0], from_zero[1:]])
-    add("share of the first value at the end", beta ** (steps - 1), float(weights(from_first)[0]), "exact", "")
-    add("share of a zero start at the end", beta**steps, start_share(from_zero), "exact", "")
+    left = vanishing(beta ** (steps - 1))
+    add("share of the first value at the end", left, float(weights(from_first)[0]), "exact", "")
+    add("share of a zero start at the end", vanishing(beta**steps), start_share(from_zero), "exact", "")
     return rows

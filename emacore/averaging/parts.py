@@ -70,7 +70,7 @@ def remaining(scheme: Scheme, num_steps: int, calls: ArrayLike) -> Floats:
 
 
 def memory(schedule: Schedule, num_steps: int) -> Memory:
-    """What the average remembers after ``num_steps`` calls; to six digits, in bounded time and memory."""
+    """What the average remembers after ``num_steps`` calls; to five digits, in bounded time and memory."""
     last = _moves(schedule, num_steps)
     first = np.arange(1.0, min(last, 2 * _SHORT) + 1)
     edges = np.unique(np.r_[first, _spaced(last, _FINE), last + 1 - _spaced(last, _FINE)])

@@ -35,6 +35,8 @@ def remarks(schedule: Schedule, num_steps: int) -> list[str]:
         cap = getattr(schedule, "beta", None)
         reason = "beta = 0" if cap == 0 else f"A decay of 0 up to step {last:,}"
         return [f"{reason} copies the weights at every move: nothing is averaged."]
+    if (decays[schedule.start + 1 :] == 1).all():
+        return [f"A decay of 1 at every move keeps the weights of step {schedule.start:,}: nothing is averaged."]
     return [
         *_cap(schedule, num_steps, float(decays[last])),
         *schedule.remarks(decays),

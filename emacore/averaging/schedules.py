@@ -211,6 +211,8 @@ class Schedule:
     #: The family's name for people, and who knows it, as in "*Constant* is the textbooks'".
     label: ClassVar[str] = ""
     known_as: ClassVar[str] = ""
+    #: How its decays go, as what follows its name in a sentence, with the keys of its sliders in backticks.
+    course: ClassVar[str] = ""
     #: Its own settings, in the order of their sliders.
     controls: ClassVar[tuple[Control, ...]] = ()
     #: The setting that the solvers vary.
@@ -235,7 +237,7 @@ class Schedule:
     def decays(self, num_steps: int) -> Floats:
         """The decays of calls 0 to ``num_steps - 1``: float64, shape (num_steps,), each in [0, 1]."""
         check_whole("num_steps", num_steps, 0, MOST_CALLS)
-        return self.at(np.arange(num_steps))
+        return self.at(np.arange(int(num_steps)))
 
     def at(self, calls: ArrayLike) -> Floats:
         """The decays of the given call numbers: float64, in the shape of ``calls``.

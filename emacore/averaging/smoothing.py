@@ -120,8 +120,15 @@ class Settled(NamedTuple):
 
     @property
     def times(self) -> dict[str, float]:
-        """What a picture over time marks: the lag, and the half-life where there is one."""
+        """What a picture over the age of values marks: the lag, and the half-life where there is one."""
         return {"lag": self.lag} | ({} if math.isnan(self.half_life) else {"half-life": self.half_life})
+
+    @property
+    def answer_times(self) -> dict[str, float]:
+        """What a picture of the answer to a jump marks, over the time since its first value, which answers at once: the
+        lag, and where half of it has come, unless the first value brings more."""
+        half = self.half_life - self.distance
+        return {"lag": self.lag} | ({"half of the jump": half} if half >= 0 else {})
 
     @property
     def frequencies(self) -> dict[str, float]:

@@ -23,14 +23,17 @@ from emacore.formatting import counted, number
 S = TypeVar("S", bound=Schedule)
 T = TypeVar("T")
 
-#: The longest run whose weights are all looked at for a relative width: 8 MB each time an array of them is made.
-_MOST_WEIGHTS = 10**6
+#: The longest run whose weights are all looked at for a relative width, some hundred times; beyond it integrals are
+#: many times as fast.
+_MOST_WEIGHTS = 10**5
 #: So near, relatively, an answer must be to what was asked for, whole numbers aside.
 _EXACT = 1e-5
 #: Below so much a width is lost in rounding.
 _NARROWEST = 1e-6
 #: What stands for an endless half-life.
 _ENDLESS = 1e300
+#: The decays between which double precision has every half-life to five digits.
+_PRECISE = float(np.finfo(np.float64).tiny), 1 - 1e-10
 
 
 def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
@@ -49,24 +52,23 @@ def with_half_life(schedule: S, num_steps: int, steps: float) -> S:
     num_steps, steps = plain(num_steps), plain(steps)
     _check_moves(schedule, num_steps)
     every = schedule.update_every
-    decay = decay_from_half_life(steps / every)
-    if not 0 < decay < 1:
-        raise ValueError(
-            f"no decay in double precision has a half-life of {steps:g} steps at update_every = {every}: "
-            f"ask for one from {number(half_life(5e-324) * every, 2)} to "
-            f"{counted(half_life(LARGEST_DECAY) * every, 'step', digits=2)}"
-        )
-    found = schedule.with_decay(last_move(schedule, num_steps), decay)
+    last, decay = last_move(schedule, num_steps), decay_from_half_life(steps / every)
+    precise = min(max(decay, _PRECISE[0]), _PRECISE[1])
+    found = schedule.with_decay(last, decay if 0 < decay < 1 else precise)
     if found is None:
-        return _searched(schedule, num_steps, steps, final_half_life, "half-life", f"{steps:g} steps at the end of")
-    nearest = final_half_life(found, num_steps)
-    if math.isclose(nearest, steps, rel_tol=_tolerance(schedule)):
+        most = half_life(_PRECISE[1]) * every
+        return _searched(schedule, num_steps, steps, final_half_life, f"{steps:g} steps at the end of", most)
+    if _answers(schedule, final_half_life(found, num_steps), steps):
         return found
-    usual = "ask for that" if nearest > steps else "ask for that, or make the run longer"
+    nearest = final_half_life(schedule.with_decay(last, precise) or found, num_steps)
+    by_rounding = precise != decay and math.isclose(nearest, half_life(precise) * every, rel_tol=_EXACT)
+    coarse = nearest > half_life(_PRECISE[1]) * every * (1 + _EXACT)
+    told = number(nearest, 17) if coarse else _towards(nearest, steps > nearest)
+    usual = "ask for that" if nearest > steps or by_rounding else "ask for that, or make the run longer"
     raise ValueError(
         f"no {schedule.tuned} of {type(schedule).__name__} gives a half-life of {steps:g} steps at the end of "
-        f"{counted(num_steps, 'step')}; the nearest is {_towards(nearest, steps > nearest)}: "
-        f"{schedule.cure(decay, usual)}"
+        f"{counted(num_steps, 'step')}; the nearest {'with five digits ' if by_rounding else ''}is "
+        f"{told}: {schedule.cure(decay, usual)}"
     )
 
 
@@ -75,7 +77,7 @@ def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
 
     The relative width is the standard deviation in time of the weights, divided by the length of the whole run,
     whenever the average starts.  Found by bisection on the weights of the run, so skipped calls and the copy at the
-    start count; in runs of more than a million steps its width is known to six digits, by integrals.  A setting
+    start count; in runs of more than 100,000 steps its width is known to five digits, by integrals.  A setting
     that is a whole number, as the start of the running mean, may miss the width by up to 2 %.
     A cap ``beta`` that is in the way, where another setting is tuned, is raised.
 
@@ -88,7 +90,7 @@ def with_relative_width(schedule: S, num_steps: int, width: float) -> S:
     check_positive("width", width)
     num_steps, width = plain(num_steps), plain(width)
     _check_moves(schedule, num_steps)
-    return _searched(schedule, num_steps, width, final_width, "relative width", f"{width:g} over")
+    return _searched(schedule, num_steps, width, final_width, f"{width:g} over")
 
 
 def final_width(schedule: Schedule, num_steps: int) -> float:
@@ -113,17 +115,23 @@ def at_batch_size(schedule: S, factor: float) -> S:
         factor: New batch size by old one, above 0.
 
     Raises:
-        ValueError: for a family that has no such settings.
+        ValueError: for a family that has no such settings, or where they would be out of range.
     """
+    check_schedule("schedule", schedule)
     check_positive("factor", factor)
     factor = plain(factor)
-    found = schedule.rescaled(factor)
-    if found is None:
+    try:
+        found = schedule.rescaled(factor)
+        if found is not None:
+            return found.varied(update_after_step=round(schedule.update_after_step / factor))
+    except ValueError as error:
         raise ValueError(
-            f"{type(schedule).__name__} does not say which of its settings would do in one step what it does in "
-            f"{factor:g}: solve for its half-life at the end of the run instead"
-        )
-    return found.varied(update_after_step=round(schedule.update_after_step / factor))
+            f"no {type(schedule).__name__} does in one step what this one does in {factor:g}: {error}"
+        ) from error
+    raise ValueError(
+        f"{type(schedule).__name__} does not say which of its settings would do in one step what it does in "
+        f"{factor:g}: solve for its half-life at the end of the run instead"
+    )
 
 
 def at_length(schedule: S, factor: float) -> S:
@@ -135,33 +143,68 @@ def at_length(schedule: S, factor: float) -> S:
     return at_batch_size(schedule, 1 / plain(factor))
 
 
+#: What is measured, in words: of one, and of many.
+_NAMES: dict[Callable[[Schedule, int], float], tuple[str, str]] = {
+    final_half_life: ("half-life", "half-lives"),
+    final_width: ("relative width", "relative widths"),
+}
+
+
 def _searched(
-    schedule: S, num_steps: int, wanted: float, measure: Callable[[Schedule, int], float], name: str, told: str
+    schedule: S,
+    num_steps: int,
+    wanted: float,
+    measure: Callable[[Schedule, int], float],
+    told: str,
+    most: float = math.inf,
 ) -> S:
-    """``schedule`` with its tuned setting such that ``measure`` of it is ``wanted``."""
+    """``schedule`` with its tuned setting such that ``measure`` of it is ``wanted``.
+
+    Args:
+        told: What was asked for, in words.
+        most: Beyond it rounding leaves gaps.
+    """
     # A cap is out of the way at first; the user's stays where the answer does not need more.
     capped = schedule.attains_beta and schedule.tuned != "beta" and hasattr(schedule, "beta")
-    lowest, highest = math.inf, 0.0
+    ranges = []
     for start in [schedule.varied(beta=LARGEST_DECAY), schedule] if capped else [schedule]:
-        found, low, high = _first_with(start, num_steps, wanted, measure)
-        if found is not None and capped:
+        found, low, high = _nearest_with(start, num_steps, wanted, measure)
+        if capped:
             largest = float(found.at([last_move(found, num_steps)])[0])
             found = found.varied(beta=max(getattr(schedule, "beta", 0.0), largest))
-        if found is not None and math.isclose(measure(found, num_steps), wanted, rel_tol=_tolerance(schedule)):
+        if _answers(schedule, measure(found, num_steps), wanted):
             return found
-        lowest, highest = min(lowest, low), max(highest, high)
+        ranges.append((low, max(low, min(high, most))))
     raise ValueError(
-        f"no {schedule.tuned} of {type(schedule).__name__} gives a {name} of {told} {num_steps} "
-        f"steps; {_within_reach(name, lowest, highest)}"
-        + (", but not each of them" if lowest < wanted < highest else "")
+        f"no {schedule.tuned} of {type(schedule).__name__} gives a {_NAMES[measure][0]} of {told} "
+        f"{num_steps} steps; {_within_reach(*_NAMES[measure], ranges)}"
+        + (", but not each of them" if any(low < wanted < high for low, high in ranges) else "")
     )
 
 
-def _within_reach(name: str, lowest: float, highest: float) -> str:
-    if highest <= 0:
-        return f"its {name} is 0 whatever that setting"
-    least = f"from {_towards(lowest, False, 3)} to" if lowest > _NARROWEST else "up to"
-    return f"{name}s {least} {_towards(highest, True, 3)} are within reach"
+def _within_reach(name: str, plural: str, ranges: list[tuple[float, float]]) -> str:
+    """What can be asked for: all that lies in one of some ranges."""
+    joined: list[tuple[float, float]] = []
+    for low, high in sorted(ranges):
+        if joined and low <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], high)
+        else:
+            joined.append((low, high))
+    highest = joined[-1][1]
+    if highest <= _NARROWEST:
+        return f"its {name} is {'0' if highest == 0 else f'below {_NARROWEST:f}'} whatever that setting"
+    told = [_range_in_words(low, high) for low, high in joined if high > _NARROWEST]
+    return f"{plural} {' and '.join(told)} are within reach"
+
+
+def _range_in_words(low: float, high: float) -> str:
+    highest = _towards(high, True, 3)
+    if low <= _NARROWEST:
+        return f"up to {highest}"
+    lowest = _towards(low, False, 3)
+    if float(lowest.replace(",", "")) < float(highest.replace(",", "")):
+        return f"from {lowest} to {highest}"
+    return f"of {number(low, 6)}"
 
 
 def _towards(bound: float, from_below: bool, digits: int = 4) -> str:
@@ -174,10 +217,11 @@ def _towards(bound: float, from_below: bool, digits: int = 4) -> str:
     return number(float(f"{rounded}e{-power}"), digits) if abs(power) < 300 else number(bound, digits)
 
 
-def _first_with(
+def _nearest_with(
     schedule: S, num_steps: int, wanted: float, measure: Callable[[Schedule, int], float]
-) -> tuple[S | None, float, float]:
-    """``schedule`` with its tuned setting where ``wanted`` is first crossed, if it is, and the range of measures seen.
+) -> tuple[S, float, float]:
+    """``schedule`` with its tuned setting where ``wanted`` is first crossed, or else nearest, and the range of measures
+    seen.
 
     An average that barely moves is narrow again, around its start; the first crossing follows the run instead.
     """
@@ -187,34 +231,39 @@ def _first_with(
     def candidate(position: float) -> S:
         return schedule.varied(**{schedule.tuned: value(position)})
 
-    def error(position: float) -> float:
-        return min(measure(candidate(position), num_steps), _ENDLESS) - wanted
+    def measured(position: float) -> float:
+        return min(measure(candidate(position), num_steps), _ENDLESS)
 
-    bracket, low, high = _first_crossing(error, positions)
-    if bracket is None:
-        return None, low + wanted, high + wanted
-    # Of whole numbers none may be exact: of the two around the crossing it returns the one that misses less.
-    found = candidate(float(scipy.optimize.brentq(error, *bracket, xtol=1e-12)))
+    position, low, high = _nearest_position(measured, wanted, positions)
+    found = candidate(position)
     if _tunes_the_start(schedule):  # named by the call at which it begins, not by one that is skipped
         found = found.varied(update_after_step=found.start)
-    return found, low + wanted, high + wanted
+    return found, low, high
 
 
-def _first_crossing(
-    error: Callable[[float], float], positions: list[float]
-) -> tuple[tuple[float, float] | None, float, float]:
-    """Between which positions ``error`` first changes its sign, if it does, and its least and greatest."""
-    errors = [error(positions[0])]
+def _nearest_position(
+    measured: Callable[[float], float], wanted: float, positions: list[float]
+) -> tuple[float, float, float]:
+    """Where ``measured`` is first ``wanted``, or else nearest to it, and the least and the greatest that was seen."""
+
+    def crossing(low: float, high: float) -> float:
+        # Of whole numbers none may be exact: of the two around the crossing it returns the one that misses less.
+        return float(scipy.optimize.brentq(lambda position: measured(position) - wanted, low, high, xtol=1e-12))
+
+    seen = [measured(positions[0])]
     for previous, position in pairwise(positions):
-        errors.append(error(position))
-        if np.sign(errors[-2]) * np.sign(errors[-1]) <= 0:
-            return (previous, position), min(errors), max(errors)
-    top = int(np.argmax(errors))
+        seen.append(measured(position))
+        if np.sign(seen[-2] - wanted) * np.sign(seen[-1] - wanted) <= 0:
+            return crossing(previous, position), min(seen), max(seen)
+    top = int(np.argmax(seen))
     bounds = positions[max(top - 1, 0)], positions[min(top + 1, len(positions) - 1)]
     # The greatest may lie between two of the positions.
-    peak = scipy.optimize.minimize_scalar(lambda position: -error(position), bounds=bounds, options={"xatol": 1e-9})
-    greatest = max(errors[top], -float(peak.fun))
-    return (bounds[0], float(peak.x)) if errors[top] < 0 <= greatest else None, min(errors), greatest
+    peak = scipy.optimize.minimize_scalar(lambda position: -measured(position), bounds=bounds, options={"xatol": 1e-9})
+    greatest = max(seen[top], -float(peak.fun))
+    if seen[top] < wanted <= greatest:
+        return crossing(bounds[0], float(peak.x)), min(seen), greatest
+    places, found = [*positions, float(peak.x)], np.array([*seen, -float(peak.fun)])
+    return places[int(np.argmin(np.abs(found - wanted)))], min(seen), greatest
 
 
 def possible(schedule: Schedule, key: str, values: Iterable[T]) -> tuple[T, ...]:
@@ -262,7 +311,8 @@ def _check_moves(schedule: Schedule, num_steps: int) -> None:
     last = last_move(schedule, num_steps)
     if last <= schedule.start and not (_tunes_the_start(schedule) and last > 0):
         raise ValueError(
-            f"the average starts at step {schedule.start}, but the run ends at step {num_steps - 1}: "
+            f"the average starts at step {schedule.start:,} and would first move at step "
+            f"{schedule.start + schedule.update_every:,}, but the run ends at step {num_steps - 1:,}: "
             "make the run longer or update_after_step and update_every smaller"
         )
 
@@ -276,5 +326,5 @@ def _tunes_a_whole_number(schedule: Schedule) -> bool:
     return _tunes_the_start(schedule) or any(control.whole for control in own)
 
 
-def _tolerance(schedule: Schedule) -> float:
-    return 0.02 if _tunes_a_whole_number(schedule) else _EXACT
+def _answers(schedule: Schedule, reached: float, wanted: float) -> bool:
+    return abs(reached - wanted) <= wanted * (0.02 if _tunes_a_whole_number(schedule) else _EXACT)

@@ -114,7 +114,7 @@ def weights(decays: ArrayLike, step: int = -1) -> Floats:
 def initial_share(decays: ArrayLike, step: int = -1) -> float:
     """What is left, in the average after call ``step``, of the average before the first call: the product of decays."""
     rates = checked_decays(decays)
-    return float(np.prod(rates[: _end(rates, step)]))
+    return vanishing(float(np.prod(rates[: _end(rates, step)])))
 
 
 def start_share(decays: ArrayLike, step: int = -1, start: int | None = None) -> float:
@@ -128,7 +128,7 @@ def start_share(decays: ArrayLike, step: int = -1, start: int | None = None) -> 
     end = _end(rates, step)
     copies = np.flatnonzero(rates[: end if start is None else min(end, start + 1)] == 0)
     first = int(copies[-1]) + 1 if copies.size else 0
-    return float(np.prod(rates[first:end]))
+    return vanishing(float(np.prod(rates[first:end])))
 
 
 def stretch_weights(decays: Floats) -> tuple[Floats, Floats]:
@@ -183,11 +183,13 @@ def moving_average(values: ArrayLike, window: int) -> Floats:
     than the windows that hold it.
 
     Raises:
-        ValueError: if ``window`` is below 1.
+        ValueError: if ``window`` is below 1, or for values of another shape.
     """
     if not is_real(window) or not 1 <= window < math.inf or int(window) != window:
         raise ValueError(f"window must be a whole number of at least 1, got {shown(window)}")
     numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim not in (1, 2):
+        raise ValueError(f"values must have shape (T,) or (T, k), got {numbers.shape}")
     if not len(numbers):
         return numbers.copy()
     # Cut into blocks of a window's length, a window is the end of one block and the beginning of the next: sums alone,
@@ -206,6 +208,12 @@ def moving_average(values: ArrayLike, window: int) -> Floats:
         sums[last] += ends[last - length + 1]
     counts = np.minimum(np.arange(1, len(numbers) + 1), length).reshape(-1, *[1] * (numbers.ndim - 1))
     return np.asarray(sums / counts)
+
+
+def vanishing(product: float) -> float:
+    """A product of many decays; 0 where a float has fewer digits for it, and rounding stops its fall: 0.9 times 5e-324
+    is 5e-324."""
+    return product if product >= np.finfo(np.float64).tiny else 0.0
 
 
 def checked_decays(decays: ArrayLike) -> Floats:
@@ -233,15 +241,16 @@ def _products_after(rates: Floats) -> Floats:
     """``result[..., s]``: the product of all rates after s.  Built from the end, so it only ever shrinks towards 0."""
     result = np.ones(rates.shape)
     result[..., :-1] = np.cumprod(rates[..., :0:-1], axis=-1)[..., ::-1]
-    result[result < np.finfo(np.float64).tiny] = 0.0  # below it rounding stops the fall: 0.999 times 5e-324 is 5e-324
+    result[result < np.finfo(np.float64).tiny] = 0.0  # as vanishing
     return result
 
 
 def _end(rates: Floats, step: int) -> int:
     if not len(rates):
         raise ValueError("decays must be those of at least one call, got none")
-    whole = isinstance(step, (int, np.integer)) and not isinstance(step, bool)
-    if not whole or not -len(rates) <= step < len(rates):
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
+        raise TypeError(f"step must be a whole number, got {step!r}")
+    if not -len(rates) <= step < len(rates):
         raise ValueError(f"step must be one of the {len(rates)} calls (or negative, from the end), got {shown(step)}")
     return int(step) % len(rates) + 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,12 +53,6 @@ def check_scheme(scheme: object) -> None:
     """Raise ``TypeError`` unless ``scheme`` is a schedule or a window."""
     if not isinstance(scheme, (Schedule, Window)):
         raise TypeError(f"a scheme must be a schedule or a window, such as Constant(beta=0.99), got {scheme!r}")
-
-
-def check_named(argument: str, schemes: object) -> None:
-    """Raise ``TypeError`` unless they are given by name."""
-    if not isinstance(schemes, Mapping):
-        raise TypeError(f"{argument} must be given by name, such as {{'slow': Constant(beta=0.999)}}, got {schemes!r}")
 
 
 def decays_at_end(

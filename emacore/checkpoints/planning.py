@@ -28,11 +28,10 @@ from emacore.averaging.coefficients import (
 )
 from emacore.averaging.families import PowerFunction
 from emacore.averaging.planned import planned
-from emacore.averaging.windows import check_named
 from emacore.checkpoints.reading import Checkpoint, Checkpoints, check_alike
 from emacore.checkpoints.sections import Section
 from emacore.checkpoints.stored import DTYPE_NAMES, CheckpointError, StoredTensor
-from emacore.checks import check_choice, check_whole, numbers
+from emacore.checks import check_choice, check_named, check_whole, numbers
 from emacore.formatting import number, percent
 from emacore.limits import MERGED_STEPS, check_most
 from emacore.tensors.pairing import listed

@@ -16,7 +16,7 @@ from typing import Any
 import emacore.tasks  # settings are read back by the task that they name
 from emacore.averaging.code import from_code, to_code
 from emacore.averaging.families import Constant
-from emacore.averaging.schedules import FAMILIES, Schedule, schedule_from_dict
+from emacore.averaging.schedules import FAMILIES, Schedule, check_schedule, schedule_from_dict
 from emacore.limits import CELLS, LETTERS, SEEDS, TRAININGS, VALUES, check_most
 from emacore.training.acting import acting
 from emacore.training.config import TaskConfig, checked_seeds, dotted, json_object
@@ -34,6 +34,7 @@ class Study:
 
     Raises:
         ValueError: for no seeds, the same seed or schedule twice, or a value out of range.
+        TypeError: for seeds or schedules that are no list, or a schedule that is none.
     """
 
     config: TaskConfig
@@ -42,7 +43,11 @@ class Study:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", _checked_seeds(self.seeds))
+        if not isinstance(self.schedules, Sequence) or isinstance(self.schedules, str):
+            raise TypeError(f"schedules must be a list of schedules, got {self.schedules!r}")
         object.__setattr__(self, "schedules", tuple(self.schedules))
+        for number, schedule in enumerate(self.schedules):
+            check_schedule(f"schedules[{number}]", schedule)
         codes = [to_code(schedule) for schedule in self.schedules]
         twice = sorted({code for code in codes if codes.count(code) > 1})
         if twice:
@@ -292,6 +297,6 @@ def _seeds_in_words(seeds: Sequence[int]) -> str:
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(seeds, Sized):  # before they are looked at one by one
+    if isinstance(seeds, Sized) and getattr(seeds, "ndim", True):  # before they are looked at one by one
         check_most("seeds", len(seeds), SEEDS)
     return checked_seeds(seeds)

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from emacore.averaging.schedules import Schedule
-from emacore.checks import check_choice
+from emacore.averaging.schedules import Schedule, check_schedule
+from emacore.checks import check_choice, check_named
 from emacore.ema import EMA
 from emacore.tensors.pairing import listed
 
@@ -206,12 +206,13 @@ def named(schedule: Schedule | Mapping[str, Schedule]) -> dict[str, Schedule]:
         ValueError: if there is none.
         TypeError: for what is no schedule.
     """
+    if not isinstance(schedule, Schedule):
+        check_named("schedule", schedule)
     found = {"average": schedule} if isinstance(schedule, Schedule) else dict(schedule)
     if not found:
         raise ValueError("schedule must name at least one schedule")
     for name, one in found.items():
-        if not isinstance(one, Schedule):
-            raise TypeError(f"schedule: {name!r} must be a schedule, got {one!r}")
+        check_schedule(f"schedule: {name!r}", one)
     return found
 
 

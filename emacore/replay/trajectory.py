@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from emacore.averaging.schedules import Schedule, check_schedule, last_move
 from emacore.averaging.weights import stretch_weights, weights
-from emacore.averaging.windows import Scheme, Window, check_named, check_scheme, decays_at_end
-from emacore.checks import check_whole
+from emacore.averaging.windows import Scheme, Window, check_scheme, decays_at_end
+from emacore.checks import check_named, check_whole
 from emacore.replay.measure import Measure, Metric, OneByOne, as_number, check_metrics
 from emacore.replay.recording import read_recording
 from emacore.replay.rows import Rows, read_in_turn
@@ -155,9 +155,9 @@ class Trajectory:
 
         Raises:
             ValueError: if ``at`` is not rising or names a row that there is not.
-            TypeError: if a scheme is none, or they are no list.
+            TypeError: if a scheme is none, or the schemes are no list.
         """
-        if not isinstance(schemes, Sequence):
+        if not isinstance(schemes, Sequence) or isinstance(schemes, str):
             raise TypeError(f"schemes must be a list, such as [Constant(beta=0.999)], got {schemes!r}")
         wanted = self._checked(at)
         columns = self.weights.shape[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from emacore.averaging.schedules import Schedule
+from emacore.averaging.schedules import Schedule, check_schedule
 from emacore.checks import check_whole
 from emacore.tensors.attributes import Attributes
 from emacore.tensors.buffers import Policy, marks
@@ -158,8 +158,7 @@ class Shadowed(nn.Module):
 
     @schedule.setter
     def schedule(self, schedule: Schedule) -> None:
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule must be a schedule, such as Constant(0.999), got {schedule!r}")
+        check_schedule("schedule", schedule)
         self._schedule = schedule
         self._now.forget_decays()
 

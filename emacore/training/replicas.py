@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from emacore.averaging.schedules import Schedule
-from emacore.averaging.windows import check_named
+from emacore.averaging.schedules import Schedule, check_schedule
+from emacore.checks import check_named
 from emacore.courtesy import step_aside
 from emacore.tensors.pairing import distinct, from_reals, reals
 from emacore.training.config import OptimizerConfig, TaskConfig, check_config, check_rows, checked_seeds
@@ -76,8 +76,7 @@ def replicate(
         check_named("schedules", schedules)
     further = further_columns(config.metrics, schedules or {})
     for name, schedule in (schedules or {}).items():
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedules[{name!r}] must be a schedule, such as Constant(beta=0.99), got {schedule!r}")
+        check_schedule(f"schedules[{name!r}]", schedule)
     task = config.task()
     data = task.load(config)
     check_rows(len(data.x_train), config.optimizer.batch_size)

@@ -439,7 +439,7 @@ def _frames(
 def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: Mapping[str, str]) -> None:
     """Four small pictures of each smoothing of a curve: gain, spectrum, answer to a jump, what each age weighs."""
     unit = curve.unit
-    gains, weights, answers, rules, times = [], [], [], {}, {}
+    gains, weights, answers, rules, times, since = [], [], [], {}, {}, {}
     for label, one in smoothings.items():
         settled = curve.settled[label]
         gains.append(pd.DataFrame(one.gain_table(settled)).assign(filter=label))
@@ -447,14 +447,14 @@ def _small_pictures(curve: Curve, smoothings: Mapping[str, Smoothing], colours: 
         weights.append(table[["age", "weight", "filter"]])
         answers.append(table[["age", "answer", "filter"]])
         if len(smoothings) == 1:
-            rules, times = settled.frequencies, settled.times
+            rules, times, since = settled.frequencies, settled.times, settled.answer_times
     of = f"of {curve.name}, whose values usually stand {number(next(iter(curve.settled.values())).distance)} apart"
     pictures = [
         _small(
             "Gain over frequency", gains, "frequency", "gain", f"frequency (cycles per {unit})", rules, of, log=True
         ),
         _spectrum(curve, unit),
-        _small("Step response and lag", answers, "age", "answer", f"since the jump ({unit})", times, of),
+        _small("Step response and lag", answers, "age", "answer", f"since the jump ({unit})", since, of),
         _small("What a value of each age weighs", weights, "age", "weight", f"age ({unit})", times, of),
     ]
     own = {"sequence": ORIGINAL, "EMA": AVERAGED, "clean part": CLEAN, **colours}

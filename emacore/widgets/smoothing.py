@@ -171,15 +171,14 @@ class Small(NamedTuple):
 
 def small_pictures(noisy: Floats, averaged: Floats, beta: float, windows: Mapping[str, int]) -> dict[str, Small | None]:
     """The four small pictures by their names: two over the frequency, with the cut-off marked, and two over the time,
-    with half-life and mean age marked; ``None`` in place of a spectrum of too few steps.
+    with half-life and mean age marked where they are; ``None`` in place of a spectrum of too few steps.
 
     Args:
         windows: The sizes of the moving averages that are drawn beside the EMA, by their names.
     """
     cutoff = filters.cutoff_frequency(beta)
     frequencies = {} if cutoff is None else {"cut-off, -3 dB": cutoff}
-    half_life = filters.half_life(beta)
-    times = {"half-life": half_life, "mean age": float(filters.group_delay(beta)) + 1}
+    half_life, mean_age = filters.half_life(beta), float(filters.group_delay(beta))
     return {
         "gain": Small(
             "Gain over frequency",
@@ -211,7 +210,8 @@ def small_pictures(noisy: Floats, averaged: Floats, beta: float, windows: Mappin
             pd.DataFrame(views.step_table(beta, windows)),
             "answer (share of the jump)",
             "steps since the jump",
-            times,
+            # Its first value is step 1: a value of age a comes in at step a + 1.
+            {"half-life": half_life, "mean age": mean_age + 1},
             f"Answer of the average to a jump: half of it after {counted(half_life, 'step')}",
         ),
         "expansion": Small(
@@ -220,7 +220,7 @@ def small_pictures(noisy: Floats, averaged: Floats, beta: float, windows: Mappin
             pd.DataFrame(views.age_table(beta, windows)),
             "weight in the average",
             "age (steps)",
-            times,
+            {"half-life": half_life, "mean age": mean_age},
             "Weight of a value over its age: (1 - beta) beta^age",
         ),
     }

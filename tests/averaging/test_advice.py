@@ -37,7 +37,7 @@ from emacore.averaging.advice import (
 )
 from emacore.averaging.code import from_code
 from emacore.averaging.families import Constant, InversePower, PowerFunction, UniformAverage
-from emacore.averaging.filters import half_life
+from emacore.averaging.filters import equivalent_window, half_life
 from emacore.averaging.schedules import Schedule, final_half_life, last_move
 from emacore.averaging.solving import at_batch_size, with_half_life
 from emacore.averaging.weights import mean_age, relative_width
@@ -135,7 +135,18 @@ def test_a_window_becomes_a_decay_of_the_same_delay(window, every):
 def test_one_percent_is_one_percent_of_the_run(steps, every):
     setting = advise(Run(steps, every, "other")).settings[0]
     assert setting.name == "Window of 1 %"
+    assert "the last 1 % of the run" in setting.reason
     assert half_life_in(Run(steps, every), setting.schedule).share == pytest.approx(0.005 * math.log(2), rel=0.08)
+
+
+@given(st.integers(2, MOST_STEPS) | st.integers(2, 10_000), st.integers(1, 10**6) | st.integers(1, 50))
+def test_a_window_is_what_it_is_called(steps, every):
+    setting = advise(Run(steps, every, "other")).settings[0]
+    updates, share = equivalent_window(setting.schedule.beta), float(setting.name.split()[2]) / 100
+    assert max(share * steps / every, 1) == pytest.approx(updates, rel=0.08)
+    assert share == pytest.approx(min(max(0.01, 3 * every / steps), 1), rel=0.01)
+    assert f"the last {setting.name.removeprefix('Window of ')} of the run" in setting.reason
+    assert ("too few updates" in setting.reason) == (share > 0.01)
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.02, 0.3])

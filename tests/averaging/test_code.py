@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +14,10 @@ from emacore.averaging.code import (
     scheme_to_code,
     to_code,
 )
-from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay
+from emacore.averaging.coefficients import Coefficients, LastFiles, RateDecay, Span
 from emacore.averaging.families import Constant, InversePower, PowerFunction
-from emacore.averaging.windows import Window
+from emacore.averaging.parts import remaining
+from emacore.averaging.windows import Window, decays_at_end
 from tests.averaging.conftest import ANY
 
 SCHEMES = ANY | st.builds(Window, st.integers(1, 10**15), st.none() | ANY)
@@ -145,6 +147,8 @@ def test_merges_both_ways(text, merge):
         ("RateDecay('exp')", "shape must be one of linear, cosine, 1-sqrt"),
         ("Coefficients(nan)", "'nan' is no number or text as it stands"),
         ("Coefficients(1e300, -1e300)", "that fit into float32"),
+        (f"Coefficients({10**400})", "that fit into float32"),
+        ("Coefficients(1e400)", "must be finite numbers"),
         ("Window(files=10**2)", r"'10 \*\* 2' is no number or text as it stands"),
         ("RateDecay(step=3)", "RateDecay has no setting 'step'; it has shape, steps"),
         ("Coefficients()", "at least one"),
@@ -164,3 +168,23 @@ def test_what_is_no_merge_is_told(text, words):
 def test_coefficients_may_stand_as_in_python(text):
     assert merge_from_code(text) == Coefficients([-0.5, 1.5])
     assert merge_to_code(Coefficients([-0.5, 1.5])) == "Coefficients(-0.5, 1.5)"
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint64, np.int64])
+def test_narrow_numbers_are_plain_ones(kind):
+    """Of NumPy's own numbers narrow ones overflow, and what they write is not read back."""
+    for own, plain in (
+        (Window(kind(100)), Window(100)),
+        (LastFiles(kind(100)), LastFiles(100)),
+        (RateDecay("linear", kind(100)), RateDecay("linear", 100)),
+        (Coefficients(np.array([1, 2], kind)), Coefficients((1.0, 2.0))),
+        (Coefficients([kind(1), 2.5]), Coefficients((1.0, 2.5))),
+    ):
+        assert own == plain
+        assert hash(own) == hash(plain)
+        assert repr(own) == repr(plain)
+        assert merge_from_code(merge_to_code(own)) == plain
+    np.testing.assert_array_equal(decays_at_end(Window(kind(100)), 1000), decays_at_end(Window(100), 1000))
+    np.testing.assert_array_equal(remaining(Window(kind(100)), 1000, [950]), [0.51])
+    assert Span(kind(100), kind(127)) == Span(100, 127)
+    assert type(Span(kind(100), kind(127)).end) is int

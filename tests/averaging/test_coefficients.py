@@ -166,6 +166,9 @@ def test_windows_of_files_and_coefficients():
     for nothing in ((), (0.0, 0.0), (float("nan"),)):
         with pytest.raises(ValueError, match="at least one of them not 0"):
             Coefficients(nothing)
+    for other in (1.0, np.array(1.0), [[1.0]], "1", ["1"], [None], {1: 2}):
+        with pytest.raises(ValueError, match="must be a list of numbers"):
+            Coefficients(other)
     with pytest.raises(ValueError, match="2 coefficients for 1 files"):
         Coefficients((-0.5, 1.5)).coefficients(1)
 

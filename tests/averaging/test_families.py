@@ -1,6 +1,7 @@
 """Each family's rule, held against a plain loop, a hand, or another library."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emacore.averaging import families
+from emacore.averaging import families, schedules
 from emacore.averaging.families import (
     BiasCorrected,
     ExponentialRamp,
@@ -19,6 +20,14 @@ from emacore.averaging.families import (
 )
 from emacore.averaging.weights import average, relative_width, weights
 from tests.averaging.conftest import INVERSE_POWERS
+
+
+@pytest.mark.parametrize("family", schedules.FAMILIES.values(), ids=lambda family: family.__name__)
+def test_how_its_decays_go_is_told_in_its_own_settings(family):
+    named = re.findall("`(.*?)`", family.course)
+    own = [control.key for control in family.controls if not control.rare]
+    assert sorted(named) == sorted(own) or "relative width" in family.course
+    assert family.course.endswith(".")
 
 
 def article_rule(num_steps, beta, inv_gamma, power, min_value, update_after_step, update_every):

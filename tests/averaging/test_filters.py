@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import signal
 
@@ -77,17 +77,13 @@ def test_moving_average_gain_is_the_double_sum(rho, window):
     assert filters.moving_average_variance_gain(window, rho) == pytest.approx(expected)
 
 
-@given(st.floats(0.0, 0.9999), st.floats(-0.5, 0.99))
+@example(0.5, -0.9)  # where even windows are calmer than the odd ones beside them
+@given(st.floats(0.0, 0.9999), st.floats(-0.99, 0.99))
 def test_window_of_equal_noise_is_the_closest_one(beta, rho):
-    window = filters.window_of_equal_noise(beta, rho)
-    target = filters.variance_gain(beta, rho)
-
-    def miss(n):
-        return abs(filters.moving_average_variance_gain(n, rho) - target)
-
-    assert miss(window) <= miss(window + 1) + 1e-12
-    if window > 1:
-        assert miss(window) <= miss(window - 1) + 1e-12
+    window, target = filters.window_of_equal_noise(beta, rho), filters.variance_gain(beta, rho)
+    near = range(max(window - 30, 1), window + 30)
+    misses = [abs(filters.moving_average_variance_gain(n, rho) - target) for n in near]
+    assert misses[near.index(window)] <= min(misses) + 1e-12
 
 
 def test_window_matches_delay_and_white_noise_at_once():

@@ -72,6 +72,27 @@ def test_comparison_says_why_it_has_no_number():
     assert set(short.loc[short["measured"].isna(), "remark"]) == {"too few steps for it"}
 
 
+def test_a_half_life_of_less_than_a_step_is_not_measured_in_steps():
+    """Between steps there is nothing: its first value alone brings more than half of a jump."""
+    for beta, remark in (
+        (0.2, "shorter than one step"),
+        (0.49, "shorter than one step"),
+        (0.5, "time to half of a jump"),
+    ):
+        rows = {row.quantity: row for row in measurements.comparison(sequence("step", "none", 1000), beta)}
+        found = rows["half-life (steps)"]
+        assert found.remark == remark
+        assert math.isnan(found.measured) == (beta < 0.5)
+        assert found.predicted == filters.half_life(beta)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.7767, 0.9, 0.98])
+@pytest.mark.parametrize("steps", [1060, 3000, 7100, 36_441, 50_000])
+def test_what_is_left_of_a_start_is_nothing_where_a_float_has_no_digits_for_it(beta, steps):
+    for row in measurements.comparison(sequence("constant", "none", steps), beta)[-2:]:
+        assert row.measured == pytest.approx(row.predicted, rel=1e-9, abs=0)
+
+
 def test_noise_is_taken_to_be_white_unless_it_is_told_otherwise():
     made = sequence("ramp", "white", 20_000, seed=1)
     of_itself, told = measurements.comparison(made, 0.9), measurements.comparison(made, 0.9, autocorrelation=0.0)

@@ -84,6 +84,13 @@ def test_a_rule_that_counts_steps_is_not_blamed_for_what_another_setting_does(se
     assert "counts steps" not in " ".join(remarks(schedule, 1000))
 
 
+@pytest.mark.parametrize("schedule", [Constant(1.0), InversePower(1.0, min_value=1.0), Constant(1.0, update_every=7)])
+def test_a_decay_of_1_at_every_move_is_told_as_keeping_the_start(schedule):
+    assert remarks(schedule, 1000) == [
+        f"A decay of 1 at every move keeps the weights of step {schedule.start}: nothing is averaged."
+    ]
+
+
 @pytest.mark.parametrize("family", [BiasCorrected, Constant, ExponentialRamp, InversePower, RationalWarmup])
 def test_a_beta_of_0_is_told_as_copying(family):
     assert remarks(family(beta=0.0, update_after_step=101, update_every=1), 5000) == [

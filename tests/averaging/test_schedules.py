@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from emacore.averaging import code, families, schedules
+from emacore.averaging import code, families, schedules, solving
 from emacore.averaging.families import (
     BiasCorrected,
     Constant,
@@ -16,9 +17,10 @@ from emacore.averaging.families import (
     RationalWarmup,
     UniformAverage,
 )
+from emacore.averaging.parts import memory
 from emacore.averaging.remarks import remarks
 from emacore.averaging.schedules import Schedule
-from emacore.averaging.weights import relative_width
+from emacore.averaging.weights import mean_age, relative_width, weights
 from tests.averaging.conftest import ANY, extremes
 
 
@@ -207,7 +209,7 @@ def test_the_edges_of_the_settings_give_numbers(schedule, num_steps, level):
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda: PowerFunction(sigma_rel=1e-300), "sigma_rel must be from 1e-100 to 0.2887, got 1e-300"),
+        (lambda: PowerFunction(sigma_rel=1e-300), "sigma_rel must be from 1e-100 to 0.288675, got 1e-300"),
         (lambda: PowerFunction(gamma=10**400), "gamma must be finite and at least 0|gamma must be from 0 to 1e.100"),
         (lambda: PowerFunction(gamma="a"), "gamma must be finite and at least 0, got 'a'"),
         (lambda: PowerFunction(sigma_rel="a"), "sigma_rel must be in .* got 'a'"),
@@ -233,6 +235,27 @@ def test_values_beyond_all_use_get_a_sentence(build, named):
         build()
 
 
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [(family, f.name) for family in schedules.FAMILIES.values() for f in fields(family)],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_the_bounds_that_a_refusal_names_are_possible(family, setting):
+    others = {"gamma": 1.0} if family is PowerFunction and setting not in ("gamma", "sigma_rel") else {}
+    told = set()
+    for value in (-1, 1e-300, 1e300, 10**400, 2, 0.5, math.nan, "a"):
+        try:
+            family(**{setting: value}, **others)
+        except ValueError as error:
+            bounds = str(error).split(", got ")[0]
+            told |= {*re.findall(r"at least (\S+)", bounds), *sum(re.findall(r"from (\S+) to (\S+)", bounds), ())}
+            told |= set(re.findall(r"(?:= |, |\[)([\d.]+)(?=[],])", bounds))
+    assert told
+    for text in told:
+        bound = text.replace(",", "").rstrip(".")
+        family(**{setting: int(bound) if bound.isdigit() else float(bound)}, **others)
+
+
 @pytest.mark.parametrize("family", [BiasCorrected, ExponentialRamp, RationalWarmup, Constant, InversePower])
 @pytest.mark.parametrize("beta", [0.9, 1e-300, schedules.LARGEST_DECAY])
 def test_a_decay_next_to_beta_is_reached_or_not_at_all(family, beta):
@@ -249,3 +272,23 @@ def test_what_was_here_before_it_had_a_module_of_its_own_is_still_imported_from_
     for name in ("Nothing", "_first"):
         with pytest.raises(ImportError, match=f"cannot import name '{name}'"):
             exec(f"from emacore.averaging.schedules import {name}")
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.int32, np.uint64])
+@pytest.mark.parametrize(
+    "schedule", [Constant(0.9, update_every=300), InversePower(update_after_step=900), Constant(0.9)]
+)
+def test_counts_may_be_numpys_own(schedule, kind):
+    """Narrow ones overflow beside larger numbers."""
+    num_steps = kind(100)
+    decays = schedule.decays(100)
+    np.testing.assert_array_equal(schedule.decays(num_steps), decays)
+    np.testing.assert_array_equal(schedule.at(np.arange(100, dtype=kind)), decays)
+    assert schedules.last_move(schedule, num_steps) == schedules.last_move(schedule, 100)
+    assert schedules.final_half_life(schedule, num_steps) == schedules.final_half_life(schedule, 100)
+    assert remarks(schedule, num_steps) == remarks(schedule, 100)
+    assert memory(schedule, num_steps) == memory(schedule, 100)
+    long = Constant(0.9).decays(1000)
+    assert mean_age(long, kind(99)) == mean_age(long, 99)
+    np.testing.assert_array_equal(weights(long, kind(99)), weights(long, 99))
+    assert solving.with_half_life(Constant(0.9), num_steps, kind(7)) == solving.with_half_life(Constant(0.9), 100, 7)

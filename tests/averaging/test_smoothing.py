@@ -122,12 +122,25 @@ def test_a_schedule_has_the_figures_of_its_last_decay():
     assert seldom.settled(np.arange(400.0)).half_life == pytest.approx(4 * math.log(0.5) / math.log(0.9))
 
 
+@pytest.mark.parametrize("amount", [0.5, 0.6, 0.9, 0.98])
+def test_the_answer_to_a_jump_is_marked_where_half_of_it_has_come(amount):
+    smoothing = Smoothing("first", amount)
+    settled = smoothing.settled([0, 10, 20])
+    table, marked = smoothing.weight_table(settled), settled.answer_times
+    missing = np.exp(np.interp(marked["half of the jump"], table["age"], np.log(1 - table["answer"])))
+    assert missing == pytest.approx(0.5, rel=1e-6)
+    gained = np.diff(table["answer"], prepend=0.0)
+    assert marked["lag"] == pytest.approx(table["age"] @ gained / gained.sum(), rel=0.03)
+
+
 def test_pictures_mark_the_times_and_frequencies_that_there_are():
     half = Smoothing("first", 0.5).settled([0, 10, 20])
     assert half.times == {"lag": 10, "half-life": 10}
+    assert half.answer_times == {"lag": 10, "half of the jump": 0}
+    assert set(Smoothing("first", 0.4).settled([0, 10, 20]).answer_times) == {"lag"}  # its first value brings more
     assert 1 / half.frequencies["cut-off, -3 dB"] == pytest.approx(86.94, abs=0.005)
     mean = Smoothing("moving-average", 5).settled([0, 10, 20])
-    assert mean.times == {"lag": 20}  # each value weighs the same until it weighs nothing
+    assert mean.times == mean.answer_times == {"lag": 20}  # each value weighs the same until it weighs nothing
     assert Smoothing("moving-average", 1).settled([0, 10]).frequencies == {}
 
 

@@ -69,10 +69,24 @@ def test_a_skipped_value_does_not_spread_even_if_it_is_nan():
     np.testing.assert_array_equal(result, [1.0, 1.0, 2.0])
 
 
+@pytest.mark.parametrize("step", [1.0, "1", None, [1]])
+def test_a_step_is_a_whole_number(step):
+    for ask in (weights, initial_share, start_share, mean_age, effective_count, relative_width):
+        with pytest.raises(TypeError, match="step must be a whole number, got"):
+            ask([0.0, 0.5, 0.5], step)
+
+
+@pytest.mark.parametrize("values", [3.0, np.zeros((2, 2, 2))])
+def test_the_values_of_a_window_have_one_shape_or_the_other(values):
+    with pytest.raises(ValueError, match=r"values must have shape \(T,\) or \(T, k\), got"):
+        moving_average(values, 2)
+
+
 def test_shares_of_the_start_and_of_the_initial_average():
     decays = Constant(0.9, update_after_step=10).decays(51)
     assert initial_share(decays) == 0
     assert start_share(decays) == pytest.approx(0.9**40)
+    assert initial_share(np.full(10_000, 0.9)) == start_share(np.full(10_000, 0.9)) == 0  # where rounding would stop
     assert weights(decays)[10] == pytest.approx(0.9**40)
     no_copy = np.full(40, 0.9)
     assert start_share(no_copy) == initial_share(no_copy) == pytest.approx(0.9**40)

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emacore.averaging.coefficients import LastFiles
 from emacore.averaging.families import Constant, InversePower
 from emacore.averaging.weights import (
     average,
@@ -55,6 +56,8 @@ def test_wrong_settings_are_named():
     for wrong in (Window(2), 0.9, "Constant()"):
         with pytest.raises(TypeError, match="schedule must be a schedule or None, got"):
             Window(3, wrong)
+        with pytest.raises(TypeError, match="schedule must be a schedule, such as .*, got"):
+            LastFiles(3, wrong)
     assert Window(3, InversePower()).rule == InversePower()
     assert Window(3, Constant(0.5)) == Window(size=3, schedule=Constant(0.5))
 

@@ -316,8 +316,10 @@ def test_the_average_is_fed_back_after_each_epoch(tmp_path):
 def test_what_cannot_be_is_told(tmp_path):
     with pytest.raises(ValueError, match="validate must be one of"):
         AveragingCallback(Constant(0.9), validate="ema")
-    with pytest.raises(TypeError, match="'a' must be a schedule, got 0.9"):
+    with pytest.raises(TypeError, match="'a' must be a schedule, such as .*, got 0.9"):
         AveragingCallback({"a": 0.9})
+    with pytest.raises(TypeError, match="schedule must be given by name, such as .*, got 0.9"):
+        AveragingCallback(0.9)
     with pytest.raises(ValueError, match="at least one schedule"):
         AveragingCallback({})
     with pytest.raises(ValueError, match="include_online_model is set by the integration"):

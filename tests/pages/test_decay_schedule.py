@@ -24,6 +24,8 @@ def test_every_family_shows(open_page, label):
     assert app.get_by_key("family").value == label
     assert len(app.dataframe[0].value) == 1
     assert next(tab.label for tab in app.tabs) == "emacore"
+    courses = {family.label: family.course for family in FAMILIES.values()}
+    assert [name for name, course in courses.items() if f"*{name}* {course}" in app.markdown[0].value] == [label]
 
 
 def test_a_slider_changes_the_figures(open_page):

@@ -197,6 +197,7 @@ def test_the_pictures_of_a_file_are_in_its_steps(open_page):
         {
             "cut-off, -3 dB": cutoff_frequency(beta) / 10,
             "half-life": 10 * math.log(0.5) / math.log(beta),
+            "half of the jump": 10 * (math.log(0.5) / math.log(beta) - 1),
             "lag": 10 * beta / (1 - beta),
         }
     )

@@ -216,6 +216,9 @@ def test_what_is_no_scheme_is_told(run, scheme):
 
 def test_schemes_without_names_are_told(run):
     opened = open_run(run[1])
+    for one in (Constant(0.5), "Constant(beta=0.5)", None, np.array(3)):
+        with pytest.raises(TypeError, match="schemes must be a list, such as"):
+            opened.average(one)
     for asked in (opened.replay, opened.final, lambda schemes: opened.evaluate(schemes, lambda state: 0.0)):
         with pytest.raises(TypeError, match="schemes must be given by name, such as"):
             asked([Constant(0.5)])

@@ -231,10 +231,20 @@ def test_all_columns_of_a_history_are_different_ones(name):
     np.testing.assert_array_equal(history[f"val_loss_{name}"], history["val_loss_original"])
 
 
-@pytest.mark.parametrize("schedule", [Window(3), 0.9, "Constant()"])
+@pytest.mark.parametrize("schedule", [Window(3), 0.9, "Constant()", None])
 def test_what_is_no_schedule_is_told(schedule):
     with pytest.raises(TypeError, match=r"schedules\['a'\] must be a schedule, such as .*, got"):
         replicate(CONFIG, SEEDS, schedules={"a": schedule})
+    with pytest.raises(TypeError, match=r"schedules\[1\] must be a schedule, such as .*, got"):
+        Study(CONFIG, SEEDS, [Constant(), schedule])
+
+
+@pytest.mark.parametrize("schedules", [Constant(), "Constant()", np.array(3)])
+def test_what_is_no_list_of_schedules_is_told(schedules):
+    with pytest.raises(TypeError, match="schedules must be given by name, such as .*, got"):
+        replicate(CONFIG, SEEDS, schedules=schedules)
+    with pytest.raises(TypeError, match="schedules must be a list of schedules, got"):
+        Study(CONFIG, SEEDS, schedules)
 
 
 def test_seeds_must_be_different():
@@ -244,8 +254,10 @@ def test_seeds_must_be_different():
     for seeds, message in (([-1], "got -1"), ([2**63], "got 9,223"), ([1.0], "got 1.0"), ([True], "got True")):
         with pytest.raises(ValueError, match=f"seeds must be a whole number .*{message}"):
             replicate(CONFIG, seeds)
-    with pytest.raises(TypeError, match="seeds must be a list of whole numbers, got 3"):
-        replicate(CONFIG, 3)
+    for one in (3, np.array(3)):
+        for ask in (replicate, Study):
+            with pytest.raises(TypeError, match=r"seeds must be a list of whole numbers, got (3|array\(3\))"):
+                ask(CONFIG, one)
 
 
 def test_seeds_may_be_a_range_or_an_array():
