@@ -13,7 +13,7 @@ from emacore.experiments.measuring import Question, count_of, evaluator, read
 from emacore.experiments.opened import EVALUATE
 from emacore.formatting import counted, duration
 from emacore.widgets.jobs import attempt, job_queue
-from emacore.widgets.page import escaped, told
+from emacore.widgets.page import escaped, run_anew, told
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -118,7 +118,7 @@ def _follow(question: Question, asked_id: str) -> None:
             queue.tend()
             asked = queue.store.asked(question.to_json())
         if asked is None or asked.state not in ("queued", "running"):
-            st.rerun()
+            run_anew()
             return
         if asked.state == "queued" or not asked.of:
             st.progress(0.0, "Waiting for a free worker process; the first one needs a few seconds to start.")

@@ -23,7 +23,7 @@ from emacore.experiments.studies import Job, shared_json
 from emacore.formatting import counted
 from emacore.limits import QUEUED_OF_SESSION
 from emacore.widgets.link import from_link, to_link
-from emacore.widgets.page import beside_controls, escaped, put, reset_button, sentence, told
+from emacore.widgets.page import beside_controls, escaped, put, reset_button, run_anew, sentence, told
 
 
 @st.cache_resource(show_spinner=False)
@@ -349,7 +349,7 @@ def _watched(draw: Callable[[str], StoredRun], chosen: str, *, active: bool, sec
             st.error(escaped(problem), icon=":material/heart_broken:")
             return
         if active and run.state in FINAL_STATES:
-            st.rerun()
+            run_anew()
 
     st.fragment(look, run_every=seconds if active else None)()
 
@@ -364,7 +364,7 @@ def follow_states(table: pd.DataFrame, seconds: float) -> None:
                 job_queue().tend()
                 now = job_queue().store.jobs()
             if not now[["id", "state", "epochs"]].equals(seen):
-                st.rerun()
+                run_anew()
 
         st.fragment(look, run_every=seconds)()
 

@@ -83,6 +83,12 @@ def leave_if_run_anew() -> None:
     st.session_state.get("view")
 
 
+def run_anew() -> NoReturn:
+    """Run the whole page anew, or the one to which somebody has gone meanwhile: ``st.rerun`` alone takes them back."""
+    leave_if_run_anew()
+    st.rerun()
+
+
 #: On a narrow screen, where columns stand below each other, the picture comes before the controls.  Of a picture that
 #: stands beside an answer, its column alone moves up: the rows of columns are no boxes then.
 _NARROW = """<style>@media (max-width: 640px) {

@@ -30,7 +30,7 @@ from emacore.training.history import finite_epochs, training_follows_average
 from emacore.widgets.jobs import chosen_job, nothing_left_in_words, submit
 from emacore.widgets.link import from_link
 from emacore.widgets.opened import OPENED
-from emacore.widgets.page import escaped, leave_if_run_anew, put, stop_with, told
+from emacore.widgets.page import escaped, leave_if_run_anew, put, run_anew, stop_with, told
 from emacore.widgets.schedules import schedule_defaults, state_of
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ def _watch(store: RunStore, run: StoredRun, seen: int) -> None:
     with told(), suppress(RecordingError):
         grown = _whole_epochs(store, run, store.history(run.id)) != seen
         if grown or store.result(run.id).state != run.state:
-            st.rerun()
+            run_anew()
 
 
 def say_what_is_exact(recorded: Recorded) -> None:

@@ -144,22 +144,11 @@ def visit(page, path):
 
     Nothing is loaded again, which would take six seconds of CPU; what the session holds stays.
     """
-    from playwright.sync_api import TimeoutError
-
+    page.evaluate(
+        "url => { history.pushState({}, '', url); dispatchEvent(new PopStateEvent('popstate')); }", f"/{path}"
+    )
     name = path.partition("?")[0].replace("_", " ").capitalize() or "Overview"
-    drawn = "name => document.title.replaceAll('-', ' ').startsWith(`${name}  `)"
-
-    def went():
-        page.evaluate(
-            "url => { history.pushState({}, '', url); dispatchEvent(new PopStateEvent('popstate')); }", f"/{path}"
-        )
-        try:
-            page.wait_for_function(drawn, arg=name, timeout=30_000)
-        except TimeoutError:  # a script that ran its own page anew at this very moment took it back
-            return False
-        return True
-
-    wait_for(went, 90)
+    page.wait_for_function("name => document.title.replaceAll('-', ' ').startsWith(`${name}  `)", arg=name)
     page.get_by_role("heading", level=1).wait_for()
     settled(page, charts=False)
 
