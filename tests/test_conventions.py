@@ -60,6 +60,11 @@ def test_one_of_several_is_always_chosen():
                 assert several or given.get("required") == "True", f"{path.name}: {given['key']} can be left empty"
 
 
+def test_pages_run_themselves_anew_by_the_one_function_that_takes_nobody_back():
+    for path in [ROOT / "app.py", *ROOT.glob("pages/*.py"), *ROOT.glob("emacore/widgets/*.py")]:
+        assert path.name == "page.py" or "st.rerun(" not in path.read_text(), f"{path.name}: run_anew()"
+
+
 def test_what_is_kept_shows_no_name_of_a_function_while_it_is_made():
     """Streamlit says "Running plan_of(...)" of what it keeps, unless it is told what to say, or nothing."""
     for path in [*ROOT.glob("pages/*.py"), *ROOT.glob("emacore/widgets/*.py")]:
