@@ -46,6 +46,7 @@ def lines(
     max_points: int = MAX_POINTS,
     faint: Iterable[str] = (),
     x_rules: Mapping[str, float] | None = None,
+    beside: Iterable[str] = (),
 ) -> Figure:
     """One line for each value of ``series`` in a long table; a click on a name dims the others.
 
@@ -60,6 +61,8 @@ def lines(
         max_points: Points that a line is thinned to, see :func:`emacore.charts.thin.kept_rows`.
         faint: Series drawn thin, for context.
         x_rules: Labelled vertical lines, by their labels.
+        beside: Names at the curves of pictures above or below this one: it keeps as much room free as those, so that
+            what stands below each other is of the same x.
     """
     ends = axis_ends(table[y].to_numpy(dtype=np.float64), y_scale)
     shown = thin(
@@ -76,6 +79,7 @@ def lines(
     several = len(parts) > 1 or bool(told and table[series].nunique() > 1)  # one that is alone needs no name
     if several and y_domain is None and ends[0] == ends[1]:
         y_domain = roomy_ends(table[y], y_scale)  # else the names would lie over each other
+    named = {*map(str, beside), *(map(str, present) if several else ())}
     visible = (0.0, 0.0)
     if len(across) and (low := across.min()) < (high := across.max()):
         visible = float(low), float(high)
@@ -94,7 +98,7 @@ def lines(
         faint=tuple(faint),
         ruled=bool(x_rules),
         whole=x_scale == "linear" and _is_whole(table[x]),
-        room=room_for(map(str, present)) if several else 0,
+        room=room_for(named) if named else 0,
     )
     plot = plot_height(height)
     names = names_at_ends(shown, x, y, series, height=plot, x_scale=x_scale, y_scale=y_scale, y_domain=y_domain or ends)

@@ -179,6 +179,7 @@ def show_decays(
     weighed = _joined({name: _drawn_weights(scheme_to_code(curve), step) for name, curve in curves.items()})
     column, title, scale = QUANTITIES[quantity]
     one = 1 if x_scale == "log" else 0
+    beside = curves if len(curves) > 1 else ()  # a window weighs, but has no decays
     decay_view = View(
         lines(
             decays.assign(step=decays["step"] + one),
@@ -191,6 +192,7 @@ def show_decays(
             x_scale=x_scale,
             y_scale=scale,
             height=200,
+            beside=beside,
         ),
         ends={"y": _around(decays[column], scale, ends)},
     )
@@ -206,6 +208,7 @@ def show_decays(
             y_title="weight in the average",
             y_scale=weight_scale,
             height=150,
+            beside=beside,
         ),
         ends={"x": (0.0, float(num_steps - 1)), "y": weight_ends},
     )

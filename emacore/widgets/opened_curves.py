@@ -87,7 +87,9 @@ def show_opened_curves(
     known = {name: held(scheme_from_code(text), series.profiles, squared) for name, text in codes.items()}
     reached = _held(of, series.name, code, rough, squared is not None, series, squared)
     span = 0.0, float(steps[-1])
-    shared: dict[str, Any] = {"x": "step", "series": "curve", "colours": colours}
+    named = {*known, *(() if losses is None else losses.table["curve"])}
+    beside = named if len(named) > 1 else ()
+    shared: dict[str, Any] = {"x": "step", "series": "curve", "colours": colours, "beside": beside}
     views: list[View] = []
     kinds: list[str] = []
     if losses is not None:

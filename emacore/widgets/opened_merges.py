@@ -66,6 +66,8 @@ def show_merges_moving(
     reached = _moved(of, series.name, code, fit, rough, series)
     coefficient_ends = around(table["coefficient"], reached.coefficients)
     growth_ends = around(grown["weight"], reached.these_files)
+    ways = {"all steps": CLEAN, "these files": AVERAGED}
+    beside = [*ways, *(own if len(own) > 1 else ())]
     above = lines(
         table,
         x="step",
@@ -75,16 +77,18 @@ def show_merges_moving(
         x_title="step of the stored file",
         y_title="coefficient of the file",
         height=230,
+        beside=beside,
     )
     below = lines(
         grown,
         x="step",
         y="weight",
         series="curve",
-        colours={"all steps": CLEAN, "these files": AVERAGED},
+        colours=ways,
         x_title="step of the run",
         y_title="weight so far",
         height=170,
+        beside=beside,
     )
     views = [
         View(above, ends={"x": span, "y": coefficient_ends}),

@@ -62,7 +62,7 @@ def show_curves(
     ends = _around(curves[loss], scale, *of, code, tuple((setting.key, setting.marks) for setting in settings))
     weight_ends = 0.0, max(float(shares["weight"].max()), 1e-12) / 0.85
     whole = {"x": (0.0, float(recorded.trajectory.steps))}
-    shared: dict[str, Any] = {"x": "step", "series": "curve", "colours": colours}
+    shared: dict[str, Any] = {"x": "step", "series": "curve", "colours": colours, "beside": curves["curve"].unique()}
     above = lines(curves, y=loss, x_title="", y_title=recorded.loss_title, y_scale=scale, height=230, **shared)
     below = lines(shares, y="weight", x_title="step of the run", y_title="weight in the end", height=90, **shared)
     views = [View(_with_pointed(above, loss), ends={**whole, "y": ends}), View(below, ends={**whole, "y": weight_ends})]

@@ -153,6 +153,17 @@ def frames(app):
     }
 
 
+def ranges_across(app):
+    """Of each chart with several pictures below each other, the different ranges of their x axes in pixels."""
+    found = []
+    for chart in app.get("vega_lite_chart"):
+        views = json.loads(chart.proto.spec).get("vconcat", [])
+        if views:
+            places = [layer.get("encoding", {}).get("x", {}) for view in views for layer in view["layer"]]
+            found.append({json.dumps(x["scale"]["range"]) for x in places if "range" in x.get("scale", {})})
+    return found
+
+
 def marked(app):
     """Where the labelled rules of the page's charts stand, by their labels."""
     found = {}

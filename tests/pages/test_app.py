@@ -13,7 +13,7 @@ from streamlit.runtime.state.safe_session_state import SafeSessionState
 
 from emacore import RunConfig
 from emacore.charts import style
-from tests.pages.conftest import enter_recorded, enter_run
+from tests.pages.conftest import enter_recorded, enter_run, ranges_across, worked
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,3 +136,18 @@ def test_a_run_of_a_page_that_is_cut_short_between_two_writes_breaks_no_later_on
         app = open_page(page)
     assert cuts > 1
     assert app.title[0].value == open_page(page).title[0].value
+
+
+@pytest.mark.parametrize("query", [{}, {"pins": ["Window(size=9)"]}, {"pins": ["Constant(beta=0.5)"]}])
+def test_pictures_below_each_other_have_one_x_axis(open_page, home, of_mine, query):
+    enter_recorded(home)
+    opened = {"replayed": "opened-tiny", "family": "Constant", "update_after_step": "0", "update_every": "1"}
+    for app in (
+        open_page("decay_schedule", **query),
+        open_page("what_if", **query),
+        worked(open_page("what_if", **opened, **query), home),
+        worked(open_page("your_checkpoints", merges=["Window(files=2)"] if query else []), home),
+    ):
+        ranges = ranges_across(app)
+        assert ranges
+        assert all(len(those) == 1 for those in ranges)
