@@ -210,6 +210,13 @@ def test_every_argument_that_matters_is_written_out(schedule):
             assert wanted <= given, snippet
 
 
+def test_a_loop_asks_for_the_step_only_where_not_each_one_counts():
+    for schedule, asked in ((Constant(), []), (Constant(update_every=10), ["% 10 == 0"])):
+        codes = [snippet.code for snippet in snippets(schedule)]
+        found = {re.search(r"% \d+ == 0", code)[0] for code in codes if "% " in code}
+        assert sorted(found) == asked
+
+
 def test_a_schedule_is_written_with_its_defaults():
     assert explicit_code(Constant()) == "Constant(beta=0.999, update_after_step=0, update_every=1)"
     assert explicit_code(Constant(), timing=False) == "Constant(beta=0.999)"

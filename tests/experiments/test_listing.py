@@ -132,6 +132,8 @@ def test_orders(store):
     for order, names in expected.items():
         assert "".join(ordered(table, order)["name"]) == names, order
     assert ordered(table, "longest")["name"].iloc[-1] == "d"
+    took = table.assign(seconds=table["name"].map({"b": 2.0, "A": 30.0, "c": 7.0}))
+    assert "".join(ordered(took, "longest")["name"]) == "Acbd"
 
 
 def test_overlaid_curves_are_the_histories():

@@ -293,7 +293,7 @@ def test_of_the_articles_run(open_page, home, as_before):
     as_before(open_page("train", run=short), "train, the article's first epochs")
     RunStore(home).delete(short)  # two of one second would be told apart by their ids
     run_id = enter_run(home, article, state="running", stop_after=12)
-    as_before(open_page("train", run=run_id), "train, as in the article")
+    as_before(open_page("train", run=run_id), "train, as in the article", with_helps=True)
 
 
 def test_of_a_run_whose_store_is_damaged(open_page, home, as_before):
@@ -310,28 +310,33 @@ def test_of_a_run_whose_store_is_damaged(open_page, home, as_before):
 def test_of_a_replay(open_page, home, as_before, view):
     enter_recorded(home)
     app = open_page("what_if", view=view, begin="article", update_after_step="5", pins=["Constant(beta=0.9)"])
-    as_before(app, f"what if, {view.lower()}")
+    as_before(app, f"what if, {view.lower()}", with_helps=True)
 
 
 def test_of_a_study(open_page, home, as_before):
-    as_before(open_page("evidence", study=enter_study(home)[0]), "evidence, a study")
+    as_before(open_page("evidence", study=enter_study(home)[0]), "evidence, a study", with_helps=True)
 
 
 def test_of_a_sweep(open_page, home, as_before):
-    as_before(open_page("where_it_helps", sweep=enter_sweep(home)[0], sweep_cell=CELL), "where it helps, a sweep")
+    as_before(
+        open_page("where_it_helps", sweep=enter_sweep(home)[0], sweep_cell=CELL),
+        "where it helps, a sweep",
+        with_helps=True,
+    )
 
 
 def test_of_all_jobs(open_page, home, as_before):
     ids = [enter_recorded(home), enter_run(home, epochs=12), enter_study(home)[0], enter_sweep(home)[0]]
     for job_id, name in zip(ids, ("one", "two", "study", "sweep"), strict=True):
         RunStore(home).rename(job_id, name)
-    as_before(open_page("runs", picked=",".join(ids[:2])), "runs, of all kinds")
+    as_before(open_page("runs", picked=",".join(ids[:2])), "runs, of all kinds", with_helps=True)
 
 
 def test_of_what_was_opened(open_page, home, as_before, of_mine, evaluated):
     app = worked(open_page("your_checkpoints", merges=["Window(files=2)"]), home)
     answered(app, home, "Measure these merges")
-    as_before(answered(app, home, "Diagnose"), "your checkpoints, opened")
+    as_before(app, "your checkpoints, measured", with_helps=True)
+    as_before(answered(app, home, "Diagnose"), "your checkpoints, opened", with_helps=True)
 
 
 def test_of_what_was_opened_and_is_replayed(open_page, home, as_before, of_mine, evaluated):
@@ -347,7 +352,7 @@ def test_of_what_was_opened_and_is_replayed(open_page, home, as_before, of_mine,
 
 def test_of_what_cannot_be_measured_or_read(open_page, home, as_before, of_mine, monkeypatch, tmp_path):
     app = worked(open_page("what_if", replayed="opened-tiny", family="Constant"), home)
-    as_before(app, "what if, opened, without a measure")
+    as_before(app, "what if, opened, without a measure", with_helps=True)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "step_1.pt").write_bytes(b"nothing")
     monkeypatch.setenv("EMACORE_OPEN", str(tmp_path / "broken"))

@@ -70,3 +70,21 @@ def test_the_rows_that_train_are_those_of_scikit_learns_split(rows, size):
 def test_what_is_measured_and_which_way_is_better():
     found = [(metric.column, metric.name, metric.higher_is_better) for metric in RunConfig.metrics]
     assert found == [("loss", "MSE", False), ("mae", "MAE", False), ("r2", "R2", True)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"path": 3}, "data.path must be text, got 3"),
+        ({"sha256": "abc"}, "data.sha256 must be 64 hexadecimal digits, got 'abc'"),
+        ({"features": "a"}, "data.features must be a list of names of columns, got 'a'"),
+        ({"features": ["a", 1]}, r"data.features must be a list of names of columns, got \['a', 1\]"),
+        ({"features": ["a", "c", "a"]}, "data.features has a name twice: a, c, a"),
+        ({"blanks": "x"}, "data.blanks must be one of"),
+        ({"text": "x"}, "data.text must be one of"),
+        ({"scaled_on": "x"}, "data.scaled_on must be one of"),
+    ],
+)
+def test_settings_of_an_own_table_are_checked(setting, words):
+    with pytest.raises(ValueError, match=words):
+        DataConfig("csv", **({"path": "a.csv", "target": "b"} | setting))
