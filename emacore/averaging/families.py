@@ -13,7 +13,6 @@ from emacore.averaging.filters import half_life
 from emacore.averaging.schedules import (
     BETA,
     LARGEST_DECAY,
-    MOST_CALLS,
     Control,
     Floats,
     Schedule,
@@ -127,6 +126,7 @@ class InversePower(Schedule):
             return math.inf
 
     def with_decay(self, call: int, decay: float) -> Self:
+        # 1 - decay is (1 + e / inv_gamma)^-power, and what is beyond a power's range the nearest that it can be.
         power = -math.log1p(-decay) / math.log1p((call - self.update_after_step) / self.inv_gamma)
         return replace(self, power=min(max(power, SMALLEST), LARGEST), beta=max(self.beta, decay))
 
@@ -512,19 +512,6 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
     return max(float(roots.real.max()) / sigma_rel - 2, 0.0)
 
 
-def power_reaching(decay: float, step: float, *, inv_gamma: float = 1.0, update_after_step: int = 0) -> float:
-    """The ``power`` with which :class:`InversePower` has grown to ``decay`` at call ``step``.
-
-    ``-log(1 - decay) / log(1 + e / inv_gamma)`` with ``e = step - update_after_step``.
-    """
-    _check_target(decay, step, update_after_step)
-    check_positive("inv_gamma", inv_gamma)
-    power = -math.log1p(-decay) / math.log1p((step - update_after_step) / inv_gamma)
-    if not SMALLEST <= power <= LARGEST:
-        raise ValueError(f"no power from {SMALLEST:g} to {LARGEST:g} reaches a decay of {decay!r} at step {step:g}")
-    return power
-
-
 def _check_gamma(gamma: float) -> None:
     if not is_real(gamma) or not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be finite and at least 0, got {shown(gamma)}")
@@ -538,15 +525,6 @@ def _check_sigma_rel(sigma_rel: float) -> None:
         raise ValueError(f"sigma_rel must be in (0, 1/sqrt(12) = {largest}], got {shown(sigma_rel)}")
     if sigma_rel < SMALLEST:
         raise ValueError(f"sigma_rel must be from {SMALLEST:g} to {largest}, got {shown(sigma_rel)}")
-
-
-def _check_target(decay: float, step: float, update_after_step: int) -> None:
-    if not 0 < decay < 1:
-        raise ValueError(f"decay must be in (0, 1), got {decay!r}")
-    if not update_after_step < step <= MOST_CALLS:
-        raise ValueError(
-            f"step must be above update_after_step = {update_after_step} and at most {MOST_CALLS:,}, got {shown(step)}"
-        )
 
 
 def _move(schedule: Schedule, call: int) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,13 +101,6 @@ def evaluator() -> str:
     file = evaluator_file(named.partition(":")[0])
     content = file.read_bytes() if file is not None and file.is_file() else b""
     return f"{named}@{hashlib.sha256(content).hexdigest()[:12]}"
-
-
-class MeasuringProgress(NamedTuple):
-    """How far an answer is: networks measured, of so many."""
-
-    done: int
-    of: int
 
 
 def work_on(store: RunStore, run_id: str, worker: str, question: Question, stop: Callable[[], bool]) -> None:

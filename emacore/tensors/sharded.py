@@ -120,13 +120,6 @@ def check_not_flat(role: str, module: nn.Module) -> None:
                 )
 
 
-def check_not_sharded(role: str, module: nn.Module, instead: str) -> None:
-    """Raise ``ValueError`` if a tensor of the module is sharded."""
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if is_sharded(tensor):
-            raise ValueError(f"{role}: {name!r} is sharded over several processes; {instead}")
-
-
 def is_fully_sharded(module: nn.Module) -> bool:
     """Whether ``fully_shard`` has been applied to a module or a part of it."""
     kind = _looked_up(_FSDP, "FSDPModule")

@@ -129,9 +129,8 @@ def test_width_and_exponent_invert_each_other(gamma):
 
 @given(st.floats(0.05, 0.99999), st.integers(200, 10**7), st.floats(0.1, 100))
 def test_a_power_reaches_what_it_was_asked(decay, step, inv_gamma):
-    solved = families.power_reaching(decay, step, inv_gamma=inv_gamma, update_after_step=100)
-    found = InversePower(1.0, inv_gamma, solved, update_every=1).at([step])[0]
-    assert found == pytest.approx(decay, abs=1e-9)
+    solved = InversePower(1.0, inv_gamma, update_after_step=100, update_every=1).with_decay(step, decay)
+    assert solved.at([step])[0] == pytest.approx(decay, abs=1e-9)
 
 
 @given(st.floats(1e-100, families.MAX_SIGMA_REL))
